@@ -1,0 +1,95 @@
+"""Algorithm 1 (V-pretraining). Every arm of every modality runs through this loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from vpretrain.meta import MetaUpdate
+from vpretrain.task import Construction, Learner, Parameters, Stream
+
+
+class LearnerOptimizer(Protocol):
+    """The learner's optimizer: the only thing that changes theta, from gradients of L_pre alone."""
+
+    def step(self) -> dict[str, float]:
+        """Clip, update, clear the gradients."""
+        ...
+
+    def metric(self, names: Iterable[str]) -> Parameters | None:
+        """AdamW's preconditioner P over these parameters (a copy); None while it has no statistics."""
+        ...
+
+
+@dataclass
+class StepRecord:
+    """What one learner step did."""
+
+    step: int
+    loss: float
+    tokens: int
+    optimizer: dict[str, float]
+    side: dict[str, float] = field(default_factory=dict)
+    meta: dict[str, float] = field(default_factory=dict)
+
+
+def continue_pretraining(
+    *,
+    learner: Learner,
+    stream: Stream,
+    construction: Construction,
+    base: Construction,
+    optimizer: LearnerOptimizer,
+    meta: MetaUpdate | None,
+    every_steps: int,
+    burn_in_steps: int,
+    optimizer_aware: bool,
+    steps: Iterable[int],
+    after_step: Callable[[StepRecord], Any],
+) -> None:
+    """Continue the learner's pretraining on constructed tasks.
+
+    Args:
+        learner: theta.
+        stream: D_u.
+        construction: c_phi, or a control in its place.
+        base: the base recipe, used during burn-in.
+        optimizer: updates theta.
+        meta: updates phi from feedback; None for a control that has no use for feedback.
+        every_steps: r.
+        burn_in_steps: learner steps on the base recipe before the first meta update.
+        optimizer_aware: whether the value is measured in the metric of the learner's optimizer.
+        steps: step numbers, until the budget is spent.
+        after_step: called after each step: logging, checkpoints.
+    """
+    for step in steps:
+        burnt_in = step >= burn_in_steps
+        current = construction if burnt_in else base
+        record = StepRecord(step, 0.0, 0, {})
+
+        batches = stream.next()  # line 1: an unlabeled batch B_u
+
+        if meta is not None and burnt_in and (step - burn_in_steps) % every_steps == 0:  # line 2: update phi
+            record.meta = meta(batches, optimizer.metric(meta.subset) if optimizer_aware else None)
+
+        total = sum(batch.weight for batch in batches)
+        for batch in batches:
+            share = batch.weight / total
+            if share == 0:
+                continue
+            with torch.no_grad():
+                inputs = current.inputs(batch)
+            state = learner.forward(inputs)
+            with torch.no_grad():
+                task = current.targets(inputs, state.detach()).detach()  # line 3: the task with the new phi, detached
+            loss = learner.loss(state, task) * share
+            loss.backward()  # line 4: one step of theta on L_pre
+            record.loss += float(loss.detach())
+            record.tokens += batch.tokens
+            for name, value in task.summary().items():
+                record.side[name] = record.side.get(name, 0.0) + share * value
+        record.optimizer = optimizer.step()
+        after_step(record)

@@ -1,0 +1,100 @@
+"""Token batches: what the stream, the feedback and the evaluation all hand to the learner.
+
+Shapes: B rows, T tokens a row, N targets (tokens that are predicted, over all rows).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Rows of tokens. Several documents may share a row; positions restart with each, and attention stays within one.
+
+    Attributes:
+        ids_BT: token ids. Right of the last document a row is filled with any id, as a document of its own.
+        positions_BT: position within the document; a row's documents are where it returns to 0.
+        weights_BT: weight of each token *as a target*; 0: not predicted. A document's first token is never a target.
+            Built from lengths, never from a comparison with the padding id.
+        domains: domain of each row.
+        keys: for each row the identities of the examples in it (see `example_key`).
+    """
+
+    ids_BT: Int[Tensor, "B T"]
+    positions_BT: Int[Tensor, "B T"]
+    weights_BT: Float[Tensor, "B T"]
+    domains: tuple[str, ...]
+    keys: tuple[tuple[str, ...], ...]
+
+    @property
+    def predicts_BT(self) -> Bool[Tensor, "B T"]:
+        """Positions whose next token is a target."""
+        predicts_BT = torch.zeros_like(self.weights_BT, dtype=torch.bool)
+        predicts_BT[:, :-1] = self.weights_BT[:, 1:] > 0
+        return predicts_BT
+
+    @property
+    def targets_N(self) -> Int[Tensor, " N"]:
+        """The true tokens w_t, in row order."""
+        return self.ids_BT[:, 1:][self.weights_BT[:, 1:] > 0]
+
+    @property
+    def weights_N(self) -> Float[Tensor, " N"]:
+        """Their weights."""
+        return self.weights_BT[:, 1:][self.weights_BT[:, 1:] > 0]
+
+    @property
+    def weight(self) -> float:
+        """Total weight of the targets."""
+        return float(self.weights_BT[:, 1:].sum())
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the learner reads, padding included: what a throughput counts."""
+        return self.ids_BT.numel()
+
+    def restrict(self, *, domain: str | None = None, rows: int, length: int) -> TokenBatch | None:
+        """The first `rows` rows (of `domain`) that still have a target within `length` tokens; None if there are none."""
+        chosen = [
+            row
+            for row, name in enumerate(self.domains)
+            if (domain is None or name == domain) and bool((self.weights_BT[row, 1:length] > 0).any())
+        ][:rows]
+        return self.rows(chosen, length) if chosen else None
+
+    def rows(self, chosen: Sequence[int], length: int | None = None) -> TokenBatch:
+        """The chosen rows, cut to `length` tokens."""
+        index = list(chosen)
+        return TokenBatch(
+            self.ids_BT[index, :length],
+            self.positions_BT[index, :length],
+            self.weights_BT[index, :length],
+            tuple(self.domains[row] for row in index),
+            tuple(self.keys[row] for row in index),
+        )
+
+    def to(self, device: torch.device | str) -> TokenBatch:
+        """The same batch on another device."""
+        return replace(
+            self,
+            ids_BT=self.ids_BT.to(device, non_blocking=True),
+            positions_BT=self.positions_BT.to(device, non_blocking=True),
+            weights_BT=self.weights_BT.to(device, non_blocking=True),
+        )
+
+
+def concatenate(batches: Sequence[TokenBatch]) -> TokenBatch:
+    """All rows of batches of one length."""
+    return TokenBatch(
+        torch.cat([batch.ids_BT for batch in batches]),
+        torch.cat([batch.positions_BT for batch in batches]),
+        torch.cat([batch.weights_BT for batch in batches]),
+        tuple(domain for batch in batches for domain in batch.domains),
+        tuple(keys for batch in batches for keys in batch.keys),
+    )

@@ -1,0 +1,139 @@
+"""Line 2 of Algorithm 1: one update of the task designer from feedback.
+
+This object holds g_down. It has the learner as a function, the designer and the designer's optimizer; it has no
+reference to the learner's optimizer, and nothing it computes reaches the learner except through the designer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from vpretrain.subset import alignment_subset
+from vpretrain.task import Construction, Feedback, Learner, Parameters
+from vpretrain.value import Align, Valued, gradient, mean, norm
+
+
+class MetaUpdate:
+    """Raises V(phi) - R(phi) by one optimizer step (Eq 26), domain by domain (Eq 46) or on one weighted sum (Eq 18).
+
+    Args:
+        learner: theta, read only.
+        construction: c_phi. One without parameters only gets a new value direction.
+        feedback: D_fb.
+        subset: S, see `alignment_subset`.
+        engine: one of `vpretrain.value.ENGINES`.
+        kind: Align, `dot` or `cosine`.
+        rows, length: how much of the learner's batch a domain's g_pre is computed on.
+        matched: align each domain with stream rows of the same domain.
+        random_seed: if given, g_down is replaced by Gaussian noise of the same norm: the random-feedback control.
+    """
+
+    def __init__(
+        self,
+        *,
+        learner: Learner,
+        construction: Construction,
+        feedback: Feedback,
+        subset: str,
+        engine: Callable[..., Valued],
+        kind: Literal["dot", "cosine"],
+        rows: int,
+        length: int,
+        matched: bool,
+        lr: float,
+        clip_norm: float,
+        random_seed: int | None = None,
+    ) -> None:
+        self.learner, self.construction, self.feedback = learner, construction, feedback
+        self.subset = alignment_subset(learner.module, subset)
+        self.engine, self.kind = engine, kind
+        self.rows, self.length, self.matched = rows, length, matched
+        self.clip_norm, self.random_seed = clip_norm, random_seed
+        self.phi = list(construction.parameters())
+        self.optimizer = torch.optim.AdamW(self.phi, lr=lr, weight_decay=0.0) if self.phi else None
+        self.direction: Parameters | None = None
+        self.updates = 0
+
+    def __call__(self, batches: Sequence[Any], metric: Parameters | None = None) -> dict[str, float]:
+        """One meta update on (a part of) the learner's next batches.
+
+        Args:
+            batches: the micro-batches of the coming learner step.
+            metric: P over S for the optimizer-aware value; None for the identity.
+
+        Returns:
+            What happened, as numbers: value, |g_down|, R, the designer's gradient norm.
+        """
+        with self.learner.meta_mode():
+            valued, g_down_norm = self.values(batches, metric)
+            if not valued:
+                return {}
+            self.direction = {n: torch.stack([w * v.direction[n] for w, v in valued]).sum(0) for n in self.subset}
+            record = {"value": float(mean([(w, v.value) for w, v in valued])), "g_down_norm": g_down_norm}
+            if self.optimizer is not None:
+                regulariser = mean([(w, self.construction.regulariser(v.task)) for w, v in valued])
+                record["regulariser"] = float(regulariser)
+                record["designer_grad_norm"] = self._step(regulariser - mean([(w, v.surrogate) for w, v in valued]))
+        self.updates += 1
+        return record
+
+    def values(
+        self, batches: Sequence[Any], metric: Parameters | None = None
+    ) -> tuple[list[tuple[float, Valued]], float]:
+        """The (domain weight, value) pairs on these batches, and |g_down|. Call in the learner's meta mode."""
+        at = {n: p.detach() for n, p in self.learner.named_parameters() if n in set(self.subset)}
+        align = Align(self.kind, metric)
+        g_down = {domain: self._feedback_gradient(batch, at) for domain, batch in self.feedback.next().items()}
+        weights = dict(self.feedback.weights)
+        g_down_norm = float(sum(weights[domain] * norm(g) for domain, g in g_down.items()))
+        pairs: list[tuple[float, str | None, Parameters]]
+        if self.matched and len(g_down) > 1:
+            pairs = [(weights[domain], domain, g) for domain, g in g_down.items()]
+        else:
+            total = {n: torch.stack([weights[d] * g[n] for d, g in g_down.items()]).sum(0) for n in self.subset}
+            pairs = [(1.0, None, total)]
+        valued = []
+        for weight, domain, gradient_down in pairs:
+            batch = self._meta_batch(batches, domain)
+            if batch is not None:
+                valued.append((weight, self.engine(self.learner, self.construction, batch, at, gradient_down, align)))
+        return valued, g_down_norm
+
+    def along(self, inputs: Any) -> Any:
+        """The learner's state with its tangent along the present value direction; None before the first update."""
+        if self.direction is None:
+            return None
+        theta = dict(self.learner.named_parameters())
+        with self.learner.meta_mode():
+            return self.learner.forward(
+                inputs, {n: forward_ad.make_dual(theta[n].detach(), u) for n, u in self.direction.items()}
+            )
+
+    def _feedback_gradient(self, batch: Any, at: Parameters) -> Parameters:
+        g_down = gradient(lambda parameters: self.learner.evaluate(batch, parameters), at)
+        if self.random_seed is None:
+            return g_down
+        generator = torch.Generator().manual_seed(self.random_seed * 1_000_003 + self.updates)
+        noise = {n: torch.randn(g.shape, generator=generator).to(g) for n, g in g_down.items()}
+        scale = norm(g_down) / norm(noise)
+        return {n: scale * g for n, g in noise.items()}
+
+    def _meta_batch(self, batches: Sequence[Any], domain: str | None) -> Any:
+        """A few rows of the first micro-batch that has any of the domain."""
+        restricted = (batch.restrict(domain=domain, rows=self.rows, length=self.length) for batch in batches)
+        return next((batch for batch in restricted if batch is not None), None)
+
+    def _step(self, objective: Tensor) -> float:
+        assert self.optimizer is not None
+        gradients = torch.autograd.grad(objective, self.phi, allow_unused=True, materialize_grads=True)
+        for parameter, g in zip(self.phi, gradients, strict=True):
+            parameter.grad = g
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.phi, self.clip_norm, error_if_nonfinite=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return float(grad_norm)

@@ -1,0 +1,128 @@
+"""What the rooms of a modality agree on: batches, tasks, and the five parts that Algorithm 1 is made of.
+
+Nothing here knows about language or vision, and `algorithm.py` and `value.py` know nothing beyond this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+Parameters = dict[str, Tensor]
+"""Named tensors over the alignment subset S: values of parameters, a gradient, or a direction."""
+
+
+class Batch(Protocol):
+    """A micro-batch of unlabeled stream examples or of feedback pairs."""
+
+    @property
+    def weight(self) -> float:
+        """Total weight of its targets: the number of valid tokens (or of examples), which normalises the loss."""
+        ...
+
+    def restrict(self, *, domain: str | None, rows: int, length: int) -> Batch | None:
+        """The first `rows` examples (of one domain), cut to `length`: a meta batch. None if there are none."""
+        ...
+
+
+class State(Protocol):
+    """What a learner computed for a batch, as far as the loss and the construction need it."""
+
+    def detach(self) -> State:
+        """The same without graph or tangent: all that a construction ever sees (sg in the paper)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """A constructed prediction problem (x_c, y, m): input, target and side information (section 2.1)."""
+
+    inputs: Any
+    target: Any
+    side: dict[str, Tensor] = field(default_factory=dict)
+
+    def detach(self) -> Task:
+        """The same task without a graph to the designer: the only form that the learner is trained on."""
+        return Task(self.inputs, self.target.detach(), {name: value.detach() for name, value in self.side.items()})
+
+    def summary(self) -> dict[str, float]:
+        """Means of the scalar side information (such as the gate alpha), for the log."""
+        return {name: float(value.mean()) for name, value in self.side.items() if value.ndim == 1}
+
+
+class Stream(Protocol):
+    """The unlabeled stream D_u."""
+
+    def next(self) -> list[Any]:
+        """The micro-batches of one learner step."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Feedback(Protocol):
+    """The small labelled feedback set D_fb, by domain."""
+
+    def next(self) -> dict[str, Any]:
+        """One labelled batch for every domain."""
+        ...
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """The weight of every domain; they sum to 1."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Learner(Protocol):
+    """The foundation model theta, as a pure function of its inputs and, on request, of replaced parameters."""
+
+    module: nn.Module
+
+    def forward(self, inputs: Any, parameters: Parameters | None = None) -> Any:
+        """The state for constructed inputs; `parameters` replaces those of S, and then no other gets a gradient."""
+        ...
+
+    def loss(self, state: Any, task: Task) -> Tensor:
+        """L_pre: the self-supervised loss of a task, averaged over its targets. It carries no feedback."""
+        ...
+
+    def evaluate(self, batch: Any, parameters: Parameters) -> Tensor:
+        """L_down: the evaluator's loss on a feedback batch (Eq 38), as a function of the parameters of S."""
+        ...
+
+    def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
+        """The trainable parameters."""
+        ...
+
+    def meta_mode(self) -> Any:
+        """Context of a meta step: no dropout, fp32, attention that can be differentiated twice or forwards."""
+        ...
+
+
+class Construction(Protocol):
+    """c_phi: makes the task. A control is a construction without parameters."""
+
+    def inputs(self, batch: Any) -> Any:
+        """The learner's inputs (vision: views; language: the batch itself)."""
+        ...
+
+    def targets(self, inputs: Any, state: Any) -> Task:
+        """The task, given its inputs and the learner's detached state for them; differentiable in phi."""
+        ...
+
+    def regulariser(self, task: Task) -> Tensor:
+        """R(phi) of Eq 26, weighted: keeps the task near the base recipe."""
+        ...
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """phi; empty for a control."""
+        ...

@@ -1,0 +1,185 @@
+"""The value of a task, V = Align(g_down, g_pre), and three engines that differentiate it by the designer's parameters.
+
+All gradients here are dictionaries over the alignment subset S. Whatever Align is, its differential at the present g_pre
+is an inner product with a fixed direction u = dAlign/dg_pre, so that dV/dphi = d/dphi <u, g_pre(phi)>, and <u, g_pre> is
+the directional derivative of L_pre along u: D_u L_pre(theta; phi). That needs no second-order autograd:
+
+- `jvp` takes D_u by forward-mode differentiation, then goes backward through the designer alone;
+- `finite_difference` takes it from two evaluations of L_pre at theta_S +- h u;
+- `double_backward` differentiates g_pre itself: slow, and the oracle of the other two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from vpretrain.task import Construction, Learner, Parameters, Task
+
+
+@dataclass(frozen=True)
+class Align:
+    """Align(g_down, g_pre), Eq 9 (dot) and Eq 42 (cosine).
+
+    Attributes:
+        kind: `dot` is <g_down, P g_pre>, `cosine` divides it by |g_down|_P |g_pre|_P.
+        metric: P, diagonal: None for the identity, or the learner's AdamW preconditioner (App B.4). It is held constant.
+    """
+
+    kind: Literal["dot", "cosine"]
+    metric: Parameters | None = None
+
+    def __call__(self, g_down: Parameters, g_pre: Parameters) -> Tensor:
+        """The value, differentiable in `g_pre`: for a dot in units of loss per unit of P-scaled step; a cosine has none."""
+        product = self._inner(g_down, g_pre)
+        if self.kind == "dot":
+            return product
+        squared = self._inner(g_down, g_down) * self._inner(g_pre, g_pre)
+        return product / squared.clamp_min(torch.finfo(squared.dtype).tiny).sqrt()
+
+    @property
+    def linear(self) -> bool:
+        """Whether the direction does not depend on g_pre."""
+        return self.kind == "dot"
+
+    def direction(self, g_down: Parameters, g_pre: Parameters | None) -> Parameters:
+        """u = dAlign/dg_pre at `g_pre` (which a linear Align does not need)."""
+        at = {name: torch.zeros_like(g) if g_pre is None else g_pre[name] for name, g in g_down.items()}
+        at = {name: g.detach().requires_grad_() for name, g in at.items()}
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(self(g_down, at), list(at.values()))
+        return dict(zip(at, gradients, strict=True))
+
+    def _inner(self, a: Parameters, b: Parameters) -> Tensor:
+        metric = self.metric or {}
+        return torch.stack([(a[n] * metric[n] * b[n] if n in metric else a[n] * b[n]).sum() for n in a]).sum()
+
+
+@dataclass(frozen=True)
+class Valued:
+    """What an engine returns.
+
+    Attributes:
+        value: V, a number.
+        surrogate: a scalar whose gradient by phi is dV/dphi.
+        task: the constructed task, with its graph to phi (for the regulariser).
+        direction: u.
+    """
+
+    value: Tensor
+    surrogate: Tensor
+    task: Task
+    direction: Parameters
+
+
+def gradient(loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters:
+    """The gradient of `loss` by the parameters of S alone; parameters that it does not touch get zeros."""
+    at = {name: value.detach().requires_grad_() for name, value in at.items()}
+    with torch.enable_grad():
+        gradients = torch.autograd.grad(loss(at), list(at.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(at, gradients, strict=True))
+
+
+def norm(gradient: Parameters) -> Tensor:
+    """Euclidean norm over all of S."""
+    return torch.stack([g.norm() for g in gradient.values()]).norm()
+
+
+def double_backward(
+    learner: Learner, construction: Construction, batch: Any, at: Parameters, g_down: Parameters, align: Align
+) -> Valued:
+    """V by autograd through autograd: the oracle."""
+    at = {name: value.detach().requires_grad_() for name, value in at.items()}
+    inputs = construction.inputs(batch)
+    state = learner.forward(inputs, at)
+    task = construction.targets(inputs, state.detach())
+    loss = learner.loss(state, task)
+    gradients = torch.autograd.grad(
+        loss, list(at.values()), create_graph=True, allow_unused=True, materialize_grads=True
+    )
+    g_pre = dict(zip(at, gradients, strict=True))
+    value = align(g_down, g_pre)
+    return Valued(value.detach(), value, task, align.direction(g_down, {n: g.detach() for n, g in g_pre.items()}))
+
+
+def jvp(
+    learner: Learner, construction: Construction, batch: Any, at: Parameters, g_down: Parameters, align: Align
+) -> Valued:
+    """V by one tangent pass along u; exact up to rounding (METHOD: the linear engine)."""
+    inputs = construction.inputs(batch)
+    value, u, task = _linearise(learner, construction, inputs, at, g_down, align)
+    with forward_ad.dual_level():
+        state = learner.forward(inputs, {name: forward_ad.make_dual(at[name].detach(), u[name]) for name in at})
+        if task is None:
+            task = construction.targets(inputs, state.detach())
+        surrogate = forward_ad.unpack_dual(learner.loss(state, task)).tangent
+    if surrogate is None:
+        raise RuntimeError("the tangent was lost on its way through the learner; use value.engine=finite_difference")
+    return Valued(surrogate.detach() if value is None else value, surrogate, task, u)
+
+
+def finite_difference(
+    learner: Learner,
+    construction: Construction,
+    batch: Any,
+    at: Parameters,
+    g_down: Parameters,
+    align: Align,
+    *,
+    relative_step: float = 1e-5,
+) -> Valued:
+    """V by a central difference of L_pre at theta_S +- h u, with |h u| = relative_step * |theta_S|."""
+    inputs = construction.inputs(batch)
+    value, u, task = _linearise(learner, construction, inputs, at, g_down, align)
+    if task is None:
+        with torch.no_grad():
+            state = learner.forward(inputs, at)
+        task = construction.targets(inputs, state.detach())
+    h = relative_step * float(norm(at)) / max(float(norm(u)), torch.finfo(torch.float32).tiny)
+    plus, minus = (
+        learner.loss(learner.forward(inputs, {n: at[n].detach() + sign * h * u[n] for n in at}), task)
+        for sign in (1, -1)
+    )
+    surrogate = (plus - minus) / (2 * h)
+    return Valued(surrogate.detach() if value is None else value, surrogate, task, u)
+
+
+ENGINES: dict[str, Callable[..., Valued]] = {
+    "jvp": jvp,
+    "finite_difference": finite_difference,
+    "double_backward": double_backward,
+}
+
+
+def _linearise(
+    learner: Learner,
+    construction: Construction,
+    inputs: Any,
+    at: Parameters,
+    g_down: Parameters,
+    align: Align,
+) -> tuple[Tensor | None, Parameters, Task | None]:
+    """The direction u; where it depends on g_pre also the value and the task, which that gradient had to build."""
+    if align.linear:
+        return None, align.direction(g_down, None), None
+    task: Task | None = None
+
+    def loss(parameters: Parameters) -> Tensor:
+        nonlocal task
+        state = learner.forward(inputs, parameters)
+        task = construction.targets(inputs, state.detach())
+        return learner.loss(state, task.detach())
+
+    g_pre = gradient(loss, at)
+    return align(g_down, g_pre).detach(), align.direction(g_down, g_pre), task
+
+
+def mean(values: Sequence[tuple[float, Tensor]]) -> Tensor:
+    """Weighted mean of scalars, given as (weight, value)."""
+    total = sum(weight for weight, _ in values)
+    return torch.stack([weight / total * value for weight, value in values]).sum()

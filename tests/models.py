@@ -1,0 +1,72 @@
+"""Tiny learners with random weights, in the shapes of real families."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    Qwen2Config,
+)
+
+from vpretrain.language.batch import TokenBatch
+
+VOCABULARY = 61
+_SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": None,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+    "initializer_range": 0.1,
+}
+FAMILIES = ["llama", "llama-untied", "qwen2", "qwen2-untied", "gpt2", "gemma2"]
+
+
+def tiny_model(family: str = "llama", *, seed: int = 0, vocabulary: int = VOCABULARY) -> Any:
+    """A causal LM with three blocks of width 32."""
+    sizes = _SIZES | {"vocab_size": vocabulary}
+    tied = not family.endswith("-untied")
+    config: Any
+    match family.removesuffix("-untied"):
+        case "llama":
+            config = LlamaConfig(**sizes, tie_word_embeddings=tied)
+        case "qwen2":
+            config = Qwen2Config(**sizes, tie_word_embeddings=tied)
+        case "gemma2":
+            # Narrow caps, so that they bend the logits and the attention scores.
+            config = Gemma2Config(
+                **sizes, head_dim=8, final_logit_softcapping=2.0, attn_logit_softcapping=2.0, sliding_window=64
+            )
+        case "gpt2":
+            config = GPT2Config(
+                vocab_size=vocabulary, n_embd=32, n_layer=3, n_head=4, n_positions=128, bos_token_id=0, eos_token_id=0,
+                initializer_range=0.1, resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1,
+            )  # fmt: skip
+        case _:
+            raise ValueError(family)
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config).train()
+
+
+def random_batch(rows: int = 3, length: int = 24, *, seed: int = 0, domain: str = "general") -> TokenBatch:
+    """Rows of two packed documents each, the first third of each document without weight."""
+    generator = torch.Generator().manual_seed(seed)
+    half = length // 2
+    positions = torch.cat([torch.arange(half), torch.arange(length - half)]).expand(rows, -1)
+    return TokenBatch(
+        torch.randint(1, VOCABULARY, (rows, length), generator=generator),
+        positions,
+        (positions > half // 3).float(),
+        (domain,) * rows,
+        tuple((f"{seed}-{row}",) for row in range(rows)),
+    )
