@@ -85,7 +85,10 @@ class Feedback(Protocol):
 class Learner(Protocol):
     """The foundation model theta, as a pure function of its inputs and, on request, of replaced parameters."""
 
-    module: nn.Module
+    @property
+    def module(self) -> nn.Module:
+        """The module that holds theta."""
+        ...
 
     def forward(self, inputs: Any, parameters: Parameters | None = None) -> Any:
         """The state for constructed inputs; `parameters` replaces those of S, and then no other gets a gradient."""

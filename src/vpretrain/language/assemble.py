@@ -1,0 +1,156 @@
+"""From a recipe to the parts of a language run. Whatever can be wrong is found here, before any training."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vpretrain.config import Recipe
+from vpretrain.errors import UserError
+from vpretrain.language.construction import ClosedFormTilt, LearnedTargets, OneHot, Smoothing
+from vpretrain.language.designer import TopKDesigner
+from vpretrain.language.evaluate import Evaluation
+from vpretrain.language.feedback import LanguageFeedback, check_roles, problems
+from vpretrain.language.learner import LanguageLearner
+from vpretrain.language.load import load_model, load_tokenizer
+from vpretrain.language.stream import LanguageStream, rows_of
+from vpretrain.meta import MetaUpdate
+from vpretrain.parts import Parts
+from vpretrain.task import Construction
+from vpretrain.value import ENGINES
+
+
+def assemble(recipe: Recipe) -> Parts:
+    """Learner, stream, feedback, construction and evaluation of a recipe.
+
+    Raises:
+        UserError: something in the recipe cannot work; the message says what and how to mend it.
+    """
+    tokenizer = load_tokenizer(recipe.learner.name)
+    check_tokenizer(tokenizer, recipe.learner.name)
+    feedback = LanguageFeedback(recipe.feedback, tokenizer, seed=recipe.seed)
+    evaluation = load_evaluation(recipe, tokenizer)
+    evaluation_keys = frozenset(example.key for example in evaluation.problems)
+    check_roles(feedback.keys, evaluation_keys)
+    stream = LanguageStream(recipe.stream, tokenizer, seed=recipe.seed, held_back=feedback.keys | evaluation_keys)
+
+    model = load_model(recipe.learner)
+    check_sizes(recipe, model.config.get_text_config())
+    learner = LanguageLearner(model, bf16=recipe.learner.precision == "bf16")
+    stream.device = feedback.device = learner.device
+
+    construction, meta, designer = _construction(recipe, learner, feedback)
+    return Parts(
+        learner=learner,
+        stream=stream,
+        feedback=feedback,
+        construction=construction,
+        base=OneHot(),
+        meta=meta,
+        designer=designer,
+        evaluate=partial(evaluation, learner),
+        export=partial(export_model, model, tokenizer),
+    )
+
+
+def load_evaluation(recipe: Recipe, tokenizer: Any) -> Evaluation:
+    """The recipe's evaluation with its problems and its retention text. Raises UserError."""
+    config = recipe.evaluation
+    count = -(-config.retention_tokens // config.length)
+    rows = [
+        row
+        for source in config.retention
+        for row in rows_of(source, tokenizer, length=config.length, rows=count, batch_size=config.batch_size)
+    ]
+    return Evaluation(config, problems(config.sources, config.problems), rows, tokenizer)
+
+
+def check_tokenizer(tokenizer: Any, name: str) -> None:
+    """Raises UserError if documents could not be told apart."""
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {name} has no end token: set eos_token in its tokenizer_config.json")
+
+
+def check_sizes(recipe: Recipe, config: Any) -> None:
+    """Lengths against the learner's context, K against its vocabulary. Raises UserError."""
+    context = getattr(config, "max_position_embeddings", None)
+    lengths = {
+        "stream.length": recipe.stream.length,
+        "feedback.length": recipe.feedback.length,
+        "evaluation.length": recipe.evaluation.length,
+    }
+    for field, length in lengths.items():
+        if context is not None and length > context:
+            raise UserError(
+                f"{field}={length} is longer than the learner's context of {context} tokens: use at most {context}"
+            )
+    if recipe.designer.top_k > config.vocab_size:
+        raise UserError(
+            f"designer.top_k={recipe.designer.top_k} is above the vocabulary of {config.vocab_size}: use at most that"
+        )
+
+
+def export_model(model: Any, tokenizer: Any, directory: Path) -> None:
+    """Write what `AutoModelForCausalLM.from_pretrained` loads; under LoRA the merged model, and the adapter beside it."""
+    if hasattr(model, "get_base_model"):
+        model.save_pretrained(directory / "adapter")
+        tokenizer.save_pretrained(directory / "adapter")
+        copy.deepcopy(model).merge_and_unload().save_pretrained(directory)
+    else:
+        model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def _construction(
+    recipe: Recipe, learner: LanguageLearner, feedback: LanguageFeedback
+) -> tuple[Construction, MetaUpdate | None, TopKDesigner | None]:
+    k, alpha = recipe.designer.top_k, recipe.control.alpha
+    designer: TopKDesigner | None = None
+    construction: Construction
+    match recipe.arm:
+        case "one-hot":
+            return OneHot(), None, None
+        case "uniform":
+            return Smoothing(alpha, k, "uniform"), None, None
+        case "self-distillation":
+            return Smoothing(alpha, k, "self"), None, None
+        case "closed-form":
+            construction = ClosedFormTilt(alpha, k, recipe.control.temperature, lambda batch: meta.along(batch))
+        case "v" | "random-feedback":
+            designer = _designer(recipe, learner)
+            construction = LearnedTargets(designer, recipe.designer.tether)
+    meta = MetaUpdate(
+        learner=learner,
+        construction=construction,
+        feedback=feedback,
+        subset=recipe.value.subset,
+        engine=_engine(recipe),
+        kind=recipe.value.align,
+        rows=recipe.value.batch_size,
+        length=recipe.value.length,
+        matched=recipe.value.domains == "matched",
+        lr=recipe.designer.lr,
+        clip_norm=recipe.designer.clip_norm,
+        random_seed=recipe.seed if recipe.arm == "random-feedback" else None,
+    )
+    return construction, meta, designer
+
+
+def _engine(recipe: Recipe) -> Any:
+    engine = ENGINES[recipe.value.engine]
+    if recipe.value.engine == "finite_difference":
+        return partial(engine, relative_step=recipe.value.relative_step)
+    return engine
+
+
+def _designer(recipe: Recipe, learner: LanguageLearner) -> TopKDesigner:
+    """A new designer. Its random numbers are its own, so that the learner's dropout is the same in every arm."""
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        embedding_VD = learner.model.get_output_embeddings().weight
+        length = max(recipe.stream.length, recipe.value.length)
+        return TopKDesigner(recipe.designer, embedding_VD, length).to(learner.device)

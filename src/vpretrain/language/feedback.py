@@ -1,0 +1,104 @@
+"""The feedback set: (problem, verified solution) pairs by domain. Its batches go to the evaluator and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from vpretrain.config import FeedbackConfig, SourceConfig
+from vpretrain.errors import UserError
+from vpretrain.language.batch import TokenBatch
+from vpretrain.language.encode import Document, collate, encode
+from vpretrain.language.source import Example, IndexedSource, Shuffled, open_source
+
+_MOST = 100_000  # pairs of a source; feedback is small by nature
+
+
+class LanguageFeedback:
+    """D_fb.
+
+    Args:
+        config: sources, each in its domain.
+        tokenizer: the learner's.
+        seed: order of the pairs.
+
+    Raises:
+        UserError: a source is raw text, or has no solution left within `length`.
+    """
+
+    def __init__(self, config: FeedbackConfig, tokenizer: Any, *, seed: int) -> None:
+        self.config, self.tokenizer = config, tokenizer
+        self.device: torch.device | str = "cpu"
+        self.batches_drawn = 0
+        self.examples: dict[str, list[Example]] = {}
+        weights: dict[str, float] = {}
+        for source in config.sources:
+            self.examples.setdefault(source.domain, []).extend(pairs(source))
+            weights[source.domain] = weights.get(source.domain, 0.0) + source.weight
+        self.weights = {domain: weight / sum(weights.values()) for domain, weight in weights.items()}
+        self._documents = {domain: self._encode(domain, examples) for domain, examples in self.examples.items()}
+        self._order = {domain: Shuffled(len(d), f"{seed}/{domain}") for domain, d in self._documents.items()}
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Identities of all its problems."""
+        return frozenset(example.key for examples in self.examples.values() for example in examples)
+
+    def next(self) -> dict[str, TokenBatch]:
+        """The next `batch_size` pairs of every domain; each epoch has its own order."""
+        batches = {}
+        for domain, documents in self._documents.items():
+            first = self.batches_drawn * self.config.batch_size
+            chosen = [documents[self._order[domain][first + i]] for i in range(self.config.batch_size)]
+            batches[domain] = collate(chosen, self.tokenizer).to(self.device)
+        self.batches_drawn += 1
+        return batches
+
+    def state_dict(self) -> dict[str, Any]:
+        """The cursor."""
+        return {"batches_drawn": self.batches_drawn}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at a cursor."""
+        self.batches_drawn = state["batches_drawn"]
+
+    def _encode(self, domain: str, examples: Sequence[Example]) -> list[Document]:
+        documents = [encode(example, self.tokenizer, self.config.length) for example in examples]
+        usable = [document for document in documents if document.targets > 0]
+        if not usable:
+            raise UserError(
+                f"feedback '{domain}': no pair has a solution token within feedback.length={self.config.length}; raise it"
+            )
+        return usable
+
+
+def pairs(source: SourceConfig, count: int = _MOST) -> list[Example]:
+    """The first pairs of a source. Raises UserError if its rows are raw text."""
+    opened = open_source(source)
+    if isinstance(opened, IndexedSource):
+        examples = [opened[i] for i in range(min(count, len(opened)))]
+    else:
+        first = opened.next()
+        examples = [first] if count else []
+        while len(examples) < count and (example := opened.next()).fields != first.fields:  # until it starts over
+            examples.append(example)
+    if not all(example.prompt for example in examples):
+        raise UserError(f"{source.origin}: feedback and evaluation need pairs: give prompt and response templates")
+    return examples
+
+
+def problems(sources: Sequence[SourceConfig], count: int) -> list[Example]:
+    """The first `count` problems of every source, for evaluation."""
+    return [example for source in sources for example in pairs(source, count)]
+
+
+def check_roles(feedback: frozenset[str], evaluation: frozenset[str]) -> None:
+    """Raises UserError if a problem serves as feedback and is evaluated on as well."""
+    both = feedback & evaluation
+    if both:
+        raise UserError(
+            f"{len(both)} problems are in both feedback and evaluation: keep them apart with skip and limit, "
+            "other files, or disjoint task_indices"
+        )

@@ -1,0 +1,259 @@
+"""Sources of examples: files, hub data sets, generators, and text that comes with Python; rows become text by templates."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import hashlib
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vpretrain.config import SourceConfig
+from vpretrain.errors import UserError
+
+_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
+_FIELD = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One document, or one prompt with its response.
+
+    Attributes:
+        prompt: empty for raw text.
+        response: what the loss is on.
+        domain: of its source.
+        key: identity of the problem (or of the text), whatever surrounds it: see `example_key`.
+        fields: the row it came from.
+    """
+
+    prompt: str
+    response: str
+    domain: str
+    key: str
+    fields: dict[str, Any]
+
+
+def example_key(content: str) -> str:
+    """Identity of a problem by its content: equal for texts that differ in case and white space only."""
+    return hashlib.sha256(" ".join(content.casefold().split()).encode()).hexdigest()[:16]
+
+
+class IndexedSource:
+    """Examples by number; rows are rendered when asked for."""
+
+    def __init__(self, config: SourceConfig, rows: Any) -> None:
+        self.config = config
+        self._rows = rows
+        stop = len(rows) if config.limit is None else min(len(rows), config.skip + config.limit)
+        self._range = range(config.skip, stop)
+        if not self._range:
+            raise UserError(f"{config.origin}: no examples are left after skip={config.skip} of {len(rows)}")
+
+    def __len__(self) -> int:
+        return len(self._range)
+
+    def __getitem__(self, index: int) -> Example:
+        return render(self._rows[self._range[index]], self.config)
+
+
+class StreamingSource:
+    """Examples in file order, endlessly, with a cursor that can be saved."""
+
+    def __init__(self, config: SourceConfig, load: Callable[[], Any]) -> None:
+        self.config = config
+        self._load = load
+        self._open(cursor=None)
+
+    def next(self) -> Example:
+        """The next example. Raises UserError if there is none at all."""
+        row = next(self._iterator, None)
+        if row is None:
+            self._open(cursor=None)
+            row = next(self._iterator, None)
+            if row is None:
+                raise UserError(f"{self.config.origin}: no examples are left after skip={self.config.skip}")
+        return render(row, self.config)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The cursor."""
+        return self._dataset.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at a cursor."""
+        self._open(cursor=state)
+
+    def _open(self, cursor: dict[str, Any] | None) -> None:
+        dataset = self._load()
+        dataset = dataset.skip(self.config.skip) if self.config.skip else dataset
+        self._dataset = dataset.take(self.config.limit) if self.config.limit is not None else dataset
+        if cursor is not None:
+            self._dataset.load_state_dict(cursor)
+        self._iterator = iter(self._dataset)
+
+
+class Shuffled:
+    """Endless permutations of range(n), one an epoch; the i-th draw follows from the seed alone."""
+
+    def __init__(self, n: int, seed: str) -> None:
+        self._n, self._seed = n, seed
+        self._epoch, self._order = -1, list(range(n))
+
+    def __getitem__(self, drawn: int) -> int:
+        epoch, index = divmod(drawn, self._n)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, list(range(self._n))
+            random.Random(f"{self._seed}/{epoch}").shuffle(self._order)
+        return self._order[index]
+
+
+def open_source(config: SourceConfig) -> IndexedSource | StreamingSource:
+    """The source that a recipe describes.
+
+    Raises:
+        UserError: it is not there, or its rows do not have the fields that the templates name.
+    """
+    source: IndexedSource | StreamingSource
+    if config.reasoning_gym is not None:
+        source = IndexedSource(config, _generated(config))
+    elif config.builtin is not None:
+        source = IndexedSource(config, _python_manual())
+    else:
+        load = partial(_files if config.path is not None else _hub, config)
+        source = StreamingSource(config, load) if config.streaming else IndexedSource(config, load())
+    if isinstance(source, IndexedSource):
+        source[0]  # a wrong template shows now and not in the middle of a run
+    return source
+
+
+def render(row: dict[str, Any], config: SourceConfig) -> Example:
+    """An example from a row, by the source's templates. Raises UserError for a field that the row does not have."""
+    text, prompt, response = config.text, config.prompt, config.response
+    if text is None and prompt is None:
+        if config.reasoning_gym is not None:
+            prompt, response = "Question: {question}\nAnswer:", " {answer_cot}"
+        elif "text" in row:
+            text = "{text}"
+        else:
+            raise UserError(f"{config.origin}: give text, or prompt and response; its fields are {', '.join(row)}")
+    if text is not None:
+        filled, content = _fill(text, row, config.origin)
+        return Example("", filled, config.domain, example_key(content), row)
+    assert prompt is not None
+    assert response is not None
+    filled, content = _fill(prompt, row, config.origin)
+    return Example(filled, _fill(response, row, config.origin)[0], config.domain, example_key(content), row)
+
+
+def _fill(template: str, row: dict[str, Any], origin: str) -> tuple[str, str]:
+    """The template with its fields filled in, and what was filled in. A line that held only an empty field disappears."""
+    contents: list[str] = []
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in row:
+            nearest = difflib.get_close_matches(name, list(row), n=1, cutoff=0.4)
+            hint = f"did you mean {{{nearest[0]}}}?" if nearest else "see the fields"
+            raise UserError(
+                f"{origin}: no field '{name}' for the template {template!r}: {hint} (fields: {', '.join(row)})"
+            )
+        contents.append("" if row[name] is None else str(row[name]))
+        return contents[-1]
+
+    lines = []
+    for line in template.splitlines(keepends=True):
+        filled = _FIELD.sub(value, line)
+        if filled.strip() or not _FIELD.search(line):
+            lines.append(filled)
+    return "".join(lines), " ".join(contents)
+
+
+def _files(config: SourceConfig) -> Any:
+    assert config.path is not None
+    path = Path(config.path).expanduser()
+    if path.is_dir():
+        files = sorted(str(file) for file in path.iterdir() if file.suffix in _FORMATS)
+    else:
+        files = sorted(glob.glob(str(path)))
+    if not files:
+        raise UserError(
+            f"no data at {config.path}: give a .jsonl, .json, .parquet or .txt file, a glob, or a folder of them"
+        )
+    formats = {_FORMATS.get(Path(file).suffix) for file in files}
+    if None in formats or len(formats) > 1:
+        raise UserError(f"{config.path}: files must all be of one kind, .jsonl/.json, .parquet or .txt")
+    (kind,) = formats
+    options = {"sample_by": "document"} if kind == "text" else {}
+    return _load(config, kind, data_files=files, split="train", **options)
+
+
+def _hub(config: SourceConfig) -> Any:
+    return _load(config, config.hub, *([config.config] if config.config else []), split=config.split)
+
+
+def _load(config: SourceConfig, *arguments: Any, **options: Any) -> Any:
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(*arguments, streaming=config.streaming, **options)
+    except Exception as error:  # datasets raises many kinds for one thing: the data cannot be had
+        reason = str(error.__cause__ or error).strip().split("\n")[0]
+        remedy = "check the name and the network, or give a path" if config.hub else "check the file"
+        raise UserError(f"cannot load {config.origin}: {reason}; {remedy}") from None
+
+
+def _python_manual() -> Sequence[dict[str, Any]]:
+    from pydoc_data import topics
+
+    return [{"topic": name, "text": text} for name, text in sorted(topics.topics.items())]
+
+
+class _Generated:
+    """A reasoning-gym data set as flat rows."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        entry = self._dataset[index]
+        scalars = {k: v for k, v in entry["metadata"].items() if isinstance(v, str | int | float)}
+        return {"answer_cot": entry["answer"], **scalars, "question": entry["question"], "answer": entry["answer"]}
+
+
+def _generated(config: SourceConfig) -> _Generated:
+    try:
+        import reasoning_gym
+    except ImportError:
+        raise UserError('reasoning_gym sources need a package: pip install "vpretrain[quickstart]"') from None
+    options = {"seed": 0} | config.options
+    templates = options.pop("task_indices", None)
+    try:
+        dataset = reasoning_gym.create_dataset(config.reasoning_gym, size=config.size, **options)
+    except (ValueError, TypeError, AssertionError) as error:
+        raise UserError(
+            f"reasoning_gym {config.reasoning_gym}: {str(error).strip()}; check the name and the options"
+        ) from None
+    if templates is not None:
+        dataset.task_indices = _choose_templates(config, templates, options["seed"])
+    return _Generated(dataset)
+
+
+def _choose_templates(config: SourceConfig, templates: list[int], seed: int) -> list[int]:
+    """gsm_symbolic draws the template of every example from a list; ours holds the allowed ones only."""
+    if config.reasoning_gym != "gsm_symbolic":
+        raise UserError(f"task_indices is an option of gsm_symbolic; {config.reasoning_gym} has no templates")
+    from reasoning_gym.arithmetic.gsm_symbolic import tasks_ok
+
+    wrong = sorted(set(templates) - set(tasks_ok))
+    if wrong or not templates:
+        raise UserError(f"gsm_symbolic has no templates {wrong}; task_indices must be among {sorted(tasks_ok)}")
+    return random.Random(seed).choices(templates, k=config.size)

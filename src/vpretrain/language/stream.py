@@ -1,0 +1,165 @@
+"""The unlabeled stream: a weighted mixture of sources, packed to rows of fixed length, with an exact cursor.
+
+Shapes: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import torch
+
+from vpretrain.config import SourceConfig, StreamConfig
+from vpretrain.errors import UserError
+from vpretrain.language.batch import TokenBatch
+from vpretrain.language.encode import Document, collate, encode
+from vpretrain.language.source import Example, IndexedSource, Shuffled, StreamingSource, open_source
+
+_HOPELESS = 2000  # so many examples in a row without a usable one end the run
+
+
+class LanguageStream:
+    """D_u. Every batch follows from the seed and the cursor, so that all arms see the same.
+
+    Args:
+        config: sources and shape.
+        tokenizer: the learner's; it has an end token.
+        seed: order of the examples and choice of the sources.
+        held_back: keys that must not be learned from (problems of feedback and evaluation); they are skipped and counted.
+
+    Raises:
+        UserError: a source cannot be opened, or gives nothing that can be learned from.
+    """
+
+    def __init__(
+        self, config: StreamConfig, tokenizer: Any, *, seed: int, held_back: frozenset[str] = frozenset()
+    ) -> None:
+        self.config, self.tokenizer, self.seed = config, tokenizer, seed
+        self.device: torch.device | str = "cpu"
+        self.rows_drawn = 0
+        self._packers = [
+            _Packer(source, config, tokenizer, f"{seed}/{i}", held_back) for i, source in enumerate(config.sources)
+        ]
+
+    @property
+    def held_back_count(self) -> int:
+        """Examples skipped because feedback or evaluation owns them."""
+        return sum(packer.held_back_count for packer in self._packers)
+
+    def next(self) -> list[TokenBatch]:
+        """The micro-batches of one learner step: `accumulation` times [batch_size, length]."""
+        return [self._batch() for _ in range(self.config.accumulation)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The cursor, JSON-ready."""
+        return {"rows_drawn": self.rows_drawn, "sources": [packer.state_dict() for packer in self._packers]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at a cursor: the batches that follow are the same bit for bit."""
+        self.rows_drawn = state["rows_drawn"]
+        for packer, cursor in zip(self._packers, state["sources"], strict=True):
+            packer.load_state_dict(cursor)
+
+    def _batch(self) -> TokenBatch:
+        rows = []
+        for _ in range(self.config.batch_size):
+            draw = random.Random(f"{self.seed}/{self.rows_drawn}")  # a counter is all the state there is
+            weights = [packer.source_config.weight for packer in self._packers]
+            rows.append(draw.choices(self._packers, weights)[0].row())
+            self.rows_drawn += 1
+        return collate(rows, self.tokenizer, length=self.config.length, average=self.config.average).to(self.device)
+
+
+def rows_of(source: SourceConfig, tokenizer: Any, *, length: int, rows: int, batch_size: int) -> list[TokenBatch]:
+    """The first rows of one source in its own order, as batches: fixed text to evaluate on."""
+    config = StreamConfig(sources=[source], length=length)
+    packer = _Packer(source, config, tokenizer, None, frozenset())
+    documents = [packer.row() for _ in range(rows)]
+    chunks = [documents[i : i + batch_size] for i in range(0, rows, batch_size)]
+    return [collate(chunk, tokenizer, length=length) for chunk in chunks]
+
+
+class _Packer:
+    """Fills rows with the documents of one source. `seed` None: in the source's own order."""
+
+    def __init__(
+        self, source: SourceConfig, config: StreamConfig, tokenizer: Any, seed: str | None, held_back: frozenset[str]
+    ) -> None:
+        self.source_config, self.config, self.tokenizer = source, config, tokenizer
+        self.held_back_count = 0
+        self._held_back = held_back
+        self._source = open_source(source)
+        self._drawn = 0  # examples taken from an indexed source
+        self._order: Shuffled | None = None
+        if seed is not None and isinstance(self._source, IndexedSource):
+            self._order = Shuffled(len(self._source), seed)
+        self._waiting: Document | None = None  # did not fit into the row before
+
+    def row(self) -> list[Document]:
+        """The documents of one row, at most `length` tokens."""
+        documents: list[Document] = []
+        room = self.config.length
+        while room >= self.config.min_chunk or not documents:
+            document = self._waiting or self._document()
+            self._waiting = None
+            if len(document) > room:
+                if document.raw:
+                    documents.append(document.cut(0, room))
+                    self._waiting = self._rest(document, room)
+                else:
+                    self._waiting = document
+                break
+            documents.append(document)
+            room -= len(document)
+            if not self.config.packing:
+                break
+        return documents
+
+    def state_dict(self) -> dict[str, Any]:
+        waiting = self._waiting
+        return {
+            "drawn": self._drawn,
+            "held_back": self.held_back_count,
+            "source": self._source.state_dict() if isinstance(self._source, StreamingSource) else None,
+            "waiting": None
+            if waiting is None
+            else [waiting.ids, waiting.context, waiting.raw, waiting.domain, waiting.key],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._drawn, self.held_back_count = state["drawn"], state["held_back"]
+        if isinstance(self._source, StreamingSource):
+            self._source.load_state_dict(state["source"])
+        waiting = state["waiting"]
+        self._waiting = None if waiting is None else Document(tuple(waiting[0]), *waiting[1:])
+
+    def _document(self) -> Document:
+        """The next document with something to learn from."""
+        for _ in range(_HOPELESS):
+            example = self._example()
+            if example.key in self._held_back:
+                self.held_back_count += 1
+                continue
+            document = encode(example, self.tokenizer)
+            if not document.raw:  # an example is cut at its end; raw text goes on in the next row
+                document = document.cut(0, self.config.length)
+            if document.targets > 0 and (
+                not document.raw or len(document) >= min(self.config.min_chunk, self.config.length)
+            ):
+                return document
+        raise UserError(
+            f"{self.source_config.origin}: {_HOPELESS} examples in a row have no token to learn from: their prompts fill "
+            f"stream.length={self.config.length}, they are shorter than stream.min_chunk, or feedback and evaluation own them"
+        )
+
+    def _example(self) -> Example:
+        if isinstance(self._source, StreamingSource):
+            return self._source.next()
+        index = self._drawn % len(self._source) if self._order is None else self._order[self._drawn]
+        self._drawn += 1
+        return self._source[index]
+
+    def _rest(self, document: Document, start: int) -> Document | None:
+        rest = document.cut(start)
+        return rest if len(rest) >= self.config.min_chunk else None

@@ -1,0 +1,40 @@
+"""The parts that a modality assembles from a recipe, and that a session runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from vpretrain.meta import MetaUpdate
+from vpretrain.task import Construction, Feedback, Learner, Stream
+
+
+@dataclass
+class Parts:
+    """Everything that one run needs.
+
+    Attributes:
+        learner: theta.
+        stream: D_u.
+        feedback: D_fb.
+        construction: c_phi or a control.
+        base: the base recipe of the modality.
+        meta: line 2 of Algorithm 1; None for controls without feedback.
+        designer: the module that holds phi; None for controls.
+        evaluate: measures the learner as it is, as JSON-ready figures.
+        export: writes the learner into a directory in its community's format.
+    """
+
+    learner: Learner
+    stream: Stream
+    feedback: Feedback
+    construction: Construction
+    base: Construction
+    meta: MetaUpdate | None
+    designer: nn.Module | None
+    evaluate: Callable[[], dict[str, Any]]
+    export: Callable[[Path], None]

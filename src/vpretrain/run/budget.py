@@ -1,0 +1,84 @@
+"""The budget: how long a run may train. Only training is charged; saving, logging and evaluation stop the clock."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from vpretrain.config import BudgetConfig
+
+
+class Budget:
+    """Yields step numbers until minutes or steps are spent, or `stop` is called.
+
+    Under a budget in minutes the last step is the one whose end lies nearest to the limit.
+
+    Args:
+        config: minutes, steps, or both.
+        clock: seconds; replaced in tests.
+    """
+
+    def __init__(self, config: BudgetConfig, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.limit_seconds = None if config.minutes is None else 60 * config.minutes
+        self.limit_steps = config.steps
+        self.step = 0
+        self._clock = clock
+        self._spent = 0.0
+        self._running_since: float | None = None
+        self._stopped = False
+
+    def __iter__(self) -> Iterator[int]:
+        self._stopped = False
+        while not self._done():
+            self._running_since = self._clock()
+            yield self.step
+            self.step += 1
+            self._pause()
+
+    @property
+    def seconds(self) -> float:
+        """Training seconds spent, the running step included."""
+        running = 0.0 if self._running_since is None else self._clock() - self._running_since
+        return self._spent + running
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop the clock for work that is not training."""
+        self._pause()
+        try:
+            yield
+        finally:
+            self._running_since = self._clock()
+
+    def stop(self) -> None:
+        """End after the present step."""
+        self._stopped = True
+
+    def seconds_left(self, steps_done: int) -> float:
+        """Estimate of the training time left after `steps_done` steps; for the progress bar."""
+        left = []
+        if self.limit_seconds is not None:
+            left.append(self.limit_seconds - self.seconds)
+        if self.limit_steps is not None:
+            left.append((self.limit_steps - steps_done) * self.seconds / max(1, steps_done))
+        return max(0.0, min(left))
+
+    def state_dict(self) -> dict[str, Any]:
+        """As at the end of the running step."""
+        return {"step": self.step + 1 if self._running_since is not None else self.step, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where a checkpoint was taken."""
+        self.step, self._spent = state["step"], state["seconds"]
+
+    def _pause(self) -> None:
+        self._spent, self._running_since = self.seconds, None
+
+    def _done(self) -> bool:
+        if self._stopped or (self.limit_steps is not None and self.step >= self.limit_steps):
+            return True
+        if self.limit_seconds is None:
+            return False
+        return self._spent + 0.5 * self._spent / max(1, self.step) >= self.limit_seconds

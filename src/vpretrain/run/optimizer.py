@@ -1,0 +1,117 @@
+"""The learner's optimizer: AdamW with clipping and a learning rate that follows a horizon in steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vpretrain.config import OptimizerConfig
+from vpretrain.errors import UserError
+from vpretrain.task import Parameters
+
+FINAL_SHARE = 0.1  # linear and cosine schedules end at this share of the peak rate
+
+
+class AdamW:
+    """Updates theta from the gradients in `.grad`, which only L_pre has put there.
+
+    Args:
+        parameters: the learner's trainable parameters, named.
+        config: rate, moments, clipping, schedule.
+        horizon: steps over which the schedule runs; a run that goes on beyond it stays at the last rate.
+    """
+
+    def __init__(
+        self, parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig, horizon: int | None = None
+    ) -> None:
+        self.parameters = dict(parameters)
+        self.config = config
+        self.horizon = horizon
+        self.steps = 0
+        self.torch = torch.optim.AdamW(
+            self.parameters.values(),
+            lr=config.lr,
+            betas=config.betas,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+
+    def rate(self) -> float:
+        """The learning rate of the coming step."""
+        assert self.horizon is not None, "the horizon is set before the run starts"
+        warmup = math.ceil(self.config.warmup_fraction * self.horizon)
+        if self.steps < warmup:
+            return self.config.lr * (self.steps + 1) / warmup
+        progress = min(1.0, (self.steps - warmup) / max(1, self.horizon - warmup))
+        match self.config.schedule:
+            case "constant":
+                share = 1.0
+            case "linear":
+                share = 1 - (1 - FINAL_SHARE) * progress
+            case "cosine":
+                share = FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.config.lr * share
+
+    def step(self) -> dict[str, float]:
+        """Clip, update, clear the gradients.
+
+        Raises:
+            UserError: the gradient is not finite; theta is left as it was.
+        """
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip_norm))
+        if not math.isfinite(grad_norm):
+            raise UserError(
+                f"the learner's gradient is {grad_norm} at step {self.steps}; nothing was updated: "
+                "lower optimizer.lr, or resume from the last checkpoint with another seed"
+            )
+        lr = self.rate()
+        for group in self.torch.param_groups:
+            group["lr"] = lr
+        self.torch.step()
+        self.torch.zero_grad(set_to_none=True)
+        self.steps += 1
+        return {"lr": lr, "grad_norm": grad_norm}
+
+    def metric(self, names: Iterable[str]) -> Parameters | None:
+        """AdamW's preconditioner P = 1 / (sqrt(v_hat) + eps) over the named parameters (App B.4): fresh tensors.
+
+        None before the first step, when there is no v_hat yet.
+        """
+        if self.steps == 0:
+            return None
+        correction = 1 - self.config.betas[1] ** self.steps
+        return {
+            name: 1 / ((self.torch.state[self.parameters[name]]["exp_avg_sq"] / correction).sqrt() + self.config.eps)
+            for name in names
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters; the moments are in `tensors`."""
+        return {"steps": self.steps, "horizon": self.horizon}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the counters."""
+        self.steps, self.horizon = state["steps"], state["horizon"]
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as flat named tensors, for safetensors."""
+    return {
+        f"{index}.{key}": value
+        for index, entry in optimizer.state_dict()["state"].items()
+        for key, value in entry.items()
+    }
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The reverse of `optimizer_tensors`; hyper-parameters come from the recipe."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

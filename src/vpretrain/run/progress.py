@@ -1,0 +1,55 @@
+"""Progress with time left: a bar in a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+PLAIN_SECONDS = 15.0
+console = Console(stderr=True)
+
+
+def minutes(seconds: float) -> str:
+    """Seconds as M:SS."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+@contextlib.contextmanager
+def progress(title: str) -> Iterator[Callable[[float, float, str], None]]:
+    """Yields `update(share_done, seconds_left, note)`."""
+    if console.is_terminal:
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
+            TextColumn("{task.fields[left]} left"), TextColumn("{task.fields[note]}", style="dim"),
+        )  # fmt: skip
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task(title, total=1.0, left="-:--", note="")
+            yield lambda share, left, note: bar.update(task, completed=share, left=minutes(left), note=note)
+        return
+    last = time.monotonic()
+
+    def line(share: float, left: float, note: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PLAIN_SECONDS:
+            last = time.monotonic()
+            console.print(f"{title}: {share:.0%}, {minutes(left)} left  {note}", highlight=False)
+
+    yield line
+
+
+def steady(title: str, total: int) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+    """For work of equal parts: yields `done(parts)`; the time left follows from the pace."""
+
+    @contextlib.contextmanager
+    def manager() -> Iterator[Callable[[int], None]]:
+        start = time.monotonic()
+        with progress(title) as update:
+            yield lambda parts: update(
+                parts / max(1, total), (time.monotonic() - start) * (total - parts) / max(1, parts), f"{parts}/{total}"
+            )
+
+    return manager()

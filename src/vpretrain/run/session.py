@@ -1,0 +1,313 @@
+"""One run: an arm under its budget, with its log, its checkpoints, its evaluation and its exported model.
+
+A run directory holds recipe.yaml, metrics.jsonl (a line a step), checkpoints/, model/ and result.json.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from vpretrain.algorithm import StepRecord, continue_pretraining
+from vpretrain.config import Recipe, save_recipe
+from vpretrain.errors import UserError
+from vpretrain.parts import Parts
+from vpretrain.run.budget import Budget
+from vpretrain.run.checkpoint import Groups, checkpoints, load_checkpoint, save_checkpoint
+from vpretrain.run.optimizer import AdamW, load_optimizer_tensors, optimizer_tensors
+from vpretrain.run.progress import console, progress
+
+_MAY_CHANGE = {"budget", "checkpoint", "output", "name", "threads"}  # what a resumed run may set anew
+_ONE_HOT_ALPHA = 0.01  # a mean alpha below this leaves the targets one-hot for all practical purposes
+
+
+class Interrupted(Exception):
+    """The run was told to stop and has saved itself."""
+
+    def __init__(self, signal_number: int, checkpoint: Path) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}; saved {checkpoint}; continue with --resume")
+        self.exit_code = 128 + signal_number
+
+
+class Session:
+    """Runs one recipe.
+
+    Args:
+        recipe: the run.
+        parts: its parts.
+        resume: go on from the newest checkpoint.
+        overwrite: throw away what an earlier run left in the directory.
+
+    Raises:
+        UserError: the directory holds another run, or nothing to resume.
+    """
+
+    def __init__(self, recipe: Recipe, parts: Parts, *, resume: bool = False, overwrite: bool = False) -> None:
+        self.recipe, self.parts = recipe, parts
+        self.directory = recipe.directory
+        self.budget = Budget(recipe.budget)
+        self.optimizer = AdamW(parts.learner.named_parameters(), recipe.optimizer)
+        self.totals = {"tokens": 0, "meta_updates": 0, "alpha": 0.0}
+        self._saved_at = 0.0
+        self._signal: int | None = None
+        prepare_directory(recipe, resume=resume, overwrite=overwrite)
+        if resume:
+            self._load()
+        else:
+            save_recipe(recipe, self.directory / "recipe.yaml")
+
+    def run(self) -> dict[str, Any]:
+        """Train until the budget is spent, evaluate, export; returns and writes result.json."""
+        if self.optimizer.horizon is None:
+            self.optimizer.horizon = self._horizon()
+        recipe, parts = self.recipe, self.parts
+        with self._signals(), progress(f"{recipe.arm:>17}") as self._update, self._log() as self._log_file:
+            continue_pretraining(
+                learner=parts.learner,
+                stream=parts.stream,
+                construction=parts.construction,
+                base=parts.base,
+                optimizer=self.optimizer,
+                meta=parts.meta,
+                every_steps=recipe.value.every_steps,
+                burn_in_steps=recipe.designer.burn_in_steps if parts.meta is not None else 0,
+                optimizer_aware=recipe.value.metric == "adamw",
+                steps=self.budget,
+                after_step=self._after_step,
+            )
+        if self._signal is not None:
+            raise Interrupted(self._signal, self.save())
+        return self._finish()
+
+    def save(self) -> Path:
+        """Write a checkpoint of everything that the next step depends on."""
+        parts = self.parts
+        groups: Groups = {
+            "learner": {name: p.detach() for name, p in parts.learner.named_parameters()},
+            "learner-optimizer": optimizer_tensors(self.optimizer.torch),
+            "random": _random_state(),
+        }
+        state: dict[str, Any] = {
+            "optimizer": self.optimizer.state_dict(),
+            "budget": self.budget.state_dict(),
+            "stream": parts.stream.state_dict(),
+            "feedback": parts.feedback.state_dict(),
+            "totals": self.totals,
+        }
+        if parts.designer is not None:
+            groups["designer"] = parts.designer.state_dict()
+        if parts.meta is not None:
+            state["meta_updates"] = parts.meta.updates
+            groups["direction"] = parts.meta.direction or {}
+            if parts.meta.optimizer is not None:
+                groups["designer-optimizer"] = optimizer_tensors(parts.meta.optimizer)
+        self._saved_at = self.budget.seconds
+        root = self.directory / "checkpoints"
+        return save_checkpoint(root, state["budget"]["step"], groups, state, keep=self.recipe.checkpoint.keep)
+
+    def _load(self) -> None:
+        parts = self.parts
+        groups, state = load_checkpoint(checkpoints(self.directory / "checkpoints")[-1])
+        with torch.no_grad():
+            for name, parameter in parts.learner.named_parameters():
+                parameter.copy_(groups["learner"][name])
+        load_optimizer_tensors(self.optimizer.torch, groups["learner-optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if parts.designer is not None:
+            parts.designer.load_state_dict(groups["designer"])
+        if parts.meta is not None:
+            parts.meta.updates = state["meta_updates"]
+            parts.meta.direction = groups["direction"] or None
+            if parts.meta.optimizer is not None:
+                load_optimizer_tensors(parts.meta.optimizer, groups["designer-optimizer"])
+        parts.stream.load_state_dict(state["stream"])
+        parts.feedback.load_state_dict(state["feedback"])
+        self.budget.load_state_dict(state["budget"])
+        self.totals = state["totals"]
+        self._saved_at = self.budget.seconds
+        _set_random_state(groups["random"])
+        log = self.directory / "metrics.jsonl"
+        lines = log.read_text(encoding="utf-8").splitlines()[: self.budget.step]
+        log.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+    def _after_step(self, record: StepRecord) -> None:
+        with self.budget.paused():
+            self.totals["tokens"] += record.tokens
+            self.totals["meta_updates"] += bool(record.meta)
+            self.totals["alpha"] += record.side.get("alpha_N", 0.0)
+            line = {
+                "step": record.step,
+                "seconds": round(self.budget.seconds, 4),
+                "tokens": self.totals["tokens"],
+                "loss": record.loss,
+                **record.optimizer,
+                **record.side,
+                **record.meta,
+            }
+            self._log_file.write(json.dumps(line) + "\n")
+            self._log_file.flush()
+            left = self.budget.seconds_left(record.step + 1)
+            note = f"step {record.step + 1}  loss {record.loss:.3f}" + (
+                f"  value {record.meta['value']:+.3f}" if "value" in record.meta else ""
+            )
+            self._update(self.budget.seconds / max(1e-9, self.budget.seconds + left), left, note)
+            if self._due(record.step + 1):
+                self.save()
+
+    def _due(self, steps_done: int) -> bool:
+        every = self.recipe.checkpoint
+        return (every.every_steps is not None and steps_done % every.every_steps == 0) or (
+            every.every_minutes is not None and self.budget.seconds - self._saved_at >= 60 * every.every_minutes
+        )
+
+    def _finish(self) -> dict[str, Any]:
+        steps, seconds = self.budget.step, self.budget.seconds
+        result: dict[str, Any] = {
+            "name": self.recipe.name,
+            "arm": self.recipe.arm,
+            "seed": self.recipe.seed,
+            "steps": steps,
+            "tokens": self.totals["tokens"],
+            "seconds": seconds,
+            "tokens_per_s": self.totals["tokens"] / seconds if seconds else None,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "horizon": self.optimizer.horizon,
+            "mean_alpha": self.totals["alpha"] / steps if steps else None,
+            "meta_updates": self.totals["meta_updates"],
+        }
+        if steps and self.parts.designer is not None and (result["mean_alpha"] or 0) < _ONE_HOT_ALPHA:
+            result["warning"] = (
+                f"the targets stayed one-hot (mean alpha {result['mean_alpha']:.4f} after {result['meta_updates']} meta "
+                "updates): raise designer.alpha_start or designer.lr, or lower value.every_steps"
+            )
+            console.print(f"warning: {result['warning']}", style="yellow")
+        if steps:
+            self.parts.export(self.directory / "model")
+        result |= self.parts.evaluate()
+        (self.directory / "result.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+        return result
+
+    def _horizon(self) -> int:
+        """Steps of the schedule: the budget's, or as many as its minutes hold at the pace of a rehearsed step."""
+        if self.recipe.budget.steps is not None:
+            return max(1, self.recipe.budget.steps)
+        assert self.budget.limit_seconds is not None
+        return max(1, round(self.budget.limit_seconds / self._rehearse()))
+
+    def _rehearse(self) -> float:
+        """Seconds of a step with its share of a meta update, measured without changing anything.
+
+        The optimizers' own time is not in it. The first pass only warms up allocators and caches.
+        """
+        parts, seconds = self.parts, 0.0
+        cursors = parts.stream.state_dict(), parts.feedback.state_dict()
+        random = _random_state()
+        for _ in range(2):
+            start = time.perf_counter()
+            batches = parts.stream.next()
+            state = parts.learner.forward(batches[0])
+            with torch.no_grad():
+                task = parts.construction.targets(batches[0], state.detach()).detach()
+            parts.learner.loss(state, task).backward()
+            seconds = (time.perf_counter() - start) * len(batches)
+            self.optimizer.torch.zero_grad(set_to_none=True)
+            if parts.meta is not None:
+                start = time.perf_counter()
+                with parts.learner.meta_mode():
+                    parts.meta.values(batches)
+                seconds += (time.perf_counter() - start) / self.recipe.value.every_steps
+        parts.stream.load_state_dict(cursors[0])
+        parts.feedback.load_state_dict(cursors[1])
+        _set_random_state(random)
+        return seconds
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM end the run after the present step, with a checkpoint; a second one ends it at once."""
+
+        def stop(number: int, frame: Any) -> None:
+            if self._signal is not None:
+                sys.exit(128 + number)
+            self._signal = number
+            self.budget.stop()
+            console.print("stopping after this step; once more to leave without saving", style="yellow")
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _log(self) -> Any:
+        return (self.directory / "metrics.jsonl").open("a", encoding="utf-8")
+
+
+def prepare_directory(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    """Make the run's directory, or refuse it before any long work. Raises UserError."""
+    directory = recipe.directory
+    used = (directory / "recipe.yaml").exists()
+    if overwrite and used and not resume:
+        for name in ("checkpoints", "model"):
+            shutil.rmtree(directory / name, ignore_errors=True)
+        for name in ("metrics.jsonl", "result.json", "recipe.yaml"):
+            (directory / name).unlink(missing_ok=True)
+        used = False
+    if used and not resume:
+        raise UserError(
+            f"{directory} holds a run already: add --resume to continue it, --overwrite to start anew, or name=..."
+        )
+    if resume and not checkpoints(directory / "checkpoints"):
+        raise UserError(f"{directory} has no checkpoint to resume from: start it without --resume")
+    if resume:
+        _refuse_changes(recipe, directory / "recipe.yaml")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {directory}: {error.strerror}; change `output`") from None
+
+
+def peak_memory_bytes() -> int:
+    """Peak of this process: device memory on CUDA, else resident memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _refuse_changes(recipe: Recipe, saved: Path) -> None:
+    before = yaml.safe_load(saved.read_text(encoding="utf-8"))
+    after = recipe.model_dump(mode="json")
+    changed = [
+        f"{section}: {before.get(section)!r} -> {after[section]!r}"
+        for section in after
+        if section not in _MAY_CHANGE and before.get(section) != after[section]
+    ]
+    if changed:
+        raise UserError(
+            f"--resume with a changed recipe would not be the same run ({'; '.join(changed)}); undo it or use name=..."
+        )
+
+
+def _random_state() -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])
