@@ -7,8 +7,10 @@ This file imports neither torch nor transformers, so that `--help` and mistakes 
 from __future__ import annotations
 
 import difflib
+import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -334,8 +336,7 @@ def _model_at(location: tuple[Any, ...]) -> type[BaseModel]:
         if isinstance(part, int):
             continue
         annotation = model.model_fields[part].annotation
-        candidates = [annotation, *get_args(annotation)]
-        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)
+        model = _model_in(annotation) or model
     return model
 
 
@@ -348,3 +349,24 @@ def _describe(location: tuple[Any, ...]) -> str:
     if field is None:
         return "see the recipes in recipes/"
     return (field.description or _model_at(location).__doc__ or "").strip().split("\n")[0]
+
+
+def settings_help() -> str:
+    """Every setting with its default and its meaning, for `--help`."""
+    return "\n".join(_settings(Recipe, ""))
+
+
+def _settings(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        nested = _model_in(field.annotation)
+        if nested is not None:
+            many = any(get_origin(a) is list for a in (field.annotation, *get_args(field.annotation)))
+            yield from _settings(nested, f"{prefix}{name}.{'N.' if many else ''}")
+            continue
+        default = "required" if field.is_required() else json.dumps(field.get_default(call_default_factory=True))
+        yield f"  {prefix}{name} ({default}): {field.description}"
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    candidates = [annotation, *get_args(annotation)]
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)

