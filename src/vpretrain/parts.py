@@ -21,6 +21,7 @@ class Parts:
         learner: theta.
         stream: D_u.
         feedback: D_fb.
+        held_back: identities of the problems of feedback and evaluation, which the stream must not show.
         construction: c_phi or a control.
         base: the base recipe of the modality.
         meta: line 2 of Algorithm 1; None for controls without feedback.
@@ -32,6 +33,7 @@ class Parts:
     learner: Learner
     stream: Stream
     feedback: Feedback
+    held_back: frozenset[str]
     construction: Construction
     base: Construction
     meta: MetaUpdate | None

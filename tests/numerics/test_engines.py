@@ -11,23 +11,12 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from vpretrain.config import DesignerConfig
 from vpretrain.language.construction import LearnedTargets
-from vpretrain.language.designer import TopKDesigner
+from vpretrain.language.doctor import designer_gradient, random_designer, relative_errors
 from vpretrain.language.learner import LanguageLearner
 from vpretrain.subset import alignment_subset
 from vpretrain.value import ENGINES, Align, gradient
 
 DESIGNER = DesignerConfig(hidden_size=32, layers=2, heads=2, top_k=12)
-
-
-def randomised_designer(learner, *, seed: int = 1) -> TopKDesigner:
-    """A designer away from its start, whose alpha lies in 0.1 to 0.4 and varies."""
-    torch.manual_seed(seed)
-    embedding = learner.model.get_output_embeddings().weight
-    designer = TopKDesigner(DESIGNER, embedding, max_length=128)
-    torch.nn.init.normal_(designer.query.weight, std=0.3)
-    torch.nn.init.normal_(designer.gate.weight, std=0.05)
-    torch.nn.init.constant_(designer.gate.bias, 0.0)
-    return designer
 
 
 def setting(family: str = "llama", subset: str = "last-2", *, dtype: torch.dtype = torch.float32, adamw: bool = False):
@@ -45,7 +34,7 @@ def setting(family: str = "llama", subset: str = "last-2", *, dtype: torch.dtype
                 torch.nn.init.normal_(parameter, std=0.1)
         subset = "last-2"
     learner = LanguageLearner(model.to(dtype))
-    construction = LearnedTargets(randomised_designer(learner).to(dtype), tether=1.0)
+    construction = LearnedTargets(random_designer(learner, DESIGNER).to(dtype), tether=1.0)
     names = alignment_subset(learner.module, subset)
     at = {name: p.detach() for name, p in learner.named_parameters() if name in names}
     with learner.meta_mode():
@@ -55,21 +44,11 @@ def setting(family: str = "llama", subset: str = "last-2", *, dtype: torch.dtype
     return learner, construction, at, g_down, metric
 
 
-def designer_gradient(engine: str, kind: str, learner, construction, at, g_down, metric, **options):
-    """Gradient of -V by the gate's parameters, by those of r, and V."""
+def gradient_by(engine: str, kind: str, learner, construction, at, g_down, metric, **options):
+    """Gradient of V by the designer's parameters, whole and by part, and V."""
     with learner.meta_mode():
         valued = ENGINES[engine](learner, construction, random_batch(), at, g_down, Align(kind, metric), **options)
-        phi = dict(construction.designer.named_parameters())
-        gradients = torch.autograd.grad(valued.surrogate, list(phi.values()), allow_unused=True, materialize_grads=True)
-    by_name = dict(zip(phi, gradients, strict=True))
-    gate = torch.cat([g.flatten() for n, g in by_name.items() if n.startswith("gate")])
-    r = torch.cat([g.flatten() for n, g in by_name.items() if n.startswith("query")])
-    everything = torch.cat([g.flatten() for g in gradients])
-    return {"gate": gate, "r": r, "all": everything}, float(valued.value)
-
-
-def relative_errors(ours, oracle) -> dict[str, float]:
-    return {part: float((ours[part] - oracle[part]).norm() / oracle[part].norm()) for part in oracle}
+        return designer_gradient(valued, construction.designer), float(valued.value)
 
 
 @pytest.mark.parametrize("metric", ["identity", "adamw"])
@@ -78,8 +57,8 @@ def relative_errors(ours, oracle) -> dict[str, float]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_jvp_equals_double_backward(family, subset, kind, metric):
     parts = setting(family, subset, adamw=metric == "adamw")
-    ours, value = designer_gradient("jvp", kind, *parts)
-    oracle, oracle_value = designer_gradient("double_backward", kind, *parts)
+    ours, value = gradient_by("jvp", kind, *parts)
+    oracle, oracle_value = gradient_by("double_backward", kind, *parts)
     assert all(g.norm() > 0 for g in oracle.values())
     errors = relative_errors(ours, oracle)
     assert max(errors.values()) <= 1e-5, errors
@@ -91,11 +70,9 @@ def test_jvp_equals_double_backward(family, subset, kind, metric):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_finite_difference_is_close_at_its_swept_step(family, subset, kind):
     parts = setting(family, subset)
-    oracle, _ = designer_gradient("double_backward", kind, *parts)
+    oracle, _ = gradient_by("double_backward", kind, *parts)
     errors = [
-        max(
-            relative_errors(designer_gradient("finite_difference", kind, *parts, relative_step=rho)[0], oracle).values()
-        )
+        max(relative_errors(gradient_by("finite_difference", kind, *parts, relative_step=rho)[0], oracle).values())
         for rho in (1e-4, 3e-4, 1e-3)
     ]
     assert min(errors) <= 1e-3, errors
@@ -108,7 +85,7 @@ def test_oracle_equals_finite_differences_over_phi(subset, kind, metric, monkeyp
     # transformers' norm rounds to fp32 inside, which would drown the differences.
     monkeypatch.setattr(LlamaRMSNorm, "forward", lambda norm, x: F.rms_norm(x, x.shape[-1:], norm.weight, 1e-6))
     learner, construction, at, g_down, P = setting("llama", subset, dtype=torch.float64, adamw=metric == "adamw")
-    gradients, _ = designer_gradient("double_backward", kind, learner, construction, at, g_down, P)
+    gradients, _ = gradient_by("double_backward", kind, learner, construction, at, g_down, P)
     phi = list(construction.designer.parameters())
     direction = [
         torch.randn(p.shape, generator=torch.Generator().manual_seed(i), dtype=p.dtype) for i, p in enumerate(phi)
@@ -119,7 +96,7 @@ def test_oracle_equals_finite_differences_over_phi(subset, kind, metric, monkeyp
         with torch.no_grad():
             for p, d in zip(phi, direction, strict=True):
                 p.add_(d, alpha=h)
-        value = designer_gradient("double_backward", kind, learner, construction, at, g_down, P)[1]
+        value = gradient_by("double_backward", kind, learner, construction, at, g_down, P)[1]
         with torch.no_grad():
             for p, d in zip(phi, direction, strict=True):
                 p.sub_(d, alpha=h)

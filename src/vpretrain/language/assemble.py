@@ -40,7 +40,8 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
     evaluation = load_evaluation(recipe, tokenizer)
     evaluation_keys = frozenset(example.key for example in evaluation.problems)
     check_roles(feedback.keys, evaluation_keys)
-    stream = LanguageStream(recipe.stream, tokenizer, seed=recipe.seed, held_back=feedback.keys | evaluation_keys)
+    held_back = feedback.keys | evaluation_keys
+    stream = LanguageStream(recipe.stream, tokenizer, seed=recipe.seed, held_back=held_back)
 
     if model is None:
         check_sizes(recipe, load_config(recipe.learner.name))
@@ -53,6 +54,7 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
         learner=learner,
         stream=stream,
         feedback=feedback,
+        held_back=held_back,
         construction=construction,
         base=OneHot(),
         meta=meta,

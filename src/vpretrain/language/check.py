@@ -33,10 +33,8 @@ def check(recipe: Recipe) -> Iterator[str]:
     """
     check_sizes(recipe, load_config(recipe.learner.name))
     parts = assemble(recipe, tiny_copy(recipe))
-    pairs = sum(len(examples) for examples in parts.feedback.examples.values())  # type: ignore[attr-defined]
-    yield f"recipe, data and tokenizer: fine; {pairs} feedback pairs in {len(parts.feedback.weights)} domain(s)"
-    own = parts.feedback.keys | {e.key for e in parts.evaluate.func.problems}  # type: ignore[attr-defined]
-    scanned = sum(_scan(source, own) for source in recipe.stream.sources)
+    yield f"recipe, data and tokenizer: fine; feedback and evaluation hold {len(parts.held_back)} problems"
+    scanned = sum(_scan(source, parts.held_back) for source in recipe.stream.sources)
     yield f"roles: feedback, evaluation and the first {scanned} stream examples are disjoint"
     yield _one_step(recipe, parts)
     if recipe.learner.precision == "bf16" and (note := bf16_note(torch.device(device(recipe.learner)))):
@@ -84,7 +82,7 @@ def estimate_memory(recipe: Recipe) -> str:
     )
 
 
-def _scan(source: SourceConfig, own: frozenset[str] | set[str]) -> int:
+def _scan(source: SourceConfig, own: frozenset[str]) -> int:
     opened = open_source(source)
     count = min(SCANNED, len(opened)) if isinstance(opened, IndexedSource) else min(SCANNED, source.limit or SCANNED)
     shared = 0

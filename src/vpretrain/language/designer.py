@@ -98,7 +98,8 @@ class TopKDesigner(nn.Module):
         outputs_NH = self.backbone(inputs_embeds=inputs_BTH, position_ids=batch.positions_BT, use_cache=False)[0][
             predicts_BT
         ]
-        query_ND = self.query(outputs_NH) / (self.embedding_rms * math.sqrt(state.embedding_VD.shape[1]))
+        # 1 / D and not 1 / sqrt(D): one step of Adam then moves scores and gate alike, at any width of the learner.
+        query_ND = self.query(outputs_NH) / (self.embedding_rms * state.embedding_VD.shape[1])
         scores_NK = torch.einsum("nd,nkd->nk", query_ND, at_least_fp32(F.embedding(candidates_NK, state.embedding_VD)))
         log_r_NK = torch.log_softmax(log_p_NK + scores_NK, dim=-1)
         alpha_N = self.alpha_max * torch.sigmoid(self.gate(outputs_NH)[:, 0])

@@ -126,8 +126,9 @@ def random_designer(learner: LanguageLearner, config: DesignerConfig, *, seed: i
     """A designer away from its start, whose gate varies around half of alpha_max."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        designer = TopKDesigner(config, learner.model.get_output_embeddings().weight, max_length=128)
-        nn.init.normal_(designer.query.weight, std=0.3)
+        embedding_VD = learner.model.get_output_embeddings().weight
+        designer = TopKDesigner(config, embedding_VD, max_length=128)
+        nn.init.normal_(designer.query.weight, std=0.3 * math.sqrt(embedding_VD.shape[1]))
         nn.init.normal_(designer.gate.weight, std=0.05)
         nn.init.zeros_(designer.gate.bias)
     return designer.to(learner.device)

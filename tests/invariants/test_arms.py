@@ -1,0 +1,236 @@
+"""What must hold whichever way a run is set: equal batches, the firewall, alpha = 0, accumulation, detached tasks."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from models import random_batch, tiny_model
+from worlds import sums, tiny_recipe, write_jsonl
+
+from vpretrain.language.assemble import assemble
+from vpretrain.language.construction import LearnedTargets, OneHot, Smoothing
+from vpretrain.language.learner import LanguageLearner
+from vpretrain.run.optimizer import AdamW
+from vpretrain.run.session import Session, prepare_directory
+
+
+def trajectory(recipe):
+    """Runs a recipe; the learner's parameters at the end and the keys of what it read."""
+    prepare_directory(recipe, resume=False, overwrite=True)
+    torch.manual_seed(recipe.seed)
+    parts = assemble(recipe)
+    seen = []
+    draw = parts.stream.next
+    parts.stream.next = lambda: seen.append(draw()) or seen[-1]  # type: ignore[method-assign]
+    session = Session(recipe, parts)
+    session.run()
+    parameters = {name: p.detach().clone() for name, p in parts.learner.named_parameters()}
+    return parameters, seen, parts
+
+
+def assert_bit_equal(a, b):
+    assert a.keys() == b.keys()
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert not different, different
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def family(request):
+    return request.param
+
+
+def test_alpha_zero_is_one_hot_bit_for_bit(tmp_path, tokenizer, family):
+    one_hot, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, family, arm="one-hot"))
+    v, _, parts = trajectory(tiny_recipe(tmp_path, tokenizer, family, designer={"alpha_max": 0.0}))
+    assert parts.meta.updates == 3
+    assert_bit_equal(one_hot, v)
+
+
+def test_one_candidate_is_one_hot_bit_for_bit(tmp_path, tokenizer):
+    one_hot, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, arm="one-hot"))
+    v, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, designer={"top_k": 1}))
+    assert_bit_equal(one_hot, v)
+
+
+def test_burn_in_is_one_hot_and_then_no_longer(tmp_path, tokenizer):
+    one_hot, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, arm="one-hot"))
+    burning, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, designer={"burn_in_steps": 6}))
+    assert_bit_equal(one_hot, burning)
+    burnt, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, designer={"burn_in_steps": 4}))
+    assert any(not torch.equal(one_hot[name], burnt[name]) for name in one_hot)
+
+
+def test_lora_arms_share_dropout_and_batches(tmp_path, tokenizer):
+    lora = {"learner": {"lora": {"r": 2, "dropout": 0.2, "target_modules": ["q_proj", "down_proj"]}}}
+    one_hot, seen_one_hot, _ = trajectory(tiny_recipe(tmp_path, tokenizer, arm="one-hot", **lora))
+    v, seen_v, _ = trajectory(tiny_recipe(tmp_path, tokenizer, designer={"alpha_max": 0.0}, **lora))
+    assert_bit_equal(one_hot, v)
+    for ours, theirs in zip(seen_one_hot, seen_v, strict=False):
+        assert all(torch.equal(a.ids_BT, b.ids_BT) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("arm", ["uniform", "self-distillation", "random-feedback", "closed-form", "v"])
+def test_every_arm_sees_the_batches_of_one_hot_and_learns_something_else(tmp_path, tokenizer, arm):
+    one_hot, seen_one_hot, _ = trajectory(tiny_recipe(tmp_path, tokenizer, arm="one-hot"))
+    other, seen, _ = trajectory(tiny_recipe(tmp_path, tokenizer, arm=arm))
+    for ours, theirs in zip(seen, seen_one_hot, strict=True):
+        assert all(torch.equal(a.ids_BT, b.ids_BT) for a, b in zip(ours, theirs, strict=True))
+    assert any(not torch.equal(one_hot[name], other[name]) for name in one_hot)
+
+
+def test_firewall_poisoned_feedback_with_a_frozen_designer_changes_nothing(tmp_path, tokenizer):
+    frozen = {"lr": 1e-30}  # too small to change an fp32 weight
+    clean, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, designer=frozen))
+    recipe = tiny_recipe(tmp_path, tokenizer, designer=frozen)
+    poison = [{"question": f"2: {i} + 0 ?", "answer": "zzz #### 7"} for i in range(12)]
+    write_jsonl(tmp_path / "feedback.jsonl", poison)
+    poisoned, *_ = trajectory(recipe)
+    assert_bit_equal(clean, poisoned)
+    moving, *_ = trajectory(tiny_recipe(tmp_path, tokenizer))
+    write_jsonl(tmp_path / "feedback.jsonl", poison)
+    moving_poisoned, *_ = trajectory(tiny_recipe(tmp_path, tokenizer).model_copy(update={"name": "p"}))
+    del moving_poisoned
+    assert any(not torch.equal(clean[name], moving[name]) for name in clean)
+
+
+def test_firewall_the_object_that_holds_g_down_cannot_reach_the_learners_optimizer(tmp_path, tokenizer):
+    recipe = tiny_recipe(tmp_path, tokenizer)
+    prepare_directory(recipe, resume=False, overwrite=False)
+    parts = assemble(recipe)
+    session = Session(recipe, parts)
+    reached, queue = set(), [parts.meta]
+    while queue:
+        thing = queue.pop()
+        if id(thing) in reached or isinstance(thing, type) or type(thing).__name__ in ("module", "function"):
+            continue
+        reached.add(id(thing))
+        queue.extend(gc.get_referents(thing))
+    assert id(parts.meta.optimizer) in reached
+    assert id(session.optimizer) not in reached
+    assert id(session.optimizer.torch) not in reached
+
+
+def test_firewall_no_problem_of_feedback_or_evaluation_enters_a_learner_batch(tmp_path, tokenizer):
+    recipe = tiny_recipe(tmp_path, tokenizer, budget={"steps": 12})
+    both = sums(30, 1) + sums(12, 2) + sums(10, 3)
+    write_jsonl(tmp_path / "stream.jsonl", both)
+    _, seen, parts = trajectory(recipe)
+    keys = {key for batches in seen for batch in batches for row in batch.keys for key in row}
+    assert not keys & parts.held_back
+    assert parts.stream.held_back_count > 0
+
+
+@pytest.mark.parametrize("arm", ["v", "closed-form"])
+def test_a_meta_update_leaves_no_trace_on_the_learner(tmp_path, tokenizer, arm):
+    recipe = tiny_recipe(tmp_path, tokenizer, "gpt2", arm=arm)
+    parts = assemble(recipe)
+    batches = parts.stream.next()
+    parts.learner.loss(
+        parts.learner.forward(batches[0]), parts.base.targets(batches[0], parts.learner.forward(batches[0]).detach())
+    ).backward()
+    before = {name: (p.detach().clone(), p.grad.clone()) for name, p in parts.learner.named_parameters()}
+    random_state, training = torch.get_rng_state(), parts.learner.module.training
+    designer = [p.detach().clone() for p in parts.construction.parameters()]
+    parts.meta(batches)
+    for name, p in parts.learner.named_parameters():
+        assert torch.equal(p, before[name][0])
+        assert torch.equal(p.grad, before[name][1])
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert parts.learner.module.training == training
+    assert all(not p.requires_grad or p.grad is None for p in parts.construction.parameters())
+    if arm == "v":
+        assert any(not torch.equal(a, b) for a, b in zip(designer, parts.construction.parameters(), strict=True))
+
+
+def test_constructed_targets_carry_a_graph_in_a_meta_step_and_none_for_the_learner(tmp_path, tokenizer):
+    parts = assemble(tiny_recipe(tmp_path, tokenizer))
+    batch = parts.stream.next()[0]
+    state = parts.learner.forward(batch)
+    assert state.logits_NV.requires_grad
+    assert not state.detach().logits_NV.requires_grad
+    task = parts.construction.targets(batch, state.detach())
+    assert task.target.q_NK.requires_grad
+    detached = task.detach()
+    assert not detached.target.q_NK.requires_grad
+    assert not any(value.requires_grad for value in detached.side.values())
+
+
+def test_accumulation_one_by_eight_equals_eight_by_one(tmp_path, tokenizer):
+    def after(batch_size, accumulation):
+        recipe = tiny_recipe(
+            tmp_path,
+            tokenizer,
+            arm="self-distillation",
+            stream={"batch_size": batch_size, "accumulation": accumulation},
+            budget={"steps": 3},
+        )
+        return trajectory(recipe)[0]
+
+    whole, pieces = after(8, 1), after(1, 8)
+    for name in whole:
+        torch.testing.assert_close(whole[name], pieces[name], rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("model", ["llama", "qwen2", "gpt2", "gemma2"])
+def test_packed_documents_have_the_log_probabilities_of_unpacked_ones(model):
+    learner = LanguageLearner(tiny_model(model).eval())
+    packed = random_batch(2, 24)
+    with torch.no_grad():
+        together = learner.forward(packed).logits_NV.log_softmax(-1)
+        apart = []
+        for row in range(2):
+            for start in (0, 12):
+                piece = packed.rows([row])
+                piece = type(piece)(
+                    piece.ids_BT[:, start : start + 12],
+                    piece.positions_BT[:, start : start + 12],
+                    piece.weights_BT[:, start : start + 12],
+                    piece.domains,
+                    piece.keys,
+                )
+                apart.append(learner.forward(piece).logits_NV.log_softmax(-1))
+    torch.testing.assert_close(together, torch.cat(apart), rtol=1e-4, atol=1e-5)
+
+
+def test_controls_are_what_they_say():
+    learner = LanguageLearner(tiny_model().eval())
+    batch = random_batch()
+    state = learner.forward(batch).detach()
+    uniform = Smoothing(0.5, 4, "uniform").targets(batch, state).target
+    assert torch.equal(uniform.candidates_NK[:, 0], batch.targets_N)
+    torch.testing.assert_close(uniform.q_NK[0], torch.tensor([0.625, 0.125, 0.125, 0.125]))
+    own = Smoothing(1.0, 4, "self").targets(batch, state).target
+    p_NK = state.logits_NV.softmax(-1).gather(-1, own.candidates_NK)
+    torch.testing.assert_close(own.q_NK, p_NK / p_NK.sum(-1, keepdim=True))
+    assert all(len(set(row.tolist())) == 4 for row in own.candidates_NK)
+    best = state.logits_NV.clone().scatter_(-1, batch.targets_N[:, None], -torch.inf).topk(3).indices
+    assert torch.equal(own.candidates_NK[:, 1:], best)
+    assert float(OneHot().targets(batch, state).target.q_NK.min()) == 1.0
+
+
+def test_a_new_designer_starts_at_r_equal_p_and_at_its_gate(tmp_path, tokenizer):
+    parts = assemble(tiny_recipe(tmp_path, tokenizer))
+    assert isinstance(parts.construction, LearnedTargets)
+    batch = parts.stream.next()[0]
+    task = parts.construction.targets(batch, parts.learner.forward(batch).detach())
+    torch.testing.assert_close(task.side["log_r_NK"], task.side["log_p_NK"])
+    assert float(task.side["alpha_N"].detach().mean()) == pytest.approx(0.1)
+    assert float(parts.construction.regulariser(task).detach()) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_adamw_metric_is_the_preconditioner_of_the_step():
+    torch.manual_seed(0)
+    parameter = torch.nn.Parameter(torch.randn(5))
+    from vpretrain.config import OptimizerConfig
+
+    optimizer = AdamW([("w", parameter)], OptimizerConfig(lr=1e-3, clip_norm=1e9, betas=(0.0, 0.9)), horizon=100)
+    assert optimizer.metric(["w"]) is None
+    for _ in range(3):
+        parameter.grad = torch.randn(5)
+        gradient, before = parameter.grad.clone(), parameter.detach().clone()
+        lr = optimizer.rate()
+        optimizer.step()
+    # With beta_1 = 0 the realised step is exactly -lr P g.
+    torch.testing.assert_close(parameter.detach() - before, -lr * optimizer.metric(["w"])["w"] * gradient)

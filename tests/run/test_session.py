@@ -1,0 +1,231 @@
+"""Runs end to end: resume bit for bit, budgets, results, export."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from worlds import tiny_recipe
+
+from vpretrain import UserError, load_recipe, run
+from vpretrain.config import BudgetConfig
+from vpretrain.language.assemble import assemble
+from vpretrain.run.budget import Budget
+from vpretrain.run.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from vpretrain.run.export import export
+from vpretrain.run.session import Interrupted, Session, prepare_directory
+
+
+def interrupted_and_resumed(recipe, at):
+    """Runs with an interruption after each of the steps in `at`."""
+    prepare_directory(recipe, resume=False, overwrite=True)
+    torch.manual_seed(recipe.seed)
+    session = Session(recipe, assemble(recipe))
+    for stop in at:
+        after_step = session._after_step
+
+        def stopping(record, session=session, after_step=after_step, stop=stop):
+            after_step(record)
+            if record.step == stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        session._after_step = stopping
+        with pytest.raises(Interrupted, match="--resume") as caught:
+            session.run()
+        assert caught.value.exit_code == 128 + signal.SIGTERM
+        torch.manual_seed(99)  # another process would have another state
+        session = Session(recipe, assemble(recipe), resume=True)
+    result = session.run()
+    return session, result
+
+
+def everything(session):
+    groups, state = load_checkpoint(session.save())
+    state["budget"].pop("seconds")
+    return groups, state
+
+
+@pytest.mark.parametrize("arm", ["v", "closed-form", "one-hot", "random-feedback"])
+@pytest.mark.parametrize("lora", [None, {"r": 2, "dropout": 0.2, "target_modules": ["q_proj", "down_proj"]}])
+def test_an_interrupted_run_ends_bit_equal(tmp_path, tokenizer, arm, lora):
+    recipe = tiny_recipe(
+        tmp_path,
+        tokenizer,
+        arm=arm,
+        learner={"lora": lora},
+        optimizer={"schedule": "cosine", "warmup_fraction": 0.3},
+        value={"metric": "adamw"},
+        stream={"accumulation": 2},
+    )
+    whole, result = interrupted_and_resumed(recipe, [])
+    log = (recipe.directory / "metrics.jsonl").read_text().splitlines()
+    groups, state = everything(whole)
+    again, resumed = interrupted_and_resumed(recipe, [0, 2, 3])
+    groups_again, state_again = everything(again)
+    assert state == state_again
+    assert groups.keys() == groups_again.keys()
+    for group, tensors in groups.items():
+        assert all(torch.equal(tensors[name], groups_again[group][name]) for name in tensors), group
+    assert result["problems"] == resumed["problems"]
+    log_again = (recipe.directory / "metrics.jsonl").read_text().splitlines()
+    drop = {"seconds"}
+    strip = lambda lines: [{k: v for k, v in json.loads(line).items() if k not in drop} for line in lines]  # noqa: E731
+    assert strip(log) == strip(log_again)
+
+
+def test_a_result_holds_every_figure_and_the_exported_model_has_equal_logits(tmp_path, tokenizer):
+    recipe = tiny_recipe(tmp_path, tokenizer)
+    session, result = interrupted_and_resumed(recipe, [])
+    for key in (
+        "answer_nll",
+        "pass_at_1",
+        "retention_nll",
+        "steps",
+        "tokens",
+        "seconds",
+        "tokens_per_s",
+        "peak_memory_bytes",
+    ):
+        assert result[key] is not None
+    assert result["meta_updates"] == 3
+    assert result["mean_alpha"] > 0.01
+    assert result["answer_nll_low"] <= result["answer_nll"] <= result["answer_nll_high"]
+    assert json.loads((recipe.directory / "result.json").read_text()) == result
+    ids = torch.randint(1, 50, (2, 12))
+    reloaded = AutoModelForCausalLM.from_pretrained(recipe.directory / "model", dtype=torch.float32)
+    model = session.parts.learner.model.eval()
+    assert torch.equal(reloaded.eval()(ids).logits, model(ids).logits)
+
+
+def test_lora_exports_an_adapter_and_a_merged_model(tmp_path, tokenizer):
+    from peft import PeftModel
+
+    recipe = tiny_recipe(tmp_path, tokenizer, learner={"lora": {"r": 2, "target_modules": ["q_proj", "down_proj"]}})
+    session, _ = interrupted_and_resumed(recipe, [])
+    ids = torch.randint(1, 50, (2, 12))
+    expected = session.parts.learner.model.eval()(ids).logits
+    merged = AutoModelForCausalLM.from_pretrained(recipe.directory / "model", dtype=torch.float32).eval()
+    torch.testing.assert_close(merged(ids).logits, expected, rtol=1e-4, atol=1e-5)
+    base = AutoModelForCausalLM.from_pretrained(recipe.learner.name, dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(base, recipe.directory / "model" / "adapter").eval()
+    assert torch.equal(adapted(ids).logits, expected)
+
+
+def test_an_unfinished_run_exports_its_newest_checkpoint(tmp_path, tokenizer):
+    recipe = tiny_recipe(tmp_path, tokenizer, checkpoint={"every_steps": 1, "keep": 2})
+    session, _ = interrupted_and_resumed(recipe, [])
+    assert [path.name for path in checkpoints(recipe.directory / "checkpoints")] == ["step-00000005", "step-00000006"]
+    (recipe.directory / "model").rename(tmp_path / "moved")
+    export(str(recipe.directory), str(tmp_path / "exported"))
+    ids = torch.randint(1, 50, (2, 12))
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "exported", dtype=torch.float32).eval()
+    assert torch.equal(exported(ids).logits, session.parts.learner.model.eval()(ids).logits)
+    with pytest.raises(UserError, match="not empty"):
+        export(str(recipe.directory), str(tmp_path / "exported"))
+
+
+def test_a_run_whose_targets_stayed_one_hot_warns(tmp_path, tokenizer):
+    _, result = interrupted_and_resumed(tiny_recipe(tmp_path, tokenizer, designer={"burn_in_steps": 6}), [])
+    assert "stayed one-hot" in result["warning"]
+
+
+def test_pad_equal_to_eos_works_end_to_end(tmp_path, pad_is_eos_tokenizer):
+    assert pad_is_eos_tokenizer.pad_token_id == pad_is_eos_tokenizer.eos_token_id
+    _, result = interrupted_and_resumed(tiny_recipe(tmp_path, pad_is_eos_tokenizer), [])
+    assert result["steps"] == 6
+
+
+def test_a_taken_directory_and_a_changed_recipe_are_refused(tmp_path, tokenizer):
+    recipe = tiny_recipe(tmp_path, tokenizer, checkpoint={"every_steps": 2})
+    run(recipe)
+    with pytest.raises(UserError, match="--overwrite"):
+        run(recipe)
+    with pytest.raises(UserError, match="changed recipe"):
+        run(tiny_recipe(tmp_path, tokenizer, optimizer={"lr": 2e-3}, checkpoint={"every_steps": 2}), resume=True)
+    longer = tiny_recipe(tmp_path, tokenizer, budget={"steps": 8}, checkpoint={"every_steps": 2})
+    assert run(longer, resume=True)["steps"] == 8
+    with pytest.raises(UserError, match="no checkpoint"):
+        run(recipe.model_copy(update={"name": "other"}), resume=True)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_older_one(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, 1, {"a": {"x": torch.ones(2)}}, {"n": 1}, keep=1)
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vpretrain.run.checkpoint.save_file", full)
+    with pytest.raises(UserError, match="No space left"):
+        save_checkpoint(tmp_path, 2, {"a": {"x": torch.zeros(2)}}, {"n": 2}, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    groups, state = load_checkpoint(tmp_path / "step-00000001")
+    assert state == {"n": 1}
+    assert torch.equal(groups["a"]["x"], torch.ones(2))
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_a_budget_in_minutes_ends_nearest_to_its_limit_and_charges_training_only():
+    clock = Clock()
+    budget = Budget(BudgetConfig(minutes=1), clock)
+    for _ in budget:
+        clock.now += 7
+        with budget.paused():
+            clock.now += 1000
+    assert budget.step == 9  # 63 s is nearer to 60 s than 56 s
+    assert budget.seconds == 63
+
+
+def test_a_budget_is_honoured_across_a_resume():
+    clock = Clock()
+    first = Budget(BudgetConfig(minutes=1), clock)
+    for step in first:
+        clock.now += 5
+        with first.paused():
+            state = first.state_dict()
+        if step == 3:
+            first.stop()
+    clock.now += 500
+    second = Budget(BudgetConfig(minutes=1), clock)
+    second.load_state_dict(state)
+    steps = []
+    for step in second:
+        clock.now += 5
+        steps.append(step)
+    assert steps == list(range(4, 12))
+    assert second.seconds == 60
+
+
+def test_rehearsal_of_the_horizon_changes_nothing(tmp_path, tokenizer):
+    timed = tiny_recipe(tmp_path, tokenizer, budget={"steps": 6, "minutes": 60})
+    recipe = timed.model_copy(update={"budget": BudgetConfig(minutes=60)})
+    prepare_directory(recipe, resume=False, overwrite=False)
+    parts = assemble(recipe)
+    session = Session(recipe, parts)
+    before = [p.detach().clone() for p in (*parts.learner.module.parameters(), *parts.designer.parameters())]
+    cursors, random_state = (parts.stream.state_dict(), parts.feedback.state_dict()), torch.get_rng_state()
+    assert session._horizon() >= 1
+    after = [*parts.learner.module.parameters(), *parts.designer.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert (parts.stream.state_dict(), parts.feedback.state_dict()) == cursors
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(p.grad is None for p in after)
+
+
+def test_python_in_under_ten_lines(tmp_path, tokenizer):
+    from vpretrain.config import save_recipe
+
+    save_recipe(tiny_recipe(tmp_path, tokenizer), tmp_path / "recipe.yaml")
+    recipe = load_recipe(tmp_path / "recipe.yaml", ["budget.steps=2", "arm=one-hot"])
+    result = run(recipe)
+    assert result["steps"] == 2

@@ -1,0 +1,84 @@
+"""A whole run in miniature: a saved tiny learner with its tokenizer, data files, and a recipe over them."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from models import tiny_model
+
+from vpretrain.config import Recipe, parse_recipe
+
+
+def sums(count: int, seed: int) -> list[dict[str, str]]:
+    """Additions of two numbers, as question and answer; different seeds share none."""
+    draw = random.Random(seed)
+    pairs = []
+    for _ in range(count):
+        a, b = draw.randint(0, 99), draw.randint(0, 99)
+        pairs.append({"question": f"{seed}: {a} + {b} ?", "answer": f"{a} + {b} = {a + b} #### {a + b}"})
+    return list({pair["question"]: pair for pair in pairs}.values())
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def save_learner(directory: Path, tokenizer: Any, family: str = "llama") -> str:
+    """A directory as save_pretrained writes it."""
+    model = tiny_model(family, vocabulary=max(61, len(tokenizer)))
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return str(directory)
+
+
+def recipe_data(root: Path, tokenizer: Any, family: str = "llama") -> dict[str, Any]:
+    """A recipe that runs in a second or two; change what the test is about."""
+    pair = {"prompt": "{question} ", "response": "{answer}", "domain": "sums"}
+    return {
+        "name": "tiny",
+        "output": str(root / "runs"),
+        "learner": {"name": save_learner(root / "learner", tokenizer, family)},
+        "optimizer": {"lr": 1e-3},
+        "stream": {
+            "length": 48,
+            "batch_size": 2,
+            "min_chunk": 4,
+            "sources": [
+                {"path": write_jsonl(root / "stream.jsonl", sums(40, 1)), **pair, "weight": 0.7},
+                {
+                    "path": write_jsonl(root / "text.jsonl", [{"text": "the sum of two numbers " * 8}] * 5),
+                    "domain": "text",
+                    "weight": 0.3,
+                },
+            ],
+        },
+        "feedback": {
+            "length": 48,
+            "batch_size": 2,
+            "sources": [{"path": write_jsonl(root / "feedback.jsonl", sums(12, 2)), **pair}],
+        },
+        "designer": {"hidden_size": 16, "layers": 1, "heads": 2, "top_k": 8, "lr": 1e-2},
+        "value": {"every_steps": 2, "batch_size": 2, "length": 48},
+        "budget": {"steps": 6},
+        "evaluation": {
+            "sources": [{"path": write_jsonl(root / "evaluation.jsonl", sums(10, 3)), **pair}],
+            "retention": [{"path": write_jsonl(root / "other.jsonl", [{"text": "a b c d e f g h " * 20}])}],
+            "problems": 6,
+            "pass_at_1_problems": 2,
+            "max_new_tokens": 4,
+            "retention_tokens": 96,
+            "length": 48,
+        },
+    }
+
+
+def tiny_recipe(root: Path, tokenizer: Any, family: str = "llama", **changes: Any) -> Recipe:
+    """`recipe_data` as a recipe, with top-level sections merged in."""
+    data = recipe_data(root, tokenizer, family)
+    for section, values in changes.items():
+        data[section] = data[section] | values if isinstance(values, dict) and section in data else values
+    return parse_recipe(data)
