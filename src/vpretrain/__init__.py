@@ -1,7 +1,7 @@
 """V-pretraining: continued pretraining with downstream feedback (Ke and Fanti, arXiv 2601.22108).
 
-from vpretrain import load_recipe, run
-result = run(load_recipe("recipes/quickstart.yaml", ["budget.steps=10", "budget.minutes=null"]))
+from vpretrain import load_recipe, run_recipe
+result = run_recipe(load_recipe("recipes/quickstart.yaml", ["budget.steps=10", "budget.minutes=null"]))
 print(result["answer_nll"])
 """
 
@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 from vpretrain.config import Recipe, load_recipe
 from vpretrain.errors import UserError
-from vpretrain.run import run
+from vpretrain.run import run_recipe
 
-__all__ = ["Recipe", "UserError", "__version__", "load_recipe", "run"]
+__all__ = ["Recipe", "UserError", "__version__", "load_recipe", "run_recipe"]
 __version__ = version("vpretrain")

@@ -40,12 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.overrides)
-    from vpretrain.run import run
+    from vpretrain.run import run_recipe
     from vpretrain.run.session import Interrupted
 
     _quiet()
     try:
-        result = run(recipe, resume=options.resume, overwrite=options.overwrite)
+        result = run_recipe(recipe, resume=options.resume, overwrite=options.overwrite)
     except Interrupted as stop:
         print(f"vpretrain: {stop}", file=sys.stderr)
         return stop.exit_code

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from worlds import tiny_recipe
 
-from vpretrain import UserError, load_recipe, run
+from vpretrain import UserError, load_recipe, run_recipe
 from vpretrain.config import BudgetConfig
 from vpretrain.language.assemble import assemble
 from vpretrain.run.budget import Budget
@@ -141,15 +141,15 @@ def test_pad_equal_to_eos_works_end_to_end(tmp_path, pad_is_eos_tokenizer):
 
 def test_a_taken_directory_and_a_changed_recipe_are_refused(tmp_path, tokenizer):
     recipe = tiny_recipe(tmp_path, tokenizer, checkpoint={"every_steps": 2})
-    run(recipe)
+    run_recipe(recipe)
     with pytest.raises(UserError, match="--overwrite"):
-        run(recipe)
+        run_recipe(recipe)
     with pytest.raises(UserError, match="changed recipe"):
-        run(tiny_recipe(tmp_path, tokenizer, optimizer={"lr": 2e-3}, checkpoint={"every_steps": 2}), resume=True)
+        run_recipe(tiny_recipe(tmp_path, tokenizer, optimizer={"lr": 2e-3}, checkpoint={"every_steps": 2}), resume=True)
     longer = tiny_recipe(tmp_path, tokenizer, budget={"steps": 8}, checkpoint={"every_steps": 2})
-    assert run(longer, resume=True)["steps"] == 8
+    assert run_recipe(longer, resume=True)["steps"] == 8
     with pytest.raises(UserError, match="no checkpoint"):
-        run(recipe.model_copy(update={"name": "other"}), resume=True)
+        run_recipe(recipe.model_copy(update={"name": "other"}), resume=True)
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_older_one(tmp_path, monkeypatch):
@@ -227,5 +227,5 @@ def test_python_in_under_ten_lines(tmp_path, tokenizer):
 
     save_recipe(tiny_recipe(tmp_path, tokenizer), tmp_path / "recipe.yaml")
     recipe = load_recipe(tmp_path / "recipe.yaml", ["budget.steps=2", "arm=one-hot"])
-    result = run(recipe)
+    result = run_recipe(recipe)
     assert result["steps"] == 2

@@ -126,6 +126,7 @@ class _Core(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        self.training = model.training
 
     @property
     def causal(self) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 from vpretrain.config import Recipe
 
 
-def run(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+def run_recipe(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
     """Run one arm as the recipe says: train, export, evaluate.
 
     Args:

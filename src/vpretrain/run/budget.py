@@ -27,14 +27,16 @@ class Budget:
         self._clock = clock
         self._spent = 0.0
         self._running_since: float | None = None
+        self._in_step = False
         self._stopped = False
 
     def __iter__(self) -> Iterator[int]:
         self._stopped = False
         while not self._done():
-            self._running_since = self._clock()
+            self._running_since, self._in_step = self._clock(), True
             yield self.step
             self.step += 1
+            self._in_step = False
             self._pause()
 
     @property
@@ -67,7 +69,7 @@ class Budget:
 
     def state_dict(self) -> dict[str, Any]:
         """As at the end of the running step."""
-        return {"step": self.step + 1 if self._running_since is not None else self.step, "seconds": self.seconds}
+        return {"step": self.step + self._in_step, "seconds": self.seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where a checkpoint was taken."""

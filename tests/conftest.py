@@ -1,0 +1,35 @@
+"""Shared fixtures. Nothing here or in any test reaches the network or the user's caches."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="vpretrain-tests-")
+
+import pytest
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789 \n?:.#+=-<>|"
+
+
+def character_tokenizer(pad: str | None = "<pad>") -> PreTrainedTokenizerFast:
+    """One token a character; few enough for the vocabulary of the tiny models."""
+    vocabulary = {token: index for index, token in enumerate(["<unk>", "<pad>", "<eos>", *CHARACTERS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>", pad_token=pad)
+
+
+@pytest.fixture
+def tokenizer():
+    """A tokenizer with its own padding token."""
+    return character_tokenizer()
+
+
+@pytest.fixture
+def pad_is_eos_tokenizer():
+    """A tokenizer whose padding token is its end token, as in many released models."""
+    return character_tokenizer("<eos>")
