@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -89,6 +90,10 @@ class SourceConfig(_Strict):
     weight: float = Field(
         1.0, gt=0, description="Relative weight: of rows in a stream mixture, of a domain in feedback."
     )
+    exclude: dict[str, re.Pattern[str]] = Field(
+        default_factory=dict,
+        description="path, hub: rows are left out whose field matches, e.g. {source: gsm8k}; regular expressions.",
+    )
     limit: int | None = Field(None, ge=1, description="Cap: use the first n examples only.")
     skip: int = Field(0, ge=0, description="Leave out the first n examples (to keep roles apart).")
 
@@ -103,6 +108,8 @@ class SourceConfig(_Strict):
             raise ValueError("a source has either text (raw) or prompt and response, not both")
         if (self.prompt is None) != (self.response is None):
             raise ValueError("prompt and response go together")
+        if self.exclude and self.path is None and self.hub is None:
+            raise ValueError("exclude goes with path and hub only")
         return self
 
     @property

@@ -6,7 +6,8 @@ Shapes: B rows, T tokens, N targets.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from statistics import mean
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from vpretrain.language.source import Example
 from vpretrain.run.progress import steady
 from vpretrain.statistics import bootstrap_interval
 
+_DECODING = 10
 _NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?"
 
 
@@ -41,48 +43,52 @@ class Evaluation:
 
     def __call__(self, learner: LanguageLearner) -> dict[str, Any]:
         """Figures of the learner as it is; `problems` lists them problem by problem, for paired comparisons."""
-        config, device = self.config, learner.device
-        chunks = [self.problems[i : i + config.batch_size] for i in range(0, len(self.problems), config.batch_size)]
-        solved_chunks = [self.problems[: config.pass_at_1_problems]] if config.pass_at_1_problems else []
+        size = self.config.batch_size
+        asked = self.problems[: self.config.pass_at_1_problems]
         training = learner.module.training
         learner.module.eval()
         nll: list[float] = []
         solved: list[bool] = []
-        retention: list[tuple[float, int]] = []
+        retention: list[Tensor] = []
+        # A decoded problem costs about as much as this many that are only read.
+        work = len(self.problems) + len(self.retention) + _DECODING * len(asked)
         try:
-            with (
-                torch.no_grad(),
-                steady("       evaluation", len(chunks) + len(self.retention) + len(solved_chunks)) as done,
-            ):
-                for chunk in chunks:
-                    rows = [encode(example, self.tokenizer, config.length) for example in chunk]
-                    nll += row_nll(learner, collate(rows, self.tokenizer).to(device)).tolist()
-                    done(len(nll) // config.batch_size)
-                for number, batch in enumerate(self.retention):
-                    loss_N = token_nll(learner, batch.to(device))
-                    retention.append((float(loss_N.sum()), len(loss_N)))
-                    done(len(chunks) + number + 1)
-                for chunk in solved_chunks:
+            with torch.no_grad(), steady("       evaluation", work) as done:
+                for chunk in _chunks(self.problems, size):
+                    rows = [encode(example, self.tokenizer, self.config.length) for example in chunk]
+                    nll += row_nll(learner, collate(rows, self.tokenizer).to(learner.device)).tolist()
+                    done(len(nll))
+                for batch in self.retention:
+                    retention.append(token_nll(learner, batch.to(learner.device)).double().cpu())
+                    done(len(nll) + len(retention))
+                for chunk in _chunks(asked, size):
                     solved += self._solve(learner, chunk)
+                    done(len(nll) + len(retention) + _DECODING * len(solved))
         finally:
             learner.module.train(training)
         low, high = bootstrap_interval(nll)
-        tokens = sum(count for _, count in retention)
-        return {
-            "answer_nll": sum(nll) / len(nll),
+        domains = list(dict.fromkeys(example.domain for example in self.problems))
+        result = {
+            "answer_nll": mean(nll),
             "answer_nll_low": low,
             "answer_nll_high": high,
-            "pass_at_1": sum(solved) / len(solved) if solved else None,
-            "retention_nll": sum(total for total, _ in retention) / tokens if tokens else None,
-            "problems": [
-                {"key": example.key, "domain": example.domain, "nll": value}
-                | ({"solved": solved[i]} if i < len(solved) else {})
-                for i, (example, value) in enumerate(zip(self.problems, nll, strict=True))
-            ],
+            "pass_at_1": mean(solved) if solved else None,
+            "retention_nll": float(torch.cat(retention).mean()) if retention else None,
         }
+        if len(domains) > 1:
+            result["answer_nll_by_domain"] = {
+                domain: mean(value for example, value in zip(self.problems, nll, strict=True) if example.domain == domain)
+                for domain in domains
+            }
+        result["problems"] = [
+            {"key": example.key, "domain": example.domain, "nll": value}
+            | ({"solved": solved[i]} if i < len(solved) else {})
+            for i, (example, value) in enumerate(zip(self.problems, nll, strict=True))
+        ]
+        return result
 
     def _solve(self, learner: LanguageLearner, examples: Sequence[Example]) -> list[bool]:
-        """Greedy decoding, all problems at once; an answer counts if its final value equals the reference's."""
+        """Greedy decoding; an answer counts if its final value equals the reference's."""
         prompts = [self.tokenizer(example.prompt, add_special_tokens=False)["input_ids"] for example in examples]
         if prefix := self.tokenizer("")["input_ids"]:
             prompts = [prefix + ids for ids in prompts]
@@ -121,6 +127,10 @@ def row_nll(learner: LanguageLearner, batch: TokenBatch) -> Tensor:
     sums_B.index_add_(0, row_N, loss_N.double())
     counts_B.index_add_(0, row_N, torch.ones_like(loss_N, dtype=torch.float64))
     return sums_B / counts_B
+
+
+def _chunks(examples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:
+    return (examples[i : i + size] for i in range(0, len(examples), size))
 
 
 def reference(example: Example) -> str:

@@ -201,11 +201,23 @@ def _load(config: SourceConfig, *arguments: Any, **options: Any) -> Any:
 
     datasets.disable_progress_bars()
     try:
-        return datasets.load_dataset(*arguments, streaming=config.streaming, **options)
+        dataset = datasets.load_dataset(*arguments, streaming=config.streaming, **options)
+        return dataset.filter(partial(_kept, config)) if config.exclude else dataset
+    except UserError:
+        raise
     except Exception as error:  # datasets raises many kinds for one thing: the data cannot be had
         reason = str(error.__cause__ or error).strip().split("\n")[0]
         remedy = "check the name and the network, or give a path" if config.hub else "check the file"
         raise UserError(f"cannot load {config.origin}: {reason}; {remedy}") from None
+
+
+def _kept(config: SourceConfig, row: dict[str, Any]) -> bool:
+    for field, pattern in config.exclude.items():
+        if field not in row:
+            raise UserError(f"{config.origin}: no field '{field}' for exclude (fields: {', '.join(row)})")
+        if pattern.search(str(row[field])):
+            return False
+    return True
 
 
 def _python_manual() -> Sequence[dict[str, Any]]:
