@@ -131,7 +131,12 @@ def draw_curves(directory: Path, names: Sequence[str]) -> Path | None:
         for panel, key in zip(panels, ("loss", "alpha_N", "value"), strict=True):
             points = [(line["seconds"], line[key]) for line in lines if key in line]
             if points and (key == "loss" or any(y for _, y in points)):
-                panel.plot(*zip(*points, strict=True), label=name, linestyle=["-", "--", ":", "-."][index % 4])
+                panel.plot(
+                    *zip(*points, strict=True),
+                    label=name,
+                    color=f"C{index}",
+                    linestyle=["-", "--", ":", "-."][index % 4],
+                )
     for panel, title in zip(
         panels, ("training loss (nats a token)", "mean gate alpha", "value of the task"), strict=True
     ):

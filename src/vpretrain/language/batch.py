@@ -87,14 +87,3 @@ class TokenBatch:
             positions_BT=self.positions_BT.to(device, non_blocking=True),
             weights_BT=self.weights_BT.to(device, non_blocking=True),
         )
-
-
-def concatenate(batches: Sequence[TokenBatch]) -> TokenBatch:
-    """All rows of batches of one length."""
-    return TokenBatch(
-        torch.cat([batch.ids_BT for batch in batches]),
-        torch.cat([batch.positions_BT for batch in batches]),
-        torch.cat([batch.weights_BT for batch in batches]),
-        tuple(domain for batch in batches for domain in batch.domains),
-        tuple(keys for batch in batches for keys in batch.keys),
-    )

@@ -77,7 +77,9 @@ class Evaluation:
         }
         if len(domains) > 1:
             result["answer_nll_by_domain"] = {
-                domain: mean(value for example, value in zip(self.problems, nll, strict=True) if example.domain == domain)
+                domain: mean(
+                    value for example, value in zip(self.problems, nll, strict=True) if example.domain == domain
+                )
                 for domain in domains
             }
         result["problems"] = [

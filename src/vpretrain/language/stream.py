@@ -94,7 +94,8 @@ class _Packer:
         self._order: Shuffled | None = None
         if seed is not None and isinstance(self._source, IndexedSource):
             self._order = Shuffled(len(self._source), seed)
-        self._waiting: Document | None = None  # did not fit into the row before
+        # What did not fit into the row before. The first is drawn here, so that a useless source shows at once.
+        self._waiting: Document | None = self._document()
 
     def row(self) -> list[Document]:
         """The documents of one row, at most `length` tokens."""

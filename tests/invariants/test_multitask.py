@@ -1,0 +1,93 @@
+"""Multitask value: matched by domain (Eq 46) and as one weighted sum (Eq 18), against their definitions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models import random_batch, tiny_model
+
+from vpretrain.config import DesignerConfig
+from vpretrain.language.construction import LearnedTargets, OneHot
+from vpretrain.language.doctor import random_designer
+from vpretrain.language.learner import LanguageLearner
+from vpretrain.meta import MetaUpdate
+from vpretrain.task import Task
+from vpretrain.value import Align, gradient, jvp
+
+
+class TwoDomains:
+    """Feedback of two domains, the same batches every time."""
+
+    weights = {"math": 0.75, "code": 0.25}  # noqa: RUF012
+
+    def next(self):
+        return {"math": random_batch(2, seed=11, domain="math"), "code": random_batch(2, seed=12, domain="code")}
+
+
+def make(matched: bool, kind: str, construction=None):
+    learner = LanguageLearner(tiny_model().eval())
+    construction = construction or LearnedTargets(
+        random_designer(learner, DesignerConfig(hidden_size=32, layers=1, heads=2, top_k=6)), tether=0.0
+    )
+    return MetaUpdate(
+        learner=learner, construction=construction, feedback=TwoDomains(), subset="last-1", engine=jvp, kind=kind,
+        rows=2, length=24, matched=matched, lr=1e-3, clip_norm=1.0,
+    )  # fmt: skip
+
+
+def g_pre(meta, batch):
+    at = {n: p.detach() for n, p in meta.learner.named_parameters() if n in meta.subset}
+
+    def loss(parameters):
+        state = meta.learner.forward(batch, parameters)
+        return meta.learner.loss(state, meta.construction.targets(batch, state.detach()).detach())
+
+    with meta.learner.meta_mode():
+        return gradient(loss, at)
+
+
+def g_down(meta, batch):
+    at = {n: p.detach() for n, p in meta.learner.named_parameters() if n in meta.subset}
+    with meta.learner.meta_mode():
+        return gradient(lambda parameters: meta.learner.evaluate(batch, parameters), at)
+
+
+@pytest.mark.parametrize("kind", ["dot", "cosine"])
+def test_matched_domains_are_aligned_with_their_own_rows(kind):
+    meta = make(True, kind)
+    stream = {"math": random_batch(2, seed=1, domain="math"), "code": random_batch(2, seed=2, domain="code")}
+    align = Align(kind)
+    expected = sum(
+        weight * align(g_down(meta, TwoDomains().next()[domain]), g_pre(meta, stream[domain]))
+        for domain, weight in TwoDomains.weights.items()
+    )
+    assert meta(list(stream.values()))["value"] == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["dot", "cosine"])
+def test_the_weighted_sum_is_one_gradient_against_any_rows(kind):
+    meta = make(False, kind)
+    stream = [random_batch(2, seed=1, domain="law")]
+    parts = {domain: g_down(meta, batch) for domain, batch in TwoDomains().next().items()}
+    total = {n: sum(TwoDomains.weights[d] * g[n] for d, g in parts.items()) for n in meta.subset}
+    expected = Align(kind)(total, g_pre(meta, stream[0]))
+    assert meta(stream)["value"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_domain_that_the_batch_lacks_is_left_out():
+    meta = make(True, "cosine")
+    only = [random_batch(2, seed=1, domain="code")]
+    expected = Align("cosine")(g_down(meta, TwoDomains().next()["code"]), g_pre(meta, only[0]))
+    assert meta(only)["value"] == pytest.approx(float(expected), rel=1e-4)
+    assert make(True, "cosine")([random_batch(2, seed=1, domain="law")]) == {}
+
+
+def test_the_evaluator_is_the_mean_answer_nll():
+    learner = LanguageLearner(tiny_model().eval())
+    batch = random_batch()
+    state = learner.forward(batch)
+    plain = torch.nn.functional.cross_entropy(state.logits_NV, batch.targets_N)
+    at = {n: p.detach() for n, p in learner.named_parameters()}
+    torch.testing.assert_close(learner.evaluate(batch, at), plain)
+    task: Task = OneHot().targets(batch, state.detach())
+    torch.testing.assert_close(learner.loss(state, task), plain)

@@ -1,0 +1,84 @@
+"""Tokens, labels and positions follow from lengths."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import character_tokenizer
+from tokenizers import processors
+
+from vpretrain.language.encode import collate, encode
+from vpretrain.language.source import Example
+
+
+def example(response: str, prompt: str = "", domain: str = "sums", key: str = "k") -> Example:
+    return Example(prompt, response, domain, key, {})
+
+
+def text(tokenizer, ids) -> str:
+    return "".join(tokenizer.convert_ids_to_tokens(list(ids)))
+
+
+def test_a_response_is_predicted_with_its_end_and_the_prompt_is_not(tokenizer):
+    document = encode(example("4", "2+2="), tokenizer)
+    assert text(tokenizer, document.ids) == "2+2=4<eos>"
+    assert (document.context, document.targets, document.raw) == (4, 2, False)
+    batch = collate([document], tokenizer, length=8)
+    assert batch.weights_BT.tolist() == [[0, 0, 0, 0, 1, 1, 0, 0]]
+    assert text(tokenizer, batch.targets_N) == "4<eos>"
+    assert batch.predicts_BT.tolist() == [[False, False, False, True, True, False, False, False]]
+
+
+def test_raw_text_is_predicted_from_its_second_token_on(tokenizer):
+    document = encode(example("abc"), tokenizer)
+    assert document.raw
+    assert text(tokenizer, collate([document], tokenizer).targets_N) == "bc<eos>"
+
+
+def test_the_end_token_is_a_target_though_it_is_the_padding_token(pad_is_eos_tokenizer):
+    tokenizer = pad_is_eos_tokenizer
+    batch = collate([encode(example("4", "2+2="), tokenizer), encode(example("no", "a?"), tokenizer)], tokenizer)
+    assert [text(tokenizer, batch.rows([row]).targets_N) for row in (0, 1)] == ["4<eos>", "no<eos>"]
+    assert batch.weights_BT[1].tolist() == [0, 0, 1, 1, 1, 0]
+
+
+def test_documents_that_share_a_row_have_positions_and_labels_of_their_own(tokenizer):
+    first, second = encode(example("4", "2="), tokenizer), encode(example("abc"), tokenizer)
+    batch = collate([[first, second]], tokenizer, length=10)
+    assert batch.positions_BT.tolist() == [[0, 1, 2, 3, 0, 1, 2, 3, 0, 1]]
+    assert batch.weights_BT.tolist() == [[0, 0, 1, 1, 0, 1, 1, 1, 0, 0]]
+
+
+def test_a_begin_token_is_set_where_the_tokenizer_sets_one_and_an_end_token_is_not_set_twice():
+    tokenizer = character_tokenizer()
+    tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+        single="<unk> $A <eos>", special_tokens=[("<unk>", 0), ("<eos>", 2)]
+    )
+    assert text(tokenizer, encode(example("4", "2="), tokenizer).ids) == "<unk>2=4<eos>"
+
+
+def test_average_over_examples_gives_every_document_the_same_weight(tokenizer):
+    documents = [encode(example("4", "2="), tokenizer), encode(example("seven", "2="), tokenizer)]
+    assert float(collate([documents], tokenizer, average="tokens").weights_BT.sum()) == 8
+    weights = collate([documents], tokenizer, average="examples").weights_BT[0]
+    assert weights.tolist() == pytest.approx([0, 0, 1 / 2, 1 / 2, 0, 0, *[1 / 6] * 6])
+
+
+def test_a_piece_of_a_document_predicts_what_the_whole_would_but_for_its_first_token(tokenizer):
+    document = encode(example("abcd", "xy"), tokenizer)
+    assert document.cut(0, 4).targets == 2
+    assert document.cut(3).context == 1
+    assert document.cut(0, 2).targets == 0
+
+
+def test_restrict_takes_rows_of_a_domain_that_have_a_target_within_the_length(tokenizer):
+    rows = [
+        encode(example("4", "a long question", "math"), tokenizer),
+        encode(example("abc", "", "code"), tokenizer),
+        encode(example("5", "2=", "math"), tokenizer),
+    ]
+    batch = collate(rows, tokenizer)
+    assert batch.restrict(domain="math", rows=2, length=4).domains == ("math",)
+    assert text(tokenizer, batch.restrict(domain="math", rows=2, length=4).targets_N) == "5<eos>"
+    assert batch.restrict(domain=None, rows=2, length=20).domains == ("math", "code")
+    assert batch.restrict(domain="law", rows=1, length=20) is None
+    assert batch.restrict(domain=None, rows=1, length=1) is None

@@ -1,0 +1,86 @@
+"""What counts as correct, and the figures of an evaluation against plain ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models import tiny_model
+from torch.nn import functional as F
+from worlds import recipe_data
+
+from vpretrain.config import parse_recipe
+from vpretrain.language.assemble import load_evaluation
+from vpretrain.language.evaluate import final_answer, is_correct
+from vpretrain.language.learner import LanguageLearner
+from vpretrain.statistics import bootstrap_interval, paired_difference
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("2 + 2 = 4\n#### 4", "4"),
+        ("#### 4\nQuestion: 3 + 3 #### 6", "4"),  # what the model makes up afterwards does not count
+        ("So there are 1,200 apples and then 30.", "30"),
+        ("it is\nBlue", "Blue"),
+        ("", ""),
+    ],
+)
+def test_the_final_answer(text, answer):
+    assert final_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "truth", "correct"),
+    [
+        ("#### 1,200", "1200", True),
+        ("#### 4.0", "4", True),
+        ("#### $5", "5", True),
+        ("#### 1/2", "0.5", True),
+        ("#### -4", "4", False),
+        ("#### 41", "4", False),
+        ("#### blue", "Blue", True),
+        ("no idea", "4", False),
+        ("", "4", False),
+        ("#### 1/0", "4", False),
+    ],
+)
+def test_correct_means_equal_as_numbers(text, truth, correct):
+    assert is_correct(text, truth) is correct
+
+
+def test_answer_nll_and_retention_are_those_of_a_plain_forward_pass(tmp_path, tokenizer):
+    recipe = parse_recipe(recipe_data(tmp_path, tokenizer))
+    model = tiny_model(vocabulary=max(61, len(tokenizer))).eval()
+    evaluation = load_evaluation(recipe, tokenizer)
+    figures = evaluation(LanguageLearner(model))
+    for example, problem in zip(evaluation.problems, figures["problems"], strict=True):
+        prompt = tokenizer(example.prompt)["input_ids"]
+        ids = torch.tensor([*prompt, *tokenizer(example.response)["input_ids"], tokenizer.eos_token_id])[:48]
+        with torch.no_grad():
+            logits = model(ids[None]).logits[0]
+        expected = F.cross_entropy(logits[len(prompt) - 1 : -1], ids[len(prompt) :])
+        assert problem["nll"] == pytest.approx(float(expected), rel=1e-4)
+    assert figures["answer_nll"] == pytest.approx(sum(p["nll"] for p in figures["problems"]) / 6)
+    assert figures["retention_nll"] > 0
+    assert [problem.get("solved") for problem in figures["problems"][2:]] == [None] * 4
+
+
+def test_domains_are_reported_apart(tmp_path, tokenizer):
+    data = recipe_data(tmp_path, tokenizer)
+    (source,) = data["evaluation"]["sources"]
+    data["evaluation"]["sources"] = [source | {"limit": 3}, source | {"skip": 3, "domain": "more"}]
+    recipe = parse_recipe(data)
+    figures = load_evaluation(recipe, tokenizer)(LanguageLearner(tiny_model(vocabulary=max(61, len(tokenizer)))))
+    assert set(figures["answer_nll_by_domain"]) == {"sums", "more"}
+
+
+def test_intervals_over_problems():
+    torch.manual_seed(0)
+    values = torch.randn(400).tolist()
+    low, high = bootstrap_interval(values)
+    mean, standard_error = torch.tensor(values).mean(), torch.tensor(values).std() / 20
+    assert low == pytest.approx(float(mean - 1.96 * standard_error), abs=0.01)
+    assert high == pytest.approx(float(mean + 1.96 * standard_error), abs=0.01)
+    noise = torch.randn(400).mul(10).tolist()
+    difference = paired_difference([a + b for a, b in zip(values, noise, strict=True)], noise)
+    assert difference["low"] == pytest.approx(low, abs=1e-4)

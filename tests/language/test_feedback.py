@@ -1,0 +1,67 @@
+"""Feedback: pairs by domain, each epoch whole, roles apart."""
+
+from __future__ import annotations
+
+import pytest
+from worlds import sums, write_jsonl
+
+from vpretrain.config import FeedbackConfig, SourceConfig
+from vpretrain.errors import UserError
+from vpretrain.language.feedback import LanguageFeedback, check_roles, pairs, problems
+
+PAIR = {"prompt": "{question} ", "response": "{answer}"}
+
+
+def make(tokenizer, *sources, **settings) -> LanguageFeedback:
+    config = FeedbackConfig(**({"length": 48, "batch_size": 2} | settings), sources=list(sources))
+    return LanguageFeedback(config, tokenizer, seed=0)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return write_jsonl(tmp_path / "pairs.jsonl", sums(10, 1))
+
+
+def test_domains_have_their_own_batches_and_weights_that_sum_to_one(tokenizer, path):
+    feedback = make(
+        tokenizer,
+        {"path": path, "domain": "math", "limit": 4, "weight": 3, **PAIR},
+        {"path": path, "domain": "code", "skip": 4, "weight": 1, **PAIR},
+    )
+    batches = feedback.next()
+    assert {domain: batch.domains for domain, batch in batches.items()} == {
+        "math": ("math",) * 2,
+        "code": ("code",) * 2,
+    }
+    assert feedback.weights == {"math": 0.75, "code": 0.25}
+
+
+def test_an_epoch_shows_every_pair_once_and_goes_on_at_its_cursor(tokenizer, path):
+    feedback = make(tokenizer, {"path": path, "domain": "math", **PAIR})
+    n = len(feedback.keys)
+    drawn = [key for _ in range(n) for row in feedback.next()["math"].keys for key in row]
+    assert len(set(drawn[:n])) == n
+    assert sorted(drawn[:n]) == sorted(drawn[n:])
+    again = make(tokenizer, {"path": path, "domain": "math", **PAIR})
+    again.load_state_dict(feedback.state_dict())
+    assert again.next()["math"].keys == feedback.next()["math"].keys
+
+
+def test_pairs_may_be_streamed(path):
+    streamed = pairs(SourceConfig(path=path, streaming=True, **PAIR))
+    assert [pair.key for pair in streamed] == [pair.key for pair in pairs(SourceConfig(path=path, **PAIR))]
+    assert len(problems([SourceConfig(path=path, **PAIR)] * 2, 3)) == 6
+
+
+def test_wrong_feedback_is_refused(tokenizer, path, tmp_path):
+    with pytest.raises(UserError, match=r"feedback 'math': no pair has a solution token within feedback.length=8"):
+        make(tokenizer, {"path": path, "domain": "math", **PAIR}, length=8)
+    text = write_jsonl(tmp_path / "text.jsonl", [{"text": "words"}])
+    with pytest.raises(UserError, match="need pairs: give prompt and response"):
+        make(tokenizer, {"path": text})
+
+
+def test_feedback_and_evaluation_must_not_share_a_problem():
+    check_roles(frozenset("ab"), frozenset("cd"))
+    with pytest.raises(UserError, match="1 problems are in both feedback and evaluation: keep them apart"):
+        check_roles(frozenset("ab"), frozenset("bc"))

@@ -1,0 +1,119 @@
+"""The recipes in recipes/ load, and the paper's run through on a tiny Qwen2 with files in their data sets' formats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from worlds import save_learner, sums, write_jsonl
+
+from vpretrain import load_recipe, run_recipe
+from vpretrain.config import parse_recipe
+from vpretrain.language.check import check
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+PAPER = sorted(path.name for path in RECIPES.glob("qwen*.yaml"))
+
+
+def rows_like(name: str, split: str, count: int = 40) -> list[dict]:
+    """Rows with the fields of a data set on the hub; the text is ours and differs from set to set."""
+    pairs = sums(count, sum(map(ord, name + split)))
+    text = [f"{i} about {name} " * 12 for i in range(count)]
+    match name:
+        case "AI-MO/NuminaMath-CoT":
+            return [
+                {"source": "gsm8k" if i % 4 == 0 else "olympiads", "problem": p["question"], "solution": p["answer"],
+                 "messages": [{"content": p["question"], "role": "user"}]}
+                for i, p in enumerate(pairs)
+            ]  # fmt: skip
+        case "TIGER-Lab/MathInstruct":
+            kinds = [
+                "data/CoT/gsm_train.json",
+                "data/PoT/MATH_train.json",
+                "data/CoT/aqua_rat.json",
+                "data/PoT/mathqa.json",
+            ]
+            return [
+                {"source": kinds[i % 4], "instruction": p["question"], "output": p["answer"]}
+                for i, p in enumerate(pairs)
+            ]
+        case "openai/gsm8k":
+            return pairs
+        case "meta-math/MetaMathQA":
+            return [
+                {"query": p["question"], "response": p["answer"], "type": "GSM_AnsAug", "original_question": "?"}
+                for p in pairs
+            ]
+        case "ise-uiuc/Magicoder-OSS-Instruct-75K":
+            return [{"lang": "python", "problem": p["question"], "solution": p["answer"], "seed": ""} for p in pairs]
+        case "tatsu-lab/alpaca":
+            return [
+                {"instruction": p["question"], "input": "" if i % 2 else "now", "output": p["answer"], "text": "all"}
+                for i, p in enumerate(pairs)
+            ]
+        case "codeparrot/codeparrot-clean":
+            return [{"repo_name": "a/b", "path": "c.py", "content": t, "license": "mit"} for t in text]
+        case "allenai/c4":
+            return [{"text": t, "timestamp": "2019-04-25T12:57:54Z", "url": "http://x"} for t in text]
+        case "open-web-math/open-web-math":
+            return [{"url": "http://x", "text": t, "date": "2019", "metadata": "{}"} for t in text]
+    raise AssertionError(f"no fixture for {name}")
+
+
+def in_miniature(name: str, root: Path, tokenizer):
+    """The recipe with its hub names replaced by files, and its sizes by small ones; all else stands."""
+    recipe = yaml.safe_load((RECIPES / name).read_text())
+    roles = [recipe["stream"]["sources"], recipe["feedback"]["sources"], recipe["evaluation"]["sources"]]
+    for source in sum(roles, recipe["evaluation"]["retention"]):
+        hub, split = source.pop("hub"), source.pop("split", "train")
+        source.pop("config", None)
+        file = root / f"{hub.replace('/', '-')}-{split}.jsonl"
+        source["path"] = write_jsonl(file, rows_like(hub, split))
+        source["limit"] = {50000: 20, 5000: 10, 1024: 10}.get(source.get("limit"), 10 if "limit" in source else None)
+        source["skip"] = {0: 0, 5000: 10, 6024: 20}[source.get("skip", 0)]
+    recipe["learner"]["name"] = save_learner(root / "learner", tokenizer, "qwen2")
+    recipe["output"] = str(root / "runs")
+    recipe["stream"] |= {"length": 64, "batch_size": 4, "accumulation": 2}
+    recipe["feedback"] |= {"length": 64, "batch_size": 2}
+    recipe["designer"] |= {"hidden_size": 16, "layers": 1, "heads": 2, "top_k": 8}
+    recipe["value"] |= {"length": 64, "every_steps": 2}
+    recipe["budget"] = {"steps": 3}
+    recipe["evaluation"] |= {
+        "problems": 4,
+        "pass_at_1_problems": 2,
+        "max_new_tokens": 4,
+        "retention_tokens": 128,
+        "length": 64,
+    }
+    return parse_recipe(recipe)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in RECIPES.glob("*.yaml")))
+def test_every_recipe_loads_and_is_named_after_its_file(name):
+    recipe = load_recipe(RECIPES / name)
+    assert f"{recipe.name}.yaml" == name
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_settings(name):
+    recipe = load_recipe(RECIPES / name)
+    assert recipe.learner.name == "Qwen/Qwen2.5-0.5B"
+    assert (recipe.designer.top_k, recipe.designer.alpha_max, recipe.value.every_steps) == (64, 0.5, 8)
+    assert (recipe.designer.hidden_size, recipe.designer.layers, recipe.value.subset) == (256, 6, "last-2")
+    assert recipe.optimizer.lr == (2e-4 if recipe.learner.lora else 1.5e-5)
+    assert (recipe.optimizer.warmup_fraction, recipe.optimizer.clip_norm) == (0.03, 1.0)
+    assert recipe.stream.batch_size * recipe.stream.accumulation == (32 if recipe.learner.lora else 128)
+
+
+@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("arm", ["one-hot", "v"])
+def test_the_papers_recipes_run_through(name, arm, tmp_path, tokenizer):
+    recipe = in_miniature(name, tmp_path, tokenizer).model_copy(update={"arm": arm})
+    lines = list(check(recipe))
+    assert "disjoint" in lines[1]
+    result = run_recipe(recipe)
+    assert result["steps"] == 3
+    assert result["meta_updates"] == (2 if arm == "v" else 0)
+    if "multitask" in name:
+        assert set(result["answer_nll_by_domain"]) == {"math", "code", "general"}

@@ -1,0 +1,157 @@
+"""Files in the usual formats, generators, hub names, templates; and one clear line for each thing that is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import datasets
+import pytest
+from pydantic import ValidationError
+
+from vpretrain.config import SourceConfig
+from vpretrain.errors import UserError
+from vpretrain.language.source import Shuffled, StreamingSource, open_source
+
+ROWS = [{"question": f"{i}+{i}?", "answer": f"{2 * i}", "kind": "odd" if i % 2 else "even"} for i in range(6)]
+PAIR = {"prompt": "{question}", "response": "{answer}"}
+
+
+def write(root, name: str, rows=ROWS) -> str:
+    path = root / name
+    if name.endswith(".jsonl"):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif name.endswith(".json"):
+        path.write_text(json.dumps(rows))
+    elif name.endswith(".parquet"):
+        datasets.Dataset.from_list(rows).to_parquet(path)
+    return str(path)
+
+
+def responses(source, count: int) -> list[str]:
+    if isinstance(source, StreamingSource):
+        return [source.next().response for _ in range(count)]
+    return [source[i].response for i in range(count)]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.parquet"])
+def test_rows_come_from_files_of_the_usual_formats(tmp_path, name, streaming):
+    source = open_source(SourceConfig(path=write(tmp_path, name), streaming=streaming, **PAIR))
+    assert responses(source, 6) == ["0", "2", "4", "6", "8", "10"]
+
+
+def test_a_folder_a_glob_and_a_text_file(tmp_path):
+    write(tmp_path, "a.jsonl", ROWS[:3])
+    write(tmp_path, "b.jsonl", ROWS[3:])
+    assert len(open_source(SourceConfig(path=str(tmp_path), **PAIR))) == 6
+    assert len(open_source(SourceConfig(path=str(tmp_path / "b*"), **PAIR))) == 3
+    (tmp_path / "c.txt").write_text("one text\nin two lines")
+    source = open_source(SourceConfig(path=str(tmp_path / "c.txt")))
+    assert (len(source), source[0].response, source[0].prompt) == (1, "one text\nin two lines", "")
+    with pytest.raises(UserError, match="all be of one kind"):
+        open_source(SourceConfig(path=str(tmp_path / "*"), **PAIR))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_skip_limit_and_exclude(tmp_path, streaming):
+    path = write(tmp_path, "rows.jsonl")
+    part = open_source(SourceConfig(path=path, skip=1, limit=2, streaming=streaming, **PAIR))
+    assert responses(part, 2) == ["2", "4"]
+    even = open_source(SourceConfig(path=path, exclude={"kind": "^odd$"}, streaming=streaming, **PAIR))
+    assert responses(even, 3) == ["0", "4", "8"]
+    with pytest.raises(UserError, match="no field 'sort' for exclude"):
+        responses(open_source(SourceConfig(path=path, exclude={"sort": "x"}, streaming=streaming, **PAIR)), 1)
+
+
+def test_a_stream_starts_over_at_its_end_and_goes_on_at_its_cursor(tmp_path):
+    config = SourceConfig(path=write(tmp_path, "rows.jsonl"), streaming=True, **PAIR)
+    source = open_source(config)
+    assert responses(source, 8)[-2:] == ["0", "2"]
+    again = open_source(config)
+    again.load_state_dict(json.loads(json.dumps(source.state_dict())))
+    assert responses(again, 5) == responses(source, 5) == ["4", "6", "8", "10", "0"]
+
+
+def test_an_order_is_a_permutation_in_every_epoch_and_follows_from_the_seed():
+    order = Shuffled(7, "s")
+    epochs = [[order[7 * epoch + i] for i in range(7)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    assert Shuffled(7, "s")[16] == epochs[2][2]
+    assert [Shuffled(7, "t")[i] for i in range(7)] != epochs[0]
+
+
+def test_a_line_that_holds_only_an_empty_field_disappears(tmp_path):
+    rows = [{"instruction": "Add.", "input": value, "output": "3"} for value in ("1 and 2", "", None)]
+    alpaca = {"prompt": "{instruction}\n{input}\n", "response": "{output}"}
+    source = open_source(SourceConfig(path=write(tmp_path, "rows.jsonl", rows), **alpaca))
+    assert [source[i].prompt for i in range(3)] == ["Add.\n1 and 2\n", "Add.\n", "Add.\n"]
+
+
+def test_identity_is_that_of_the_problem_whatever_the_template(tmp_path):
+    path = write(tmp_path, "rows.jsonl")
+    plain = open_source(SourceConfig(path=path, **PAIR))
+    dressed = open_source(SourceConfig(path=path, prompt="Question:\n {question}\nAnswer:", response=" so {answer}"))
+    assert [plain[i].key for i in range(6)] == [dressed[i].key for i in range(6)]
+    assert len({plain[i].key for i in range(6)}) == 6
+
+
+def test_generated_problems_follow_from_their_seed_and_templates():
+    options = {"seed": 3, "task_indices": [5, 9]}
+    config = SourceConfig(reasoning_gym="gsm_symbolic", size=40, options=options)
+    source = open_source(config)
+    assert "####" in source[0].response
+    assert source[7].prompt == open_source(config)[7].prompt
+    indices = Counter(open_source(config)._rows._dataset.task_indices)
+    assert set(indices) == {5, 9}
+    assert open_source(SourceConfig(reasoning_gym="leg_counting", size=3))[0].prompt.startswith("Question: ")
+
+
+def test_the_manual_of_python_is_text():
+    source = open_source(SourceConfig(builtin="python-manual"))
+    assert len(source) > 50
+    assert source[0].prompt == ""
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"path": "nowhere.jsonl"}, "no data at nowhere.jsonl"),
+        ({"path": "{root}/rows.jsonl", "prompt": "{qestion}", "response": "{answer}"}, "did you mean {question}"),
+        ({"path": "{root}/rows.jsonl"}, "give text, or prompt and response"),
+        ({"path": "{root}/rows.jsonl", "skip": 6, **PAIR}, "no examples are left after skip=6 of 6"),
+        ({"path": "{root}/broken.jsonl", **PAIR}, "cannot load .*broken.jsonl: .*; check the file"),
+        ({"path": "{root}/rows.csv", **PAIR}, "must all be of one kind"),
+        ({"hub": "no/such-data", **PAIR}, "cannot load no/such-data: .*; check the name and the network"),
+        ({"reasoning_gym": "sums"}, "reasoning_gym sums: .*check the name"),
+        ({"reasoning_gym": "chain_sum", "options": {"terms": 2}}, "chain_sum: .*check the name and the options"),
+        ({"reasoning_gym": "chain_sum", "options": {"task_indices": [1]}}, "an option of gsm_symbolic"),
+        ({"reasoning_gym": "gsm_symbolic", "options": {"task_indices": [1000]}}, r"no templates \[1000\]"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(tmp_path, source, message):
+    write(tmp_path, "rows.jsonl")
+    (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "broken.jsonl").write_text('{"question": \n')
+    if "path" in source:
+        source = source | {"path": source["path"].replace("{root}", str(tmp_path))}
+    with pytest.raises(UserError, match=message) as caught:
+        open_source(SourceConfig(**source))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({}, "exactly one of path, hub"),
+        ({"path": "a", "hub": "b"}, "exactly one of path, hub"),
+        ({"path": "a", "text": "{x}", "prompt": "{y}", "response": "{z}"}, "either text"),
+        ({"path": "a", "prompt": "{y}"}, "go together"),
+        ({"path": "a", "exclude": {"x": "("}}, "regular expression"),
+        ({"builtin": "python-manual", "exclude": {"x": "a"}}, "exclude goes with path and hub"),
+    ],
+)
+def test_a_source_that_contradicts_itself_is_refused(source, message):
+    with pytest.raises(ValidationError, match=message):
+        SourceConfig(**source)

@@ -1,0 +1,131 @@
+"""The stream: an exact cursor, honest mixtures, packing that loses nothing, and nothing that is held back."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+from worlds import sums, write_jsonl
+
+from vpretrain.config import StreamConfig
+from vpretrain.errors import UserError
+from vpretrain.language.source import example_key
+from vpretrain.language.stream import LanguageStream, rows_of
+
+PAIR = {"prompt": "{question} ", "response": "{answer}", "domain": "sums"}
+WORDS = "the quick brown fox jumps over the lazy dog "
+
+
+@pytest.fixture
+def sources(tmp_path):
+    raw = [{"text": f"{i} " + WORDS * (1 + i)} for i in range(6)]
+    return {
+        "pairs": {"path": write_jsonl(tmp_path / "pairs.jsonl", sums(30, 1)), **PAIR},
+        "raw": {"path": write_jsonl(tmp_path / "raw.jsonl", raw), "domain": "text"},
+        "raw streamed": {"path": write_jsonl(tmp_path / "raw.jsonl", raw), "domain": "text", "streaming": True},
+        "pairs streamed": {"path": write_jsonl(tmp_path / "pairs.jsonl", sums(30, 1)), "streaming": True, **PAIR},
+        "generated": {"reasoning_gym": "chain_sum", "size": 20, "options": {"seed": 1}},
+    }
+
+
+def make(sources, tokenizer, *, held_back=frozenset(), seed=0, **settings):
+    config = StreamConfig(**({"length": 40, "batch_size": 3, "min_chunk": 4} | settings), sources=sources)
+    return LanguageStream(config, tokenizer, seed=seed, held_back=held_back)
+
+
+def equal(ours, theirs) -> bool:
+    return all(
+        torch.equal(a.ids_BT, b.ids_BT) and torch.equal(a.weights_BT, b.weights_BT) and a.keys == b.keys
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+@pytest.mark.parametrize("drawn", [0, 1, 5, 17])
+@pytest.mark.parametrize("kinds", [["raw"], ["raw streamed"], ["pairs", "raw", "pairs streamed", "generated"]])
+def test_a_cursor_goes_on_exactly_also_in_the_middle_of_a_document(sources, tokenizer, kinds, drawn):
+    chosen = [sources[kind] for kind in kinds]
+    length = 110 if "generated" in kinds else 40
+    stream = make(chosen, tokenizer, accumulation=2, length=length)
+    for _ in range(drawn):
+        stream.next()
+    cursor = json.loads(json.dumps(stream.state_dict()))
+    if kinds == ["raw"] and drawn:
+        assert any(source["waiting"] for source in cursor["sources"])
+    expected = [stream.next() for _ in range(8)]
+    again = make(chosen, tokenizer, accumulation=2, length=length)
+    again.next()
+    again.load_state_dict(cursor)
+    assert all(equal(again.next(), batches) for batches in expected)
+    assert len(expected[0]) == 2
+
+
+def test_the_order_follows_from_the_seed(sources, tokenizer):
+    chosen = [sources["pairs"], sources["raw"]]
+    assert equal(make(chosen, tokenizer).next(), make(chosen, tokenizer).next())
+    assert not equal(make(chosen, tokenizer).next(), make(chosen, tokenizer, seed=1).next())
+
+
+def test_rows_are_drawn_by_weight_and_caps_hold(sources, tokenizer):
+    chosen = [sources["pairs"] | {"weight": 0.7, "limit": 5}, sources["raw"] | {"weight": 0.3}]
+    stream = make(chosen, tokenizer, batch_size=10)
+    batches = [stream.next()[0] for _ in range(100)]
+    count = Counter(domain for batch in batches for domain in batch.domains)
+    assert count["sums"] / 1000 == pytest.approx(0.7, abs=0.045)  # three standard deviations
+    keys = {
+        key for batch in batches for row, keys in enumerate(batch.keys) for key in keys if batch.domains[row] == "sums"
+    }
+    assert len(keys) == 5
+
+
+def test_packing_keeps_every_token_of_raw_text_but_very_short_ends(sources, tokenizer, tmp_path):
+    texts = [WORDS * 2, "tiny", WORDS + "xyz ab", "a b c d e f g h"]
+    source = {"path": write_jsonl(tmp_path / "t.jsonl", [{"text": text} for text in texts])}
+    config = StreamConfig(sources=[source], length=24).sources[0]
+    rows = rows_of(config, tokenizer, length=60, rows=3, batch_size=2)
+    assert [len(batch.domains) for batch in rows] == [2, 1]
+    ids = [i for batch in rows for row in batch.ids_BT.tolist() for i in row]
+    tokens = "".join("|" if t == "<eos>" else "" if t == "<pad>" else t for t in tokenizer.convert_ids_to_tokens(ids))
+    whole = "|".join([texts[0], texts[2], texts[3], ""])  # "tiny" has fewer tokens than min_chunk = 16
+    assert tokens.startswith(whole)
+
+
+def test_documents_do_not_see_each_other_and_rows_are_full(sources, tokenizer):
+    batch = make([sources["raw"]], tokenizer).next()[0]
+    assert batch.ids_BT.shape == (3, 40)
+    starts = batch.positions_BT == 0
+    assert not (batch.weights_BT[starts] > 0).any()
+    assert (batch.weights_BT > 0).float().mean() > 0.8
+
+
+def test_without_packing_every_row_holds_one_document(sources, tokenizer):
+    batch = make([sources["pairs"]], tokenizer, packing=False).next()[0]
+    assert all(len(keys) == 1 for keys in batch.keys)
+    packed = make([sources["pairs"]], tokenizer, length=90).next()[0]
+    assert any(len(keys) > 1 for keys in packed.keys)
+
+
+def test_average_over_examples_weighs_documents_alike(sources, tokenizer):
+    batch = make([sources["pairs"]], tokenizer, average="examples", length=90).next()[0]
+    documents = sum(len(keys) for keys in batch.keys)
+    assert batch.weight == pytest.approx(documents)
+
+
+def test_what_feedback_or_evaluation_owns_is_skipped_and_counted(sources, tokenizer):
+    own = frozenset(example_key(pair["question"]) for pair in sums(30, 1)[:10])
+    stream = make([sources["pairs"]], tokenizer, held_back=own)
+    seen = {key for _ in range(60) for batch in stream.next() for row in batch.keys for key in row}
+    assert not seen & own
+    assert len(seen) == len(sums(30, 1)) - 10
+    assert stream.held_back_count >= 10
+    again = make([sources["pairs"]], tokenizer, held_back=own)
+    again.load_state_dict(stream.state_dict())
+    assert again.held_back_count == stream.held_back_count
+
+
+def test_a_stream_without_any_target_ends_with_a_remedy(tokenizer, tmp_path):
+    rows = [{"question": "long " * 20, "answer": "4"}]
+    source = {"path": write_jsonl(tmp_path / "long.jsonl", rows), **PAIR}
+    with pytest.raises(UserError, match=r"prompts fill stream.length=40"):
+        make([source], tokenizer).next()
