@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from vpretrain.config import ARMS, load_recipe, settings_help
-from vpretrain.errors import UserError
+from vpretrain.errors import Interrupted, UserError
 
 _OVERRIDES = (
     "settings to change, as field=value with dots for nesting, e.g. optimizer.lr=1e-5 stream.sources.0.limit=100"
@@ -33,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"vpretrain: {error}", file=sys.stderr)
         return 2
+    except Interrupted as stop:
+        print(f"vpretrain: {stop}", file=sys.stderr)
+        return stop.exit_code
     except KeyboardInterrupt:
         print("vpretrain: interrupted", file=sys.stderr)
         return 130
@@ -41,14 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.overrides)
     from vpretrain.run import run_recipe
-    from vpretrain.run.session import Interrupted
 
     _quiet()
-    try:
-        result = run_recipe(recipe, resume=options.resume, overwrite=options.overwrite)
-    except Interrupted as stop:
-        print(f"vpretrain: {stop}", file=sys.stderr)
-        return stop.exit_code
+    result = run_recipe(recipe, resume=options.resume, overwrite=options.overwrite)
     _print_figures(result)
     print(f"results: {recipe.directory / 'result.json'}   log: {recipe.directory / 'metrics.jsonl'}")
     if result["steps"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,12 +15,13 @@ from typing import Any
 
 from rich.table import Table
 
-from vpretrain.config import ARMS, Recipe, save_recipe
-from vpretrain.errors import UserError
+from vpretrain.config import ARMS, Recipe, refuse_changes, save_recipe
+from vpretrain.errors import Interrupted, UserError
 from vpretrain.run.progress import console
 
 START = "step-0"
 SECONDS_TOLERANCE = 0.03
+_MAY_CHANGE = {"arm", "checkpoint", "output", "threads"}  # what a resumed comparison may set anew
 
 
 def compare(recipe: Recipe, arms: Sequence[str], *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
@@ -33,12 +35,13 @@ def compare(recipe: Recipe, arms: Sequence[str], *, resume: bool = False, overwr
 
     Raises:
         UserError: an unknown arm, a taken directory, or an arm that failed (its own message stands above).
+        Interrupted: a signal stopped it, after the running arm had saved itself.
     """
     unknown = [arm for arm in arms if arm not in ARMS]
     if unknown or not arms:
         raise UserError(f"unknown arm {', '.join(unknown) or '(none given)'}: choose from {', '.join(ARMS)}")
     directory = recipe.directory
-    _prepare(directory, resume=resume, overwrite=overwrite)
+    _prepare(recipe, resume=resume, overwrite=overwrite)
     save_recipe(recipe, directory / "recipe.yaml")
     names = [START, *dict.fromkeys(arms)]
     for name in names:
@@ -149,13 +152,16 @@ def draw_curves(directory: Path, names: Sequence[str]) -> Path | None:
     return directory / "curves.png"
 
 
-def _prepare(directory: Path, *, resume: bool, overwrite: bool) -> None:
+def _prepare(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    directory = recipe.directory
     if overwrite and not resume and (directory / "recipe.yaml").exists():
         shutil.rmtree(directory)
     if (directory / "recipe.yaml").exists() and not resume:
         raise UserError(
             f"{directory} holds a comparison already: add --resume to finish it, --overwrite to start anew, or name=..."
         )
+    if (directory / "recipe.yaml").exists():
+        refuse_changes(recipe, directory / "recipe.yaml", except_for=_MAY_CHANGE)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -178,8 +184,24 @@ def _run_arm(directory: Path, name: str, *, resume: bool) -> None:
         f"name={name}",
         f"output={directory}",
     ]
-    code = subprocess.run([*command, *arm, how], stdout=subprocess.DEVNULL, check=False).returncode
+    code = _call([*command, *arm, how])
+    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        raise Interrupted(code - 128, "stopped; nothing is lost: go on with vpretrain compare ... --resume")
     if code:
         raise UserError(
             f"the arm {name} failed (exit code {code}); mend it and go on with: vpretrain compare ... --resume"
         )
+
+
+def _call(command: Sequence[str]) -> int:
+    """Run a command in a process group of its own; signals that stop us are passed on, so that an arm saves itself."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, process_group=0)
+    before = {
+        number: signal.signal(number, lambda received, frame: process.send_signal(received))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -293,6 +293,21 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
     )
 
 
+def refuse_changes(recipe: Recipe, saved: Path, *, except_for: set[str]) -> None:
+    """Raises UserError if a recipe differs from the saved one of the work that it is to go on with."""
+    before = yaml.safe_load(saved.read_text(encoding="utf-8"))
+    after = recipe.model_dump(mode="json")
+    changed = [
+        f"{section}: {before.get(section)!r} -> {after[section]!r}"
+        for section in after
+        if section not in except_for and before.get(section) != after[section]
+    ]
+    if changed:
+        raise UserError(
+            f"--resume with a changed recipe would not be the same work ({'; '.join(changed)}); undo it or use name=..."
+        )
+
+
 def _apply(data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:

@@ -1,5 +1,18 @@
-"""The one kind of error that a user is expected to see."""
+"""What ends a command early, without a traceback."""
 
 
 class UserError(ValueError):
-    """Wrong input: one line that says what is wrong and what to do. The command line exits with code 2 on it."""
+    """Wrong input; the text is one line that says what is wrong and what to do. Exit code 2."""
+
+
+class Interrupted(Exception):
+    """A signal stopped the command; nothing was lost. Exit code 128 + the signal's number.
+
+    Args:
+        signal_number: the signal.
+        message: what was kept and how to go on.
+    """
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

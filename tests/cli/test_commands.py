@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -147,6 +148,7 @@ def test_compare_tables_every_figure_and_resumes(recipe, capsys, tmp_path):
     assert results["arms"]["step-0"]["steps"] == 0
 
     assert "--resume" in refusal(capsys, "compare", path)
+    assert "changed recipe" in refusal(capsys, "compare", path, "--resume", "optimizer.lr=1")
     (tmp_path / "runs/tiny/v/result.json").unlink()
     assert main(["compare", path, "--resume"]) == 0
     assert "one-hot: finished already" in capsys.readouterr().err
@@ -281,3 +283,25 @@ def test_an_interruption_saves_and_says_how_to_go_on(recipe, tmp_path):
     resumed = subprocess.run([*command, "--resume", end], capture_output=True, text=True, check=False)
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads((tmp_path / "runs/tiny/result.json").read_text())["steps"] == steps + 2
+
+
+def test_an_interrupted_comparison_saves_the_running_arm_and_goes_on(recipe, tmp_path):
+    small = {"problems": 2, "pass_at_1_problems": 0}
+    path = recipe(
+        budget={"steps": 300}, value={"every_steps": 50}, checkpoint={"every_minutes": None}, evaluation=small
+    )
+    command = [sys.executable, "-m", "vpretrain", "compare", path, "--arms", "one-hot"]
+    comparison = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    log = tmp_path / "runs/tiny/one-hot/metrics.jsonl"
+    while comparison.poll() is None and not (log.exists() and log.read_text().count("\n") >= 3):
+        time.sleep(0.01)
+    comparison.send_signal(signal.SIGINT)
+    _, error = comparison.communicate(timeout=60)
+    assert comparison.returncode == 128 + 2, error
+    assert "go on with vpretrain compare ... --resume" in error
+    steps = len(log.read_text().splitlines())
+    assert steps < 300
+    assert [path.name for path in (log.parent / "checkpoints").iterdir()] == [f"step-{steps:08d}"]
+    resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    assert len(log.read_text().splitlines()) == 300

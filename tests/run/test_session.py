@@ -13,11 +13,12 @@ from worlds import tiny_recipe
 
 from vpretrain import UserError, load_recipe, run_recipe
 from vpretrain.config import BudgetConfig
+from vpretrain.errors import Interrupted
 from vpretrain.language.assemble import assemble
 from vpretrain.run.budget import Budget
 from vpretrain.run.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from vpretrain.run.export import export
-from vpretrain.run.session import Interrupted, Session, prepare_directory
+from vpretrain.run.session import Session, prepare_directory
 
 
 def interrupted_and_resumed(recipe, at):

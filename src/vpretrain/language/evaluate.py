@@ -68,7 +68,7 @@ class Evaluation:
             learner.module.train(training)
         low, high = bootstrap_interval(nll)
         domains = list(dict.fromkeys(example.domain for example in self.problems))
-        result = {
+        result: dict[str, Any] = {
             "answer_nll": mean(nll),
             "answer_nll_low": low,
             "answer_nll_high": high,

@@ -25,10 +25,13 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, overwrite: bool = False)
     import torch
 
     from vpretrain.language.assemble import assemble
+    from vpretrain.run.progress import console
     from vpretrain.run.session import Session, prepare_directory
 
     prepare_directory(recipe, resume=resume, overwrite=overwrite)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.seed)
-    return Session(recipe, assemble(recipe), resume=resume).run()
+    with console.status(f"{recipe.arm}: loading the learner and the data"):
+        session = Session(recipe, assemble(recipe), resume=resume)
+    return session.run()

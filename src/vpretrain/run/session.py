@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from vpretrain.algorithm import StepRecord, continue_pretraining
-from vpretrain.config import Recipe, save_recipe
-from vpretrain.errors import UserError
+from vpretrain.config import Recipe, refuse_changes, save_recipe
+from vpretrain.errors import Interrupted, UserError
 from vpretrain.parts import Parts
 from vpretrain.run.budget import Budget
 from vpretrain.run.checkpoint import Groups, checkpoints, load_checkpoint, save_checkpoint
@@ -30,14 +29,6 @@ from vpretrain.run.progress import console, progress
 
 _MAY_CHANGE = {"budget", "checkpoint", "output", "name", "threads"}  # what a resumed run may set anew
 _ONE_HOT_ALPHA = 0.01  # a mean alpha below this leaves the targets one-hot for all practical purposes
-
-
-class Interrupted(Exception):
-    """The run was told to stop and has saved itself."""
-
-    def __init__(self, signal_number: int, checkpoint: Path) -> None:
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}; saved {checkpoint}; continue with --resume")
-        self.exit_code = 128 + signal_number
 
 
 class Session:
@@ -65,7 +56,8 @@ class Session:
     def run(self) -> dict[str, Any]:
         """Train until the budget is spent, evaluate, export; returns and writes result.json."""
         if self.optimizer.horizon is None:
-            self.optimizer.horizon = self._horizon()
+            with console.status(f"{self.recipe.arm}: measuring a step"):
+                self.optimizer.horizon = self._horizon()
         recipe, parts = self.recipe, self.parts
         with self._signals(), progress(f"{recipe.arm:>17}") as self._update, self._log() as self._log_file:
             continue_pretraining(
@@ -82,7 +74,11 @@ class Session:
                 after_step=self._after_step,
             )
         if self._signal is not None:
-            raise Interrupted(self._signal, self.save())
+            name = signal.Signals(self._signal).name
+            raise Interrupted(self._signal, f"stopped by {name}; saved {self.save()}; continue with --resume")
+        if self.budget.step:
+            with console.status(f"{recipe.arm}: saving"):
+                self.save()  # whatever befalls the evaluation, no training is lost
         return self._finish()
 
     def save(self) -> Path:
@@ -188,7 +184,8 @@ class Session:
             )
             console.print(f"warning: {result['warning']}", style="yellow")
         if steps:
-            self.parts.export(self.directory / "model")
+            with console.status(f"{self.recipe.arm}: exporting the model"):
+                self.parts.export(self.directory / "model")
         result |= self.parts.evaluate()
         (self.directory / "result.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
         return result
@@ -252,23 +249,22 @@ class Session:
 def prepare_directory(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
     """Make the run's directory, or refuse it before any long work. Raises UserError."""
     directory = recipe.directory
-    used = (directory / "recipe.yaml").exists()
-    if overwrite and used and not resume:
-        for name in ("checkpoints", "model"):
-            shutil.rmtree(directory / name, ignore_errors=True)
-        for name in ("metrics.jsonl", "result.json", "recipe.yaml"):
-            (directory / name).unlink(missing_ok=True)
-        used = False
-    if used and not resume:
+    saved = checkpoints(directory / "checkpoints")
+    if (saved or (directory / "result.json").exists()) and not resume and not overwrite:
         raise UserError(
             f"{directory} holds a run already: add --resume to continue it, --overwrite to start anew, or name=..."
         )
-    if resume and not checkpoints(directory / "checkpoints"):
-        raise UserError(f"{directory} has no checkpoint to resume from: start it without --resume")
     if resume:
-        _refuse_changes(recipe, directory / "recipe.yaml")
+        if not saved:
+            raise UserError(f"{directory} has no checkpoint to resume from: start it without --resume")
+        refuse_changes(recipe, directory / "recipe.yaml", except_for=_MAY_CHANGE)
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        if not resume:  # also what a run left that ended before its first checkpoint
+            for name in ("checkpoints", "model"):
+                shutil.rmtree(directory / name, ignore_errors=True)
+            for name in ("metrics.jsonl", "result.json", "recipe.yaml"):
+                (directory / name).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {directory}: {error.strerror}; change `output`") from None
 
@@ -279,20 +275,6 @@ def peak_memory_bytes() -> int:
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _refuse_changes(recipe: Recipe, saved: Path) -> None:
-    before = yaml.safe_load(saved.read_text(encoding="utf-8"))
-    after = recipe.model_dump(mode="json")
-    changed = [
-        f"{section}: {before.get(section)!r} -> {after[section]!r}"
-        for section in after
-        if section not in _MAY_CHANGE and before.get(section) != after[section]
-    ]
-    if changed:
-        raise UserError(
-            f"--resume with a changed recipe would not be the same run ({'; '.join(changed)}); undo it or use name=..."
-        )
 
 
 def _random_state() -> dict[str, torch.Tensor]:
