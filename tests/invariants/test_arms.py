@@ -157,6 +157,18 @@ def test_constructed_targets_carry_a_graph_in_a_meta_step_and_none_for_the_learn
     assert not any(value.requires_grad for value in detached.side.values())
 
 
+@pytest.mark.parametrize("arm", ["v", "closed-form", "self-distillation"])
+def test_the_loop_hands_the_learner_tasks_without_a_graph(tmp_path, tokenizer, monkeypatch, arm):
+    tasks = []
+    loss = LanguageLearner.loss
+    monkeypatch.setattr(LanguageLearner, "loss", lambda *arguments: tasks.append(arguments[2]) or loss(*arguments))
+    trajectory(tiny_recipe(tmp_path, tokenizer, arm=arm, value={"every_steps": 100}))
+    learned_from = [task for task in tasks if len(task.side) > 0 and "alpha_N" in task.side][-6:]
+    assert len(learned_from) == 6
+    assert not any(task.target.q_NK.requires_grad for task in learned_from)
+    assert not any(value.requires_grad for task in learned_from for value in task.side.values())
+
+
 def test_accumulation_one_by_eight_equals_eight_by_one(tmp_path, tokenizer):
     def after(batch_size, accumulation):
         recipe = tiny_recipe(
