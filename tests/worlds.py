@@ -9,7 +9,8 @@ from typing import Any
 
 from models import tiny_model
 
-from vpretrain.config import Recipe, parse_recipe
+from vpretrain.config import Recipe
+from vpretrain.recipe import parse_recipe
 
 
 def sums(count: int, seed: int) -> list[dict[str, str]]:

@@ -7,8 +7,9 @@ print(result["answer_nll"])
 
 from importlib.metadata import version
 
-from vpretrain.config import Recipe, load_recipe
+from vpretrain.config import Recipe
 from vpretrain.errors import UserError
+from vpretrain.recipe import load_recipe
 from vpretrain.run import run_recipe
 
 __all__ = ["Recipe", "UserError", "__version__", "load_recipe", "run_recipe"]

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from vpretrain.config import ARMS, load_recipe, settings_help
 from vpretrain.errors import Interrupted, UserError
+from vpretrain.recipe import load_recipe, room, settings_help
 
 _OVERRIDES = (
     "settings to change, as field=value with dots for nesting, e.g. optimizer.lr=1e-5 stream.sources.0.limit=100"
@@ -50,7 +50,7 @@ def _run(options: argparse.Namespace) -> int:
     _print_figures(result)
     print(f"results: {recipe.directory / 'result.json'}   log: {recipe.directory / 'metrics.jsonl'}")
     if result["steps"]:
-        print(f"model: {recipe.directory / 'model'} (AutoModelForCausalLM.from_pretrained loads it)")
+        print(f"model: {recipe.directory / 'model'} (from_pretrained loads it)")
     return 0
 
 
@@ -60,13 +60,14 @@ def _compare(options: argparse.Namespace) -> int:
 
     from vpretrain.compare import compare, draw_curves, remarks, table
 
-    results = compare(recipe, options.arms.split(","), resume=options.resume, overwrite=options.overwrite)
+    arms = options.arms.split(",") if options.arms else [recipe.baseline, "v"]
+    results = compare(recipe, arms, resume=options.resume, overwrite=options.overwrite)
     console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(table(results))
-    for line in remarks(results):
+    console.print(table(results, recipe))
+    for line in remarks(results, recipe):
         console.print(line, highlight=False, style="yellow" if line.startswith("warning") else None)
     directory = recipe.directory
-    curves = draw_curves(directory, list(results["arms"]))
+    curves = draw_curves(recipe, list(results["arms"]))
     print(f"results: {directory / 'results.json'}")
     print(f"curves:  {curves or 'not drawn; pip install matplotlib'}")
     for name, arm in results["arms"].items():
@@ -77,20 +78,16 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.overrides)
-    from vpretrain.language.check import check
-
     _quiet()
-    for line in check(recipe):
+    for line in room(recipe.modality, "check").check(recipe):
         print(line)
     return 0
 
 
 def _inspect(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.overrides)
-    from vpretrain.language.inspect import inspect
-
     _quiet()
-    inspect(recipe, examples=options.examples, positions=options.positions)
+    room(recipe.modality, "inspect").inspect(recipe, examples=options.examples, positions=options.positions)
     return 0
 
 
@@ -106,16 +103,9 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    recipe = load_recipe(options.recipe, [*options.overrides, f"learner.name={options.model}", "learner.lora=null"])
-    from vpretrain.language.assemble import check_tokenizer, load_evaluation
-    from vpretrain.language.learner import LanguageLearner
-    from vpretrain.language.load import load_model, load_tokenizer
-
+    recipe = load_recipe(options.recipe, options.overrides)
     _quiet()
-    tokenizer = load_tokenizer(options.model)
-    check_tokenizer(tokenizer, options.model)
-    evaluation = load_evaluation(recipe, tokenizer)
-    result = evaluation(LanguageLearner(load_model(recipe.learner), bf16=recipe.learner.precision == "bf16"))
+    result = room(recipe.modality, "assemble").measure(recipe, options.model)
     if options.json:
         print(json.dumps(result, indent=1))
     else:
@@ -128,7 +118,7 @@ def _export(options: argparse.Namespace) -> int:
 
     _quiet()
     export(options.run, options.directory)
-    print(f"{options.directory}: AutoModelForCausalLM.from_pretrained loads it")
+    print(f"{options.directory}: from_pretrained loads it")
     return 0
 
 
@@ -167,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=help,
             description=help[0].upper() + help[1:] + ".",
-            epilog=f"Example:\n  {example}" + (f"\n\nSettings:\n{settings_help()}" if settings else ""),
+            epilog=f"Example:\n  {example}" + (f"\n\n{settings_help()}" if settings else ""),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.set_defaults(command=function)
@@ -190,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
         "vpretrain compare recipes/quickstart.yaml --arms one-hot,v,self-distillation",
     )
     command.add_argument(
-        "--arms", default="one-hot,v", help=f"comma-separated, of {', '.join(ARMS)} (default: one-hot,v)"
+        "--arms", help="comma-separated, such as one-hot,v,random-feedback (default: the baseline and v)"
     )
     add_resume(command, "a comparison")
     add(

@@ -15,8 +15,9 @@ from typing import Any
 
 from rich.table import Table
 
-from vpretrain.config import ARMS, Recipe, refuse_changes, save_recipe
+from vpretrain.config import Recipe
 from vpretrain.errors import Interrupted, UserError
+from vpretrain.recipe import refuse_changes, room, save_recipe
 from vpretrain.run.progress import console
 
 START = "step-0"
@@ -37,31 +38,32 @@ def compare(recipe: Recipe, arms: Sequence[str], *, resume: bool = False, overwr
         UserError: an unknown arm, a taken directory, or an arm that failed (its own message stands above).
         Interrupted: a signal stopped it, after the running arm had saved itself.
     """
-    unknown = [arm for arm in arms if arm not in ARMS]
+    unknown = [arm for arm in arms if arm not in recipe.arms]
     if unknown or not arms:
-        raise UserError(f"unknown arm {', '.join(unknown) or '(none given)'}: choose from {', '.join(ARMS)}")
+        raise UserError(f"unknown arm {', '.join(unknown) or '(none given)'}: choose from {', '.join(recipe.arms)}")
     directory = recipe.directory
     _prepare(recipe, resume=resume, overwrite=overwrite)
     save_recipe(recipe, directory / "recipe.yaml")
     names = [START, *dict.fromkeys(arms)]
     for name in names:
-        _run_arm(directory, name, resume=resume)
+        _run_arm(recipe, name, resume=resume)
     results = summarise(directory, names, recipe)
     (directory / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     return results
 
 
 def summarise(directory: Path, names: Sequence[str], recipe: Recipe) -> dict[str, Any]:
-    """Figures of all arms, and for every arm its difference from one-hot, paired over problems."""
+    """Figures of all arms, and for every arm its difference from the baseline, paired over what was evaluated on."""
+    figures = room(recipe.modality, "figures")
     runs = {name: json.loads((directory / name / "result.json").read_text(encoding="utf-8")) for name in names}
     results: dict[str, Any] = {
-        "arms": {name: {k: v for k, v in run.items() if k not in ("name", "problems")} for name, run in runs.items()}
+        "arms": {name: {k: v for k, v in run.items() if k not in ("name", figures.CASES)} for name, run in runs.items()}
     }
-    if "one-hot" in runs:
-        nll = {name: [problem["nll"] for problem in run["problems"]] for name, run in runs.items()}
+    if recipe.baseline in runs:
+        scores = {name: [case[figures.PAIRED] for case in run[figures.CASES]] for name, run in runs.items()}
         for name in names:
-            if name != "one-hot":
-                results[f"{name.replace('-', '_')}_minus_one_hot"] = paired(nll[name], nll["one-hot"])
+            if name != recipe.baseline:
+                results[_minus(name, recipe.baseline)] = paired(scores[name], scores[recipe.baseline])
     results["recipe"] = recipe.model_dump(mode="json")
     results["versions"] = {name: version(name) for name in ("vpretrain", "torch", "transformers")}
     results["versions"]["python"] = platform.python_version()
@@ -75,52 +77,54 @@ def paired(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
     return paired_difference(a, b)
 
 
-def table(results: dict[str, Any]) -> Table:
+def table(results: dict[str, Any], recipe: Recipe) -> Table:
     """The results for a terminal."""
-    view = Table(title=f"{results['recipe']['name']}: held-out answers after equal training time")
-    for column in (
-        "arm", "answer NLL [95 %]", "Pass@1", "retention NLL", "steps", "tokens", "seconds", "tokens/s", "peak memory",
-    ):  # fmt: skip
+    figures = room(recipe.modality, "figures")
+    matched = "training time" if recipe.budget.minutes else "steps"
+    view = Table(title=f"{recipe.name}: {figures.HEADLINE} after equal {matched}")
+    unit = recipe.unit
+    for column in ("arm", *figures.COLUMNS, "steps", unit, "seconds", f"{unit}/s", "peak memory"):
         view.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
     for name, arm in results["arms"].items():
+        rate = arm[f"{unit}_per_s"]
         view.add_row(
             name,
-            f"{arm['answer_nll']:.4f} [{arm['answer_nll_low']:.3f}, {arm['answer_nll_high']:.3f}]",
-            "-" if arm["pass_at_1"] is None else f"{arm['pass_at_1']:.1%}",
-            "-" if arm["retention_nll"] is None else f"{arm['retention_nll']:.4f}",
+            *(show(arm) for show in figures.COLUMNS.values()),
             f"{arm['steps']:,}",
-            f"{arm['tokens']:,}",
+            f"{arm[unit]:,}",
             f"{arm['seconds']:.1f}",
-            f"{arm['tokens_per_s']:.0f}" if arm["tokens_per_s"] else "-",
+            "-" if rate is None else f"{rate:.3g}" if rate < 100 else f"{rate:.0f}",
             f"{arm['peak_memory_bytes'] / 2**30:.2f} GiB",
         )
     return view
 
 
-def remarks(results: dict[str, Any]) -> list[str]:
+def remarks(results: dict[str, Any], recipe: Recipe) -> list[str]:
     """What a reader of the table must know besides: differences with intervals, unequal times, idle designers."""
+    figures = room(recipe.modality, "figures")
     lines = []
-    for key, difference in results.items():
-        if key.endswith("_minus_one_hot") and not key.startswith("step_0"):
-            name = key.removesuffix("_minus_one_hot").replace("_", "-")
-            lines.append(
-                f"{name} minus one-hot: {difference['mean']:+.4f} nats a token, "
-                f"95 % interval [{difference['low']:+.4f}, {difference['high']:+.4f}], paired over problems"
-            )
     trained = {name: arm for name, arm in results["arms"].items() if arm["steps"]}
+    for name in trained:
+        difference = results.get(_minus(name, recipe.baseline))
+        if difference:
+            lines.append(
+                f"{name} minus {recipe.baseline}: {difference['mean']:+.4f} {figures.UNIT}, 95 % interval "
+                f"[{difference['low']:+.4f}, {difference['high']:+.4f}], paired over {figures.CASES}"
+            )
     for name, arm in trained.items():
-        if arm.get("mean_alpha"):
-            lines.append(f"{name}: mean alpha {arm['mean_alpha']:.3f}, {arm['meta_updates']} meta updates")
+        if arm["meta_updates"]:
+            means = "".join(f"{key.replace('_', ' ')} {arm[key]:.3f}, " for key in arm if key.startswith("mean_"))
+            lines.append(f"{name}: {means}{arm['meta_updates']} meta updates")
         if "warning" in arm:
             lines.append(f"warning: {name}: {arm['warning']}")
     seconds = [arm["seconds"] for arm in trained.values()]
-    if results["recipe"]["budget"]["minutes"] and seconds and max(seconds) > (1 + SECONDS_TOLERANCE) * min(seconds):
+    if recipe.budget.minutes and seconds and max(seconds) > (1 + SECONDS_TOLERANCE) * min(seconds):
         lines.append(f"warning: training times differ by more than {SECONDS_TOLERANCE:.0%}; raise budget.minutes")
     return lines
 
 
-def draw_curves(directory: Path, names: Sequence[str]) -> Path | None:
-    """Training loss against training seconds, and the designer's gate and value, as a picture; None without matplotlib."""
+def draw_curves(recipe: Recipe, names: Sequence[str]) -> Path | None:
+    """Loss, what the designer does, and value against training seconds, as a picture; None without matplotlib."""
     try:
         import matplotlib
     except ImportError:
@@ -128,10 +132,11 @@ def draw_curves(directory: Path, names: Sequence[str]) -> Path | None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    directory, curves = recipe.directory, room(recipe.modality, "figures").CURVES
     figure, panels = pyplot.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     for index, name in enumerate(names):
         lines = [json.loads(line) for line in (directory / name / "metrics.jsonl").read_text().splitlines()]
-        for panel, key in zip(panels, ("loss", "alpha_N", "value"), strict=True):
+        for panel, key in zip(panels, curves, strict=True):
             points = [(line["seconds"], line[key]) for line in lines if key in line]
             if points and (key == "loss" or any(y for _, y in points)):
                 panel.plot(
@@ -140,9 +145,7 @@ def draw_curves(directory: Path, names: Sequence[str]) -> Path | None:
                     color=f"C{index}",
                     linestyle=["-", "--", ":", "-."][index % 4],
                 )
-    for panel, title in zip(
-        panels, ("training loss (nats a token)", "mean gate alpha", "value of the task"), strict=True
-    ):
+    for panel, title in zip(panels, curves.values(), strict=True):
         panel.set_xlabel("training seconds")
         panel.set_title(title)
         if panel.lines:
@@ -168,12 +171,17 @@ def _prepare(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
         raise UserError(f"cannot write to {directory}: {error.strerror}; change `output`") from None
 
 
-def _run_arm(directory: Path, name: str, *, resume: bool) -> None:
+def _minus(name: str, baseline: str) -> str:
+    return f"{name}_minus_{baseline}".replace("-", "_")
+
+
+def _run_arm(recipe: Recipe, name: str, *, resume: bool) -> None:
+    directory = recipe.directory
     run = directory / name
     if resume and (run / "result.json").exists():
         console.print(f"{name}: finished already")
         return
-    arm = ["arm=one-hot", "budget.steps=0"] if name == START else [f"arm={name}"]
+    arm = [f"arm={recipe.baseline}", "budget.steps=0"] if name == START else [f"arm={name}"]
     how = "--resume" if resume and any((run / "checkpoints").glob("step-*")) else "--overwrite"
     command = [
         sys.executable,

@@ -26,6 +26,7 @@ class Parts:
         base: the base recipe of the modality.
         meta: line 2 of Algorithm 1; None for controls without feedback.
         designer: the module that holds phi; None for controls.
+        warning: what a user must be told about a finished run's figures, or None.
         evaluate: measures the learner as it is, as JSON-ready figures.
         export: writes the learner into a directory in its community's format.
     """
@@ -39,4 +40,5 @@ class Parts:
     meta: MetaUpdate | None
     designer: nn.Module | None
     evaluate: Callable[[], dict[str, Any]]
+    warning: Callable[[dict[str, Any]], str | None]
     export: Callable[[Path], None]

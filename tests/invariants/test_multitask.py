@@ -6,7 +6,7 @@ import pytest
 import torch
 from models import random_batch, tiny_model
 
-from vpretrain.config import DesignerConfig
+from vpretrain.language.config import DesignerConfig
 from vpretrain.language.construction import LearnedTargets, OneHot
 from vpretrain.language.doctor import random_designer
 from vpretrain.language.learner import LanguageLearner

@@ -8,10 +8,10 @@ from models import tiny_model
 from torch.nn import functional as F
 from worlds import recipe_data
 
-from vpretrain.config import parse_recipe
 from vpretrain.language.assemble import load_evaluation
 from vpretrain.language.evaluate import final_answer, is_correct
 from vpretrain.language.learner import LanguageLearner
+from vpretrain.recipe import parse_recipe
 from vpretrain.statistics import bootstrap_interval, paired_difference
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from worlds import sums, write_jsonl
 
-from vpretrain.config import FeedbackConfig, SourceConfig
 from vpretrain.errors import UserError
+from vpretrain.language.config import FeedbackConfig, SourceConfig
 from vpretrain.language.feedback import LanguageFeedback, check_roles, pairs, problems
 
 PAIR = {"prompt": "{question} ", "response": "{answer}"}

@@ -9,8 +9,8 @@ import yaml
 from worlds import save_learner, sums, write_jsonl
 
 from vpretrain import load_recipe, run_recipe
-from vpretrain.config import parse_recipe
 from vpretrain.language.check import check
+from vpretrain.recipe import parse_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 PAPER = sorted(path.name for path in RECIPES.glob("qwen*.yaml"))

@@ -9,8 +9,8 @@ import datasets
 import pytest
 from pydantic import ValidationError
 
-from vpretrain.config import SourceConfig
 from vpretrain.errors import UserError
+from vpretrain.language.config import SourceConfig
 from vpretrain.language.source import Shuffled, StreamingSource, open_source
 
 ROWS = [{"question": f"{i}+{i}?", "answer": f"{2 * i}", "kind": "odd" if i % 2 else "even"} for i in range(6)]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from worlds import sums, write_jsonl
 
-from vpretrain.config import StreamConfig
 from vpretrain.errors import UserError
+from vpretrain.language.config import StreamConfig
 from vpretrain.language.source import example_key
 from vpretrain.language.stream import LanguageStream, rows_of
 

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from vpretrain.config import DesignerConfig
+from vpretrain.language.config import DesignerConfig
 from vpretrain.language.construction import LearnedTargets
 from vpretrain.language.doctor import designer_gradient, random_designer, relative_errors
 from vpretrain.language.learner import LanguageLearner

@@ -224,7 +224,7 @@ def test_rehearsal_of_the_horizon_changes_nothing(tmp_path, tokenizer):
 
 
 def test_python_in_under_ten_lines(tmp_path, tokenizer):
-    from vpretrain.config import save_recipe
+    from vpretrain.recipe import save_recipe
 
     save_recipe(tiny_recipe(tmp_path, tokenizer), tmp_path / "recipe.yaml")
     recipe = load_recipe(tmp_path / "recipe.yaml", ["budget.steps=2", "arm=one-hot"])

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vpretrain.config import Recipe
 from vpretrain.errors import UserError
+from vpretrain.language.config import Recipe
 from vpretrain.language.construction import ClosedFormTilt, LearnedTargets, OneHot, Smoothing
 from vpretrain.language.designer import TopKDesigner
 from vpretrain.language.evaluate import Evaluation
@@ -22,6 +23,8 @@ from vpretrain.meta import MetaUpdate
 from vpretrain.parts import Parts
 from vpretrain.task import Construction
 from vpretrain.value import ENGINES
+
+_ONE_HOT_ALPHA = 0.01  # a mean alpha below this leaves the targets one-hot for all practical purposes
 
 
 def assemble(recipe: Recipe, model: Any = None) -> Parts:
@@ -35,7 +38,6 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
         UserError: something in the recipe cannot work; the message says what and how to mend it.
     """
     tokenizer = load_tokenizer(recipe.learner.name)
-    check_tokenizer(tokenizer, recipe.learner.name)
     feedback = LanguageFeedback(recipe.feedback, tokenizer, seed=recipe.seed)
     evaluation = load_evaluation(recipe, tokenizer)
     evaluation_keys = frozenset(example.key for example in evaluation.problems)
@@ -45,8 +47,7 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
 
     if model is None:
         check_sizes(recipe, load_config(recipe.learner.name))
-        model = load_model(recipe.learner)
-    learner = LanguageLearner(model, bf16=recipe.learner.precision == "bf16")
+    learner, export = load_learner(recipe, model)
     stream.device = feedback.device = learner.device
 
     construction, meta, designer = _construction(recipe, learner, feedback)
@@ -60,8 +61,23 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
         meta=meta,
         designer=designer,
         evaluate=partial(evaluation, learner),
-        export=partial(export_model, model, tokenizer),
+        export=export,
+        warning=_idle if designer is not None else lambda result: None,
     )
+
+
+def load_learner(recipe: Recipe, model: Any = None) -> tuple[LanguageLearner, Callable[[Path], None]]:
+    """The learner, and what writes it into a directory in its community's format. Raises UserError."""
+    model = load_model(recipe.learner) if model is None else model
+    learner = LanguageLearner(model, bf16=recipe.learner.precision == "bf16")
+    return learner, partial(export_model, model, load_tokenizer(recipe.learner.name))
+
+
+def measure(recipe: Recipe, model: str) -> dict[str, Any]:
+    """The figures of a model by name or directory on a recipe's evaluation. Raises UserError."""
+    learner_config = recipe.learner.model_copy(update={"name": model, "lora": None})
+    evaluation = load_evaluation(recipe, load_tokenizer(model))
+    return evaluation(load_learner(recipe.model_copy(update={"learner": learner_config}))[0])
 
 
 def load_evaluation(recipe: Recipe, tokenizer: Any) -> Evaluation:
@@ -74,12 +90,6 @@ def load_evaluation(recipe: Recipe, tokenizer: Any) -> Evaluation:
         for row in rows_of(source, tokenizer, length=config.length, rows=count, batch_size=config.batch_size)
     ]
     return Evaluation(config, problems(config.sources, config.problems), rows, tokenizer)
-
-
-def check_tokenizer(tokenizer: Any, name: str) -> None:
-    """Raises UserError if documents could not be told apart."""
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"the tokenizer of {name} has no end token: set eos_token in its tokenizer_config.json")
 
 
 def check_sizes(recipe: Recipe, config: Any) -> None:
@@ -145,6 +155,15 @@ def _construction(
         random_seed=recipe.seed if recipe.arm == "random-feedback" else None,
     )
     return construction, meta, designer
+
+
+def _idle(result: dict[str, Any]) -> str | None:
+    if result["mean_alpha"] >= _ONE_HOT_ALPHA:
+        return None
+    return (
+        f"the targets stayed one-hot (mean alpha {result['mean_alpha']:.4f} after {result['meta_updates']} meta "
+        "updates): raise designer.alpha_start or designer.lr, or lower value.every_steps"
+    )
 
 
 def _engine(recipe: Recipe) -> Any:

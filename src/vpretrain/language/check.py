@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from vpretrain.config import Recipe, SourceConfig
 from vpretrain.errors import UserError
 from vpretrain.language.assemble import assemble, check_sizes
+from vpretrain.language.config import Recipe, SourceConfig
 from vpretrain.language.doctor import bf16_note
 from vpretrain.language.load import device, load_config, resolve, with_adapters
 from vpretrain.language.source import IndexedSource, open_source

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaModel
 
-from vpretrain.config import DesignerConfig
 from vpretrain.language.batch import TokenBatch
+from vpretrain.language.config import DesignerConfig
 from vpretrain.language.learner import LanguageState
 from vpretrain.language.loss import at_least_fp32
 

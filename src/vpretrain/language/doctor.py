@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vpretrain.config import DesignerConfig, LearnerConfig
 from vpretrain.language.batch import TokenBatch
+from vpretrain.language.config import DesignerConfig, LearnerConfig
 from vpretrain.language.construction import LearnedTargets
 from vpretrain.language.designer import TopKDesigner
 from vpretrain.language.learner import LanguageLearner

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vpretrain.config import EvaluationConfig
 from vpretrain.language.batch import TokenBatch
+from vpretrain.language.config import EvaluationConfig
 from vpretrain.language.encode import collate, encode
 from vpretrain.language.learner import LanguageLearner, one_hot
 from vpretrain.language.loss import soft_cross_entropy

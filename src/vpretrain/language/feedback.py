@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from vpretrain.config import FeedbackConfig, SourceConfig
 from vpretrain.errors import UserError
 from vpretrain.language.batch import TokenBatch
+from vpretrain.language.config import FeedbackConfig, SourceConfig
 from vpretrain.language.encode import Document, collate, encode
 from vpretrain.language.source import Example, IndexedSource, Shuffled, open_source
 

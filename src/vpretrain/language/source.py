@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vpretrain.config import SourceConfig
 from vpretrain.errors import UserError
+from vpretrain.language.config import SourceConfig
 
 _FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
 _FIELD = re.compile(r"\{(\w+)\}")

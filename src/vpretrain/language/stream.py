@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from vpretrain.config import SourceConfig, StreamConfig
 from vpretrain.errors import UserError
 from vpretrain.language.batch import TokenBatch
+from vpretrain.language.config import SourceConfig, StreamConfig
 from vpretrain.language.encode import Document, collate, encode
 from vpretrain.language.source import Example, IndexedSource, Shuffled, StreamingSource, open_source
 

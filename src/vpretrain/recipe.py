@@ -1,0 +1,160 @@
+"""Reading and writing recipes: YAML with `field=value` overrides, mistakes told in one line, help for every setting."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from vpretrain.config import Recipe
+from vpretrain.errors import UserError
+
+MODALITIES = ("language",)
+
+
+def room(modality: str, name: str) -> Any:
+    """A module of a modality: all have rooms of the same names (`config`, `assemble`, `check`, ...)."""
+    return importlib.import_module(f"vpretrain.{modality}.{name}")
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe and apply `field=value` overrides.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or does not fit; the message names the field and the remedy.
+    """
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the recipe {path}: {error.strerror}; recipes/ holds ready ones") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path} must hold fields such as `learner:` and `stream:`, not {type(data).__name__}")
+    for override in overrides or []:
+        _apply(data, override)
+    return parse_recipe(data, origin=str(path))
+
+
+def parse_recipe(data: dict[str, Any], origin: str = "recipe") -> Recipe:
+    """A recipe from plain data, with errors as one line. Raises UserError."""
+    modality = data.get("modality", MODALITIES[0])
+    if modality not in MODALITIES:
+        raise UserError(f"{origin}: modality '{modality}' is unknown: choose from {', '.join(MODALITIES)}")
+    model: type[Recipe] = room(modality, "config").Recipe
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{origin}: " + "; ".join(_explain(model, problem) for problem in error.errors()[:3])) from None
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write a recipe with every setting spelled out."""
+    path.write_text(
+        yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
+
+
+def refuse_changes(recipe: Recipe, saved: Path, *, except_for: set[str]) -> None:
+    """Raises UserError if a recipe differs from the saved one of the work that it is to go on with."""
+    before = yaml.safe_load(saved.read_text(encoding="utf-8"))
+    after = recipe.model_dump(mode="json")
+    changed = [
+        f"{section}: {before.get(section)!r} -> {after[section]!r}"
+        for section in after
+        if section not in except_for and before.get(section) != after[section]
+    ]
+    if changed:
+        raise UserError(
+            f"--resume with a changed recipe would not be the same work ({'; '.join(changed)}); undo it or use name=..."
+        )
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override '{override}' must have the form field=value, e.g. optimizer.lr=1e-5")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"override '{override}': '{text}' is not a valid YAML value; quote it") from None
+    *path, last = key.split(".")
+    node: Any = data
+    for part in path:
+        if isinstance(node, dict) and node.get(part) is None:
+            node[part] = {}
+        node = _child(node, part, override)
+    if isinstance(node, list):
+        _child(node, last, override)
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise UserError(f"override '{override}': '{'.'.join(path)}' is a value and has no fields")
+
+
+def _child(node: Any, part: str, override: str) -> Any:
+    if isinstance(node, dict):
+        return node[part]
+    if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+        return node[int(part)]
+    raise UserError(f"override '{override}': there is no '{part}' there; lists are indexed from 0")
+
+
+def _explain(recipe: type[BaseModel], problem: Any) -> str:
+    location = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = list(_model_at(recipe, problem["loc"][:-1]).model_fields)
+        nearest = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.4)
+        hint = f"did you mean '{nearest[0]}'?" if nearest else f"known here: {', '.join(known)}"
+        return f"unknown key '{location}': {hint}"
+    if problem["type"] == "missing":
+        return f"'{location}' is missing; {_describe(recipe, problem['loc'])}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"'{location}': {message}" if location else message
+
+
+def _model_at(recipe: type[BaseModel], location: tuple[Any, ...]) -> type[BaseModel]:
+    model = recipe
+    for part in location:
+        if not isinstance(part, int):
+            model = _model_in(model.model_fields[part].annotation) or model
+    return model
+
+
+def _describe(recipe: type[BaseModel], location: tuple[Any, ...]) -> str:
+    model = _model_at(recipe, location[:-1])
+    field = model.model_fields.get(str(location[-1]))
+    if field is None:
+        return "see the recipes in recipes/"
+    return (field.description or model.__doc__ or "").strip().split("\n")[0]
+
+
+def settings_help() -> str:
+    """Every setting of every modality with its default and its meaning, for `--help`."""
+    return "\n\n".join(
+        f"Settings of a {modality} recipe:\n" + "\n".join(_settings(room(modality, "config").Recipe, ""))
+        for modality in MODALITIES
+    )
+
+
+def _settings(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        nested = _model_in(field.annotation)
+        if nested is not None:
+            many = any(get_origin(a) is list for a in (field.annotation, *get_args(field.annotation)))
+            yield from _settings(nested, f"{prefix}{name}.{'N.' if many else ''}")
+            continue
+        default = "required" if field.is_required() else json.dumps(field.get_default(call_default_factory=True))
+        yield f"  {prefix}{name} ({default}): {field.description}"
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    candidates = [annotation, *get_args(annotation)]
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
