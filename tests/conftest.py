@@ -7,6 +7,7 @@ import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="vpretrain-tests-")
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="vpretrain-tests-")
 
 import pytest
 import torch
@@ -14,9 +15,13 @@ from jaxtyping import install_import_hook
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-CHECKED = ("batch", "encode", "loss", "learner", "designer", "construction", "evaluate", "stream", "feedback")
-# The shapes that the language rooms promise are checked, in tests only.
-install_import_hook([f"vpretrain.language.{room}" for room in CHECKED], "beartype.beartype")
+CHECKED = (
+    "backbone", "batch", "construction", "designer", "encode", "evaluate", "feedback", "heads", "learner", "loss", "stream",
+)  # fmt: skip
+# The shapes that the rooms promise are checked, in tests only.
+install_import_hook(
+    [f"vpretrain.{modality}.{room}" for modality in ("language", "vision") for room in CHECKED], "beartype.beartype"
+)
 
 torch.set_num_threads(1)  # tiny tensors gain nothing from more, and lose much beside other work
 

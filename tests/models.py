@@ -6,9 +6,13 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
+    Dinov2Config,
+    DINOv3ViTConfig,
     Gemma2Config,
     GPT2Config,
+    IJepaConfig,
     LlamaConfig,
     Qwen2Config,
 )
@@ -56,6 +60,29 @@ def tiny_model(family: str = "llama", *, seed: int = 0, vocabulary: int = VOCABU
             raise ValueError(family)
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config).train()
+
+
+VISION_FAMILIES = ["dinov2", "dinov3", "ijepa"]
+
+
+def tiny_vision_model(family: str = "dinov2", *, seed: int = 0) -> Any:
+    """A vision transformer with three blocks of width 32 and patches of 8 pixels."""
+    sizes: dict[str, Any] = {
+        "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "patch_size": 8, "image_size": 32,
+        "initializer_range": 0.1,
+    }  # fmt: skip
+    config: Any
+    match family:
+        case "dinov2":
+            config = Dinov2Config(**sizes, mlp_ratio=2, use_mask_token=False, drop_path_rate=0.1)
+        case "dinov3":
+            config = DINOv3ViTConfig(**sizes, intermediate_size=64, num_register_tokens=2)
+        case "ijepa":
+            config = IJepaConfig(**sizes, intermediate_size=64)
+        case _:
+            raise ValueError(family)
+    torch.manual_seed(seed)
+    return AutoModel.from_config(config).train()
 
 
 def random_batch(rows: int = 3, length: int = 24, *, seed: int = 0, domain: str = "general") -> TokenBatch:

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from models import tiny_model
+from models import tiny_model, tiny_vision_model
 
 from vpretrain.config import Recipe
 from vpretrain.recipe import parse_recipe
@@ -80,6 +80,43 @@ def recipe_data(root: Path, tokenizer: Any, family: str = "llama") -> dict[str, 
 def tiny_recipe(root: Path, tokenizer: Any, family: str = "llama", **changes: Any) -> Recipe:
     """`recipe_data` as a recipe, with top-level sections merged in."""
     data = recipe_data(root, tokenizer, family)
+    for section, values in changes.items():
+        data[section] = data[section] | values if isinstance(values, dict) and section in data else values
+    return parse_recipe(data)
+
+
+def vision_recipe(root: Path, family: str = "dinov2", **changes: Any) -> Recipe:
+    """A vision recipe over tiny generated scenes that runs in a few seconds."""
+    saved = root / f"vision-{family}"
+    if not saved.exists():
+        tiny_vision_model(family).save_pretrained(saved)
+    data: dict[str, Any] = {
+        "modality": "vision",
+        "name": "tiny",
+        "output": str(root / "runs"),
+        "learner": {
+            "name": str(saved),
+            "dino": {"outputs": 32, "hidden": 32, "bottleneck": 16, "warm_up_steps": 10},
+        },
+        "optimizer": {"lr": 1e-3},
+        "stream": {
+            "sources": [{"scenes": 24, "seed": 1, "size": 40}],
+            "batch_size": 4, "global_size": 32, "local_size": 16, "local_views": 2,
+        },
+        "feedback": {
+            "heads": [{"scenes": 8, "seed": 2, "size": 32}],
+            "meta": [{"scenes": 8, "seed": 3, "size": 32}],
+            "size": 32, "batch_size": 4, "first_head_steps": 5,
+        },
+        "designer": {"width": 4, "levels": 2, "lr": 1e-2},
+        "value": {"every_steps": 2, "batch_size": 4},
+        "budget": {"steps": 6},
+        "evaluation": {
+            "train": [{"scenes": 12, "seed": 4, "size": 32}],
+            "test": [{"scenes": 6, "seed": 5, "size": 32, "cameras": 2}],
+            "size": 32, "probe_steps": 10,
+        },
+    }  # fmt: skip
     for section, values in changes.items():
         data[section] = data[section] | values if isinstance(values, dict) and section in data else values
     return parse_recipe(data)

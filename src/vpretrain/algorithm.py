@@ -19,6 +19,11 @@ class LearnerOptimizer(Protocol):
         """Clip, update, clear the gradients."""
         ...
 
+    @property
+    def progress(self) -> float:
+        """How far the run has come, as a share of its horizon."""
+        ...
+
     def metric(self, names: Iterable[str]) -> Parameters | None:
         """AdamW's preconditioner P over these parameters (a copy); None while it has no statistics."""
         ...
@@ -76,6 +81,7 @@ def continue_pretraining(
             record.meta = meta(batches, optimizer.metric(meta.subset) if optimizer_aware else None)
 
         total = sum(batch.weight for batch in batches)
+        tasks = []
         for batch in batches:
             share = batch.weight / total
             if share == 0:
@@ -91,5 +97,7 @@ def continue_pretraining(
             record.tokens += batch.tokens
             for name, value in task.summary().items():
                 record.side[name] = record.side.get(name, 0.0) + share * value
+            tasks.append(task)
         record.optimizer = optimizer.step()
+        learner.after_step(tasks, optimizer.progress)
         after_step(record)

@@ -73,6 +73,8 @@ def _compare(options: argparse.Namespace) -> int:
     for name, arm in results["arms"].items():
         if arm["steps"]:
             print(f"model:   {directory / name / 'model'}")
+            if (sheet := directory / name / "views.png").exists():
+                print(f"views:   {sheet}")
     return 0
 
 
@@ -92,7 +94,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from vpretrain.language.doctor import diagnose, failures, report
+    from vpretrain.doctor import diagnose, failures, report
 
     _quiet()
     diagnosis = diagnose(options.learner)
@@ -124,7 +126,7 @@ def _export(options: argparse.Namespace) -> int:
 
 def _print_figures(result: dict[str, Any]) -> None:
     for key, value in result.items():
-        if key != "problems" and value is not None:
+        if value is not None and not isinstance(value, list | dict):
             print(f"{key:>20}  {value:.6g}" if isinstance(value, float) else f"{key:>20}  {value}")
 
 

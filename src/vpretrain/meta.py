@@ -6,14 +6,13 @@ reference to the learner's optimizer, and nothing it computes reaches the learne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from vpretrain.subset import alignment_subset
 from vpretrain.task import Construction, Feedback, Learner, Parameters
 from vpretrain.value import Align, Valued, gradient, mean, norm
 
@@ -25,10 +24,10 @@ class MetaUpdate:
         learner: theta, read only.
         construction: c_phi. One without parameters only gets a new value direction.
         feedback: D_fb.
-        subset: S, see `alignment_subset`.
+        subset: names of the parameters in S, see `alignment_subset`.
         engine: one of `vpretrain.value.ENGINES`.
         kind: Align, `dot` or `cosine`.
-        rows, length: how much of the learner's batch a domain's g_pre is computed on.
+        part: how much of the learner's batch a domain's g_pre is computed on, as `Batch.restrict` takes it.
         matched: align each domain with stream rows of the same domain.
         random_seed: if given, g_down is replaced by Gaussian noise of the same norm: the random-feedback control.
     """
@@ -39,20 +38,19 @@ class MetaUpdate:
         learner: Learner,
         construction: Construction,
         feedback: Feedback,
-        subset: str,
+        subset: Sequence[str],
         engine: Callable[..., Valued],
         kind: Literal["dot", "cosine"],
-        rows: int,
-        length: int,
+        part: Mapping[str, int],
         matched: bool,
         lr: float,
         clip_norm: float,
         random_seed: int | None = None,
     ) -> None:
         self.learner, self.construction, self.feedback = learner, construction, feedback
-        self.subset = alignment_subset(learner.module, subset)
+        self.subset = tuple(subset)
         self.engine, self.kind = engine, kind
-        self.rows, self.length, self.matched = rows, length, matched
+        self.part, self.matched = part, matched
         self.clip_norm, self.random_seed = clip_norm, random_seed
         self.phi = list(construction.parameters())
         self.optimizer = torch.optim.AdamW(self.phi, lr=lr, weight_decay=0.0) if self.phi else None
@@ -125,7 +123,7 @@ class MetaUpdate:
 
     def _meta_batch(self, batches: Sequence[Any], domain: str | None) -> Any:
         """A few rows of the first micro-batch that has any of the domain."""
-        restricted = (batch.restrict(domain=domain, rows=self.rows, length=self.length) for batch in batches)
+        restricted = (batch.restrict(domain=domain, **self.part) for batch in batches)
         return next((batch for batch in restricted if batch is not None), None)
 
     def _step(self, objective: Tensor) -> float:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from vpretrain.meta import MetaUpdate
@@ -28,6 +29,10 @@ class Parts:
         designer: the module that holds phi; None for controls.
         warning: what a user must be told about a finished run's figures, or None.
         evaluate: measures the learner as it is, as JSON-ready figures.
+        warm_up: what comes once before the first step and is charged to no arm, such as fitting a new head; or None.
+        modules: further modules whose tensors a checkpoint must hold: an EMA teacher, the feedback's heads.
+        optimizers: their optimizers.
+        illustrate: draws what the construction makes into a run's directory, and says where; or None.
         export: writes the learner into a directory in its community's format.
     """
 
@@ -42,3 +47,7 @@ class Parts:
     evaluate: Callable[[], dict[str, Any]]
     warning: Callable[[dict[str, Any]], str | None]
     export: Callable[[Path], None]
+    warm_up: Callable[[], None] | None = None
+    illustrate: Callable[[Path], Path] | None = None
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)

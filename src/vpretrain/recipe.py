@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 
-MODALITIES = ("language",)
+MODALITIES = ("language", "vision")
 
 
 def room(modality: str, name: str) -> Any:

@@ -5,7 +5,7 @@ Nothing here knows about language or vision, and `algorithm.py` and `value.py` k
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -23,8 +23,8 @@ class Batch(Protocol):
         """Total weight of its targets: the number of valid tokens (or of examples), which normalises the loss."""
         ...
 
-    def restrict(self, *, domain: str | None, rows: int, length: int) -> Batch | None:
-        """The first `rows` examples (of one domain), cut to `length`: a meta batch. None if there are none."""
+    def restrict(self, *, domain: str | None, **sizes: int) -> Batch | None:
+        """A part of it (of one domain): a meta batch. None if there is none."""
         ...
 
 
@@ -74,7 +74,7 @@ class Feedback(Protocol):
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """The weight of every domain; they sum to 1."""
+        """The weight of every domain."""
         ...
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -94,12 +94,20 @@ class Learner(Protocol):
         """The state for constructed inputs; `parameters` replaces those of S, and then no other gets a gradient."""
         ...
 
+    def prepare(self, inputs: Any, parameters: Parameters) -> Any:
+        """Inputs that hold what does not depend on the parameters of S, for an engine that evaluates at several of them."""
+        ...
+
     def loss(self, state: Any, task: Task) -> Tensor:
         """L_pre: the self-supervised loss of a task, averaged over its targets. It carries no feedback."""
         ...
 
     def evaluate(self, batch: Any, parameters: Parameters) -> Tensor:
         """L_down: the evaluator's loss on a feedback batch (Eq 38), as a function of the parameters of S."""
+        ...
+
+    def after_step(self, tasks: Sequence[Task], progress: float) -> None:
+        """What follows theta by rule and not by gradient, such as an EMA teacher; `progress` runs from 0 to 1."""
         ...
 
     def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:

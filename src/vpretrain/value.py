@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from vpretrain.config import ValueConfig
 from vpretrain.task import Construction, Learner, Parameters, Task
 
 
@@ -95,7 +96,7 @@ def double_backward(
 ) -> Valued:
     """V by autograd through autograd: the oracle."""
     at = {name: value.detach().requires_grad_() for name, value in at.items()}
-    inputs = construction.inputs(batch)
+    inputs = learner.prepare(construction.inputs(batch), at)
     state = learner.forward(inputs, at)
     task = construction.targets(inputs, state.detach())
     loss = learner.loss(state, task)
@@ -111,14 +112,16 @@ def jvp(
     learner: Learner, construction: Construction, batch: Any, at: Parameters, g_down: Parameters, align: Align
 ) -> Valued:
     """V by one tangent pass along u; exact up to rounding (METHOD: the linear engine)."""
-    inputs = construction.inputs(batch)
+    inputs = learner.prepare(construction.inputs(batch), at)
     value, u, task = _linearise(learner, construction, inputs, at, g_down, align)
-    with forward_ad.dual_level():
-        state = learner.forward(inputs, {name: forward_ad.make_dual(at[name].detach(), u[name]) for name in at})
-        if task is None:
-            task = construction.targets(inputs, state.detach())
-        surrogate = forward_ad.unpack_dual(learner.loss(state, task)).tangent
-    if surrogate is None:
+
+    def loss(parameters: Parameters) -> Tensor:
+        return learner.loss(learner.forward(inputs, parameters), task)
+
+    # Not forward_ad.dual_level: under it softmax and logsumexp have tangents in place, which a designer of inputs, whose
+    # gradient goes backward through them, cannot undo (torch 2.13).
+    surrogate = torch.func.jvp(loss, ({n: at[n].detach() for n in u},), (u,))[1]
+    if align.linear and float(surrogate.detach()) == 0 and float(norm(u)) > 0:  # a cosine's u is orthogonal to g_pre
         raise RuntimeError("the tangent was lost on its way through the learner; use value.engine=finite_difference")
     return Valued(surrogate.detach() if value is None else value, surrogate, task, u)
 
@@ -134,12 +137,8 @@ def finite_difference(
     relative_step: float = 1e-5,
 ) -> Valued:
     """V by a central difference of L_pre at theta_S +- h u, with |h u| = relative_step * |theta_S|."""
-    inputs = construction.inputs(batch)
+    inputs = learner.prepare(construction.inputs(batch), at)
     value, u, task = _linearise(learner, construction, inputs, at, g_down, align)
-    if task is None:
-        with torch.no_grad():
-            state = learner.forward(inputs, at)
-        task = construction.targets(inputs, state.detach())
     h = relative_step * float(norm(at)) / max(float(norm(u)), torch.finfo(torch.float32).tiny)
     plus, minus = (
         learner.loss(learner.forward(inputs, {n: at[n].detach() + sign * h * u[n] for n in at}), task)
@@ -149,11 +148,30 @@ def finite_difference(
     return Valued(surrogate.detach() if value is None else value, surrogate, task, u)
 
 
+def no_value(
+    learner: Learner, construction: Construction, batch: Any, at: Parameters, g_down: Parameters, align: Align
+) -> Valued:
+    """V = 0: what the regulariser does alone. A control."""
+    inputs = construction.inputs(batch)
+    with torch.no_grad():
+        state = learner.forward(inputs, at)
+    task = construction.targets(inputs, state.detach())
+    zero = next(iter(at.values())).new_zeros(())
+    return Valued(zero, zero, task, {name: torch.zeros_like(value) for name, value in at.items()})
+
+
 ENGINES: dict[str, Callable[..., Valued]] = {
     "jvp": jvp,
     "finite_difference": finite_difference,
     "double_backward": double_backward,
 }
+
+
+def engine(config: ValueConfig) -> Callable[..., Valued]:
+    """The engine that a recipe names."""
+    if config.engine == "finite_difference":
+        return partial(finite_difference, relative_step=config.relative_step)
+    return ENGINES[config.engine]
 
 
 def _linearise(
@@ -163,10 +181,12 @@ def _linearise(
     at: Parameters,
     g_down: Parameters,
     align: Align,
-) -> tuple[Tensor | None, Parameters, Task | None]:
-    """The direction u; where it depends on g_pre also the value and the task, which that gradient had to build."""
+) -> tuple[Tensor | None, Parameters, Task]:
+    """The value, where it takes g_pre to know it; the direction u; the task."""
     if align.linear:
-        return None, align.direction(g_down, None), None
+        with torch.no_grad():
+            state = learner.forward(inputs, at)
+        return None, align.direction(g_down, None), construction.targets(inputs, state.detach())
     task: Task | None = None
 
     def loss(parameters: Parameters) -> Tensor:
@@ -176,6 +196,7 @@ def _linearise(
         return learner.loss(state, task.detach())
 
     g_pre = gradient(loss, at)
+    assert task is not None
     return align(g_down, g_pre).detach(), align.direction(g_down, g_pre), task
 
 

@@ -111,7 +111,7 @@ def test_doctor_agrees_with_the_oracle_on_a_saved_learner_with_random_weights(tm
 
 
 def test_doctor_fails_loudly_on_a_silent_zero_or_a_wrong_engine():
-    from vpretrain.language.doctor import failures
+    from vpretrain.doctor import failures
 
     engines = {"jvp": {"relative_error": 1e-7}, "finite_difference": {"relative_error": 1e-4}}
     assert failures({"designer_gradient_norm": 0.1, "engines": engines}) == []

@@ -11,6 +11,7 @@ from vpretrain.language.construction import LearnedTargets, OneHot
 from vpretrain.language.doctor import random_designer
 from vpretrain.language.learner import LanguageLearner
 from vpretrain.meta import MetaUpdate
+from vpretrain.subset import alignment_subset
 from vpretrain.task import Task
 from vpretrain.value import Align, gradient, jvp
 
@@ -30,8 +31,9 @@ def make(matched: bool, kind: str, construction=None):
         random_designer(learner, DesignerConfig(hidden_size=32, layers=1, heads=2, top_k=6)), tether=0.0
     )
     return MetaUpdate(
-        learner=learner, construction=construction, feedback=TwoDomains(), subset="last-1", engine=jvp, kind=kind,
-        rows=2, length=24, matched=matched, lr=1e-3, clip_norm=1.0,
+        learner=learner, construction=construction, feedback=TwoDomains(), engine=jvp, kind=kind,
+        subset=alignment_subset(learner.module, "last-1"), part={"rows": 2, "length": 24}, matched=matched,
+        lr=1e-3, clip_norm=1.0,
     )  # fmt: skip
 
 

@@ -9,9 +9,10 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from vpretrain.doctor import designer_gradient, relative_errors
 from vpretrain.language.config import DesignerConfig
 from vpretrain.language.construction import LearnedTargets
-from vpretrain.language.doctor import designer_gradient, random_designer, relative_errors
+from vpretrain.language.doctor import PARTS, random_designer
 from vpretrain.language.learner import LanguageLearner
 from vpretrain.subset import alignment_subset
 from vpretrain.value import ENGINES, Align, gradient
@@ -48,7 +49,7 @@ def gradient_by(engine: str, kind: str, learner, construction, at, g_down, metri
     """Gradient of V by the designer's parameters, whole and by part, and V."""
     with learner.meta_mode():
         valued = ENGINES[engine](learner, construction, random_batch(), at, g_down, Align(kind, metric), **options)
-        return designer_gradient(valued, construction.designer), float(valued.value)
+        return designer_gradient(valued, construction.designer, PARTS), float(valued.value)
 
 
 @pytest.mark.parametrize("metric", ["identity", "adamw"])

@@ -21,8 +21,9 @@ from vpretrain.language.load import load_config, load_model, load_tokenizer
 from vpretrain.language.stream import LanguageStream, rows_of
 from vpretrain.meta import MetaUpdate
 from vpretrain.parts import Parts
+from vpretrain.subset import alignment_subset
 from vpretrain.task import Construction
-from vpretrain.value import ENGINES
+from vpretrain.value import engine
 
 _ONE_HOT_ALPHA = 0.01  # a mean alpha below this leaves the targets one-hot for all practical purposes
 
@@ -144,11 +145,10 @@ def _construction(
         learner=learner,
         construction=construction,
         feedback=feedback,
-        subset=recipe.value.subset,
-        engine=_engine(recipe),
+        subset=alignment_subset(learner.module, recipe.value.subset),
+        engine=engine(recipe.value),
         kind=recipe.value.align,
-        rows=recipe.value.batch_size,
-        length=recipe.value.length,
+        part={"rows": recipe.value.batch_size, "length": recipe.value.length},
         matched=recipe.value.domains == "matched",
         lr=recipe.designer.lr,
         clip_norm=recipe.designer.clip_norm,
@@ -164,13 +164,6 @@ def _idle(result: dict[str, Any]) -> str | None:
         f"the targets stayed one-hot (mean alpha {result['mean_alpha']:.4f} after {result['meta_updates']} meta "
         "updates): raise designer.alpha_start or designer.lr, or lower value.every_steps"
     )
-
-
-def _engine(recipe: Recipe) -> Any:
-    engine = ENGINES[recipe.value.engine]
-    if recipe.value.engine == "finite_difference":
-        return partial(engine, relative_step=recipe.value.relative_step)
-    return engine
 
 
 def _designer(recipe: Recipe, learner: LanguageLearner) -> TopKDesigner:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from vpretrain.check import one_step
+from vpretrain.doctor import bf16_note
 from vpretrain.errors import UserError
 from vpretrain.language.assemble import assemble, check_sizes
 from vpretrain.language.config import Recipe, SourceConfig
-from vpretrain.language.doctor import bf16_note
 from vpretrain.language.load import device, load_config, resolve, with_adapters
 from vpretrain.language.source import IndexedSource, open_source
-from vpretrain.parts import Parts
-from vpretrain.run.optimizer import AdamW
 
 SCANNED = 2000  # stream examples a source that are compared with feedback and evaluation
 _NARROW = {
@@ -36,7 +34,7 @@ def check(recipe: Recipe) -> Iterator[str]:
     yield f"recipe, data and tokenizer: fine; feedback and evaluation hold {len(parts.held_back)} problems"
     scanned = sum(_scan(source, parts.held_back) for source in recipe.stream.sources)
     yield f"roles: feedback, evaluation and the first {scanned} stream examples are disjoint"
-    yield _one_step(recipe, parts)
+    yield one_step(recipe, parts)
     if recipe.learner.precision == "bf16" and (note := bf16_note(torch.device(device(recipe.learner)))):
         yield f"warning: {note}: use learner.precision=fp32"
     yield estimate_memory(recipe)
@@ -95,26 +93,3 @@ def _scan(source: SourceConfig, own: frozenset[str]) -> int:
             "with skip and limit, other files, or disjoint task_indices (a run would hold them back)"
         )
     return count
-
-
-def _one_step(recipe: Recipe, parts: Parts) -> str:
-    """A meta update and a learner step on the tiny copy."""
-    batches = parts.stream.next()
-    optimizer = AdamW(parts.learner.named_parameters(), recipe.optimizer, horizon=1)
-    done = "a learner step"
-    if parts.meta is not None:
-        short = copy.copy(parts.meta)
-        short.rows = 1
-        if not short(batches):
-            raise UserError(
-                "value.domains=matched, but no stream row has a domain of the feedback "
-                f"({', '.join(parts.feedback.weights)}): name the domains alike, or set value.domains=sum"
-            )
-        done = "a meta update and a learner step"
-    batch = batches[0].restrict(domain=None, rows=1, length=recipe.stream.length)
-    state = parts.learner.forward(batch)
-    with torch.no_grad():
-        task = parts.construction.targets(batch, state.detach()).detach()
-    parts.learner.loss(state, task).backward()
-    optimizer.step()
-    return f"{done} on a tiny copy of the learner: fine"

@@ -11,7 +11,8 @@ from vpretrain.errors import UserError
 from vpretrain.language.batch import TokenBatch
 from vpretrain.language.config import FeedbackConfig, SourceConfig
 from vpretrain.language.encode import Document, collate, encode
-from vpretrain.language.source import Example, IndexedSource, Shuffled, open_source
+from vpretrain.language.source import Example, IndexedSource, open_source
+from vpretrain.order import Shuffled
 
 _MOST = 100_000  # pairs of a source; feedback is small by nature
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,13 @@ class LanguageLearner:
                 return LanguageState(*self.module(*arguments))
         frozen = {name: p.detach() for name, p in self.module.named_parameters()}
         return LanguageState(*functional_call(self.module, frozen | parameters, arguments))
+
+    def prepare(self, inputs: TokenBatch, parameters: Parameters) -> TokenBatch:
+        """Nothing yet: every evaluation runs the whole model."""
+        return inputs
+
+    def after_step(self, tasks: Sequence[Task], progress: float) -> None:
+        """Nothing follows a language model by rule."""
 
     def loss(self, state: LanguageState, task: Task) -> Tensor:
         """L_pre = CE(q_t, p_t), weighted mean over the targets (Eq 15; Eq 37-38 with weights per example)."""

@@ -97,21 +97,6 @@ class StreamingSource:
         self._iterator = iter(self._dataset)
 
 
-class Shuffled:
-    """Endless permutations of range(n), one an epoch; the i-th draw follows from the seed alone."""
-
-    def __init__(self, n: int, seed: str) -> None:
-        self._n, self._seed = n, seed
-        self._epoch, self._order = -1, list(range(n))
-
-    def __getitem__(self, drawn: int) -> int:
-        epoch, index = divmod(drawn, self._n)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, list(range(self._n))
-            random.Random(f"{self._seed}/{epoch}").shuffle(self._order)
-        return self._order[index]
-
-
 def open_source(config: SourceConfig) -> IndexedSource | StreamingSource:
     """The source that a recipe describes.
 

@@ -14,7 +14,8 @@ from vpretrain.errors import UserError
 from vpretrain.language.batch import TokenBatch
 from vpretrain.language.config import SourceConfig, StreamConfig
 from vpretrain.language.encode import Document, collate, encode
-from vpretrain.language.source import Example, IndexedSource, Shuffled, StreamingSource, open_source
+from vpretrain.language.source import Example, IndexedSource, StreamingSource, open_source
+from vpretrain.order import Shuffled
 
 _HOPELESS = 2000  # so many examples in a row without a usable one end the run
 

@@ -41,6 +41,12 @@ class AdamW:
             fused=True,
         )
 
+    @property
+    def progress(self) -> float:
+        """Steps done, as a share of the horizon; 1 beyond it."""
+        assert self.horizon is not None, "the horizon is set before the run starts"
+        return min(1.0, self.steps / self.horizon)
+
     def rate(self) -> float:
         """The learning rate of the coming step."""
         assert self.horizon is not None, "the horizon is set before the run starts"

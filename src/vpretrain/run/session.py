@@ -6,6 +6,7 @@ A run directory holds recipe.yaml, metrics.jsonl (a line a step), checkpoints/, 
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import resource
 import shutil
@@ -57,6 +58,8 @@ class Session:
     def run(self) -> dict[str, Any]:
         """Train until the budget is spent, evaluate, export; returns and writes result.json."""
         if self.optimizer.horizon is None:
+            if self.parts.warm_up is not None and self.recipe.budget.steps != 0:
+                self.parts.warm_up()
             with console.status(f"{self.recipe.arm}: measuring a step"):
                 self.optimizer.horizon = self._horizon()
         recipe, parts = self.recipe, self.parts
@@ -98,8 +101,8 @@ class Session:
             "totals": self.totals,
             "side": self.side,
         }
-        if parts.designer is not None:
-            groups["designer"] = parts.designer.state_dict()
+        groups |= {name: module.state_dict() for name, module in self._modules().items()}
+        groups |= {f"{name}-optimizer": optimizer_tensors(o) for name, o in parts.optimizers.items()}
         if parts.meta is not None:
             state["meta_updates"] = parts.meta.updates
             groups["direction"] = parts.meta.direction or {}
@@ -117,8 +120,10 @@ class Session:
                 parameter.copy_(groups["learner"][name])
         load_optimizer_tensors(self.optimizer.torch, groups["learner-optimizer"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if parts.designer is not None:
-            parts.designer.load_state_dict(groups["designer"])
+        for name, module in self._modules().items():
+            module.load_state_dict(groups[name])
+        for name, optimizer in parts.optimizers.items():
+            load_optimizer_tensors(optimizer, groups[f"{name}-optimizer"])
         if parts.meta is not None:
             parts.meta.updates = state["meta_updates"]
             parts.meta.direction = groups["direction"] or None
@@ -133,6 +138,10 @@ class Session:
         log = self.directory / "metrics.jsonl"
         lines = log.read_text(encoding="utf-8").splitlines()[: self.budget.step]
         log.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+    def _modules(self) -> dict[str, torch.nn.Module]:
+        designer = {} if self.parts.designer is None else {"designer": self.parts.designer}
+        return {**designer, **self.parts.modules}
 
     def _after_step(self, record: StepRecord) -> None:
         with self.budget.paused():
@@ -186,6 +195,8 @@ class Session:
         if steps:
             with console.status(f"{self.recipe.arm}: exporting the model"):
                 self.parts.export(self.directory / "model")
+                if self.parts.illustrate is not None:
+                    self.parts.illustrate(self.directory)
         result |= self.parts.evaluate()
         (self.directory / "result.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
         return result
@@ -204,6 +215,8 @@ class Session:
         """
         parts, seconds = self.parts, 0.0
         cursors = parts.stream.state_dict(), parts.feedback.state_dict()
+        stateful: list[Any] = [*parts.modules.values(), *parts.optimizers.values()]
+        kept = [copy.deepcopy(part.state_dict()) for part in stateful]
         random = _random_state()
         for _ in range(2):
             start = time.perf_counter()
@@ -221,6 +234,8 @@ class Session:
                 seconds += (time.perf_counter() - start) / self.recipe.value.every_steps
         parts.stream.load_state_dict(cursors[0])
         parts.feedback.load_state_dict(cursors[1])
+        for part, state_dict in zip(stateful, kept, strict=True):
+            part.load_state_dict(state_dict)
         _set_random_state(random)
         return seconds
 

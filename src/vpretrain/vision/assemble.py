@@ -1,0 +1,146 @@
+"""From a recipe to the parts of a vision run. Whatever can be wrong is found here, before any training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vpretrain.errors import UserError
+from vpretrain.meta import MetaUpdate
+from vpretrain.parts import Parts
+from vpretrain.subset import alignment_subset
+from vpretrain.value import engine, no_value
+from vpretrain.vision.backbone import Backbone
+from vpretrain.vision.config import Recipe
+from vpretrain.vision.construction import Fixed, LearnedViews, RandomMask
+from vpretrain.vision.designer import make_designer
+from vpretrain.vision.dino import DinoLearner
+from vpretrain.vision.evaluate import Evaluation
+from vpretrain.vision.feedback import VisionFeedback
+from vpretrain.vision.learner import VisionLearner
+from vpretrain.vision.load import load_backbone
+from vpretrain.vision.sheet import draw_sheet
+from vpretrain.vision.source import check_disjoint
+from vpretrain.vision.stream import VisionStream
+from vpretrain.vision.warm_up import warm_up
+
+
+def assemble(recipe: Recipe, model: Any = None) -> Parts:
+    """Learner, stream, feedback, construction and evaluation of a recipe.
+
+    Args:
+        recipe: the run.
+        model: takes the place of the learner that the recipe names (a tiny copy of it, in `check`).
+
+    Raises:
+        UserError: something in the recipe cannot work; the message says what and how to mend it.
+    """
+    check_disjoint(
+        {
+            "stream": recipe.stream.sources,
+            "feedback.heads": recipe.feedback.heads,
+            "feedback.meta": recipe.feedback.meta,
+            "evaluation.train": recipe.evaluation.train,
+            "evaluation.test": recipe.evaluation.test,
+        }
+    )
+    learner, export = load_learner(recipe, model)
+    check_sizes(recipe, learner.backbone.patch_size)
+    evaluation = Evaluation(recipe.evaluation)
+    stream = VisionStream(recipe.stream, seed=recipe.seed)
+    stream.device = learner.device
+    feedback = VisionFeedback(recipe.feedback, learner, seed=recipe.seed)
+    construction: Fixed = Fixed()
+    meta, designer = None, None
+    if recipe.arm == "random-mask":
+        construction = RandomMask(recipe.designer)
+    elif recipe.arm != "fixed":
+        with torch.random.fork_rng():
+            torch.manual_seed(recipe.seed)
+            designer = make_designer(recipe.designer).to(learner.device)
+        construction = LearnedViews(designer, recipe.designer)
+        meta = _meta_update(recipe, learner, feedback, construction)
+    return Parts(
+        learner=learner,
+        stream=stream,
+        feedback=feedback,
+        held_back=frozenset(),
+        construction=construction,
+        base=Fixed(),
+        meta=meta,
+        designer=designer,
+        evaluate=partial(evaluation, learner),
+        warning=lambda result: None,
+        export=export,
+        warm_up=partial(warm_up, recipe, learner) if isinstance(learner, DinoLearner) else None,
+        illustrate=lambda directory: draw_sheet(construction, stream.next()[0], directory / "views.png"),
+        modules={"teacher": learner.teacher, "heads": feedback.heads},
+        optimizers={"heads": feedback.optimizer},
+    )
+
+
+def load_learner(recipe: Recipe, model: Any = None) -> tuple[VisionLearner, Callable[[Path], None]]:
+    """The learner, and what writes its backbone into a directory for `AutoModel.from_pretrained`. Raises UserError."""
+    model = load_backbone(recipe.learner.name) if model is None else model
+    device = recipe.learner.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        backbone = Backbone(model).to(device).train()
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"learner.device {device}: {str(error).strip().splitlines()[0]}") from None
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        learner = DinoLearner(backbone, recipe.learner.dino, bf16=recipe.learner.precision == "bf16")
+    return learner, model.save_pretrained
+
+
+def measure(recipe: Recipe, model: str) -> dict[str, Any]:
+    """The figures of a model by name or directory on a recipe's evaluation. Raises UserError."""
+    learner_config = recipe.learner.model_copy(update={"name": model})
+    learner, _ = load_learner(recipe.model_copy(update={"learner": learner_config}))
+    check_sizes(recipe, learner.backbone.patch_size)
+    return Evaluation(recipe.evaluation)(learner)
+
+
+def check_sizes(recipe: Recipe, patch: int) -> None:
+    """Raises UserError for sizes that the patches do not divide."""
+    sizes = {
+        "stream.global_size": recipe.stream.global_size,
+        "stream.local_size": recipe.stream.local_size,
+        "feedback.size": recipe.feedback.size,
+        "evaluation.size": recipe.evaluation.size,
+    }
+    for field, size in sizes.items():
+        if size % patch:
+            nearest = max(1, round(size / patch)) * patch
+            raise UserError(f"{field}={size} is no multiple of the learner's patch of {patch} pixels: use {nearest}")
+    crop, divisor = recipe.stream.global_size, recipe.designer.patch_size
+    if recipe.designer.kind == "dit" and crop % divisor:
+        raise UserError(f"designer.patch_size={divisor} does not divide stream.global_size={crop}: use a divisor of it")
+
+
+def _meta_update(
+    recipe: Recipe, learner: VisionLearner, feedback: VisionFeedback, construction: LearnedViews
+) -> MetaUpdate:
+    subset = alignment_subset(learner.module, recipe.value.subset)
+    if recipe.value.subset.startswith("last-"):
+        norm = {id(p) for p in learner.backbone.norm.parameters()}
+        subset += tuple(name for name, p in learner.named_parameters() if id(p) in norm)
+    return MetaUpdate(
+        learner=learner,
+        construction=construction,
+        feedback=feedback,
+        subset=subset,
+        engine=no_value if recipe.arm == "regulariser-only" else engine(recipe.value),
+        kind=recipe.value.align,
+        part={"rows": recipe.value.batch_size},
+        matched=False,
+        lr=recipe.designer.lr,
+        clip_norm=recipe.designer.clip_norm,
+        random_seed=recipe.seed if recipe.arm == "random-feedback" else None,
+    )

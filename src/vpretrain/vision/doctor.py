@@ -1,0 +1,63 @@
+"""A vision learner for `vpretrain doctor`: random pictures, a random designer, a random linear head."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vpretrain.doctor import Patient
+from vpretrain.subset import alignment_subset
+from vpretrain.value import gradient
+from vpretrain.vision.backbone import Backbone
+from vpretrain.vision.batch import ViewBatch
+from vpretrain.vision.config import DesignerConfig, DinoConfig
+from vpretrain.vision.construction import LearnedViews
+from vpretrain.vision.designer import UNetMask
+from vpretrain.vision.dino import DinoLearner
+from vpretrain.vision.learner import VisionLearner
+from vpretrain.vision.load import load_backbone
+
+_PICTURES, _PATCHES = 4, 4
+_DESIGNER = DesignerConfig(width=8, levels=2, start=0.6)
+_DINO = DinoConfig(outputs=64, hidden=64, bottleneck=32)
+
+
+class _Judge:
+    """A feedback batch: random pictures, a random target for every patch."""
+
+    def __init__(self, image_B3HW: Tensor, width: int) -> None:
+        self.image_B3HW = image_B3HW
+        self.direction = torch.randn(width).to(image_B3HW) / width
+
+    def loss(self, grid_BDhw: Tensor) -> Tensor:
+        return (torch.einsum("bdhw,d->bhw", grid_BDhw, self.direction) - 1).square().mean()
+
+
+def patient(name: str) -> Patient:
+    """The learner with a batch of views and a feedback gradient over its last two blocks. Raises UserError."""
+    backbone = Backbone(load_backbone(name))
+    return patient_of(DinoLearner(backbone, _DINO), "last-2" if len(backbone.blocks) >= 2 else "last-1")
+
+
+def patient_of(learner: VisionLearner, subset: str) -> Patient:
+    """The same for a learner at hand."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        size = _PATCHES * learner.backbone.patch_size
+        views = torch.rand(2, _PICTURES, 3, size, size, device=learner.device)
+        judge = _Judge(torch.rand(_PICTURES, 3, size, size, device=learner.device), learner.backbone.width)
+        designer = UNetMask(_DESIGNER).to(learner.device)
+        nn.init.normal_(designer.out.weight, std=0.5)
+    names = alignment_subset(learner.module, subset)
+    at = {n: p.detach() for n, p in learner.named_parameters() if n in names}
+    with learner.meta_mode():
+        g_down = gradient(lambda parameters: learner.evaluate(judge, parameters), at)
+    about = {
+        "architecture": type(learner.backbone.model).__name__,
+        "subset": subset,
+        "align": "cosine",
+        "inputs": f"{_PICTURES} pictures of {size} pixels",
+        "attention": {"training": learner.backbone.model.config._attn_implementation, "meta": "sdpa MATH"},
+    }
+    batch = ViewBatch(views, views[:0], tuple(map(str, range(_PICTURES))))
+    return Patient(learner, LearnedViews(designer, _DESIGNER), designer, batch, at, g_down, {}, about)

@@ -1,0 +1,133 @@
+"""The feedback set of vision: dense labels, seen through light heads on the frozen backbone.
+
+Shapes: B pictures, D the backbone's width, h x w patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vpretrain.order import Shuffled
+from vpretrain.vision.batch import Labelled
+from vpretrain.vision.config import FeedbackConfig
+from vpretrain.vision.heads import Task, dense_head, depth_loss, segmentation_loss
+from vpretrain.vision.learner import VisionLearner
+from vpretrain.vision.scenes import CLASSES
+from vpretrain.vision.source import labelled
+
+_FIRST_POOL = 8  # batches whose features the first fit of the heads goes round
+
+
+@dataclass(frozen=True)
+class FeedbackBatch:
+    """Labelled pictures of one task, with the head that the backbone is judged through.
+
+    Attributes:
+        task: segmentation or depth.
+        labelled: the pictures.
+        head: in evaluation mode, so that a gradient through it changes no statistics.
+    """
+
+    task: Task
+    labelled: Labelled
+    head: nn.Module
+
+    @property
+    def image_B3HW(self) -> Tensor:
+        """The pictures."""
+        return self.labelled.image_B3HW
+
+    def loss(self, grid_BDhw: Float[Tensor, "B D h w"]) -> Float[Tensor, ""]:
+        """L_seg (nats a pixel) or L_dep (metres)."""
+        return _loss(self.task, self.head, grid_BDhw, self.labelled)
+
+
+class VisionFeedback:
+    """D_fb: heads are fitted on some labelled batches, g_down comes from others.
+
+    Args:
+        config: sources, weights, heads.
+        learner: read only: its frozen features are what the heads see.
+        seed: order of the pictures and start of the heads.
+
+    Raises:
+        UserError: a source without labels.
+    """
+
+    def __init__(self, config: FeedbackConfig, learner: VisionLearner, *, seed: int) -> None:
+        self.config, self.learner, self.seed = config, learner, seed
+        self.batches_drawn = self.head_steps = 0
+        self.weights: dict[str, float] = {
+            task: weight
+            for task, weight in (("segmentation", config.segmentation), ("depth", config.depth))
+            if weight > 0
+        }
+        self._for_heads, self._for_meta = labelled(config.heads, config.size), labelled(config.meta, config.size)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            width = learner.backbone.width
+            self.heads = nn.ModuleDict(
+                {
+                    task: dense_head(config.head, width, len(CLASSES) if task == "segmentation" else 1)
+                    for task in self.weights
+                }
+            ).to(learner.device)
+        self.optimizer = torch.optim.AdamW(self.heads.parameters(), lr=config.head_lr, weight_decay=0.05)
+
+    def next(self) -> dict[str, Any]:
+        """Fit the heads a little further, then give a meta batch to every task."""
+        for pictures, grid_BDhw in self._head_batches():
+            self._fit(pictures, grid_BDhw)
+        self.heads.eval()
+        pictures = self._draw(self._for_meta, "meta", self.batches_drawn)
+        self.batches_drawn += 1
+        return {task: FeedbackBatch(task, pictures, head) for task, head in self.heads.items()}  # type: ignore[arg-type]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The cursors; heads and their optimizer are tensors and saved as such."""
+        return {"batches_drawn": self.batches_drawn, "head_steps": self.head_steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at the cursors."""
+        self.batches_drawn, self.head_steps = state["batches_drawn"], state["head_steps"]
+
+    def _head_batches(self) -> Iterator[tuple[Labelled, Tensor]]:
+        if self.head_steps == 0:  # the backbone stands still meanwhile: its features are computed once
+            pool = [self._with_features(i) for i in range(min(_FIRST_POOL, self.config.first_head_steps))]
+            for step in range(self.config.first_head_steps):
+                yield pool[step % len(pool)]
+        for _ in range(self.config.head_steps):
+            yield self._with_features(self.head_steps)
+
+    def _with_features(self, number: int) -> tuple[Labelled, Tensor]:
+        pictures = self._draw(self._for_heads, "heads", number)
+        size = self.config.size
+        return pictures, self.learner.backbone.grid(self.learner.features(pictures.image_B3HW), size, size)
+
+    def _fit(self, pictures: Labelled, grid_BDhw: Tensor) -> None:
+        self.heads.train()
+        with torch.enable_grad():
+            loss = torch.stack([_loss(task, head, grid_BDhw, pictures) for task, head in self.heads.items()]).sum()  # type: ignore[arg-type]
+            gradients = torch.autograd.grad(loss, list(self.heads.parameters()))
+        for parameter, gradient in zip(self.heads.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.head_steps += 1
+
+    def _draw(self, pool: Labelled, role: str, number: int) -> Labelled:
+        order = Shuffled(len(pool), f"{self.seed}/{role}")
+        first = number * self.config.batch_size
+        return pool[[order[first + i] for i in range(self.config.batch_size)]].to(self.learner.device)
+
+
+def _loss(task: Task, head: nn.Module, grid_BDhw: Tensor, pictures: Labelled) -> Tensor:
+    if task == "segmentation":
+        return segmentation_loss(head, grid_BDhw, pictures.label_BHW)
+    return depth_loss(head, grid_BDhw, pictures.depth_BHW)

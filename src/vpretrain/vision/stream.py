@@ -1,0 +1,112 @@
+"""The unlabeled stream: pictures in an exact order, and DINO's crops of them, the same for every arm.
+
+Shapes: V views, B pictures, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vpretrain.errors import UserError
+from vpretrain.order import Shuffled
+from vpretrain.vision.batch import ViewBatch
+from vpretrain.vision.config import StreamConfig
+from vpretrain.vision.source import Pictures
+
+
+class VisionStream:
+    """D_u. Every batch follows from the seed and a counter, augmentation included.
+
+    Args:
+        config: sources and crops.
+        seed: of order and augmentation.
+
+    Raises:
+        UserError: no pictures, or fewer than a batch.
+    """
+
+    def __init__(self, config: StreamConfig, *, seed: int) -> None:
+        self.config, self.seed = config, seed
+        self.device: torch.device | str = "cpu"
+        self.batches_drawn = 0
+        self._sources = [Pictures(source) for source in config.sources]
+        self._where = [(source, i) for source in self._sources for i in range(len(source))]
+        if len(self._where) < config.batch_size:
+            raise UserError(
+                f"the stream has {len(self._where)} pictures: fewer than stream.batch_size={config.batch_size}"
+            )
+        self._order = Shuffled(len(self._where), str(seed))
+
+    def next(self) -> list[ViewBatch]:
+        """The micro-batches of one learner step."""
+        return [self._batch() for _ in range(self.config.accumulation)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The cursor."""
+        return {"batches_drawn": self.batches_drawn}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at a cursor: the batches that follow are the same bit for bit."""
+        self.batches_drawn = state["batches_drawn"]
+
+    def _batch(self) -> ViewBatch:
+        number, size = self.batches_drawn, self.config.batch_size
+        self.batches_drawn += 1
+        chosen = [self._where[self._order[number * size + i]] for i in range(size)]
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(zlib.crc32(f"{self.seed}/{number}".encode()))
+            views = crops([source[i] for source, i in chosen], self.config)
+        return ViewBatch(*views, tuple(source.key(i) for source, i in chosen), number=number).to(self.device)
+
+
+def crops(images: list[Tensor], config: StreamConfig) -> tuple[Tensor, Tensor]:
+    """DINO's global and local crops [V, B, 3, H, W] of uint8 pictures; draws from torch's global random numbers."""
+    largest = max(max(image.shape[1:]) for image in images)
+    pictures_B3HW = torch.stack([_square(image, largest) for image in images])
+    first, second, local = augmentations(config)
+    global_views = [first(pictures_B3HW), second(pictures_B3HW)]
+    local_views = [local(pictures_B3HW) for _ in range(config.local_views)]
+    empty = pictures_B3HW.new_zeros(0, len(images), 3, config.local_size, config.local_size)
+    return torch.stack(global_views).clamp(0, 1), torch.stack(local_views).clamp(0, 1) if local_views else empty
+
+
+@functools.lru_cache
+def _augmentations(key: tuple[Any, ...]) -> tuple[nn.Module, nn.Module, nn.Module]:
+    from kornia import augmentation as K
+
+    global_size, global_scale, local_size, local_scale = key
+
+    def recipe(size: int, scale: tuple[float, float], blur: float, solarise: float) -> nn.Module:
+        return K.AugmentationSequential(
+            K.RandomResizedCrop((size, size), scale=scale, resample="bilinear"),
+            K.RandomHorizontalFlip(),
+            K.ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8),
+            K.RandomGrayscale(p=0.2),
+            K.RandomGaussianBlur((9, 9), (0.1, 2.0), p=blur),
+            K.RandomSolarize(0.5, 0.0, p=solarise),
+            data_keys=["input"],
+        )
+
+    return (
+        recipe(global_size, global_scale, 1.0, 0.0),
+        recipe(global_size, global_scale, 0.1, 0.2),
+        recipe(local_size, local_scale, 0.5, 0.0),
+    )
+
+
+def augmentations(config: StreamConfig) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """For the first global, the second global and the local crops (the BYOL and DINO recipe), batched, each picture its own."""
+    return _augmentations((config.global_size, config.global_scale, config.local_size, config.local_scale))
+
+
+def _square(image_3HW: Tensor, side: int) -> Tensor:
+    image_3HW = image_3HW.float() / 255
+    if image_3HW.shape[1:] == (side, side):
+        return image_3HW
+    return F.interpolate(image_3HW[None], (side, side), mode="bilinear", antialias=True, align_corners=False)[0]

@@ -1,0 +1,107 @@
+"""The value engines on vision learners against double backward, and that against finite differences over phi."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from models import VISION_FAMILIES, tiny_vision_model
+
+from vpretrain.doctor import designer_gradient, relative_errors
+from vpretrain.value import ENGINES, Align
+from vpretrain.vision.backbone import Backbone
+from vpretrain.vision.config import DinoConfig
+from vpretrain.vision.dino import DinoLearner
+from vpretrain.vision.doctor import patient_of
+
+
+def setting(family: str, subset: str, dtype: torch.dtype = torch.float32):
+    torch.manual_seed(0)
+    learner = DinoLearner(Backbone(tiny_vision_model(family)), DinoConfig(outputs=24, hidden=32, bottleneck=16))
+    learner.teacher.centre.normal_(std=0.02)
+    learner.module.to(dtype)
+    learner.teacher.to(dtype)
+    torch.set_default_dtype(dtype)
+    try:
+        patient = patient_of(learner, subset)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return patient
+
+
+def gradient_by(engine, kind, patient, metric=None):
+    with patient.learner.meta_mode():
+        valued = engine(
+            patient.learner, patient.construction, patient.batch, patient.at, patient.g_down, Align(kind, metric)
+        )
+        return designer_gradient(valued, patient.designer, {}), float(valued.value)
+
+
+@pytest.mark.parametrize("kind", ["dot", "cosine"])
+@pytest.mark.parametrize("subset", ["last-1", "last-2", "all"])
+@pytest.mark.parametrize("family", VISION_FAMILIES)
+def test_reverse_over_jvp_equals_double_backward(family, subset, kind):
+    patient = setting(family, subset)
+    ours, value = gradient_by(ENGINES["jvp"], kind, patient)
+    oracle, oracle_value = gradient_by(ENGINES["double_backward"], kind, patient)
+    assert oracle["all"].norm() > 0
+    assert relative_errors(ours, oracle)["relative_error"] <= 1e-5
+    assert value == pytest.approx(oracle_value, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["dot", "cosine"])
+@pytest.mark.parametrize("subset", ["last-1", "last-2"])
+@pytest.mark.parametrize("family", VISION_FAMILIES)
+def test_finite_difference_is_close_at_its_swept_step(family, subset, kind):
+    patient = setting(family, subset)
+    oracle, _ = gradient_by(ENGINES["double_backward"], kind, patient)
+    errors = [
+        relative_errors(
+            gradient_by(partial(ENGINES["finite_difference"], relative_step=rho), kind, patient)[0], oracle
+        )["relative_error"]
+        for rho in (3e-4, 1e-3, 3e-3)
+    ]
+    assert min(errors) <= 1e-2, errors
+
+
+@pytest.mark.parametrize("kind", ["dot", "cosine"])
+def test_oracle_equals_finite_differences_over_phi(kind):
+    patient = setting("dinov2", "last-2", torch.float64)
+    gradients, _ = gradient_by(ENGINES["double_backward"], kind, patient)
+    phi = list(patient.designer.parameters())
+    direction = [torch.randn(p.shape, dtype=p.dtype) for p in phi]
+    predicted = float(gradients["all"] @ torch.cat([d.flatten() for d in direction]))
+
+    def value_at(h):
+        with torch.no_grad():
+            for p, d in zip(phi, direction, strict=True):
+                p.add_(d, alpha=h)
+        value = gradient_by(ENGINES["double_backward"], kind, patient)[1]
+        with torch.no_grad():
+            for p, d in zip(phi, direction, strict=True):
+                p.sub_(d, alpha=h)
+        return value
+
+    # The teacher sees the learned views, but its outputs are targets, and those are constant in phi by choice.
+    prepare = patient.learner.prepare
+    fixed = prepare(patient.construction.inputs(patient.batch), patient.at).prepared[2]
+    patient.learner.prepare = lambda inputs, at: _with_teacher(prepare(inputs, at), fixed)
+    h = 1e-5
+    assert predicted == pytest.approx((value_at(h) - value_at(-h)) / (2 * h), rel=1e-4)
+
+
+def _with_teacher(inputs, teacher):
+    from dataclasses import replace
+
+    return replace(inputs, prepared=(*inputs.prepared[:2], teacher))
+
+
+@pytest.mark.parametrize("family", VISION_FAMILIES)
+def test_blocks_below_the_subset_may_be_run_once(family):
+    backbone = Backbone(tiny_vision_model(family).eval())
+    pixels = torch.rand(2, 3, 32, 32)
+    plain = backbone.model(pixel_values=(pixels - backbone.mean) / backbone.std).last_hidden_state
+    torch.testing.assert_close(backbone(pixels), plain)
+    torch.testing.assert_close(backbone.upper(*backbone.lower(pixels, 2), 2), plain)
+    assert backbone.grid(plain, 32, 32).shape == (2, 32, 4, 4)

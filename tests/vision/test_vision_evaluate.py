@@ -1,0 +1,99 @@
+"""Probes and metrics: planted labels are recovered, figures equal plain formulas; scenes are what they say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models import tiny_vision_model
+from worlds import vision_recipe
+
+from vpretrain.vision.backbone import Backbone
+from vpretrain.vision.batch import IGNORED
+from vpretrain.vision.config import DinoConfig, EvaluationConfig
+from vpretrain.vision.dino import DinoLearner
+from vpretrain.vision.evaluate import (
+    Evaluation,
+    classification_accuracy,
+    depth_figures,
+    mean_iou,
+    picture_iou,
+    retrieval_map,
+)
+from vpretrain.vision.heads import dense_head, depth_loss, segmentation_loss
+from vpretrain.vision.scenes import CLASSES, rendered
+
+
+def test_scenes_follow_from_their_seed_and_hold_what_they_say():
+    one = rendered(seed=11, scenes=6, cameras=2, size=48)
+    assert one["image_N3HW"].shape == (12, 3, 48, 48)
+    assert one["scene_N"].tolist() == [i for i in range(6) for _ in range(2)]
+    assert int(one["label_NHW"].max()) < len(CLASSES)
+    assert float(one["depth_NHW"].min()) > 0.1
+    other = rendered(seed=12, scenes=6, cameras=2, size=48)
+    assert not torch.equal(one["image_N3HW"], other["image_N3HW"])
+    more = rendered(seed=11, scenes=7, cameras=2, size=48)
+    assert torch.equal(one["image_N3HW"], more["image_N3HW"][:12])
+    main = [(one["label_NHW"][n] == one["category_N"][n]).any() for n in range(12)]
+    assert sum(map(bool, main)) >= 11  # the main object may be hidden now and then
+
+
+def test_probes_recover_planted_labels(tmp_path):
+    recipe = vision_recipe(tmp_path)
+    evaluation = Evaluation(EvaluationConfig(**recipe.evaluation.model_dump() | {"probe_steps": 300, "probe_lr": 1e-2}))
+    learner = DinoLearner(Backbone(tiny_vision_model()), DinoConfig(outputs=8, hidden=8, bottleneck=8))
+    for pictures in (evaluation.train, evaluation.test):  # labels that a linear head on the features can give
+        grid = learner.backbone.grid(learner.features(pictures.image_B3HW), 32, 32)
+        fine = torch.nn.functional.interpolate(grid, (32, 32), mode="bilinear")
+        pictures.label_BHW.copy_((fine[:, 0] > fine[:, 1]).long())
+        pictures.depth_BHW.copy_(2 + 0.5 * fine[:, 2].tanh())
+        pictures.category_B.copy_((grid.mean((2, 3))[:, 0] > grid.mean()).long())
+    figures = evaluation(learner)
+    assert figures["miou"] * len(CLASSES) / 2 > 0.8  # of eight classes two are there
+    assert figures["depth_delta_1"] > 0.9
+    assert figures["depth_rmse"] < 0.25
+    assert len(figures["pictures"]) == 12
+
+
+def test_iou_ignores_what_has_no_label():
+    label = torch.tensor([[[0, 0, 1, IGNORED]]])
+    predicted = torch.tensor([[[0, 1, 1, 5]]])
+    assert picture_iou(predicted, label).item() == pytest.approx((1 / 2 + 1 / 2) / 2)
+    both = mean_iou(torch.cat([predicted, predicted]), torch.cat([label, label]))
+    assert both == pytest.approx(1 / 2, abs=0.3)
+
+
+def test_depth_figures_are_the_usual_ones():
+    true = torch.tensor([[[1.0, 2.0, 4.0, 0.0, 20.0]]])
+    ours = torch.tensor([[[1.1, 3.0, 4.0, 9.0, 9.0]]])
+    figures = depth_figures(ours, true)
+    assert figures["depth_rmse"] == pytest.approx(((0.01 + 1.0) / 3) ** 0.5, rel=1e-4)
+    assert figures["depth_abs_rel"] == pytest.approx((0.1 + 0.5) / 3, rel=1e-4)
+    assert figures["depth_delta_1"] == pytest.approx(2 / 3)
+
+
+def test_retrieval_finds_the_other_picture_of_a_scene():
+    features = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
+    assert retrieval_map(features, torch.tensor([0, 0, 1, 1])) == 1.0
+    assert retrieval_map(features, torch.tensor([0, 1, 0, 1])) < 0.6
+    assert retrieval_map(features, torch.arange(4)) is None
+
+
+def test_classification_is_linear_on_the_features():
+    torch.manual_seed(0)
+    x, y = torch.randn(80, 4), torch.arange(80) % 2
+    x[:, 0] += 4 * y
+    assert classification_accuracy(x[:60], y[:60], x[60:], y[60:]) > 0.9
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_heads_and_their_losses(kind):
+    grid = torch.randn(2, 8, 4, 4)
+    label = torch.randint(5, (2, 16, 16))
+    label[0] = IGNORED
+    loss = segmentation_loss(dense_head(kind, 8, 5), grid, label)
+    assert float(loss.detach()) > 0
+    depth = torch.zeros(2, 16, 16)
+    head = dense_head(kind, 8, 1)
+    assert float(depth_loss(head, grid, depth).detach()) == 0  # nothing is valid
+    depth[1] = 3.0
+    assert float(depth_loss(head, grid, depth).detach()) > 0

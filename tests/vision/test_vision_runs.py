@@ -1,0 +1,304 @@
+"""Vision runs in miniature: the firewall, equal views, masks of ones, resume, export, wrong input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModel
+from worlds import vision_recipe
+
+from vpretrain import UserError, run_recipe
+from vpretrain.errors import Interrupted
+from vpretrain.recipe import save_recipe
+from vpretrain.run.checkpoint import load_checkpoint
+from vpretrain.run.session import Session, prepare_directory
+from vpretrain.vision.assemble import assemble
+from vpretrain.vision.check import check
+from vpretrain.vision.construction import LearnedViews
+
+
+def session_of(recipe, *, resume=False, change=None):
+    if not resume:
+        prepare_directory(recipe, resume=False, overwrite=True)
+    torch.manual_seed(99 if resume else recipe.seed)
+    parts = assemble(recipe)
+    if change is not None:
+        change(parts)
+    return Session(recipe, parts, resume=resume)
+
+
+def trajectory(recipe, change=None):
+    """Runs a recipe; the learner at the end, and the views that it was given."""
+    seen = []
+
+    def watch(parts):
+        if change is not None:
+            change(parts)
+        draw = parts.stream.next
+        parts.stream.next = lambda: seen.append(draw()) or seen[-1]
+
+    session = session_of(recipe, change=watch)
+    session.run()
+    return {name: p.detach().clone() for name, p in session.parts.learner.named_parameters()}, seen, session
+
+
+def assert_bit_equal(a, b):
+    assert a.keys() == b.keys()
+    assert not [name for name in a if not torch.equal(a[name], b[name])]
+
+
+def test_a_mask_of_ones_equals_the_fixed_views_bit_for_bit(tmp_path):
+    fixed, *_ = trajectory(vision_recipe(tmp_path, arm="fixed"))
+
+    def all_ones(parts):
+        parts.construction.mask = lambda batch: torch.ones_like(batch.global_VB3HW[:, :, :1])
+        parts.meta = None
+
+    ones, *_ = trajectory(vision_recipe(tmp_path), all_ones)
+    assert_bit_equal(fixed, ones)
+
+
+@pytest.mark.parametrize("arm", ["v", "random-mask", "regulariser-only", "random-feedback"])
+def test_every_arm_sees_the_same_pictures_and_learns_something_else(tmp_path, arm):
+    fixed, seen_fixed, _ = trajectory(vision_recipe(tmp_path, arm="fixed"))
+    other, seen, session = trajectory(vision_recipe(tmp_path, arm=arm))
+    for (mine,), (theirs,) in zip(seen, seen_fixed, strict=True):
+        assert torch.equal(mine.global_VB3HW, theirs.global_VB3HW)
+        assert torch.equal(mine.local_VB3HW, theirs.local_VB3HW)
+    assert any(not torch.equal(fixed[name], other[name]) for name in fixed)
+    if arm != "random-mask":
+        assert session.parts.meta.updates == 3
+
+
+def test_firewall_poisoned_labels_with_a_frozen_designer_change_nothing(tmp_path):
+    frozen = {"lr": 1e-30}
+
+    def poison(parts):
+        for pool in (parts.feedback._for_heads, parts.feedback._for_meta):
+            pool.label_BHW.fill_(1)
+            pool.depth_BHW.fill_(9.0)
+
+    clean, *_ = trajectory(vision_recipe(tmp_path, designer=frozen))
+    poisoned, *_ = trajectory(vision_recipe(tmp_path, designer=frozen), poison)
+    assert_bit_equal(clean, poisoned)
+    moving, *_ = trajectory(vision_recipe(tmp_path))
+    moving_poisoned, *_ = trajectory(vision_recipe(tmp_path), poison)
+    assert any(not torch.equal(moving[name], moving_poisoned[name]) for name in moving)
+
+
+def test_a_meta_update_leaves_no_trace_on_learner_and_teacher(tmp_path):
+    parts = assemble(vision_recipe(tmp_path))
+    batches = parts.stream.next()
+    before = {n: v.clone() for m in (parts.learner.module, parts.learner.teacher) for n, v in m.state_dict().items()}
+    random, training = torch.get_rng_state(), parts.learner.module.training
+    designer = [p.detach().clone() for p in parts.construction.parameters()]
+    heads = {n: v.clone() for n, v in parts.feedback.heads.state_dict().items()}
+    record = parts.meta(batches)
+    assert record["g_down_norm"] > 0
+    after = {n: v for m in (parts.learner.module, parts.learner.teacher) for n, v in m.state_dict().items()}
+    assert_bit_equal(before, after)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert parts.learner.module.training == training
+    assert all(p.grad is None for _, p in parts.learner.named_parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(designer, parts.construction.parameters(), strict=True))
+    assert any(not torch.equal(heads[n], v) for n, v in parts.feedback.heads.state_dict().items())
+
+
+def test_views_and_targets_reach_the_learner_detached(tmp_path, monkeypatch):
+    from vpretrain.vision.dino import DinoLearner
+
+    inputs, forward = [], DinoLearner.forward
+    monkeypatch.setattr(DinoLearner, "forward", lambda self, x, p=None: inputs.append((x, p)) or forward(self, x, p))
+    trajectory(vision_recipe(tmp_path, value={"every_steps": 100}))
+    learned_from = [x for x, parameters in inputs if parameters is None][-6:]
+    assert all(x.mask_VB1HW is not None for x in learned_from)
+    assert not any(x.global_VB3HW.requires_grad for x in learned_from)
+
+
+def test_head_and_meta_batches_are_disjoint(tmp_path):
+    feedback = assemble(vision_recipe(tmp_path)).feedback
+    assert not set(feedback._for_heads.scene_B.tolist()) & set(feedback._for_meta.scene_B.tolist())
+    clash = vision_recipe(tmp_path, feedback={"meta": [{"scenes": 8, "seed": 2, "size": 32}]})
+    with pytest.raises(UserError, match=r"feedback.meta and feedback.heads show the same scenes \(seed 2\)"):
+        assemble(clash)
+
+
+@pytest.mark.parametrize("arm", ["v", "fixed"])
+def test_an_interrupted_run_ends_bit_equal(tmp_path, arm):
+    recipe = vision_recipe(tmp_path, arm=arm, stream={"accumulation": 2}, optimizer={"schedule": "cosine"})
+
+    def run(stops):
+        session = session_of(recipe)
+        for stop in stops:
+            after_step = session._after_step
+
+            def stopping(record, after_step=after_step, stop=stop):
+                after_step(record)
+                if record.step == stop:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+            session._after_step = stopping
+            with pytest.raises(Interrupted):
+                session.run()
+            session = session_of(recipe, resume=True)
+        result = session.run()
+        groups, state = load_checkpoint(session.save())
+        state["budget"].pop("seconds")
+        return groups, state, result
+
+    groups, state, result = run([])
+    again, state_again, result_again = run([0, 3])
+    assert state == state_again
+    assert "centre" in groups["teacher"]
+    assert groups.keys() == again.keys() >= {"teacher", "heads", "heads-optimizer"}
+    for group, tensors in groups.items():
+        assert all(torch.equal(tensors[name], again[group][name]) for name in tensors), group
+    assert result["pictures"] == result_again["pictures"]
+
+
+@pytest.mark.parametrize("family", ["dinov2", "dinov3", "ijepa"])
+def test_a_run_gives_every_figure_a_sheet_and_a_model_that_transformers_loads(tmp_path, family):
+    recipe = vision_recipe(tmp_path, family)
+    session = session_of(recipe)
+    result = session.run()
+    for key in ("miou", "depth_rmse", "depth_abs_rel", "depth_delta_1", "accuracy", "retrieval_map", "images_per_s"):
+        assert result[key] is not None
+    assert (result["images"], result["meta_updates"]) == (24, 3)
+    assert 0 < result["mean_mask"] < 1
+    assert (recipe.directory / "views.png").stat().st_size > 1000
+    reloaded = AutoModel.from_pretrained(recipe.directory / "model", dtype=torch.float32).eval()
+    pixels = torch.rand(2, 3, 32, 32)
+    ours = session.parts.learner.backbone.model.eval()
+    assert torch.equal(reloaded(pixel_values=pixels).last_hidden_state, ours(pixel_values=pixels).last_hidden_state)
+
+
+def test_the_rehearsal_of_the_horizon_changes_nothing(tmp_path):
+    session = session_of(vision_recipe(tmp_path, budget={"steps": None, "minutes": 60}))
+    parts = session.parts
+    modules = {"learner": parts.learner.module, "designer": parts.designer, **parts.modules}
+    before = {f"{m}.{n}": v.clone() for m, module in modules.items() for n, v in module.state_dict().items()}
+    cursors, random = (parts.stream.state_dict(), parts.feedback.state_dict()), torch.get_rng_state()
+    assert session._horizon() >= 1
+    assert_bit_equal(before, {f"{m}.{n}": v for m, module in modules.items() for n, v in module.state_dict().items()})
+    assert (parts.stream.state_dict(), parts.feedback.state_dict()) == cursors
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_the_teacher_follows_the_student_and_the_centre_its_outputs(tmp_path):
+    parts = assemble(vision_recipe(tmp_path, arm="fixed"))
+    learner = parts.learner
+    batch = parts.stream.next()[0]
+    task = parts.construction.targets(batch, learner.forward(batch).detach()).detach()
+    with torch.no_grad():
+        for p in learner.module.parameters():
+            p.add_(1.0)
+    before = [p.clone() for p in learner.teacher.parameters()]
+    learner.after_step([task], progress=0.0)
+    momentum = learner.ema
+    for mine, old, student in zip(learner.teacher.parameters(), before, learner.module.parameters(), strict=True):
+        torch.testing.assert_close(mine, momentum * old + (1 - momentum) * student)
+    torch.testing.assert_close(learner.teacher.centre, 0.1 * task.target.outputs.flatten(0, 1).mean(0))
+    still = [p.clone() for p in learner.teacher.parameters()]
+    learner.after_step([task], progress=1.0)
+    assert all(torch.equal(a, b) for a, b in zip(still, learner.teacher.parameters(), strict=True))
+
+
+def test_the_loss_is_the_mean_over_pairs_of_different_views(tmp_path):
+    parts = assemble(vision_recipe(tmp_path, arm="fixed"))
+    batch = parts.stream.next()[0]
+    state = parts.learner.forward(batch)
+    task = parts.construction.targets(batch, state.detach())
+    config = parts.learner.config
+    q = ((state.teacher - parts.learner.teacher.centre) / config.teacher_temperature).softmax(-1)
+    students = [*state.student[0], *state.student[1]]
+    terms = [
+        torch.nn.functional.cross_entropy(student / config.student_temperature, q[t])
+        for t in range(2)
+        for s, student in enumerate(students)
+        if s != t
+    ]
+    assert len(terms) == 2 * 3
+    torch.testing.assert_close(parts.learner.loss(state, task), torch.stack(terms).mean())
+
+
+def test_a_random_mask_has_the_keep_ratio_and_follows_from_the_draw(tmp_path):
+    parts = assemble(vision_recipe(tmp_path, arm="random-mask", designer={"keep": 0.3}))
+    batch = parts.stream.next()[0]
+    mask = parts.construction.mask(batch)
+    assert float((mask > 0.5).float().mean()) == pytest.approx(0.3, abs=0.02)
+    assert torch.equal(mask, parts.construction.mask(batch))
+    assert not torch.equal(mask, parts.construction.mask(replace(batch, number=7)))
+
+
+def test_a_new_designer_is_near_a_no_op_and_its_regulariser_is_what_it_says(tmp_path):
+    parts = assemble(vision_recipe(tmp_path))
+    assert isinstance(parts.construction, LearnedViews)
+    batch = parts.stream.next()[0]
+    inputs = parts.construction.inputs(batch)
+    assert float((inputs.global_VB3HW - batch.global_VB3HW).abs().mean().detach()) < 0.01
+    task = parts.construction.targets(inputs, parts.learner.forward(batch).detach())
+    assert float(parts.construction.regulariser(task).detach()) == pytest.approx(0.131 * (0.98 - 0.6) ** 2, rel=1e-3)
+
+
+def test_check_takes_one_step_and_wrong_input_gets_one_line(tmp_path):
+    lines = list(check(vision_recipe(tmp_path)))
+    assert "a meta update and a learner step on a tiny copy of the learner: fine" in lines
+    assert "memory: about" in lines[-1]
+    for changes, message in (
+        (
+            {"stream": {"global_size": 30}},
+            "stream.global_size=30 is no multiple of the learner's patch of 8 pixels: use 32",
+        ),
+        ({"stream": {"batch_size": 64}}, "the stream has 24 pictures: fewer than stream.batch_size=64"),
+        ({"stream": {"sources": [{"path": str(tmp_path / "none")}]}}, "no pictures in"),
+        ({"feedback": {"heads": [{"path": str(tmp_path)}]}}, "has no labels"),
+        ({"learner": {"name": "./nowhere"}}, "there is no learner at ./nowhere"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            list(check(vision_recipe(tmp_path, **changes)))
+        assert "\n" not in str(caught.value)
+
+
+def test_pictures_may_come_from_a_folder(tmp_path):
+    from PIL import Image
+
+    folder = tmp_path / "pictures" / "deep"
+    folder.mkdir(parents=True)
+    for i in range(5):
+        Image.new("RGB", (50 + i, 40), (10 * i, 100, 200)).save(folder / f"{i}.png")
+    recipe = vision_recipe(tmp_path, arm="fixed", stream={"sources": [{"path": str(tmp_path / "pictures")}]})
+    batch = assemble(recipe).stream.next()[0]
+    assert batch.global_VB3HW.shape == (2, 4, 3, 32, 32)
+    (folder / "5.png").write_bytes(b"no picture")
+    stream = assemble(recipe).stream
+    with pytest.raises(UserError, match=r"cannot read the picture .*5\.png"):
+        [stream.next() for _ in range(3)]
+
+
+def test_the_command_line_takes_vision_recipes(tmp_path, capsys):
+    from vpretrain.cli import main
+
+    save_recipe(vision_recipe(tmp_path), tmp_path / "recipe.yaml")
+    path = str(tmp_path / "recipe.yaml")
+    assert main(["inspect", path]) == 0
+    assert "value of the task" in capsys.readouterr().out
+    assert (tmp_path / "runs/tiny/inspect.png").exists()
+    assert main(["run", path, "budget.steps=2"]) == 0
+    assert main(["export", str(tmp_path / "runs/tiny"), str(tmp_path / "exported")]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "exported"), path, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["miou"] == pytest.approx(json.loads((tmp_path / "runs/tiny/result.json").read_text())["miou"])
+    assert main(["doctor", "--learner", str(tmp_path / "exported"), "--json"]) == 0
+    engines = json.loads(capsys.readouterr().out)["engines"]
+    assert engines["jvp"]["relative_error"] <= 1e-5
+    assert engines["finite_difference"]["relative_error"] <= 1e-2
+
+
+def test_python_runs_vision_recipes(tmp_path):
+    assert run_recipe(vision_recipe(tmp_path, budget={"steps": 1}))["steps"] == 1
