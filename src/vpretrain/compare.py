@@ -60,10 +60,12 @@ def summarise(directory: Path, names: Sequence[str], recipe: Recipe) -> dict[str
         "arms": {name: {k: v for k, v in run.items() if k not in ("name", figures.CASES)} for name, run in runs.items()}
     }
     if recipe.baseline in runs:
-        scores = {name: [case[figures.PAIRED] for case in run[figures.CASES]] for name, run in runs.items()}
+        key = next(key for key in figures.PAIRED if all(key in case for case in runs[START][figures.CASES]))
+        scores = {name: [case[key] for case in run[figures.CASES]] for name, run in runs.items()}
         for name in names:
             if name != recipe.baseline:
-                results[_minus(name, recipe.baseline)] = paired(scores[name], scores[recipe.baseline])
+                difference = paired(scores[name], scores[recipe.baseline])
+                results[_minus(name, recipe.baseline)] = {**difference, "of": figures.PAIRED[key]}
     results["recipe"] = recipe.model_dump(mode="json")
     results["versions"] = {name: version(name) for name in ("vpretrain", "torch", "transformers")}
     results["versions"]["python"] = platform.python_version()
@@ -108,7 +110,7 @@ def remarks(results: dict[str, Any], recipe: Recipe) -> list[str]:
         difference = results.get(_minus(name, recipe.baseline))
         if difference:
             lines.append(
-                f"{name} minus {recipe.baseline}: {difference['mean']:+.4f} {figures.UNIT}, 95 % interval "
+                f"{name} minus {recipe.baseline}: {difference['mean']:+.4f} {difference['of']}, 95 % interval "
                 f"[{difference['low']:+.4f}, {difference['high']:+.4f}], paired over {figures.CASES}"
             )
     for name, arm in trained.items():

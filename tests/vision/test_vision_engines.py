@@ -11,15 +11,22 @@ from models import VISION_FAMILIES, tiny_vision_model
 from vpretrain.doctor import designer_gradient, relative_errors
 from vpretrain.value import ENGINES, Align
 from vpretrain.vision.backbone import Backbone
-from vpretrain.vision.config import DinoConfig
+from vpretrain.vision.config import DinoConfig, IJepaConfig
 from vpretrain.vision.dino import DinoLearner
 from vpretrain.vision.doctor import patient_of
+from vpretrain.vision.ijepa import IJepaLearner, draw_blocks
+
+PREDICTOR = IJepaConfig(predictor_width=16, predictor_heads=2, predictor_layers=1)
 
 
-def setting(family: str, subset: str, dtype: torch.dtype = torch.float32):
+def setting(family: str, subset: str, dtype: torch.dtype = torch.float32, objective: str = "dino"):
     torch.manual_seed(0)
-    learner = DinoLearner(Backbone(tiny_vision_model(family)), DinoConfig(outputs=24, hidden=32, bottleneck=16))
-    learner.teacher.centre.normal_(std=0.02)
+    backbone = Backbone(tiny_vision_model(family))
+    if objective == "ijepa":
+        learner = IJepaLearner(backbone, PREDICTOR)
+    else:
+        learner = DinoLearner(backbone, DinoConfig(outputs=24, hidden=32, bottleneck=16))
+        learner.teacher.centre.normal_(std=0.02)
     learner.module.to(dtype)
     learner.teacher.to(dtype)
     torch.set_default_dtype(dtype)
@@ -105,3 +112,39 @@ def test_blocks_below_the_subset_may_be_run_once(family):
     torch.testing.assert_close(backbone(pixels), plain)
     torch.testing.assert_close(backbone.upper(*backbone.lower(pixels, 2), 2), plain)
     assert backbone.grid(plain, 32, 32).shape == (2, 32, 4, 4)
+
+
+@pytest.mark.parametrize("kind", ["dot", "cosine"])
+@pytest.mark.parametrize("subset", ["last-1", "last-2", "all"])
+@pytest.mark.parametrize("family", ["dinov2", "ijepa"])
+def test_the_engines_agree_on_ijepa_too(family, subset, kind):
+    patient = setting(family, subset, objective="ijepa")
+    oracle, _ = gradient_by(ENGINES["double_backward"], kind, patient)
+    ours, _ = gradient_by(ENGINES["jvp"], kind, patient)
+    assert oracle["all"].norm() > 0
+    assert relative_errors(ours, oracle)["relative_error"] <= 1e-5
+    if subset != "all":
+        steps = [partial(ENGINES["finite_difference"], relative_step=rho) for rho in (3e-4, 1e-3, 3e-3)]
+        errors = [relative_errors(gradient_by(step, kind, patient)[0], oracle)["relative_error"] for step in steps]
+        assert min(errors) <= 1e-2, errors
+
+
+def test_ijepa_predicts_from_the_view_what_the_teacher_makes_of_the_picture():
+    patient = setting("dinov2", "last-1", objective="ijepa")
+    learner = patient.learner
+    learner.module.eval()
+    masked = patient.construction.inputs(patient.batch)
+    assert torch.equal(learner.teach(masked), learner.teach(patient.batch))
+    assert not torch.equal(learner.forward(masked).student, learner.forward(patient.batch).student)
+
+
+def test_context_and_target_blocks_are_disjoint_and_follow_from_the_draw():
+    config = IJepaConfig()
+    blocks = draw_blocks(config, (14, 14), 8, seed=3)
+    assert blocks.target_BMN.shape[:2] == (8, 4)
+    assert 0.13 * 196 <= blocks.target_BMN.shape[2] <= 0.22 * 196
+    for context, targets in zip(blocks.context_BC, blocks.target_BMN, strict=True):
+        assert not set(context.tolist()) & set(targets.flatten().tolist())
+        assert len(set(context.tolist())) == len(context) > 40
+    assert torch.equal(draw_blocks(config, (14, 14), 8, seed=3).context_BC, blocks.context_BC)
+    assert not torch.equal(draw_blocks(config, (14, 14), 8, seed=4).target_BMN[0, 0], blocks.target_BMN[0, 0])

@@ -42,13 +42,13 @@ def test_probes_recover_planted_labels(tmp_path):
     evaluation = Evaluation(EvaluationConfig(**recipe.evaluation.model_dump() | {"probe_steps": 300, "probe_lr": 1e-2}))
     learner = DinoLearner(Backbone(tiny_vision_model()), DinoConfig(outputs=8, hidden=8, bottleneck=8))
     for pictures in (evaluation.train, evaluation.test):  # labels that a linear head on the features can give
-        grid = learner.backbone.grid(learner.features(pictures.image_B3HW), 32, 32)
+        grid = learner.backbone.grid(learner.features(pictures.image_B3HW.float() / 255), 32, 32)
         fine = torch.nn.functional.interpolate(grid, (32, 32), mode="bilinear")
         pictures.label_BHW.copy_((fine[:, 0] > fine[:, 1]).long())
         pictures.depth_BHW.copy_(2 + 0.5 * fine[:, 2].tanh())
         pictures.category_B.copy_((grid.mean((2, 3))[:, 0] > grid.mean()).long())
     figures = evaluation(learner)
-    assert figures["miou"] * len(CLASSES) / 2 > 0.8  # of eight classes two are there
+    assert figures["miou"] > 0.7
     assert figures["depth_delta_1"] > 0.9
     assert figures["depth_rmse"] < 0.25
     assert len(figures["pictures"]) == 12
@@ -58,8 +58,8 @@ def test_iou_ignores_what_has_no_label():
     label = torch.tensor([[[0, 0, 1, IGNORED]]])
     predicted = torch.tensor([[[0, 1, 1, 5]]])
     assert picture_iou(predicted, label).item() == pytest.approx((1 / 2 + 1 / 2) / 2)
-    both = mean_iou(torch.cat([predicted, predicted]), torch.cat([label, label]))
-    assert both == pytest.approx(1 / 2, abs=0.3)
+    both = mean_iou(torch.cat([predicted, predicted]), torch.cat([label, label]), 2)
+    assert both == pytest.approx(1 / 2)
 
 
 def test_depth_figures_are_the_usual_ones():

@@ -128,9 +128,20 @@ def test_head_and_meta_batches_are_disjoint(tmp_path):
         assemble(clash)
 
 
-@pytest.mark.parametrize("arm", ["v", "fixed"])
-def test_an_interrupted_run_ends_bit_equal(tmp_path, arm):
-    recipe = vision_recipe(tmp_path, arm=arm, stream={"accumulation": 2}, optimizer={"schedule": "cosine"})
+IJEPA = {
+    "learner": {
+        "objective": "ijepa",
+        "ijepa": {"predictor_width": 16, "predictor_heads": 2, "predictor_layers": 1, "warm_up_steps": 2},
+    },
+    "stream": {"local_views": 0, "global_views": 1, "colour": False},
+}
+DIT = {"designer": {"kind": "dit", "patch_size": 8, "layers": 1}}
+
+
+@pytest.mark.parametrize(("arm", "changes"), [("v", {}), ("fixed", {}), ("v", IJEPA), ("v", DIT)])
+def test_an_interrupted_run_ends_bit_equal(tmp_path, arm, changes):
+    changes = changes | {"stream": changes.get("stream", {}) | {"accumulation": 2}}
+    recipe = vision_recipe(tmp_path, arm=arm, optimizer={"schedule": "cosine"}, **changes)
 
     def run(stops):
         session = session_of(recipe)
@@ -253,6 +264,12 @@ def test_check_takes_one_step_and_wrong_input_gets_one_line(tmp_path):
         (
             {"stream": {"global_size": 30}},
             "stream.global_size=30 is no multiple of the learner's patch of 8 pixels: use 32",
+        ),
+        ({"stream": {"global_views": 1, "local_views": 0}}, "DINO matches different views"),
+        (IJEPA | {"stream": {"local_views": 2}}, "I-JEPA has no local crops"),
+        (
+            {"designer": {"kind": "dit", "patch_size": 12}},
+            "designer.patch_size=12 does not divide stream.global_size=32",
         ),
         ({"stream": {"batch_size": 64}}, "the stream has 24 pictures: fewer than stream.batch_size=64"),
         ({"stream": {"sources": [{"path": str(tmp_path / "none")}]}}, "no pictures in"),

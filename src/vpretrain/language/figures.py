@@ -7,8 +7,7 @@ from typing import Any
 
 HEADLINE = "held-out answers"
 CASES = "problems"  # what is evaluated one by one
-PAIRED = "nll"  # of every case: what arms are compared by
-UNIT = "nats a token"
+PAIRED = {"nll": "nats a token"}  # of every case: what arms are compared by, with its unit
 
 COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "answer NLL [95 %]": lambda arm: (

@@ -21,6 +21,7 @@ from vpretrain.vision.designer import make_designer
 from vpretrain.vision.dino import DinoLearner
 from vpretrain.vision.evaluate import Evaluation
 from vpretrain.vision.feedback import VisionFeedback
+from vpretrain.vision.ijepa import IJepaLearner
 from vpretrain.vision.learner import VisionLearner
 from vpretrain.vision.load import load_backbone
 from vpretrain.vision.sheet import draw_sheet
@@ -76,7 +77,7 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
         evaluate=partial(evaluation, learner),
         warning=lambda result: None,
         export=export,
-        warm_up=partial(warm_up, recipe, learner) if isinstance(learner, DinoLearner) else None,
+        warm_up=partial(warm_up, recipe, learner),
         illustrate=lambda directory: draw_sheet(construction, stream.next()[0], directory / "views.png"),
         modules={"teacher": learner.teacher, "heads": feedback.heads},
         optimizers={"heads": feedback.optimizer},
@@ -95,7 +96,12 @@ def load_learner(recipe: Recipe, model: Any = None) -> tuple[VisionLearner, Call
         raise UserError(f"learner.device {device}: {str(error).strip().splitlines()[0]}") from None
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
-        learner = DinoLearner(backbone, recipe.learner.dino, bf16=recipe.learner.precision == "bf16")
+        bf16 = recipe.learner.precision == "bf16"
+        learner: VisionLearner
+        if recipe.learner.objective == "ijepa":
+            learner = IJepaLearner(backbone, recipe.learner.ijepa, bf16=bf16)
+        else:
+            learner = DinoLearner(backbone, recipe.learner.dino, bf16=bf16)
     return learner, model.save_pretrained
 
 
@@ -109,6 +115,11 @@ def measure(recipe: Recipe, model: str) -> dict[str, Any]:
 
 def check_sizes(recipe: Recipe, patch: int) -> None:
     """Raises UserError for sizes that the patches do not divide."""
+    stream = recipe.stream
+    if recipe.learner.objective == "dino" and stream.global_views + stream.local_views < 2:
+        raise UserError("DINO matches different views: set stream.global_views=2, or some stream.local_views")
+    if recipe.learner.objective == "ijepa" and stream.local_views:
+        raise UserError("I-JEPA has no local crops: set stream.local_views=0")
     sizes = {
         "stream.global_size": recipe.stream.global_size,
         "stream.local_size": recipe.stream.local_size,

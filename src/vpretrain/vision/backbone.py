@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import Dinov2Model, DINOv3ViTModel, IJepaModel
 
@@ -70,8 +70,15 @@ class Backbone(nn.Module):
             return 0
         return 1 + getattr(self.model.config, "num_register_tokens", 0)
 
-    def lower(self, pixels_B3HW: Float[Tensor, "B 3 H W"], stop: int) -> tuple[Tensor, Any]:
-        """The tokens that enter block `stop`, and the rotary positions of the families that have them."""
+    @property
+    def rotary(self) -> bool:
+        """Whether positions are rotary: then tokens cannot be left out."""
+        return isinstance(self.model, DINOv3ViTModel)
+
+    def lower(
+        self, pixels_B3HW: Float[Tensor, "B 3 H W"], stop: int, keep_BT: Int[Tensor, "B T"] | None = None
+    ) -> tuple[Tensor, Any]:
+        """The tokens (of those to keep) that enter block `stop`, and the rotary positions of families that have them."""
         pixels = (pixels_B3HW - self.mean) / self.std
         rope = None
         match self.model:
@@ -81,6 +88,8 @@ class Backbone(nn.Module):
                 hidden, rope = self.model.embeddings(pixels), self.model.rope_embeddings(pixels)
             case _:
                 hidden = self.model.embeddings(pixels, interpolate_pos_encoding=True)
+        if keep_BT is not None:
+            hidden = hidden.gather(1, keep_BT[:, :, None].expand(-1, -1, hidden.shape[-1]))
         for block in self.blocks[:stop]:
             hidden = self._through(block, hidden, rope)
         return hidden, rope

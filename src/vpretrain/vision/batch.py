@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 
@@ -19,7 +19,8 @@ class ViewBatch:
         local_VB3HW: the local crops; V may be 0.
         keys: identities of the pictures.
         mask_VB1HW: the mask through which the global crops are seen, if any.
-        number: of the draw; seeds a control's random masks.
+        unmasked_VB3HW: the global crops as they were, where a mask has changed them.
+        number: of the draw; seeds a control's random masks, and I-JEPA's blocks.
         prepared: what a learner has computed of them already for a meta step (see `VisionLearner.prepare`).
     """
 
@@ -27,8 +28,14 @@ class ViewBatch:
     local_VB3HW: Float[Tensor, "Vl B 3 Hl Wl"]
     keys: tuple[str, ...]
     mask_VB1HW: Float[Tensor, "V B 1 H W"] | None = None
+    unmasked_VB3HW: Float[Tensor, "V B 3 H W"] | None = None
     number: int = 0
     prepared: Any = None
+
+    @property
+    def plain_VB3HW(self) -> Float[Tensor, "V B 3 H W"]:
+        """The global crops without any mask."""
+        return self.global_VB3HW if self.unmasked_VB3HW is None else self.unmasked_VB3HW
 
     @property
     def weight(self) -> float:
@@ -59,31 +66,40 @@ class ViewBatch:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Pictures with dense labels.
+    """Pictures with dense labels; as a pool they are uint8, uint8 and fp16, and `to` makes a batch of them.
 
     Attributes:
-        image_B3HW: in [0, 1].
-        label_BHW: class of every pixel; IGNORED is none.
+        image_B3HW: a batch in [0, 1].
+        label_BHW: class of every pixel; IGNORED where it has none.
         depth_BHW: metres; 0 where unknown.
         scene_B: which pictures show the same scene.
-        category_B: class of the main object.
+        category_B: class of the main object; -1 where unknown.
+        classes: how many classes there are; 0 without labels.
     """
 
-    image_B3HW: Float[Tensor, "B 3 H W"]
-    label_BHW: Int[Tensor, "B H W"]
+    image_B3HW: Shaped[Tensor, "B 3 H W"]
+    label_BHW: Shaped[Tensor, "B H W"]
     depth_BHW: Float[Tensor, "B H W"]
     scene_B: Int[Tensor, " B"]
     category_B: Int[Tensor, " B"]
+    classes: int
 
     def __len__(self) -> int:
         return len(self.image_B3HW)
 
     def __getitem__(self, index: Any) -> Labelled:
-        return Labelled(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+        return replace(self, **{name: tensor[index] for name, tensor in self.tensors().items()})
 
     def to(self, device: torch.device | str) -> Labelled:
-        """The same on another device."""
-        return Labelled(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+        """A batch to compute with: pictures as fp32 in [0, 1], classes as integers, depths as fp32, on a device."""
+        there = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        there["image_B3HW"] = there["image_B3HW"].float() / 255
+        there["label_BHW"], there["depth_BHW"] = there["label_BHW"].long(), there["depth_BHW"].float()
+        return replace(self, **there)
+
+    def tensors(self) -> dict[str, Any]:
+        """All but the number of classes."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
 
 IGNORED = 255  # label of pixels that belong to no class

@@ -29,6 +29,29 @@ class DinoConfig(Strict):
     warm_up_lr: float = Field(1e-3, gt=0, description="Learning rate of these steps.")
 
 
+class IJepaConfig(Strict):
+    """The I-JEPA objective: predict the representations of target blocks from a context block."""
+
+    predictor_width: int = Field(384, ge=8, description="Width of the predictor.")
+    predictor_layers: int = Field(6, ge=1, description="Blocks of the predictor.")
+    predictor_heads: int = Field(6, ge=1, description="Attention heads of the predictor.")
+    targets: int = Field(4, ge=1, description="Target blocks a picture.")
+    target_scale: Scale = Field((0.15, 0.2), description="Share of the patches in a target block.")
+    target_aspect: Scale = Field((0.75, 1.5), description="Height over width of a target block.")
+    context_scale: Scale = Field((0.85, 1.0), description="Share of the patches in the context block.")
+    ema: Fraction = Field(
+        0.996, description="The target encoder's momentum at the start; it rises to 1 over the horizon."
+    )
+    warm_up_steps: int = Field(100, ge=0, description="Steps of the new predictor alone before the run.")
+    warm_up_lr: float = Field(1e-3, gt=0, description="Learning rate of these steps.")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> IJepaConfig:
+        if self.predictor_width % self.predictor_heads or self.predictor_width % 4:
+            raise ValueError("predictor_width must be a multiple of predictor_heads and of 4")
+        return self
+
+
 class LearnerConfig(Strict):
     """The vision transformer that continues its pretraining."""
 
@@ -37,28 +60,36 @@ class LearnerConfig(Strict):
         "fp32", description="bf16: autocast with fp32 master weights. Slow on CPUs without bf16 instructions."
     )
     device: str = Field("auto", description="auto (cuda if there is one), cpu, cuda, cuda:1, mps ...")
+    objective: Literal["dino", "ijepa"] = Field("dino", description="The self-supervised loss.")
     dino: DinoConfig = DinoConfig()
+    ijepa: IJepaConfig = IJepaConfig()
 
 
 class SourceConfig(Strict):
-    """Where pictures come from. Give exactly one of scenes, path."""
+    """Where pictures come from. Give exactly one of scenes, path, ade20k, nyuv2."""
 
     scenes: int | None = Field(None, ge=1, description="So many generated PyBullet scenes, with classes and depths.")
     seed: int = Field(0, ge=0, description="scenes: which ones; different seeds share none.")
     cameras: int = Field(1, ge=1, description="scenes: pictures of each.")
     size: int = Field(128, ge=16, description="scenes: pixels a side.")
     path: str | None = Field(None, description="A folder of pictures, searched through; unlabeled.")
+    ade20k: str | None = Field(None, description="Folder of SceneParse150, with images/ and annotations/; classes.")
+    nyuv2: str | None = Field(None, description="The file nyu_depth_v2_labeled.mat; depths.")
+    split: Literal["training", "validation"] = Field("training", description="ade20k: which of its halves.")
+    skip: int = Field(0, ge=0, description="ade20k, nyuv2: leave out the first n pictures (to keep roles apart).")
+    limit: int | None = Field(None, ge=1, description="ade20k, nyuv2: use n pictures only.")
+    eigen_crop: bool = Field(True, description="nyuv2: depth counts within Eigen's crop only.")
 
     @model_validator(mode="after")
     def _one_origin(self) -> SourceConfig:
-        if (self.scenes is None) == (self.path is None):
-            raise ValueError("a source needs exactly one of scenes, path")
+        if sum(origin is not None for origin in (self.scenes, self.path, self.ade20k, self.nyuv2)) != 1:
+            raise ValueError("a source needs exactly one of scenes, path, ade20k, nyuv2")
         return self
 
     @property
     def origin(self) -> str:
         """How messages name the source."""
-        return self.path or f"scenes of seed {self.seed}"
+        return self.path or self.ade20k or self.nyuv2 or f"scenes of seed {self.seed}"
 
 
 class StreamConfig(Strict):
@@ -67,7 +98,9 @@ class StreamConfig(Strict):
     sources: list[SourceConfig] = Field(min_length=1, description="Pictures; each is drawn once an epoch.")
     batch_size: int = Field(32, ge=2, description="Pictures a micro-batch.")
     accumulation: int = Field(1, ge=1, description="Micro-batches a learner step.")
-    global_size: int = Field(224, ge=14, description="Pixels a side of the two global crops.")
+    global_views: int = Field(2, ge=1, description="Global crops a picture: 2 for DINO, 1 for I-JEPA.")
+    colour: bool = Field(True, description="Jitter, greyscale, blur and solarisation of crops; I-JEPA goes without.")
+    global_size: int = Field(224, ge=14, description="Pixels a side of a global crop.")
     global_scale: Scale = Field((0.32, 1.0), description="Share of the picture's area in a global crop.")
     local_views: int = Field(6, ge=0, description="Local crops a picture.")
     local_size: int = Field(96, ge=14, description="Pixels a side of a local crop.")

@@ -34,7 +34,8 @@ class Fixed:
         mask_VB1HW = self.mask(batch)
         if mask_VB1HW is None:
             return batch
-        return replace(batch, global_VB3HW=masked(batch.global_VB3HW, mask_VB1HW, self.blur), mask_VB1HW=mask_VB1HW)
+        views = masked(batch.global_VB3HW, mask_VB1HW, self.blur)
+        return replace(batch, global_VB3HW=views, mask_VB1HW=mask_VB1HW, unmasked_VB3HW=batch.global_VB3HW)
 
     def targets(self, inputs: ViewBatch, state: Any) -> Task:
         """The teacher's outputs on the same views: student and teacher both see what the designer made."""

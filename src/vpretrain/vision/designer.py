@@ -45,7 +45,7 @@ class PatchMask(nn.Module):
     def __init__(self, config: DesignerConfig) -> None:
         super().__init__()
         width = 12 * config.width
-        sizes = Dinov2Config(hidden_size=width, num_attention_heads=4, mlp_ratio=4, layerscale_value=1.0)
+        sizes = Dinov2Config(hidden_size=width, num_attention_heads=4, layerscale_value=1.0, attn_implementation="sdpa")
         self.patches = nn.Conv2d(3, width, config.patch_size, config.patch_size)
         self.blocks = nn.ModuleList(Dinov2Layer(sizes) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)

@@ -5,10 +5,11 @@ Shapes: N pictures, D width, h x w patches, H x W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from vpretrain.order import Shuffled
@@ -16,6 +17,7 @@ from vpretrain.run.progress import steady
 from vpretrain.vision.batch import IGNORED, Labelled
 from vpretrain.vision.config import EvaluationConfig
 from vpretrain.vision.heads import (
+    Task,
     dense_head,
     depth_loss,
     predicted_depth,
@@ -24,10 +26,10 @@ from vpretrain.vision.heads import (
     valid_depth,
 )
 from vpretrain.vision.learner import VisionLearner
-from vpretrain.vision.scenes import CLASSES
 from vpretrain.vision.source import labelled
 
 _PROBE_BATCH = 16
+_KEPT_BYTES = 4 * 2**30
 _PICTURE_WORK = 4  # a picture's features cost about as much as this many probe steps
 
 
@@ -48,59 +50,51 @@ class Evaluation:
     def __call__(self, learner: VisionLearner) -> dict[str, Any]:
         """Figures of the backbone; `pictures` lists them picture by picture, for paired comparisons."""
         config = self.config
-        work = _PICTURE_WORK * (len(self.train) + len(self.test)) + 2 * config.probe_steps
+        tasks: list[Task] = []
+        if self.train.classes and self.train.classes == self.test.classes:
+            tasks.append("segmentation")
+        if all(bool(valid_depth(pool.depth_BHW).any()) for pool in (self.train, self.test)):
+            tasks.append("depth")
+        work = _PICTURE_WORK * (len(self.train) + len(self.test)) + len(tasks) * config.probe_steps
         with steady("       evaluation", work) as done:
-            train_NDhw, train_ND = self._features(learner, self.train, done, 0)
-            test_NDhw, test_ND = self._features(learner, self.test, done, len(self.train))
-            start = _PICTURE_WORK * (len(self.train) + len(self.test))
-            segmentation = self._probe("segmentation", train_NDhw, lambda step: done(start + step))
-            depth = self._probe("depth", train_NDhw, lambda step: done(start + config.probe_steps + step))
-        with torch.no_grad():
-            size = (config.size, config.size)
-            predicted_NHW = torch.cat(
-                [segmentation_logits(segmentation, g, *size).argmax(1) for g in test_NDhw.split(16)]
+            train = _Features(learner, self.train, config, lambda pictures: done(_PICTURE_WORK * pictures))
+            start = _PICTURE_WORK * len(self.train)
+            heads: dict[Task, nn.Module] = {}
+            for number, task in enumerate(tasks):
+                before = start + number * config.probe_steps
+                heads[task] = self._probe(task, train, lambda step, before=before: done(before + step))  # type: ignore[misc]
+            figures, summary_ND = self._test(
+                learner, heads, lambda p: done(work - _PICTURE_WORK * (len(self.test) - p))
             )
-            depth_NHW = torch.cat([predicted_depth(depth, g, *size) for g in test_NDhw.split(16)])
-        iou_N = picture_iou(predicted_NHW, self.test.label_BHW)
-        errors = [depth_figures(p[None], t[None]) for p, t in zip(depth_NHW, self.test.depth_BHW, strict=True)]
-        return {
-            "miou": mean_iou(predicted_NHW, self.test.label_BHW),
-            **depth_figures(depth_NHW, self.test.depth_BHW),
-            "accuracy": classification_accuracy(train_ND, self.train.category_B, test_ND, self.test.category_B),
-            "retrieval_map": retrieval_map(test_ND, self.test.scene_B),
-            "pictures": [
-                {"scene": int(scene), "miou": float(iou), "depth_rmse": error["depth_rmse"]}
-                for scene, iou, error in zip(self.test.scene_B, iou_N, errors, strict=True)
-            ],
+        known = int(self.train.category_B.min()) >= 0 and int(self.test.category_B.min()) >= 0
+        categories = self.train.category_B, self.test.category_B
+        figures |= {
+            "accuracy": classification_accuracy(train.summary_ND, categories[0], summary_ND, categories[1])
+            if known
+            else None,
+            "retrieval_map": retrieval_map(summary_ND, self.test.scene_B),
         }
+        return figures | {"pictures": figures.pop("pictures")}
 
-    def _features(self, learner: VisionLearner, pictures: Labelled, done: Any, before: int) -> tuple[Tensor, Tensor]:
-        size, grids, summaries = self.config.size, [], []
-        for first in range(0, len(pictures), self.config.batch_size):
-            pixels = pictures.image_B3HW[first : first + self.config.batch_size].to(learner.device)
-            tokens = learner.features(pixels)
-            grids.append(learner.backbone.grid(tokens, size, size).cpu())
-            summaries.append(learner.backbone.summary(tokens).cpu())
-            done(_PICTURE_WORK * (before + min(len(pictures), first + self.config.batch_size)))
-        return torch.cat(grids), torch.cat(summaries)
-
-    def _probe(self, task: str, grid_NDhw: Float[Tensor, "N D h w"], done: Any) -> nn.Module:
+    def _probe(self, task: Task, features: _Features, done: Callable[[int], None]) -> nn.Module:
         """A linear-BN head, fitted on frozen features; the same start and batches for every backbone."""
         config = self.config
         with torch.random.fork_rng(), torch.enable_grad():
             torch.manual_seed(0)
-            head = dense_head("linear", grid_NDhw.shape[1], len(CLASSES) if task == "segmentation" else 1)
+            head = dense_head("linear", features.width, self.train.classes if task == "segmentation" else 1)
+            head.to(features.device)
             optimizer = torch.optim.AdamW(head.parameters(), lr=config.probe_lr, weight_decay=0.05)
             schedule = torch.optim.lr_scheduler.OneCycleLR(
                 optimizer, config.probe_lr, config.probe_steps, pct_start=0.05
             )
-            order = Shuffled(len(grid_NDhw), task)
+            order = Shuffled(len(self.train), task)
             for step in range(config.probe_steps):
                 rows = [order[step * _PROBE_BATCH + i] for i in range(_PROBE_BATCH)]
+                pictures = self.train[rows].to(features.device)
                 if task == "segmentation":
-                    loss = segmentation_loss(head, grid_NDhw[rows], self.train.label_BHW[rows])
+                    loss = segmentation_loss(head, features.grid(rows), pictures.label_BHW)
                 else:
-                    loss = depth_loss(head, grid_NDhw[rows], self.train.depth_BHW[rows], squared=True)
+                    loss = depth_loss(head, features.grid(rows), pictures.depth_BHW, squared=True)
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(head.parameters(), 1.0)
@@ -109,15 +103,82 @@ class Evaluation:
                 done(step + 1)
         return head.eval()
 
+    def _test(
+        self, learner: VisionLearner, heads: dict[Task, nn.Module], done: Callable[[int], None]
+    ) -> tuple[dict[str, Any], Tensor]:
+        """Figures of the probes on the test pictures, and the pictures' summaries."""
+        size = (self.config.size, self.config.size)
+        predicted: dict[Task, list[Tensor]] = {task: [] for task in heads}
+        summaries = []
+        for first in range(0, len(self.test), self.config.batch_size):
+            batch = self.test[slice(first, first + self.config.batch_size)].to(learner.device)
+            grid_BDhw, summary_BD = _features(learner, batch)
+            summaries.append(summary_BD.cpu())
+            with torch.no_grad():
+                if "segmentation" in heads:
+                    logits = segmentation_logits(heads["segmentation"], grid_BDhw, *size)
+                    predicted["segmentation"].append(logits.argmax(1).byte().cpu())
+                if "depth" in heads:
+                    predicted["depth"].append(predicted_depth(heads["depth"], grid_BDhw, *size).half().cpu())
+            done(first + len(batch))
+        figures: dict[str, Any] = dict.fromkeys(("miou", "depth_rmse", "depth_abs_rel", "depth_delta_1"))
+        pictures: list[dict[str, Any]] = [{"scene": int(scene)} for scene in self.test.scene_B]
+        if "segmentation" in heads:
+            classes_NHW = torch.cat(predicted["segmentation"])
+            figures["miou"] = mean_iou(classes_NHW, self.test.label_BHW, self.test.classes)
+            for picture, iou in zip(pictures, picture_iou(classes_NHW, self.test.label_BHW), strict=True):
+                picture["miou"] = float(iou)
+        if "depth" in heads:
+            depth_NHW = torch.cat(predicted["depth"])
+            figures |= depth_figures(depth_NHW, self.test.depth_BHW)
+            for picture, mine, true in zip(pictures, depth_NHW, self.test.depth_BHW, strict=True):
+                picture["depth_rmse"] = depth_figures(mine[None], true[None])["depth_rmse"]
+        return figures | {"pictures": pictures}, torch.cat(summaries)
 
-def mean_iou(predicted_NHW: Int[Tensor, "N H W"], label_NHW: Int[Tensor, "N H W"]) -> float:
+
+class _Features:
+    """Frozen features of the training pictures: kept if they are small, otherwise computed anew for every batch."""
+
+    def __init__(
+        self, learner: VisionLearner, pictures: Labelled, config: EvaluationConfig, done: Callable[[int], None]
+    ) -> None:
+        self.learner, self.pictures = learner, pictures
+        self.width, self.device = learner.backbone.width, learner.device
+        patches = (config.size // learner.backbone.patch_size) ** 2
+        keep = 4 * len(pictures) * patches * self.width <= _KEPT_BYTES
+        grids, summaries = [], []
+        for first in range(0, len(pictures), config.batch_size):
+            batch = pictures[slice(first, first + config.batch_size)].to(self.device)
+            grid_BDhw, summary_BD = _features(learner, batch)
+            summaries.append(summary_BD.cpu())
+            if keep:
+                grids.append(grid_BDhw)
+            done(first + len(batch))
+        self.summary_ND = torch.cat(summaries)
+        self._grid_NDhw = torch.cat(grids) if keep else None
+
+    def grid(self, rows: list[int]) -> Float[Tensor, "B D h w"]:
+        """Of some pictures."""
+        if self._grid_NDhw is not None:
+            return self._grid_NDhw[rows]
+        return _features(self.learner, self.pictures[rows].to(self.device))[0]
+
+
+def _features(learner: VisionLearner, batch: Labelled) -> tuple[Tensor, Tensor]:
+    tokens_BTD = learner.features(batch.image_B3HW)
+    return learner.backbone.grid(tokens_BTD, *batch.image_B3HW.shape[2:]), learner.backbone.summary(tokens_BTD)
+
+
+def mean_iou(predicted_NHW: Shaped[Tensor, "N H W"], label_NHW: Shaped[Tensor, "N H W"], classes: int) -> float:
     """Intersection over union, mean over classes, over all pixels of all pictures."""
     from torchmetrics.functional.classification import multiclass_jaccard_index
 
-    return float(multiclass_jaccard_index(predicted_NHW, label_NHW, num_classes=len(CLASSES), ignore_index=IGNORED))
+    return float(
+        multiclass_jaccard_index(predicted_NHW.long(), label_NHW.long(), num_classes=classes, ignore_index=IGNORED)
+    )
 
 
-def picture_iou(predicted_NHW: Int[Tensor, "N H W"], label_NHW: Int[Tensor, "N H W"]) -> Float[Tensor, " N"]:
+def picture_iou(predicted_NHW: Shaped[Tensor, "N H W"], label_NHW: Shaped[Tensor, "N H W"]) -> Float[Tensor, " N"]:
     """Intersection over union of each picture, mean over the classes that it shows."""
     scores = []
     for predicted, label in zip(predicted_NHW, label_NHW, strict=True):
@@ -133,7 +194,7 @@ def picture_iou(predicted_NHW: Int[Tensor, "N H W"], label_NHW: Int[Tensor, "N H
 def depth_figures(predicted_NHW: Float[Tensor, "N H W"], depth_NHW: Float[Tensor, "N H W"]) -> dict[str, float]:
     """RMSE (metres), AbsRel and delta_1 (share within a factor of 1.25) over valid pixels."""
     valid = valid_depth(depth_NHW)
-    ours, true = predicted_NHW[valid], depth_NHW[valid]
+    ours, true = predicted_NHW[valid].float(), depth_NHW[valid].float()
     ratio = torch.maximum(ours / true, true / ours)
     return {
         "depth_rmse": float((ours - true).square().mean().sqrt()),

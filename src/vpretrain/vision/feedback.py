@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vpretrain.errors import UserError
 from vpretrain.order import Shuffled
 from vpretrain.vision.batch import Labelled
 from vpretrain.vision.config import FeedbackConfig
-from vpretrain.vision.heads import Task, dense_head, depth_loss, segmentation_loss
+from vpretrain.vision.heads import Task, dense_head, depth_loss, segmentation_loss, valid_depth
 from vpretrain.vision.learner import VisionLearner
-from vpretrain.vision.scenes import CLASSES
 from vpretrain.vision.source import labelled
 
 _FIRST_POOL = 8  # batches whose features the first fit of the heads goes round
@@ -69,14 +69,14 @@ class VisionFeedback:
             if weight > 0
         }
         self._for_heads, self._for_meta = labelled(config.heads, config.size), labelled(config.meta, config.size)
+        for role, pool in (("heads", self._for_heads), ("meta", self._for_meta)):
+            _check(role, pool, self.weights)
+        outputs = {"segmentation": self._for_heads.classes, "depth": 1}
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             width = learner.backbone.width
             self.heads = nn.ModuleDict(
-                {
-                    task: dense_head(config.head, width, len(CLASSES) if task == "segmentation" else 1)
-                    for task in self.weights
-                }
+                {task: dense_head(config.head, width, outputs[task]) for task in self.weights}
             ).to(learner.device)
         self.optimizer = torch.optim.AdamW(self.heads.parameters(), lr=config.head_lr, weight_decay=0.05)
 
@@ -125,6 +125,16 @@ class VisionFeedback:
         order = Shuffled(len(pool), f"{self.seed}/{role}")
         first = number * self.config.batch_size
         return pool[[order[first + i] for i in range(self.config.batch_size)]].to(self.learner.device)
+
+
+def _check(role: str, pool: Labelled, weights: dict[str, float]) -> None:
+    for task, there in (
+        ("segmentation", pool.classes > 0),
+        ("depth", bool(valid_depth(pool.depth_BHW).any())),
+    ):
+        if task in weights and not there:
+            what = "a class" if task == "segmentation" else "a valid depth"
+            raise UserError(f"no pixel of feedback.{role} has {what}: set feedback.{task}=0, or give other pictures")
 
 
 def _loss(task: Task, head: nn.Module, grid_BDhw: Tensor, pictures: Labelled) -> Tensor:

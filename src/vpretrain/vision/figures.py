@@ -7,15 +7,18 @@ from typing import Any
 
 HEADLINE = "probes on the frozen backbone"
 CASES = "pictures"  # what is evaluated one by one
-PAIRED = "miou"  # of every case: what arms are compared by
-UNIT = "mIoU a picture"
+PAIRED = {"miou": "mIoU a picture", "depth_rmse": "metres a picture"}  # of every case: what arms are compared by
 
 COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "mIoU": lambda arm: f"{arm['miou']:.4f}",
-    "RMSE": lambda arm: f"{arm['depth_rmse']:.4f} m",
-    "AbsRel": lambda arm: f"{arm['depth_abs_rel']:.4f}",
-    "delta_1": lambda arm: f"{arm['depth_delta_1']:.4f}",
-    "accuracy": lambda arm: f"{arm['accuracy']:.1%}",
-    "mAP": lambda arm: "-" if arm["retrieval_map"] is None else f"{arm['retrieval_map']:.4f}",
+    "mIoU": lambda arm: _shown(arm["miou"], ".4f"),
+    "RMSE": lambda arm: _shown(arm["depth_rmse"], ".4f") + " m",
+    "AbsRel": lambda arm: _shown(arm["depth_abs_rel"], ".4f"),
+    "delta_1": lambda arm: _shown(arm["depth_delta_1"], ".4f"),
+    "accuracy": lambda arm: _shown(arm["accuracy"], ".1%"),
+    "mAP": lambda arm: _shown(arm["retrieval_map"], ".4f"),
 }
 CURVES = {"loss": "training loss (nats a pair)", "mask_B": "mean of the mask", "value": "value of the task"}
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"

@@ -55,8 +55,10 @@ def valid_depth(depth_BHW: Float[Tensor, "B H W"]) -> Tensor:
 def segmentation_loss(
     head: nn.Module, grid_BDhw: Float[Tensor, "B D h w"], label_BHW: Int[Tensor, "B H W"]
 ) -> Float[Tensor, ""]:
-    """Cross-entropy a labelled pixel, in nats."""
-    return F.cross_entropy(segmentation_logits(head, grid_BDhw, *label_BHW.shape[1:]), label_BHW, ignore_index=IGNORED)
+    """Cross-entropy a labelled pixel, in nats; 0 if none is labelled."""
+    logits_BCHW = segmentation_logits(head, grid_BDhw, *label_BHW.shape[1:])
+    total = F.cross_entropy(logits_BCHW, label_BHW, ignore_index=IGNORED, reduction="sum")
+    return total / (label_BHW != IGNORED).sum().clamp_min(1)
 
 
 def depth_loss(

@@ -8,7 +8,6 @@ from vpretrain.vision.assemble import assemble
 from vpretrain.vision.batch import IGNORED
 from vpretrain.vision.config import Recipe
 from vpretrain.vision.heads import valid_depth
-from vpretrain.vision.scenes import CLASSES
 from vpretrain.vision.sheet import draw_sheet
 
 
@@ -27,9 +26,8 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
     for task, labelled in parts.feedback.next().items():
         if task == "segmentation":
             label = labelled.labelled.label_BHW
-            shares = [f"{name} {float((label == i).float().mean()):.1%}" for i, name in enumerate(CLASSES)]
-            ignored = float((label == IGNORED).float().mean())
-            console.print(f"feedback, segmentation: {', '.join(shares)}, ignored {ignored:.1%}")
+            shares = [f"{kind} {float((label == kind).float().mean()):.1%}" for kind in label.unique().tolist()]
+            console.print(f"feedback, segmentation: share of pixels by class: {', '.join(shares)} ({IGNORED}: ignored)")
         else:
             depth = labelled.labelled.depth_BHW
             valid = depth[valid_depth(depth)]

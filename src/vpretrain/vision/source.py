@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vpretrain.errors import UserError
 from vpretrain.vision.batch import Labelled
 from vpretrain.vision.config import SourceConfig
-from vpretrain.vision.scenes import rendered
+from vpretrain.vision.readers import read_ade20k, read_nyuv2, read_picture
+from vpretrain.vision.resize import nearest, resize
+from vpretrain.vision.scenes import CLASSES, rendered
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
@@ -27,7 +28,8 @@ class Pictures:
         if config.scenes is not None:
             self._images = _scenes(config)["image_N3HW"]
         else:
-            assert config.path is not None
+            if config.path is None:
+                raise UserError(f"{config.origin} is labelled: the stream takes scenes, or a path to its pictures")
             root = Path(config.path).expanduser()
             self._files = sorted(file for file in root.rglob("*") if file.suffix.lower() in _SUFFIXES)
             if not self._files:
@@ -42,7 +44,7 @@ class Pictures:
         """A picture, uint8 [3, H, W]. Raises UserError for a file that cannot be read."""
         if self._images is not None:
             return self._images[index]
-        return _read(self._files[index])
+        return read_picture(self._files[index])
 
     def key(self, index: int) -> str:
         """Identity of a picture."""
@@ -55,24 +57,29 @@ def labelled(sources: Sequence[SourceConfig], size: int) -> Labelled:
     """All labelled pictures of some sources, resized to `size`. Raises UserError for sources without labels."""
     parts = []
     for config in sources:
-        if config.scenes is None:
-            raise UserError(f"{config.origin} has no labels: feedback and evaluation need labelled pictures")
-        data = _scenes(config)
-        parts.append(
-            Labelled(
-                resize(data["image_N3HW"], size),
-                F.interpolate(data["label_NHW"][:, None].float(), (size, size), mode="nearest")[:, 0].long(),
-                F.interpolate(data["depth_NHW"][:, None].float(), (size, size), mode="nearest")[:, 0],
-                data["scene_N"] + 1_000_003 * config.seed,
-                data["category_N"],
+        if config.ade20k is not None:
+            parts.append(read_ade20k(config, size))
+        elif config.nyuv2 is not None:
+            parts.append(read_nyuv2(config, size))
+        elif config.scenes is not None:
+            data = _scenes(config)
+            parts.append(
+                Labelled(
+                    image_B3HW=resize(data["image_N3HW"], size),
+                    label_BHW=nearest(data["label_NHW"], size).byte(),
+                    depth_BHW=nearest(data["depth_NHW"], size).half(),
+                    scene_B=data["scene_N"] + 1_000_003 * config.seed,
+                    category_B=data["category_N"],
+                    classes=len(CLASSES),
+                )
             )
-        )
-    return Labelled(*(torch.cat([getattr(p, name) for p in parts]) for name in Labelled.__dataclass_fields__))
-
-
-def resize(image_B3HW: Tensor, size: int) -> Tensor:
-    """uint8 pictures as fp32 in [0, 1], `size` pixels a side."""
-    return F.interpolate(image_B3HW.float() / 255, (size, size), mode="bilinear", antialias=True, align_corners=False)
+        else:
+            raise UserError(f"{config.origin} has no labels: feedback and evaluation need labelled pictures")
+    classes = {part.classes for part in parts if part.classes}
+    if len(classes) > 1:
+        raise UserError(f"sources with {sorted(classes)} classes do not go together: use one kind for segmentation")
+    joined = {name: torch.cat([part.tensors()[name] for part in parts]) for name in parts[0].tensors()}
+    return Labelled(**joined, classes=max(classes, default=0))
 
 
 def check_disjoint(roles: dict[str, Sequence[SourceConfig]]) -> None:
@@ -88,14 +95,3 @@ def check_disjoint(roles: dict[str, Sequence[SourceConfig]]) -> None:
 def _scenes(config: SourceConfig) -> dict[str, Tensor]:
     assert config.scenes is not None
     return rendered(seed=config.seed, scenes=config.scenes, cameras=config.cameras, size=config.size)
-
-
-def _read(file: Path) -> Tensor:
-    import numpy as np
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(file) as image:
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"cannot read the picture {file}: {error}; remove it") from None

@@ -69,8 +69,8 @@ def crops(images: list[Tensor], config: StreamConfig) -> tuple[Tensor, Tensor]:
     """DINO's global and local crops [V, B, 3, H, W] of uint8 pictures; draws from torch's global random numbers."""
     largest = max(max(image.shape[1:]) for image in images)
     pictures_B3HW = torch.stack([_square(image, largest) for image in images])
-    first, second, local = augmentations(config)
-    global_views = [first(pictures_B3HW), second(pictures_B3HW)]
+    *globals_, local = augmentations(config)
+    global_views = [globals_[view % 2](pictures_B3HW) for view in range(config.global_views)]
     local_views = [local(pictures_B3HW) for _ in range(config.local_views)]
     empty = pictures_B3HW.new_zeros(0, len(images), 3, config.local_size, config.local_size)
     return torch.stack(global_views).clamp(0, 1), torch.stack(local_views).clamp(0, 1) if local_views else empty
@@ -80,16 +80,22 @@ def crops(images: list[Tensor], config: StreamConfig) -> tuple[Tensor, Tensor]:
 def _augmentations(key: tuple[Any, ...]) -> tuple[nn.Module, nn.Module, nn.Module]:
     from kornia import augmentation as K
 
-    global_size, global_scale, local_size, local_scale = key
+    global_size, global_scale, local_size, local_scale, colour = key
 
     def recipe(size: int, scale: tuple[float, float], blur: float, solarise: float) -> nn.Module:
         return K.AugmentationSequential(
             K.RandomResizedCrop((size, size), scale=scale, resample="bilinear"),
             K.RandomHorizontalFlip(),
-            K.ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8),
-            K.RandomGrayscale(p=0.2),
-            K.RandomGaussianBlur((9, 9), (0.1, 2.0), p=blur),
-            K.RandomSolarize(0.5, 0.0, p=solarise),
+            *(
+                (
+                    K.ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8),
+                    K.RandomGrayscale(p=0.2),
+                    K.RandomGaussianBlur((9, 9), (0.1, 2.0), p=blur),
+                    K.RandomSolarize(0.5, 0.0, p=solarise),
+                )
+                if colour
+                else ()
+            ),
             data_keys=["input"],
         )
 
@@ -102,7 +108,9 @@ def _augmentations(key: tuple[Any, ...]) -> tuple[nn.Module, nn.Module, nn.Modul
 
 def augmentations(config: StreamConfig) -> tuple[nn.Module, nn.Module, nn.Module]:
     """For the first global, the second global and the local crops (the BYOL and DINO recipe), batched, each picture its own."""
-    return _augmentations((config.global_size, config.global_scale, config.local_size, config.local_scale))
+    return _augmentations(
+        (config.global_size, config.global_scale, config.local_size, config.local_scale, config.colour)
+    )
 
 
 def _square(image_3HW: Tensor, side: int) -> Tensor:

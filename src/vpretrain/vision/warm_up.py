@@ -6,55 +6,83 @@ Shapes: V views, B pictures, D width.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vpretrain.run.progress import steady
 from vpretrain.task import Task
 from vpretrain.vision.config import Recipe
 from vpretrain.vision.dino import DinoLearner, DinoState
+from vpretrain.vision.learner import VisionLearner
 from vpretrain.vision.stream import VisionStream
 from vpretrain.vision.target import TeacherTarget
 
-_POOL = 24  # batches whose features the steps go round
+_POOL = 24  # batches whose features DINO's steps go round
 
 
-def warm_up(recipe: Recipe, learner: DinoLearner) -> None:
-    """Train the head with DINO's own loss on frozen features; afterwards the teacher is the student.
+def warm_up(recipe: Recipe, learner: VisionLearner) -> None:
+    """Train the head with the objective's own loss on the frozen backbone; afterwards the teacher is the student.
 
     The pictures are the stream's, in another order; the run's own stream and random numbers stay where they are.
     """
-    config = recipe.learner.dino
+    config = recipe.learner.dino if recipe.learner.objective == "dino" else recipe.learner.ijepa
     if config.warm_up_steps == 0:
         return
     stream = VisionStream(recipe.stream, seed=recipe.seed + 1_000_003)
     stream.device = learner.device
-    head, momentum = learner.module.head, learner.ema
+    head = learner.module.head
     optimizer = torch.optim.AdamW(head.parameters(), lr=config.warm_up_lr)
-    with torch.random.fork_rng(), steady("    head warm-up", _POOL + config.warm_up_steps) as done:
-        pool = []
-        for number in range(_POOL):
-            (batch, *_) = stream.next()
-            pool.append([_summaries(learner, views) for views in (batch.global_VB3HW, batch.local_VB3HW)])
-            done(number + 1)
+    pooled = _POOL if isinstance(learner, DinoLearner) else 0
+    with torch.random.fork_rng(), steady("    head warm-up", pooled + config.warm_up_steps) as done:
+        losses = _dino_losses(learner, stream, done) if isinstance(learner, DinoLearner) else _losses(learner, stream)
         for step in range(config.warm_up_steps):
-            global_VBD, local_VBD = pool[step % _POOL]
-            with torch.no_grad():
-                teacher_VBP = _apply(learner.teacher.head, global_VBD)
-            state = DinoState((_apply(head, global_VBD), _apply(head, local_VBD)), teacher_VBP)
-            task = Task(None, TeacherTarget(teacher_VBP))
-            learner.loss(state, task).backward()
+            loss, task = next(losses)
+            for parameter, gradient in zip(
+                head.parameters(), torch.autograd.grad(loss, list(head.parameters())), strict=True
+            ):
+                parameter.grad = gradient
             nn.utils.clip_grad_norm_(head.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            learner.follow([task], momentum)
-            done(_POOL + step + 1)
+            learner.follow([task], learner.ema)
+            done(pooled + step + 1)
     learner.teacher.head.load_state_dict(head.state_dict())
 
 
-def _summaries(learner: DinoLearner, views_VB3HW: torch.Tensor) -> torch.Tensor:
+def _losses(learner: VisionLearner, stream: VisionStream) -> Iterator[tuple[Tensor, Task]]:
+    """Of the whole forward pass, on new pictures each step."""
+    while True:
+        batch = stream.next()[0]
+        state = learner.forward(batch)
+        task = Task(batch, TeacherTarget(state.detach().teacher))
+        yield learner.loss(state, task), task
+
+
+def _dino_losses(
+    learner: DinoLearner, stream: VisionStream, done: Callable[[int], None]
+) -> Iterator[tuple[Tensor, Task]]:
+    """Of the head alone, on one vector a view that the frozen backbone gives once: many times quicker."""
+    pool = []
+    for number in range(_POOL):
+        batch = stream.next()[0]
+        pool.append([_summaries(learner, views) for views in (batch.global_VB3HW, batch.local_VB3HW)])
+        done(number + 1)
+    while True:
+        for global_VBD, local_VBD in pool:
+            with torch.no_grad():
+                teacher_VBP = _apply(learner.teacher.head, global_VBD)
+            head = learner.module.head
+            task = Task(None, TeacherTarget(teacher_VBP))
+            yield learner.loss(DinoState((_apply(head, global_VBD), _apply(head, local_VBD)), teacher_VBP), task), task
+
+
+def _summaries(learner: DinoLearner, views_VB3HW: Tensor) -> Tensor:
+    if len(views_VB3HW) == 0:
+        return views_VB3HW.new_zeros(0, views_VB3HW.shape[1], learner.backbone.width)
     return torch.stack([learner.backbone.summary(learner.features(view)) for view in views_VB3HW])
 
 
-def _apply(head: nn.Module, summary_VBD: torch.Tensor) -> torch.Tensor:
+def _apply(head: nn.Module, summary_VBD: Tensor) -> Tensor:
     return head(summary_VBD.flatten(0, 1)).unflatten(0, summary_VBD.shape[:2])

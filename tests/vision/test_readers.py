@@ -1,0 +1,139 @@
+"""ADE20K and NYUv2 in the formats that they come in, and one clear line for what is wrong with them."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from worlds import vision_recipe
+
+from vpretrain import UserError
+from vpretrain.vision.assemble import assemble
+from vpretrain.vision.batch import IGNORED
+from vpretrain.vision.config import SourceConfig
+from vpretrain.vision.source import labelled
+
+
+def save_ade20k(root, count=6, split="training"):
+    """SceneParse150: JPEG pictures, PNG maps with 0 for other and 1 to 150 for classes."""
+    draw = np.random.default_rng(0)
+    for part in ("images", "annotations"):
+        (root / part / split).mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        label = np.zeros((48, 64), dtype=np.uint8)
+        label[:, 16:32], label[:, 32:] = 1 + i, 150
+        Image.fromarray(draw.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(
+            root / "images" / split / f"ADE_{i}.jpg"
+        )
+        Image.fromarray(label).save(root / "annotations" / split / f"ADE_{i}.png")
+    return str(root)
+
+
+def save_nyuv2(file, count=6, *, height=480, width=640, depth=2.0):
+    """nyu_depth_v2_labeled.mat: a MATLAB 7.3 file, which is HDF5, with axes from last to first."""
+    with h5py.File(file, "w") as data:
+        images = np.zeros((count, 3, width, height), dtype=np.uint8)
+        images[:, 0, :, : height // 2] = 200  # the upper half is red
+        depths = np.full((count, width, height), depth, dtype=np.float32)
+        depths[:, :, : height // 2] = 2 * depth
+        data["images"], data["depths"] = images, depths
+    return str(file)
+
+
+def test_ade20k_classes_are_remapped_as_the_paper_does(tmp_path):
+    data = labelled([SourceConfig(ade20k=save_ade20k(tmp_path))], 32)
+    assert (len(data), data.classes) == (6, 150)
+    assert data.label_BHW[2].unique().tolist() == [2, 149, IGNORED]
+    assert float(data.depth_BHW.max()) == 0
+    assert len(set(data.scene_B.tolist())) == 6
+    part = labelled([SourceConfig(ade20k=str(tmp_path), skip=1, limit=2)], 32)
+    assert part.label_BHW[0].unique().tolist() == [1, 149, IGNORED]
+    assert len(part) == 2
+
+
+def test_nyuv2_has_its_axes_and_eigens_crop(tmp_path):
+    file = save_nyuv2(tmp_path / "nyu.mat")
+    data = labelled([SourceConfig(nyuv2=file)], 64)
+    assert data.image_B3HW.shape == (6, 3, 64, 64)
+    assert float(data.image_B3HW[0, 0, :30].float().mean()) > 180  # red above
+    assert float(data.image_B3HW[0, 0, 34:].float().mean()) < 20
+    depth = data.depth_BHW[0]
+    assert depth[20, 32] == 4.0
+    assert depth[50, 32] == 2.0
+    assert depth[0, 0] == depth[63, 32] == depth[32, 1] == 0  # outside the crop
+    whole = labelled([SourceConfig(nyuv2=file, eigen_crop=False)], 64)
+    assert float(whole.depth_BHW.min()) == 2.0
+    assert len(labelled([SourceConfig(nyuv2=file, skip=2, limit=3)], 16)) == 3
+
+
+def recipes_of(kind, root):
+    if kind == "ade20k":
+        source = {"ade20k": save_ade20k(root / "ade", 12)}
+        path, tasks = str(root / "ade" / "images"), {"segmentation": 4.0, "depth": 0.0}
+    else:
+        source = {"nyuv2": save_nyuv2(root / "nyu.mat", 12, height=48, width=64)}
+        path, tasks = save_ade20k(root / "pictures"), {"segmentation": 0.0, "depth": 16.0}
+    parts = [[source | {"skip": 3 * i, "limit": 3}] for i in range(4)]
+    return vision_recipe(
+        root,
+        stream={"sources": [{"path": path}]},
+        feedback={"heads": parts[0], "meta": parts[1], "batch_size": 2, **tasks},
+        evaluation={"train": parts[2], "test": parts[3]},
+    )
+
+
+@pytest.mark.parametrize("kind", ["ade20k", "nyuv2"])
+def test_a_run_on_either(tmp_path, kind):
+    from vpretrain import run_recipe
+
+    result = run_recipe(recipes_of(kind, tmp_path))
+    assert (result["miou"] is None) == (kind == "nyuv2")
+    assert (result["depth_rmse"] is None) == (kind == "ade20k")
+    assert result["accuracy"] is None
+    assert result["retrieval_map"] is None
+    assert set(result["pictures"][0]) == {"scene", "miou" if kind == "ade20k" else "depth_rmse"}
+
+
+def test_what_is_wrong_is_said_in_one_line(tmp_path):
+    root = tmp_path / "ade"
+    save_ade20k(root, 3)
+
+    def refusal(**source):
+        with pytest.raises(UserError) as caught:
+            labelled([SourceConfig(**source)], 16)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    annotation = root / "annotations/training/ADE_1.png"
+    Image.new("RGB", (64, 48)).save(annotation)
+    assert "is no map of classes but a picture of 3 channels" in refusal(ade20k=str(root))
+    Image.fromarray(np.full((48, 64), 200, dtype=np.uint8)).save(annotation)
+    assert "has class 200: SceneParse150 has 0 to 150" in refusal(ade20k=str(root))
+    annotation.unlink()
+    assert "cannot read the picture" in refusal(ade20k=str(root))
+    assert "ade20k names the folder" in refusal(ade20k=str(tmp_path / "none"))
+    assert "nyuv2 names nyu_depth_v2_labeled.mat" in refusal(nyuv2=str(tmp_path / "none.mat"))
+    file = save_nyuv2(tmp_path / "nyu.mat", 4)
+    assert "no pictures are left after skip=9" in refusal(nyuv2=file, skip=9)
+
+
+def test_tasks_without_labels_are_refused(tmp_path):
+    both = recipes_of("ade20k", tmp_path).model_dump()
+    both["feedback"]["depth"] = 1.0
+    from vpretrain.recipe import parse_recipe
+
+    with pytest.raises(UserError, match=r"no pixel of feedback\.heads has a valid depth: set feedback\.depth=0"):
+        assemble(parse_recipe(both))
+    deep = save_nyuv2(tmp_path / "far.mat", 4, height=48, width=64, depth=50.0)
+    both = recipes_of("nyuv2", tmp_path).model_dump()
+    both["feedback"]["meta"] = [{"nyuv2": deep}]
+    with pytest.raises(UserError, match=r"no pixel of feedback\.meta has a valid depth"):
+        assemble(parse_recipe(both))
+
+
+def test_labels_do_not_go_through_the_stream(tmp_path):
+    with pytest.raises(UserError, match="is labelled: the stream takes scenes, or a path"):
+        assemble(vision_recipe(tmp_path, stream={"sources": [{"nyuv2": "x.mat"}]}))
+    assert torch.is_tensor(labelled([SourceConfig(scenes=2, seed=9, size=16)], 16).image_B3HW)
