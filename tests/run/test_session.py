@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 from worlds import tiny_recipe
 
-from vpretrain import UserError, load_recipe, run_recipe
+from vpretrain import UserError, run_recipe
 from vpretrain.config import BudgetConfig
 from vpretrain.errors import Interrupted
 from vpretrain.language.assemble import assemble
@@ -223,10 +224,17 @@ def test_rehearsal_of_the_horizon_changes_nothing(tmp_path, tokenizer):
     assert all(p.grad is None for p in after)
 
 
-def test_python_in_under_ten_lines(tmp_path, tokenizer):
+def test_the_python_of_the_readme_runs_in_under_ten_lines(tmp_path, tokenizer, capsys):
     from vpretrain.recipe import save_recipe
 
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    code = readme.split("```python\n")[1].split("```")[0]
+    assert len(code.splitlines()) < 10
     save_recipe(tiny_recipe(tmp_path, tokenizer), tmp_path / "recipe.yaml")
-    recipe = load_recipe(tmp_path / "recipe.yaml", ["budget.steps=2", "arm=one-hot"])
-    result = run_recipe(recipe)
-    assert result["steps"] == 2
+    for theirs, ours in (("recipes/quickstart.yaml", str(tmp_path / "recipe.yaml")), ("minutes=10", "steps=2")):
+        assert theirs in code
+        code = code.replace(theirs, ours)
+    exec(compile(code, "README.md", "exec"), {})
+    nll, retention, alpha = map(float, capsys.readouterr().out.split())
+    assert min(nll, retention) > 0
+    assert alpha > 0.01

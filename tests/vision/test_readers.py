@@ -112,7 +112,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path):
     Image.fromarray(np.full((48, 64), 200, dtype=np.uint8)).save(annotation)
     assert "has class 200: SceneParse150 has 0 to 150" in refusal(ade20k=str(root))
     annotation.unlink()
-    assert "cannot read the picture" in refusal(ade20k=str(root))
+    assert "cannot read the map of classes" in refusal(ade20k=str(root))
     assert "ade20k names the folder" in refusal(ade20k=str(tmp_path / "none"))
     assert "nyuv2 names nyu_depth_v2_labeled.mat" in refusal(nyuv2=str(tmp_path / "none.mat"))
     file = save_nyuv2(tmp_path / "nyu.mat", 4)
@@ -134,6 +134,6 @@ def test_tasks_without_labels_are_refused(tmp_path):
 
 
 def test_labels_do_not_go_through_the_stream(tmp_path):
-    with pytest.raises(UserError, match="is labelled: the stream takes scenes, or a path"):
+    with pytest.raises(UserError, match="is labelled: the stream takes scenes, hub, or a path"):
         assemble(vision_recipe(tmp_path, stream={"sources": [{"nyuv2": "x.mat"}]}))
     assert torch.is_tensor(labelled([SourceConfig(scenes=2, seed=9, size=16)], 16).image_B3HW)

@@ -19,7 +19,9 @@ from vpretrain.run.checkpoint import load_checkpoint
 from vpretrain.run.session import Session, prepare_directory
 from vpretrain.vision.assemble import assemble
 from vpretrain.vision.check import check
+from vpretrain.vision.config import SourceConfig
 from vpretrain.vision.construction import LearnedViews
+from vpretrain.vision.source import open_pictures
 
 
 def session_of(recipe, *, resume=False, change=None):
@@ -295,6 +297,36 @@ def test_pictures_may_come_from_a_folder(tmp_path):
     stream = assemble(recipe).stream
     with pytest.raises(UserError, match=r"cannot read the picture .*5\.png"):
         [stream.next() for _ in range(3)]
+
+
+def test_pictures_may_come_from_tar_shards(tmp_path):
+    import tarfile
+
+    from PIL import Image
+
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"shard-{shard}.tar", "w") as tar:
+            for i in range(3):
+                file = tmp_path / f"{shard}-{i}.png"
+                Image.new("RGB", (40, 40), (100 * shard, 60 * i, 7)).save(file)
+                tar.add(file, arcname=f"{i}.png")
+                (tmp_path / "note.txt").write_text("no picture")
+                tar.add(tmp_path / "note.txt", arcname=f"{i}.txt")
+    shards = open_pictures(SourceConfig(path=str(tmp_path / "shard-*.tar")))
+    assert len(shards) == 6
+    assert shards[4][:, 5, 5].tolist() == [100, 60, 7]
+    assert shards.key(4).endswith("shard-1.tar:1.png")
+    (tmp_path / "bad.tar").write_bytes(b"x" * 2000)
+    with pytest.raises(UserError, match=r"cannot read the shard .*bad\.tar"):
+        open_pictures(SourceConfig(path=str(tmp_path / "bad.tar")))
+    with pytest.raises(UserError, match=r"no pictures in .*none\.tar"):
+        open_pictures(SourceConfig(path=str(tmp_path / "none.tar")))
+
+
+def test_a_hub_data_set_that_cannot_be_had_gets_one_line():
+    with pytest.raises(UserError, match=r"cannot load no/such-pictures: .*; check name, split and network") as caught:
+        open_pictures(SourceConfig(hub="no/such-pictures", split="train"))
+    assert "\n" not in str(caught.value)
 
 
 def test_the_command_line_takes_vision_recipes(tmp_path, capsys):

@@ -66,30 +66,35 @@ class LearnerConfig(Strict):
 
 
 class SourceConfig(Strict):
-    """Where pictures come from. Give exactly one of scenes, path, ade20k, nyuv2."""
+    """Where pictures come from. Give exactly one of scenes, path, hub, ade20k, nyuv2."""
 
     scenes: int | None = Field(None, ge=1, description="So many generated PyBullet scenes, with classes and depths.")
     seed: int = Field(0, ge=0, description="scenes: which ones; different seeds share none.")
     cameras: int = Field(1, ge=1, description="scenes: pictures of each.")
     size: int = Field(128, ge=16, description="scenes: pixels a side.")
-    path: str | None = Field(None, description="A folder of pictures, searched through; unlabeled.")
+    path: str | None = Field(
+        None, description="A folder of pictures, searched through, or .tar shards of them by a glob; unlabeled."
+    )
+    hub: str | None = Field(None, description="A data set by its hub name; unlabeled.")
+    config: str | None = Field(None, description="hub: the configuration of the data set.")
+    column: str = Field("image", description="hub: the column that holds the pictures.")
     ade20k: str | None = Field(None, description="Folder of SceneParse150, with images/ and annotations/; classes.")
     nyuv2: str | None = Field(None, description="The file nyu_depth_v2_labeled.mat; depths.")
-    split: Literal["training", "validation"] = Field("training", description="ade20k: which of its halves.")
+    split: str = Field("training", description="ade20k: training or validation; hub: train, test ...")
     skip: int = Field(0, ge=0, description="ade20k, nyuv2: leave out the first n pictures (to keep roles apart).")
     limit: int | None = Field(None, ge=1, description="ade20k, nyuv2: use n pictures only.")
     eigen_crop: bool = Field(True, description="nyuv2: depth counts within Eigen's crop only.")
 
     @model_validator(mode="after")
     def _one_origin(self) -> SourceConfig:
-        if sum(origin is not None for origin in (self.scenes, self.path, self.ade20k, self.nyuv2)) != 1:
-            raise ValueError("a source needs exactly one of scenes, path, ade20k, nyuv2")
+        if sum(origin is not None for origin in (self.scenes, self.path, self.hub, self.ade20k, self.nyuv2)) != 1:
+            raise ValueError("a source needs exactly one of scenes, path, hub, ade20k, nyuv2")
         return self
 
     @property
     def origin(self) -> str:
         """How messages name the source."""
-        return self.path or self.ade20k or self.nyuv2 or f"scenes of seed {self.seed}"
+        return self.path or self.hub or self.ade20k or self.nyuv2 or f"scenes of seed {self.seed}"
 
 
 class StreamConfig(Strict):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -67,28 +68,37 @@ def read_nyuv2(config: SourceConfig, size: int) -> Labelled:
     return _without(f"{config.nyuv2}/{config.skip}", resize(images, size), depth_BHW=nearest(depths, size).half())
 
 
-def read_picture(file: Path) -> Tensor:
+def read_picture(file: Path | IO[bytes], name: str | None = None) -> Tensor:
     """uint8 [3, H, W]. Raises UserError for a file that is no picture."""
-    return _read(file, "RGB").permute(2, 0, 1)
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(file) as image:
+            return as_tensor(image)
+    except (OSError, UnidentifiedImageError) as error:
+        raise UserError(f"cannot read the picture {name or file}: {error}; remove or replace it") from None
+
+
+def as_tensor(image: Any) -> Tensor:
+    """A PIL picture as uint8 [3, H, W]."""
+    import numpy as np
+
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
 def read_classes(file: Path) -> Tensor:
     """A map of classes [H, W]. Raises UserError if the file is missing or holds colours in place of classes."""
-    array = _read(file, None)
-    if array.ndim != 2:
-        raise UserError(f"{file} is no map of classes but a picture of {array.shape[2]} channels: give one channel")
-    return array.long()
-
-
-def _read(file: Path, mode: str | None) -> Tensor:
     import numpy as np
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(file) as image:
-            return torch.from_numpy(np.array(image if mode is None else image.convert(mode)))
+            array = torch.from_numpy(np.array(image))
     except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"cannot read the picture {file}: {error}; remove or replace it") from None
+        raise UserError(f"cannot read the map of classes {file}: {error}; remove or replace it") from None
+    if array.ndim != 2:
+        raise UserError(f"{file} is no map of classes but a picture of {array.shape[2]} channels: give one channel")
+    return array.long()
 
 
 def _without(

@@ -1,9 +1,13 @@
-"""Sources of pictures: generated scenes with labels, folders of files without."""
+"""Sources of pictures: generated scenes and the paper's sets with labels; folders, shards and hub data sets without."""
 
 from __future__ import annotations
 
+import glob
+import io
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,46 +15,132 @@ from torch import Tensor
 from vpretrain.errors import UserError
 from vpretrain.vision.batch import Labelled
 from vpretrain.vision.config import SourceConfig
-from vpretrain.vision.readers import read_ade20k, read_nyuv2, read_picture
+from vpretrain.vision.readers import as_tensor, read_ade20k, read_nyuv2, read_picture
 from vpretrain.vision.resize import nearest, resize
 from vpretrain.vision.scenes import CLASSES, rendered
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
-class Pictures:
+class Pictures(Protocol):
     """Unlabeled pictures by number."""
 
-    def __init__(self, config: SourceConfig) -> None:
-        self.config = config
-        self._images: Tensor | None = None
-        self._files: list[Path] = []
-        if config.scenes is not None:
-            self._images = _scenes(config)["image_N3HW"]
-        else:
-            if config.path is None:
-                raise UserError(f"{config.origin} is labelled: the stream takes scenes, or a path to its pictures")
-            root = Path(config.path).expanduser()
-            self._files = sorted(file for file in root.rglob("*") if file.suffix.lower() in _SUFFIXES)
-            if not self._files:
-                raise UserError(
-                    f"no pictures in {config.path}: give a folder with {', '.join(sorted(_SUFFIXES))} files"
-                )
-
-    def __len__(self) -> int:
-        return len(self._files) if self._images is None else len(self._images)
+    def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Tensor:
-        """A picture, uint8 [3, H, W]. Raises UserError for a file that cannot be read."""
-        if self._images is not None:
-            return self._images[index]
-        return read_picture(self._files[index])
+        """A picture, uint8 [3, H, W]. Raises UserError for one that cannot be read."""
+        ...
 
     def key(self, index: int) -> str:
         """Identity of a picture."""
-        if self._images is None:
-            return str(self._files[index])
+        ...
+
+
+def open_pictures(config: SourceConfig) -> Pictures:
+    """The unlabeled pictures of a source.
+
+    Raises:
+        UserError: there are none, or the source is a labelled set.
+    """
+    if config.scenes is not None:
+        return _Scenes(config)
+    if config.hub is not None:
+        return _Hub(config)
+    if config.path is None:
+        raise UserError(f"{config.origin} is labelled: the stream takes scenes, hub, or a path to its pictures")
+    return _Shards(config.path) if config.path.endswith(".tar") else _Folder(config.path)
+
+
+class _Scenes:
+    def __init__(self, config: SourceConfig) -> None:
+        self.config = config
+        self.images_N3HW = _scenes(config)["image_N3HW"]
+
+    def __len__(self) -> int:
+        return len(self.images_N3HW)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.images_N3HW[index]
+
+    def key(self, index: int) -> str:
         return f"{self.config.seed}/{index // self.config.cameras}"
+
+
+class _Folder:
+    def __init__(self, path: str) -> None:
+        root = Path(path).expanduser()
+        self.files = sorted(file for file in root.rglob("*") if file.suffix.lower() in _SUFFIXES)
+        if not self.files:
+            raise UserError(f"no pictures in {path}: give a folder with {', '.join(sorted(_SUFFIXES))} files")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return read_picture(self.files[index])
+
+    def key(self, index: int) -> str:
+        return str(self.files[index])
+
+
+class _Shards:
+    """Pictures in uncompressed tar files, read in place."""
+
+    def __init__(self, path: str) -> None:
+        self.members: list[tuple[str, str, int, int]] = []
+        for shard in sorted(glob.glob(str(Path(path).expanduser()))):
+            try:
+                with tarfile.open(shard, "r:") as tar:
+                    self.members += [
+                        (shard, m.name, m.offset_data, m.size)
+                        for m in tar
+                        if m.isfile() and Path(m.name).suffix.lower() in _SUFFIXES
+                    ]
+            except (OSError, tarfile.TarError) as error:
+                raise UserError(f"cannot read the shard {shard}: {error}; shards are uncompressed .tar files") from None
+        if not self.members:
+            raise UserError(f"no pictures in {path}: give .tar files with {', '.join(sorted(_SUFFIXES))} members")
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, index: int) -> Tensor:
+        shard, name, offset, size = self.members[index]
+        with open(shard, "rb") as file:
+            file.seek(offset)
+            return read_picture(io.BytesIO(file.read(size)), f"{shard}:{name}")
+
+    def key(self, index: int) -> str:
+        return ":".join(self.members[index][:2])
+
+
+class _Hub:
+    def __init__(self, config: SourceConfig) -> None:
+        import datasets
+
+        datasets.disable_progress_bars()
+        assert config.hub is not None
+        try:
+            self.rows = datasets.load_dataset(config.hub, config.config, split=config.split)
+        except Exception as error:  # datasets raises many kinds for one thing: the data cannot be had
+            reason = str(error.__cause__ or error).strip().split("\n")[0]
+            raise UserError(
+                f"cannot load {config.hub}: {reason}; check name, split and network, or give a path"
+            ) from None
+        if config.column not in self.rows.column_names:
+            raise UserError(
+                f"{config.hub} has no column '{config.column}': set column to one of {self.rows.column_names}"
+            )
+        self.config = config
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return as_tensor(self.rows[index][self.config.column])
+
+    def key(self, index: int) -> str:
+        return f"{self.config.hub}/{index}"
 
 
 def labelled(sources: Sequence[SourceConfig], size: int) -> Labelled:

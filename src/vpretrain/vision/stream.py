@@ -17,7 +17,7 @@ from vpretrain.errors import UserError
 from vpretrain.order import Shuffled
 from vpretrain.vision.batch import ViewBatch
 from vpretrain.vision.config import StreamConfig
-from vpretrain.vision.source import Pictures
+from vpretrain.vision.source import open_pictures
 
 
 class VisionStream:
@@ -35,7 +35,7 @@ class VisionStream:
         self.config, self.seed = config, seed
         self.device: torch.device | str = "cpu"
         self.batches_drawn = 0
-        self._sources = [Pictures(source) for source in config.sources]
+        self._sources = [open_pictures(source) for source in config.sources]
         self._where = [(source, i) for source in self._sources for i in range(len(source))]
         if len(self._where) < config.batch_size:
             raise UserError(

@@ -1,0 +1,21 @@
+"""On the quickstart's real pretrained learner; minutes, by `make test-slow`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vpretrain import load_recipe, run_recipe
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_fixed_views_do_not_wreck_the_quickstart_learner(tmp_path):
+    recipe = Path(__file__).parents[2] / "recipes" / "quickstart-vision.yaml"
+    changes = ["arm=fixed", "budget.minutes=null", f"output={tmp_path}"]
+    start = run_recipe(load_recipe(recipe, [*changes, "name=start", "budget.steps=0"]))
+    fixed = run_recipe(load_recipe(recipe, [*changes, "name=fixed", "budget.steps=80"]))
+    assert fixed["miou"] >= 0.95 * start["miou"]
+    assert fixed["depth_rmse"] <= 1.05 * start["depth_rmse"]
+    assert fixed["retrieval_map"] >= 0.95 * start["retrieval_map"]
