@@ -155,7 +155,6 @@ class ValueConfig(config.ValueConfig):
     engine: Literal["jvp", "finite_difference", "double_backward"] = Field(
         "finite_difference", description="How the designer's gradient is computed; `vpretrain doctor` compares them."
     )
-    relative_step: float = Field(3e-3, gt=0, description="finite_difference: |h u| relative to |theta_S|.")
     every_steps: int = Field(4, ge=1, description="r: one meta update every r learner steps.")
     subset: str = Field("last-2", description="S: last-N (blocks and the final norm), all, or name:REGEX.")
     batch_size: int = Field(16, ge=2, description="Pictures in one meta update; their global crops alone are used.")
