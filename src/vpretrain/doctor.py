@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from vpretrain.config import Recipe
+from vpretrain.errors import UserError
 from vpretrain.recipe import room
 from vpretrain.run.progress import steady
 from vpretrain.task import Construction, Learner, Parameters
 from vpretrain.value import ENGINES, Align, Valued
 
+_DISTURBANCE = 0.02  # of every designer parameter, where a recipe is examined
 STEPS = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 TOLERANCES = {"jvp": 1e-4, "finite_difference": 1e-2}
 
@@ -33,6 +36,7 @@ class Patient:
         batch: of the stream.
         at: theta_S.
         g_down: the evaluator's gradient there.
+        align: `dot` or `cosine`.
         parts: name -> prefix of designer parameters whose error is reported apart.
         about: what a report tells of all this.
     """
@@ -43,12 +47,13 @@ class Patient:
     batch: Any
     at: Parameters
     g_down: Parameters
+    align: Literal["dot", "cosine"]
     parts: Mapping[str, str]
     about: dict[str, Any]
 
 
 def diagnose(name: str) -> dict[str, Any]:
-    """Compare the engines' designer gradients with double backward on a learner, with a random designer.
+    """Compare the engines' designer gradients with double backward on a learner, with a random designer and random data.
 
     Args:
         name: a hub name, a directory written by save_pretrained (random weights do), or a packaged learner.
@@ -61,9 +66,66 @@ def diagnose(name: str) -> dict[str, Any]:
         UserError: no such learner.
     """
     torch.manual_seed(0)
-    patient: Patient = room(_modality(name), "doctor").patient(name)
+    return {"learner": name, **_compare_engines(room(_modality(name), "doctor").patient(name), STEPS)}
+
+
+def diagnose_recipe(recipe: Recipe) -> dict[str, Any]:
+    """The same as a recipe's own run would meet it: its learner, stream, feedback, designer, S and Align.
+
+    Returns:
+        As `diagnose`, and `relative_step` of the recipe under `engine`, its engine.
+
+    Raises:
+        UserError: something in the recipe cannot work.
+    """
+    torch.manual_seed(recipe.seed)
+    patient = _patient_of(recipe)
+    found = _compare_engines(patient, sorted({*STEPS, recipe.value.relative_step}))
+    own = {"engine": recipe.value.engine, "relative_step": recipe.value.relative_step}
+    return {"learner": recipe.learner.name, "recipe": recipe.name, **own, **found}
+
+
+def _patient_of(recipe: Recipe) -> Patient:
+    parts = room(recipe.modality, "assemble").assemble(recipe.model_copy(update={"arm": "v"}))
+    assert parts.meta is not None
+    assert parts.designer is not None
+    if parts.warm_up is not None:
+        parts.warm_up()
+    with torch.no_grad():  # away from a start at which much of its gradient is zero
+        for phi in parts.designer.parameters():
+            phi.add_(_DISTURBANCE * torch.randn_like(phi))
+    with parts.learner.meta_mode():
+        pairs, _ = parts.meta.pairs(parts.stream.next())
+    if not pairs:
+        raise UserError("no stream row has a domain of the feedback: name the domains alike, or set value.domains=sum")
+    _, batch, g_down = pairs[0]
+    return Patient(
+        learner=parts.learner,
+        construction=parts.construction,
+        designer=parts.designer,
+        batch=batch,
+        at=parts.meta.at(),
+        g_down=g_down,
+        align=recipe.value.align,
+        parts=room(recipe.modality, "doctor").PARTS,
+        about=about(parts.learner, recipe.value.subset, recipe.value.align, f"{batch.tokens} {recipe.unit}"),
+    )
+
+
+def about(learner: Any, subset: str, align: str, inputs: str) -> dict[str, Any]:
+    """What a report tells of a patient."""
+    return {
+        "architecture": type(learner.model).__name__,
+        "subset": subset,
+        "align": align,
+        "inputs": inputs,
+        "attention": {"training": learner.model.config._attn_implementation, "meta": "sdpa MATH"},
+    }
+
+
+def _compare_engines(patient: Patient, steps: Sequence[float]) -> dict[str, Any]:
     engines: dict[str, dict[str, Any]] = {}
-    with patient.learner.meta_mode(), steady("doctor", 3 + len(STEPS)) as done:
+    with patient.learner.meta_mode(), steady("doctor", 3 + len(steps)) as done:
         _measure("jvp", patient)  # the first pass pays for caches and allocators
         oracle, seconds = _measure("double_backward", patient)
         engines["double_backward"] = {"relative_error": 0.0, "seconds": seconds}
@@ -72,7 +134,7 @@ def diagnose(name: str) -> dict[str, Any]:
         engines["jvp"] = {**relative_errors(ours, oracle), "seconds": seconds}
         done(2)
         sweep = {}
-        for number, step in enumerate(STEPS):
+        for number, step in enumerate(steps):
             ours, seconds = _measure("finite_difference", patient, relative_step=step)
             sweep[step] = {**relative_errors(ours, oracle), "seconds": seconds}
             done(3 + number)
@@ -80,7 +142,6 @@ def diagnose(name: str) -> dict[str, Any]:
     engines["finite_difference"] = {**sweep[best], "relative_step": best}
     device = next(iter(patient.at.values())).device
     return {
-        "learner": name,
         **patient.about,
         "designer_gradient_norm": float(oracle["all"].norm()),
         "engines": engines,
@@ -105,11 +166,17 @@ def failures(diagnosis: dict[str, Any]) -> list[str]:
             lines.append(
                 f"{engine} is off by {error:.1e} (at most {tolerance:g}): set value.engine={other} for this learner"
             )
+    if diagnosis.get("engine") == "finite_difference":
+        step = diagnosis["relative_step"]
+        error = diagnosis["finite_difference_sweep"][f"{step:g}"]
+        if not error <= TOLERANCES["finite_difference"]:
+            best = diagnosis["engines"]["finite_difference"]["relative_step"]
+            lines.append(f"value.relative_step={step:g} is off by {error:.1e}: set value.relative_step={best:g}")
     return lines
 
 
 def report(diagnosis: dict[str, Any]) -> str:
-    """The diagnosis for a terminal."""
+    """A diagnosis for a terminal."""
     engines = diagnosis["engines"]
     parts = [key for key in engines["jvp"] if key.startswith("relative_error_")]
     lines = [
@@ -169,7 +236,13 @@ def bf16_note(device: torch.device) -> str | None:
 def _measure(engine: str, patient: Patient, **options: float) -> tuple[dict[str, Tensor], float]:
     start = time.perf_counter()
     valued = ENGINES[engine](
-        patient.learner, patient.construction, patient.batch, patient.at, patient.g_down, Align("cosine"), **options
+        patient.learner,
+        patient.construction,
+        patient.batch,
+        patient.at,
+        patient.g_down,
+        Align(patient.align),
+        **options,
     )
     gradients = designer_gradient(valued, patient.designer, patient.parts)
     return gradients, time.perf_counter() - start

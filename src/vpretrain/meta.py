@@ -84,23 +84,32 @@ class MetaUpdate:
         self, batches: Sequence[Any], metric: Parameters | None = None
     ) -> tuple[list[tuple[float, Valued]], float]:
         """The (domain weight, value) pairs on these batches, and |g_down|. Call in the learner's meta mode."""
-        at = {n: p.detach() for n, p in self.learner.named_parameters() if n in set(self.subset)}
         align = Align(self.kind, metric)
-        g_down = {domain: self._feedback_gradient(batch, at) for domain, batch in self.feedback.next().items()}
+        pairs, g_down_norm = self.pairs(batches)
+        at = self.at()
+        return [
+            (weight, self.engine(self.learner, self.construction, batch, at, g_down, align))
+            for weight, batch, g_down in pairs
+        ], g_down_norm
+
+    def pairs(self, batches: Sequence[Any]) -> tuple[list[tuple[float, Any, Parameters]], float]:
+        """What is to be aligned: (domain weight, meta batch, g_down) triples, and |g_down|. Call in meta mode."""
+        g_down = {domain: self._feedback_gradient(batch) for domain, batch in self.feedback.next().items()}
         weights = dict(self.feedback.weights)
         g_down_norm = float(sum(weights[domain] * norm(g) for domain, g in g_down.items()))
-        pairs: list[tuple[float, str | None, Parameters]]
+        aligned: list[tuple[float, str | None, Parameters]]
         if self.matched and len(g_down) > 1:
-            pairs = [(weights[domain], domain, g) for domain, g in g_down.items()]
+            aligned = [(weights[domain], domain, g) for domain, g in g_down.items()]
         else:
             total = {n: torch.stack([weights[d] * g[n] for d, g in g_down.items()]).sum(0) for n in self.subset}
-            pairs = [(1.0, None, total)]
-        valued = []
-        for weight, domain, gradient_down in pairs:
-            batch = self._meta_batch(batches, domain)
-            if batch is not None:
-                valued.append((weight, self.engine(self.learner, self.construction, batch, at, gradient_down, align)))
-        return valued, g_down_norm
+            aligned = [(1.0, None, total)]
+        found = [(weight, self._meta_batch(batches, domain), g) for weight, domain, g in aligned]
+        return [(weight, batch, g) for weight, batch, g in found if batch is not None], g_down_norm
+
+    def at(self) -> Parameters:
+        """theta_S."""
+        names = set(self.subset)
+        return {n: p.detach() for n, p in self.learner.named_parameters() if n in names}
 
     def along(self, inputs: Any) -> Any:
         """The learner's state with its tangent along the present value direction; None before the first update."""
@@ -112,8 +121,8 @@ class MetaUpdate:
                 inputs, {n: forward_ad.make_dual(theta[n].detach(), u) for n, u in self.direction.items()}
             )
 
-    def _feedback_gradient(self, batch: Any, at: Parameters) -> Parameters:
-        g_down = gradient(lambda parameters: self.learner.evaluate(batch, parameters), at)
+    def _feedback_gradient(self, batch: Any) -> Parameters:
+        g_down = gradient(lambda parameters: self.learner.evaluate(batch, parameters), self.at())
         if self.random_seed is None:
             return g_down
         generator = torch.Generator().manual_seed(self.random_seed * 1_000_003 + self.updates)

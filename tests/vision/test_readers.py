@@ -43,19 +43,19 @@ def save_nyuv2(file, count=6, *, height=480, width=640, depth=2.0):
 
 
 def test_ade20k_classes_are_remapped_as_the_paper_does(tmp_path):
-    data = labelled([SourceConfig(ade20k=save_ade20k(tmp_path))], 32)
+    data = labelled([SourceConfig(ade20k=save_ade20k(tmp_path))], (32, 32))
     assert (len(data), data.classes) == (6, 150)
     assert data.label_BHW[2].unique().tolist() == [2, 149, IGNORED]
     assert float(data.depth_BHW.max()) == 0
     assert len(set(data.scene_B.tolist())) == 6
-    part = labelled([SourceConfig(ade20k=str(tmp_path), skip=1, limit=2)], 32)
+    part = labelled([SourceConfig(ade20k=str(tmp_path), skip=1, limit=2)], (32, 32))
     assert part.label_BHW[0].unique().tolist() == [1, 149, IGNORED]
     assert len(part) == 2
 
 
 def test_nyuv2_has_its_axes_and_eigens_crop(tmp_path):
     file = save_nyuv2(tmp_path / "nyu.mat")
-    data = labelled([SourceConfig(nyuv2=file)], 64)
+    data = labelled([SourceConfig(nyuv2=file)], (64, 64))
     assert data.image_B3HW.shape == (6, 3, 64, 64)
     assert float(data.image_B3HW[0, 0, :30].float().mean()) > 180  # red above
     assert float(data.image_B3HW[0, 0, 34:].float().mean()) < 20
@@ -63,9 +63,9 @@ def test_nyuv2_has_its_axes_and_eigens_crop(tmp_path):
     assert depth[20, 32] == 4.0
     assert depth[50, 32] == 2.0
     assert depth[0, 0] == depth[63, 32] == depth[32, 1] == 0  # outside the crop
-    whole = labelled([SourceConfig(nyuv2=file, eigen_crop=False)], 64)
+    whole = labelled([SourceConfig(nyuv2=file, eigen_crop=False)], (64, 64))
     assert float(whole.depth_BHW.min()) == 2.0
-    assert len(labelled([SourceConfig(nyuv2=file, skip=2, limit=3)], 16)) == 3
+    assert len(labelled([SourceConfig(nyuv2=file, skip=2, limit=3)], (16, 16))) == 3
 
 
 def recipes_of(kind, root):
@@ -102,7 +102,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path):
 
     def refusal(**source):
         with pytest.raises(UserError) as caught:
-            labelled([SourceConfig(**source)], 16)
+            labelled([SourceConfig(**source)], (16, 16))
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
@@ -136,4 +136,4 @@ def test_tasks_without_labels_are_refused(tmp_path):
 def test_labels_do_not_go_through_the_stream(tmp_path):
     with pytest.raises(UserError, match="is labelled: the stream takes scenes, hub, or a path"):
         assemble(vision_recipe(tmp_path, stream={"sources": [{"nyuv2": "x.mat"}]}))
-    assert torch.is_tensor(labelled([SourceConfig(scenes=2, seed=9, size=16)], 16).image_B3HW)
+    assert torch.is_tensor(labelled([SourceConfig(scenes=2, seed=9, size=16)], (16, 16)).image_B3HW)

@@ -9,17 +9,12 @@ from worlds import vision_recipe
 
 from vpretrain.vision.backbone import Backbone
 from vpretrain.vision.batch import IGNORED
+from vpretrain.vision.classification import classification_accuracy
 from vpretrain.vision.config import DinoConfig, EvaluationConfig
 from vpretrain.vision.dino import DinoLearner
-from vpretrain.vision.evaluate import (
-    Evaluation,
-    classification_accuracy,
-    depth_figures,
-    mean_iou,
-    picture_iou,
-    retrieval_map,
-)
+from vpretrain.vision.evaluate import Evaluation, depth_figures, mean_iou, picture_iou
 from vpretrain.vision.heads import dense_head, depth_loss, segmentation_loss
+from vpretrain.vision.retrieval import scene_map
 from vpretrain.vision.scenes import CLASSES, rendered
 
 
@@ -73,9 +68,9 @@ def test_depth_figures_are_the_usual_ones():
 
 def test_retrieval_finds_the_other_picture_of_a_scene():
     features = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
-    assert retrieval_map(features, torch.tensor([0, 0, 1, 1])) == 1.0
-    assert retrieval_map(features, torch.tensor([0, 1, 0, 1])) < 0.6
-    assert retrieval_map(features, torch.arange(4)) is None
+    assert scene_map(features, torch.tensor([0, 0, 1, 1])) == 1.0
+    assert scene_map(features, torch.tensor([0, 1, 0, 1])) < 0.6
+    assert scene_map(features, torch.arange(4)) is None
 
 
 def test_classification_is_linear_on_the_features():

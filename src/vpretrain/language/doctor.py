@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from vpretrain.doctor import Patient
+from vpretrain.doctor import Patient, about
 from vpretrain.language.batch import TokenBatch
 from vpretrain.language.config import DesignerConfig, LearnerConfig
 from vpretrain.language.construction import LearnedTargets
@@ -33,15 +33,9 @@ def patient(name: str) -> Patient:
     stream, feedback = (_random_tokens(config.vocab_size, seed).to(learner.device) for seed in (0, 1))
     with learner.meta_mode():
         g_down = gradient(lambda parameters: learner.evaluate(feedback, parameters), at)
-    about = {
-        "architecture": type(learner.model).__name__,
-        "subset": subset,
-        "align": "cosine",
-        "inputs": f"{_ROWS * _LENGTH} tokens",
-        "attention": {"training": learner.model.config._attn_implementation, "meta": "sdpa MATH"},
-    }
     construction = LearnedTargets(designer, tether=1.0)
-    return Patient(learner, construction, designer, stream, at, g_down, PARTS, about)
+    told = about(learner, subset, "cosine", f"{_ROWS * _LENGTH} tokens")
+    return Patient(learner, construction, designer, stream, at, g_down, "cosine", PARTS, told)
 
 
 def random_designer(learner: LanguageLearner, config: DesignerConfig, *, seed: int = 1) -> TopKDesigner:

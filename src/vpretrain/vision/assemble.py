@@ -120,13 +120,13 @@ def check_sizes(recipe: Recipe, patch: int) -> None:
         raise UserError("DINO matches different views: set stream.global_views=2, or some stream.local_views")
     if recipe.learner.objective == "ijepa" and stream.local_views:
         raise UserError("I-JEPA has no local crops: set stream.local_views=0")
-    sizes = {
-        "stream.global_size": recipe.stream.global_size,
-        "stream.local_size": recipe.stream.local_size,
-        "feedback.size": recipe.feedback.size,
-        "evaluation.size": recipe.evaluation.size,
-    }
-    for field, size in sizes.items():
+    sizes = [
+        ("stream.global_size", recipe.stream.global_size),
+        ("stream.local_size", recipe.stream.local_size),
+        ("feedback.size", recipe.feedback.size),
+        *(("evaluation.size", side) for side in recipe.evaluation.shape),
+    ]
+    for field, size in sizes:
         if size % patch:
             nearest = max(1, round(size / patch)) * patch
             raise UserError(f"{field}={size} is no multiple of the learner's patch of {patch} pixels: use {nearest}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,7 @@ from vpretrain.config import Fraction, Strict
 
 Arm = Literal["v", "fixed", "random-mask", "regulariser-only", "random-feedback"]
 Scale = tuple[float, float]
+Side = Annotated[int, Field(ge=14)]
 
 
 class DinoConfig(Strict):
@@ -152,12 +153,17 @@ class ValueConfig(config.ValueConfig):
     """V = <g_down, g_ssl> over the alignment subset S, on some pictures of the learner's next batch."""
 
     align: Literal["dot", "cosine"] = Field("dot", description="Inner product of the gradients, or its cosine (Eq 42).")
-    engine: Literal["jvp", "finite_difference", "double_backward"] = Field(
-        "finite_difference", description="How the designer's gradient is computed; `vpretrain doctor` compares them."
-    )
     every_steps: int = Field(4, ge=1, description="r: one meta update every r learner steps.")
     subset: str = Field("last-2", description="S: last-N (blocks and the final norm), all, or name:REGEX.")
     batch_size: int = Field(16, ge=2, description="Pictures in one meta update; their global crops alone are used.")
+
+
+class ClassesConfig(Strict):
+    """Pictures by class, for a linear classifier: a folder of folders, each named for its class (as ImageNet's)."""
+
+    train: str = Field(description="Folder of the pictures that the classifier is fitted on.")
+    test: str = Field(description="Folder of the pictures that it is tested on.")
+    limit: int | None = Field(None, ge=1, description="Use n pictures a class only.")
 
 
 class EvaluationConfig(Strict):
@@ -165,10 +171,21 @@ class EvaluationConfig(Strict):
 
     train: list[SourceConfig] = Field(min_length=1, description="Labelled pictures that the probes are fitted on.")
     test: list[SourceConfig] = Field(min_length=1, description="Labelled pictures that they are tested on.")
-    size: int = Field(224, ge=14, description="Pixels a side that the backbone sees.")
+    classes: ClassesConfig | None = Field(None, description="Classification of other pictures than the test's own.")
+    retrieval: str | None = Field(
+        None, description="Ground truth of revisited Oxford or Paris as JSON, beside its jpg/: mAP easy, medium, hard."
+    )
+    size: Side | tuple[Side, Side] = Field(
+        224, description="Pixels a side that the backbone sees, or [height, width]; of retrieval's, the longer side."
+    )
     batch_size: int = Field(16, ge=1, description="Pictures a forward pass.")
     probe_steps: int = Field(400, ge=1, description="Steps of each dense probe.")
     probe_lr: float = Field(1e-3, gt=0, description="Learning rate of the dense probes.")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
 
 
 class Recipe(config.Recipe):

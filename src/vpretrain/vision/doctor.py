@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vpretrain.doctor import Patient
+from vpretrain.doctor import Patient, about
 from vpretrain.subset import alignment_subset
 from vpretrain.value import gradient
 from vpretrain.vision.backbone import Backbone
@@ -17,6 +17,7 @@ from vpretrain.vision.dino import DinoLearner
 from vpretrain.vision.learner import VisionLearner
 from vpretrain.vision.load import load_backbone
 
+PARTS: dict[str, str] = {}  # the mask generators have no parts that are told apart
 _PICTURES, _PATCHES = 4, 4
 _DESIGNER = DesignerConfig(width=8, levels=2, start=0.6)
 _DINO = DinoConfig(outputs=64, hidden=64, bottleneck=32)
@@ -52,12 +53,6 @@ def patient_of(learner: VisionLearner, subset: str) -> Patient:
     at = {n: p.detach() for n, p in learner.named_parameters() if n in names}
     with learner.meta_mode():
         g_down = gradient(lambda parameters: learner.evaluate(judge, parameters), at)
-    about = {
-        "architecture": type(learner.backbone.model).__name__,
-        "subset": subset,
-        "align": "cosine",
-        "inputs": f"{_PICTURES} pictures of {size} pixels",
-        "attention": {"training": learner.backbone.model.config._attn_implementation, "meta": "sdpa MATH"},
-    }
     batch = ViewBatch(views, views[:0], tuple(map(str, range(_PICTURES))))
-    return Patient(learner, LearnedViews(designer, _DESIGNER), designer, batch, at, g_down, {}, about)
+    told = about(learner, subset, "cosine", f"{_PICTURES} pictures of {size} pixels")
+    return Patient(learner, LearnedViews(designer, _DESIGNER), designer, batch, at, g_down, "cosine", PARTS, told)

@@ -6,15 +6,17 @@ Shapes: N pictures, D width, h x w patches, H x W pixels.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from vpretrain.order import Shuffled
 from vpretrain.run.progress import steady
 from vpretrain.vision.batch import IGNORED, Labelled
+from vpretrain.vision.classification import classification_accuracy, read_classes_of_folders
 from vpretrain.vision.config import EvaluationConfig
 from vpretrain.vision.heads import (
     Task,
@@ -26,6 +28,9 @@ from vpretrain.vision.heads import (
     valid_depth,
 )
 from vpretrain.vision.learner import VisionLearner
+from vpretrain.vision.readers import read_picture
+from vpretrain.vision.resize import resize
+from vpretrain.vision.retrieval import Revisited, read_revisited, revisited_map, scene_map
 from vpretrain.vision.source import labelled
 
 _PROBE_BATCH = 16
@@ -40,12 +45,14 @@ class Evaluation:
         config: sources and sizes.
 
     Raises:
-        UserError: a source without labels.
+        UserError: a source without labels, folders of classes that do not fit, no ground truth of retrieval.
     """
 
     def __init__(self, config: EvaluationConfig) -> None:
         self.config = config
-        self.train, self.test = labelled(config.train, config.size), labelled(config.test, config.size)
+        self.train, self.test = labelled(config.train, config.shape), labelled(config.test, config.shape)
+        self.classes = None if config.classes is None else read_classes_of_folders(config.classes)
+        self.retrieval = None if config.retrieval is None else read_revisited(config.retrieval)
 
     def __call__(self, learner: VisionLearner) -> dict[str, Any]:
         """Figures of the backbone; `pictures` lists them picture by picture, for paired comparisons."""
@@ -66,15 +73,54 @@ class Evaluation:
             figures, summary_ND = self._test(
                 learner, heads, lambda p: done(work - _PICTURE_WORK * (len(self.test) - p))
             )
-        known = int(self.train.category_B.min()) >= 0 and int(self.test.category_B.min()) >= 0
-        categories = self.train.category_B, self.test.category_B
-        figures |= {
-            "accuracy": classification_accuracy(train.summary_ND, categories[0], summary_ND, categories[1])
-            if known
-            else None,
-            "retrieval_map": retrieval_map(summary_ND, self.test.scene_B),
-        }
+        figures["accuracy"] = self._accuracy(learner, train.summary_ND, summary_ND)
+        figures["retrieval_map"] = scene_map(summary_ND, self.test.scene_B)
+        if self.retrieval is not None:
+            figures |= self._retrieval(learner, self.retrieval)
         return figures | {"pictures": figures.pop("pictures")}
+
+    def _accuracy(self, learner: VisionLearner, train_ND: Tensor, test_ND: Tensor) -> float | None:
+        """Of a linear classifier: on pictures of their own if the recipe names some, else on those of the dense probes."""
+        if self.classes is not None:
+            train, test = self.classes
+            with steady("   classification", len(train) + len(test)) as done:
+                train_ND = self._summaries(learner, train, done)
+                test_ND = self._summaries(learner, test, lambda seen: done(len(train) + seen))
+            train_N, test_N = (torch.tensor([number for _, number in pictures]) for pictures in self.classes)
+        else:
+            train_N, test_N = self.train.category_B, self.test.category_B
+            if min(int(train_N.min()), int(test_N.min())) < 0:
+                return None
+        return classification_accuracy(train_ND, train_N, test_ND, test_N)
+
+    def _summaries(
+        self, learner: VisionLearner, pictures: list[tuple[Path, int]], done: Callable[[int], None]
+    ) -> Float[Tensor, "N D"]:
+        """Summaries of pictures in files."""
+        summaries, step = [], self.config.batch_size
+        for first in range(0, len(pictures), step):
+            files = [file for file, _ in pictures[first : first + step]]
+            batch_B3HW = torch.cat([resize(read_picture(file)[None], self.config.shape) for file in files])
+            summaries.append(_summary(learner, batch_B3HW))
+            done(first + len(files))
+        return torch.cat(summaries)
+
+    def _retrieval(self, learner: VisionLearner, revisited: Revisited) -> dict[str, float | None]:
+        """Of instances, each picture at its own aspect."""
+        size, patch = max(self.config.shape), learner.backbone.patch_size
+        with steady("        retrieval", len(revisited.queries) + len(revisited.gallery)) as done:
+            rows = []
+            for query in revisited.queries:
+                left, upper, right, lower = map(round, query.box)
+                part_3HW = read_picture(query.file)[:, max(0, upper) : lower, max(0, left) : right]
+                rows.append(_summary(learner, _whole(part_3HW, size, patch)))
+                done(len(rows))
+            for file in revisited.gallery:
+                rows.append(_summary(learner, _whole(read_picture(file), size, patch)))
+                done(len(rows))
+        summary_ND = torch.cat(rows)
+        count = len(revisited.queries)
+        return revisited_map(summary_ND[:count], summary_ND[count:], revisited.queries)
 
     def _probe(self, task: Task, features: _Features, done: Callable[[int], None]) -> nn.Module:
         """A linear-BN head, fitted on frozen features; the same start and batches for every backbone."""
@@ -107,7 +153,7 @@ class Evaluation:
         self, learner: VisionLearner, heads: dict[Task, nn.Module], done: Callable[[int], None]
     ) -> tuple[dict[str, Any], Tensor]:
         """Figures of the probes on the test pictures, and the pictures' summaries."""
-        size = (self.config.size, self.config.size)
+        shape = self.config.shape
         predicted: dict[Task, list[Tensor]] = {task: [] for task in heads}
         summaries = []
         for first in range(0, len(self.test), self.config.batch_size):
@@ -116,10 +162,10 @@ class Evaluation:
             summaries.append(summary_BD.cpu())
             with torch.no_grad():
                 if "segmentation" in heads:
-                    logits = segmentation_logits(heads["segmentation"], grid_BDhw, *size)
+                    logits = segmentation_logits(heads["segmentation"], grid_BDhw, *shape)
                     predicted["segmentation"].append(logits.argmax(1).byte().cpu())
                 if "depth" in heads:
-                    predicted["depth"].append(predicted_depth(heads["depth"], grid_BDhw, *size).half().cpu())
+                    predicted["depth"].append(predicted_depth(heads["depth"], grid_BDhw, *shape).half().cpu())
             done(first + len(batch))
         figures: dict[str, Any] = dict.fromkeys(("miou", "depth_rmse", "depth_abs_rel", "depth_delta_1"))
         pictures: list[dict[str, Any]] = [{"scene": int(scene)} for scene in self.test.scene_B]
@@ -144,7 +190,8 @@ class _Features:
     ) -> None:
         self.learner, self.pictures = learner, pictures
         self.width, self.device = learner.backbone.width, learner.device
-        patches = (config.size // learner.backbone.patch_size) ** 2
+        height, width = config.shape
+        patches = (height // learner.backbone.patch_size) * (width // learner.backbone.patch_size)
         keep = 4 * len(pictures) * patches * self.width <= _KEPT_BYTES
         grids, summaries = [], []
         for first in range(0, len(pictures), config.batch_size):
@@ -167,6 +214,18 @@ class _Features:
 def _features(learner: VisionLearner, batch: Labelled) -> tuple[Tensor, Tensor]:
     tokens_BTD = learner.features(batch.image_B3HW)
     return learner.backbone.grid(tokens_BTD, *batch.image_B3HW.shape[2:]), learner.backbone.summary(tokens_BTD)
+
+
+def _summary(learner: VisionLearner, image_B3HW: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+    """Of uint8 pictures."""
+    return learner.backbone.summary(learner.features(image_B3HW.to(learner.device).float() / 255)).cpu()
+
+
+def _whole(image_3HW: Shaped[Tensor, "3 H W"], size: int, patch: int) -> Shaped[Tensor, "1 3 h w"]:
+    """A picture whose longer side is about `size`; both sides are multiples of the patch."""
+    scale = size / max(image_3HW.shape[1:]) / patch
+    height, width = (max(1, round(side * scale)) * patch for side in image_3HW.shape[1:])
+    return resize(image_3HW[None], (height, width))
 
 
 def mean_iou(predicted_NHW: Shaped[Tensor, "N H W"], label_NHW: Shaped[Tensor, "N H W"], classes: int) -> float:
@@ -201,36 +260,3 @@ def depth_figures(predicted_NHW: Float[Tensor, "N H W"], depth_NHW: Float[Tensor
         "depth_abs_rel": float(((ours - true).abs() / true).mean()),
         "depth_delta_1": float((ratio < 1.25).float().mean()),
     }
-
-
-def classification_accuracy(
-    train_ND: Float[Tensor, "N D"], train_N: Int[Tensor, " N"], test_ND: Float[Tensor, "M D"], test_N: Int[Tensor, " M"]
-) -> float:
-    """Of a logistic regression on standardised features."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
-    return float(model.fit(train_ND.numpy(), train_N.numpy()).score(test_ND.numpy(), test_N.numpy()))
-
-
-def retrieval_map(features_ND: Float[Tensor, "N D"], scene_N: Int[Tensor, " N"]) -> float | None:
-    """Mean average precision of finding the other pictures of a scene by cosine; None if no scene has two."""
-    features_ND = nn.functional.normalize(features_ND, dim=-1)
-    similarity_NN = features_ND @ features_ND.T
-    relevant_NN = scene_N[:, None] == scene_N[None]
-    others_NN = ~torch.eye(len(scene_N), dtype=torch.bool)
-    scores = [
-        average_precision(similarity[others], relevant[others])
-        for similarity, relevant, others in zip(similarity_NN, relevant_NN, others_NN, strict=True)
-        if bool(relevant[others].any())
-    ]
-    return sum(scores) / len(scores) if scores else None
-
-
-def average_precision(score_N: Float[Tensor, " N"], relevant_N: Bool[Tensor, " N"]) -> float:
-    """Area under precision against recall of a ranking."""
-    from sklearn.metrics import average_precision_score
-
-    return float(average_precision_score(relevant_N.numpy(), score_N.numpy()))

@@ -5,7 +5,7 @@ Shapes: B pictures, D the backbone's width, h x w patches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,17 +26,17 @@ _FIRST_POOL = 8  # batches whose features the first fit of the heads goes round
 
 @dataclass(frozen=True)
 class FeedbackBatch:
-    """Labelled pictures of one task, with the head that the backbone is judged through.
+    """Labelled pictures, with the heads that the backbone is judged through.
 
     Attributes:
-        task: segmentation or depth.
         labelled: the pictures.
-        head: in evaluation mode, so that a gradient through it changes no statistics.
+        heads: by task; in evaluation mode, so that a gradient through them changes no statistics.
+        weights: alpha_seg and alpha_dep of Eq 54, by task.
     """
 
-    task: Task
     labelled: Labelled
-    head: nn.Module
+    heads: Mapping[Task, nn.Module]
+    weights: Mapping[Task, float]
 
     @property
     def image_B3HW(self) -> Tensor:
@@ -44,8 +44,9 @@ class FeedbackBatch:
         return self.labelled.image_B3HW
 
     def loss(self, grid_BDhw: Float[Tensor, "B D h w"]) -> Float[Tensor, ""]:
-        """L_seg (nats a pixel) or L_dep (metres)."""
-        return _loss(self.task, self.head, grid_BDhw, self.labelled)
+        """alpha_seg L_seg (nats a pixel) + alpha_dep L_dep (metres): one pass of the backbone serves both tasks."""
+        terms = [self.weights[task] * _loss(task, head, grid_BDhw, self.labelled) for task, head in self.heads.items()]
+        return torch.stack(terms).sum()
 
 
 class VisionFeedback:
@@ -63,31 +64,30 @@ class VisionFeedback:
     def __init__(self, config: FeedbackConfig, learner: VisionLearner, *, seed: int) -> None:
         self.config, self.learner, self.seed = config, learner, seed
         self.batches_drawn = self.head_steps = 0
-        self.weights: dict[str, float] = {
-            task: weight
-            for task, weight in (("segmentation", config.segmentation), ("depth", config.depth))
-            if weight > 0
-        }
-        self._for_heads, self._for_meta = labelled(config.heads, config.size), labelled(config.meta, config.size)
+        self.weights = {"labels": 1.0}  # one domain: its tasks are weighted within the batch
+        weights: dict[Task, float] = {"segmentation": config.segmentation, "depth": config.depth}
+        self.tasks = {task: weight for task, weight in weights.items() if weight > 0}
+        shape = (config.size, config.size)
+        self._for_heads, self._for_meta = labelled(config.heads, shape), labelled(config.meta, shape)
         for role, pool in (("heads", self._for_heads), ("meta", self._for_meta)):
-            _check(role, pool, self.weights)
-        outputs = {"segmentation": self._for_heads.classes, "depth": 1}
+            _check(role, pool, self.tasks)
+        outputs: dict[Task, int] = {"segmentation": self._for_heads.classes, "depth": 1}
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             width = learner.backbone.width
-            self.heads = nn.ModuleDict(
-                {task: dense_head(config.head, width, outputs[task]) for task in self.weights}
-            ).to(learner.device)
+            self.heads = nn.ModuleDict({task: dense_head(config.head, width, outputs[task]) for task in self.tasks}).to(
+                learner.device
+            )
         self.optimizer = torch.optim.AdamW(self.heads.parameters(), lr=config.head_lr, weight_decay=0.05)
 
     def next(self) -> dict[str, Any]:
-        """Fit the heads a little further, then give a meta batch to every task."""
+        """Fit the heads a little further, then give a meta batch."""
         for pictures, grid_BDhw in self._head_batches():
             self._fit(pictures, grid_BDhw)
         self.heads.eval()
         pictures = self._draw(self._for_meta, "meta", self.batches_drawn)
         self.batches_drawn += 1
-        return {task: FeedbackBatch(task, pictures, head) for task, head in self.heads.items()}  # type: ignore[arg-type]
+        return {"labels": FeedbackBatch(pictures, {task: self.heads[task] for task in self.tasks}, self.tasks)}
 
     def state_dict(self) -> dict[str, Any]:
         """The cursors; heads and their optimizer are tensors and saved as such."""
@@ -113,7 +113,7 @@ class VisionFeedback:
     def _fit(self, pictures: Labelled, grid_BDhw: Tensor) -> None:
         self.heads.train()
         with torch.enable_grad():
-            loss = torch.stack([_loss(task, head, grid_BDhw, pictures) for task, head in self.heads.items()]).sum()  # type: ignore[arg-type]
+            loss = torch.stack([_loss(task, self.heads[task], grid_BDhw, pictures) for task in self.tasks]).sum()
             gradients = torch.autograd.grad(loss, list(self.heads.parameters()))
         for parameter, gradient in zip(self.heads.parameters(), gradients, strict=True):
             parameter.grad = gradient
@@ -127,12 +127,12 @@ class VisionFeedback:
         return pool[[order[first + i] for i in range(self.config.batch_size)]].to(self.learner.device)
 
 
-def _check(role: str, pool: Labelled, weights: dict[str, float]) -> None:
+def _check(role: str, pool: Labelled, tasks: Iterable[str]) -> None:
     for task, there in (
         ("segmentation", pool.classes > 0),
         ("depth", bool(valid_depth(pool.depth_BHW).any())),
     ):
-        if task in weights and not there:
+        if task in tasks and not there:
             what = "a class" if task == "segmentation" else "a valid depth"
             raise UserError(f"no pixel of feedback.{role} has {what}: set feedback.{task}=0, or give other pictures")
 

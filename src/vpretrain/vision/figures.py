@@ -10,15 +10,18 @@ CASES = "pictures"  # what is evaluated one by one
 PAIRED = {"miou": "mIoU a picture", "depth_rmse": "metres a picture"}  # of every case: what arms are compared by
 
 COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "mIoU": lambda arm: _shown(arm["miou"], ".4f"),
-    "RMSE": lambda arm: _shown(arm["depth_rmse"], ".4f") + " m",
-    "AbsRel": lambda arm: _shown(arm["depth_abs_rel"], ".4f"),
-    "delta_1": lambda arm: _shown(arm["depth_delta_1"], ".4f"),
+    "mIoU": lambda arm: _shown(arm["miou"]),
+    "RMSE": lambda arm: _shown(arm["depth_rmse"], ".4f", " m"),
+    "AbsRel": lambda arm: _shown(arm["depth_abs_rel"]),
+    "delta_1": lambda arm: _shown(arm["depth_delta_1"]),
     "accuracy": lambda arm: _shown(arm["accuracy"], ".1%"),
-    "mAP": lambda arm: _shown(arm["retrieval_map"], ".4f"),
+    "mAP": lambda arm: _shown(arm["retrieval_map"]),
+    "mAP easy": lambda arm: _shown(arm.get("retrieval_easy")),
+    "medium": lambda arm: _shown(arm.get("retrieval_medium")),
+    "hard": lambda arm: _shown(arm.get("retrieval_hard")),
 }
 CURVES = {"loss": "training loss (nats a pair)", "mask_B": "mean of the mask", "value": "value of the task"}
 
 
-def _shown(value: float | None, form: str) -> str:
-    return "-" if value is None else f"{value:{form}}"
+def _shown(value: float | None, form: str = ".4f", unit: str = "") -> str:
+    return "-" if value is None else f"{value:{form}}{unit}"

@@ -23,18 +23,17 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
     console.print(
         f"stream: global crops {shapes[0]}, local crops {shapes[1]} (views, pictures, channels, height, width)"
     )
-    for task, labelled in parts.feedback.next().items():
-        if task == "segmentation":
-            label = labelled.labelled.label_BHW
-            shares = [f"{kind} {float((label == kind).float().mean()):.1%}" for kind in label.unique().tolist()]
-            console.print(f"feedback, segmentation: share of pixels by class: {', '.join(shares)} ({IGNORED}: ignored)")
-        else:
-            depth = labelled.labelled.depth_BHW
-            valid = depth[valid_depth(depth)]
-            console.print(
-                f"feedback, depth: {valid.numel() / depth.numel():.1%} valid, "
-                f"{float(valid.min()):.2f} to {float(valid.max()):.2f} m"
-            )
+    (feedback,) = parts.feedback.next().values()
+    label, depth = feedback.labelled.label_BHW, feedback.labelled.depth_BHW
+    if "segmentation" in feedback.heads:
+        shares = [f"{kind} {float((label == kind).float().mean()):.1%}" for kind in label.unique().tolist()]
+        console.print(f"feedback, segmentation: share of pixels by class: {', '.join(shares)} ({IGNORED}: ignored)")
+    if "depth" in feedback.heads:
+        valid = depth[valid_depth(depth)]
+        console.print(
+            f"feedback, depth: {valid.numel() / depth.numel():.1%} valid, "
+            f"{float(valid.min()):.2f} to {float(valid.max()):.2f} m"
+        )
     if parts.meta is not None:
         with parts.learner.meta_mode():
             valued, norm = parts.meta.values(batches)

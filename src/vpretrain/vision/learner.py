@@ -103,6 +103,11 @@ class VisionLearner:
         return self.module.backbone
 
     @property
+    def model(self) -> Any:
+        """The student's transformers model."""
+        return self.backbone.model
+
+    @property
     def device(self) -> torch.device:
         """Where batches must lie."""
         return next(self.module.parameters()).device

@@ -12,13 +12,13 @@ from torch import Tensor
 from vpretrain.errors import UserError
 from vpretrain.vision.batch import IGNORED, Labelled
 from vpretrain.vision.config import SourceConfig
-from vpretrain.vision.resize import nearest, resize
+from vpretrain.vision.resize import Shape, nearest, resize
 
 ADE_CLASSES = 150
 _EIGEN = (slice(45, 471), slice(41, 601))  # rows and columns of a 480 x 640 picture
 
 
-def read_ade20k(config: SourceConfig, size: int) -> Labelled:
+def read_ade20k(config: SourceConfig, shape: Shape) -> Labelled:
     """SceneParse150: label 0 (other) is ignored, 1 to 150 become 0 to 149.
 
     Raises:
@@ -37,12 +37,12 @@ def read_ade20k(config: SourceConfig, size: int) -> Labelled:
         if int(raw_HW.max()) > ADE_CLASSES:
             raise UserError(f"{annotation} has class {int(raw_HW.max())}: SceneParse150 has 0 to {ADE_CLASSES}")
         label_HW = torch.where(raw_HW == 0, IGNORED, raw_HW - 1)
-        images.append(resize(read_picture(file)[None], size))
-        labels.append(nearest(label_HW[None], size).byte())
+        images.append(resize(read_picture(file)[None], shape))
+        labels.append(nearest(label_HW[None], shape).byte())
     return _without(f"{root}/{config.skip}", torch.cat(images), label_BHW=torch.cat(labels), classes=ADE_CLASSES)
 
 
-def read_nyuv2(config: SourceConfig, size: int) -> Labelled:
+def read_nyuv2(config: SourceConfig, shape: Shape) -> Labelled:
     """nyu_depth_v2_labeled.mat: depths in metres, within Eigen's crop if asked for.
 
     Raises:
@@ -65,7 +65,7 @@ def read_nyuv2(config: SourceConfig, size: int) -> Labelled:
         kept = torch.zeros_like(depths)
         kept[:, *_EIGEN] = depths[:, *_EIGEN]
         depths = kept
-    return _without(f"{config.nyuv2}/{config.skip}", resize(images, size), depth_BHW=nearest(depths, size).half())
+    return _without(f"{config.nyuv2}/{config.skip}", resize(images, shape), depth_BHW=nearest(depths, shape).half())
 
 
 def read_picture(file: Path | IO[bytes], name: str | None = None) -> Tensor:

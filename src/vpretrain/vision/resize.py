@@ -5,15 +5,17 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+Shape = tuple[int, int]  # height and width
 
-def resize(image_B3HW: Tensor, size: int) -> Tensor:
-    """uint8 pictures at `size` pixels a side."""
-    if image_B3HW.shape[2:] == (size, size):
+
+def resize(image_B3HW: Tensor, shape: Shape) -> Tensor:
+    """uint8 pictures of a height and width."""
+    if image_B3HW.shape[2:] == shape:
         return image_B3HW
-    resized = F.interpolate(image_B3HW.float(), (size, size), mode="bilinear", antialias=True, align_corners=False)
+    resized = F.interpolate(image_B3HW.float(), shape, mode="bilinear", antialias=True, align_corners=False)
     return resized.round().clamp(0, 255).byte()
 
 
-def nearest(map_BHW: Tensor, size: int) -> Tensor:
-    """Classes or depths at `size` pixels a side, without mixing neighbours."""
-    return F.interpolate(map_BHW[:, None].float(), (size, size), mode="nearest")[:, 0]
+def nearest(map_BHW: Tensor, shape: Shape) -> Tensor:
+    """Classes or depths of a height and width, without mixing neighbours."""
+    return F.interpolate(map_BHW[:, None].float(), shape, mode="nearest")[:, 0]

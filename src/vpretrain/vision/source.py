@@ -16,7 +16,7 @@ from vpretrain.errors import UserError
 from vpretrain.vision.batch import Labelled
 from vpretrain.vision.config import SourceConfig
 from vpretrain.vision.readers import as_tensor, read_ade20k, read_nyuv2, read_picture
-from vpretrain.vision.resize import nearest, resize
+from vpretrain.vision.resize import Shape, nearest, resize
 from vpretrain.vision.scenes import CLASSES, rendered
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
@@ -69,7 +69,7 @@ class _Scenes:
 class _Folder:
     def __init__(self, path: str) -> None:
         root = Path(path).expanduser()
-        self.files = sorted(file for file in root.rglob("*") if file.suffix.lower() in _SUFFIXES)
+        self.files = pictures_in(root)
         if not self.files:
             raise UserError(f"no pictures in {path}: give a folder with {', '.join(sorted(_SUFFIXES))} files")
 
@@ -143,21 +143,26 @@ class _Hub:
         return f"{self.config.hub}/{index}"
 
 
-def labelled(sources: Sequence[SourceConfig], size: int) -> Labelled:
-    """All labelled pictures of some sources, resized to `size`. Raises UserError for sources without labels."""
+def pictures_in(folder: Path) -> list[Path]:
+    """Files of pictures in a folder and below it, sorted."""
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
+
+
+def labelled(sources: Sequence[SourceConfig], shape: Shape) -> Labelled:
+    """All labelled pictures of some sources, resized to `shape`. Raises UserError for sources without labels."""
     parts = []
     for config in sources:
         if config.ade20k is not None:
-            parts.append(read_ade20k(config, size))
+            parts.append(read_ade20k(config, shape))
         elif config.nyuv2 is not None:
-            parts.append(read_nyuv2(config, size))
+            parts.append(read_nyuv2(config, shape))
         elif config.scenes is not None:
             data = _scenes(config)
             parts.append(
                 Labelled(
-                    image_B3HW=resize(data["image_N3HW"], size),
-                    label_BHW=nearest(data["label_NHW"], size).byte(),
-                    depth_BHW=nearest(data["depth_NHW"], size).half(),
+                    image_B3HW=resize(data["image_N3HW"], shape),
+                    label_BHW=nearest(data["label_NHW"], shape).byte(),
+                    depth_BHW=nearest(data["depth_NHW"], shape).half(),
                     scene_B=data["scene_N"] + 1_000_003 * config.seed,
                     category_B=data["category_N"],
                     classes=len(CLASSES),

@@ -1,0 +1,140 @@
+"""Instance retrieval: of the other pictures of a scene, and by the protocols of revisited Oxford and Paris.
+
+Shapes: Q queries, G pictures of the gallery, N pictures, D width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from vpretrain.errors import UserError
+
+PROTOCOLS = {"easy": ("easy",), "medium": ("easy", "hard"), "hard": ("hard",)}  # which grades count as found
+_GRADES = ("easy", "hard", "junk")
+
+
+@dataclass(frozen=True)
+class Query:
+    """A part of a picture, and how the gallery relates to it.
+
+    Attributes:
+        file: the picture.
+        box: left, upper, right and lower edge of the part, in pixels.
+        grades: numbers of gallery pictures that show the same thing: `easy`, `hard`, and `junk`, which never counts.
+    """
+
+    file: Path
+    box: tuple[float, float, float, float]
+    grades: dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class Revisited:
+    """Queries and gallery of revisited Oxford or Paris (Radenovic et al., CVPR 2018)."""
+
+    queries: list[Query]
+    gallery: list[Path]
+
+
+def read_revisited(path: str) -> Revisited:
+    """Read `gnd_roxford5k.json` or the like: the published ground truth as JSON, with the pictures in `jpg/` beside it.
+
+    Raises:
+        UserError: a pickle (as published), another form, a missing picture.
+    """
+    file = Path(path).expanduser()
+    if file.suffix == ".pkl":
+        raise UserError(
+            f"{path} is a pickle, which may run code on loading: turn it into JSON where you trust it, with python -c "
+            "\"import json, pickle; json.dump(pickle.load(open('gnd.pkl', 'rb')), open('gnd.json', 'w'), default=list)\""
+        )
+    try:
+        truth = json.loads(file.read_text(encoding="utf-8"))
+        gallery = [_picture(file, name) for name in truth["imlist"]]
+        queries = [
+            Query(_picture(file, name), _box(entry["bbx"]), {grade: list(map(int, entry[grade])) for grade in _GRADES})
+            for name, entry in zip(truth["qimlist"], truth["gnd"], strict=True)
+        ]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; evaluation.retrieval names gnd_....json") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is no ground truth of revisited Oxford or Paris ({type(error).__name__}: {error}): it has imlist, "
+            "qimlist and gnd, a list of easy, hard, junk and bbx"
+        ) from None
+    wrong = next((i for query in queries for grade in query.grades.values() for i in grade if i >= len(gallery)), None)
+    if wrong is not None or not queries:
+        raise UserError(f"{path}: " + ("it has no queries" if wrong is None else f"there is no picture {wrong}"))
+    missing = next((p for p in [*gallery, *(q.file for q in queries)] if not p.is_file()), None)
+    if missing is not None:
+        raise UserError(f"the picture {missing} is missing: pictures lie in jpg/ beside {file.name}")
+    return Revisited(queries, gallery)
+
+
+def revisited_map(
+    query_QD: Float[Tensor, "Q D"], gallery_GD: Float[Tensor, "G D"], queries: Sequence[Query]
+) -> dict[str, float | None]:
+    """Mean average precision by protocol, over the queries that have anything to find in it; None if none has.
+
+    What a protocol does not ask for is left out of the ranking: always junk, easy pictures under `hard`, hard under `easy`.
+    """
+    similarity_QG = F.normalize(query_QD, dim=-1) @ F.normalize(gallery_GD, dim=-1).T
+    figures: dict[str, float | None] = {}
+    for protocol, wanted in PROTOCOLS.items():
+        scores = []
+        for similarity_G, query in zip(similarity_QG, queries, strict=True):
+            relevant_G = torch.zeros(len(gallery_GD), dtype=torch.bool)
+            ranked_G = torch.ones_like(relevant_G)
+            for grade, numbers in query.grades.items():
+                (relevant_G if grade in wanted else ranked_G)[numbers] = grade in wanted
+            if relevant_G.any():
+                order = similarity_G[ranked_G].argsort(descending=True, stable=True)
+                scores.append(interpolated_precision(relevant_G[ranked_G][order]))
+        figures[f"retrieval_{protocol}"] = sum(scores) / len(scores) if scores else None
+    return figures
+
+
+def interpolated_precision(relevant_N: Bool[Tensor, " N"]) -> float:
+    """Area under precision against recall of a ranking by trapezoids: the form that these benchmarks report."""
+    ranks = relevant_N.nonzero()[:, 0].double()  # from 0
+    found = torch.arange(len(ranks), dtype=torch.float64)
+    before = torch.where(ranks == 0, 1.0, found / ranks.clamp_min(1))
+    return float((before + (found + 1) / (ranks + 1)).mean() / 2)
+
+
+def scene_map(features_ND: Float[Tensor, "N D"], scene_N: Int[Tensor, " N"]) -> float | None:
+    """Mean average precision of finding the other pictures of a scene by cosine; None if no scene has two."""
+    from sklearn.metrics import average_precision_score
+
+    features_ND = F.normalize(features_ND, dim=-1)
+    similarity_NN = features_ND @ features_ND.T
+    relevant_NN = scene_N[:, None] == scene_N[None]
+    others_NN = ~torch.eye(len(scene_N), dtype=torch.bool)
+    scores = [
+        float(average_precision_score(relevant[others].numpy(), similarity[others].numpy()))
+        for similarity, relevant, others in zip(similarity_NN, relevant_NN, others_NN, strict=True)
+        if bool(relevant[others].any())
+    ]
+    return sum(scores) / len(scores) if scores else None
+
+
+def _picture(truth: Path, name: Any) -> Path:
+    if not isinstance(name, str) or Path(name).name != name:
+        raise ValueError(f"'{name}' is no name of a picture")
+    return truth.parent / "jpg" / f"{name}.jpg"
+
+
+def _box(edges: Sequence[float]) -> tuple[float, float, float, float]:
+    left, upper, right, lower = map(float, edges)
+    if not (left < right and upper < lower):
+        raise ValueError(f"the box {list(edges)} is empty")
+    return left, upper, right, lower

@@ -1,0 +1,151 @@
+"""Sets for probes alone: retrieval in the form of revisited Oxford and Paris, and folders of classes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from worlds import vision_recipe
+
+from vpretrain import UserError, run_recipe
+from vpretrain.compare import table
+from vpretrain.vision.assemble import assemble
+from vpretrain.vision.classification import read_classes_of_folders
+from vpretrain.vision.config import ClassesConfig
+from vpretrain.vision.retrieval import Query, interpolated_precision, read_revisited, revisited_map
+
+
+def save_revisited(root, change=lambda truth: None):
+    """Two queries over six pictures; returns the file of the ground truth."""
+    (root / "jpg").mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    for name in ("q0", "q1", *(f"p{i}" for i in range(6))):
+        Image.fromarray(draw.integers(0, 255, (30, 50, 3), dtype=np.uint8)).save(root / "jpg" / f"{name}.jpg")
+    truth = {
+        "imlist": [f"p{i}" for i in range(6)],
+        "qimlist": ["q0", "q1"],
+        "gnd": [
+            {"bbx": [2.0, 3.0, 40.0, 28.0], "easy": [0], "hard": [1, 2], "junk": [3]},
+            {"bbx": [0, 0, 20, 20], "easy": [], "hard": [4], "junk": []},
+        ],
+    }
+    change(truth)
+    (root / "gnd.json").write_text(json.dumps(truth))
+    return str(root / "gnd.json")
+
+
+def by_definition(ranking, wanted, ignored):
+    """Area under precision against recall, by trapezoids, walking down a ranking."""
+    kept = [picture for picture in ranking if picture not in ignored]
+    area, recall, precision, found = 0.0, 0.0, 1.0, 0
+    for position, picture in enumerate(kept):
+        found += picture in wanted
+        now = found / (position + 1), found / len(wanted)
+        area += (now[1] - recall) * (precision + now[0]) / 2
+        precision, recall = now
+    return area
+
+
+def test_the_three_protocols_are_the_published_ones():
+    torch.manual_seed(0)
+    queries_QD, gallery_GD = torch.randn(5, 8), torch.randn(40, 8)
+    draw, queries = np.random.default_rng(1), []
+    for _ in range(5):
+        some = draw.permutation(40)[:12].tolist()
+        queries.append(Query(None, (0, 0, 1, 1), {"easy": some[:4], "hard": some[4:8], "junk": some[8:]}))
+    ours = revisited_map(queries_QD, gallery_GD, queries)
+    similarity = torch.nn.functional.normalize(queries_QD) @ torch.nn.functional.normalize(gallery_GD).T
+    for protocol, wanted, ignored in (
+        ("easy", ["easy"], ["hard", "junk"]),
+        ("medium", ["easy", "hard"], ["junk"]),
+        ("hard", ["hard"], ["easy", "junk"]),
+    ):
+        expected = [
+            by_definition(
+                row.argsort(descending=True).tolist(),
+                {i for grade in wanted for i in query.grades[grade]},
+                {i for grade in ignored for i in query.grades[grade]},
+            )
+            for row, query in zip(similarity, queries, strict=True)
+        ]
+        assert ours[f"retrieval_{protocol}"] == pytest.approx(sum(expected) / 5)
+    assert len(set(ours.values())) == 3
+
+
+def test_a_perfect_ranking_scores_one_and_a_query_without_answer_does_not_count():
+    assert interpolated_precision(torch.tensor([True, True, False])) == 1.0
+    features = torch.eye(3)
+    found = Query(None, (0, 0, 1, 1), {"easy": [0], "hard": [], "junk": []})
+    nothing = Query(None, (0, 0, 1, 1), {"easy": [], "hard": [], "junk": [1]})
+    figures = revisited_map(features[:2], features, [found, nothing])
+    assert figures == {"retrieval_easy": 1.0, "retrieval_medium": 1.0, "retrieval_hard": None}
+
+
+def test_a_run_with_retrieval_and_classes_reports_them(tmp_path):
+    for split in ("train", "test"):
+        for kind, shade in (("dark", 20), ("light", 220)):
+            folder = tmp_path / split / kind
+            folder.mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (40 + i, 32), (shade + i, shade, shade)).save(folder / f"{i}.png")
+    recipe = vision_recipe(
+        tmp_path,
+        arm="fixed",
+        budget={"steps": 1},
+        evaluation={
+            "train": [{"scenes": 12, "seed": 4, "size": 32}],
+            "test": [{"scenes": 6, "seed": 5, "size": 32}],
+            "size": [24, 32],
+            "probe_steps": 5,
+            "classes": {"train": str(tmp_path / "train"), "test": str(tmp_path / "test"), "limit": 3},
+            "retrieval": save_revisited(tmp_path / "oxford"),
+        },
+    )
+    result = run_recipe(recipe)
+    assert result["accuracy"] == 1.0  # of light against dark; the scenes' own categories are not so easy
+    assert 0 < result["retrieval_hard"] <= 1
+    assert result["retrieval_map"] is None  # one camera a scene
+    view = table({"arms": {"fixed": result}}, recipe)
+    assert {"mAP easy", "hard"} <= {column.header for column in view.columns}
+    assert "mAP" not in {column.header for column in view.columns}
+
+
+def test_what_is_wrong_is_said_in_one_line(tmp_path):
+    def refusal(change):
+        root = tmp_path / str(len(list(tmp_path.iterdir())))
+        with pytest.raises(UserError) as caught:
+            read_revisited(save_revisited(root, change))
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "no ground truth of revisited Oxford or Paris" in refusal(lambda t: t.pop("imlist"))
+    assert "there is no picture 77" in refusal(lambda t: t["gnd"][0]["easy"].append(77))
+    assert "is no name of a picture" in refusal(lambda t: t["imlist"].append("../../secret"))
+    assert "is missing: pictures lie in jpg/ beside gnd.json" in refusal(lambda t: t["imlist"].append("p9"))
+    assert "is empty" in refusal(lambda t: t["gnd"][0].update(bbx=[5, 5, 5, 9]))
+    with pytest.raises(UserError, match="is a pickle, which may run code"):
+        read_revisited(str(tmp_path / "gnd_roxford5k.pkl"))
+    with pytest.raises(UserError, match="cannot read"):
+        read_revisited(str(tmp_path / "gnd_none.json"))
+
+
+def test_folders_of_classes_must_agree(tmp_path):
+    for folder in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / folder).mkdir(parents=True)
+    config = ClassesConfig(train=str(tmp_path / "train"), test=str(tmp_path / "test"))
+    with pytest.raises(UserError, match=r"no pictures in .*train/a"):
+        read_classes_of_folders(config)
+    (tmp_path / "test/c").mkdir()
+    with pytest.raises(UserError, match=r"lacks the class c of"):
+        read_classes_of_folders(config)
+    with pytest.raises(UserError, match="must hold a folder of pictures for each of two classes"):
+        read_classes_of_folders(ClassesConfig(train=str(tmp_path / "none"), test=str(tmp_path / "test")))
+
+
+def test_a_size_may_have_two_sides(tmp_path):
+    wide = {"train": [{"scenes": 8, "seed": 4}], "test": [{"scenes": 4, "seed": 5}], "probe_steps": 2}
+    with pytest.raises(UserError, match=r"evaluation\.size=30 is no multiple of the learner's patch of 8 pixels"):
+        assemble(vision_recipe(tmp_path, evaluation=wide | {"size": [32, 30]}))
