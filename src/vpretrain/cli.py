@@ -78,6 +78,24 @@ def _compare(options: argparse.Namespace) -> int:
     return 0
 
 
+def _pareto(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides)
+    from rich.console import Console
+
+    from vpretrain.pareto import draw_pareto, pareto, pareto_table
+
+    points = [point.split(",") for point in options.point]
+    for point in points:
+        load_recipe(options.recipe, [*options.overrides, *point])  # mistakes show before the long work
+    recipe = recipe.model_copy(update={"name": f"{recipe.name}-pareto"})  # not to meet a comparison of this name
+    results = pareto(recipe, points, resume=options.resume, overwrite=options.overwrite)
+    Console(width=None if sys.stdout.isatty() else 140).print(pareto_table(results, recipe))
+    picture = draw_pareto(results, recipe)
+    print(f"results: {recipe.directory / 'pareto.json'}")
+    print(f"picture: {picture or 'not drawn; pip install matplotlib'}")
+    return 0
+
+
 def _check(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.overrides)
     _quiet()
@@ -187,6 +205,20 @@ def _parser() -> argparse.ArgumentParser:
         "--arms", help="comma-separated, such as one-hot,v,random-feedback (default: the baseline and v)"
     )
     add_resume(command, "a comparison")
+    command = add(
+        "pareto",
+        _pareto,
+        "run V-pretraining at several weights of the feedback, and draw what one objective costs the other",
+        "vpretrain pareto recipes/quickstart-vision.yaml --point feedback.segmentation=4,feedback.depth=1",
+    )
+    command.add_argument(
+        "--point",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE,...",
+        help="settings of a point; give it once a point (default in vision: five weights of segmentation against depth)",
+    )
+    add_resume(command, "the points")
     add(
         "check",
         _check,

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -16,13 +12,12 @@ from typing import Any
 from rich.table import Table
 
 from vpretrain.config import Recipe
-from vpretrain.errors import Interrupted, UserError
-from vpretrain.recipe import refuse_changes, room, save_recipe
-from vpretrain.run.progress import console
+from vpretrain.errors import UserError
+from vpretrain.recipe import room
+from vpretrain.run.group import run_group
 
 START = "step-0"
 SECONDS_TOLERANCE = 0.03
-_MAY_CHANGE = {"arm", "checkpoint", "output", "threads"}  # what a resumed comparison may set anew
 
 
 def compare(recipe: Recipe, arms: Sequence[str], *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
@@ -41,35 +36,35 @@ def compare(recipe: Recipe, arms: Sequence[str], *, resume: bool = False, overwr
     unknown = [arm for arm in arms if arm not in recipe.arms]
     if unknown or not arms:
         raise UserError(f"unknown arm {', '.join(unknown) or '(none given)'}: choose from {', '.join(recipe.arms)}")
-    directory = recipe.directory
-    _prepare(recipe, resume=resume, overwrite=overwrite)
-    save_recipe(recipe, directory / "recipe.yaml")
-    names = [START, *dict.fromkeys(arms)]
-    for name in names:
-        _run_arm(recipe, name, resume=resume)
-    results = summarise(directory, names, recipe)
-    (directory / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    members = {START: [f"arm={recipe.baseline}", "budget.steps=0"]} | {arm: [f"arm={arm}"] for arm in arms}
+    results = summarise(run_group(recipe, members, resume=resume, overwrite=overwrite), recipe)
+    (recipe.directory / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     return results
 
 
-def summarise(directory: Path, names: Sequence[str], recipe: Recipe) -> dict[str, Any]:
+def summarise(runs: dict[str, dict[str, Any]], recipe: Recipe) -> dict[str, Any]:
     """Figures of all arms, and for every arm its difference from the baseline, paired over what was evaluated on."""
     figures = room(recipe.modality, "figures")
-    runs = {name: json.loads((directory / name / "result.json").read_text(encoding="utf-8")) for name in names}
     results: dict[str, Any] = {
         "arms": {name: {k: v for k, v in run.items() if k not in ("name", figures.CASES)} for name, run in runs.items()}
     }
     if recipe.baseline in runs:
         key = next(key for key in figures.PAIRED if all(key in case for case in runs[START][figures.CASES]))
         scores = {name: [case[key] for case in run[figures.CASES]] for name, run in runs.items()}
-        for name in names:
+        for name in runs:
             if name != recipe.baseline:
                 difference = paired(scores[name], scores[recipe.baseline])
                 results[_minus(name, recipe.baseline)] = {**difference, "of": figures.PAIRED[key]}
     results["recipe"] = recipe.model_dump(mode="json")
-    results["versions"] = {name: version(name) for name in ("vpretrain", "torch", "transformers")}
-    results["versions"]["python"] = platform.python_version()
+    results["versions"] = versions()
     return results
+
+
+def versions() -> dict[str, str]:
+    """Of what the figures depend on."""
+    return {name: version(name) for name in ("vpretrain", "torch", "transformers")} | {
+        "python": platform.python_version()
+    }
 
 
 def paired(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
@@ -159,61 +154,5 @@ def draw_curves(recipe: Recipe, names: Sequence[str]) -> Path | None:
     return directory / "curves.png"
 
 
-def _prepare(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-    directory = recipe.directory
-    if overwrite and not resume and (directory / "recipe.yaml").exists():
-        shutil.rmtree(directory)
-    if (directory / "recipe.yaml").exists() and not resume:
-        raise UserError(
-            f"{directory} holds a comparison already: add --resume to finish it, --overwrite to start anew, or name=..."
-        )
-    if (directory / "recipe.yaml").exists():
-        refuse_changes(recipe, directory / "recipe.yaml", except_for=_MAY_CHANGE)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {directory}: {error.strerror}; change `output`") from None
-
-
 def _minus(name: str, baseline: str) -> str:
     return f"{name}_minus_{baseline}".replace("-", "_")
-
-
-def _run_arm(recipe: Recipe, name: str, *, resume: bool) -> None:
-    directory = recipe.directory
-    run = directory / name
-    if resume and (run / "result.json").exists():
-        console.print(f"{name}: finished already")
-        return
-    arm = [f"arm={recipe.baseline}", "budget.steps=0"] if name == START else [f"arm={name}"]
-    how = "--resume" if resume and any((run / "checkpoints").glob("step-*")) else "--overwrite"
-    command = [
-        sys.executable,
-        "-m",
-        "vpretrain",
-        "run",
-        str(directory / "recipe.yaml"),
-        f"name={name}",
-        f"output={directory}",
-    ]
-    code = _call([*command, *arm, how])
-    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-        raise Interrupted(code - 128, "stopped; nothing is lost: go on with vpretrain compare ... --resume")
-    if code:
-        raise UserError(
-            f"the arm {name} failed (exit code {code}); mend it and go on with: vpretrain compare ... --resume"
-        )
-
-
-def _call(command: Sequence[str]) -> int:
-    """Run a command in a process group of its own; signals that stop us are passed on, so that an arm saves itself."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, process_group=0)
-    before = {
-        number: signal.signal(number, lambda received, frame: process.send_signal(received))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        return process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

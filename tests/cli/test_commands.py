@@ -110,6 +110,18 @@ def test_doctor_agrees_with_the_oracle_on_a_saved_learner_with_random_weights(tm
     assert "double_backward" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("engine", ["jvp", "finite_difference"])
+def test_doctor_examines_a_recipe_as_its_run_would_meet_it(recipe, capsys, engine):
+    path = recipe({"value": {"align": "dot", "engine": engine}})
+    assert main(["doctor", path, "--json"]) == 0
+    diagnosis = json.loads(capsys.readouterr().out)
+    assert (diagnosis["engine"], diagnosis["align"], diagnosis["subset"]) == (engine, "dot", "last-2")
+    assert diagnosis["engines"]["jvp"]["relative_error"] <= 1e-5
+    assert diagnosis["engines"]["jvp"]["relative_error_gate"] <= 1e-5
+    assert main(["doctor", path, "value.relative_step=0.3"]) == (0 if engine == "jvp" else 1)
+    assert ("value.relative_step=0.3 is off by" in capsys.readouterr().err) == (engine == "finite_difference")
+
+
 def test_doctor_fails_loudly_on_a_silent_zero_or_a_wrong_engine():
     from vpretrain.doctor import failures
 

@@ -349,5 +349,30 @@ def test_the_command_line_takes_vision_recipes(tmp_path, capsys):
     assert engines["finite_difference"]["relative_error"] <= 1e-2
 
 
+def test_doctor_examines_a_vision_recipe_with_its_own_heads(tmp_path, capsys):
+    from vpretrain.cli import main
+
+    save_recipe(vision_recipe(tmp_path), tmp_path / "recipe.yaml")
+    assert main(["doctor", str(tmp_path / "recipe.yaml"), "value.engine=finite_difference", "--json"]) == 0
+    diagnosis = json.loads(capsys.readouterr().out)
+    assert diagnosis["engines"]["jvp"]["relative_error"] <= 1e-5
+    assert diagnosis["relative_step"] == 1e-5
+    assert diagnosis["finite_difference_sweep"]["1e-05"] <= 1e-2  # the default step
+
+
+def test_one_gradient_serves_both_tasks(tmp_path):
+    from vpretrain.value import gradient
+
+    def g_down(**weights):
+        parts = assemble(vision_recipe(tmp_path, feedback={"segmentation": 0.0, "depth": 0.0, **weights}))
+        with parts.learner.meta_mode():
+            (batch,) = parts.feedback.next().values()
+            return gradient(lambda parameters: parts.learner.evaluate(batch, parameters), parts.meta.at())
+
+    both, segmentation, depth = g_down(segmentation=2.0, depth=3.0), g_down(segmentation=1.0), g_down(depth=1.0)
+    for name in both:
+        torch.testing.assert_close(both[name], 2 * segmentation[name] + 3 * depth[name], rtol=1e-3, atol=1e-6)
+
+
 def test_python_runs_vision_recipes(tmp_path):
     assert run_recipe(vision_recipe(tmp_path, budget={"steps": 1}))["steps"] == 1

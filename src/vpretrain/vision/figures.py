@@ -9,6 +9,13 @@ HEADLINE = "probes on the frozen backbone"
 CASES = "pictures"  # what is evaluated one by one
 PAIRED = {"miou": "mIoU a picture", "depth_rmse": "metres a picture"}  # of every case: what arms are compared by
 
+# What is traded by the weights of the feedback: +1 where more is better, -1 where less is; with its title.
+OBJECTIVES = {"miou": (1, "mIoU"), "depth_rmse": (-1, "RMSE (m)")}
+PARETO_POINTS = [
+    [f"feedback.segmentation={segmentation}", f"feedback.depth={depth}"]
+    for segmentation, depth in ((1, 0), (4, 1), (1, 1), (1, 4), (0, 1))
+]
+
 COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "mIoU": lambda arm: _shown(arm["miou"]),
     "RMSE": lambda arm: _shown(arm["depth_rmse"], ".4f", " m"),

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vpretrain.errors import UserError
+from vpretrain.pretrained import cache
 from vpretrain.run.progress import steady
 
 CLASSES = ("floor", "wall", "block", "duck", "teddy", "mug", "ball", "cube")
@@ -51,7 +52,7 @@ def rendered(*, seed: int, scenes: int, cameras: int, size: int) -> dict[str, Te
     """
     settings = {"format": _FORMAT, "seed": seed, "scenes": scenes, "cameras": cameras, "size": size}
     name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
-    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vpretrain"
+    root = cache()
     file = root / f"scenes-{name}.safetensors"
     if not file.exists():
         pictures = _render(seed, scenes, cameras, size)

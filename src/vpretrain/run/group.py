@@ -1,0 +1,88 @@
+"""Several runs that belong together: in one directory, from one recipe, each in its own process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vpretrain.config import Recipe
+from vpretrain.errors import Interrupted, UserError
+from vpretrain.recipe import refuse_changes, save_recipe
+from vpretrain.run.progress import console
+
+_MAY_CHANGE = {"arm", "checkpoint", "output", "threads"}  # what a resumed group may set anew
+
+
+def run_group(
+    recipe: Recipe, members: Mapping[str, Sequence[str]], *, resume: bool = False, overwrite: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Run all members, one after the other.
+
+    Args:
+        recipe: what they share; its directory holds theirs.
+        members: name -> settings (`field=value`) that are a member's own.
+        resume: keep those that are finished, continue the one that was interrupted.
+        overwrite: throw away an earlier group of this name.
+
+    Returns:
+        Every member's result.
+
+    Raises:
+        UserError: the directory is taken, or a member failed (its own message stands above).
+        Interrupted: a signal stopped it, after the running member had saved itself.
+    """
+    directory = recipe.directory
+    _prepare(recipe, resume=resume, overwrite=overwrite)
+    save_recipe(recipe, directory / "recipe.yaml")
+    for name, settings in members.items():
+        if resume and (directory / name / "result.json").exists():
+            console.print(f"{name}: finished already")
+        else:
+            _run(directory, name, settings, resume=resume)
+    return {name: json.loads((directory / name / "result.json").read_text(encoding="utf-8")) for name in members}
+
+
+def _prepare(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    directory = recipe.directory
+    if overwrite and not resume and (directory / "recipe.yaml").exists():
+        shutil.rmtree(directory)
+    if (directory / "recipe.yaml").exists() and not resume:
+        raise UserError(
+            f"{directory} holds runs already: add --resume to finish them, --overwrite to start anew, or name=..."
+        )
+    if (directory / "recipe.yaml").exists():
+        refuse_changes(recipe, directory / "recipe.yaml", except_for=_MAY_CHANGE)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {directory}: {error.strerror}; change `output`") from None
+
+
+def _run(directory: Path, name: str, settings: Sequence[str], *, resume: bool) -> None:
+    how = "--resume" if resume and any((directory / name / "checkpoints").glob("step-*")) else "--overwrite"
+    command = [sys.executable, "-m", "vpretrain", "run", str(directory / "recipe.yaml"), how]
+    code = _call([*command, f"name={name}", f"output={directory}", *settings])
+    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        raise Interrupted(code - 128, "stopped; nothing is lost: go on with the same command and --resume")
+    if code:
+        raise UserError(f"{name} failed (exit code {code}); mend it and go on with the same command and --resume")
+
+
+def _call(command: Sequence[str]) -> int:
+    """Run a command in a process group of its own; signals that stop us are passed on, so that a run saves itself."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, process_group=0)
+    before = {
+        number: signal.signal(number, lambda received, frame: process.send_signal(received))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

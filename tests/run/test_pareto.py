@@ -1,0 +1,46 @@
+"""The trade-off command: every point is run, the front is what nothing beats, mistakes come before the long work."""
+
+from __future__ import annotations
+
+import json
+
+from worlds import vision_recipe
+
+from vpretrain.cli import main
+from vpretrain.pareto import front
+from vpretrain.recipe import save_recipe
+
+
+def test_the_front_is_what_nothing_beats():
+    scores = {"a": (1.0, 0.0), "b": (0.0, 1.0), "c": (0.0, 0.0), "d": (1.0, -1.0), "e": (0.5, 0.5)}
+    assert front(scores) == ["a", "b", "e"]
+    assert front({"a": (1.0, 1.0), "twin": (1.0, 1.0)}) == ["a", "twin"]
+
+
+def test_points_are_run_and_drawn(tmp_path, capsys):
+    save_recipe(vision_recipe(tmp_path, budget={"steps": 2}), tmp_path / "recipe.yaml")
+    points = ["--point", "feedback.segmentation=4,feedback.depth=1", "--point", "feedback.segmentation=0"]
+    command = ["pareto", str(tmp_path / "recipe.yaml"), *points]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert "on the front" in text
+    results = json.loads((tmp_path / "runs/tiny-pareto/pareto.json").read_text())
+    assert list(results["points"]) == ["step-0", "fixed", "segmentation-4-depth-1", "segmentation-0"]
+    assert results["objectives"] == {"miou": "higher", "depth_rmse": "lower"}
+    assert any(point["on_front"] for point in results["points"].values())
+    assert results["points"]["fixed"]["minus_fixed"]["miou"]["mean"] == 0
+    saved = (tmp_path / "runs/tiny-pareto/segmentation-0/recipe.yaml").read_text()
+    assert "segmentation: 0" in saved
+    assert (tmp_path / "runs/tiny-pareto/pareto.png").stat().st_size > 1000
+    assert main(command) == 2
+    assert "holds runs already" in capsys.readouterr().err
+    assert main([*command, "--resume"]) == 0
+
+
+def test_mistakes_in_points_come_before_the_long_work(tmp_path, capsys):
+    save_recipe(vision_recipe(tmp_path), tmp_path / "recipe.yaml")
+    assert main(["pareto", str(tmp_path / "recipe.yaml"), "--point", "feedback.segmentatoin=4"]) == 2
+    assert "did you mean 'segmentation'?" in capsys.readouterr().err
+    assert main(["pareto", str(tmp_path / "recipe.yaml"), "--point", "4:1"]) == 2
+    assert "must have the form field=value" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
