@@ -7,7 +7,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ Convert = Callable[[Path, Path], None]
 """Reads a package's folder and writes a directory as save_pretrained does."""
 
 
-def resolve(name: str, packages: dict[str, Convert]) -> str:
+def resolve(name: str, packages: Mapping[str, Convert]) -> str:
     """What transformers can load: a directory for packaged weights (converted once, then cached), else the name itself.
 
     Args:
