@@ -133,6 +133,18 @@ def test_tasks_without_labels_are_refused(tmp_path):
         assemble(parse_recipe(both))
 
 
+def test_labelled_pictures_have_one_role(tmp_path):
+    data = recipes_of("ade20k", tmp_path).model_dump()
+    from vpretrain.recipe import parse_recipe
+
+    (source,) = data["evaluation"]["test"]
+    data["evaluation"]["test"] = [source | {"skip": 5, "limit": None}]
+    with pytest.raises(UserError, match=r"feedback\.meta and evaluation\.test share pictures of .*: keep them apart"):
+        assemble(parse_recipe(data))
+    data["evaluation"]["test"], data["evaluation"]["train"] = [source], data["feedback"]["heads"]
+    assemble(parse_recipe(data))  # probes may be fitted on pictures of the feedback
+
+
 def test_labels_do_not_go_through_the_stream(tmp_path):
     with pytest.raises(UserError, match="is labelled: the stream takes scenes, hub, or a path"):
         assemble(vision_recipe(tmp_path, stream={"sources": [{"nyuv2": "x.mat"}]}))

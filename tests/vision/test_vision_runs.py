@@ -273,6 +273,10 @@ def test_check_takes_one_step_and_wrong_input_gets_one_line(tmp_path):
             {"designer": {"kind": "dit", "patch_size": 12}},
             "designer.patch_size=12 does not divide stream.global_size=32",
         ),
+        (
+            {"stream": {"sources": [{"scenes": 24, "seed": 1, "size": 24}]}},
+            "of 24 x 24 pixels is smaller than a crop: remove it, or lower stream.global_size=32",
+        ),
         ({"stream": {"batch_size": 64}}, "the stream has 24 pictures: fewer than stream.batch_size=64"),
         ({"stream": {"sources": [{"path": str(tmp_path / "none")}]}}, "no pictures in"),
         ({"feedback": {"heads": [{"path": str(tmp_path)}]}}, "has no labels"),
@@ -363,13 +367,16 @@ def test_doctor_examines_a_vision_recipe_with_its_own_heads(tmp_path, capsys):
 def test_one_gradient_serves_both_tasks(tmp_path):
     from vpretrain.value import gradient
 
-    def g_down(**weights):
-        parts = assemble(vision_recipe(tmp_path, feedback={"segmentation": 0.0, "depth": 0.0, **weights}))
-        with parts.learner.meta_mode():
-            (batch,) = parts.feedback.next().values()
-            return gradient(lambda parameters: parts.learner.evaluate(batch, parameters), parts.meta.at())
+    parts = assemble(vision_recipe(tmp_path, feedback={"segmentation": 2.0, "depth": 3.0}))
+    with parts.learner.meta_mode():
+        (batch,) = parts.feedback.next().values()
 
-    both, segmentation, depth = g_down(segmentation=2.0, depth=3.0), g_down(segmentation=1.0), g_down(depth=1.0)
+        def g_down(**weights):
+            some = replace(batch, heads={task: batch.heads[task] for task in weights}, weights=weights)
+            return gradient(lambda parameters: parts.learner.evaluate(some, parameters), parts.meta.at())
+
+        both = gradient(lambda parameters: parts.learner.evaluate(batch, parameters), parts.meta.at())
+        segmentation, depth = g_down(segmentation=1.0), g_down(depth=1.0)
     for name in both:
         torch.testing.assert_close(both[name], 2 * segmentation[name] + 3 * depth[name], rtol=1e-3, atol=1e-6)
 

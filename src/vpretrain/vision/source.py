@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import glob
 import io
+import itertools
+import math
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ from vpretrain.vision.scenes import CLASSES, rendered
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
+@runtime_checkable
 class Pictures(Protocol):
     """Unlabeled pictures by number."""
 
@@ -178,13 +181,36 @@ def labelled(sources: Sequence[SourceConfig], shape: Shape) -> Labelled:
 
 
 def check_disjoint(roles: dict[str, Sequence[SourceConfig]]) -> None:
-    """Raises UserError if two roles show the same scenes."""
+    """Raises UserError if two roles show the same scenes, or if labelled pictures have two roles that must not share any.
+
+    The probes' training set may hold pictures of the feedback, as ADE20K's does in the paper; the test set may not.
+    """
+    for one, other in itertools.combinations(
+        ("feedback.heads", "feedback.meta", "evaluation.train", "evaluation.test"), 2
+    ):
+        if other == "evaluation.train":
+            continue
+        for a, b in itertools.product(roles[one], roles[other]):
+            if _labelled_set(a) is not None and _labelled_set(a) == _labelled_set(b) and _overlap(a, b):
+                raise UserError(f"{one} and {other} share pictures of {a.origin}: keep them apart with skip and limit")
     owner: dict[int, str] = {}
     for role, sources in roles.items():
         for seed in {source.seed for source in sources if source.scenes is not None}:
             if seed in owner:
                 raise UserError(f"{role} and {owner[seed]} show the same scenes (seed {seed}): give each its own seed")
             owner[seed] = role
+
+
+def _labelled_set(config: SourceConfig) -> tuple[str, str] | None:
+    if config.ade20k is not None:
+        return str(Path(config.ade20k).expanduser().resolve()), config.split
+    return None if config.nyuv2 is None else (str(Path(config.nyuv2).expanduser().resolve()), "")
+
+
+def _overlap(a: SourceConfig, b: SourceConfig) -> bool:
+    """Whether two ranges of one set meet."""
+    ends = [math.inf if config.limit is None else config.skip + config.limit for config in (a, b)]
+    return a.skip < ends[1] and b.skip < ends[0]
 
 
 def _scenes(config: SourceConfig) -> dict[str, Tensor]:

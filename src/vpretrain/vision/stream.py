@@ -17,7 +17,7 @@ from vpretrain.errors import UserError
 from vpretrain.order import Shuffled
 from vpretrain.vision.batch import ViewBatch
 from vpretrain.vision.config import StreamConfig
-from vpretrain.vision.source import open_pictures
+from vpretrain.vision.source import Pictures, open_pictures
 
 
 class VisionStream:
@@ -42,6 +42,8 @@ class VisionStream:
                 f"the stream has {len(self._where)} pictures: fewer than stream.batch_size={config.batch_size}"
             )
         self._order = Shuffled(len(self._where), str(seed))
+        for source in self._sources:
+            self._picture(source, 0)  # sizes that never fit are found before the long work
 
     def next(self) -> list[ViewBatch]:
         """The micro-batches of one learner step."""
@@ -59,10 +61,21 @@ class VisionStream:
         number, size = self.batches_drawn, self.config.batch_size
         self.batches_drawn += 1
         chosen = [self._where[self._order[number * size + i]] for i in range(size)]
+        pictures = [self._picture(source, i) for source, i in chosen]
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(zlib.crc32(f"{self.seed}/{number}".encode()))
-            views = crops([source[i] for source, i in chosen], self.config)
+            views = crops(pictures, self.config)
         return ViewBatch(*views, tuple(source.key(i) for source, i in chosen), number=number).to(self.device)
+
+    def _picture(self, source: Pictures, index: int) -> Tensor:
+        picture_3HW, crop = source[index], self.config.global_size
+        height, width = picture_3HW.shape[1:]
+        if min(height, width) < crop:
+            raise UserError(
+                f"the picture {source.key(index)} of {width} x {height} pixels is smaller than a crop: remove it, or lower "
+                f"stream.global_size={crop}"
+            )
+        return picture_3HW
 
 
 def crops(images: list[Tensor], config: StreamConfig) -> tuple[Tensor, Tensor]:
