@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from vpretrain.errors import Interrupted, UserError
+from vpretrain.errors import Interrupted, Paused, UserError
 from vpretrain.recipe import load_recipe, room, settings_help
 
 _OVERRIDES = (
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"vpretrain: {error}", file=sys.stderr)
         return 2
-    except Interrupted as stop:
+    except (Interrupted, Paused) as stop:
         print(f"vpretrain: {stop}", file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
@@ -46,7 +46,7 @@ def _run(options: argparse.Namespace) -> int:
     from vpretrain.run import run_recipe
 
     _quiet()
-    result = run_recipe(recipe, resume=options.resume, overwrite=options.overwrite)
+    result = run_recipe(recipe, resume=options.resume, overwrite=options.overwrite, until=options.until)
     _print_figures(result)
     print(f"results: {recipe.directory / 'result.json'}   log: {recipe.directory / 'metrics.jsonl'}")
     if result["steps"]:
@@ -58,23 +58,24 @@ def _compare(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.overrides)
     from rich.console import Console
 
-    from vpretrain.compare import compare, draw_curves, remarks, table
+    from vpretrain.compare import compare, run_name
+    from vpretrain.show import draw_curves, remarks, table
 
     arms = options.arms.split(",") if options.arms else [recipe.baseline, "v"]
-    results = compare(recipe, arms, resume=options.resume, overwrite=options.overwrite)
+    again = {"resume": options.resume, "overwrite": options.overwrite}
+    results = compare(recipe, arms, seeds=options.seeds, rounds=options.rounds, **again)
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table(results, recipe))
     for line in remarks(results, recipe):
         console.print(line, highlight=False, style="yellow" if line.startswith("warning") else None)
     directory = recipe.directory
-    curves = draw_curves(recipe, list(results["arms"]))
+    curves = draw_curves(recipe, results)
     print(f"results: {directory / 'results.json'}")
     print(f"curves:  {curves or 'not drawn; pip install matplotlib'}")
-    for name, arm in results["arms"].items():
-        if arm["steps"]:
-            print(f"model:   {directory / name / 'model'}")
-            if (sheet := directory / name / "views.png").exists():
-                print(f"views:   {sheet}")
+    for name in (run_name(arm, seed, results["seeds"]) for arm in arms for seed in results["seeds"]):
+        print(f"model:   {directory / name / 'model'}")
+        if (sheet := directory / name / "views.png").exists():
+            print(f"views:   {sheet}")
     return 0
 
 
@@ -143,6 +144,20 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
+def _seeds(text: str) -> list[int]:
+    seeds = [int(word) for word in text.split(",")]
+    if min(seeds) < 0:
+        raise argparse.ArgumentTypeError(f"{text}: seeds are numbers from 0")
+    return seeds
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share: give a number above 0 and up to 1")
+    return share
+
+
 def _print_figures(result: dict[str, Any]) -> None:
     for key, value in result.items():
         if value is not None and not isinstance(value, list | dict):
@@ -192,8 +207,14 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--resume", action="store_true", help=f"go on with {what} where it was interrupted")
         command.add_argument("--overwrite", action="store_true", help=f"throw away {what} of the same name")
 
-    add_resume(
-        add("run", _run, "run one arm", "vpretrain run recipes/quickstart.yaml arm=one-hot", settings=True), "a run"
+    command = add("run", _run, "run one arm", "vpretrain run recipes/quickstart.yaml arm=one-hot", settings=True)
+    add_resume(command, "a run")
+    command.add_argument(
+        "--until",
+        type=_share,
+        default=1.0,
+        metavar="SHARE",
+        help="save and leave off at this share of the budget, e.g. 0.5 (exit code 75); --resume goes on",
     )
     command = add(
         "compare",
@@ -203,6 +224,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--arms", help="comma-separated, such as one-hot,v,random-feedback (default: the baseline and v)"
+    )
+    command.add_argument(
+        "--seeds",
+        type=_seeds,
+        default=[],
+        metavar="0,1,2",
+        help="run each arm with each of them (default: the recipe's)",
+    )
+    command.add_argument(
+        "--rounds",
+        type=int,
+        choices=range(1, 101),
+        default=1,
+        metavar="N",
+        help="let the runs take turns, each over an N-th of its budget, so that drift of the machine's speed hits all alike",
     )
     add_resume(command, "a comparison")
     command = add(

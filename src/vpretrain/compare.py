@@ -1,15 +1,15 @@
-"""Arms under one budget, each in its own process, from the same start: a table, paired differences, curves."""
+"""Arms and seeds under one budget, each run in its own process, from the same start: figures, differences, curves."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from statistics import mean
 from typing import Any
-
-from rich.table import Table
 
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
@@ -18,43 +18,79 @@ from vpretrain.run.group import run_group
 
 START = "step-0"
 SECONDS_TOLERANCE = 0.03
+Lines = list[dict[str, Any]]
+Runs = dict[str, list[dict[str, Any]]]
+"""Results by arm, one a seed; the untouched learner has one for all seeds."""
 
 
-def compare(recipe: Recipe, arms: Sequence[str], *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
-    """Run the untouched learner and each arm, one after the other; returns and writes results.json.
+def compare(
+    recipe: Recipe,
+    arms: Sequence[str],
+    *,
+    seeds: Sequence[int] = (),
+    rounds: int = 1,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Run the untouched learner, and each arm with each seed; returns and writes results.json.
 
     Args:
         recipe: what all arms share.
         arms: names of arms, e.g. ["one-hot", "v"].
-        resume: keep the arms that are finished, continue the one that was interrupted.
+        seeds: of stream order, designer and dropout; none: the recipe's own.
+        rounds: turns of each run, over equal shares of its budget, so that a machine that slows down hits all arms alike.
+        resume: keep the runs that are finished, continue the one that was interrupted.
         overwrite: throw away an earlier comparison of this name.
 
     Raises:
-        UserError: an unknown arm, a taken directory, or an arm that failed (its own message stands above).
-        Interrupted: a signal stopped it, after the running arm had saved itself.
+        UserError: an unknown arm, a taken directory, or a run that failed (its own message stands above).
+        Interrupted: a signal stopped it, after the present run had saved itself.
     """
     unknown = [arm for arm in arms if arm not in recipe.arms]
     if unknown or not arms:
         raise UserError(f"unknown arm {', '.join(unknown) or '(none given)'}: choose from {', '.join(recipe.arms)}")
-    members = {START: [f"arm={recipe.baseline}", "budget.steps=0"]} | {arm: [f"arm={arm}"] for arm in arms}
-    results = summarise(run_group(recipe, members, resume=resume, overwrite=overwrite), recipe)
-    (recipe.directory / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-    return results
-
-
-def summarise(runs: dict[str, dict[str, Any]], recipe: Recipe) -> dict[str, Any]:
-    """Figures of all arms, and for every arm its difference from the baseline, paired over what was evaluated on."""
-    figures = room(recipe.modality, "figures")
-    results: dict[str, Any] = {
-        "arms": {name: {k: v for k, v in run.items() if k not in ("name", figures.CASES)} for name, run in runs.items()}
+    arms, seeds = list(dict.fromkeys(arms)), list(dict.fromkeys(seeds)) or [recipe.seed]
+    follow = room(recipe.modality, "figures").FOLLOW_V if "v" in arms else {}
+    members = {START: [f"arm={recipe.baseline}", "budget.steps=0"]}
+    for turn, seed in enumerate(seeds):  # each seed starts with another arm
+        order = [*arms[turn % len(arms) :], *arms[: turn % len(arms)]]
+        members |= {run_name(a, seed, seeds): [f"arm={a}", f"seed={seed}"] for a in order if a not in follow}
+    results = run_group(recipe, members, rounds=rounds, resume=resume, overwrite=overwrite)
+    members = {  # what is set to match V can only come after it
+        run_name(arm, seed, seeds): [f"arm={arm}", f"seed={seed}", *settings(results[run_name("v", seed, seeds)])]
+        for seed, (arm, settings) in itertools.product(seeds, follow.items())
+        if arm in arms
     }
-    if recipe.baseline in runs:
-        key = next(key for key in figures.PAIRED if all(key in case for case in runs[START][figures.CASES]))
-        scores = {name: [case[key] for case in run[figures.CASES]] for name, run in runs.items()}
-        for name in runs:
-            if name != recipe.baseline:
-                difference = paired(scores[name], scores[recipe.baseline])
-                results[_minus(name, recipe.baseline)] = {**difference, "of": figures.PAIRED[key]}
+    if members:
+        results |= run_group(recipe, members, rounds=rounds, resume=True)
+    names = {START: [START]} | {arm: [run_name(arm, seed, seeds) for seed in seeds] for arm in arms}
+    runs = {arm: [results[name] for name in of_arm] for arm, of_arm in names.items()}
+    scores = {
+        arm: [read_lines(recipe.directory / name / "scores.jsonl") for name in of_arm] for arm, of_arm in names.items()
+    }
+    summary = summarise(runs, scores, recipe) | {"rounds": rounds, "seeds": seeds}
+    (recipe.directory / "results.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    return summary
+
+
+def summarise(runs: Runs, scores: Mapping[str, Sequence[Lines]], recipe: Recipe) -> dict[str, Any]:
+    """Figures of all arms, means over seeds; every arm's difference from every other, paired over seeds and cases.
+
+    Args:
+        runs: the results.
+        scores: evaluations along each of the runs.
+        recipe: what they share.
+    """
+    figures = room(recipe.modality, "figures")
+    results: dict[str, Any] = {"arms": {arm: _figures(of_arm, figures) for arm, of_arm in runs.items()}}
+    cases = {arm: [run[figures.CASES] for run in of_arm] for arm, of_arm in runs.items()}
+    keys = [key for key in figures.PAIRED if all(key in case for case in cases[START][0])]
+    results["differences"] = {key: _differences({a: _values(c, key) for a, c in cases.items()}) for key in keys}
+    results["of"] = {key: figures.PAIRED[key] for key in keys}
+    if recipe.evaluation.points:
+        results["matched"] = {
+            axis: _matched(runs, scores, axis, keys, figures.CASES) for axis in ("seconds", recipe.unit)
+        }
     results["recipe"] = recipe.model_dump(mode="json")
     results["versions"] = versions()
     return results
@@ -67,92 +103,80 @@ def versions() -> dict[str, str]:
     }
 
 
-def paired(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
+def paired(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> dict[str, float]:
     """Imported late: statistics needs torch, the rest of this file does not."""
     from vpretrain.statistics import paired_difference
 
     return paired_difference(a, b)
 
 
-def table(results: dict[str, Any], recipe: Recipe) -> Table:
-    """The results for a terminal."""
-    figures = room(recipe.modality, "figures")
-    matched = "training time" if recipe.budget.minutes else "steps"
-    view = Table(title=f"{recipe.name}: {figures.HEADLINE} after equal {matched}")
-    unit = recipe.unit
-    shown = {name: [show(arm) for arm in results["arms"].values()] for name, show in figures.COLUMNS.items()}
-    shown = {name: column for name, column in shown.items() if set(column) != {"-"}}  # what was measured
-    for column in ("arm", *shown, "steps", unit, "seconds", f"{unit}/s", "peak memory"):
-        view.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
-    for number, (name, arm) in enumerate(results["arms"].items()):
-        rate = arm[f"{unit}_per_s"]
-        view.add_row(
-            name,
-            *(column[number] for column in shown.values()),
-            f"{arm['steps']:,}",
-            f"{arm[unit]:,}",
-            f"{arm['seconds']:.1f}",
-            "-" if rate is None else f"{rate:.3g}" if rate < 100 else f"{rate:.0f}",
-            f"{arm['peak_memory_bytes'] / 2**30:.2f} GiB",
-        )
-    return view
+def _figures(runs: Sequence[dict[str, Any]], figures: Any) -> dict[str, Any]:
+    """Of an arm: means over its seeds, and each seed's own if there are several."""
+    own = [{key: value for key, value in run.items() if key not in ("name", figures.CASES)} for run in runs]
+    if len(own) == 1:
+        return own[0]
+    numbers = {key: _mean([run.get(key) for run in own]) for key in own[0] if key not in ("arm", "seed", "warning")}
+    warning = next((run["warning"] for run in own if "warning" in run), None)
+    summary = {"arm": own[0]["arm"], **numbers, **({"warning": warning} if warning else {})}
+    return summary | figures.intervals([run[figures.CASES] for run in runs]) | {"runs": own}
 
 
-def remarks(results: dict[str, Any], recipe: Recipe) -> list[str]:
-    """What a reader of the table must know besides: differences with intervals, unequal times, idle designers."""
-    figures = room(recipe.modality, "figures")
-    lines = []
-    trained = {name: arm for name, arm in results["arms"].items() if arm["steps"]}
-    for name in trained:
-        difference = results.get(_minus(name, recipe.baseline))
-        if difference:
-            lines.append(
-                f"{name} minus {recipe.baseline}: {difference['mean']:+.4f} {difference['of']}, 95 % interval "
-                f"[{difference['low']:+.4f}, {difference['high']:+.4f}], paired over {figures.CASES}"
-            )
-    for name, arm in trained.items():
-        if arm["meta_updates"]:
-            means = "".join(f"{key.replace('_', ' ')} {arm[key]:.3f}, " for key in arm if key.startswith("mean_"))
-            lines.append(f"{name}: {means}{arm['meta_updates']} meta updates")
-        if "warning" in arm:
-            lines.append(f"warning: {name}: {arm['warning']}")
-    seconds = [arm["seconds"] for arm in trained.values()]
-    if recipe.budget.minutes and seconds and max(seconds) > (1 + SECONDS_TOLERANCE) * min(seconds):
-        lines.append(f"warning: training times differ by more than {SECONDS_TOLERANCE:.0%}; raise budget.minutes")
-    return lines
+def _mean(values: Sequence[Any]) -> Any:
+    """Of numbers; None where any is missing or is no number."""
+    return mean(values) if all(isinstance(value, int | float) for value in values) else None
 
 
-def draw_curves(recipe: Recipe, names: Sequence[str]) -> Path | None:
-    """Loss, what the designer does, and value against training seconds, as a picture; None without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        return None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    directory, curves = recipe.directory, room(recipe.modality, "figures").CURVES
-    figure, panels = pyplot.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
-    for index, name in enumerate(names):
-        lines = [json.loads(line) for line in (directory / name / "metrics.jsonl").read_text().splitlines()]
-        for panel, key in zip(panels, curves, strict=True):
-            points = [(line["seconds"], line[key]) for line in lines if key in line]
-            if points and (key == "loss" or any(y for _, y in points)):
-                panel.plot(
-                    *zip(*points, strict=True),
-                    label=name,
-                    color=f"C{index}",
-                    linestyle=["-", "--", ":", "-."][index % 4],
-                )
-    for panel, title in zip(panels, curves.values(), strict=True):
-        panel.set_xlabel("training seconds")
-        panel.set_title(title)
-        if panel.lines:
-            panel.legend()
-    figure.savefig(directory / "curves.png", dpi=120)
-    pyplot.close(figure)
-    return directory / "curves.png"
+def _values(runs: Sequence[Sequence[Mapping[str, Any]]], key: str) -> list[list[float]]:
+    """A figure of every case, [S, N]."""
+    return [[case[key] for case in run] for run in runs]
 
 
-def _minus(name: str, baseline: str) -> str:
-    return f"{name}_minus_{baseline}".replace("-", "_")
+def _differences(values: Mapping[str, list[list[float]]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Of each arm from every other: arm -> other -> mean, low, high. The untouched learner is the same for every seed."""
+    seeds = max(map(len, values.values()))
+    full = {arm: runs if len(runs) == seeds else runs * seeds for arm, runs in values.items()}
+    return {a: {b: paired(full[a], full[b]) for b in full if b != a} for a in full}
+
+
+def _matched(
+    runs: Runs, scores: Mapping[str, Sequence[Lines]], axis: str, keys: Sequence[str], cases: str
+) -> dict[str, Any]:
+    """What the arms had reached when all had spent as much: read off their curves, linear between evaluations.
+
+    The rate is constant after warm-up, so that one run shows where it stood after so many tokens, and after so many seconds.
+    """
+    start = runs[START][0]
+    trained = {arm: of_arm for arm, of_arm in runs.items() if arm != START}
+    at = min(run[axis] for of_arm in trained.values() for run in of_arm)
+    matched: dict[str, Any] = {"at": at}
+    for key in keys:
+        values = {
+            arm: [
+                _read_off([{**start, axis: 0}, *lines, run], axis, at, cases, key)
+                for lines, run in zip(scores[arm], of_arm, strict=True)
+            ]
+            for arm, of_arm in trained.items()
+        }
+        means = {arm: mean(itertools.chain.from_iterable(of_arm)) for arm, of_arm in values.items()}
+        matched[key] = {"arms": means, "differences": _differences(values)}
+    return matched
+
+
+def _read_off(curve: Sequence[Mapping[str, Any]], axis: str, at: float, cases: str, key: str) -> list[float]:
+    """A figure of every case where a curve's `axis` is `at`."""
+    for before, after in itertools.pairwise(curve):
+        if at <= after[axis]:
+            share = (at - before[axis]) / (after[axis] - before[axis]) if after[axis] > before[axis] else 1.0
+            pairs = zip(before[cases], after[cases], strict=True)
+            return [(1 - share) * one[key] + share * other[key] for one, other in pairs]
+    raise AssertionError("the curve ends before")
+
+
+def run_name(arm: str, seed: int, seeds: Sequence[int]) -> str:
+    """Of an arm's run, and of its directory."""
+    return arm if len(seeds) == 1 else f"{arm}.{seed}"
+
+
+def read_lines(file: Path) -> Lines:
+    """Of a log; none if there is no such file."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []

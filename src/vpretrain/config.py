@@ -75,6 +75,14 @@ class BudgetConfig(Strict):
         return self
 
 
+class EvaluationConfig(Strict):
+    """What is measured; each modality says on what."""
+
+    points: int = Field(
+        0, ge=0, description="Evaluations along the run, at equal shares of the budget and not charged to it: curves."
+    )
+
+
 class CheckpointConfig(Strict):
     """What is kept so that an interrupted run goes on as if nothing had happened."""
 

@@ -16,3 +16,9 @@ class Interrupted(Exception):
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+class Paused(Exception):
+    """A run has reached the share of its budget at which it was to leave off; nothing was lost. Exit code 75 (try again)."""
+
+    exit_code = 75

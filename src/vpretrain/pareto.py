@@ -128,7 +128,7 @@ def draw_pareto(results: dict[str, Any], recipe: Recipe) -> Path | None:
 def _differences(run: dict[str, Any], baseline: dict[str, Any], figures: Any) -> dict[str, Any]:
     """From the baseline, paired over what was evaluated on, with intervals."""
     return {
-        key: paired([case[key] for case in run[figures.CASES]], [case[key] for case in baseline[figures.CASES]])
+        key: paired(*([[case[key] for case in each[figures.CASES]]] for each in (run, baseline)))
         for key in figures.PAIRED
         if all(key in case for case in run[figures.CASES])
     }

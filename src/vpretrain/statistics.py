@@ -1,25 +1,43 @@
-"""Intervals over problems."""
+"""Intervals over seeds and cases. Shapes: S seeds, N cases (problems, pictures), R resamples."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 RESAMPLES = 10_000
+_AT_ONCE = 500  # resamples held in memory together
 
 
-def bootstrap_interval(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile-bootstrap interval of the mean of independent values (one a problem)."""
-    x = torch.tensor(values, dtype=torch.float64)
+def bootstrap_interval(values: Sequence[float] | Sequence[Sequence[float]], *, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile-bootstrap interval of the mean.
+
+    Args:
+        values: one a case, [N]; or [S, N], one a case and seed: then seeds and cases are both drawn anew (the crossed
+            bootstrap), since every seed meets the same cases.
+        seed: of the draws.
+    """
+    x_SN = torch.tensor(values, dtype=torch.float64)
+    x_SN = x_SN[None] if x_SN.ndim == 1 else x_SN
     generator = torch.Generator().manual_seed(seed)
-    means = x[torch.randint(len(x), (RESAMPLES, len(x)), generator=generator)].mean(1)
-    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    cases_RN = torch.randint(x_SN.shape[1], (RESAMPLES, x_SN.shape[1]), generator=generator)
+    seeds_RS = torch.randint(x_SN.shape[0], (RESAMPLES, x_SN.shape[0]), generator=generator)
+    means_R = torch.cat(
+        [_means(x_SN, s, n) for s, n in zip(seeds_RS.split(_AT_ONCE), cases_RN.split(_AT_ONCE), strict=True)]
+    )
+    low, high = torch.quantile(means_R, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high
 
 
-def paired_difference(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
-    """Mean of a - b over the same problems, with its 95 % interval."""
-    differences = [x - y for x, y in zip(a, b, strict=True)]
+def paired_difference(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Mean of a - b over the same seeds and cases, both [S, N], with its 95 % interval."""
+    differences = [[x - y for x, y in zip(*rows, strict=True)] for rows in zip(a, b, strict=True)]
     low, high = bootstrap_interval(differences)
-    return {"mean": sum(differences) / len(differences), "low": low, "high": high}
+    flat = [difference for row in differences for difference in row]
+    return {"mean": sum(flat) / len(flat), "low": low, "high": high}
+
+
+def _means(x_SN: Tensor, seeds_RS: Tensor, cases_RN: Tensor) -> Tensor:
+    return x_SN[seeds_RS[:, :, None], cases_RN[:, None, :]].mean((1, 2))

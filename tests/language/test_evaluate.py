@@ -82,5 +82,5 @@ def test_intervals_over_problems():
     assert low == pytest.approx(float(mean - 1.96 * standard_error), abs=0.01)
     assert high == pytest.approx(float(mean + 1.96 * standard_error), abs=0.01)
     noise = torch.randn(400).mul(10).tolist()
-    difference = paired_difference([a + b for a, b in zip(values, noise, strict=True)], noise)
+    difference = paired_difference([[a + b for a, b in zip(values, noise, strict=True)]], [noise])
     assert difference["low"] == pytest.approx(low, abs=1e-4)

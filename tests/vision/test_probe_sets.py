@@ -11,7 +11,7 @@ from PIL import Image
 from worlds import vision_recipe
 
 from vpretrain import UserError, run_recipe
-from vpretrain.compare import table
+from vpretrain.show import table
 from vpretrain.vision.assemble import assemble
 from vpretrain.vision.classification import read_classes_of_folders
 from vpretrain.vision.config import ClassesConfig

@@ -154,7 +154,7 @@ class ControlConfig(Strict):
     )
 
 
-class EvaluationConfig(Strict):
+class EvaluationConfig(config.EvaluationConfig):
     """What is measured before and after: answer NLL and Pass@1 on held-out problems, NLL on unrelated text."""
 
     sources: list[SourceConfig] = Field(min_length=1, description="Held-out (problem, solution) pairs.")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 HEADLINE = "held-out answers"
 CASES = "problems"  # what is evaluated one by one
 PAIRED = {"nll": "nats a token"}  # of every case: what arms are compared by, with its unit
+
+# What is set to match V, and so runs after it: its settings from V's result.
+FOLLOW_V: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+    "self-distillation": lambda v: [f"control.alpha={v['mean_alpha']:.6f}"]
+}
 
 # What is traded by settings: -1 where less is better; with its title. There are no points that suit every recipe.
 OBJECTIVES = {"answer_nll": (-1, "answer NLL"), "retention_nll": (-1, "retention NLL")}
@@ -22,3 +27,11 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 CURVES = {"loss": "training loss (nats a token)", "alpha_N": "mean gate alpha", "value": "value of the task"}
+
+
+def intervals(seeds: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float]:
+    """Of figures over several seeds, from the problems of each."""
+    from vpretrain.statistics import bootstrap_interval
+
+    low, high = bootstrap_interval([[problem["nll"] for problem in problems] for problems in seeds])
+    return {"answer_nll_low": low, "answer_nll_high": high}

@@ -7,19 +7,22 @@ from typing import Any
 from vpretrain.config import Recipe
 
 
-def run_recipe(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+def run_recipe(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, until: float = 1.0) -> dict[str, Any]:
     """Run one arm as the recipe says: train, export, evaluate.
 
     Args:
         recipe: see `vpretrain.load_recipe`.
         resume: go on from the newest checkpoint in the run's directory.
         overwrite: throw away an earlier run there.
+        until: the share of the budget at which to save and leave the rest for a later call.
 
     Returns:
         What `result.json` in the run's directory holds: figures of the run and of its evaluation.
 
     Raises:
         UserError: the recipe cannot work, or the directory is taken.
+        Interrupted: a signal stopped it, after it had saved itself.
+        Paused: `until` is reached.
     """
     # Imported late: torch and transformers take seconds, which `--help` and mistakes in a recipe need not wait for.
     import torch
@@ -33,5 +36,5 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, overwrite: bool = False)
         torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.seed)
     with console.status(f"{recipe.arm}: loading the learner and the data"):
-        session = Session(recipe, room(recipe.modality, "assemble").assemble(recipe), resume=resume)
+        session = Session(recipe, room(recipe.modality, "assemble").assemble(recipe), resume=resume, until=until)
     return session.run()

@@ -17,10 +17,14 @@ class Budget:
 
     Args:
         config: minutes, steps, or both.
+        until: the share of the budget at which to end for now.
         clock: seconds; replaced in tests.
     """
 
-    def __init__(self, config: BudgetConfig, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, config: BudgetConfig, clock: Callable[[], float] = time.perf_counter, *, until: float = 1.0
+    ) -> None:
+        self.until = until
         self.limit_seconds = None if config.minutes is None else 60 * config.minutes
         self.limit_steps = config.steps
         self.step = 0
@@ -54,6 +58,20 @@ class Budget:
         finally:
             self._running_since = self._clock()
 
+    def share(self, steps_done: int) -> float:
+        """How much of the budget is spent after `steps_done` steps, from 0 to 1."""
+        shares = []
+        if self.limit_seconds is not None:
+            shares.append(self.seconds / self.limit_seconds)
+        if self.limit_steps is not None:
+            shares.append(steps_done / self.limit_steps if self.limit_steps else 1.0)
+        return min(1.0, max(shares))
+
+    @property
+    def spent(self) -> bool:
+        """Whether all of it is spent."""
+        return self._reached(1.0)
+
     def stop(self) -> None:
         """End after the present step."""
         self._stopped = True
@@ -79,8 +97,11 @@ class Budget:
         self._spent, self._running_since = self.seconds, None
 
     def _done(self) -> bool:
-        if self._stopped or (self.limit_steps is not None and self.step >= self.limit_steps):
+        return self._stopped or self._reached(self.until)
+
+    def _reached(self, share: float) -> bool:
+        if self.limit_steps is not None and self.step >= share * self.limit_steps:
             return True
         if self.limit_seconds is None:
             return False
-        return self._spent + 0.5 * self._spent / max(1, self.step) >= self.limit_seconds
+        return self._spent + 0.5 * self._spent / max(1, self.step) >= share * self.limit_seconds

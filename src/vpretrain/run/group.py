@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vpretrain.config import Recipe
-from vpretrain.errors import Interrupted, UserError
+from vpretrain.errors import Interrupted, Paused, UserError
 from vpretrain.recipe import refuse_changes, save_recipe
 from vpretrain.run.progress import console
 
@@ -20,13 +20,19 @@ _MAY_CHANGE = {"arm", "checkpoint", "output", "threads"}  # what a resumed group
 
 
 def run_group(
-    recipe: Recipe, members: Mapping[str, Sequence[str]], *, resume: bool = False, overwrite: bool = False
+    recipe: Recipe,
+    members: Mapping[str, Sequence[str]],
+    *,
+    rounds: int = 1,
+    resume: bool = False,
+    overwrite: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Run all members, one after the other.
+    """Run all members in turn, each alone on the machine.
 
     Args:
         recipe: what they share; its directory holds theirs.
         members: name -> settings (`field=value`) that are a member's own.
+        rounds: turns of each member, over equal shares of its budget, so that a machine that slows down hits all alike.
         resume: keep those that are finished, continue the one that was interrupted.
         overwrite: throw away an earlier group of this name.
 
@@ -40,11 +46,17 @@ def run_group(
     directory = recipe.directory
     _prepare(recipe, resume=resume, overwrite=overwrite)
     save_recipe(recipe, directory / "recipe.yaml")
-    for name, settings in members.items():
-        if resume and (directory / name / "result.json").exists():
-            console.print(f"{name}: finished already")
-        else:
-            _run(directory, name, settings, resume=resume)
+    finished = {name for name in members if resume and (directory / name / "result.json").exists()}
+    for name in finished:
+        console.print(f"{name}: finished already")
+    started: set[str] = set()
+    for turn in range(1, rounds + 1):
+        for name in members:
+            if name not in finished:
+                how = [] if turn == rounds else [f"--until={turn / rounds}"]
+                done = _run(directory, name, members[name], how, resume=resume or name in started)
+                started.add(name)
+                finished |= {name} if done else set()
     return {name: json.loads((directory / name / "result.json").read_text(encoding="utf-8")) for name in members}
 
 
@@ -64,14 +76,18 @@ def _prepare(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
         raise UserError(f"cannot write to {directory}: {error.strerror}; change `output`") from None
 
 
-def _run(directory: Path, name: str, settings: Sequence[str], *, resume: bool) -> None:
-    how = "--resume" if resume and any((directory / name / "checkpoints").glob("step-*")) else "--overwrite"
-    command = [sys.executable, "-m", "vpretrain", "run", str(directory / "recipe.yaml"), how]
+def _run(directory: Path, name: str, settings: Sequence[str], how: Sequence[str], *, resume: bool) -> bool:
+    """Whether the member is finished, rather than paused."""
+    again = "--resume" if resume and any((directory / name / "checkpoints").glob("step-*")) else "--overwrite"
+    command = [sys.executable, "-m", "vpretrain", "run", str(directory / "recipe.yaml"), again, *how]
     code = _call([*command, f"name={name}", f"output={directory}", *settings])
+    if code == Paused.exit_code:
+        return False
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         raise Interrupted(code - 128, "stopped; nothing is lost: go on with the same command and --resume")
     if code:
         raise UserError(f"{name} failed (exit code {code}); mend it and go on with the same command and --resume")
+    return True
 
 
 def _call(command: Sequence[str]) -> int:

@@ -1,6 +1,7 @@
 """One run: an arm under its budget, with its log, its checkpoints, its evaluation and its exported model.
 
-A run directory holds recipe.yaml, metrics.jsonl (a line a step), checkpoints/, model/ and result.json.
+A run directory holds recipe.yaml, metrics.jsonl (a line a step), scores.jsonl (a line an evaluation along the run),
+checkpoints/, model/ and result.json.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 
 from vpretrain.algorithm import StepRecord, continue_pretraining
 from vpretrain.config import Recipe
-from vpretrain.errors import Interrupted, UserError
+from vpretrain.errors import Interrupted, Paused, UserError
 from vpretrain.parts import Parts
 from vpretrain.recipe import refuse_changes, save_recipe
 from vpretrain.run.budget import Budget
@@ -39,16 +40,17 @@ class Session:
         recipe: the run.
         parts: its parts.
         resume: go on from the newest checkpoint.
+        until: the share of the budget at which to save and leave the rest for later.
     """
 
-    def __init__(self, recipe: Recipe, parts: Parts, *, resume: bool = False) -> None:
+    def __init__(self, recipe: Recipe, parts: Parts, *, resume: bool = False, until: float = 1.0) -> None:
         self.recipe, self.parts = recipe, parts
         self.directory = recipe.directory
-        self.budget = Budget(recipe.budget)
+        self.budget = Budget(recipe.budget, until=until)
         self.optimizer = AdamW(parts.learner.named_parameters(), recipe.optimizer)
         self.totals: dict[str, float] = {"read": 0, "meta_updates": 0}
         self.side: dict[str, float] = {}  # sums over steps of the tasks' scalar side information
-        self._saved_at = 0.0
+        self._saved_at = self._share = 0.0
         self._signal: int | None = None
         if resume:
             self._load()
@@ -80,6 +82,10 @@ class Session:
         if self._signal is not None:
             name = signal.Signals(self._signal).name
             raise Interrupted(self._signal, f"stopped by {name}; saved {self.save()}; continue with --resume")
+        if not self.budget.spent:
+            raise Paused(
+                f"paused at {self.budget.until:.0%} of the budget; saved {self.save()}; continue with --resume"
+            )
         if self.budget.step:
             with console.status(f"{recipe.arm}: saving"):
                 self.save()  # whatever befalls the evaluation, no training is lost
@@ -133,11 +139,13 @@ class Session:
         parts.feedback.load_state_dict(state["feedback"])
         self.budget.load_state_dict(state["budget"])
         self.totals, self.side = state["totals"], state["side"]
-        self._saved_at = self.budget.seconds
+        self._saved_at, self._share = self.budget.seconds, self.budget.share(self.budget.step)
         _set_random_state(groups["random"])
-        log = self.directory / "metrics.jsonl"
-        lines = log.read_text(encoding="utf-8").splitlines()[: self.budget.step]
-        log.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        for name in ("metrics.jsonl", "scores.jsonl"):  # lines of steps after the checkpoint are written anew
+            log = self.directory / name
+            lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+            kept = [line for line in lines if json.loads(line)["step"] < self.budget.step]
+            log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def _modules(self) -> dict[str, torch.nn.Module]:
         designer = {} if self.parts.designer is None else {"designer": self.parts.designer}
@@ -145,6 +153,8 @@ class Session:
 
     def _after_step(self, record: StepRecord) -> None:
         with self.budget.paused():
+            points, before = self.recipe.evaluation.points, self._share
+            self._share = self.budget.share(record.step + 1)
             self.totals["read"] += record.tokens
             self.totals["meta_updates"] += bool(record.meta)
             for name, value in record.side.items():
@@ -165,8 +175,18 @@ class Session:
                 f"  value {record.meta['value']:+.3f}" if "value" in record.meta else ""
             )
             self._update(self.budget.seconds / max(1e-9, self.budget.seconds + left), left, note)
+            if int(points * before) < int(points * self._share) and self._share < 1:  # the last one is the result's
+                self._score(record.step)
             if self._due(record.step + 1):
                 self.save()
+
+    def _score(self, step: int) -> None:
+        """Evaluate along the way; the run goes on as if nothing had happened."""
+        random = _random_state()
+        line = {"step": step, "seconds": self.budget.seconds, self.recipe.unit: self.totals["read"]}
+        with (self.directory / "scores.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**line, **self.parts.evaluate()}) + "\n")
+        _set_random_state(random)
 
     def _due(self, steps_done: int) -> bool:
         every = self.recipe.checkpoint
@@ -278,7 +298,7 @@ def prepare_directory(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
         if not resume:  # also what a run left that ended before its first checkpoint
             for name in ("checkpoints", "model"):
                 shutil.rmtree(directory / name, ignore_errors=True)
-            for name in ("metrics.jsonl", "result.json", "recipe.yaml"):
+            for name in ("metrics.jsonl", "scores.jsonl", "result.json", "recipe.yaml"):
                 (directory / name).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {directory}: {error.strerror}; change `output`") from None

@@ -166,7 +166,7 @@ class ClassesConfig(Strict):
     limit: int | None = Field(None, ge=1, description="Use n pictures a class only.")
 
 
-class EvaluationConfig(Strict):
+class EvaluationConfig(config.EvaluationConfig):
     """Probes on the frozen backbone, and retrieval without any."""
 
     train: list[SourceConfig] = Field(min_length=1, description="Labelled pictures that the probes are fitted on.")

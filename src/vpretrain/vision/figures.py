@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 HEADLINE = "probes on the frozen backbone"
 CASES = "pictures"  # what is evaluated one by one
 PAIRED = {"miou": "mIoU a picture", "depth_rmse": "metres a picture"}  # of every case: what arms are compared by
+
+# What is set to match V, and so runs after it: its settings from V's result.
+FOLLOW_V: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+    "random-mask": lambda v: [f"designer.keep={v['mean_mask']:.6f}"]
+}
 
 # What is traded by the weights of the feedback: +1 where more is better, -1 where less is; with its title.
 OBJECTIVES = {"miou": (1, "mIoU"), "depth_rmse": (-1, "RMSE (m)")}
@@ -28,6 +33,11 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "hard": lambda arm: _shown(arm.get("retrieval_hard")),
 }
 CURVES = {"loss": "training loss (nats a pair)", "mask_B": "mean of the mask", "value": "value of the task"}
+
+
+def intervals(seeds: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float]:
+    """None: the figures of a test set are no means over its pictures."""
+    return {}
 
 
 def _shown(value: float | None, form: str = ".4f", unit: str = "") -> str:

@@ -1,0 +1,127 @@
+"""What a comparison looks like: a table, what must be known beside it, curves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from vpretrain.compare import SECONDS_TOLERANCE, START, read_lines, run_name
+from vpretrain.config import Recipe
+from vpretrain.recipe import room
+
+
+def table(results: dict[str, Any], recipe: Recipe) -> Table:
+    """The results for a terminal."""
+    figures = room(recipe.modality, "figures")
+    matched = "training time" if recipe.budget.minutes else "steps"
+    view = Table(title=f"{recipe.name}: {figures.HEADLINE} after equal {matched}")
+    unit = recipe.unit
+    shown = {name: [show(arm) for arm in results["arms"].values()] for name, show in figures.COLUMNS.items()}
+    shown = {name: column for name, column in shown.items() if set(column) != {"-"}}  # what was measured
+    for column in ("arm", *shown, "steps", unit, "seconds", f"{unit}/s", "peak memory"):
+        view.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
+    for number, (name, arm) in enumerate(results["arms"].items()):
+        rate = arm[f"{unit}_per_s"]
+        view.add_row(
+            name,
+            *(column[number] for column in shown.values()),
+            f"{arm['steps']:,.0f}",
+            f"{arm[unit]:,.0f}",
+            f"{arm['seconds']:.1f}",
+            "-" if rate is None else f"{rate:.3g}" if rate < 100 else f"{rate:.0f}",
+            f"{arm['peak_memory_bytes'] / 2**30:.2f} GiB",
+        )
+    return view
+
+
+def remarks(results: dict[str, Any], recipe: Recipe) -> list[str]:
+    """What a reader of the table must know besides: differences with intervals, unequal times, idle designers."""
+    figures = room(recipe.modality, "figures")
+    trained = {name: arm for name, arm in results["arms"].items() if arm["steps"]}
+    key = next(iter(results["of"]))
+    seeds = len(results["seeds"])
+    over = f"paired over {figures.CASES}" + (f" and {seeds} seeds" if seeds > 1 else "")
+    lines = []
+    for name, other in _pairs(trained, recipe.baseline):
+        difference = results["differences"][key][name][other]
+        lines.append(f"{name} minus {other}: {_interval(difference, results['of'][key])}, {over}")
+    for axis, matched in results.get("matched", {}).items():
+        for name, other in _pairs(trained, recipe.baseline):
+            difference = matched[key]["differences"][name][other]
+            lines.append(
+                f"after {matched['at']:,.0f} {axis}, {name} minus {other}: {_interval(difference, results['of'][key])}"
+            )
+    for name, arm in trained.items():
+        if arm["meta_updates"]:
+            means = "".join(f"{key.replace('_', ' ')} {arm[key]:.3f}, " for key in arm if key.startswith("mean_"))
+            lines.append(f"{name}: {means}{arm['meta_updates']:g} meta updates")
+        if "warning" in arm:
+            lines.append(f"warning: {name}: {arm['warning']}")
+    seconds = [run["seconds"] for arm in trained.values() for run in arm.get("runs", [arm])]
+    if recipe.budget.minutes and seconds and max(seconds) > (1 + SECONDS_TOLERANCE) * min(seconds):
+        lines.append(f"warning: training times differ by more than {SECONDS_TOLERANCE:.0%}; raise budget.minutes")
+    return lines
+
+
+def draw_curves(recipe: Recipe, results: dict[str, Any]) -> Path | None:
+    """As a picture: loss, what the designer does, and value against training seconds; scores where they were taken.
+
+    A thin line is a seed. None without matplotlib.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        return None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figures, unit = room(recipe.modality, "figures"), recipe.unit
+    panels = [("metrics", "seconds", key, title) for key, title in figures.CURVES.items()]
+    if recipe.evaluation.points:
+        key, (_, title) = next(iter(figures.OBJECTIVES.items()))
+        panels += [("scores", axis, key, title) for axis in ("seconds", unit)]
+    picture, axes = pyplot.subplots(1, len(panels), figsize=(4.3 * len(panels), 3.8), layout="constrained")
+    trained = [name for name, arm in results["arms"].items() if arm["steps"]]
+    for axis, (file, x, y, title) in zip(axes, panels, strict=True):
+        for index, arm in enumerate(trained):
+            for number, run in enumerate(
+                recipe.directory / run_name(arm, seed, results["seeds"]) for seed in results["seeds"]
+            ):
+                points = [(line[x], line[y]) for line in _lines(run, file, results) if line.get(y) is not None]
+                if points and (file == "scores" or y == "loss" or any(value for _, value in points)):
+                    axis.plot(
+                        *zip(*points, strict=True),
+                        label=arm if number == 0 else None,
+                        color=f"C{index % 10}",
+                        linestyle=["-", "--", ":", "-."][index % 4],
+                        linewidth=1.5 if len(results["seeds"]) == 1 else 0.8,
+                        marker="." if file == "scores" else None,
+                    )
+        axis.set_xlabel("training seconds" if x == "seconds" else x)
+        axis.set_title(title)
+        if axis.lines:
+            axis.legend(fontsize=8)
+    picture.savefig(recipe.directory / "curves.png", dpi=120)
+    pyplot.close(picture)
+    return recipe.directory / "curves.png"
+
+
+def _lines(run: Path, file: str, results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of a run's log; scores with the untouched learner before and the result behind."""
+    lines = read_lines(run / f"{file}.jsonl")
+    if file == "metrics":
+        return lines
+    return [results["arms"][START], *lines, json.loads((run / "result.json").read_text(encoding="utf-8"))]
+
+
+def _pairs(trained: dict[str, Any], baseline: str) -> list[tuple[str, str]]:
+    """Which differences are told: of every arm from the baseline, then of V from every other."""
+    pairs = [(name, baseline) for name in trained if name != baseline and baseline in trained]
+    return pairs + [("v", name) for name in trained if "v" in trained and name not in ("v", baseline)]
+
+
+def _interval(difference: dict[str, float], of: str) -> str:
+    return f"{difference['mean']:+.4f} {of}, 95 % interval [{difference['low']:+.4f}, {difference['high']:+.4f}]"

@@ -1,0 +1,137 @@
+"""Comparisons over seeds and rounds: what is run, what is matched, and intervals over seeds and problems."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import yaml
+from worlds import tiny_recipe
+
+from vpretrain import UserError, compare
+from vpretrain.cli import main
+from vpretrain.errors import Paused
+from vpretrain.recipe import save_recipe
+from vpretrain.run import group, run_recipe
+from vpretrain.run.checkpoint import load_checkpoint
+from vpretrain.show import draw_curves, remarks, table
+from vpretrain.statistics import bootstrap_interval, paired_difference
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Runs of a group in this process (a process costs seconds); yields the commands in their order."""
+    commands = []
+
+    def call(command):
+        commands.append(list(command[3:]))
+        return main(command[3:])
+
+    monkeypatch.setattr(group, "_call", call)
+    return commands
+
+
+def final(directory):
+    (checkpoint,) = sorted((directory / "checkpoints").glob("step-*"))[-1:]
+    groups, state = load_checkpoint(checkpoint)
+    state["budget"].pop("seconds")
+    return groups, state
+
+
+def assert_equal(one, other):
+    assert one[1] == other[1]
+    for name, tensors in one[0].items():
+        assert all(torch.equal(tensor, other[0][name][key]) for key, tensor in tensors.items()), name
+
+
+def test_evaluations_along_the_run_change_nothing_and_are_kept(tmp_path, tokenizer):
+    plain = tiny_recipe(tmp_path, tokenizer, name="plain")
+    run_recipe(plain)
+    recipe = tiny_recipe(tmp_path, tokenizer, name="scored")
+    scored = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"points": 3})})
+    with pytest.raises(Paused, match="paused at 50% of the budget"):
+        run_recipe(scored, until=0.5)
+    result = run_recipe(scored, resume=True)
+    assert_equal(final(plain.directory), final(scored.directory))
+    lines = compare.read_lines(scored.directory / "scores.jsonl")
+    assert [line["step"] for line in lines] == [1, 3]  # after 2 and 4 of 6 steps; the last is the result
+    assert lines[0]["tokens"] < lines[1]["tokens"] < result["tokens"]
+    assert all(len(line["problems"]) == 6 for line in lines)
+
+
+def test_arms_take_turns_over_seeds_and_end_where_they_would_alone(tmp_path, tokenizer, in_this_process):
+    recipe = tiny_recipe(tmp_path, tokenizer, evaluation=_with_points(tmp_path, tokenizer, 2))
+    results = compare.compare(recipe, ["one-hot", "v", "self-distillation"], seeds=[0, 1], rounds=2)
+    ran = [[word for word in command if word.startswith(("name=", "--until"))] for command in in_this_process]
+    turn = ["name=step-0", "name=one-hot.0", "name=v.0", "name=v.1", "name=one-hot.1"]
+    after = ["name=self-distillation.0", "name=self-distillation.1"]
+    assert ran == [["--until=0.5", n] for n in turn] + [[n] for n in turn[1:]] + [["--until=0.5", n] for n in after] + [
+        [n] for n in after
+    ]
+    alone = tiny_recipe(tmp_path, tokenizer, name="alone", arm="v", seed=1)
+    run_recipe(alone)
+    assert_equal(final(alone.directory), final(recipe.directory / "v.1"))
+
+    saved = yaml.safe_load((recipe.directory / "self-distillation.1/recipe.yaml").read_text())
+    v = json.loads((recipe.directory / "v.1/result.json").read_text())
+    assert saved["control"]["alpha"] == pytest.approx(v["mean_alpha"], abs=1e-6)
+
+    arms = results["arms"]
+    assert list(arms) == ["step-0", "one-hot", "v", "self-distillation"]
+    assert [run["seed"] for run in arms["v"]["runs"]] == [0, 1]
+    assert arms["v"]["answer_nll"] == pytest.approx(sum(run["answer_nll"] for run in arms["v"]["runs"]) / 2)
+    assert arms["v"]["answer_nll_low"] <= arms["v"]["answer_nll"] <= arms["v"]["answer_nll_high"]
+    differences = results["differences"]["nll"]
+    assert {a: set(others) for a, others in differences.items()} == {a: set(arms) - {a} for a in arms}
+    assert differences["v"]["one-hot"]["mean"] == pytest.approx(arms["v"]["answer_nll"] - arms["one-hot"]["answer_nll"])
+    assert differences["v"]["one-hot"]["mean"] == pytest.approx(-differences["one-hot"]["v"]["mean"])
+    matched = results["matched"]
+    assert set(matched) == {"seconds", "tokens"}
+    assert matched["tokens"]["at"] == min(run["tokens"] for arm in arms.values() for run in arm.get("runs", []))
+    assert matched["tokens"]["nll"]["arms"]["v"] == pytest.approx(arms["v"]["answer_nll"], abs=0.05)
+
+    assert [column.header for column in table(results, recipe).columns][:2] == ["arm", "answer NLL [95 %]"]
+    told = "\n".join(remarks(results, recipe))
+    assert "v minus self-distillation" in told
+    assert "paired over problems and 2 seeds" in told
+    assert "tokens, v minus one-hot" in told
+    assert draw_curves(recipe, results).stat().st_size > 1000
+
+
+def _with_points(root, tokenizer, points):
+    return tiny_recipe(root, tokenizer).evaluation.model_dump() | {"points": points}
+
+
+def test_a_curve_is_read_off_between_its_evaluations():
+    curve = [{"tokens": t, "cases": [{"nll": n}, {"nll": 2 * n}]} for t, n in ((0, 4.0), (100, 2.0), (300, 1.0))]
+    assert compare._read_off(curve, "tokens", 50, "cases", "nll") == [3.0, 6.0]
+    assert compare._read_off(curve, "tokens", 200, "cases", "nll") == [1.5, 3.0]
+    assert compare._read_off(curve, "tokens", 300, "cases", "nll") == [1.0, 2.0]
+
+
+def test_a_paused_run_says_how_to_go_on(tmp_path, tokenizer, capsys):
+    save_recipe(tiny_recipe(tmp_path, tokenizer), tmp_path / "recipe.yaml")
+    assert main(["run", str(tmp_path / "recipe.yaml"), "--until", "0.4"]) == 75
+    assert "paused at 40% of the budget" in capsys.readouterr().err
+    assert main(["run", str(tmp_path / "recipe.yaml"), "--resume"]) == 0
+    for option in (["--until", "0"], ["--until", "2"]):
+        with pytest.raises(SystemExit):
+            main(["run", "recipe.yaml", *option])
+        assert "is no share" in capsys.readouterr().err
+
+
+def test_unknown_arms_are_named(tmp_path, tokenizer):
+    with pytest.raises(UserError, match="unknown arm two-hot: choose from v, one-hot"):
+        compare.compare(tiny_recipe(tmp_path, tokenizer), ["two-hot"])
+
+
+def test_an_interval_over_seeds_and_cases_counts_both():
+    torch.manual_seed(0)
+    cases, seeds = torch.randn(200), torch.randn(8, 1)
+    narrow = bootstrap_interval((0.1 * cases).tolist())
+    assert narrow == bootstrap_interval([(0.1 * cases).tolist()])  # a single seed adds nothing
+    low, high = bootstrap_interval((seeds + 0.1 * cases).tolist())
+    assert high - low > 0.5 * float(seeds.std()) > 5 * (narrow[1] - narrow[0]) / 4
+    difference = paired_difference([[1.0, 2.0], [3.0, 4.0]], [[0.0, 1.0], [2.0, 3.0]])
+    assert difference == {"mean": 1.0, "low": 1.0, "high": 1.0}
