@@ -46,3 +46,19 @@ def tokenizer():
 def pad_is_eos_tokenizer():
     """A tokenizer whose padding token is its end token, as in many released models."""
     return character_tokenizer("<eos>")
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Runs of a group in this process (a process costs seconds); yields the commands in their order."""
+    from vpretrain.cli import main
+    from vpretrain.run import group
+
+    commands = []
+
+    def call(command):
+        commands.append(list(command[3:]))
+        return main(command[3:])
+
+    monkeypatch.setattr(group, "_call", call)
+    return commands

@@ -97,6 +97,22 @@ def _pareto(options: argparse.Namespace) -> int:
     return 0
 
 
+def _probe(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides)
+    from vpretrain.probe import draw_probe, probe
+
+    _quiet()
+    results = probe(recipe, options.steps)
+    print(
+        f"{recipe.arm}: drop of the feedback loss, predicted from -<g_down, step>, against realised, {options.steps} steps"
+    )
+    for which, title in (("full", "all parameters"), ("subset", f"S = {recipe.value.subset}")):
+        print(f"{title:>20}  Pearson r {results[which]['pearson_r']:+.3f}   slope {results[which]['slope']:+.3f}")
+    picture = draw_probe(results, recipe.directory / "probe.png")
+    print(f"results: {recipe.directory / 'probe.json'}   picture: {picture or 'not drawn; pip install matplotlib'}")
+    return 0
+
+
 def _check(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.overrides)
     _quiet()
@@ -255,6 +271,15 @@ def _parser() -> argparse.ArgumentParser:
         help="settings of a point; give it once a point (default in vision: five weights of segmentation against depth)",
     )
     add_resume(command, "the points")
+    command = add(
+        "probe",
+        _probe,
+        "predict what each step does to the feedback loss, and see what it does",
+        "vpretrain probe recipes/quickstart.yaml --steps 20 arm=v",
+    )
+    command.add_argument(
+        "--steps", type=int, choices=range(3, 10_001), default=24, metavar="N", help="learner steps (default: 24)"
+    )
     add(
         "check",
         _check,

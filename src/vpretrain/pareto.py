@@ -13,6 +13,7 @@ from rich.table import Table
 from vpretrain.compare import START, paired, versions
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
+from vpretrain.plot import pyplot
 from vpretrain.recipe import room
 from vpretrain.run.group import run_group
 
@@ -95,16 +96,12 @@ def pareto_table(results: dict[str, Any], recipe: Recipe) -> Table:
 
 def draw_pareto(results: dict[str, Any], recipe: Recipe) -> Path | None:
     """The points in the plane of the two objectives, the front as a line; None without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
+    plot = pyplot()
+    if plot is None:
         return None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     objectives = room(recipe.modality, "figures").OBJECTIVES
     (x, (x_sign, x_title)), (y, (y_sign, y_title)) = objectives.items()
-    figure, panel = pyplot.subplots(figsize=(6.4, 4.8), layout="constrained")
+    figure, panel = plot.subplots(figsize=(6.4, 4.8), layout="constrained")
     for name, point in results["points"].items():
         panel.plot(point[x], point[y], {START: "s", recipe.baseline: "D"}.get(name, "o"), color="C0", markersize=7)
         panel.annotate(name, (point[x], point[y]), xytext=(6, 4), textcoords="offset points", fontsize=8)
@@ -121,7 +118,7 @@ def draw_pareto(results: dict[str, Any], recipe: Recipe) -> Path | None:
     panel.legend()
     file = recipe.directory / "pareto.png"
     figure.savefig(file, dpi=120)
-    pyplot.close(figure)
+    plot.close(figure)
     return file
 
 

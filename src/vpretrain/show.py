@@ -10,6 +10,7 @@ from rich.table import Table
 
 from vpretrain.compare import SECONDS_TOLERANCE, START, read_lines, run_name
 from vpretrain.config import Recipe
+from vpretrain.plot import pyplot
 from vpretrain.recipe import room
 
 
@@ -71,19 +72,15 @@ def draw_curves(recipe: Recipe, results: dict[str, Any]) -> Path | None:
 
     A thin line is a seed. None without matplotlib.
     """
-    try:
-        import matplotlib
-    except ImportError:
+    plot = pyplot()
+    if plot is None:
         return None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     figures, unit = room(recipe.modality, "figures"), recipe.unit
     panels = [("metrics", "seconds", key, title) for key, title in figures.CURVES.items()]
     if recipe.evaluation.points:
         key, (_, title) = next(iter(figures.OBJECTIVES.items()))
         panels += [("scores", axis, key, title) for axis in ("seconds", unit)]
-    picture, axes = pyplot.subplots(1, len(panels), figsize=(4.3 * len(panels), 3.8), layout="constrained")
+    picture, axes = plot.subplots(1, len(panels), figsize=(4.3 * len(panels), 3.8), layout="constrained")
     trained = [name for name, arm in results["arms"].items() if arm["steps"]]
     for axis, (file, x, y, title) in zip(axes, panels, strict=True):
         for index, arm in enumerate(trained):
@@ -105,7 +102,7 @@ def draw_curves(recipe: Recipe, results: dict[str, Any]) -> Path | None:
         if axis.lines:
             axis.legend(fontsize=8)
     picture.savefig(recipe.directory / "curves.png", dpi=120)
-    pyplot.close(picture)
+    plot.close(picture)
     return recipe.directory / "curves.png"
 
 

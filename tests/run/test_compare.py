@@ -13,23 +13,10 @@ from vpretrain import UserError, compare
 from vpretrain.cli import main
 from vpretrain.errors import Paused
 from vpretrain.recipe import save_recipe
-from vpretrain.run import group, run_recipe
+from vpretrain.run import run_recipe
 from vpretrain.run.checkpoint import load_checkpoint
 from vpretrain.show import draw_curves, remarks, table
 from vpretrain.statistics import bootstrap_interval, paired_difference
-
-
-@pytest.fixture
-def in_this_process(monkeypatch):
-    """Runs of a group in this process (a process costs seconds); yields the commands in their order."""
-    commands = []
-
-    def call(command):
-        commands.append(list(command[3:]))
-        return main(command[3:])
-
-    monkeypatch.setattr(group, "_call", call)
-    return commands
 
 
 def final(directory):

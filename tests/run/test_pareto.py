@@ -17,7 +17,7 @@ def test_the_front_is_what_nothing_beats():
     assert front({"a": (1.0, 1.0), "twin": (1.0, 1.0)}) == ["a", "twin"]
 
 
-def test_points_are_run_and_drawn(tmp_path, capsys):
+def test_points_are_run_and_drawn(tmp_path, capsys, in_this_process):
     save_recipe(vision_recipe(tmp_path, budget={"steps": 2}), tmp_path / "recipe.yaml")
     points = ["--point", "feedback.segmentation=4,feedback.depth=1", "--point", "feedback.segmentation=0"]
     command = ["pareto", str(tmp_path / "recipe.yaml"), *points]

@@ -74,6 +74,11 @@ def load_learner(recipe: Recipe, model: Any = None) -> tuple[LanguageLearner, Ca
     return learner, partial(export_model, model, load_tokenizer(recipe.learner.name))
 
 
+def subset_of(recipe: Recipe, learner: LanguageLearner) -> tuple[str, ...]:
+    """Names of the parameters in S. Raises UserError."""
+    return alignment_subset(learner.module, recipe.value.subset)
+
+
 def measure(recipe: Recipe, model: str) -> dict[str, Any]:
     """The figures of a model by name or directory on a recipe's evaluation. Raises UserError."""
     learner_config = recipe.learner.model_copy(update={"name": model, "lora": None})
@@ -145,7 +150,7 @@ def _construction(
         learner=learner,
         construction=construction,
         feedback=feedback,
-        subset=alignment_subset(learner.module, recipe.value.subset),
+        subset=subset_of(recipe, learner),
         engine=engine(recipe.value),
         kind=recipe.value.align,
         part={"rows": recipe.value.batch_size, "length": recipe.value.length},

@@ -105,6 +105,15 @@ def load_learner(recipe: Recipe, model: Any = None) -> tuple[VisionLearner, Call
     return learner, model.save_pretrained
 
 
+def subset_of(recipe: Recipe, learner: VisionLearner) -> tuple[str, ...]:
+    """Names of the parameters in S: with the last blocks goes the final norm. Raises UserError."""
+    subset = alignment_subset(learner.module, recipe.value.subset)
+    if recipe.value.subset.startswith("last-"):
+        norm = {id(p) for p in learner.backbone.norm.parameters()}
+        subset += tuple(name for name, p in learner.named_parameters() if id(p) in norm)
+    return subset
+
+
 def measure(recipe: Recipe, model: str) -> dict[str, Any]:
     """The figures of a model by name or directory on a recipe's evaluation. Raises UserError."""
     learner_config = recipe.learner.model_copy(update={"name": model})
@@ -138,15 +147,11 @@ def check_sizes(recipe: Recipe, patch: int) -> None:
 def _meta_update(
     recipe: Recipe, learner: VisionLearner, feedback: VisionFeedback, construction: LearnedViews
 ) -> MetaUpdate:
-    subset = alignment_subset(learner.module, recipe.value.subset)
-    if recipe.value.subset.startswith("last-"):
-        norm = {id(p) for p in learner.backbone.norm.parameters()}
-        subset += tuple(name for name, p in learner.named_parameters() if id(p) in norm)
     return MetaUpdate(
         learner=learner,
         construction=construction,
         feedback=feedback,
-        subset=subset,
+        subset=subset_of(recipe, learner),
         engine=no_value if recipe.arm == "regulariser-only" else engine(recipe.value),
         kind=recipe.value.align,
         part={"rows": recipe.value.batch_size},
