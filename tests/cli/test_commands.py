@@ -153,7 +153,7 @@ def test_compare_tables_every_figure_and_resumes(recipe, capsys, tmp_path):
     assert all(figures <= arm.keys() for arm in results["arms"].values())
     assert results["arms"]["v"]["meta_updates"] == 3
     assert results["arms"]["v"]["mean_alpha"] > 0.01
-    difference = results["v_minus_one_hot"]
+    difference = results["differences"]["nll"]["v"]["one-hot"]
     assert difference["low"] <= difference["mean"] <= difference["high"]
     expected = results["arms"]["v"]["answer_nll"] - results["arms"]["one-hot"]["answer_nll"]
     assert difference["mean"] == pytest.approx(expected)
@@ -312,7 +312,7 @@ def test_an_interrupted_comparison_saves_the_running_arm_and_goes_on(recipe, tmp
     comparison.send_signal(signal.SIGINT)
     _, error = comparison.communicate(timeout=60)
     assert comparison.returncode == 128 + 2, error
-    assert "go on with vpretrain compare ... --resume" in error
+    assert "go on with the same command and --resume" in error
     steps = len(log.read_text().splitlines())
     assert steps < 300
     assert [path.name for path in (log.parent / "checkpoints").iterdir()] == [f"step-{steps:08d}"]
