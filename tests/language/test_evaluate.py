@@ -6,11 +6,11 @@ import pytest
 import torch
 from models import tiny_model
 from torch.nn import functional as F
-from worlds import recipe_data
+from worlds import recipe_data, tiny_recipe
 
-from vpretrain.language.assemble import load_evaluation
-from vpretrain.language.evaluate import final_answer, is_correct
+from vpretrain.language.assemble import assemble, load_evaluation
 from vpretrain.language.learner import LanguageLearner
+from vpretrain.language.solve import final_answer, is_correct, pass_at_k
 from vpretrain.recipe import parse_recipe
 from vpretrain.statistics import bootstrap_interval, paired_difference
 
@@ -84,3 +84,31 @@ def test_intervals_over_problems():
     noise = torch.randn(400).mul(10).tolist()
     difference = paired_difference([[a + b for a, b in zip(values, noise, strict=True)]], [noise])
     assert difference["low"] == pytest.approx(low, abs=1e-4)
+
+
+def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_answer():
+    import itertools
+
+    correct, samples = [0, 1, 3, 4], 4
+    ours = pass_at_k(correct, samples)
+    assert list(ours) == ["1", "2", "4"]
+    for k, value in ours.items():
+        shares = []
+        for c in correct:
+            draws = list(itertools.combinations([True] * c + [False] * (samples - c), int(k)))
+            shares.append(sum(map(any, draws)) / len(draws))
+        assert value == pytest.approx(sum(shares) / len(shares))
+    assert list(pass_at_k([3], 5)) == ["1", "2", "4"]
+
+
+def test_sampled_solutions_are_the_same_twice_and_leave_the_random_numbers_alone(tmp_path, tokenizer):
+    recipe = tiny_recipe(tmp_path, tokenizer)
+    config = recipe.evaluation.model_dump() | {"samples": 3, "pass_at_1_problems": 2, "max_new_tokens": 6}
+    parts = assemble(tiny_recipe(tmp_path, tokenizer, evaluation=config))
+    state = torch.get_rng_state()
+    result = parts.evaluate()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert set(result["pass_at_k"]) == {"1", "2"}
+    assert [("correct_samples" in problem) for problem in result["problems"]] == [True] * 2 + [False] * 4
+    torch.manual_seed(5)
+    assert parts.evaluate() == result

@@ -161,6 +161,8 @@ class EvaluationConfig(config.EvaluationConfig):
     retention: list[SourceConfig] = Field(default_factory=list, description="Text unrelated to the feedback.")
     problems: int = Field(64, ge=2, description="Problems a source for the answer NLL.")
     pass_at_1_problems: int = Field(0, ge=0, description="Of these, how many are solved by greedy decoding; 0: none.")
+    samples: int = Field(0, ge=0, description="Solutions drawn for each of these, for Pass@k with k up to it; 0: none.")
+    temperature: float = Field(0.8, gt=0, description="Of these draws.")
     max_new_tokens: int = Field(192, ge=1, description="Length of a solution at most.")
     retention_tokens: int = Field(8192, ge=64, description="Tokens of retention text a source.")
     length: int = Field(512, ge=8, description="Longer examples are cut to this many tokens.")

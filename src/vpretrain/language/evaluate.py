@@ -1,11 +1,10 @@
-"""Evaluation of a causal LM: answer NLL and Pass@1 on held-out problems, NLL on unrelated text.
+"""Evaluation of a causal LM: answer NLL, Pass@1 and Pass@k on held-out problems, NLL on unrelated text.
 
 Shapes: B rows, T tokens, N targets.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from statistics import mean
 from typing import Any
@@ -18,12 +17,12 @@ from vpretrain.language.config import EvaluationConfig
 from vpretrain.language.encode import collate, encode
 from vpretrain.language.learner import LanguageLearner, one_hot
 from vpretrain.language.loss import soft_cross_entropy
+from vpretrain.language.solve import is_correct, pass_at_k, reference, sampling_seed, solve
 from vpretrain.language.source import Example
 from vpretrain.run.progress import steady
 from vpretrain.statistics import bootstrap_interval
 
 _DECODING = 10
-_NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?"
 
 
 class Evaluation:
@@ -49,9 +48,10 @@ class Evaluation:
         learner.module.eval()
         nll: list[float] = []
         solved: list[bool] = []
+        correct: list[int] = []  # of the sampled solutions
         retention: list[Tensor] = []
         # A decoded problem costs about as much as this many that are only read.
-        work = len(self.problems) + len(self.retention) + _DECODING * len(asked)
+        work = len(self.problems) + len(self.retention) + _DECODING * len(asked) * (1 + self.config.samples)
         try:
             with torch.no_grad(), steady("       evaluation", work) as done:
                 for chunk in _chunks(self.problems, size):
@@ -62,8 +62,13 @@ class Evaluation:
                     retention.append(token_nll(learner, batch.to(learner.device)).double().cpu())
                     done(len(nll) + len(retention))
                 for chunk in _chunks(asked, size):
-                    solved += self._solve(learner, chunk)
+                    solved += [bool(count) for count in self._solve(learner, chunk)]
                     done(len(nll) + len(retention) + _DECODING * len(solved))
+                with sampling_seed():
+                    for chunk in _chunks(asked, 1) if self.config.samples else ():
+                        correct += self._solve(learner, chunk, self.config.samples)
+                        tried = len(solved) + self.config.samples * len(correct)
+                        done(len(nll) + len(retention) + _DECODING * tried)
         finally:
             learner.module.train(training)
         low, high = bootstrap_interval(nll)
@@ -73,6 +78,7 @@ class Evaluation:
             "answer_nll_low": low,
             "answer_nll_high": high,
             "pass_at_1": mean(solved) if solved else None,
+            **({"pass_at_k": pass_at_k(correct, self.config.samples)} if correct else {}),
             "retention_nll": float(torch.cat(retention).mean()) if retention else None,
         }
         if len(domains) > 1:
@@ -85,34 +91,21 @@ class Evaluation:
         result["problems"] = [
             {"key": example.key, "domain": example.domain, "nll": value}
             | ({"solved": solved[i]} if i < len(solved) else {})
+            | ({"correct_samples": correct[i]} if i < len(correct) else {})
             for i, (example, value) in enumerate(zip(self.problems, nll, strict=True))
         ]
         return result
 
-    def _solve(self, learner: LanguageLearner, examples: Sequence[Example]) -> list[bool]:
-        """Greedy decoding; an answer counts if its final value equals the reference's."""
-        prompts = [self.tokenizer(example.prompt, add_special_tokens=False)["input_ids"] for example in examples]
-        if prefix := self.tokenizer("")["input_ids"]:
-            prompts = [prefix + ids for ids in prompts]
-        length = max(map(len, prompts))
-        ids_BT = torch.zeros(len(prompts), length, dtype=torch.long)
-        mask_BT = torch.zeros_like(ids_BT)
-        for row, ids in enumerate(prompts):
-            ids_BT[row, length - len(ids) :] = torch.tensor(ids)
-            mask_BT[row, length - len(ids) :] = 1
-        generated = learner.model.generate(
-            input_ids=ids_BT.to(learner.device),
-            attention_mask=mask_BT.to(learner.device),
-            max_new_tokens=self.config.max_new_tokens,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            eos_token_id=self.tokenizer.eos_token_id,
-            pad_token_id=self.tokenizer.eos_token_id,
-        )[:, length:]
-        texts = self.tokenizer.batch_decode(generated, skip_special_tokens=True)
-        return [is_correct(text, reference(example)) for text, example in zip(texts, examples, strict=True)]
+    def _solve(self, learner: LanguageLearner, examples: Sequence[Example], samples: int = 0) -> list[int]:
+        """Correct solutions of each problem: of `samples` drawn ones, or of the greedy one."""
+        config, tokenizer = self.config, self.tokenizer
+        solutions = solve(
+            learner, tokenizer, examples, config.max_new_tokens, samples=samples, temperature=config.temperature
+        )
+        return [
+            sum(is_correct(text, reference(example)) for text in texts)
+            for texts, example in zip(solutions, examples, strict=True)
+        ]
 
 
 def token_nll(learner: LanguageLearner, batch: TokenBatch) -> Tensor:
@@ -133,39 +126,3 @@ def row_nll(learner: LanguageLearner, batch: TokenBatch) -> Tensor:
 
 def _chunks(examples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:
     return (examples[i : i + size] for i in range(0, len(examples), size))
-
-
-def reference(example: Example) -> str:
-    """The true final answer of a problem: what follows #### in its solution, else its field `answer`."""
-    if "####" in example.response:
-        return final_answer(example.response)
-    return str(example.fields.get("answer", example.response))
-
-
-def final_answer(text: str) -> str:
-    """What follows the first ####, else the last number, else the last line."""
-    marked = re.search(r"####\s*(.+)", text)
-    if marked:
-        return marked[1].strip()
-    numbers = re.findall(_NUMBER, text)
-    lines = text.strip().splitlines()
-    return numbers[-1] if numbers else (lines[-1].strip() if lines else "")
-
-
-def is_correct(text: str, truth: str) -> bool:
-    """Whether the final answer in `text` equals `truth`, as numbers where both are."""
-    answer = final_answer(text)
-    ours, theirs = _value(answer), _value(truth)
-    if ours is not None and theirs is not None:
-        return abs(ours - theirs) <= 1e-6 * max(1.0, abs(theirs))
-    return answer.casefold() == truth.strip().casefold()
-
-
-def _value(text: str) -> float | None:
-    numbers = re.findall(_NUMBER, text)
-    if not numbers:
-        return None
-    numerator, _, denominator = numbers[0].replace(",", "").partition("/")
-    if denominator:
-        return float(numerator) / float(denominator) if float(denominator) else None
-    return float(numerator)

@@ -1,0 +1,107 @@
+"""Solving problems by decoding, and whether an answer is right. Shapes: B rows, T tokens."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from math import comb
+from statistics import mean
+from typing import Any
+
+import torch
+
+from vpretrain.language.learner import LanguageLearner
+from vpretrain.language.source import Example
+
+_NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?"
+
+
+def solve(
+    learner: LanguageLearner,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    max_new_tokens: int,
+    *,
+    samples: int = 0,
+    temperature: float = 1.0,
+) -> list[list[str]]:
+    """Solutions of each problem: `samples` drawn ones, or the greedy one."""
+    prompts = [tokenizer(example.prompt, add_special_tokens=False)["input_ids"] for example in examples]
+    if prefix := tokenizer("")["input_ids"]:
+        prompts = [prefix + ids for ids in prompts]
+    length = max(map(len, prompts))
+    ids_BT = torch.zeros(len(prompts), length, dtype=torch.long)
+    mask_BT = torch.zeros_like(ids_BT)
+    for row, ids in enumerate(prompts):
+        ids_BT[row, length - len(ids) :] = torch.tensor(ids)
+        mask_BT[row, length - len(ids) :] = 1
+    how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if samples:
+        how = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0, "num_return_sequences": samples}
+    generated = learner.model.generate(
+        input_ids=ids_BT.to(learner.device),
+        attention_mask=mask_BT.to(learner.device),
+        max_new_tokens=max_new_tokens,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+        **how,
+    )[:, length:]
+    texts = tokenizer.batch_decode(generated, skip_special_tokens=True)
+    each = max(1, samples)
+    return [texts[first : first + each] for first in range(0, len(texts), each)]
+
+
+@contextlib.contextmanager
+def sampling_seed() -> Iterator[None]:
+    """Draws that are the same for every model, and leave the run's own random numbers alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def pass_at_k(correct: Sequence[int], samples: int) -> dict[str, float]:
+    """Pass@k for k = 1, 2, 4 ... up to `samples`: 1 - C(n - c, k) / C(n, k), without bias (Chen et al., 2021).
+
+    Args:
+        correct: c, of each problem's solutions.
+        samples: n.
+    """
+    ks = [2**power for power in range(samples.bit_length()) if 2**power <= samples]
+    return {str(k): mean(1 - comb(samples - c, k) / comb(samples, k) for c in correct) for k in ks}
+
+
+def reference(example: Example) -> str:
+    """The true final answer of a problem: what follows #### in its solution, else its field `answer`."""
+    if "####" in example.response:
+        return final_answer(example.response)
+    return str(example.fields.get("answer", example.response))
+
+
+def final_answer(text: str) -> str:
+    """What follows the first ####, else the last number, else the last line."""
+    marked = re.search(r"####\s*(.+)", text)
+    if marked:
+        return marked[1].strip()
+    numbers = re.findall(_NUMBER, text)
+    lines = text.strip().splitlines()
+    return numbers[-1] if numbers else (lines[-1].strip() if lines else "")
+
+
+def is_correct(text: str, truth: str) -> bool:
+    """Whether the final answer in `text` equals `truth`, as numbers where both are."""
+    answer = final_answer(text)
+    ours, theirs = _value(answer), _value(truth)
+    if ours is not None and theirs is not None:
+        return abs(ours - theirs) <= 1e-6 * max(1.0, abs(theirs))
+    return answer.casefold() == truth.strip().casefold()
+
+
+def _value(text: str) -> float | None:
+    numbers = re.findall(_NUMBER, text)
+    if not numbers:
+        return None
+    numerator, _, denominator = numbers[0].replace(",", "").partition("/")
+    if denominator:
+        return float(numerator) / float(denominator) if float(denominator) else None
+    return float(numerator)
