@@ -18,10 +18,7 @@ from vpretrain.run.checkpoint import checkpoints, load_checkpoint
 @pytest.mark.parametrize("modality", ["language", "vision"])
 def test_small_steps_do_what_was_predicted(tmp_path, tokenizer, modality):
     small = {"optimizer": {"lr": 3e-5, "warmup_fraction": 0.0}, "arm": "v"}
-    if modality == "language":
-        recipe = tiny_recipe(tmp_path, tokenizer, **small)
-    else:
-        recipe = vision_recipe(tmp_path, **small)
+    recipe = tiny_recipe(tmp_path, tokenizer, **small) if modality == "language" else vision_recipe(tmp_path, **small)
     results = probe(recipe, 8)
     assert len(results["steps"]) == 8
     assert results["full"]["pearson_r"] > 0.98
