@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help install quickstart quickstart-vision check test test-slow doctor clean
+.PHONY: help install quickstart quickstart-vision bench-steering check test test-slow doctor clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,9 +17,9 @@ quickstart-vision: .venv/.installed-vision ## the same for a vision transformer,
 	$(BIN)/vpretrain compare recipes/quickstart-vision.yaml --arms fixed,v --overwrite
 
 check: .venv/.installed-dev ## lint, format, spelling, types
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
-	$(BIN)/codespell src tests docs recipes README.md
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/codespell src tests benchmarks docs recipes README.md
 	$(BIN)/mypy
 
 test: .venv/.installed-dev ## the whole suite
@@ -27,6 +27,9 @@ test: .venv/.installed-dev ## the whole suite
 
 test-slow: .venv/.installed-dev ## what needs the real pretrained learner
 	$(BIN)/python -m pytest -m slow
+
+bench-steering: .venv/.installed-quickstart ## does it steer? hours; ARGS=--quick takes six minutes
+	$(BIN)/python -m benchmarks.steering $(ARGS)
 
 doctor: .venv/.installed-quickstart ## compare the value engines on the quickstart's learner
 	$(BIN)/vpretrain doctor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -37,9 +37,14 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path} must hold fields such as `learner:` and `stream:`, not {type(data).__name__}")
-    for override in overrides or []:
+    return parse_recipe(with_overrides(data, overrides or []), origin=str(path))
+
+
+def with_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Plain data of a recipe after `field=value` overrides, which are applied in place. Raises UserError."""
+    for override in overrides:
         _apply(data, override)
-    return parse_recipe(data, origin=str(path))
+    return data
 
 
 def parse_recipe(data: dict[str, Any], origin: str = "recipe") -> Recipe:

@@ -1,0 +1,177 @@
+"""`make bench-steering`: every condition, arm and seed; resumable. Prints tables and writes results.json beside this file.
+
+Anything but the full benchmark (--quick, other conditions, arms, seeds, settings, --validation) is written below runs/ instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.steering.data import MANUAL_TEXTS, problems, stream_of
+from benchmarks.steering.learner import LENGTH, pretrained
+from vpretrain.compare import START, compare, read_lines, run_name, versions
+from vpretrain.config import Recipe
+from vpretrain.probe import probe
+from vpretrain.recipe import parse_recipe, with_overrides
+from vpretrain.show import draw_curves, remarks, table
+from vpretrain.statistics import bootstrap_interval
+
+CONDITIONS = ("clean", "off-topic", "noisy", "format-shift")
+ARMS = (
+    "one-hot", "uniform", "self-distillation", "random-feedback", "closed-form", "mixed-in", "selection", "token-weights",
+    "v", "v-dot", "v-cosine", "v-adamw",
+)  # fmt: skip
+SEEDS, MINUTES, PROBE_STEPS = 10, 0.5, 24
+_ROOT = Path("runs/steering")
+_HERE = Path(__file__).parent
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark, or a part of it."""
+    options = _parser().parse_args(arguments)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    learner = pretrained(_ROOT, steps=100 if options.quick else 600)
+    full = not (options.quick or options.settings or options.validation)
+    full = full and (options.conditions, options.arms, options.seeds) == (",".join(CONDITIONS), ",".join(ARMS), SEEDS)
+    arms = ["one-hot", "v"] if options.quick else options.arms.split(",")
+    seeds = list(range(1 if options.quick else options.seeds))
+    conditions = {}
+    for condition in options.conditions.split(","):
+        recipe = recipe_of(condition, learner, options)
+        results = compare(recipe, arms, seeds=seeds, resume=(recipe.directory / "recipe.yaml").exists())
+        console.print(table(results, recipe))
+        for line in remarks(results, recipe):
+            console.print(line, highlight=False)
+        draw_curves(recipe, results)
+        probed = recipe.model_copy(update={"arm": "v", "name": f"{recipe.name}-probe"})
+        conditions[condition] = summary(recipe, results) | {"probe": _probed(probed)}
+    report = {
+        "conditions": conditions,
+        "command": "make bench-steering" + (f' ARGS="{" ".join(sys.argv[1:])}"' if len(sys.argv) > 1 else ""),
+        "minutes_a_run": 0.1 if options.quick else options.minutes,
+        "versions": versions(),
+    }
+    file = _HERE / "results.json" if full else _ROOT / f"results-{_variant(options)}.json"
+    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    console.print(f"results: {file}")
+
+
+def recipe_of(condition: str, learner: Path, options: argparse.Namespace) -> Recipe:
+    """The recipe that all arms of a condition share."""
+    role = "validation" if options.validation else "test"
+    data: dict[str, Any] = {
+        "name": f"{condition}-{_variant(options)}",
+        "output": str(_ROOT),
+        "learner": {"name": str(learner)},
+        "optimizer": {"lr": 5e-4, "warmup_fraction": 0.05},
+        "stream": {"length": LENGTH, "batch_size": 8, "sources": stream_of(condition, _ROOT / "data")},
+        "feedback": {"sources": [problems("feedback", 2, 1024)], "length": LENGTH, "batch_size": 8},
+        "designer": {"hidden_size": 64, "layers": 2, "heads": 2, "top_k": 32, "lr": 2e-3},
+        "value": {"every_steps": 4, "batch_size": 4, "length": LENGTH},
+        "budget": {"minutes": 0.1 if options.quick else options.minutes},
+        "evaluation": {
+            "sources": [problems(role, 3, 64)],
+            "retention": [{"builtin": "python-manual", "skip": MANUAL_TEXTS}],
+            "problems": 64,
+            "retention_tokens": 8192,
+            "length": 2 * LENGTH,
+            "batch_size": 16,
+            "points": 2 if options.quick else 6,
+        },
+        "checkpoint": {"every_minutes": None},
+    }
+    return parse_recipe(with_overrides(data, options.settings))
+
+
+def summary(recipe: Recipe, results: dict[str, Any]) -> dict[str, Any]:
+    """A condition's figures, with 95 % intervals over seeds and problems (retention: over seeds)."""
+    arms: dict[str, Any] = {}
+    differences = results["differences"]["nll"]
+    goals = {run["seed"]: run["answer_nll"] for run in _runs(results, "one-hot")}
+    for arm, figures in results["arms"].items():
+        retention = [run["retention_nll"] for run in _runs(results, arm)]
+        low, high = bootstrap_interval([[value] for value in retention])
+        arms[arm] = {
+            "target_nll": {key: figures[f"answer_nll{end}"] for key, end in _ENDS.items()},
+            "retention_nll": {"mean": mean(retention), "low": low, "high": high},
+            "steps": figures["steps"],
+            "seconds": figures["seconds"],
+        }
+        if arm != "one-hot":
+            arms[arm]["minus_one_hot"] = differences[arm]["one-hot"]
+        if arm != START:
+            arms[arm]["seconds_to_one_hot"] = _time_to(recipe, results, arm, goals)
+            arms[arm] |= {key: figures[key] for key in figures if key.startswith("mean_")}
+    matched = results["matched"]["tokens"]
+    v = differences.get("v", {})
+    return {
+        "seeds": len(results["seeds"]),
+        "arms": arms,
+        "v_minus": {arm: difference for arm, difference in v.items() if arm != START},
+        "after_equal_tokens": {"tokens": matched["at"], "v_minus": matched["nll"]["differences"].get("v", {})},
+    }
+
+
+_ENDS = {"mean": "", "low": "_low", "high": "_high"}
+
+
+def _runs(results: dict[str, Any], arm: str) -> list[dict[str, Any]]:
+    figures = results["arms"][arm]
+    return figures.get("runs", [figures])
+
+
+def _time_to(recipe: Recipe, results: dict[str, Any], arm: str, goals: dict[int, float]) -> dict[str, Any]:
+    """Training seconds until an arm was as good as one-hot at its end with the same seed, linear between evaluations."""
+    seconds = []
+    for run in _runs(results, arm):
+        lines = read_lines(recipe.directory / run_name(arm, run["seed"], results["seeds"]) / "scores.jsonl")
+        curve = [(0.0, results["arms"][START]["answer_nll"])]
+        curve += [(line["seconds"], line["answer_nll"]) for line in [*lines, run]]
+        goal = goals[run["seed"]]
+        for (before, high), (after, low) in itertools.pairwise(curve):
+            if low <= goal:
+                seconds.append(before + (after - before) * (high - goal) / (high - low) if high > goal else before)
+                break
+    return {"mean": mean(seconds) if seconds else None, "reached": len(seconds), "of": len(goals)}
+
+
+def _probed(recipe: Recipe) -> dict[str, float]:
+    file = recipe.directory / "probe.json"
+    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else probe(recipe, PROBE_STEPS)
+    return {
+        "pearson": found["full"]["pearson_r"],
+        "slope": found["full"]["slope"],
+        "pearson_subset": found["subset"]["pearson_r"],
+    }
+
+
+def _variant(options: argparse.Namespace) -> str:
+    words = ["quick" if options.quick else f"{options.minutes:g}min", *(["validation"] if options.validation else [])]
+    return "-".join([*words, *(setting.replace("=", "-") for setting in options.settings)])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="make bench-steering ARGS=...", description=__doc__)
+    parser.add_argument("settings", metavar="field=value", nargs="*", help="settings to change in every recipe")
+    parser.add_argument("--quick", action="store_true", help="one-hot and v, one seed, six seconds a run")
+    parser.add_argument("--conditions", default=",".join(CONDITIONS), help="default: %(default)s")
+    parser.add_argument("--arms", default=",".join(ARMS), help="default: %(default)s")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="training time of a run (default: %(default)s)")
+    parser.add_argument(
+        "--validation", action="store_true", help="evaluate on validation templates: for every choice of settings"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The benchmark's learner: a small Llama with a tokenizer of its own, pretrained by vpretrain's one-hot arm, once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from benchmarks.steering.data import mixture, other_texts, problems
+from vpretrain.language.config import SourceConfig
+from vpretrain.language.source import IndexedSource, open_source
+from vpretrain.recipe import parse_recipe
+from vpretrain.run import run_recipe
+
+LENGTH = 192
+STEPS = 600
+_VOCABULARY, _SAMPLE = 2048, 1500
+
+
+def pretrained(root: Path, *, steps: int = STEPS) -> Path:
+    """The directory of the learner, made if it is not there yet (about two minutes)."""
+    directory = root / f"pretraining-{steps}"
+    if not (directory / "result.json").exists():
+        start = root / "start"
+        tokenizer = _tokenizer()
+        torch.manual_seed(0)
+        _model(len(tokenizer), tokenizer.eos_token_id).save_pretrained(start)
+        tokenizer.save_pretrained(start)
+        run_recipe(parse_recipe(_recipe(root, start, directory.name, steps)), overwrite=True)
+    return directory / "model"
+
+
+def _sources() -> list[dict[str, Any]]:
+    """General text, and a few grade-school problems of templates that nothing else uses."""
+    return [problems("pretraining", 9, 4000) | {"weight": 0.1}, *mixture(other_texts(), 0.9)]
+
+
+def _recipe(root: Path, start: Path, name: str, steps: int) -> dict[str, Any]:
+    return {
+        "name": name,
+        "output": str(root),
+        "arm": "one-hot",
+        "learner": {"name": str(start)},
+        "optimizer": {"lr": 2e-3, "schedule": "cosine", "warmup_fraction": 0.05, "weight_decay": 0.1},
+        "stream": {"length": LENGTH, "batch_size": 16, "sources": _sources()},
+        "feedback": {"sources": [problems("feedback", 2, 64)], "length": LENGTH},
+        "budget": {"steps": steps},
+        "evaluation": {"sources": [problems("validation", 3, 64)], "problems": 32, "length": 2 * LENGTH},
+        "checkpoint": {"every_minutes": None},
+    }
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    texts = []
+    for data in _sources():
+        source = open_source(SourceConfig.model_validate(data))
+        assert isinstance(source, IndexedSource)
+        texts += [source[i].prompt + source[i].response for i in range(min(len(source), _SAMPLE))]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=_VOCABULARY,
+        special_tokens=["<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>")
+
+
+def _model(vocabulary: int, end: int) -> LlamaForCausalLM:
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=192,
+            intermediate_size=512,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=end,
+        )
+    )
