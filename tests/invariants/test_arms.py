@@ -71,13 +71,33 @@ def test_lora_arms_share_dropout_and_batches(tmp_path, tokenizer):
         assert all(torch.equal(a.ids_BT, b.ids_BT) for a, b in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("arm", ["uniform", "self-distillation", "random-feedback", "closed-form", "v"])
+@pytest.mark.parametrize(
+    "arm", ["uniform", "self-distillation", "random-feedback", "closed-form", "v", "v-dot", "v-cosine", "v-adamw"]
+)
 def test_every_arm_sees_the_batches_of_one_hot_and_learns_something_else(tmp_path, tokenizer, arm):
     one_hot, seen_one_hot, _ = trajectory(tiny_recipe(tmp_path, tokenizer, arm="one-hot"))
     other, seen, _ = trajectory(tiny_recipe(tmp_path, tokenizer, arm=arm))
     for ours, theirs in zip(seen, seen_one_hot, strict=True):
         assert all(torch.equal(a.ids_BT, b.ids_BT) for a, b in zip(ours, theirs, strict=True))
     assert any(not torch.equal(one_hot[name], other[name]) for name in one_hot)
+
+
+@pytest.mark.parametrize(
+    ("arm", "align", "metric"),
+    [("v-dot", "dot", "identity"), ("v-cosine", "cosine", "identity"), ("v-adamw", "cosine", "adamw")],
+)
+def test_an_arm_that_names_its_value_is_v_with_these_settings_whatever_the_recipe_says(
+    tmp_path, tokenizer, arm, align, metric
+):
+    others = {"align": "cosine" if align == "dot" else "dot", "metric": "adamw" if metric == "identity" else "identity"}
+    every = {"every_steps": 2, "batch_size": 2, "length": 48}
+    named, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, arm=arm, value=every | others))
+    v, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, value=every | {"align": align, "metric": metric}))
+    assert_bit_equal(named, v)
+    for setting, other in others.items():
+        same = {"align": align, "metric": metric} | {setting: other}
+        different, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, value=every | same))
+        assert any(not torch.equal(named[name], different[name]) for name in named), setting
 
 
 def test_firewall_poisoned_feedback_with_a_frozen_designer_changes_nothing(tmp_path, tokenizer):

@@ -126,7 +126,7 @@ def export_model(model: Any, tokenizer: Any, directory: Path) -> None:
 def _construction(
     recipe: Recipe, learner: LanguageLearner, feedback: LanguageFeedback
 ) -> tuple[Construction, MetaUpdate | None, TopKDesigner | None]:
-    k, alpha = recipe.designer.top_k, recipe.control.alpha
+    k, alpha, value = recipe.designer.top_k, recipe.control.alpha, recipe.effective_value
     designer: TopKDesigner | None = None
     construction: Construction
     match recipe.arm:
@@ -138,18 +138,18 @@ def _construction(
             return Smoothing(alpha, k, "self"), None, None
         case "closed-form":
             construction = ClosedFormTilt(alpha, k, recipe.control.temperature, lambda batch: meta.along(batch))
-        case "v" | "random-feedback":
+        case "v" | "v-dot" | "v-cosine" | "v-adamw" | "random-feedback":
             designer = _designer(recipe, learner)
             construction = LearnedTargets(designer, recipe.designer.tether)
     meta = MetaUpdate(
         learner=learner,
         construction=construction,
         feedback=feedback,
-        subset=alignment_subset(learner.module, recipe.value.subset),
-        engine=engine(recipe.value),
-        kind=recipe.value.align,
-        part={"rows": recipe.value.batch_size, "length": recipe.value.length},
-        matched=recipe.value.domains == "matched",
+        subset=alignment_subset(learner.module, value.subset),
+        engine=engine(value),
+        kind=value.align,
+        part={"rows": value.batch_size, "length": value.length},
+        matched=value.domains == "matched",
         lr=recipe.designer.lr,
         clip_norm=recipe.designer.clip_norm,
         random_seed=recipe.seed if recipe.arm == "random-feedback" else None,

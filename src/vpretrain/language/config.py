@@ -10,7 +10,16 @@ from pydantic import Field, model_validator
 from vpretrain import config
 from vpretrain.config import Fraction, Strict
 
-Arm = Literal["v", "one-hot", "uniform", "self-distillation", "random-feedback", "closed-form"]
+Arm = Literal[
+    "v", "v-dot", "v-cosine", "v-adamw", "one-hot", "uniform", "self-distillation", "random-feedback", "closed-form",
+]  # fmt: skip
+# Arms that differ from v in how V is measured only: these settings take the place of the recipe's.
+VALUE_OF: dict[str, dict[str, Any]] = {
+    "v-dot": {"align": "dot", "metric": "identity"},
+    "v-cosine": {"align": "cosine", "metric": "identity"},
+    "v-adamw": {"align": "cosine", "metric": "adamw"},
+}
+DESIGNED = {"v", "random-feedback", *VALUE_OF}  # arms with a designer
 
 
 class LoraConfig(Strict):
@@ -183,3 +192,8 @@ class Recipe(config.Recipe):
     value: ValueConfig = ValueConfig()
     control: ControlConfig = ControlConfig()
     evaluation: EvaluationConfig
+
+    @property
+    def effective_value(self) -> ValueConfig:
+        """The value section as the arm has it, see `VALUE_OF`."""
+        return self.value.model_copy(update=VALUE_OF.get(self.arm, {}))
