@@ -27,6 +27,7 @@ class MetaUpdate:
         subset: names of the parameters in S, see `alignment_subset`.
         engine: one of `vpretrain.value.ENGINES`.
         kind: Align, `dot` or `cosine`.
+        penalty: c of a dot's norm penalty, see `Align`.
         part: how much of the learner's batch a domain's g_pre is computed on, as `Batch.restrict` takes it.
         matched: align each domain with stream rows of the same domain.
         random_seed: if given, g_down is replaced by Gaussian noise of the same norm: the random-feedback control.
@@ -45,11 +46,12 @@ class MetaUpdate:
         matched: bool,
         lr: float,
         clip_norm: float,
+        penalty: float = 0.0,
         random_seed: int | None = None,
     ) -> None:
         self.learner, self.construction, self.feedback = learner, construction, feedback
         self.subset = tuple(subset)
-        self.engine, self.kind = engine, kind
+        self.engine, self.kind, self.penalty = engine, kind, penalty
         self.part, self.matched = part, matched
         self.clip_norm, self.random_seed = clip_norm, random_seed
         self.phi = list(construction.parameters())
@@ -84,7 +86,7 @@ class MetaUpdate:
         self, batches: Sequence[Any], metric: Parameters | None = None
     ) -> tuple[list[tuple[float, Valued]], float]:
         """The (domain weight, value) pairs on these batches, and |g_down|. Call in the learner's meta mode."""
-        align = Align(self.kind, metric)
+        align = Align(self.kind, metric, self.penalty)
         pairs, g_down_norm = self.pairs(batches)
         at = self.at()
         return [

@@ -192,6 +192,7 @@ def test_evaluate_and_export(recipe, capsys, tmp_path):
         ({"designer": {"alpha_maks": 0.5}}, "unknown key 'designer.alpha_maks': did you mean 'alpha_max'?"),
         ({"stream": {"lenght": 9}}, "did you mean 'length'?"),
         ({"value": {"every_steps": 0}}, "'value.every_steps': Input should be greater than or equal to 1"),
+        ({"value": {"align": "cosine", "penalty": 0.5}}, "penalty belongs to align=dot"),
         ({"arm": "two-hot"}, "'arm': Input should be 'v', 'one-hot'"),
         ({"budget": {"steps": None}}, "give budget.minutes or budget.steps"),
         ({"designer": {"alpha_start": 0.7}}, "alpha_start must lie between 0 and alpha_max"),

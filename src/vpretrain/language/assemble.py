@@ -148,6 +148,7 @@ def _construction(
         subset=alignment_subset(learner.module, value.subset),
         engine=engine(value),
         kind=value.align,
+        penalty=value.penalty,
         part={"rows": value.batch_size, "length": value.length},
         matched=value.domains == "matched",
         lr=recipe.designer.lr,
