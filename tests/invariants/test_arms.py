@@ -72,8 +72,12 @@ def test_lora_arms_share_dropout_and_batches(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize(
-    "arm", ["uniform", "self-distillation", "random-feedback", "closed-form", "v", "v-dot", "v-cosine", "v-adamw"]
-)
+    "arm",
+    [
+        "uniform", "self-distillation", "random-feedback", "closed-form", "v", "v-dot", "v-cosine", "v-adamw",
+        "selection", "token-weights",
+    ],
+)  # fmt: skip
 def test_every_arm_sees_the_batches_of_one_hot_and_learns_something_else(tmp_path, tokenizer, arm):
     one_hot, seen_one_hot, _ = trajectory(tiny_recipe(tmp_path, tokenizer, arm="one-hot"))
     other, seen, _ = trajectory(tiny_recipe(tmp_path, tokenizer, arm=arm))
@@ -144,7 +148,7 @@ def test_firewall_no_problem_of_feedback_or_evaluation_enters_a_learner_batch(tm
     assert parts.stream.held_back_count > 0
 
 
-@pytest.mark.parametrize("arm", ["v", "closed-form"])
+@pytest.mark.parametrize("arm", ["v", "closed-form", "selection", "token-weights"])
 def test_a_meta_update_leaves_no_trace_on_the_learner(tmp_path, tokenizer, arm):
     recipe = tiny_recipe(tmp_path, tokenizer, "gpt2", arm=arm)
     parts = assemble(recipe)
@@ -179,7 +183,7 @@ def test_constructed_targets_carry_a_graph_in_a_meta_step_and_none_for_the_learn
     assert not any(value.requires_grad for value in detached.side.values())
 
 
-@pytest.mark.parametrize("arm", ["v", "closed-form", "self-distillation"])
+@pytest.mark.parametrize("arm", ["v", "closed-form", "self-distillation", "selection", "token-weights"])
 def test_the_loop_hands_the_learner_tasks_without_a_graph(tmp_path, tokenizer, monkeypatch, arm):
     tasks = []
     loss = LanguageLearner.loss

@@ -12,7 +12,7 @@ import torch
 
 from vpretrain.errors import UserError
 from vpretrain.language.config import Recipe
-from vpretrain.language.construction import ClosedFormTilt, LearnedTargets, OneHot, Smoothing
+from vpretrain.language.construction import ClosedFormTilt, LearnedTargets, OneHot, Selection, Smoothing, TokenWeights
 from vpretrain.language.designer import TopKDesigner
 from vpretrain.language.evaluate import Evaluation
 from vpretrain.language.feedback import LanguageFeedback, check_roles, problems
@@ -110,6 +110,8 @@ def check_sizes(recipe: Recipe, config: Any) -> None:
         raise UserError(
             f"designer.top_k={recipe.designer.top_k} is above the vocabulary of {config.vocab_size}: use at most that"
         )
+    if recipe.arm == "selection" and recipe.stream.batch_size == 1:
+        raise UserError("arm=selection chooses among the rows of a micro-batch: stream.batch_size=1 leaves no choice")
 
 
 def export_model(model: Any, tokenizer: Any, directory: Path) -> None:
@@ -138,6 +140,10 @@ def _construction(
             return Smoothing(alpha, k, "self"), None, None
         case "closed-form":
             construction = ClosedFormTilt(alpha, k, recipe.control.temperature, lambda batch: meta.along(batch))
+        case "selection":
+            construction = Selection(recipe.control.keep, lambda batch: meta.along(batch))
+        case "token-weights":
+            construction = TokenWeights(lambda batch: meta.along(batch))
         case "v" | "v-dot" | "v-cosine" | "v-adamw" | "random-feedback":
             designer = _designer(recipe, learner)
             construction = LearnedTargets(designer, recipe.designer.tether)
