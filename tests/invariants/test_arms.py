@@ -106,6 +106,15 @@ def test_an_arm_that_names_its_value_is_v_with_these_settings_whatever_the_recip
         assert any(not torch.equal(named[name], different[name]) for name in named), setting
 
 
+def test_v_dot_is_the_plain_dot_product_beside_a_penalised_v(tmp_path, tokenizer):
+    value = {"every_steps": 2, "batch_size": 2, "length": 48, "align": "dot"}
+    plain, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, value=value))
+    v_dot, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, arm="v-dot", value=value | {"penalty": 0.5}))
+    penalised, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, value=value | {"penalty": 0.5}))
+    assert_bit_equal(plain, v_dot)
+    assert any(not torch.equal(plain[name], penalised[name]) for name in plain)
+
+
 def test_firewall_poisoned_feedback_with_a_frozen_designer_changes_nothing(tmp_path, tokenizer):
     frozen = {"lr": 1e-30}  # too small to change an fp32 weight
     clean, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, designer=frozen))
