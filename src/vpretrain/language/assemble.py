@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from vpretrain.errors import UserError
-from vpretrain.language.config import Recipe
+from vpretrain.language.config import Recipe, SourceConfig
 from vpretrain.language.construction import ClosedFormTilt, LearnedTargets, OneHot, Selection, Smoothing, TokenWeights
 from vpretrain.language.designer import TopKDesigner
 from vpretrain.language.evaluate import Evaluation
@@ -44,7 +44,8 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
     evaluation_keys = frozenset(example.key for example in evaluation.problems)
     check_roles(feedback.keys, evaluation_keys)
     held_back = feedback.keys | evaluation_keys
-    stream = LanguageStream(recipe.stream, tokenizer, seed=recipe.seed, held_back=held_back)
+    mixed_in = _mixed_in(recipe) if recipe.arm == "mixed-in" else ()
+    stream = LanguageStream(recipe.stream, tokenizer, seed=recipe.seed, held_back=held_back, mixed_in=mixed_in)
 
     if model is None:
         check_sizes(recipe, load_config(recipe.learner.name))
@@ -132,7 +133,7 @@ def _construction(
     designer: TopKDesigner | None = None
     construction: Construction
     match recipe.arm:
-        case "one-hot":
+        case "one-hot" | "mixed-in":
             return OneHot(), None, None
         case "uniform":
             return Smoothing(alpha, k, "uniform"), None, None
@@ -162,6 +163,17 @@ def _construction(
         random_seed=recipe.seed if recipe.arm == "random-feedback" else None,
     )
     return construction, meta, designer
+
+
+def _mixed_in(recipe: Recipe) -> list[SourceConfig]:
+    """The feedback's sources with weights that give them, together, a share `control.mixed_in` of the stream's rows.
+
+    `check_roles` has seen to it that they hold no problem of the evaluation.
+    """
+    share, sources = recipe.control.mixed_in, recipe.feedback.sources
+    weight = share / (1 - share) * sum(source.weight for source in recipe.stream.sources)
+    total = sum(source.weight for source in sources)
+    return [source.model_copy(update={"weight": weight * source.weight / total}) for source in sources]
 
 
 def _idle(result: dict[str, Any]) -> str | None:

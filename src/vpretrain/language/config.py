@@ -12,7 +12,7 @@ from vpretrain.config import Fraction, Strict
 
 Arm = Literal[
     "v", "one-hot", "uniform", "self-distillation", "random-feedback", "closed-form", "v-dot", "v-cosine", "v-adamw",
-    "selection", "token-weights",
+    "selection", "token-weights", "mixed-in",
 ]  # fmt: skip
 # Arms that differ from v in how V is measured only: these settings take the place of the recipe's.
 VALUE_OF: dict[str, dict[str, Any]] = {
@@ -170,6 +170,12 @@ class ControlConfig(Strict):
     alpha: Fraction = Field(0.25, description="Gate of uniform, self-distillation and closed-form.")
     temperature: float = Field(
         1.0, gt=0, description="closed-form: lambda of r = softmax(log p + a / lambda), a at unit RMS."
+    )
+    mixed_in: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="mixed-in: share of the stream's rows that hold feedback pairs, to be learned from.",
     )
     keep: float = Field(
         0.5, gt=0, le=1, description="selection: share of the rows of a micro-batch that are learned from."

@@ -6,6 +6,7 @@ Shapes: B rows, T tokens.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,19 +29,29 @@ class LanguageStream:
         tokenizer: the learner's; it has an end token.
         seed: order of the examples and choice of the sources.
         held_back: keys that must not be learned from (problems of feedback and evaluation); they are skipped and counted.
+        mixed_in: further sources of the mixture, with weights relative to those of `config`, from which nothing is held back.
+            A row comes from one of them with its share of all weights. The other rows are, source by source, the same in
+            the same order as without them; only which source a given row is drawn from can differ.
 
     Raises:
         UserError: a source cannot be opened, or gives nothing that can be learned from.
     """
 
     def __init__(
-        self, config: StreamConfig, tokenizer: Any, *, seed: int, held_back: frozenset[str] = frozenset()
+        self,
+        config: StreamConfig,
+        tokenizer: Any,
+        *,
+        seed: int,
+        held_back: frozenset[str] = frozenset(),
+        mixed_in: Sequence[SourceConfig] = (),
     ) -> None:
         self.config, self.tokenizer, self.seed = config, tokenizer, seed
         self.device: torch.device | str = "cpu"
         self.rows_drawn = 0
+        sources = [(source, held_back) for source in config.sources] + [(source, frozenset()) for source in mixed_in]
         self._packers = [
-            _Packer(source, config, tokenizer, f"{seed}/{i}", held_back) for i, source in enumerate(config.sources)
+            _Packer(source, config, tokenizer, f"{seed}/{i}", owned) for i, (source, owned) in enumerate(sources)
         ]
 
     @property
