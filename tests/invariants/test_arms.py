@@ -147,8 +147,9 @@ def test_firewall_the_object_that_holds_g_down_cannot_reach_the_learners_optimiz
     assert id(session.optimizer.torch) not in reached
 
 
-def test_firewall_no_problem_of_feedback_or_evaluation_enters_a_learner_batch(tmp_path, tokenizer):
-    recipe = tiny_recipe(tmp_path, tokenizer, budget={"steps": 12})
+@pytest.mark.parametrize("arm", ["v", "one-hot", "selection", "token-weights"])
+def test_firewall_no_problem_of_feedback_or_evaluation_enters_a_learner_batch(tmp_path, tokenizer, arm):
+    recipe = tiny_recipe(tmp_path, tokenizer, arm=arm, budget={"steps": 12})
     both = sums(30, 1) + sums(12, 2) + sums(10, 3)
     write_jsonl(tmp_path / "stream.jsonl", both)
     _, seen, parts = trajectory(recipe)

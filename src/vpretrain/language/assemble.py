@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from vpretrain.errors import UserError
+from vpretrain.language.batch import TokenBatch
 from vpretrain.language.config import Recipe, SourceConfig
 from vpretrain.language.construction import ClosedFormTilt, LearnedTargets, OneHot, Selection, Smoothing, TokenWeights
 from vpretrain.language.designer import TopKDesigner
@@ -18,7 +19,7 @@ from vpretrain.language.evaluate import Evaluation
 from vpretrain.language.feedback import LanguageFeedback, check_roles, problems
 from vpretrain.language.learner import LanguageLearner
 from vpretrain.language.load import load_config, load_model, load_tokenizer
-from vpretrain.language.stream import LanguageStream, rows_of
+from vpretrain.language.stream import LanguageStream, general_batches, rows_of
 from vpretrain.meta import MetaUpdate
 from vpretrain.parts import Parts
 from vpretrain.subset import alignment_subset
@@ -52,7 +53,11 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
     learner, export = load_learner(recipe, model)
     stream.device = feedback.device = learner.device
 
-    construction, meta, designer = _construction(recipe, learner, feedback)
+    general = None
+    if recipe.guard is not None:
+        own = held_back | {key for batch in evaluation.retention for row in batch.keys for key in row}
+        general = general_batches(recipe.guard, tokenizer, seed=recipe.seed, held_back=own, device=learner.device)
+    construction, meta, designer = _construction(recipe, learner, feedback, general)
     return Parts(
         learner=learner,
         stream=stream,
@@ -101,7 +106,7 @@ def check_sizes(recipe: Recipe, config: Any) -> None:
         "stream.length": recipe.stream.length,
         "feedback.length": recipe.feedback.length,
         "evaluation.length": recipe.evaluation.length,
-    }
+    } | ({"guard.length": recipe.guard.length} if recipe.guard else {})
     for field, length in lengths.items():
         if context is not None and length > context:
             raise UserError(
@@ -127,7 +132,10 @@ def export_model(model: Any, tokenizer: Any, directory: Path) -> None:
 
 
 def _construction(
-    recipe: Recipe, learner: LanguageLearner, feedback: LanguageFeedback
+    recipe: Recipe,
+    learner: LanguageLearner,
+    feedback: LanguageFeedback,
+    general: Callable[[int], TokenBatch] | None,
 ) -> tuple[Construction, MetaUpdate | None, TopKDesigner | None]:
     k, alpha, value = recipe.designer.top_k, recipe.control.alpha, recipe.effective_value
     designer: TopKDesigner | None = None
@@ -156,6 +164,7 @@ def _construction(
         engine=engine(value),
         kind=value.align,
         penalty=value.penalty,
+        general=general,
         part={"rows": value.batch_size, "length": value.length},
         matched=value.domains == "matched",
         lr=recipe.designer.lr,

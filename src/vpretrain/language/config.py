@@ -116,11 +116,21 @@ class StreamConfig(Strict):
 
 
 class FeedbackConfig(Strict):
-    """The feedback set: (problem, verified solution) pairs. Only the evaluator's gradient ever sees it."""
+    """The feedback set: (problem, verified solution) pairs. Only the evaluator sees it, and the arm mixed-in."""
 
     sources: list[SourceConfig] = Field(min_length=1, description="Pairs, each source in its domain.")
     length: int = Field(512, ge=8, description="Longer pairs are cut to this many tokens.")
     batch_size: int = Field(8, ge=1, description="Pairs a domain in one meta update.")
+
+
+class GuardConfig(Strict):
+    """The retention guard: general text whose own gradient the value direction may not work against, to first order."""
+
+    sources: list[SourceConfig] = Field(
+        min_length=1, description="General text or pairs; what feedback and evaluation show is skipped."
+    )
+    length: int = Field(512, ge=8, description="Tokens a row.")
+    batch_size: int = Field(4, ge=1, description="Rows in one meta update.")
 
 
 class DesignerConfig(config.DesignerConfig):
@@ -209,6 +219,7 @@ class Recipe(config.Recipe):
     feedback: FeedbackConfig
     designer: DesignerConfig = DesignerConfig()
     value: ValueConfig = ValueConfig()
+    guard: GuardConfig | None = Field(None, description="Keep the value from working against general text; null: off.")
     control: ControlConfig = ControlConfig()
     evaluation: EvaluationConfig
 

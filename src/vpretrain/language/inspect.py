@@ -33,8 +33,9 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
             Text(f"\nrow {number}, domain {batch.domains[row]}, {int((batch.weights_BT[row] > 0).sum())} targets")
         )
         console.print(_marked(batch, row, tokenizer))
+    seen_by = "evaluator and stream" if recipe.arm == "mixed-in" else "evaluator only"
     for domain, batch in parts.feedback.next().items():
-        console.print(Text(f"\nA feedback pair, domain {domain} (evaluator only)"))
+        console.print(Text(f"\nA feedback pair, domain {domain} ({seen_by})"))
         console.print(_marked(batch, 0, tokenizer))
 
     batch = batches[0].rows([0])

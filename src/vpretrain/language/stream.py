@@ -6,19 +6,20 @@ Shapes: B rows, T tokens.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from vpretrain.errors import UserError
 from vpretrain.language.batch import TokenBatch
-from vpretrain.language.config import SourceConfig, StreamConfig
+from vpretrain.language.config import GuardConfig, SourceConfig, StreamConfig
 from vpretrain.language.encode import Document, collate, encode
 from vpretrain.language.source import Example, IndexedSource, StreamingSource, open_source
 from vpretrain.order import Shuffled
 
 _HOPELESS = 2000  # so many examples in a row without a usable one end the run
+_POOL = 64  # batches of general text: at r = 8 the first comes again after 512 learner steps
 
 
 class LanguageStream:
@@ -90,6 +91,17 @@ def rows_of(source: SourceConfig, tokenizer: Any, *, length: int, rows: int, bat
     documents = [packer.row() for _ in range(rows)]
     chunks = [documents[i : i + batch_size] for i in range(0, rows, batch_size)]
     return [collate(chunk, tokenizer, length=length) for chunk in chunks]
+
+
+def general_batches(
+    config: GuardConfig, tokenizer: Any, *, seed: int, held_back: frozenset[str], device: torch.device
+) -> Callable[[int], TokenBatch]:
+    """The retention guard's n-th batch: from a pool that is drawn once, so that the number is all the state there is."""
+    shape = StreamConfig(sources=config.sources, length=config.length, batch_size=config.batch_size, accumulation=_POOL)
+    stream = LanguageStream(shape, tokenizer, seed=seed, held_back=held_back)
+    stream.device = device
+    pool = stream.next()
+    return lambda number: pool[number % len(pool)]
 
 
 class _Packer:
