@@ -83,6 +83,7 @@ def continue_pretraining(
         total = sum(batch.weight for batch in batches)
         tasks = []
         for batch in batches:
+            # As drawn: where the construction leaves examples out, those that stay stand for their micro-batch.
             share = batch.weight / total
             if share == 0:
                 continue

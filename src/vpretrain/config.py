@@ -115,6 +115,11 @@ class Recipe(Strict):
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     @property
+    def effective_value(self) -> ValueConfig:
+        """The value section as the arm has it."""
+        return self.value
+
+    @property
     def directory(self) -> Path:
         """Where the run is written."""
         return Path(self.output) / self.name

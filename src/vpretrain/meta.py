@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from vpretrain.guard import guarded
 from vpretrain.task import Construction, Feedback, Learner, Parameters
 from vpretrain.value import Align, Valued, gradient, mean, norm
 
@@ -27,8 +28,10 @@ class MetaUpdate:
         subset: names of the parameters in S, see `alignment_subset`.
         engine: one of `vpretrain.value.ENGINES`.
         kind: Align, `dot` or `cosine`.
+        penalty: c of a dot's norm penalty, see `Align`.
         part: how much of the learner's batch a domain's g_pre is computed on, as `Batch.restrict` takes it.
         matched: align each domain with stream rows of the same domain.
+        general: the retention guard's batch for the n-th meta update, n from 0; None for no guard. See `vpretrain.guard`.
         random_seed: if given, g_down is replaced by Gaussian noise of the same norm: the random-feedback control.
     """
 
@@ -45,12 +48,15 @@ class MetaUpdate:
         matched: bool,
         lr: float,
         clip_norm: float,
+        penalty: float = 0.0,
+        general: Callable[[int], Any] | None = None,
         random_seed: int | None = None,
     ) -> None:
         self.learner, self.construction, self.feedback = learner, construction, feedback
         self.subset = tuple(subset)
-        self.engine, self.kind = engine, kind
+        self.engine, self.kind, self.penalty = engine, kind, penalty
         self.part, self.matched = part, matched
+        self.general = general
         self.clip_norm, self.random_seed = clip_norm, random_seed
         self.phi = list(construction.parameters())
         self.optimizer = torch.optim.AdamW(self.phi, lr=lr, weight_decay=0.0) if self.phi else None
@@ -65,14 +71,15 @@ class MetaUpdate:
             metric: P over S for the optimizer-aware value; None for the identity.
 
         Returns:
-            What happened, as numbers: value, |g_down|, R, the designer's gradient norm.
+            What happened, as numbers: value, |g_down|, R, the designer's gradient norm; with a guard the cosine of g_down and
+            g_gen, and whether g_down had to give way.
         """
         with self.learner.meta_mode():
-            valued, g_down_norm = self.values(batches, metric)
+            valued, record = self._values(batches, metric)
             if not valued:
                 return {}
             self.direction = {n: torch.stack([w * v.direction[n] for w, v in valued]).sum(0) for n in self.subset}
-            record = {"value": float(mean([(w, v.value) for w, v in valued])), "g_down_norm": g_down_norm}
+            record["value"] = float(mean([(w, v.value) for w, v in valued]))
             if self.optimizer is not None:
                 regulariser = mean([(w, self.construction.regulariser(v.task)) for w, v in valued])
                 record["regulariser"] = float(regulariser.detach())
@@ -84,13 +91,8 @@ class MetaUpdate:
         self, batches: Sequence[Any], metric: Parameters | None = None
     ) -> tuple[list[tuple[float, Valued]], float]:
         """The (domain weight, value) pairs on these batches, and |g_down|. Call in the learner's meta mode."""
-        align = Align(self.kind, metric)
-        pairs, g_down_norm = self.pairs(batches)
-        at = self.at()
-        return [
-            (weight, self.engine(self.learner, self.construction, batch, at, g_down, align))
-            for weight, batch, g_down in pairs
-        ], g_down_norm
+        valued, record = self._values(batches, metric)
+        return valued, record["g_down_norm"]
 
     def pairs(self, batches: Sequence[Any]) -> tuple[list[tuple[float, Any, Parameters]], float]:
         """What is to be aligned: (domain weight, meta batch, g_down) triples, and |g_down|. Call in meta mode."""
@@ -129,6 +131,25 @@ class MetaUpdate:
         noise = {n: torch.randn(g.shape, generator=generator).to(g) for n, g in g_down.items()}
         scale = norm(g_down) / norm(noise)
         return {n: scale * g for n, g in noise.items()}
+
+    def _values(
+        self, batches: Sequence[Any], metric: Parameters | None
+    ) -> tuple[list[tuple[float, Valued]], dict[str, float]]:
+        align = Align(self.kind, metric, self.penalty)
+        pairs, g_down_norm = self.pairs(batches)
+        at = self.at()
+        record = {"g_down_norm": g_down_norm}
+        if self.general is not None and pairs:
+            general = self.general(self.updates)
+            g_gen = gradient(lambda parameters: self.learner.evaluate(general, parameters), at)
+            cosines = [(weight, Align("cosine", metric)(g_down, g_gen)) for weight, _, g_down in pairs]
+            record["general_alignment"] = float(mean(cosines))
+            record["guard_active"] = float(any(cosine < 0 for _, cosine in cosines))
+            pairs = [(weight, batch, guarded(g_down, g_gen, metric)) for weight, batch, g_down in pairs]
+        return [
+            (weight, self.engine(self.learner, self.construction, batch, at, g_down, align))
+            for weight, batch, g_down in pairs
+        ], record
 
     def _meta_batch(self, batches: Sequence[Any], domain: str | None) -> Any:
         """A few rows of the first micro-batch that has any of the domain."""

@@ -22,7 +22,7 @@ class Parts:
         learner: theta.
         stream: D_u.
         feedback: D_fb.
-        held_back: identities of the problems of feedback and evaluation, which the stream must not show.
+        held_back: identities of the problems of feedback and evaluation, which the stream's own sources must not show.
         construction: c_phi or a control.
         base: the base recipe of the modality.
         meta: line 2 of Algorithm 1; None for controls without feedback.

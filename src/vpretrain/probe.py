@@ -106,7 +106,7 @@ def probe(recipe: Recipe, steps: int) -> dict[str, Any]:
             meta=parts.meta,
             every_steps=recipe.value.every_steps,
             burn_in_steps=recipe.designer.burn_in_steps if parts.meta is not None else 0,
-            optimizer_aware=recipe.value.metric == "adamw",
+            optimizer_aware=recipe.effective_value.metric == "adamw",
             steps=range(steps),
             after_step=after_step,
         )

@@ -30,23 +30,29 @@ class Align:
     Attributes:
         kind: `dot` is <g_down, P g_pre>, `cosine` divides it by |g_down|_P |g_pre|_P.
         metric: P, diagonal: None for the identity, or the learner's AdamW preconditioner (App B.4). It is held constant.
+        penalty: c >= 0. From a dot (c / 2) (|g_down|_P / sg|g_pre|_P) <g_pre, P g_pre> is taken: Prop 2.1's norm term, with
+            a factor that frees c from the scale of the gradients. Hence u = P g_down - c (|g_down|_P / |g_pre|_P) P g_pre.
     """
 
     kind: Literal["dot", "cosine"]
     metric: Parameters | None = None
+    penalty: float = 0.0
 
     def __call__(self, g_down: Parameters, g_pre: Parameters) -> Tensor:
         """The value, differentiable in `g_pre`: for a dot in units of loss per unit of P-scaled step; a cosine has none."""
-        product = self._inner(g_down, g_pre)
-        if self.kind == "dot":
+        product = inner(g_down, g_pre, self.metric)
+        if self.linear:
             return product
-        squared = self._inner(g_down, g_down) * self._inner(g_pre, g_pre)
-        return product / squared.clamp_min(torch.finfo(squared.dtype).tiny).sqrt()
+        down, pre = inner(g_down, g_down, self.metric), inner(g_pre, g_pre, self.metric)
+        tiny = torch.finfo(pre.dtype).tiny
+        if self.kind == "cosine":
+            return product / (down * pre).clamp_min(tiny).sqrt()
+        return product - self.penalty / 2 * (down / pre.detach().clamp_min(tiny)).sqrt() * pre
 
     @property
     def linear(self) -> bool:
         """Whether the direction does not depend on g_pre."""
-        return self.kind == "dot"
+        return self.kind == "dot" and self.penalty == 0
 
     def direction(self, g_down: Parameters, g_pre: Parameters | None) -> Parameters:
         """u = dAlign/dg_pre at `g_pre` (which a linear Align does not need)."""
@@ -55,10 +61,6 @@ class Align:
         with torch.enable_grad():
             gradients = torch.autograd.grad(self(g_down, at), list(at.values()))
         return dict(zip(at, gradients, strict=True))
-
-    def _inner(self, a: Parameters, b: Parameters) -> Tensor:
-        metric = self.metric or {}
-        return torch.stack([(a[n] * metric[n] * b[n] if n in metric else a[n] * b[n]).sum() for n in a]).sum()
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,12 @@ def gradient(loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters
     with torch.enable_grad():
         gradients = torch.autograd.grad(loss(at), list(at.values()), allow_unused=True, materialize_grads=True)
     return dict(zip(at, gradients, strict=True))
+
+
+def inner(a: Parameters, b: Parameters, metric: Parameters | None) -> Tensor:
+    """<a, P b> over all of S; no metric is the identity."""
+    metric = metric or {}
+    return torch.stack([(a[n] * metric[n] * b[n] if n in metric else a[n] * b[n]).sum() for n in a]).sum()
 
 
 def norm(gradient: Parameters) -> Tensor:
@@ -121,7 +129,7 @@ def jvp(
     # Not forward_ad.dual_level: under it softmax and logsumexp have tangents in place, which a designer of inputs, whose
     # gradient goes backward through them, cannot undo (torch 2.13).
     surrogate = torch.func.jvp(loss, ({n: at[n].detach() for n in u},), (u,))[1]
-    if align.linear and float(surrogate.detach()) == 0 and float(norm(u)) > 0:  # a cosine's u is orthogonal to g_pre
+    if align.linear and float(surrogate.detach()) == 0 and float(norm(u)) > 0:  # any other u may be orthogonal to g_pre
         raise RuntimeError("the tangent was lost on its way through the learner; use value.engine=finite_difference")
     return Valued(surrogate.detach() if value is None else value, surrogate, task, u)
 

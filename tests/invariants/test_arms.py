@@ -71,13 +71,48 @@ def test_lora_arms_share_dropout_and_batches(tmp_path, tokenizer):
         assert all(torch.equal(a.ids_BT, b.ids_BT) for a, b in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("arm", ["uniform", "self-distillation", "random-feedback", "closed-form", "v"])
+@pytest.mark.parametrize(
+    "arm",
+    [
+        "uniform", "self-distillation", "random-feedback", "closed-form", "v", "v-dot", "v-cosine", "v-adamw",
+        "selection", "token-weights",
+    ],
+)  # fmt: skip
 def test_every_arm_sees_the_batches_of_one_hot_and_learns_something_else(tmp_path, tokenizer, arm):
     one_hot, seen_one_hot, _ = trajectory(tiny_recipe(tmp_path, tokenizer, arm="one-hot"))
     other, seen, _ = trajectory(tiny_recipe(tmp_path, tokenizer, arm=arm))
     for ours, theirs in zip(seen, seen_one_hot, strict=True):
         assert all(torch.equal(a.ids_BT, b.ids_BT) for a, b in zip(ours, theirs, strict=True))
     assert any(not torch.equal(one_hot[name], other[name]) for name in one_hot)
+
+
+@pytest.mark.parametrize(
+    ("arm", "align", "metric"),
+    [("v-dot", "dot", "identity"), ("v-cosine", "cosine", "identity"), ("v-adamw", "cosine", "adamw")],
+)
+def test_an_arm_that_names_its_value_is_v_with_these_settings_whatever_the_recipe_says(
+    tmp_path, tokenizer, arm, align, metric
+):
+    others = {"align": "cosine" if align == "dot" else "dot", "metric": "adamw" if metric == "identity" else "identity"}
+    every = {"every_steps": 2, "batch_size": 2, "length": 48}
+    # Nor does the recipe's penalty follow into an arm of another align.
+    penalty = {"penalty": 0.5} if others["align"] == "dot" else {}
+    named, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, arm=arm, value=every | others | penalty))
+    v, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, value=every | {"align": align, "metric": metric}))
+    assert_bit_equal(named, v)
+    for setting, other in others.items():
+        same = {"align": align, "metric": metric} | {setting: other}
+        different, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, value=every | same))
+        assert any(not torch.equal(named[name], different[name]) for name in named), setting
+
+
+def test_v_dot_is_the_plain_dot_product_beside_a_penalised_v(tmp_path, tokenizer):
+    value = {"every_steps": 2, "batch_size": 2, "length": 48, "align": "dot"}
+    plain, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, value=value))
+    v_dot, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, arm="v-dot", value=value | {"penalty": 0.5}))
+    penalised, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, value=value | {"penalty": 0.5}))
+    assert_bit_equal(plain, v_dot)
+    assert any(not torch.equal(plain[name], penalised[name]) for name in plain)
 
 
 def test_firewall_poisoned_feedback_with_a_frozen_designer_changes_nothing(tmp_path, tokenizer):
@@ -112,8 +147,9 @@ def test_firewall_the_object_that_holds_g_down_cannot_reach_the_learners_optimiz
     assert id(session.optimizer.torch) not in reached
 
 
-def test_firewall_no_problem_of_feedback_or_evaluation_enters_a_learner_batch(tmp_path, tokenizer):
-    recipe = tiny_recipe(tmp_path, tokenizer, budget={"steps": 12})
+@pytest.mark.parametrize("arm", ["v", "one-hot", "selection", "token-weights"])
+def test_firewall_no_problem_of_feedback_or_evaluation_enters_a_learner_batch(tmp_path, tokenizer, arm):
+    recipe = tiny_recipe(tmp_path, tokenizer, arm=arm, budget={"steps": 12})
     both = sums(30, 1) + sums(12, 2) + sums(10, 3)
     write_jsonl(tmp_path / "stream.jsonl", both)
     _, seen, parts = trajectory(recipe)
@@ -122,7 +158,7 @@ def test_firewall_no_problem_of_feedback_or_evaluation_enters_a_learner_batch(tm
     assert parts.stream.held_back_count > 0
 
 
-@pytest.mark.parametrize("arm", ["v", "closed-form"])
+@pytest.mark.parametrize("arm", ["v", "closed-form", "selection", "token-weights"])
 def test_a_meta_update_leaves_no_trace_on_the_learner(tmp_path, tokenizer, arm):
     recipe = tiny_recipe(tmp_path, tokenizer, "gpt2", arm=arm)
     parts = assemble(recipe)
@@ -157,7 +193,7 @@ def test_constructed_targets_carry_a_graph_in_a_meta_step_and_none_for_the_learn
     assert not any(value.requires_grad for value in detached.side.values())
 
 
-@pytest.mark.parametrize("arm", ["v", "closed-form", "self-distillation"])
+@pytest.mark.parametrize("arm", ["v", "closed-form", "self-distillation", "selection", "token-weights"])
 def test_the_loop_hands_the_learner_tasks_without_a_graph(tmp_path, tokenizer, monkeypatch, arm):
     tasks = []
     loss = LanguageLearner.loss

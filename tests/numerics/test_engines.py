@@ -45,15 +45,19 @@ def setting(family: str = "llama", subset: str = "last-2", *, dtype: torch.dtype
     return learner, construction, at, g_down, metric
 
 
+def alignment(kind: str, metric) -> Align:
+    return Align("dot", metric, penalty=0.7) if kind == "penalised" else Align(kind, metric)
+
+
 def gradient_by(engine: str, kind: str, learner, construction, at, g_down, metric, **options):
     """Gradient of V by the designer's parameters, whole and by part, and V."""
     with learner.meta_mode():
-        valued = ENGINES[engine](learner, construction, random_batch(), at, g_down, Align(kind, metric), **options)
+        valued = ENGINES[engine](learner, construction, random_batch(), at, g_down, alignment(kind, metric), **options)
         return designer_gradient(valued, construction.designer, PARTS), float(valued.value)
 
 
 @pytest.mark.parametrize("metric", ["identity", "adamw"])
-@pytest.mark.parametrize("kind", ["dot", "cosine"])
+@pytest.mark.parametrize("kind", ["dot", "cosine", "penalised"])
 @pytest.mark.parametrize("subset", ["last-1", "last-2", "all", "lora"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_jvp_equals_double_backward(family, subset, kind, metric):
@@ -66,7 +70,7 @@ def test_jvp_equals_double_backward(family, subset, kind, metric):
     assert value == pytest.approx(oracle_value, rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["dot", "cosine"])
+@pytest.mark.parametrize("kind", ["dot", "cosine", "penalised"])
 @pytest.mark.parametrize("subset", ["last-2", "all", "lora"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_finite_difference_is_close_at_its_swept_step(family, subset, kind):
@@ -106,6 +110,25 @@ def test_oracle_equals_finite_differences_over_phi(subset, kind, metric, monkeyp
     h = 1e-6
     measured = (value_at(h) - value_at(-h)) / (2 * h)
     assert predicted == pytest.approx(measured, rel=1e-5)
+
+
+@pytest.mark.parametrize("adamw", [False, True])
+def test_the_penalised_direction_is_the_one_derived_by_hand(adamw):
+    generator = torch.Generator().manual_seed(0)
+    g_down, g_pre = ({n: torch.randn(5, generator=generator, dtype=torch.float64) for n in "ab"} for _ in range(2))
+    P = {n: 0.1 + torch.rand(5, generator=generator, dtype=torch.float64) for n in "ab"} if adamw else None
+    c, weight = 0.7, P or {n: torch.ones(5, dtype=torch.float64) for n in "ab"}
+    down, pre = (sum(float((weight[n] * g[n] ** 2).sum()) for n in "ab") ** 0.5 for g in (g_down, g_pre))
+    align = Align("dot", P, penalty=c)
+    assert not align.linear
+    u = align.direction(g_down, g_pre)
+    for n in "ab":  # P g_down - c |g_down|_P / |g_pre|_P P g_pre: the norm in the denominator is constant
+        torch.testing.assert_close(u[n], weight[n] * (g_down[n] - c * down / pre * g_pre[n]))
+    product = sum(float((weight[n] * g_down[n] * g_pre[n]).sum()) for n in "ab")
+    assert float(align(g_down, g_pre)) == pytest.approx(product - c / 2 * down * pre)
+    # Doubling both gradients changes nothing but the unit: c has no scale.
+    twice = [{n: 2 * g[n] for n in "ab"} for g in (g_down, g_pre)]
+    assert float(align(*twice)) == pytest.approx(4 * float(align(g_down, g_pre)))
 
 
 def test_alpha_of_the_randomised_designer_lies_where_it_is_meant_to():

@@ -11,14 +11,15 @@ from typing import Any
 import torch
 
 from vpretrain.errors import UserError
-from vpretrain.language.config import Recipe
-from vpretrain.language.construction import ClosedFormTilt, LearnedTargets, OneHot, Smoothing
+from vpretrain.language.batch import TokenBatch
+from vpretrain.language.config import Recipe, SourceConfig
+from vpretrain.language.construction import ClosedFormTilt, LearnedTargets, OneHot, Selection, Smoothing, TokenWeights
 from vpretrain.language.designer import TopKDesigner
 from vpretrain.language.evaluate import Evaluation
 from vpretrain.language.feedback import LanguageFeedback, check_roles, problems
 from vpretrain.language.learner import LanguageLearner
 from vpretrain.language.load import load_config, load_model, load_tokenizer
-from vpretrain.language.stream import LanguageStream, rows_of
+from vpretrain.language.stream import LanguageStream, general_batches, rows_of
 from vpretrain.meta import MetaUpdate
 from vpretrain.parts import Parts
 from vpretrain.subset import alignment_subset
@@ -44,14 +45,19 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
     evaluation_keys = frozenset(example.key for example in evaluation.problems)
     check_roles(feedback.keys, evaluation_keys)
     held_back = feedback.keys | evaluation_keys
-    stream = LanguageStream(recipe.stream, tokenizer, seed=recipe.seed, held_back=held_back)
+    mixed_in = _mixed_in(recipe) if recipe.arm == "mixed-in" else ()
+    stream = LanguageStream(recipe.stream, tokenizer, seed=recipe.seed, held_back=held_back, mixed_in=mixed_in)
 
     if model is None:
         check_sizes(recipe, load_config(recipe.learner.name))
     learner, export = load_learner(recipe, model)
     stream.device = feedback.device = learner.device
 
-    construction, meta, designer = _construction(recipe, learner, feedback)
+    general = None
+    if recipe.guard is not None:
+        own = held_back | {key for batch in evaluation.retention for row in batch.keys for key in row}
+        general = general_batches(recipe.guard, tokenizer, seed=recipe.seed, held_back=own, device=learner.device)
+    construction, meta, designer = _construction(recipe, learner, feedback, general)
     return Parts(
         learner=learner,
         stream=stream,
@@ -105,7 +111,7 @@ def check_sizes(recipe: Recipe, config: Any) -> None:
         "stream.length": recipe.stream.length,
         "feedback.length": recipe.feedback.length,
         "evaluation.length": recipe.evaluation.length,
-    }
+    } | ({"guard.length": recipe.guard.length} if recipe.guard else {})
     for field, length in lengths.items():
         if context is not None and length > context:
             raise UserError(
@@ -115,6 +121,8 @@ def check_sizes(recipe: Recipe, config: Any) -> None:
         raise UserError(
             f"designer.top_k={recipe.designer.top_k} is above the vocabulary of {config.vocab_size}: use at most that"
         )
+    if recipe.arm == "selection" and recipe.stream.batch_size == 1:
+        raise UserError("arm=selection chooses among the rows of a micro-batch: stream.batch_size=1 leaves no choice")
 
 
 def export_model(model: Any, tokenizer: Any, directory: Path) -> None:
@@ -129,13 +137,16 @@ def export_model(model: Any, tokenizer: Any, directory: Path) -> None:
 
 
 def _construction(
-    recipe: Recipe, learner: LanguageLearner, feedback: LanguageFeedback
+    recipe: Recipe,
+    learner: LanguageLearner,
+    feedback: LanguageFeedback,
+    general: Callable[[int], TokenBatch] | None,
 ) -> tuple[Construction, MetaUpdate | None, TopKDesigner | None]:
-    k, alpha = recipe.designer.top_k, recipe.control.alpha
+    k, alpha, value = recipe.designer.top_k, recipe.control.alpha, recipe.effective_value
     designer: TopKDesigner | None = None
     construction: Construction
     match recipe.arm:
-        case "one-hot":
+        case "one-hot" | "mixed-in":
             return OneHot(), None, None
         case "uniform":
             return Smoothing(alpha, k, "uniform"), None, None
@@ -143,7 +154,11 @@ def _construction(
             return Smoothing(alpha, k, "self"), None, None
         case "closed-form":
             construction = ClosedFormTilt(alpha, k, recipe.control.temperature, lambda batch: meta.along(batch))
-        case "v" | "random-feedback":
+        case "selection":
+            construction = Selection(recipe.control.keep, lambda batch: meta.along(batch))
+        case "token-weights":
+            construction = TokenWeights(lambda batch: meta.along(batch))
+        case "v" | "v-dot" | "v-cosine" | "v-adamw" | "random-feedback":
             designer = _designer(recipe, learner)
             construction = LearnedTargets(designer, recipe.designer.tether)
     meta = MetaUpdate(
@@ -151,15 +166,28 @@ def _construction(
         construction=construction,
         feedback=feedback,
         subset=subset_of(recipe, learner),
-        engine=engine(recipe.value),
-        kind=recipe.value.align,
-        part={"rows": recipe.value.batch_size, "length": recipe.value.length},
-        matched=recipe.value.domains == "matched",
+        engine=engine(value),
+        kind=value.align,
+        penalty=value.penalty,
+        general=general,
+        part={"rows": value.batch_size, "length": value.length},
+        matched=value.domains == "matched",
         lr=recipe.designer.lr,
         clip_norm=recipe.designer.clip_norm,
         random_seed=recipe.seed if recipe.arm == "random-feedback" else None,
     )
     return construction, meta, designer
+
+
+def _mixed_in(recipe: Recipe) -> list[SourceConfig]:
+    """The feedback's sources with weights that give them, together, a share `control.mixed_in` of the stream's rows.
+
+    `check_roles` has seen to it that they hold no problem of the evaluation.
+    """
+    share, sources = recipe.control.mixed_in, recipe.feedback.sources
+    weight = share / (1 - share) * sum(source.weight for source in recipe.stream.sources)
+    total = sum(source.weight for source in sources)
+    return [source.model_copy(update={"weight": weight * source.weight / total}) for source in sources]
 
 
 def _idle(result: dict[str, Any]) -> str | None:

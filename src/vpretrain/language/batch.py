@@ -79,6 +79,12 @@ class TokenBatch:
             tuple(self.keys[row] for row in index),
         )
 
+    def reweighted(self, weights_N: Float[Tensor, " N"]) -> TokenBatch:
+        """The same targets with other weights, all above 0."""
+        weights_BT = self.weights_BT.clone()
+        weights_BT[:, 1:][self.weights_BT[:, 1:] > 0] = weights_N.to(weights_BT)
+        return replace(self, weights_BT=weights_BT)
+
     def to(self, device: torch.device | str) -> TokenBatch:
         """The same batch on another device."""
         return replace(

@@ -12,7 +12,7 @@ from vpretrain.check import one_step
 from vpretrain.doctor import bf16_note
 from vpretrain.errors import UserError
 from vpretrain.language.assemble import assemble, check_sizes
-from vpretrain.language.config import Recipe, SourceConfig
+from vpretrain.language.config import DESIGNED, Recipe, SourceConfig
 from vpretrain.language.load import device, load_config, resolve, with_adapters
 from vpretrain.language.source import IndexedSource, open_source
 
@@ -71,7 +71,7 @@ def estimate_memory(recipe: Recipe) -> str:
         "gradients and AdamW": 12 * trainable,
         "logits": 3 * 4 * tokens * text.vocab_size,
         "activations": 34 * activation_bytes * tokens * text.hidden_size * text.num_hidden_layers,
-        "designer": 16 * designer if recipe.arm in ("v", "random-feedback") else 0,
+        "designer": 16 * designer if recipe.arm in DESIGNED else 0,
     }
     listed = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items() if size)
     return (

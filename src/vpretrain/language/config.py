@@ -10,7 +10,17 @@ from pydantic import Field, model_validator
 from vpretrain import config
 from vpretrain.config import Fraction, Strict
 
-Arm = Literal["v", "one-hot", "uniform", "self-distillation", "random-feedback", "closed-form"]
+Arm = Literal[
+    "v", "one-hot", "uniform", "self-distillation", "random-feedback", "closed-form", "v-dot", "v-cosine", "v-adamw",
+    "selection", "token-weights", "mixed-in",
+]  # fmt: skip
+# Arms that differ from v in how V is measured only: these settings take the place of the recipe's.
+VALUE_OF: dict[str, dict[str, Any]] = {
+    "v-dot": {"align": "dot", "metric": "identity", "penalty": 0.0},
+    "v-cosine": {"align": "cosine", "metric": "identity", "penalty": 0.0},
+    "v-adamw": {"align": "cosine", "metric": "adamw", "penalty": 0.0},
+}
+DESIGNED = {"v", "random-feedback", *VALUE_OF}  # arms with a designer
 
 
 class LoraConfig(Strict):
@@ -106,11 +116,21 @@ class StreamConfig(Strict):
 
 
 class FeedbackConfig(Strict):
-    """The feedback set: (problem, verified solution) pairs. Only the evaluator's gradient ever sees it."""
+    """The feedback set: (problem, verified solution) pairs. Only the evaluator sees it, and the arm mixed-in."""
 
     sources: list[SourceConfig] = Field(min_length=1, description="Pairs, each source in its domain.")
     length: int = Field(512, ge=8, description="Longer pairs are cut to this many tokens.")
     batch_size: int = Field(8, ge=1, description="Pairs a domain in one meta update.")
+
+
+class GuardConfig(Strict):
+    """The retention guard: general text whose own gradient the value direction may not work against, to first order."""
+
+    sources: list[SourceConfig] = Field(
+        min_length=1, description="General text or pairs; what feedback and evaluation show is skipped."
+    )
+    length: int = Field(512, ge=8, description="Tokens a row.")
+    batch_size: int = Field(4, ge=1, description="Rows in one meta update.")
 
 
 class DesignerConfig(config.DesignerConfig):
@@ -138,11 +158,20 @@ class DesignerConfig(config.DesignerConfig):
 class ValueConfig(config.ValueConfig):
     """V = Align(g_down, g_pre) over the alignment subset S, on a few rows of the learner's next batch."""
 
+    penalty: float = Field(
+        0.0, ge=0, description="dot: c of Prop 2.1's norm penalty, so that large gradients cannot buy value; 0: none."
+    )
     domains: Literal["matched", "sum"] = Field(
         "matched", description="Align each domain with its own stream rows (Eq 46), or one weighted sum (Eq 18)."
     )
     batch_size: int = Field(4, ge=1, description="Stream rows a domain in one meta update.")
     length: int = Field(256, ge=8, description="Tokens of these rows that are used.")
+
+    @model_validator(mode="after")
+    def _penalised_dot(self) -> ValueConfig:
+        if self.penalty and self.align != "dot":
+            raise ValueError("penalty belongs to align=dot: a cosine does not grow with the gradients; set penalty=0")
+        return self
 
 
 class ControlConfig(Strict):
@@ -151,6 +180,15 @@ class ControlConfig(Strict):
     alpha: Fraction = Field(0.25, description="Gate of uniform, self-distillation and closed-form.")
     temperature: float = Field(
         1.0, gt=0, description="closed-form: lambda of r = softmax(log p + a / lambda), a at unit RMS."
+    )
+    mixed_in: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="mixed-in: share of the stream's rows that hold feedback pairs, to be learned from.",
+    )
+    keep: float = Field(
+        0.5, gt=0, le=1, description="selection: share of the rows of a micro-batch that are learned from."
     )
 
 
@@ -183,5 +221,11 @@ class Recipe(config.Recipe):
     feedback: FeedbackConfig
     designer: DesignerConfig = DesignerConfig()
     value: ValueConfig = ValueConfig()
+    guard: GuardConfig | None = Field(None, description="Keep the value from working against general text; null: off.")
     control: ControlConfig = ControlConfig()
     evaluation: EvaluationConfig
+
+    @property
+    def effective_value(self) -> ValueConfig:
+        """The value section as the arm has it, see `VALUE_OF`."""
+        return self.value.model_copy(update=VALUE_OF.get(self.arm, {}))

@@ -86,6 +86,58 @@ class ClosedFormTilt(OneHot):
         return mixed_task(batch, candidates_NK, log_r_NK, torch.full_like(z_NK[:, 0], self.alpha))
 
 
+class Selection(OneHot):
+    """One-hot on the rows of a micro-batch whose own gradient g(row) aligns best with the value direction u.
+
+    The value of a row is <u, g(row)>, the weighted mean of a_t(w_t) over its targets. The rows left out are read, by the
+    tangent pass, and are not learned from; before the first meta update there is no u and all rows stay.
+
+    Args:
+        keep: share of the rows of each micro-batch that stay: rounded, one at least.
+        along: as in `ClosedFormTilt`.
+    """
+
+    def __init__(self, keep: float, along: Callable[[TokenBatch], LanguageState | None]) -> None:
+        self.keep, self.along = keep, along
+
+    def inputs(self, batch: TokenBatch) -> TokenBatch:
+        """The chosen rows, in their order."""
+        values_N = true_token_values(batch, self.along)
+        if values_N is None:
+            return batch
+        row_N, rows = batch.predicts_BT.nonzero()[:, 0], len(batch.domains)
+        weights_N = batch.weights_N.to(values_N)
+        sums_B = values_N.new_zeros(rows).index_add_(0, row_N, weights_N * values_N)
+        weights_B = values_N.new_zeros(rows).index_add_(0, row_N, weights_N)
+        best = (sums_B / weights_B).topk(max(1, round(self.keep * rows))).indices
+        return batch.rows(sorted(best.tolist()))
+
+
+class TokenWeights(OneHot):
+    """One-hot with target t weighted by 2 sigmoid(a_t(w_t) / rms(a)), rescaled so that the micro-batch keeps its weight.
+
+    Before the first meta update there is no u and all weights stay as they are.
+
+    Args:
+        along: as in `ClosedFormTilt`.
+    """
+
+    def __init__(self, along: Callable[[TokenBatch], LanguageState | None]) -> None:
+        self.along = along
+
+    def inputs(self, batch: TokenBatch) -> TokenBatch:
+        """The same targets, with other weights in the loss."""
+        values_N = true_token_values(batch, self.along)
+        if values_N is None:
+            return batch
+        share_N = batch.weights_N / batch.weights_N.sum()
+        finfo = torch.finfo(values_N.dtype)
+        rms = (share_N * values_N.square()).sum().sqrt().clamp_min(finfo.tiny)
+        # A weight of 0 would be no target any more.
+        factor_N = (2 * torch.sigmoid(values_N / rms)).clamp_min(finfo.eps)
+        return batch.reweighted(batch.weights_N * factor_N / (share_N * factor_N).sum())
+
+
 class LearnedTargets(OneHot):
     """V-pretraining's construction: r_t and alpha_t come from the designer.
 
@@ -136,3 +188,15 @@ def candidate_values(dual: LanguageState, candidates_NK: Tensor) -> Float[Tensor
         raise RuntimeError("the tangent was lost on its way through the learner")
     mean_N1 = (logits_NV.softmax(-1) * tangent_NV).sum(-1, keepdim=True)
     return mean_N1 - tangent_NV.gather(-1, candidates_NK)
+
+
+def true_token_values(
+    batch: TokenBatch, along: Callable[[TokenBatch], LanguageState | None]
+) -> Float[Tensor, " N"] | None:
+    """a_t(w_t) = D_u of target t's one-hot loss, from one tangent pass: <u, g_pre> of one-hot is its weighted mean over t.
+
+    None before the first meta update.
+    """
+    with torch.no_grad(), forward_ad.dual_level():
+        dual = along(batch)
+        return None if dual is None else candidate_values(dual, batch.targets_N[:, None])[:, 0]

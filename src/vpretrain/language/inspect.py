@@ -33,8 +33,9 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
             Text(f"\nrow {number}, domain {batch.domains[row]}, {int((batch.weights_BT[row] > 0).sum())} targets")
         )
         console.print(_marked(batch, row, tokenizer))
+    seen_by = "evaluator and stream" if recipe.arm == "mixed-in" else "evaluator only"
     for domain, batch in parts.feedback.next().items():
-        console.print(Text(f"\nA feedback pair, domain {domain} (evaluator only)"))
+        console.print(Text(f"\nA feedback pair, domain {domain} ({seen_by})"))
         console.print(_marked(batch, 0, tokenizer))
 
     batch = batches[0].rows([0])
@@ -49,7 +50,9 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
             parts.meta.direction = valued[0][1].direction
             with torch.no_grad(), forward_ad.dual_level():
                 values_NK = candidate_values(parts.meta.along(batch), task.target.candidates_NK)
-            console.print(f"\nvalue of the task on this row: {float(valued[0][1].value):+.4f} ({recipe.value.align})")
+            console.print(
+                f"\nvalue of the task on this row: {float(valued[0][1].value):+.4f} ({recipe.effective_value.align})"
+            )
     p_NK = state.logits_NV.softmax(-1).gather(-1, task.target.candidates_NK)
     at = batch.predicts_BT[0].nonzero()[:, 0]
     for n in torch.linspace(0, len(at) - 1, min(positions, len(at))).round().long().tolist():

@@ -6,18 +6,20 @@ Shapes: B rows, T tokens.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from vpretrain.errors import UserError
 from vpretrain.language.batch import TokenBatch
-from vpretrain.language.config import SourceConfig, StreamConfig
+from vpretrain.language.config import GuardConfig, SourceConfig, StreamConfig
 from vpretrain.language.encode import Document, collate, encode
 from vpretrain.language.source import Example, IndexedSource, StreamingSource, open_source
 from vpretrain.order import Shuffled
 
 _HOPELESS = 2000  # so many examples in a row without a usable one end the run
+_POOL = 64  # batches of general text: at r = 8 the first comes again after 512 learner steps
 
 
 class LanguageStream:
@@ -28,19 +30,29 @@ class LanguageStream:
         tokenizer: the learner's; it has an end token.
         seed: order of the examples and choice of the sources.
         held_back: keys that must not be learned from (problems of feedback and evaluation); they are skipped and counted.
+        mixed_in: further sources of the mixture, with weights relative to those of `config`, from which nothing is held back.
+            A row comes from one of them with its share of all weights. The other rows are, source by source, the same in
+            the same order as without them; only which source a given row is drawn from can differ.
 
     Raises:
         UserError: a source cannot be opened, or gives nothing that can be learned from.
     """
 
     def __init__(
-        self, config: StreamConfig, tokenizer: Any, *, seed: int, held_back: frozenset[str] = frozenset()
+        self,
+        config: StreamConfig,
+        tokenizer: Any,
+        *,
+        seed: int,
+        held_back: frozenset[str] = frozenset(),
+        mixed_in: Sequence[SourceConfig] = (),
     ) -> None:
         self.config, self.tokenizer, self.seed = config, tokenizer, seed
         self.device: torch.device | str = "cpu"
         self.rows_drawn = 0
+        sources = [(source, held_back) for source in config.sources] + [(source, frozenset()) for source in mixed_in]
         self._packers = [
-            _Packer(source, config, tokenizer, f"{seed}/{i}", held_back) for i, source in enumerate(config.sources)
+            _Packer(source, config, tokenizer, f"{seed}/{i}", owned) for i, (source, owned) in enumerate(sources)
         ]
 
     @property
@@ -79,6 +91,17 @@ def rows_of(source: SourceConfig, tokenizer: Any, *, length: int, rows: int, bat
     documents = [packer.row() for _ in range(rows)]
     chunks = [documents[i : i + batch_size] for i in range(0, rows, batch_size)]
     return [collate(chunk, tokenizer, length=length) for chunk in chunks]
+
+
+def general_batches(
+    config: GuardConfig, tokenizer: Any, *, seed: int, held_back: frozenset[str], device: torch.device
+) -> Callable[[int], TokenBatch]:
+    """The retention guard's n-th batch: from a pool that is drawn once, so that the number is all the state there is."""
+    shape = StreamConfig(sources=config.sources, length=config.length, batch_size=config.batch_size, accumulation=_POOL)
+    stream = LanguageStream(shape, tokenizer, seed=seed, held_back=held_back)
+    stream.device = device
+    pool = stream.next()
+    return lambda number: pool[number % len(pool)]
 
 
 class _Packer:

@@ -75,7 +75,7 @@ class Session:
                 meta=parts.meta,
                 every_steps=recipe.value.every_steps,
                 burn_in_steps=recipe.designer.burn_in_steps if parts.meta is not None else 0,
-                optimizer_aware=recipe.value.metric == "adamw",
+                optimizer_aware=recipe.effective_value.metric == "adamw",
                 steps=self.budget,
                 after_step=self._after_step,
             )
