@@ -52,6 +52,9 @@ class ValueConfig(Strict):
     metric: Literal["identity", "adamw"] = Field(
         "identity", description="adamw: the inner product is preconditioned like the learner's own step (App B.4)."
     )
+    penalty: float = Field(
+        0.0, ge=0, description="dot: c of Prop 2.1's norm penalty, so that large gradients cannot buy value; 0: none."
+    )
     engine: Literal["jvp", "finite_difference", "double_backward"] = Field(
         "jvp", description="How the designer's gradient is computed; `vpretrain doctor` compares them."
     )
@@ -60,6 +63,12 @@ class ValueConfig(Strict):
         "last-2",
         description="S: last-N (blocks, or their adapters under LoRA), all, or name:REGEX over parameter names.",
     )
+
+    @model_validator(mode="after")
+    def _penalised_dot(self) -> ValueConfig:
+        if self.penalty and self.align != "dot":
+            raise ValueError("penalty belongs to align=dot: a cosine does not grow with the gradients; set penalty=0")
+        return self
 
 
 class BudgetConfig(Strict):

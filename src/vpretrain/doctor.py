@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class Patient:
         batch: of the stream.
         at: theta_S.
         g_down: the evaluator's gradient there.
-        align: `dot` or `cosine`.
+        align: what V is.
         parts: name -> prefix of designer parameters whose error is reported apart.
         about: what a report tells of all this.
     """
@@ -47,7 +47,7 @@ class Patient:
     batch: Any
     at: Parameters
     g_down: Parameters
-    align: Literal["dot", "cosine"]
+    align: Align
     parts: Mapping[str, str]
     about: dict[str, Any]
 
@@ -106,7 +106,7 @@ def _patient_of(recipe: Recipe) -> Patient:
         batch=batch,
         at=parts.meta.at(),
         g_down=g_down,
-        align=recipe.value.align,
+        align=Align(recipe.value.align, penalty=recipe.value.penalty),
         parts=room(recipe.modality, "doctor").PARTS,
         about=about(parts.learner, recipe.value.subset, recipe.value.align, f"{batch.tokens} {recipe.unit}"),
     )
@@ -241,7 +241,7 @@ def _measure(engine: str, patient: Patient, **options: float) -> tuple[dict[str,
         patient.batch,
         patient.at,
         patient.g_down,
-        Align(patient.align),
+        patient.align,
         **options,
     )
     gradients = designer_gradient(valued, patient.designer, patient.parts)

@@ -158,20 +158,11 @@ class DesignerConfig(config.DesignerConfig):
 class ValueConfig(config.ValueConfig):
     """V = Align(g_down, g_pre) over the alignment subset S, on a few rows of the learner's next batch."""
 
-    penalty: float = Field(
-        0.0, ge=0, description="dot: c of Prop 2.1's norm penalty, so that large gradients cannot buy value; 0: none."
-    )
     domains: Literal["matched", "sum"] = Field(
         "matched", description="Align each domain with its own stream rows (Eq 46), or one weighted sum (Eq 18)."
     )
     batch_size: int = Field(4, ge=1, description="Stream rows a domain in one meta update.")
     length: int = Field(256, ge=8, description="Tokens of these rows that are used.")
-
-    @model_validator(mode="after")
-    def _penalised_dot(self) -> ValueConfig:
-        if self.penalty and self.align != "dot":
-            raise ValueError("penalty belongs to align=dot: a cosine does not grow with the gradients; set penalty=0")
-        return self
 
 
 class ControlConfig(Strict):

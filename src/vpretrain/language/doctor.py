@@ -15,7 +15,7 @@ from vpretrain.language.designer import TopKDesigner
 from vpretrain.language.learner import LanguageLearner
 from vpretrain.language.load import load_model
 from vpretrain.subset import alignment_subset
-from vpretrain.value import gradient
+from vpretrain.value import Align, gradient
 
 PARTS = {"gate": "gate", "r": "query"}
 _ROWS, _LENGTH = 2, 64
@@ -35,7 +35,7 @@ def patient(name: str) -> Patient:
         g_down = gradient(lambda parameters: learner.evaluate(feedback, parameters), at)
     construction = LearnedTargets(designer, tether=1.0)
     told = about(learner, subset, "cosine", f"{_ROWS * _LENGTH} tokens")
-    return Patient(learner, construction, designer, stream, at, g_down, "cosine", PARTS, told)
+    return Patient(learner, construction, designer, stream, at, g_down, Align("cosine"), PARTS, told)
 
 
 def random_designer(learner: LanguageLearner, config: DesignerConfig, *, seed: int = 1) -> TopKDesigner:

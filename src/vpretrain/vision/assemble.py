@@ -154,6 +154,7 @@ def _meta_update(
         subset=subset_of(recipe, learner),
         engine=no_value if recipe.arm == "regulariser-only" else engine(recipe.value),
         kind=recipe.value.align,
+        penalty=recipe.value.penalty,
         part={"rows": recipe.value.batch_size},
         matched=False,
         lr=recipe.designer.lr,

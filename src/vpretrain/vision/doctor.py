@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vpretrain.doctor import Patient, about
 from vpretrain.subset import alignment_subset
-from vpretrain.value import gradient
+from vpretrain.value import Align, gradient
 from vpretrain.vision.backbone import Backbone
 from vpretrain.vision.batch import ViewBatch
 from vpretrain.vision.config import DesignerConfig, DinoConfig
@@ -55,4 +55,6 @@ def patient_of(learner: VisionLearner, subset: str) -> Patient:
         g_down = gradient(lambda parameters: learner.evaluate(judge, parameters), at)
     batch = ViewBatch(views, views[:0], tuple(map(str, range(_PICTURES))))
     told = about(learner, subset, "cosine", f"{_PICTURES} pictures of {size} pixels")
-    return Patient(learner, LearnedViews(designer, _DESIGNER), designer, batch, at, g_down, "cosine", PARTS, told)
+    return Patient(
+        learner, LearnedViews(designer, _DESIGNER), designer, batch, at, g_down, Align("cosine"), PARTS, told
+    )
