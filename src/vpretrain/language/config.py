@@ -159,7 +159,9 @@ class ValueConfig(config.ValueConfig):
     """V = Align(g_down, g_pre) over the alignment subset S, on a few rows of the learner's next batch."""
 
     penalty: float = Field(
-        0.0, ge=0, description="dot: c of Prop 2.1's norm penalty, so that large gradients cannot buy value; 0: none."
+        0.0,
+        ge=0,
+        description="dot: c of Prop 2.1's norm penalty: a longer g_pre pays only where its cosine is above c; 0: none.",
     )
     domains: Literal["matched", "sum"] = Field(
         "matched", description="Align each domain with its own stream rows (Eq 46), or one weighted sum (Eq 18)."
