@@ -73,7 +73,7 @@ def recipe_of(condition: str, learner: Path, options: argparse.Namespace) -> Rec
         "output": str(_ROOT),
         "learner": {"name": str(learner)},
         "optimizer": {"lr": 5e-4, "warmup_fraction": 0.05},
-        "stream": {"length": LENGTH, "batch_size": 8, "sources": stream_of(condition, _ROOT / "data")},
+        "stream": {"length": LENGTH, "batch_size": 6, "sources": stream_of(condition, _ROOT / "data")},
         "feedback": {"sources": [problems("feedback", 2, 1024)], "length": LENGTH, "batch_size": 8},
         "designer": {"hidden_size": 64, "layers": 2, "heads": 2, "top_k": 32, "lr": 2e-3},
         "value": {"every_steps": 4, "batch_size": 4, "length": LENGTH},

@@ -15,7 +15,7 @@ from vpretrain.language.source import IndexedSource, open_source
 from vpretrain.recipe import parse_recipe
 from vpretrain.run import run_recipe
 
-LENGTH = 192
+LENGTH = 256
 STEPS = 600
 _VOCABULARY, _SAMPLE = 2048, 1500
 
@@ -45,7 +45,7 @@ def _recipe(root: Path, start: Path, name: str, steps: int) -> dict[str, Any]:
         "arm": "one-hot",
         "learner": {"name": str(start)},
         "optimizer": {"lr": 2e-3, "schedule": "cosine", "warmup_fraction": 0.05, "weight_decay": 0.1},
-        "stream": {"length": LENGTH, "batch_size": 16, "sources": _sources()},
+        "stream": {"length": LENGTH, "batch_size": 12, "sources": _sources()},
         "feedback": {"sources": [problems("feedback", 2, 64)], "length": LENGTH},
         "budget": {"steps": steps},
         "evaluation": {"sources": [problems("validation", 3, 64)], "problems": 32, "length": 2 * LENGTH},
@@ -76,8 +76,8 @@ def _model(vocabulary: int, end: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocabulary,
-            hidden_size=192,
-            intermediate_size=512,
+            hidden_size=128,
+            intermediate_size=384,
             num_hidden_layers=4,
             num_attention_heads=4,
             max_position_embeddings=1024,

@@ -53,7 +53,9 @@ class ValueConfig(Strict):
         "identity", description="adamw: the inner product is preconditioned like the learner's own step (App B.4)."
     )
     penalty: float = Field(
-        0.0, ge=0, description="dot: c of Prop 2.1's norm penalty, so that large gradients cannot buy value; 0: none."
+        0.0,
+        ge=0,
+        description="dot: c of Prop 2.1's norm penalty: a longer g_pre pays only where its cosine is above c; 0: none.",
     )
     engine: Literal["jvp", "finite_difference", "double_backward"] = Field(
         "jvp", description="How the designer's gradient is computed; `vpretrain doctor` compares them."
