@@ -41,14 +41,13 @@ def pareto(
         recipe.baseline: [f"arm={recipe.baseline}"],
         **{_name(point): ["arm=v", *point] for point in points},
     }
-    runs = run_group(recipe, members, resume=resume, overwrite=overwrite)
+    start = run_group(recipe, {START: members[START]}, resume=resume, overwrite=overwrite)[START]
+    if missing := [title for key, (_, title) in figures.OBJECTIVES.items() if start[key] is None]:
+        raise UserError(f"the evaluation does not measure {' and '.join(missing)}: give it such sources")
+    runs = run_group(recipe, members, resume=True)
     scores = {
-        name: tuple(sign * run[key] for key, (sign, _) in figures.OBJECTIVES.items())
-        for name, run in runs.items()
-        if all(run[key] is not None for key in figures.OBJECTIVES)
+        name: tuple(sign * run[key] for key, (sign, _) in figures.OBJECTIVES.items()) for name, run in runs.items()
     }
-    if not scores:
-        raise UserError(f"the evaluation does not measure {' and '.join(figures.OBJECTIVES)}: give it such sources")
     efficient = front(scores)
     results = {
         "objectives": {key: "higher" if sign > 0 else "lower" for key, (sign, _) in figures.OBJECTIVES.items()},

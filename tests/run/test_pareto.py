@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from worlds import vision_recipe
+from worlds import tiny_recipe, vision_recipe
 
 from vpretrain.cli import main
 from vpretrain.pareto import front
@@ -44,3 +44,13 @@ def test_mistakes_in_points_come_before_the_long_work(tmp_path, capsys):
     assert main(["pareto", str(tmp_path / "recipe.yaml"), "--point", "4:1"]) == 2
     assert "must have the form field=value" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_an_objective_that_is_not_measured_is_named_after_the_first_run(tmp_path, tokenizer, capsys, in_this_process):
+    evaluation = tiny_recipe(tmp_path, tokenizer).evaluation.model_dump(mode="json") | {"retention": []}
+    save_recipe(tiny_recipe(tmp_path, tokenizer, evaluation=evaluation), tmp_path / "recipe.yaml")
+    assert main(["pareto", str(tmp_path / "recipe.yaml"), "--point", "designer.tether=3"]) == 2
+    assert "the evaluation does not measure retention NLL" in capsys.readouterr().err
+    assert len(in_this_process) == 1
+    assert main(["pareto", str(tmp_path / "recipe.yaml")]) == 2
+    assert "give the points" in capsys.readouterr().err
