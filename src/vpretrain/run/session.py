@@ -241,9 +241,11 @@ class Session:
         for _ in range(2):
             start = time.perf_counter()
             batches = parts.stream.next()
-            state = parts.learner.forward(batches[0])
             with torch.no_grad():
-                task = parts.construction.targets(batches[0], state.detach()).detach()
+                inputs = parts.construction.inputs(batches[0])
+            state = parts.learner.forward(inputs)
+            with torch.no_grad():
+                task = parts.construction.targets(inputs, state.detach()).detach()
             parts.learner.loss(state, task).backward()
             seconds = (time.perf_counter() - start) * len(batches)
             self.optimizer.torch.zero_grad(set_to_none=True)
