@@ -100,12 +100,13 @@ def draw_pareto(results: dict[str, Any], recipe: Recipe) -> Path | None:
         return None
     objectives = room(recipe.modality, "figures").OBJECTIVES
     (x, (x_sign, x_title)), (y, (y_sign, y_title)) = objectives.items()
-    figure, panel = plot.subplots(figsize=(6.4, 4.8), layout="constrained")
-    for name, point in results["points"].items():
-        panel.plot(point[x], point[y], {START: "s", recipe.baseline: "D"}.get(name, "o"), color="C0", markersize=7)
-        panel.annotate(name, (point[x], point[y]), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    figure, panel = plot.subplots(figsize=(8.4, 4.6), layout="constrained")
+    markers = ["s", "D", "o", "^", "v", "<", ">", "P", "X", "*"]
+    for number, (name, point) in enumerate(results["points"].items()):
+        marker = markers[number % len(markers)]
+        panel.plot(point[x], point[y], marker, label=name, color=f"C{number % 10}", markersize=8, alpha=0.8)
     efficient = sorted((point[x], point[y]) for point in results["points"].values() if point["on_front"])
-    panel.plot(*zip(*efficient, strict=True), "--", color="C1", label="front", zorder=0)
+    panel.plot(*zip(*efficient, strict=True), "--", color="grey", label="front", zorder=0)
     for sign, title, setter, invert in (
         (x_sign, f"{x_title}, better to the right", panel.set_xlabel, panel.invert_xaxis),
         (y_sign, f"{y_title}, better above", panel.set_ylabel, panel.invert_yaxis),
@@ -113,8 +114,9 @@ def draw_pareto(results: dict[str, Any], recipe: Recipe) -> Path | None:
         setter(title)
         if sign < 0:
             invert()
-    panel.margins(0.15)
-    panel.legend()
+    panel.margins(0.1)
+    panel.locator_params(nbins=5)
+    panel.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
     file = recipe.directory / "pareto.png"
     figure.savefig(file, dpi=120)
     plot.close(figure)
