@@ -135,7 +135,11 @@ def _differences(values: Mapping[str, list[list[float]]]) -> dict[str, dict[str,
     """Of each arm from every other: arm -> other -> mean, low, high. The untouched learner is the same for every seed."""
     seeds = max(map(len, values.values()))
     full = {arm: runs if len(runs) == seeds else runs * seeds for arm, runs in values.items()}
-    return {a: {b: paired(full[a], full[b]) for b in full if b != a} for a in full}
+    differences: dict[str, dict[str, dict[str, float]]] = {arm: {} for arm in full}
+    for a, b in itertools.combinations(full, 2):
+        one = differences[a][b] = paired(full[a], full[b])
+        differences[b][a] = {"mean": -one["mean"], "low": -one["high"], "high": -one["low"]}
+    return differences
 
 
 def _matched(
