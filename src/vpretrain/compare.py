@@ -148,6 +148,8 @@ def _matched(
     """What the arms had reached when all had spent as much: read off their curves, linear between evaluations.
 
     The rate is constant after warm-up, so that one run shows where it stood after so many tokens, and after so many seconds.
+    A falling curve lies below its chords, so that an arm read off between two evaluations looks a little worse than it was,
+    next to one that is read off at its end: the more points, the less.
     """
     start = runs[START][0]
     trained = {arm: of_arm for arm, of_arm in runs.items() if arm != START}
