@@ -1,6 +1,7 @@
 """`make bench-steering`: every condition, arm and seed; resumable. Prints tables and writes results.json beside this file.
 
-Anything but the full benchmark (--quick, other conditions, arms, seeds, settings, --validation) is written below runs/ instead.
+Anything but the full benchmark (--quick, other conditions, arms, seeds, minutes, settings, --validation) is written below
+runs/ instead.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console(width=None if sys.stdout.isatty() else 160)
     learner = pretrained(_ROOT, steps=100 if options.quick else 600)
     full = not (options.quick or options.settings or options.validation)
-    full = full and (options.conditions, options.arms, options.seeds) == (",".join(CONDITIONS), ",".join(ARMS), SEEDS)
+    full = full and (options.conditions, options.arms) == (",".join(CONDITIONS), ",".join(ARMS))
+    full = full and (options.seeds, options.minutes) == (SEEDS, MINUTES)
     arms = ["one-hot", "v"] if options.quick else options.arms.split(",")
     seeds = list(range(1 if options.quick else options.seeds))
     conditions = {}
