@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark, or a part of it."""
     options = _parser().parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 160)
-    learner = pretrained(_ROOT, steps=100 if options.quick else 600)
+    learner = pretrained(_ROOT, **({"steps": 100} if options.quick else {}))
     full = not (options.quick or options.settings or options.validation)
     full = full and (options.conditions, options.arms) == (",".join(CONDITIONS), ",".join(ARMS))
     full = full and (options.seeds, options.minutes) == (SEEDS, MINUTES)

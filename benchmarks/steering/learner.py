@@ -16,7 +16,7 @@ from vpretrain.recipe import parse_recipe
 from vpretrain.run import run_recipe
 
 LENGTH = 256
-STEPS = 600
+STEPS = 700
 _VOCABULARY, _SAMPLE = 2048, 1500
 
 
@@ -35,7 +35,7 @@ def pretrained(root: Path, *, steps: int = STEPS) -> Path:
 
 def _sources() -> list[dict[str, Any]]:
     """General text, and a few grade-school problems of templates that nothing else uses."""
-    return [problems("pretraining", 9, 4000) | {"weight": 0.1}, *mixture(other_texts(), 0.9)]
+    return [problems("pretraining", 9, 4000) | {"weight": 0.25}, *mixture(other_texts(), 0.75)]
 
 
 def _recipe(root: Path, start: Path, name: str, steps: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from vpretrain.meta import MetaUpdate
+from vpretrain.phase import phase
 from vpretrain.task import Construction, Learner, Parameters, Stream
 
 
@@ -75,7 +76,8 @@ def continue_pretraining(
         current = construction if burnt_in else base
         record = StepRecord(step, 0.0, 0, {})
 
-        batches = stream.next()  # line 1: an unlabeled batch B_u
+        with phase("stream"):
+            batches = stream.next()  # line 1: an unlabeled batch B_u
 
         if meta is not None and burnt_in and (step - burn_in_steps) % every_steps == 0:  # line 2: update phi
             record.meta = meta(batches, optimizer.metric(meta.subset) if optimizer_aware else None)
@@ -87,18 +89,21 @@ def continue_pretraining(
             share = batch.weight / total
             if share == 0:
                 continue
-            with torch.no_grad():
+            with phase("construction"), torch.no_grad():
                 inputs = current.inputs(batch)
-            state = learner.forward(inputs)
-            with torch.no_grad():
+            with phase("learner forward"):
+                state = learner.forward(inputs)
+            with phase("construction"), torch.no_grad():
                 task = current.targets(inputs, state.detach()).detach()  # line 3: the task with the new phi, detached
-            loss = learner.loss(state, task) * share
-            loss.backward()  # line 4: one step of theta on L_pre
+            with phase("learner backward"):
+                loss = learner.loss(state, task) * share
+                loss.backward()  # line 4: one step of theta on L_pre
             record.loss += float(loss.detach())
             record.tokens += batch.tokens
             for name, value in task.summary().items():
                 record.side[name] = record.side.get(name, 0.0) + share * value
             tasks.append(task)
-        record.optimizer = optimizer.step()
-        learner.after_step(tasks, optimizer.progress)
+        with phase("learner optimizer"):
+            record.optimizer = optimizer.step()
+            learner.after_step(tasks, optimizer.progress)
         after_step(record)

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from vpretrain.errors import Interrupted, Paused, UserError
@@ -110,6 +111,35 @@ def _probe(options: argparse.Namespace) -> int:
         print(f"{title:>20}  Pearson r {results[which]['pearson_r']:+.3f}   slope {results[which]['slope']:+.3f}")
     picture = draw_probe(results, recipe.directory / "probe.png")
     print(f"results: {recipe.directory / 'probe.json'}   picture: {picture or 'not drawn; pip install matplotlib'}")
+    return 0
+
+
+def _profile(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides)
+    from rich.console import Console
+
+    from vpretrain.profile import draw_profile, profile, profile_table
+
+    _quiet()
+    results = profile(recipe, options.steps)
+    Console(width=None if sys.stdout.isatty() else 140).print(profile_table(results))
+    added, unit = results["added"], results["unit"].removesuffix("s")
+    print(f"added to ordinary pretraining: {added['microseconds']:.2f} microseconds a {unit}, {added['ratio']:.1%}")
+    picture = draw_profile(results, recipe.directory / "profile.png")
+    print(f"results: {recipe.directory / 'profile.json'}   picture: {picture or 'not drawn; pip install matplotlib'}")
+    return 0
+
+
+def _gate(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from vpretrain.language.gate import draw_gate, gate, gate_table
+
+    _quiet()
+    results = gate(Path(options.run), options.batches)
+    Console(width=None if sys.stdout.isatty() else 140).print(gate_table(results))
+    picture = draw_gate(results, Path(options.run) / "gate.png")
+    print(f"results: {Path(options.run) / 'gate.json'}   picture: {picture or 'not drawn; pip install matplotlib'}")
     return 0
 
 
@@ -279,6 +309,36 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--steps", type=int, choices=range(3, 10_001), default=24, metavar="N", help="learner steps (default: 24)"
+    )
+    command = add(
+        "profile",
+        _profile,
+        "see where a step's time goes, and what the task designer adds",
+        "vpretrain profile recipes/quickstart.yaml --steps 16 arm=v",
+    )
+    command.add_argument(
+        "--steps",
+        type=int,
+        choices=range(1, 10_001),
+        default=16,
+        metavar="N",
+        help="learner steps, rounded up to whole periods of value.every_steps (default: 16)",
+    )
+    command = add(
+        "gate",
+        _gate,
+        "see which tokens a run's designer steers: the gate alpha by kind of token",
+        "vpretrain gate runs/quickstart/v --batches 16",
+        recipe=False,
+    )
+    command.add_argument("run", metavar="RUN", help="directory of a run of v, or another arm with a designer")
+    command.add_argument(
+        "--batches",
+        type=int,
+        choices=range(1, 10_001),
+        default=16,
+        metavar="N",
+        help="micro-batches of its stream to look at (default: 16)",
     )
     add(
         "check",

@@ -37,6 +37,9 @@ class DesignerConfig(Strict):
 
     lr: float = Field(1e-4, gt=0, description="Learning rate of the designer's AdamW.")
     clip_norm: float = Field(1.0, gt=0, description="The designer's gradient is scaled down to this norm at most.")
+    warm_start: str | None = Field(
+        None, description="Directory of an earlier run: start with its designer as it ended, instead of a new one."
+    )
     burn_in_steps: int = Field(
         0, ge=0, description="Learner steps on the base recipe before the designer starts (App C.6)."
     )
@@ -56,6 +59,12 @@ class ValueConfig(Strict):
         0.0,
         ge=0,
         description="dot: c of Prop 2.1's norm penalty: a longer g_pre pays only where its cosine is above c; 0: none.",
+    )
+    average: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="g_down is averaged over meta updates, an earlier one counting this much less each time; 0: alone.",
     )
     engine: Literal["jvp", "finite_difference", "double_backward"] = Field(
         "jvp", description="How the designer's gradient is computed; `vpretrain doctor` compares them."

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from vpretrain.guard import guarded
+from vpretrain.phase import phase
 from vpretrain.task import Construction, Feedback, Learner, Parameters
 from vpretrain.value import Align, Valued, gradient, mean, norm
 
@@ -32,6 +33,7 @@ class MetaUpdate:
         part: how much of the learner's batch a domain's g_pre is computed on, as `Batch.restrict` takes it.
         matched: align each domain with stream rows of the same domain.
         general: the retention guard's batch for the n-th meta update, n from 0; None for no guard. See `vpretrain.guard`.
+        average: beta of the running mean of g_down over meta updates, per domain; 0 for the present one alone.
         random_seed: if given, g_down is replaced by Gaussian noise of the same norm: the random-feedback control.
     """
 
@@ -50,6 +52,7 @@ class MetaUpdate:
         clip_norm: float,
         penalty: float = 0.0,
         general: Callable[[int], Any] | None = None,
+        average: float = 0.0,
         random_seed: int | None = None,
     ) -> None:
         self.learner, self.construction, self.feedback = learner, construction, feedback
@@ -57,6 +60,7 @@ class MetaUpdate:
         self.engine, self.kind, self.penalty = engine, kind, penalty
         self.part, self.matched = part, matched
         self.general = general
+        self.beta, self.average = average, dict[str, Parameters]()
         self.clip_norm, self.random_seed = clip_norm, random_seed
         self.phi = list(construction.parameters())
         self.optimizer = torch.optim.AdamW(self.phi, lr=lr, weight_decay=0.0) if self.phi else None
@@ -96,7 +100,8 @@ class MetaUpdate:
 
     def pairs(self, batches: Sequence[Any]) -> tuple[list[tuple[float, Any, Parameters]], float]:
         """What is to be aligned: (domain weight, meta batch, g_down) triples, and |g_down|. Call in meta mode."""
-        g_down = {domain: self._feedback_gradient(batch) for domain, batch in self.feedback.next().items()}
+        with phase("meta: feedback gradient"):
+            g_down = {d: self._averaged(d, self._feedback_gradient(b)) for d, b in self.feedback.next().items()}
         weights = dict(self.feedback.weights)
         g_down_norm = float(sum(weights[domain] * norm(g) for domain, g in g_down.items()))
         aligned: list[tuple[float, str | None, Parameters]]
@@ -132,6 +137,13 @@ class MetaUpdate:
         scale = norm(g_down) / norm(noise)
         return {n: scale * g for n, g in noise.items()}
 
+    def _averaged(self, domain: str, g_down: Parameters) -> Parameters:
+        """The running mean, which starts as the first gradient."""
+        if self.beta:
+            before = self.average.get(domain, g_down)
+            g_down = self.average[domain] = {n: torch.lerp(g, before[n].to(g), self.beta) for n, g in g_down.items()}
+        return g_down
+
     def _values(
         self, batches: Sequence[Any], metric: Parameters | None
     ) -> tuple[list[tuple[float, Valued]], dict[str, float]]:
@@ -141,15 +153,17 @@ class MetaUpdate:
         record = {"g_down_norm": g_down_norm}
         if self.general is not None and pairs:
             general = self.general(self.updates)
-            g_gen = gradient(lambda parameters: self.learner.evaluate(general, parameters), at)
+            with phase("meta: general gradient"):
+                g_gen = gradient(lambda parameters: self.learner.evaluate(general, parameters), at)
             cosines = [(weight, Align("cosine", metric)(g_down, g_gen)) for weight, _, g_down in pairs]
             record["general_alignment"] = float(mean(cosines))
             record["guard_active"] = float(any(cosine < 0 for _, cosine in cosines))
             pairs = [(weight, batch, guarded(g_down, g_gen, metric)) for weight, batch, g_down in pairs]
-        return [
-            (weight, self.engine(self.learner, self.construction, batch, at, g_down, align))
-            for weight, batch, g_down in pairs
-        ], record
+        with phase("meta: tangent"):
+            return [
+                (weight, self.engine(self.learner, self.construction, batch, at, g_down, align))
+                for weight, batch, g_down in pairs
+            ], record
 
     def _meta_batch(self, batches: Sequence[Any], domain: str | None) -> Any:
         """A few rows of the first micro-batch that has any of the domain."""
@@ -158,10 +172,12 @@ class MetaUpdate:
 
     def _step(self, objective: Tensor) -> float:
         assert self.optimizer is not None
-        gradients = torch.autograd.grad(objective, self.phi, allow_unused=True, materialize_grads=True)
-        for parameter, g in zip(self.phi, gradients, strict=True):
-            parameter.grad = g
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.phi, self.clip_norm, error_if_nonfinite=True)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        with phase("meta: designer gradient"):
+            gradients = torch.autograd.grad(objective, self.phi, allow_unused=True, materialize_grads=True)
+        with phase("meta: designer optimizer"):
+            for parameter, g in zip(self.phi, gradients, strict=True):
+                parameter.grad = g
+            grad_norm = torch.nn.utils.clip_grad_norm_(self.phi, self.clip_norm, error_if_nonfinite=True)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
         return float(grad_norm)

@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 
-from vpretrain.algorithm import StepRecord, continue_pretraining
+from vpretrain.algorithm import StepRecord
 from vpretrain.config import Recipe
 from vpretrain.parts import Parts
 from vpretrain.plot import pyplot
 from vpretrain.recipe import room
 from vpretrain.run.optimizer import AdamW
 from vpretrain.run.progress import steady
+from vpretrain.run.train import train
 from vpretrain.task import Parameters
 from vpretrain.value import gradient
 
@@ -97,19 +98,7 @@ def probe(recipe: Recipe, steps: int) -> dict[str, Any]:
             observer(record)
             done(record.step + 1)
 
-        continue_pretraining(
-            learner=parts.learner,
-            stream=parts.stream,
-            construction=parts.construction,
-            base=parts.base,
-            optimizer=optimizer,
-            meta=parts.meta,
-            every_steps=recipe.value.every_steps,
-            burn_in_steps=recipe.designer.burn_in_steps if parts.meta is not None else 0,
-            optimizer_aware=recipe.effective_value.metric == "adamw",
-            steps=range(steps),
-            after_step=after_step,
-        )
+        train(recipe, parts, optimizer, steps=range(steps), after_step=after_step)
     results = {
         "arm": recipe.arm,
         "full": agreement(observer.steps, "predicted"),

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from vpretrain.config import ValueConfig
+from vpretrain.phase import phase
 from vpretrain.task import Construction, Learner, Parameters, Task
 
 
@@ -203,7 +204,8 @@ def _linearise(
         task = construction.targets(inputs, state.detach())
         return learner.loss(state, task.detach())
 
-    g_pre = gradient(loss, at)
+    with phase("meta: g_pre"):
+        g_pre = gradient(loss, at)
     assert task is not None
     return align(g_down, g_pre).detach(), align.direction(g_down, g_pre), task
 

@@ -19,7 +19,9 @@ from vpretrain.cli import main
 from vpretrain.language.config import Recipe
 from vpretrain.recipe import settings_help
 
-COMMANDS = ["run", "compare", "check", "inspect", "doctor", "evaluate", "export"]
+COMMANDS = [
+    "run", "compare", "pareto", "probe", "profile", "gate", "check", "inspect", "doctor", "evaluate", "export",
+]  # fmt: skip
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from vpretrain.language.load import load_config, load_model, load_tokenizer
 from vpretrain.language.stream import LanguageStream, general_batches, rows_of
 from vpretrain.meta import MetaUpdate
 from vpretrain.parts import Parts
+from vpretrain.run.checkpoint import load_designer
 from vpretrain.subset import alignment_subset
 from vpretrain.task import Construction
 from vpretrain.value import engine
@@ -169,6 +170,7 @@ def _construction(
         engine=engine(value),
         kind=value.align,
         penalty=value.penalty,
+        average=value.average,
         general=general,
         part={"rows": value.batch_size, "length": value.length},
         matched=value.domains == "matched",
@@ -205,4 +207,7 @@ def _designer(recipe: Recipe, learner: LanguageLearner) -> TopKDesigner:
         torch.manual_seed(recipe.seed)
         embedding_VD = learner.model.get_output_embeddings().weight
         length = max(recipe.stream.length, recipe.value.length)
-        return TopKDesigner(recipe.designer, embedding_VD, length).to(learner.device)
+        designer = TopKDesigner(recipe.designer, embedding_VD, length)
+    if recipe.designer.warm_start is not None:
+        load_designer(designer, recipe.designer.warm_start)
+    return designer.to(learner.device)

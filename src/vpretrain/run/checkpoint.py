@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from vpretrain.errors import UserError
 
@@ -65,6 +65,25 @@ def load_checkpoint(path: Path) -> tuple[Groups, dict[str, Any]]:
         return {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}, state
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"the checkpoint {path} cannot be read ({error}); remove it to use the one before") from error
+
+
+def load_designer(designer: nn.Module, run: str) -> None:
+    """Give a designer the parameters that another run's had at its newest checkpoint.
+
+    Raises:
+        UserError: that run has none, or one of another shape.
+    """
+    saved = checkpoints(Path(run) / "checkpoints")
+    groups = load_checkpoint(saved[-1])[0] if saved else {}
+    if "designer" not in groups:
+        raise UserError(
+            f"designer.warm_start={run} holds no checkpoint with a designer: name the directory of an arm v"
+        )
+    own = dict(designer.named_parameters())
+    start = {name: groups["designer"].get(name) for name in own}  # buffers belong to the learner at hand
+    if any(phi is None or phi.shape != own[name].shape for name, phi in start.items()):
+        raise UserError(f"the designer of {run} has another shape: make the designer section like its own")
+    designer.load_state_dict(start, strict=False)
 
 
 def _sync(path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from vpretrain.algorithm import StepRecord, continue_pretraining
+from vpretrain.algorithm import StepRecord
 from vpretrain.config import Recipe
 from vpretrain.errors import Interrupted, Paused, UserError
 from vpretrain.parts import Parts
@@ -29,6 +29,7 @@ from vpretrain.run.budget import Budget
 from vpretrain.run.checkpoint import Groups, checkpoints, load_checkpoint, save_checkpoint
 from vpretrain.run.optimizer import AdamW, load_optimizer_tensors, optimizer_tensors
 from vpretrain.run.progress import console, progress
+from vpretrain.run.train import train
 
 _MAY_CHANGE = {"budget", "checkpoint", "output", "name", "threads"}  # what a resumed run may set anew
 
@@ -66,19 +67,7 @@ class Session:
                 self.optimizer.horizon = self._horizon()
         recipe, parts = self.recipe, self.parts
         with self._signals(), progress(f"{recipe.arm:>17}") as self._update, self._log() as self._log_file:
-            continue_pretraining(
-                learner=parts.learner,
-                stream=parts.stream,
-                construction=parts.construction,
-                base=parts.base,
-                optimizer=self.optimizer,
-                meta=parts.meta,
-                every_steps=recipe.value.every_steps,
-                burn_in_steps=recipe.designer.burn_in_steps if parts.meta is not None else 0,
-                optimizer_aware=recipe.effective_value.metric == "adamw",
-                steps=self.budget,
-                after_step=self._after_step,
-            )
+            train(recipe, parts, self.optimizer, steps=self.budget, after_step=self._after_step)
         if self._signal is not None:
             name = signal.Signals(self._signal).name
             raise Interrupted(self._signal, f"stopped by {name}; saved {self.save()}; continue with --resume")
@@ -112,6 +101,9 @@ class Session:
         if parts.meta is not None:
             state["meta_updates"] = parts.meta.updates
             groups["direction"] = parts.meta.direction or {}
+            groups["feedback-average"] = {
+                f"{domain}/{name}": g for domain, average in parts.meta.average.items() for name, g in average.items()
+            }
             if parts.meta.optimizer is not None:
                 groups["designer-optimizer"] = optimizer_tensors(parts.meta.optimizer)
         self._saved_at = self.budget.seconds
@@ -133,6 +125,9 @@ class Session:
         if parts.meta is not None:
             parts.meta.updates = state["meta_updates"]
             parts.meta.direction = groups["direction"] or None
+            for key, g in groups["feedback-average"].items():
+                domain, name = key.rsplit("/", 1)
+                parts.meta.average.setdefault(domain, {})[name] = g
             if parts.meta.optimizer is not None:
                 load_optimizer_tensors(parts.meta.optimizer, groups["designer-optimizer"])
         parts.stream.load_state_dict(state["stream"])
@@ -238,6 +233,7 @@ class Session:
         stateful: list[Any] = [*parts.modules.values(), *parts.optimizers.values()]
         kept = [copy.deepcopy(part.state_dict()) for part in stateful]
         random = _random_state()
+        average = {} if parts.meta is None else dict(parts.meta.average)
         for _ in range(2):
             start = time.perf_counter()
             batches = parts.stream.next()
@@ -259,6 +255,8 @@ class Session:
         for part, state_dict in zip(stateful, kept, strict=True):
             part.load_state_dict(state_dict)
         _set_random_state(random)
+        if parts.meta is not None:
+            parts.meta.average = average
         return seconds
 
     @contextlib.contextmanager

@@ -12,6 +12,7 @@ import torch
 from vpretrain.errors import UserError
 from vpretrain.meta import MetaUpdate
 from vpretrain.parts import Parts
+from vpretrain.run.checkpoint import load_designer
 from vpretrain.subset import alignment_subset
 from vpretrain.value import engine, no_value
 from vpretrain.vision.backbone import Backbone
@@ -62,7 +63,10 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
     elif recipe.arm != "fixed":
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)
-            designer = make_designer(recipe.designer).to(learner.device)
+            designer = make_designer(recipe.designer)
+        if recipe.designer.warm_start is not None:
+            load_designer(designer, recipe.designer.warm_start)
+        designer.to(learner.device)
         construction = LearnedViews(designer, recipe.designer)
         meta = _meta_update(recipe, learner, feedback, construction)
     return Parts(
@@ -155,6 +159,7 @@ def _meta_update(
         engine=no_value if recipe.arm == "regulariser-only" else engine(recipe.value),
         kind=recipe.value.align,
         penalty=recipe.value.penalty,
+        average=recipe.value.average,
         part={"rows": recipe.value.batch_size},
         matched=False,
         lr=recipe.designer.lr,

@@ -1,0 +1,163 @@
+"""`make bench-steering-ablation`: one setting at a time, on validation templates, at equal steps; resumable.
+
+Each variant is run on every condition with every seed, from the benchmark's own recipe, and compared with that recipe and with
+one-hot after as many steps, paired over problems and seeds. The full run writes ablation.json beside this file. Test templates
+have no part in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.steering.__main__ import CONDITIONS, recipe_of
+from benchmarks.steering.learner import pretrained
+from vpretrain.compare import paired, versions
+from vpretrain.config import Recipe
+from vpretrain.language.figures import FOLLOW_V
+from vpretrain.run import run_recipe
+
+STEPS, SEEDS = 80, 2
+VARIANTS: dict[str, list[str]] = {
+    "one-hot": ["arm=one-hot"],
+    "v": ["arm=v"],
+    "self-distillation": ["arm=self-distillation"],
+    "closed-form": ["arm=closed-form"],
+    "mixed-in": ["arm=mixed-in"],
+    "S = all": ["value.subset=all"],
+    "S = last block": ["value.subset=last-1"],
+    "metric adamw": ["value.metric=adamw"],
+    "dot, penalty 0.1": ["value.align=dot", "value.penalty=0.1"],
+    "tether 0.3": ["designer.tether=0.3"],
+    "tether 3": ["designer.tether=3"],
+    "alpha_max 0.9": ["designer.alpha_max=0.9"],
+    "alpha_start 0.3": ["designer.alpha_start=0.3"],
+    "g_down averaged, 0.8": ["value.average=0.8"],
+    "burn-in 20": ["designer.burn_in_steps=20"],
+    "every 2 steps": ["value.every_steps=2"],
+    "every 8 steps": ["value.every_steps=8"],
+    "designer lr 5e-3": ["designer.lr=5e-3"],
+    "no gate features": [],
+    "warm start": [],
+}
+_ROOT, _HERE = Path("runs/steering"), Path(__file__).parent
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is missing, then print and write the table."""
+    parser = argparse.ArgumentParser(prog="make bench-steering-ablation ARGS=...", description=__doc__)
+    parser.add_argument("settings", metavar="field=value", nargs="*", help="settings to change in every variant")
+    parser.add_argument("--conditions", default=",".join(CONDITIONS), help="default: %(default)s")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="some of them (default: all)")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=STEPS, help="learner steps a run (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    options.quick, options.validation, options.minutes = False, True, 1
+    conditions, variants, seeds = options.conditions.split(","), _split(options.variants), range(options.seeds)
+    full = not options.settings and (conditions, variants) == (list(CONDITIONS), list(VARIANTS))
+    full = full and (options.seeds, options.steps) == (SEEDS, STEPS)
+    learner = pretrained(_ROOT)
+    report: dict[str, Any] = {"conditions": {}}
+    for condition in conditions:
+        recipe = recipe_of(condition, learner, options)
+        directory = _ROOT / "ablation" / "-".join([condition, str(options.steps), *options.settings])
+        changes = {"output": str(directory), "budget": recipe.budget.model_copy(update=_steps(options.steps))}
+        changes["evaluation"] = recipe.evaluation.model_copy(update={"points": 0})
+        recipe = recipe.model_copy(update=changes)
+        runs = {v: [_run(recipe, v, seed) for seed in seeds] for v in variants}
+        report["conditions"][condition] = _summary(runs)
+        Console(width=None if sys.stdout.isatty() else 140).print(_table(condition, report["conditions"][condition]))
+    report |= {"steps": options.steps, "seeds": options.seeds, "command": _command(), "versions": versions()}
+    file = _HERE / "ablation.json" if full else _ROOT / "ablation" / "results.json"
+    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(f"results: {file}")
+
+
+def _run(recipe: Recipe, variant: str, seed: int) -> dict[str, Any]:
+    """A variant's result, from its file if it was run before."""
+    name = f"{''.join(c if c.isalnum() or c in '._-' else '-' for c in variant)}.{seed}"
+    file = Path(recipe.output) / name / "result.json"
+    if not file.exists():
+        from vpretrain.recipe import parse_recipe, with_overrides
+
+        v = Path(recipe.output) / f"v.{seed}"
+        settings = [f"name={name}", f"seed={seed}", *VARIANTS[variant]]
+        if variant in FOLLOW_V:
+            settings += FOLLOW_V[variant](json.loads((v / "result.json").read_text(encoding="utf-8")))
+        if variant == "warm start":
+            settings.append(f"designer.warm_start={v}")
+        with _without_features() if variant == "no gate features" else contextlib.nullcontext():
+            run_recipe(parse_recipe(with_overrides(recipe.model_dump(mode="json"), settings)), overwrite=True)
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+@contextlib.contextmanager
+def _without_features() -> Iterator[None]:
+    """The designer as it would be without the true token's log p and rank and the entropy."""
+    from vpretrain.language import designer
+
+    features = designer._features
+    with patch.object(designer, "_features", lambda log_p_NK: 0 * features(log_p_NK)):
+        yield
+
+
+def _summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    nll = {v: [[problem["nll"] for problem in run["problems"]] for run in of_v] for v, of_v in runs.items()}
+    return {
+        variant: {
+            "validation_nll": _mean(of_v, "answer_nll"),
+            "retention_nll": _mean(of_v, "retention_nll"),
+            **{f"minus_{other}": paired(nll[variant], nll[other]) for other in ("v", "one-hot") if other in nll},
+            "seconds": _mean(of_v, "seconds"),
+            "mean_alpha": _mean(of_v, "mean_alpha"),
+        }
+        for variant, of_v in runs.items()
+    }
+
+
+def _mean(runs: list[dict[str, Any]], key: str) -> float:
+    return float(sum(run[key] for run in runs) / len(runs))
+
+
+def _table(condition: str, summary: dict[str, Any]) -> Table:
+    view = Table(title=f"{condition}, validation templates")
+    for column in ("variant", "NLL", "minus v", "minus one-hot", "retention", "alpha", "seconds"):
+        view.add_column(column, justify="left" if column == "variant" else "right", no_wrap=True)
+    for variant, found in summary.items():
+        differences = [found.get(f"minus_{other}") for other in ("v", "one-hot")]
+        view.add_row(
+            variant,
+            f"{found['validation_nll']:.4f}",
+            *("-" if d is None else f"{d['mean']:+.4f} [{d['low']:+.3f}, {d['high']:+.3f}]" for d in differences),
+            f"{found['retention_nll']:.4f}",
+            f"{found['mean_alpha']:.3f}",
+            f"{found['seconds']:.1f}",
+        )
+    return view
+
+
+def _steps(steps: int) -> dict[str, Any]:
+    return {"steps": steps, "minutes": None}
+
+
+def _split(variants: str) -> list[str]:
+    """Commas within a variant's name stay."""
+    return [name for name in VARIANTS if name in variants] if variants != ",".join(VARIANTS) else list(VARIANTS)
+
+
+def _command() -> str:
+    return "make bench-steering-ablation" + (f' ARGS="{" ".join(sys.argv[1:])}"' if len(sys.argv) > 1 else "")
+
+
+if __name__ == "__main__":
+    main()

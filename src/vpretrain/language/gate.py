@@ -1,0 +1,172 @@
+"""`vpretrain gate`: which tokens a run's designer steers: the gate alpha by kind of token, by how well the learner knew it, by
+whether the feedback wants it, by domain. Shapes: N targets, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from rich.table import Table
+from torch import Tensor
+
+from vpretrain.errors import UserError
+from vpretrain.language.assemble import assemble
+from vpretrain.language.batch import TokenBatch
+from vpretrain.language.config import DESIGNED, Recipe
+from vpretrain.language.construction import true_token_values
+from vpretrain.language.load import load_tokenizer
+from vpretrain.plot import pyplot
+from vpretrain.recipe import load_recipe
+from vpretrain.run.checkpoint import checkpoints
+from vpretrain.run.progress import steady
+from vpretrain.run.session import Session
+
+KINDS = ("word", "number", "punctuation", "space", "other")
+KNOWN = (0.01, 0.1, 0.5, 0.9)  # bounds of p(w_t)
+
+
+def gate(run: Path, batches: int) -> dict[str, Any]:
+    """Build tasks with the newest checkpoint of a run, on the micro-batches that its stream would show next.
+
+    Args:
+        run: its directory.
+        batches: micro-batches to look at.
+
+    Returns:
+        `by`: grouping -> group -> mean alpha, and its share of the targets; written to gate.json as well.
+
+    Raises:
+        UserError: the directory is not that of a language run, or the run has no designer, or no checkpoint.
+    """
+    recipe = _recipe_of(run)
+    parts = assemble(recipe)
+    Session(recipe, parts, resume=True)
+    assert parts.meta is not None
+    kinds_V = token_kinds(recipe)
+    sums: dict[str, dict[str, list[float]]] = {}
+    seen = 0
+    with steady("              gate", batches) as done:
+        while seen < batches:
+            for batch in parts.stream.next():
+                with torch.no_grad():
+                    alpha_N, p_N = _gate(parts, batch)
+                values_N = true_token_values(batch, parts.meta.along)
+                for grouping, group, member_N in _groups(batch, kinds_V, p_N, values_N):
+                    entry = sums.setdefault(grouping, {}).setdefault(group, [0.0, 0.0])
+                    entry[0] += float(alpha_N[member_N].sum())
+                    entry[1] += float(member_N.sum())
+                seen += 1
+                done(min(seen, batches))
+    total = sum(count for _, count in sums["kind of token"].values())
+    results = {
+        "arm": recipe.arm,
+        "targets": int(total),
+        "by": {
+            grouping: {
+                group: {"alpha": alpha / count, "share": count / total}
+                for group, (alpha, count) in groups.items()
+                if count
+            }
+            for grouping, groups in sums.items()
+        },
+    }
+    (run / "gate.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    return results
+
+
+def _recipe_of(run: Path) -> Recipe:
+    """As the run saved it, wherever its directory has gone since."""
+    if not (run / "recipe.yaml").exists():
+        raise UserError(f"{run} is not the directory of a run: it has no recipe.yaml")
+    recipe = load_recipe(run / "recipe.yaml").model_copy(update={"output": str(run.parent), "name": run.name})
+    if not isinstance(recipe, Recipe):
+        raise UserError("a gate is what language designers have: for views see views.png in the run's directory")
+    if recipe.arm not in DESIGNED:
+        raise UserError(f"{run} is a run of {recipe.arm}, which has no designer: name one of an arm like v")
+    if not checkpoints(run / "checkpoints"):
+        raise UserError(f"{run} has no checkpoint with a designer yet: run it first")
+    return recipe
+
+
+def token_kinds(recipe: Recipe) -> Int[Tensor, " V"]:
+    """The kind of every token of the learner's vocabulary, as an index into `KINDS`."""
+    tokenizer = load_tokenizer(recipe.learner.name)
+    return torch.tensor([KINDS.index(kind(tokenizer.decode([token]))) for token in range(len(tokenizer))])
+
+
+def kind(text: str) -> str:
+    """Of a token by its text, without regard to surrounding space."""
+    core = text.strip()
+    if not core:
+        return "space"
+    if any(c.isdigit() for c in core):
+        return "number"
+    if all(c.isalpha() or c in "'’-" for c in core) and any(c.isalpha() for c in core):
+        return "word"
+    return "punctuation" if not any(c.isalnum() for c in core) else "other"
+
+
+def gate_table(results: dict[str, Any]) -> Table:
+    """For a terminal."""
+    view = Table(title=f"{results['arm']}: gate alpha over {results['targets']:,} targets")
+    for column in ("by", "group", "mean alpha", "share of targets"):
+        view.add_column(column, justify="left" if column in ("by", "group") else "right")
+    for grouping, groups in results["by"].items():
+        for number, (group, found) in enumerate(groups.items()):
+            view.add_row(grouping if number == 0 else "", group, f"{found['alpha']:.4f}", f"{found['share']:.1%}")
+        view.add_section()
+    return view
+
+
+def draw_gate(results: dict[str, Any], file: Path) -> Path | None:
+    """The same as bars; None without matplotlib."""
+    plot = pyplot()
+    if plot is None:
+        return None
+    picture, axes = plot.subplots(
+        1, len(results["by"]), figsize=(3.4 * len(results["by"]), 3.4), layout="constrained", sharey=True
+    )
+    for axis, (grouping, groups) in zip(axes, results["by"].items(), strict=True):
+        bars = axis.bar(list(groups), [found["alpha"] for found in groups.values()])
+        axis.bar_label(bars, [f"{found['share']:.0%}" for found in groups.values()], fontsize=8)
+        axis.set_title(grouping)
+        axis.tick_params(axis="x", rotation=30)
+    axes[0].set_ylabel("mean gate alpha")
+    picture.suptitle(f"{results['arm']}: where the designer steers (percent: share of the targets)", fontsize=10)
+    picture.savefig(file, dpi=120)
+    plot.close(picture)
+    return file
+
+
+def _gate(parts: Any, batch: TokenBatch) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+    """alpha_t, and the learner's p(w_t)."""
+    state = parts.learner.forward(batch).detach()
+    task = parts.construction.targets(batch, state)
+    p_N = state.logits_NV.float().softmax(-1).gather(-1, batch.targets_N[:, None])[:, 0]
+    return task.side["alpha_N"], p_N
+
+
+def _groups(
+    batch: TokenBatch, kinds_V: Tensor, p_N: Tensor, values_N: Tensor | None
+) -> Iterator[tuple[str, str, Tensor]]:
+    """(grouping, group, which targets belong to it)."""
+    kinds_N = kinds_V.to(p_N.device)[batch.targets_N]
+    for number, name in enumerate(KINDS):
+        yield "kind of token", name, kinds_N == number
+    bounds = [0.0, *KNOWN, 1.0]
+    bins_N = torch.bucketize(p_N, torch.tensor(KNOWN, device=p_N.device))
+    for number, (low, high) in enumerate(itertools.pairwise(bounds)):
+        yield "learner's p of it", f"{low:g} to {high:g}", bins_N == number
+    if values_N is not None:
+        yield "the feedback", "wants it", values_N > 0
+        yield "the feedback", "opposes it", values_N <= 0
+    rows_N = batch.predicts_BT.nonzero()[:, 0]
+    for domain in dict.fromkeys(batch.domains):
+        own_B = torch.tensor([name == domain for name in batch.domains], device=p_N.device)
+        yield "domain", domain, own_B[rows_N]

@@ -1,0 +1,66 @@
+"""Averaged feedback gradients, and designers that start where an earlier run's ended."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from worlds import tiny_recipe, vision_recipe
+
+from vpretrain import UserError, run_recipe
+from vpretrain.language.assemble import assemble
+from vpretrain.run.checkpoint import checkpoints, load_checkpoint
+from vpretrain.vision.assemble import assemble as assemble_vision
+
+
+def gradients(recipe, count):
+    """What g_down an engine gets in each of the first meta updates."""
+    parts, seen = assemble(recipe), []
+    engine = parts.meta.engine
+    parts.meta.engine = lambda learner, construction, batch, at, g_down, align: (
+        seen.append(g_down) or engine(learner, construction, batch, at, g_down, align)
+    )
+    batches = parts.stream.next()
+    for _ in range(count):
+        parts.meta(batches)
+    return seen
+
+
+def test_the_average_is_the_running_mean_of_the_batches_gradients(tmp_path, tokenizer):
+    alone = gradients(tiny_recipe(tmp_path, tokenizer), 3)
+    averaged = gradients(tiny_recipe(tmp_path, tokenizer, value={"average": 0.75}), 3)
+    for name, first in alone[0].items():
+        second = 0.75 * first + 0.25 * alone[1][name]
+        torch.testing.assert_close(averaged[0][name], first)
+        torch.testing.assert_close(averaged[1][name], second)
+        torch.testing.assert_close(averaged[2][name], 0.75 * second + 0.25 * alone[2][name])
+    assert any(not torch.allclose(averaged[2][name], alone[2][name]) for name in alone[0])
+
+
+@pytest.mark.parametrize("modality", ["language", "vision"])
+def test_a_warm_started_designer_is_that_of_the_earlier_run(tmp_path, tokenizer, modality):
+    make = {
+        "language": lambda **c: tiny_recipe(tmp_path, tokenizer, **c),
+        "vision": lambda **c: vision_recipe(tmp_path, **c),
+    }[modality]
+    first = make(name="first", arm="v", budget={"steps": 3})
+    run_recipe(first)
+    groups, _ = load_checkpoint(checkpoints(first.directory / "checkpoints")[-1])
+    recipe = make(designer={"warm_start": str(first.directory)})
+    designer = {"language": assemble, "vision": assemble_vision}[modality](recipe).designer
+    cold = {"language": assemble, "vision": assemble_vision}[modality](make()).designer
+    for (name, phi), other in zip(designer.named_parameters(), cold.parameters(), strict=True):
+        assert torch.equal(phi, groups["designer"][name]), name
+        assert not torch.equal(phi, other) or not other.any()
+
+
+def test_a_start_that_does_not_fit_is_refused(tmp_path, tokenizer):
+    plain = tiny_recipe(tmp_path, tokenizer, name="plain", arm="one-hot", budget={"steps": 1})
+    run_recipe(plain)
+    run_recipe(tiny_recipe(tmp_path, tokenizer, name="first", budget={"steps": 1}))
+    for run, changes, words in (
+        (plain.directory, {}, "no checkpoint with a designer"),
+        (tmp_path / "nothing", {}, "no checkpoint with a designer"),
+        (tmp_path / "runs/first", {"layers": 2}, "another shape"),
+    ):
+        with pytest.raises(UserError, match=words):
+            assemble(tiny_recipe(tmp_path, tokenizer, designer={"warm_start": str(run), **changes}))

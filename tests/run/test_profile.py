@@ -1,0 +1,70 @@
+"""Profiles: a phase counts for itself alone, meta updates for their share, and timing changes nothing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from worlds import tiny_recipe, vision_recipe
+
+from vpretrain import phase as phases
+from vpretrain.cli import main
+from vpretrain.phase import phase, watching
+from vpretrain.profile import ORDINARY, profile
+from vpretrain.recipe import save_recipe
+from vpretrain.run import run_recipe
+
+META = {
+    "meta: feedback gradient", "meta: g_pre", "meta: tangent", "meta: designer gradient", "meta: designer optimizer",
+}  # fmt: skip
+
+
+def test_a_phase_within_another_counts_for_itself_alone(monkeypatch):
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(phases.time, "perf_counter", lambda: next(clock))
+    with watching() as watch:
+        with phase("outer"), phase("inner"):  # outer from 10 until 20; inner from 30 until 40; outer from 50 until 60
+            pass
+        with phase("inner"):  # from 90 until 100
+            pass
+    assert watch.seconds == {"outer": 20, "inner": 20}
+    with phase("unwatched"):
+        pass
+    assert "unwatched" not in watch.seconds
+
+
+@pytest.mark.parametrize("modality", ["language", "vision"])
+def test_every_part_of_a_step_is_there(tmp_path, tokenizer, modality):
+    make = {
+        "language": lambda **c: tiny_recipe(tmp_path, tokenizer, **c),
+        "vision": lambda **c: vision_recipe(tmp_path, **c),
+    }
+    results = profile(make[modality](arm="v", value={"every_steps": 2}, designer={"burn_in_steps": 3}), 3)
+    assert results["steps"] == 4  # whole periods
+    assert set(results["phases"]) == {*ORDINARY, "construction", *META}
+    assert all(cost > 0 for cost in results["phases"].values())
+    assert results["added"]["microseconds"] == pytest.approx(
+        sum(cost for name, cost in results["phases"].items() if name not in ORDINARY)
+    )
+    plain = profile(make[modality](arm="one-hot" if modality == "language" else "fixed"), 2)
+    assert set(plain["phases"]) == {*ORDINARY, "construction"}
+
+
+def test_watching_times_changes_nothing(tmp_path, tokenizer):
+    recipe = tiny_recipe(tmp_path, tokenizer)
+    plain = run_recipe(recipe)
+    with watching():
+        timed = run_recipe(recipe, overwrite=True)
+    assert plain["problems"] == timed["problems"]
+
+
+def test_the_command_prints_a_table_and_writes_a_picture(tmp_path, tokenizer, capsys):
+    save_recipe(tiny_recipe(tmp_path, tokenizer), tmp_path / "recipe.yaml")
+    assert main(["profile", str(tmp_path / "recipe.yaml"), "--steps", "2", "arm=v"]) == 0
+    text = capsys.readouterr().out
+    assert "learner backward" in text
+    assert "added to ordinary pretraining" in text
+    saved = json.loads((tmp_path / "runs/tiny/profile.json").read_text())
+    assert saved["added"]["ratio"] > 0
+    assert (tmp_path / "runs/tiny/profile.png").stat().st_size > 1000
+    assert not (tmp_path / "runs/tiny/checkpoints").exists()
