@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from types import SimpleNamespace
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="vpretrain-tests-")
@@ -56,9 +57,9 @@ def in_this_process(monkeypatch):
 
     commands = []
 
-    def call(command):
-        commands.append(list(command[3:]))
-        return main(command[3:])
+    def start(command):
+        commands.append(list(command))
+        return SimpleNamespace(wait=lambda: main(command))
 
-    monkeypatch.setattr(group, "_call", call)
+    monkeypatch.setattr(group, "start_process", start)
     return commands

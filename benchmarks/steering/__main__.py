@@ -1,4 +1,5 @@
-"""`make bench-steering`: every condition, arm and seed; resumable. Prints tables and writes results.json beside this file.
+"""`make bench-steering`: every condition, arm and seed; resumable. Prints tables and writes results.json and results.md
+beside this file.
 
 Anything but the full benchmark (--quick, other conditions, arms, seeds, minutes, settings, --validation) is written below
 runs/ instead.
@@ -17,8 +18,10 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks.fork import Fork, start_fork
 from benchmarks.steering.data import MANUAL_TEXTS, problems, stream_of
 from benchmarks.steering.learner import LENGTH, pretrained
+from benchmarks.steering.table import markdown
 from vpretrain.compare import START, compare, read_lines, run_name, versions
 from vpretrain.config import Recipe
 from vpretrain.probe import probe
@@ -31,7 +34,7 @@ ARMS = (
     "one-hot", "uniform", "self-distillation", "random-feedback", "closed-form", "mixed-in", "selection", "token-weights",
     "v", "v-dot", "v-cosine", "v-adamw",
 )  # fmt: skip
-SEEDS, MINUTES, PROBE_STEPS = 10, 0.5, 24
+SEEDS, MINUTES, PROBE_STEPS = 10, 0.25, 24
 _ROOT = Path("runs/steering")
 _HERE = Path(__file__).parent
 
@@ -49,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     conditions = {}
     for condition in options.conditions.split(","):
         recipe = recipe_of(condition, learner, options)
-        results = compare(recipe, arms, seeds=seeds, resume=(recipe.directory / "recipe.yaml").exists())
+        resume = (recipe.directory / "recipe.yaml").exists()
+        results = compare(recipe, arms, seeds=seeds, resume=resume, start=start_fork)
         console.print(table(results, recipe))
         for line in remarks(results, recipe):
             console.print(line, highlight=False)
@@ -64,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     file = _HERE / "results.json" if full else _ROOT / f"results-{_variant(options)}.json"
     file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    file.with_suffix(".md").write_text(markdown(report), encoding="utf-8")
     console.print(f"results: {file}")
 
 
@@ -72,22 +77,23 @@ def recipe_of(condition: str, learner: Path, options: argparse.Namespace) -> Rec
     role = "validation" if options.validation else "test"
     data: dict[str, Any] = {
         "name": f"{condition}-{_variant(options)}",
+        "threads": 1,
         "output": str(_ROOT),
         "learner": {"name": str(learner)},
         "optimizer": {"lr": 5e-4, "warmup_fraction": 0.05},
-        "stream": {"length": LENGTH, "batch_size": 6, "sources": stream_of(condition, _ROOT / "data")},
-        "feedback": {"sources": [problems("feedback", 2, 1024)], "length": LENGTH, "batch_size": 8},
-        "designer": {"hidden_size": 64, "layers": 2, "heads": 2, "top_k": 32, "lr": 2e-3},
-        "value": {"every_steps": 4, "batch_size": 4, "length": LENGTH},
+        "stream": {"length": LENGTH, "batch_size": 4, "sources": stream_of(condition, _ROOT / "data")},
+        "feedback": {"sources": [problems("feedback", 2, 1024)], "length": LENGTH, "batch_size": 4},
+        "designer": {"hidden_size": 32, "layers": 1, "heads": 2, "top_k": 32, "lr": 5e-3},
+        "value": {"every_steps": 4, "batch_size": 2, "length": LENGTH},
         "budget": {"minutes": 0.1 if options.quick else options.minutes},
         "evaluation": {
             "sources": [problems(role, 3, 64)],
             "retention": [{"builtin": "python-manual", "skip": MANUAL_TEXTS}],
             "problems": 64,
-            "retention_tokens": 8192,
+            "retention_tokens": 4096,
             "length": 2 * LENGTH,
             "batch_size": 16,
-            "points": 2 if options.quick else 6,
+            "points": 2 if options.quick else 4,
         },
         "checkpoint": {"every_minutes": None},
     }
@@ -148,7 +154,9 @@ def _time_to(recipe: Recipe, results: dict[str, Any], arm: str, goals: dict[int,
 
 def _probed(recipe: Recipe) -> dict[str, float]:
     file = recipe.directory / "probe.json"
-    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else probe(recipe, PROBE_STEPS)
+    if not file.exists():
+        Fork(probe, recipe, PROBE_STEPS).wait()
+    found = json.loads(file.read_text(encoding="utf-8"))
     return {
         "pearson": found["full"]["pearson_r"],
         "slope": found["full"]["slope"],

@@ -8,10 +8,18 @@ import re
 from pathlib import Path
 from typing import Any
 
-SIZES = {"pretraining": 25, "stream": 25, "feedback": 15, "validation": 10, "test": 10}  # templates; 85 in all
+SIZES = {"stream": 40, "feedback": 20, "validation": 10, "test": 15}  # templates; 85 in all
 PROBLEMS = 4000  # of a stream
 PAIR = {"prompt": "Question: {question}\nAnswer:", "response": " {answer_cot}"}
-GENERATORS = ("leg_counting", "chain_sum", "simple_geometry", "calendar_arithmetic")
+OFF_TOPIC = ("leg_counting", "chain_sum", "simple_geometry", "calendar_arithmetic")
+# What the learner is pretrained on: none has a template of gsm_symbolic. A learner that had seen a few of these would know them
+# by heart, be wrong with confidence about all others, and unlearn that first of all, whatever the arm.
+GENERAL = (
+    *OFF_TOPIC, "aiw", "basic_arithmetic", "coin_flip", "decimal_arithmetic", "dice", "family_relationships",
+    "fraction_simplification", "gcd", "knights_knaves", "lcm", "letter_counting", "needle_haystack", "number_filtering",
+    "number_sorting", "prime_factorization", "products", "sentence_reordering", "spell_backward", "syllogism",
+    "time_intervals", "word_sequence_reversal",
+)  # fmt: skip
 MANUAL_TEXTS = 60  # of Python's manual: these are pretrained on, the others are the retention set
 _WORD = re.compile(r"\S+")
 
@@ -32,10 +40,10 @@ def problems(role: str, seed: int, size: int) -> dict[str, Any]:
     return {"reasoning_gym": "gsm_symbolic", "size": size, "options": options, "domain": "math", **PAIR}
 
 
-def other_texts() -> list[dict[str, Any]]:
-    """Recipe sources that have nothing to do with grade-school problems."""
+def other_texts(generators: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Recipe sources that have nothing to do with grade-school problems: of some generators, and Python's manual."""
     generated = [
-        {"reasoning_gym": name, "size": PROBLEMS, "options": {"seed": 7}, "domain": "math"} for name in GENERATORS
+        {"reasoning_gym": name, "size": PROBLEMS, "options": {"seed": 7}, "domain": "math"} for name in generators
     ]
     return [*generated, {"builtin": "python-manual", "limit": MANUAL_TEXTS, "domain": "math"}]
 
@@ -53,7 +61,7 @@ def stream_of(condition: str, root: Path) -> list[dict[str, Any]]:
         root.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(json.dumps(row) + "\n" for row in _rows(condition)), encoding="utf-8")
     on_topic = {"path": str(file), "prompt": "{prompt}", "response": "{response}", "domain": "math"}
-    return [on_topic | {"weight": 1 - off_topic}, *mixture(other_texts(), off_topic)]
+    return [on_topic | {"weight": 1 - off_topic}, *mixture(other_texts(OFF_TOPIC), off_topic)]
 
 
 def _rows(condition: str) -> list[dict[str, str]]:

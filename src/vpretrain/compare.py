@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
@@ -14,7 +14,7 @@ from typing import Any
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.recipe import room
-from vpretrain.run.group import run_group
+from vpretrain.run.group import Process, run_group
 
 START = "step-0"
 SECONDS_TOLERANCE = 0.03
@@ -31,6 +31,7 @@ def compare(
     rounds: int = 1,
     resume: bool = False,
     overwrite: bool = False,
+    start: Callable[[Sequence[str]], Process] | None = None,
 ) -> dict[str, Any]:
     """Run the untouched learner, and each arm with each seed; returns and writes results.json.
 
@@ -41,6 +42,7 @@ def compare(
         rounds: turns of each run, over equal shares of its budget, so that a machine that slows down hits all arms alike.
         resume: keep the runs that are finished, continue the one that was interrupted.
         overwrite: throw away an earlier comparison of this name.
+        start: as in `run_group`.
 
     Raises:
         UserError: an unknown arm, a taken directory, or a run that failed (its own message stands above).
@@ -55,14 +57,14 @@ def compare(
     for turn, seed in enumerate(seeds):  # each seed starts with another arm
         order = [*arms[turn % len(arms) :], *arms[: turn % len(arms)]]
         members |= {run_name(a, seed, seeds): [f"arm={a}", f"seed={seed}"] for a in order if a not in follow}
-    results = run_group(recipe, members, rounds=rounds, resume=resume, overwrite=overwrite)
+    results = run_group(recipe, members, rounds=rounds, resume=resume, overwrite=overwrite, start=start)
     members = {  # what is set to match V can only come after it
         run_name(arm, seed, seeds): [f"arm={arm}", f"seed={seed}", *settings(results[run_name("v", seed, seeds)])]
         for seed, (arm, settings) in itertools.product(seeds, follow.items())
         if arm in arms
     }
     if members:
-        results |= run_group(recipe, members, rounds=rounds, resume=True)
+        results |= run_group(recipe, members, rounds=rounds, resume=True, start=start)
     names = {START: [START]} | {arm: [run_name(arm, seed, seeds) for seed in seeds] for arm in arms}
     runs = {arm: [results[name] for name in of_arm] for arm, of_arm in names.items()}
     scores = {

@@ -7,9 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from vpretrain.config import Recipe
 from vpretrain.errors import Interrupted, Paused, UserError
@@ -19,6 +19,22 @@ from vpretrain.run.progress import console
 _MAY_CHANGE = {"arm", "checkpoint", "output", "threads"}  # what a resumed group may set anew
 
 
+class Process(Protocol):
+    """A command at work."""
+
+    def send_signal(self, number: int) -> None: ...
+
+    def wait(self) -> int:
+        """Its exit code."""
+        ...
+
+
+def start_process(command: Sequence[str]) -> Process:
+    """Start `vpretrain COMMAND` in a process of its own, and in a process group of its own."""
+    whole = [sys.executable, "-m", "vpretrain", *command]
+    return subprocess.Popen(whole, stdout=subprocess.DEVNULL, process_group=0)
+
+
 def run_group(
     recipe: Recipe,
     members: Mapping[str, Sequence[str]],
@@ -26,6 +42,7 @@ def run_group(
     rounds: int = 1,
     resume: bool = False,
     overwrite: bool = False,
+    start: Callable[[Sequence[str]], Process] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Run all members in turn, each alone on the machine.
 
@@ -35,6 +52,7 @@ def run_group(
         rounds: turns of each member, over equal shares of its budget, so that a machine that slows down hits all alike.
         resume: keep those that are finished, continue the one that was interrupted.
         overwrite: throw away an earlier group of this name.
+        start: starts a member's command, the words after `vpretrain`; None: `start_process`.
 
     Returns:
         Every member's result.
@@ -49,13 +67,14 @@ def run_group(
     finished = {name for name in members if resume and (directory / name / "result.json").exists()}
     for name in finished:
         console.print(f"{name}: finished already")
-    started: set[str] = set()
+    begun: set[str] = set()
     for turn in range(1, rounds + 1):
         for name in members:
             if name not in finished:
                 how = [] if turn == rounds else [f"--until={turn / rounds}"]
-                done = _run(directory, name, members[name], how, resume=resume or name in started)
-                started.add(name)
+                command = _command(directory, name, members[name], how, resume=resume or name in begun)
+                done = _finished(name, _wait((start or start_process)(command)))
+                begun.add(name)
                 finished |= {name} if done else set()
     return {name: json.loads((directory / name / "result.json").read_text(encoding="utf-8")) for name in members}
 
@@ -76,11 +95,14 @@ def _prepare(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
         raise UserError(f"cannot write to {directory}: {error.strerror}; change `output`") from None
 
 
-def _run(directory: Path, name: str, settings: Sequence[str], how: Sequence[str], *, resume: bool) -> bool:
-    """Whether the member is finished, rather than paused."""
+def _command(directory: Path, name: str, settings: Sequence[str], how: Sequence[str], *, resume: bool) -> list[str]:
     again = "--resume" if resume and any((directory / name / "checkpoints").glob("step-*")) else "--overwrite"
-    command = [sys.executable, "-m", "vpretrain", "run", str(directory / "recipe.yaml"), again, *how]
-    code = _call([*command, f"name={name}", f"output={directory}", *settings])
+    command = ["run", str(directory / "recipe.yaml"), again, *how]
+    return [*command, f"name={name}", f"output={directory}", *settings]
+
+
+def _finished(name: str, code: int) -> bool:
+    """What a member's exit code says: whether it is finished, rather than paused."""
     if code == Paused.exit_code:
         return False
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
@@ -90,9 +112,8 @@ def _run(directory: Path, name: str, settings: Sequence[str], how: Sequence[str]
     return True
 
 
-def _call(command: Sequence[str]) -> int:
-    """Run a command in a process group of its own; signals that stop us are passed on, so that a run saves itself."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, process_group=0)
+def _wait(process: Process) -> int:
+    """Signals that stop us are passed on, so that a run saves itself."""
     before = {
         number: signal.signal(number, lambda received, frame: process.send_signal(received))
         for number in (signal.SIGINT, signal.SIGTERM)

@@ -1,0 +1,54 @@
+"""Runs of a comparison in forks of this process, which has imported everything: a run starts in no time, and is still alone.
+
+Only for one thread a run: a fork loses the thread pools of its parent. The parent must not have gone backward through anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+class Fork:
+    """A function at work in a fork, as `vpretrain.run.group.Process` has it."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self._process = multiprocessing.get_context("fork").Process(target=_alone, args=(function, *arguments))
+        self._process.start()
+
+    def send_signal(self, number: int) -> None:
+        """To the fork alone."""
+        if self._process.pid is not None:
+            os.kill(self._process.pid, number)
+
+    def wait(self) -> int:
+        """Its exit code."""
+        self._process.join()
+        return self._process.exitcode or 0
+
+
+def start_fork(command: Sequence[str]) -> Fork:
+    """Start `vpretrain COMMAND` in a fork."""
+    from vpretrain.language import assemble  # noqa: F401  (before the fork, once)
+
+    return Fork(_quietly, list(command))
+
+
+def _alone(function: Callable[..., Any], *arguments: Any) -> None:
+    """In a process group of its own, so that an interruption from the terminal arrives once, by way of the parent."""
+    os.setpgid(0, 0)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    code = function(*arguments)
+    raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _quietly(command: Sequence[str]) -> int:
+    from vpretrain.cli import main
+
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        return main(command)

@@ -1,0 +1,58 @@
+"""The benchmark's results as Markdown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_COLUMNS = (
+    "arm", "target NLL", "minus one-hot", "V minus it", "retention NLL", "mean alpha", "steps", "seconds to one-hot's end",
+)  # fmt: skip
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """A table a condition, with 95 % intervals."""
+    blocks = []
+    for condition, found in report["conditions"].items():
+        lines = [
+            f"### {condition}",
+            "",
+            f"{found['seeds']} seeds; probe of V: r {found['probe']['pearson']:.3f}, slope {found['probe']['slope']:.2f} "
+            f"(S alone: r {found['probe']['pearson_subset']:.3f}). {_matched(found)}",
+            "",
+            f"| {' | '.join(_COLUMNS)} |",
+            f"|{'---|' * len(_COLUMNS)}",
+        ]
+        lines += [f"| {' | '.join(_row(arm, figures, found))} |" for arm, figures in found["arms"].items()]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _row(arm: str, figures: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    time = figures.get("seconds_to_one_hot")
+    reached = "-" if time is None else f"{time['reached']} of {time['of']}"
+    if time is not None and time["mean"] is not None:
+        reached = f"{time['mean']:.1f} ({reached})"
+    return [
+        arm,
+        _interval(figures["target_nll"], ""),
+        _interval(figures.get("minus_one_hot"), "+"),
+        _interval(found["v_minus"].get(arm), "+"),
+        _interval(figures["retention_nll"], ""),
+        f"{figures['mean_alpha']:.3f}" if figures.get("mean_alpha") is not None else "-",
+        f"{figures['steps']:.0f}",
+        reached,
+    ]
+
+
+def _matched(found: dict[str, Any]) -> str:
+    matched = found["after_equal_tokens"]
+    one_hot = matched["v_minus"].get("one-hot")
+    if one_hot is None:
+        return ""
+    return f"After equal tokens ({matched['tokens']:,.0f}): V minus one-hot {_interval(one_hot, '+')}."
+
+
+def _interval(value: dict[str, float] | None, sign: str) -> str:
+    if value is None:
+        return "-"
+    return f"{value['mean']:{sign}.3f} [{value['low']:{sign}.3f}, {value['high']:{sign}.3f}]"
