@@ -20,6 +20,11 @@ from vpretrain.language.loss import SoftTarget, soft_cross_entropy
 from vpretrain.task import Parameters, Task
 
 
+_ANY_ATTENTION = [
+    SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH,
+]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class LanguageState:
     """What the learner computed for a batch.
@@ -89,7 +94,8 @@ class LanguageLearner:
 
     def evaluate(self, batch: TokenBatch, parameters: Parameters) -> Tensor:
         """L_down: mean answer-token NLL; the problem's tokens are no targets (Eq 38)."""
-        return self.loss(self.forward(batch, parameters), Task(batch, one_hot(batch)))
+        with sdpa_kernel(_ANY_ATTENTION):  # it is differentiated once and backwards, in a meta step as well
+            return self.loss(self.forward(batch, parameters), Task(batch, one_hot(batch)))
 
     @contextlib.contextmanager
     def meta_mode(self) -> Iterator[None]:
