@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help install quickstart quickstart-vision bench-steering check test test-slow doctor clean
+.PHONY: help install quickstart quickstart-vision bench-steering bench-steering-ablation bench-gsm8k check test test-slow doctor clean
 
 help: ## what there is
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 install: .venv/.installed ## the package and its command, in .venv
 
@@ -30,6 +30,13 @@ test-slow: .venv/.installed-dev ## what needs the real pretrained learner
 
 bench-steering: .venv/.installed-quickstart ## does it steer? hours; ARGS=--quick takes six minutes
 	$(BIN)/python -m benchmarks.steering $(ARGS)
+
+bench-steering-ablation: .venv/.installed-quickstart ## one setting at a time, on the validation templates; forty minutes
+	$(BIN)/python -m benchmarks.steering.ablation $(ARGS)
+
+bench-gsm8k: .venv/.installed-quickstart ## the real learner on data/gsm8k/train.jsonl, three seeds; two hours
+	$(BIN)/vpretrain compare recipes/smollm2-gsm8k.yaml --arms one-hot,v,self-distillation,closed-form,mixed-in \
+		--seeds 0,1,2 $(ARGS)
 
 doctor: .venv/.installed-quickstart ## compare the value engines on the quickstart's learner
 	$(BIN)/vpretrain doctor

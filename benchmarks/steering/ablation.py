@@ -26,6 +26,10 @@ from vpretrain.config import Recipe
 from vpretrain.language.figures import FOLLOW_V
 from vpretrain.run import run_recipe
 
+# What the choice started from; the benchmark has what came of it.
+BASE = [
+    "designer.alpha_start=0.1", "designer.lr=5e-3", "value.every_steps=4", "value.metric=identity", "value.subset=last-2",
+]  # fmt: skip
 STEPS, SEEDS = 120, 1
 VARIANTS: dict[str, list[str]] = {
     "one-hot": ["arm=one-hot"],
@@ -93,7 +97,7 @@ def _run(recipe: Recipe, variant: str, seed: int) -> dict[str, Any]:
         from vpretrain.recipe import parse_recipe, with_overrides
 
         v = Path(recipe.output) / f"v.{seed}"
-        settings = [f"name={name}", f"seed={seed}", *VARIANTS[variant]]
+        settings = [f"name={name}", f"seed={seed}", *BASE, *VARIANTS[variant]]
         if variant in FOLLOW_V:
             settings += FOLLOW_V[variant](json.loads((v / "result.json").read_text(encoding="utf-8")))
         if variant == "warm start":

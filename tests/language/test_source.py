@@ -55,6 +55,29 @@ def test_a_folder_a_glob_and_a_text_file(tmp_path):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+def test_parts_by_hash_share_nothing_and_do_not_depend_on_the_order(tmp_path, streaming):
+    rows = [{"kind": "k", "question": f"q{i}", "answer": f"a{i}"} for i in range(200)]
+    paths = [write_jsonl(tmp_path / f"{n}.jsonl", r) for n, r in enumerate((rows, rows[::-1]))]
+
+    def keys(path, part):
+        source = open_source(SourceConfig(path=path, part=part, streaming=streaming, **PAIR))
+        first = source.next() if streaming else None
+        if not streaming:
+            return [source[i].key for i in range(len(source))]
+        found = [first.key]
+        while (example := source.next()).key != first.key:
+            found.append(example.key)
+        return found
+
+    parts = [keys(paths[0], part) for part in ((0, 0.7), (0.7, 0.8), (0.8, 1))]
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 200
+    assert len(parts[0]) == pytest.approx(140, abs=25)
+    assert set(parts[1]) == set(keys(paths[1], (0.7, 0.8)))
+    with pytest.raises(ValueError, match="part must rise"):
+        SourceConfig(path=paths[0], part=(0.8, 0.2), **PAIR)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_skip_limit_and_exclude(tmp_path, streaming):
     path = write(tmp_path, "rows.jsonl")
     part = open_source(SourceConfig(path=path, skip=1, limit=2, streaming=streaming, **PAIR))
@@ -150,7 +173,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, source, message):
         ({"path": "a", "text": "{x}", "prompt": "{y}", "response": "{z}"}, "either text"),
         ({"path": "a", "prompt": "{y}"}, "go together"),
         ({"path": "a", "exclude": {"x": "("}}, "regular expression"),
-        ({"builtin": "python-manual", "exclude": {"x": "a"}}, "exclude goes with path and hub"),
+        ({"builtin": "python-manual", "exclude": {"x": "a"}}, "exclude and part go with path and hub"),
     ],
 )
 def test_a_source_that_contradicts_itself_is_refused(source, message):

@@ -39,7 +39,9 @@ def test_every_part_of_a_step_is_there(tmp_path, tokenizer, modality):
         "language": lambda **c: tiny_recipe(tmp_path, tokenizer, **c),
         "vision": lambda **c: vision_recipe(tmp_path, **c),
     }
-    results = profile(make[modality](arm="v", value={"every_steps": 2, "align": "cosine"}, designer={"burn_in_steps": 3}), 3)
+    results = profile(
+        make[modality](arm="v", value={"every_steps": 2, "align": "cosine"}, designer={"burn_in_steps": 3}), 3
+    )
     assert results["steps"] == 4  # whole periods
     assert set(results["phases"]) == {*ORDINARY, "construction", *META}
     assert all(cost > 0 for cost in results["phases"].values())

@@ -76,6 +76,11 @@ class SourceConfig(Strict):
         default_factory=dict,
         description="path, hub: rows are left out whose field matches, e.g. {source: gsm8k}; regular expressions.",
     )
+    part: tuple[Fraction, Fraction] | None = Field(
+        None,
+        description="path, hub: only rows whose problem hashes into this part of [0, 1), e.g. [0, 0.8]: keeps roles apart, "
+        "whatever the order of the file.",
+    )
     limit: int | None = Field(None, ge=1, description="Cap: use the first n examples only.")
     skip: int = Field(0, ge=0, description="Leave out the first n examples (to keep roles apart).")
 
@@ -90,8 +95,10 @@ class SourceConfig(Strict):
             raise ValueError("a source has either text (raw) or prompt and response, not both")
         if (self.prompt is None) != (self.response is None):
             raise ValueError("prompt and response go together")
-        if self.exclude and self.path is None and self.hub is None:
-            raise ValueError("exclude goes with path and hub only")
+        if (self.exclude or self.part) and self.path is None and self.hub is None:
+            raise ValueError("exclude and part go with path and hub only")
+        if self.part and self.part[0] >= self.part[1]:
+            raise ValueError(f"part must rise, such as [0, 0.8]: {list(self.part)} holds nothing")
         return self
 
     @property

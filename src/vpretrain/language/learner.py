@@ -19,7 +19,6 @@ from vpretrain.language.batch import TokenBatch
 from vpretrain.language.loss import SoftTarget, soft_cross_entropy
 from vpretrain.task import Parameters, Task
 
-
 _ANY_ATTENTION = [
     SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH,
 ]  # fmt: skip

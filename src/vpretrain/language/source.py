@@ -17,6 +17,7 @@ from vpretrain.errors import UserError
 from vpretrain.language.config import SourceConfig
 
 _FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
+KEY_DIGITS = 16  # hexadecimal
 _FIELD = re.compile(r"\{(\w+)\}")
 
 
@@ -41,7 +42,7 @@ class Example:
 
 def example_key(content: str) -> str:
     """Identity of a problem by its content: equal for texts that differ in case and white space only."""
-    return hashlib.sha256(" ".join(content.casefold().split()).encode()).hexdigest()[:16]
+    return hashlib.sha256(" ".join(content.casefold().split()).encode()).hexdigest()[:KEY_DIGITS]
 
 
 class IndexedSource:
@@ -187,7 +188,7 @@ def _load(config: SourceConfig, *arguments: Any, **options: Any) -> Any:
     datasets.disable_progress_bars()
     try:
         dataset = datasets.load_dataset(*arguments, streaming=config.streaming, **options)
-        return dataset.filter(partial(_kept, config)) if config.exclude else dataset
+        return dataset.filter(partial(_kept, config)) if config.exclude or config.part else dataset
     except UserError:
         raise
     except Exception as error:  # datasets raises many kinds for one thing: the data cannot be had
@@ -202,7 +203,10 @@ def _kept(config: SourceConfig, row: dict[str, Any]) -> bool:
             raise UserError(f"{config.origin}: no field '{field}' for exclude (fields: {', '.join(row)})")
         if pattern.search(str(row[field])):
             return False
-    return True
+    if config.part is None:
+        return True
+    low, high = config.part
+    return low <= int(render(row, config).key, 16) / 16**KEY_DIGITS < high
 
 
 def _python_manual() -> Sequence[dict[str, Any]]:
