@@ -34,7 +34,7 @@ ARMS = (
     "one-hot", "uniform", "self-distillation", "random-feedback", "closed-form", "mixed-in", "selection", "token-weights",
     "v", "v-dot", "v-cosine",
 )  # fmt: skip
-SEEDS, MINUTES, PROBE_STEPS = 10, 0.4, 24
+SEEDS, MINUTES, PROBE_STEPS = 10, 0.35, 24
 _ROOT = Path("runs/steering")
 _HERE = Path(__file__).parent
 

@@ -53,6 +53,8 @@ VARIANTS: dict[str, list[str]] = {
     "every 2 steps": ["value.every_steps=2"],
     "every 8 steps": ["value.every_steps=8"],
     "designer lr 2e-3": ["designer.lr=2e-3"],
+    "4 designer steps an update": ["designer.steps_per_update=4"],
+    "8 designer steps an update": ["designer.steps_per_update=8"],
     "no gate features": [],
     "warm start": [],
 }

@@ -33,6 +33,7 @@ class MetaUpdate:
         part: how much of the learner's batch a domain's g_pre is computed on, as `Batch.restrict` takes it.
         matched: align each domain with stream rows of the same domain.
         general: the retention guard's batch for the n-th meta update, n from 0; None for no guard. See `vpretrain.guard`.
+        steps: optimizer steps of the designer in one update, all along the same value direction.
         average: beta of the running mean of g_down over meta updates, per domain; 0 for the present one alone.
         random_seed: if given, g_down is replaced by Gaussian noise of the same norm: the random-feedback control.
     """
@@ -52,6 +53,7 @@ class MetaUpdate:
         clip_norm: float,
         penalty: float = 0.0,
         general: Callable[[int], Any] | None = None,
+        steps: int = 1,
         average: float = 0.0,
         random_seed: int | None = None,
     ) -> None:
@@ -60,6 +62,7 @@ class MetaUpdate:
         self.engine, self.kind, self.penalty = engine, kind, penalty
         self.part, self.matched = part, matched
         self.general = general
+        self.steps = steps
         self.beta, self.average = average, dict[str, Parameters]()
         self.clip_norm, self.random_seed = clip_norm, random_seed
         self.phi = list(construction.parameters())
@@ -88,6 +91,10 @@ class MetaUpdate:
                 regulariser = mean([(w, self.construction.regulariser(v.task)) for w, v in valued])
                 record["regulariser"] = float(regulariser.detach())
                 record["designer_grad_norm"] = self._step(regulariser - mean([(w, v.surrogate) for w, v in valued]))
+                for _ in range(self.steps - 1):
+                    renewed = [(w, *v.again()) for w, v in valued if v.again is not None]
+                    regulariser = mean([(w, self.construction.regulariser(task)) for w, _, task in renewed])
+                    self._step(regulariser - mean([(w, surrogate) for w, surrogate, _ in renewed]))
         self.updates += 1
         return record
 

@@ -5,7 +5,7 @@ Nothing here knows about language or vision, and `algorithm.py` and `value.py` k
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -96,6 +96,10 @@ class Learner(Protocol):
 
     def prepare(self, inputs: Any, parameters: Parameters) -> Any:
         """Inputs that hold what does not depend on the parameters of S, for an engine that evaluates at several of them."""
+        ...
+
+    def slope(self, inputs: Any, parameters: Parameters, direction: Parameters) -> Callable[[Task], Tensor]:
+        """D_u L_pre at the parameters of S along u, as a function of the task; differentiable in phi."""
         ...
 
     def loss(self, state: Any, task: Task) -> Tensor:

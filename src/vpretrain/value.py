@@ -73,12 +73,15 @@ class Valued:
         surrogate: a scalar whose gradient by phi is dV/dphi.
         task: the constructed task, with its graph to phi (for the regulariser).
         direction: u.
+        again: the surrogate and the task for what phi has become since, along the same u; None where that is not cheaper than
+            a new value.
     """
 
     value: Tensor
     surrogate: Tensor
     task: Task
     direction: Parameters
+    again: Callable[[], tuple[Tensor, Task]] | None = None
 
 
 def gradient(loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters:
@@ -122,17 +125,17 @@ def jvp(
 ) -> Valued:
     """V by one tangent pass along u; exact up to rounding (METHOD: the linear engine)."""
     inputs = learner.prepare(construction.inputs(batch), at)
-    value, u, task = _linearise(learner, construction, inputs, at, g_down, align)
-
-    def loss(parameters: Parameters) -> Tensor:
-        return learner.loss(learner.forward(inputs, parameters), task)
-
-    # Not forward_ad.dual_level: under it softmax and logsumexp have tangents in place, which a designer of inputs, whose
-    # gradient goes backward through them, cannot undo (torch 2.13).
-    surrogate = torch.func.jvp(loss, ({n: at[n].detach() for n in u},), (u,))[1]
+    value, u, task, state = _linearise(learner, construction, inputs, at, g_down, align)
+    slope = learner.slope(inputs, {n: at[n].detach() for n in u}, u)
+    surrogate = slope(task)
     if align.linear and float(surrogate.detach()) == 0 and float(norm(u)) > 0:  # any other u may be orthogonal to g_pre
         raise RuntimeError("the tangent was lost on its way through the learner; use value.engine=finite_difference")
-    return Valued(surrogate.detach() if value is None else value, surrogate, task, u)
+
+    def again() -> tuple[Tensor, Task]:
+        task = construction.targets(inputs, state)
+        return slope(task), task
+
+    return Valued(surrogate.detach() if value is None else value, surrogate, task, u, again)
 
 
 def finite_difference(
@@ -147,7 +150,7 @@ def finite_difference(
 ) -> Valued:
     """V by a central difference of L_pre at theta_S +- h u, with |h u| = relative_step * |theta_S|."""
     inputs = learner.prepare(construction.inputs(batch), at)
-    value, u, task = _linearise(learner, construction, inputs, at, g_down, align)
+    value, u, task, _ = _linearise(learner, construction, inputs, at, g_down, align)
     h = relative_step * float(norm(at)) / max(float(norm(u)), torch.finfo(torch.float32).tiny)
     plus, minus = (
         learner.loss(learner.forward(inputs, {n: at[n].detach() + sign * h * u[n] for n in at}), task)
@@ -190,24 +193,26 @@ def _linearise(
     at: Parameters,
     g_down: Parameters,
     align: Align,
-) -> tuple[Tensor | None, Parameters, Task]:
-    """The value, where it takes g_pre to know it; the direction u; the task."""
+) -> tuple[Tensor | None, Parameters, Task, Any]:
+    """The value, where it takes g_pre to know it; the direction u; the task; the learner's detached state."""
     if align.linear:
         with torch.no_grad():
-            state = learner.forward(inputs, at)
-        return None, align.direction(g_down, None), construction.targets(inputs, state.detach())
+            state = learner.forward(inputs, at).detach()
+        return None, align.direction(g_down, None), construction.targets(inputs, state), state
     task: Task | None = None
+    seen: Any = None
 
     def loss(parameters: Parameters) -> Tensor:
-        nonlocal task
+        nonlocal task, seen
         state = learner.forward(inputs, parameters)
-        task = construction.targets(inputs, state.detach())
+        seen = state.detach()
+        task = construction.targets(inputs, seen)
         return learner.loss(state, task.detach())
 
     with phase("meta: g_pre"):
         g_pre = gradient(loss, at)
     assert task is not None
-    return align(g_down, g_pre).detach(), align.direction(g_down, g_pre), task
+    return align(g_down, g_pre).detach(), align.direction(g_down, g_pre), task, seen
 
 
 def mean(values: Sequence[tuple[float, Tensor]]) -> Tensor:

@@ -170,6 +170,7 @@ def _construction(
         engine=engine(value),
         kind=value.align,
         penalty=value.penalty,
+        steps=recipe.designer.steps_per_update,
         average=value.average,
         general=general,
         part={"rows": value.batch_size, "length": value.length},

@@ -149,6 +149,11 @@ class DesignerConfig(config.DesignerConfig):
     top_k: int = Field(64, ge=1, description="K: candidates a token, the true one included (Eq 14).")
     alpha_max: Fraction = Field(0.5, description="Upper bound of the gate alpha (Eq 15).")
     alpha_start: Fraction = Field(0.1, description="The gate's value before training.")
+    steps_per_update: int = Field(
+        1,
+        ge=1,
+        description="Optimizer steps of the designer in one meta update, along one value direction, which costs far more.",
+    )
     tether: float = Field(
         1.0, ge=0, description="Weight of the alpha-weighted KL(r || p_C): keeps r near the learner's own."
     )
@@ -222,6 +227,12 @@ class Recipe(config.Recipe):
     guard: GuardConfig | None = Field(None, description="Keep the value from working against general text; null: off.")
     control: ControlConfig = ControlConfig()
     evaluation: EvaluationConfig
+
+    @model_validator(mode="after")
+    def _steps_need_slopes(self) -> Recipe:
+        if self.designer.steps_per_update > 1 and self.value.engine != "jvp":
+            raise ValueError("designer.steps_per_update above 1 needs value.engine=jvp")
+        return self
 
     @property
     def effective_value(self) -> ValueConfig:

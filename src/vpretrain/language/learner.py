@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,8 +88,16 @@ class LanguageLearner:
 
     def loss(self, state: LanguageState, task: Task) -> Tensor:
         """L_pre = CE(q_t, p_t), weighted mean over the targets (Eq 15; Eq 37-38 with weights per example)."""
-        weights_N = task.inputs.weights_N
-        return (weights_N * soft_cross_entropy(state.logits_NV, task.target)).sum() / weights_N.sum()
+        return _loss(state.logits_NV, task)
+
+    def slope(self, inputs: TokenBatch, parameters: Parameters, direction: Parameters) -> Callable[[Task], Tensor]:
+        """One tangent pass gives D_u z; since L_pre is linear in q, every further task costs no more than its loss."""
+
+        def logits(parameters: Parameters) -> Tensor:
+            return self.forward(inputs, parameters).logits_NV
+
+        logits_NV, tangent_NV = (t.detach() for t in torch.func.jvp(logits, (parameters,), (direction,)))
+        return lambda task: torch.func.jvp(lambda z_NV: _loss(z_NV, task), (logits_NV,), (tangent_NV,))[1]
 
     def evaluate(self, batch: TokenBatch, parameters: Parameters) -> Tensor:
         """L_down: mean answer-token NLL; the problem's tokens are no targets (Eq 38)."""
@@ -124,6 +132,11 @@ class LanguageLearner:
                 f"{type(self.module.causal).__name__} changes its logits in a way that vpretrain does not know "
                 f"(difference {float((ours - theirs).abs().max()):.2g}); use another architecture or report it"
             )
+
+
+def _loss(logits_NV: Tensor, task: Task) -> Tensor:
+    weights_N = task.inputs.weights_N
+    return (weights_N * soft_cross_entropy(logits_NV, task.target)).sum() / weights_N.sum()
 
 
 def one_hot(batch: TokenBatch) -> SoftTarget:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -125,6 +125,16 @@ class VisionLearner:
         frozen = {name: p.detach() for name, p in self.module.named_parameters()}
         below = None if start is None else functional_call(self.module, frozen, ("lower", *self.seen(inputs, start)))
         return replace(inputs, prepared=(start, below, self.teach(inputs)))
+
+    def slope(self, inputs: ViewBatch, parameters: Parameters, direction: Parameters) -> Callable[[Task], Tensor]:
+        """A tangent pass for every task.
+
+        Not forward_ad.dual_level: under it softmax and logsumexp have tangents in place, which a designer of inputs, whose
+        gradient goes backward through them, cannot undo (torch 2.13).
+        """
+        return lambda task: torch.func.jvp(
+            lambda at: self.loss(self.forward(inputs, at), task), (parameters,), (direction,)
+        )[1]
 
     def call(self, parameters: Parameters | None) -> Any:
         """The student's parts with the parameters of S replaced (then no other gets a gradient), or as they are."""

@@ -1,4 +1,4 @@
-"""Averaged feedback gradients, and designers that start where an earlier run's ended."""
+"""Averaged feedback gradients, designers that start where an earlier run's ended, several designer steps an update."""
 
 from __future__ import annotations
 
@@ -64,3 +64,26 @@ def test_a_start_that_does_not_fit_is_refused(tmp_path, tokenizer):
     ):
         with pytest.raises(UserError, match=words):
             assemble(tiny_recipe(tmp_path, tokenizer, designer={"warm_start": str(run), **changes}))
+
+
+def test_several_designer_steps_are_as_many_updates_on_the_same_batches(tmp_path, tokenizer):
+    """For a dot product, whose direction does not depend on phi, and a learner that has not moved."""
+
+    def designer(steps, updates):
+        changes = {"value": {"align": "dot"}, "designer": {"steps_per_update": steps}}
+        parts = assemble(tiny_recipe(tmp_path, tokenizer, **changes))
+        batches, pairs = parts.stream.next(), parts.feedback.next()
+        parts.feedback.next = lambda: pairs
+        for _ in range(updates):
+            parts.meta(batches)
+        return dict(parts.designer.named_parameters())
+
+    once, thrice, one = designer(3, 1), designer(1, 3), designer(1, 1)
+    for name, phi in once.items():
+        torch.testing.assert_close(phi, thrice[name], rtol=1e-4, atol=1e-6)
+    assert any(not torch.allclose(phi, one[name], atol=1e-4) for name, phi in once.items())
+
+
+def test_several_steps_need_the_engine_whose_slope_serves_them_all(tmp_path, tokenizer):
+    with pytest.raises(ValueError, match="engine=jvp"):
+        tiny_recipe(tmp_path, tokenizer, designer={"steps_per_update": 2}, value={"engine": "finite_difference"})
