@@ -18,12 +18,14 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks.command import command
 from benchmarks.fork import Fork, start_fork
 from benchmarks.steering.data import MANUAL_TEXTS, problems, stream_of
 from benchmarks.steering.learner import LENGTH, pretrained
 from benchmarks.steering.table import markdown
 from vpretrain.compare import START, compare, read_lines, run_name, versions
 from vpretrain.config import Recipe
+from vpretrain.errors import UserError
 from vpretrain.probe import probe
 from vpretrain.recipe import parse_recipe, with_overrides
 from vpretrain.show import draw_curves, remarks, table
@@ -155,7 +157,9 @@ def _time_to(recipe: Recipe, results: dict[str, Any], arm: str, goals: dict[int,
 def _probed(recipe: Recipe) -> dict[str, float]:
     file = recipe.directory / "probe.json"
     if not file.exists():
-        Fork(probe, recipe, PROBE_STEPS).wait()
+        failed = Fork(probe, recipe, PROBE_STEPS).wait()
+        if failed:
+            raise UserError(f"the probe of {recipe.name} failed; the reason stands above")
     found = json.loads(file.read_text(encoding="utf-8"))
     return {
         "pearson": found["full"]["pearson_r"],
@@ -184,4 +188,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

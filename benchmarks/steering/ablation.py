@@ -19,8 +19,10 @@ from unittest.mock import patch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command import command
 from benchmarks.steering.__main__ import CONDITIONS, recipe_of
 from benchmarks.steering.learner import pretrained
+from benchmarks.steering.table import ablation_markdown
 from vpretrain.compare import paired, versions
 from vpretrain.config import Recipe
 from vpretrain.language.figures import FOLLOW_V
@@ -88,6 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report |= {"steps": options.steps, "seeds": options.seeds, "command": _command(), "versions": versions()}
     file = _HERE / "ablation.json" if full else _ROOT / "ablation" / "results.json"
     file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if "v" in variants:
+        file.with_suffix(".md").write_text(ablation_markdown(report), encoding="utf-8")
     print(f"results: {file}")
 
 
@@ -164,4 +168,4 @@ def _command() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.fork import Fork
 from benchmarks.steering.data import GENERAL, mixture, other_texts, problems
+from vpretrain.errors import UserError
 from vpretrain.language.config import SourceConfig
 from vpretrain.language.source import IndexedSource, open_source
 from vpretrain.recipe import parse_recipe
@@ -25,7 +26,7 @@ def pretrained(root: Path, *, steps: int = STEPS) -> Path:
     """The directory of the learner, made if it is not there yet (four minutes)."""
     directory = root / f"pretraining-{steps}"
     if not (directory / "result.json").exists() and Fork(_pretrain, root, directory.name, steps).wait():
-        raise SystemExit("the learner was not pretrained; the reason stands above")
+        raise UserError("the learner was not pretrained; the reason stands above")
     return directory / "model"
 
 

@@ -56,3 +56,16 @@ def _interval(value: dict[str, float] | None, sign: str) -> str:
     if value is None:
         return "-"
     return f"{value['mean']:{sign}.3f} [{value['low']:{sign}.3f}, {value['high']:{sign}.3f}]"
+
+
+def ablation_markdown(report: dict[str, Any]) -> str:
+    """Each variant's NLL minus that of the v it varies, condition by condition."""
+    conditions = report["conditions"]
+    variants = list(next(iter(conditions.values())))
+    lines = [f"| variant | {' | '.join(conditions)} |", f"|{'---|' * (1 + len(conditions))}"]
+    lines += [
+        f"| {variant} | {' | '.join(_interval(found[variant]['minus_v'], '+') for found in conditions.values())} |"
+        for variant in variants
+        if variant != "v"
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,32 @@
+"""What the documentation says was measured is what the committed results say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.steering.table import ablation_markdown, markdown
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks/steering"
+
+
+@pytest.mark.parametrize(("file", "table"), [("results.json", markdown), ("ablation.json", ablation_markdown)])
+def test_tables_in_the_documentation_are_those_of_the_results(file, table):
+    report = json.loads((RESULTS / file).read_text(encoding="utf-8"))
+    assert table(report) in (ROOT / "docs/results.md").read_text(encoding="utf-8")
+
+
+def test_results_have_the_promised_form():
+    report = json.loads((RESULTS / "results.json").read_text(encoding="utf-8"))
+    assert set(report["conditions"]) == {"clean", "off-topic", "noisy", "format-shift"}
+    for found in report["conditions"].values():
+        assert found["seeds"] >= 10
+        assert {"pearson", "slope"} <= set(found["probe"])
+        assert set(found["v_minus"]) == set(found["arms"]) - {"step-0", "v"}
+        for arm, figures in found["arms"].items():
+            assert all({"mean", "low", "high"} == set(figures[key]) for key in ("target_nll", "retention_nll"))
+            assert arm == "one-hot" or {"mean", "low", "high"} == set(figures["minus_one_hot"])
+            assert arm == "step-0" or "seconds_to_one_hot" in figures
