@@ -57,7 +57,7 @@ def test_a_folder_a_glob_and_a_text_file(tmp_path):
 @pytest.mark.parametrize("streaming", [False, True])
 def test_parts_by_hash_share_nothing_and_do_not_depend_on_the_order(tmp_path, streaming):
     rows = [{"kind": "k", "question": f"q{i}", "answer": f"a{i}"} for i in range(200)]
-    paths = [write_jsonl(tmp_path / f"{n}.jsonl", r) for n, r in enumerate((rows, rows[::-1]))]
+    paths = [write(tmp_path, f"{n}.jsonl", r) for n, r in enumerate((rows, rows[::-1]))]
 
     def keys(path, part):
         source = open_source(SourceConfig(path=path, part=part, streaming=streaming, **PAIR))
