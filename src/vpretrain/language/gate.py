@@ -39,7 +39,8 @@ def gate(run: Path, batches: int) -> dict[str, Any]:
         batches: micro-batches to look at.
 
     Returns:
-        `by`: grouping -> group -> mean alpha, and its share of the targets; written to gate.json as well.
+        `by`: grouping -> group -> mean alpha, and its share of the targets, where a grouping has several groups; written to
+        gate.json as well.
 
     Raises:
         UserError: the directory is not that of a language run, or the run has no designer, or no checkpoint.
@@ -64,18 +65,14 @@ def gate(run: Path, batches: int) -> dict[str, Any]:
                 seen += 1
                 done(min(seen, batches))
     total = sum(count for _, count in sums["kind of token"].values())
-    results = {
-        "arm": recipe.arm,
-        "targets": int(total),
-        "by": {
-            grouping: {
-                group: {"alpha": alpha / count, "share": count / total}
-                for group, (alpha, count) in groups.items()
-                if count
-            }
-            for grouping, groups in sums.items()
-        },
+    by = {
+        grouping: {
+            group: {"alpha": alpha / count, "share": count / total} for group, (alpha, count) in groups.items() if count
+        }
+        for grouping, groups in sums.items()
     }
+    by = {grouping: groups for grouping, groups in by.items() if len(groups) > 1}
+    results = {"arm": recipe.arm, "targets": int(total), "by": by}
     (run / "gate.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     return results
 
@@ -138,6 +135,7 @@ def draw_gate(results: dict[str, Any], file: Path) -> Path | None:
         axis.set_title(grouping)
         axis.tick_params(axis="x", rotation=30)
     axes[0].set_ylabel("mean gate alpha")
+    axes[0].margins(y=0.1)
     picture.suptitle(f"{results['arm']}: where the designer steers (percent: share of the targets)", fontsize=10)
     picture.savefig(file, dpi=120)
     plot.close(picture)
