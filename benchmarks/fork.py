@@ -1,6 +1,6 @@
 """Runs of a comparison in forks of this process, which has imported everything: a run starts in no time, and is still alone.
 
-Only for one thread a run: a fork loses the thread pools of its parent. The parent must not have gone backward through anything.
+A fork loses the threads of its parent: call torch.set_num_threads(1) in the parent first of all, and go backward through nothing there.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from benchmarks.command import command
@@ -44,6 +45,8 @@ _HERE = Path(__file__).parent
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark, or a part of it."""
     options = _parser().parse_args(arguments)
+    # Before anything is computed here: a fork whose parent has a thread pool waits for ever for threads that it has not got.
+    torch.set_num_threads(1)
     console = Console(width=None if sys.stdout.isatty() else 160)
     learner = pretrained(_ROOT, **({"steps": 100} if options.quick else {}))
     full = not (options.quick or options.settings or options.validation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def pretrained(root: Path, *, steps: int = STEPS) -> Path:
 
 
 def _pretrain(root: Path, name: str, steps: int) -> None:
+    torch.set_num_threads(os.cpu_count() or 1)
     start = root / "start"
     tokenizer = _tokenizer()
     torch.manual_seed(0)

@@ -86,6 +86,8 @@ def probe(recipe: Recipe, steps: int) -> dict[str, Any]:
     Raises:
         UserError: the recipe cannot work.
     """
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.seed)
     parts = room(recipe.modality, "assemble").assemble(recipe)
     if parts.warm_up is not None:

@@ -36,6 +36,8 @@ def profile(recipe: Recipe, steps: int) -> dict[str, Any]:
     Raises:
         UserError: the recipe cannot work.
     """
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.seed)
     recipe = recipe.model_copy(update={"designer": recipe.designer.model_copy(update={"burn_in_steps": 0})})
     period = recipe.value.every_steps
