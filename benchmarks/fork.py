@@ -1,6 +1,7 @@
 """Runs of a comparison in forks of this process, which has imported everything: a run starts in no time, and is still alone.
 
-A fork loses the threads of its parent: call torch.set_num_threads(1) in the parent first of all, and go backward through nothing there.
+A fork loses the threads of its parent: call torch.set_num_threads(1) in the parent first of all, and go backward through
+nothing there.
 """
 
 from __future__ import annotations
