@@ -249,6 +249,10 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("overrides", metavar="field=value", nargs="*", help=_OVERRIDES)
         return command
 
+    def add_count(command: Any, option: str, default: int, what: str, *, least: int = 1) -> None:
+        counts, text = range(least, 10_001), f"{what} (default: {default})"
+        command.add_argument(option, type=int, choices=counts, default=default, metavar="N", help=text)
+
     def add_resume(command: Any, what: str) -> None:
         command.add_argument("--resume", action="store_true", help=f"go on with {what} where it was interrupted")
         command.add_argument("--overwrite", action="store_true", help=f"throw away {what} of the same name")
@@ -307,23 +311,14 @@ def _parser() -> argparse.ArgumentParser:
         "predict what each step does to the feedback loss, and see what it does",
         "vpretrain probe recipes/quickstart.yaml --steps 20 arm=v",
     )
-    command.add_argument(
-        "--steps", type=int, choices=range(3, 10_001), default=24, metavar="N", help="learner steps (default: 24)"
-    )
+    add_count(command, "--steps", 24, "learner steps", least=3)
     command = add(
         "profile",
         _profile,
         "see where a step's time goes, and what the task designer adds",
         "vpretrain profile recipes/quickstart.yaml --steps 16 arm=v",
     )
-    command.add_argument(
-        "--steps",
-        type=int,
-        choices=range(1, 10_001),
-        default=16,
-        metavar="N",
-        help="learner steps, rounded up to whole periods of value.every_steps (default: 16)",
-    )
+    add_count(command, "--steps", 16, "learner steps, rounded up to whole periods of value.every_steps")
     command = add(
         "gate",
         _gate,
@@ -332,14 +327,7 @@ def _parser() -> argparse.ArgumentParser:
         recipe=False,
     )
     command.add_argument("run", metavar="RUN", help="directory of a run of v, or another arm with a designer")
-    command.add_argument(
-        "--batches",
-        type=int,
-        choices=range(1, 10_001),
-        default=16,
-        metavar="N",
-        help="micro-batches of its stream to look at (default: 16)",
-    )
+    add_count(command, "--batches", 16, "micro-batches of its stream to look at")
     add(
         "check",
         _check,
