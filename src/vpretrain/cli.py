@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,12 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
+def _count(least: int, text: str) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text}: give a whole number from {least}")
+    return int(text)
+
+
 def _share(text: str) -> float:
     share = float(text)
     if not 0 < share <= 1:
@@ -250,8 +257,8 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     def add_count(command: Any, option: str, default: int, what: str, *, least: int = 1) -> None:
-        counts, text = range(least, 10_001), f"{what} (default: {default})"
-        command.add_argument(option, type=int, choices=counts, default=default, metavar="N", help=text)
+        text = f"{what} (default: {default})"
+        command.add_argument(option, type=partial(_count, least), default=default, metavar="N", help=text)
 
     def add_resume(command: Any, what: str) -> None:
         command.add_argument("--resume", action="store_true", help=f"go on with {what} where it was interrupted")

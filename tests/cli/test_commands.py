@@ -323,3 +323,16 @@ def test_an_interrupted_comparison_saves_the_running_arm_and_goes_on(recipe, tmp
     resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
     assert resumed.returncode == 0, resumed.stderr
     assert len(log.read_text().splitlines()) == 300
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["probe", "r.yaml", "--steps", "2"], ["profile", "r.yaml", "--steps", "0"], ["gate", "r", "--batches", "x"]],
+)
+def test_a_wrong_count_is_told_in_a_line(capsys, words):
+    with pytest.raises(SystemExit) as exit:
+        main(words)
+    assert exit.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "give a whole number from" in last
+    assert len(last) < 120
