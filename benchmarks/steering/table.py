@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.table import interval
+
 _COLUMNS = (
     "arm", "target NLL", "minus one-hot", "V minus it", "retention NLL", "mean alpha", "steps", "seconds to one-hot's end",
 )  # fmt: skip
@@ -34,10 +36,10 @@ def _row(arm: str, figures: dict[str, Any], found: dict[str, Any]) -> list[str]:
         reached = f"{time['mean']:.1f} ({reached})"
     return [
         arm,
-        _interval(figures["target_nll"], ""),
-        _interval(figures.get("minus_one_hot"), "+"),
-        _interval(found["v_minus"].get(arm), "+"),
-        _interval(figures["retention_nll"], ""),
+        interval(figures["target_nll"], ""),
+        interval(figures.get("minus_one_hot"), "+"),
+        interval(found["v_minus"].get(arm), "+"),
+        interval(figures["retention_nll"], ""),
         f"{figures['mean_alpha']:.3f}" if figures.get("mean_alpha") is not None else "-",
         f"{figures['steps']:.0f}",
         reached,
@@ -49,13 +51,7 @@ def _matched(found: dict[str, Any]) -> str:
     one_hot = matched["v_minus"].get("one-hot")
     if one_hot is None:
         return ""
-    return f"After equal tokens ({matched['tokens']:,.0f}): V minus one-hot {_interval(one_hot, '+')}."
-
-
-def _interval(value: dict[str, float] | None, sign: str) -> str:
-    if value is None:
-        return "-"
-    return f"{value['mean']:{sign}.3f} [{value['low']:{sign}.3f}, {value['high']:{sign}.3f}]"
+    return f"After equal tokens ({matched['tokens']:,.0f}): V minus one-hot {interval(one_hot, '+')}."
 
 
 def ablation_markdown(report: dict[str, Any]) -> str:
@@ -64,7 +60,7 @@ def ablation_markdown(report: dict[str, Any]) -> str:
     variants = list(next(iter(conditions.values())))
     lines = [f"| variant | {' | '.join(conditions)} |", f"|{'---|' * (1 + len(conditions))}"]
     lines += [
-        f"| {variant} | {' | '.join(_interval(found[variant]['minus_v'], '+') for found in conditions.values())} |"
+        f"| {variant} | {' | '.join(interval(found[variant]['minus_v'], '+') for found in conditions.values())} |"
         for variant in variants
         if variant != "v"
     ]

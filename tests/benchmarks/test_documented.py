@@ -8,19 +8,25 @@ from pathlib import Path
 import pytest
 
 from benchmarks.steering.table import ablation_markdown, markdown
+from benchmarks.table import comparison_markdown
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "benchmarks/steering"
+TABLES = {
+    "steering/results.json": markdown,
+    "steering/ablation.json": ablation_markdown,
+    "gsm8k.json": comparison_markdown,
+}
 
 
-@pytest.mark.parametrize(("file", "table"), [("results.json", markdown), ("ablation.json", ablation_markdown)])
-def test_tables_in_the_documentation_are_those_of_the_results(file, table):
-    report = json.loads((RESULTS / file).read_text(encoding="utf-8"))
+@pytest.mark.parametrize("file", TABLES)
+def test_tables_in_the_documentation_are_those_of_the_results(file):
+    report = json.loads((ROOT / "benchmarks" / file).read_text(encoding="utf-8"))
+    table = TABLES[file]
     assert table(report) in (ROOT / "docs/results.md").read_text(encoding="utf-8")
 
 
 def test_results_have_the_promised_form():
-    report = json.loads((RESULTS / "results.json").read_text(encoding="utf-8"))
+    report = json.loads((ROOT / "benchmarks/steering/results.json").read_text(encoding="utf-8"))
     assert set(report["conditions"]) == {"clean", "off-topic", "noisy", "format-shift"}
     for found in report["conditions"].values():
         assert found["seeds"] >= 10
