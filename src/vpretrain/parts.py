@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vpretrain.algorithm import StepRecord
 from vpretrain.meta import MetaUpdate
 from vpretrain.task import Construction, Feedback, Learner, Stream
 
@@ -29,6 +30,8 @@ class Parts:
         designer: the module that holds phi; None for controls.
         warning: what a user must be told about a finished run's figures, or None.
         evaluate: measures the learner as it is, as JSON-ready figures.
+        train: what takes the place of Algorithm 1 in arms that train directly, called with the optimizer, the steps and what
+            to call after each; or None.
         warm_up: what comes once before the first step and is charged to no arm, such as fitting a new head; or None.
         modules: further modules whose tensors a checkpoint must hold: an EMA teacher, the feedback's heads.
         optimizers: their optimizers.
@@ -47,6 +50,7 @@ class Parts:
     evaluate: Callable[[], dict[str, Any]]
     warning: Callable[[dict[str, Any]], str | None]
     export: Callable[[Path], None]
+    train: Callable[[Any, Iterable[int], Callable[[StepRecord], Any]], None] | None = None
     warm_up: Callable[[], None] | None = None
     illustrate: Callable[[Path], Path] | None = None
     modules: dict[str, nn.Module] = field(default_factory=dict)

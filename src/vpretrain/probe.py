@@ -21,7 +21,7 @@ from vpretrain.plot import pyplot
 from vpretrain.recipe import room
 from vpretrain.run.optimizer import AdamW
 from vpretrain.run.progress import steady
-from vpretrain.run.train import train
+from vpretrain.run.train import begin, train
 from vpretrain.task import Parameters
 from vpretrain.value import gradient
 
@@ -86,10 +86,7 @@ def probe(recipe: Recipe, steps: int) -> dict[str, Any]:
     Raises:
         UserError: the recipe cannot work.
     """
-    if recipe.threads is not None:
-        torch.set_num_threads(recipe.threads)
-    torch.manual_seed(recipe.seed)
-    parts = room(recipe.modality, "assemble").assemble(recipe)
+    parts = begin(recipe)
     if parts.warm_up is not None:
         parts.warm_up()
     optimizer = AdamW(parts.learner.named_parameters(), recipe.optimizer, horizon=recipe.budget.steps or steps)

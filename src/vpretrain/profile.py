@@ -11,12 +11,12 @@ from rich.table import Table
 
 from vpretrain.algorithm import StepRecord
 from vpretrain.config import Recipe
+from vpretrain.errors import UserError
 from vpretrain.phase import watching
 from vpretrain.plot import pyplot
-from vpretrain.recipe import room
 from vpretrain.run.optimizer import AdamW
 from vpretrain.run.progress import steady
-from vpretrain.run.train import train
+from vpretrain.run.train import begin, train
 
 ORDINARY = ("stream", "learner forward", "learner backward", "learner optimizer")  # what the base recipe does as well
 
@@ -36,13 +36,12 @@ def profile(recipe: Recipe, steps: int) -> dict[str, Any]:
     Raises:
         UserError: the recipe cannot work.
     """
-    if recipe.threads is not None:
-        torch.set_num_threads(recipe.threads)
-    torch.manual_seed(recipe.seed)
     recipe = recipe.model_copy(update={"designer": recipe.designer.model_copy(update={"burn_in_steps": 0})})
     period = recipe.value.every_steps
     steps = -(-steps // period) * period
-    parts = room(recipe.modality, "assemble").assemble(recipe)
+    parts = begin(recipe)
+    if parts.train is not None:
+        raise UserError(f"profile times the steps of Algorithm 1, and arm={recipe.arm} has a trainer of its own")
     if parts.warm_up is not None:
         parts.warm_up()
     optimizer = AdamW(parts.learner.named_parameters(), recipe.optimizer, horizon=recipe.budget.steps or steps)

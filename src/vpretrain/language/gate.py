@@ -16,7 +16,6 @@ from rich.table import Table
 from torch import Tensor
 
 from vpretrain.errors import UserError
-from vpretrain.language.assemble import assemble
 from vpretrain.language.batch import TokenBatch
 from vpretrain.language.config import DESIGNED, Recipe
 from vpretrain.language.construction import true_token_values
@@ -26,6 +25,7 @@ from vpretrain.recipe import load_recipe
 from vpretrain.run.checkpoint import checkpoints
 from vpretrain.run.progress import steady
 from vpretrain.run.session import Session
+from vpretrain.run.train import begin
 
 KINDS = ("word", "number", "punctuation", "space", "other")
 KNOWN = (0.01, 0.1, 0.5, 0.9)  # bounds of p(w_t)
@@ -46,7 +46,7 @@ def gate(run: Path, batches: int) -> dict[str, Any]:
         UserError: the directory is not that of a language run, or the run has no designer, or no checkpoint.
     """
     recipe = _recipe_of(run)
-    parts = assemble(recipe)
+    parts = begin(recipe)
     Session(recipe, parts, resume=True)
     assert parts.meta is not None
     kinds_V = token_kinds(recipe)

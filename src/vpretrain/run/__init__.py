@@ -25,16 +25,11 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, overwrite: bool = False,
         Paused: `until` is reached.
     """
     # Imported late: torch and transformers take seconds, which `--help` and mistakes in a recipe need not wait for.
-    import torch
-
-    from vpretrain.recipe import room
     from vpretrain.run.progress import console
     from vpretrain.run.session import Session, prepare_directory
+    from vpretrain.run.train import begin
 
     prepare_directory(recipe, resume=resume, overwrite=overwrite)
-    if recipe.threads is not None:
-        torch.set_num_threads(recipe.threads)
-    torch.manual_seed(recipe.seed)
     with console.status(f"{recipe.arm}: loading the learner and the data"):
-        session = Session(recipe, room(recipe.modality, "assemble").assemble(recipe), resume=resume, until=until)
+        session = Session(recipe, begin(recipe), resume=resume, until=until)
     return session.run()

@@ -62,8 +62,7 @@ def run_group(
         Interrupted: a signal stopped it, after the running member had saved itself.
     """
     directory = recipe.directory
-    _prepare(recipe, resume=resume, overwrite=overwrite)
-    save_recipe(recipe, directory / "recipe.yaml")
+    prepare_group(recipe, resume=resume, overwrite=overwrite)
     finished = {name for name in members if resume and (directory / name / "result.json").exists()}
     for name in finished:
         console.print(f"{name}: finished already")
@@ -71,15 +70,45 @@ def run_group(
     for turn in range(1, rounds + 1):
         for name in members:
             if name not in finished:
-                how = [] if turn == rounds else [f"--until={turn / rounds}"]
-                command = _command(directory, name, members[name], how, resume=resume or name in begun)
-                done = _finished(name, _wait((start or start_process)(command)))
+                again = resume or name in begun
+                done = run_member(directory, name, members[name], until=turn / rounds, resume=again, start=start)
                 begun.add(name)
                 finished |= {name} if done else set()
     return {name: json.loads((directory / name / "result.json").read_text(encoding="utf-8")) for name in members}
 
 
-def _prepare(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+def run_member(
+    directory: Path,
+    name: str,
+    settings: Sequence[str],
+    *,
+    until: float = 1.0,
+    resume: bool,
+    start: Callable[[Sequence[str]], Process] | None = None,
+) -> bool:
+    """Run one member up to a share of its budget.
+
+    Args:
+        directory: of the group; it holds the recipe.
+        name: of the member, and of its directory.
+        settings: as in `run_group`.
+        until: the share.
+        resume: go on from its newest checkpoint, if it has one.
+        start: as in `run_group`.
+
+    Returns:
+        Whether it is finished, rather than paused.
+
+    Raises: as `run_group`.
+    """
+    again = "--resume" if resume and any((directory / name / "checkpoints").glob("step-*")) else "--overwrite"
+    how = [again] if until == 1 else [again, f"--until={until}"]
+    command = ["run", str(directory / "recipe.yaml"), *how, f"name={name}", f"output={directory}", *settings]
+    return _finished(name, _wait((start or start_process)(command)))
+
+
+def prepare_group(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    """Make the group's directory, with its recipe, or refuse it before any long work. Raises UserError."""
     directory = recipe.directory
     if overwrite and not resume and (directory / "recipe.yaml").exists():
         shutil.rmtree(directory)
@@ -93,12 +122,7 @@ def _prepare(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {directory}: {error.strerror}; change `output`") from None
-
-
-def _command(directory: Path, name: str, settings: Sequence[str], how: Sequence[str], *, resume: bool) -> list[str]:
-    again = "--resume" if resume and any((directory / name / "checkpoints").glob("step-*")) else "--overwrite"
-    command = ["run", str(directory / "recipe.yaml"), again, *how]
-    return [*command, f"name={name}", f"output={directory}", *settings]
+    save_recipe(recipe, directory / "recipe.yaml")
 
 
 def _finished(name: str, code: int) -> bool:

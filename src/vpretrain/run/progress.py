@@ -13,13 +13,13 @@ PLAIN_SECONDS = 15.0
 console = Console(stderr=True)
 
 
-def minutes(seconds: float) -> str:
-    """Seconds as M:SS."""
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+def minutes(seconds: float | None) -> str:
+    """Seconds as M:SS; None: nobody knows."""
+    return "-:--" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 @contextlib.contextmanager
-def progress(title: str) -> Iterator[Callable[[float, float, str], None]]:
+def progress(title: str) -> Iterator[Callable[[float, float | None, str], None]]:
     """Yields `update(share_done, seconds_left, note)`."""
     if console.is_terminal:
         columns = (
@@ -32,7 +32,7 @@ def progress(title: str) -> Iterator[Callable[[float, float, str], None]]:
         return
     last = time.monotonic()
 
-    def line(share: float, left: float, note: str) -> None:
+    def line(share: float, left: float | None, note: str) -> None:
         nonlocal last
         if time.monotonic() - last >= PLAIN_SECONDS:
             last = time.monotonic()

@@ -29,6 +29,7 @@ from vpretrain.run.budget import Budget
 from vpretrain.run.checkpoint import Groups, checkpoints, load_checkpoint, save_checkpoint
 from vpretrain.run.optimizer import AdamW, load_optimizer_tensors, optimizer_tensors
 from vpretrain.run.progress import console, progress
+from vpretrain.run.random_state import random_state, set_random_state
 from vpretrain.run.train import train
 
 _MAY_CHANGE = {"budget", "checkpoint", "output", "name", "threads"}  # what a resumed run may set anew
@@ -86,7 +87,7 @@ class Session:
         groups: Groups = {
             "learner": {name: p.detach() for name, p in parts.learner.named_parameters()},
             "learner-optimizer": optimizer_tensors(self.optimizer.torch),
-            "random": _random_state(),
+            "random": random_state(),
         }
         state: dict[str, Any] = {
             "optimizer": self.optimizer.state_dict(),
@@ -135,7 +136,7 @@ class Session:
         self.budget.load_state_dict(state["budget"])
         self.totals, self.side = state["totals"], state["side"]
         self._saved_at, self._share = self.budget.seconds, self.budget.share(self.budget.step)
-        _set_random_state(groups["random"])
+        set_random_state(groups["random"])
         for name in ("metrics.jsonl", "scores.jsonl"):  # lines of steps after the checkpoint are written anew
             log = self.directory / name
             lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
@@ -150,6 +151,8 @@ class Session:
         with self.budget.paused():
             points, before = self.recipe.evaluation.points, self._share
             self._share = self.budget.share(record.step + 1)
+            if self.parts.train is not None and self.recipe.budget.steps is None:  # its steps are unlike rehearsed ones
+                self.optimizer.horizon = max(1, round((record.step + 1) / self._share))
             self.totals["read"] += record.tokens
             self.totals["meta_updates"] += bool(record.meta)
             for name, value in record.side.items():
@@ -177,11 +180,11 @@ class Session:
 
     def _score(self, step: int) -> None:
         """Evaluate along the way; the run goes on as if nothing had happened."""
-        random = _random_state()
+        random = random_state()
         line = {"step": step, "seconds": self.budget.seconds, self.recipe.unit: self.totals["read"]}
         with (self.directory / "scores.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({**line, **self.parts.evaluate()}) + "\n")
-        _set_random_state(random)
+        set_random_state(random)
 
     def _due(self, steps_done: int) -> bool:
         every = self.recipe.checkpoint
@@ -232,7 +235,7 @@ class Session:
         cursors = parts.stream.state_dict(), parts.feedback.state_dict()
         stateful: list[Any] = [*parts.modules.values(), *parts.optimizers.values()]
         kept = [copy.deepcopy(part.state_dict()) for part in stateful]
-        random = _random_state()
+        random = random_state()
         average = {} if parts.meta is None else dict(parts.meta.average)
         for _ in range(2):
             start = time.perf_counter()
@@ -254,7 +257,7 @@ class Session:
         parts.feedback.load_state_dict(cursors[1])
         for part, state_dict in zip(stateful, kept, strict=True):
             part.load_state_dict(state_dict)
-        _set_random_state(random)
+        set_random_state(random)
         if parts.meta is not None:
             parts.meta.average = average
         return seconds
@@ -310,16 +313,3 @@ def peak_memory_bytes() -> int:
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _random_state() -> dict[str, torch.Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _set_random_state(state: dict[str, torch.Tensor]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"])

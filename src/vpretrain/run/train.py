@@ -1,20 +1,35 @@
-"""A recipe's training loop over its parts: what sessions, probes and profiles all run."""
+"""A recipe's parts and the training loop over them: what sessions, probes and profiles all begin with and run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
+
 from vpretrain.algorithm import StepRecord, continue_pretraining
 from vpretrain.config import Recipe
 from vpretrain.parts import Parts
+from vpretrain.recipe import room
 from vpretrain.run.optimizer import AdamW
+
+
+def begin(recipe: Recipe) -> Parts:
+    """The recipe's parts, with its threads and its seed set. Raises UserError for what cannot work."""
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    torch.manual_seed(recipe.seed)
+    parts: Parts = room(recipe.modality, "assemble").assemble(recipe)
+    return parts
 
 
 def train(
     recipe: Recipe, parts: Parts, optimizer: AdamW, *, steps: Iterable[int], after_step: Callable[[StepRecord], Any]
 ) -> None:
-    """Algorithm 1 with the settings of the recipe."""
+    """Algorithm 1 with the settings of the recipe, or what the arm has in its place."""
+    if parts.train is not None:
+        parts.train(optimizer, steps, after_step)
+        return
     continue_pretraining(
         learner=parts.learner,
         stream=parts.stream,
