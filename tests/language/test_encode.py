@@ -10,8 +10,8 @@ from vpretrain.language.encode import collate, encode
 from vpretrain.language.source import Example
 
 
-def example(response: str, prompt: str = "", domain: str = "sums", key: str = "k") -> Example:
-    return Example(prompt, response, domain, key, {})
+def example(response: str, prompt: str = "", domain: str = "sums") -> Example:
+    return Example(prompt, response, domain, prompt or response, response if prompt else "", {})
 
 
 def text(tokenizer, ids) -> str:

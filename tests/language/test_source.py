@@ -179,3 +179,15 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, source, message):
 def test_a_source_that_contradicts_itself_is_refused(source, message):
     with pytest.raises(ValidationError, match=message):
         SourceConfig(**source)
+
+
+def test_templates_reach_into_lists_and_rename_values(tmp_path):
+    path = write(tmp_path, "mmlu.jsonl", [{"q": "which?", "choices": ["x", "y"], "answer": 1}])
+    names = {"answer": {0: "A", 1: "B"}}
+    config = SourceConfig(path=path, prompt="{q}\nA. {choices.0}\nB. {choices.1}\n", response="{answer}", values=names)
+    example = open_source(config)[0]
+    assert (example.prompt, example.response) == ("which?\nA. x\nB. y\n", "B")
+    assert (example.problem, example.solution) == ("which? x y", "B")
+    for template in ("{choices.2}", "{q.0}"):
+        with pytest.raises(UserError, match=r"\.[02]\}"):
+            open_source(SourceConfig(path=path, text=template))

@@ -11,7 +11,7 @@ from worlds import sums, write_jsonl
 
 from vpretrain.errors import UserError
 from vpretrain.language.config import StreamConfig
-from vpretrain.language.source import example_key
+from vpretrain.language.source import Example
 from vpretrain.language.stream import LanguageStream, rows_of
 
 PAIR = {"prompt": "{question} ", "response": "{answer}", "domain": "sums"}
@@ -83,7 +83,7 @@ def test_packing_keeps_every_token_of_raw_text_but_very_short_ends(sources, toke
     texts = [WORDS * 2, "tiny", WORDS + "xyz ab", "a b c d e f g h"]
     source = {"path": write_jsonl(tmp_path / "t.jsonl", [{"text": text} for text in texts])}
     config = StreamConfig(sources=[source], length=24).sources[0]
-    rows = rows_of(config, tokenizer, length=60, rows=3, batch_size=2)
+    rows = rows_of(config, tokenizer, length=60, tokens=180, batch_size=2, packing=True)
     assert [len(batch.domains) for batch in rows] == [2, 1]
     ids = [i for batch in rows for row in batch.ids_BT.tolist() for i in row]
     tokens = "".join("|" if t == "<eos>" else "" if t == "<pad>" else t for t in tokenizer.convert_ids_to_tokens(ids))
@@ -113,7 +113,7 @@ def test_average_over_examples_weighs_documents_alike(sources, tokenizer):
 
 
 def test_what_feedback_or_evaluation_owns_is_skipped_and_counted(sources, tokenizer):
-    own = frozenset(example_key(pair["question"]) for pair in sums(30, 1)[:10])
+    own = frozenset(Example("", "", "", pair["question"], "", {}).key for pair in sums(30, 1)[:10])
     stream = make([sources["pairs"]], tokenizer, held_back=own)
     seen = {key for _ in range(60) for batch in stream.next() for row in batch.keys for key in row}
     assert not seen & own

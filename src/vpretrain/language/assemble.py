@@ -12,7 +12,7 @@ import torch
 
 from vpretrain.errors import UserError
 from vpretrain.language.batch import TokenBatch
-from vpretrain.language.config import Recipe, SourceConfig
+from vpretrain.language.config import DIRECT, Recipe, SourceConfig
 from vpretrain.language.construction import ClosedFormTilt, LearnedTargets, OneHot, Selection, Smoothing, TokenWeights
 from vpretrain.language.designer import TopKDesigner
 from vpretrain.language.evaluate import Evaluation
@@ -57,8 +57,15 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
     general = None
     if recipe.guard is not None:
         own = held_back | {key for batch in evaluation.retention for row in batch.keys for key in row}
-        general = general_batches(recipe.guard, tokenizer, seed=recipe.seed, held_back=own, device=learner.device)
+        how: dict[str, Any] = {"seed": recipe.seed, "held_back": own, "packing": recipe.stream.packing}
+        general = general_batches(recipe.guard, tokenizer, device=learner.device, **how)
     construction, meta, designer = _construction(recipe, learner, feedback, general)
+    train = None
+    if recipe.arm in DIRECT:
+        from vpretrain.language.direct import DirectTraining  # its package is an extra
+
+        kept_out = evaluation_keys if recipe.arm.endswith("-feedback") else held_back
+        train = DirectTraining(recipe, learner, tokenizer, kept_out)
     return Parts(
         learner=learner,
         stream=stream,
@@ -71,6 +78,7 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
         evaluate=partial(evaluation, learner),
         export=export,
         warning=_idle if designer is not None else lambda result: None,
+        train=train,
     )
 
 
@@ -78,6 +86,10 @@ def load_learner(recipe: Recipe, model: Any = None) -> tuple[LanguageLearner, Ca
     """The learner, and what writes it into a directory in its community's format. Raises UserError."""
     model = load_model(recipe.learner) if model is None else model
     learner = LanguageLearner(model, bf16=recipe.learner.precision == "bf16")
+    if recipe.stream.packing and not learner.keeps_documents_apart():
+        raise UserError(
+            f"{recipe.learner.name} carries what it read into the next document of its row: set stream.packing=false"
+        )
     return learner, partial(export_model, model, load_tokenizer(recipe.learner.name))
 
 
@@ -96,11 +108,9 @@ def measure(recipe: Recipe, model: str) -> dict[str, Any]:
 def load_evaluation(recipe: Recipe, tokenizer: Any) -> Evaluation:
     """The recipe's evaluation with its problems and its retention text. Raises UserError."""
     config = recipe.evaluation
-    count = -(-config.retention_tokens // config.length)
+    shape = {"length": config.length, "tokens": config.retention_tokens, "batch_size": config.batch_size}
     rows = [
-        row
-        for source in config.retention
-        for row in rows_of(source, tokenizer, length=config.length, rows=count, batch_size=config.batch_size)
+        row for source in config.retention for row in rows_of(source, tokenizer, **shape, packing=recipe.stream.packing)
     ]
     return Evaluation(config, problems(config.sources, config.problems), rows, tokenizer)
 
@@ -147,7 +157,7 @@ def _construction(
     designer: TopKDesigner | None = None
     construction: Construction
     match recipe.arm:
-        case "one-hot" | "mixed-in":
+        case "one-hot" | "mixed-in" | "sft" | "grpo" | "sft-feedback" | "grpo-feedback":
             return OneHot(), None, None
         case "uniform":
             return Smoothing(alpha, k, "uniform"), None, None

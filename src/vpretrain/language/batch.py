@@ -23,7 +23,7 @@ class TokenBatch:
         weights_BT: weight of each token *as a target*; 0: not predicted. A document's first token is never a target.
             Built from lengths, never from a comparison with the padding id.
         domains: domain of each row.
-        keys: for each row the identities of the examples in it (see `example_key`).
+        keys: for each row the identities of the examples in it (see `Example.key`).
     """
 
     ids_BT: Int[Tensor, "B T"]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from typing import Any, ClassVar, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vpretrain import config
 from vpretrain.config import Fraction, Strict
 
 Arm = Literal[
     "v", "one-hot", "uniform", "self-distillation", "random-feedback", "closed-form", "v-dot", "v-cosine", "v-adamw",
-    "selection", "token-weights", "mixed-in",
+    "selection", "token-weights", "mixed-in", "sft", "grpo", "sft-feedback", "grpo-feedback",
 ]  # fmt: skip
 # Arms that differ from v in how V is measured only: these settings take the place of the recipe's.
 VALUE_OF: dict[str, dict[str, Any]] = {
@@ -21,6 +21,7 @@ VALUE_OF: dict[str, dict[str, Any]] = {
     "v-adamw": {"align": "cosine", "metric": "adamw", "penalty": 0.0},
 }
 DESIGNED = {"v", "random-feedback", *VALUE_OF}  # arms with a designer
+DIRECT = {"sft", "grpo", "sft-feedback", "grpo-feedback"}  # arms that train on the pairs, by TRL
 
 
 class LoraConfig(Strict):
@@ -65,9 +66,16 @@ class SourceConfig(Strict):
     size: int = Field(
         100_000, ge=1, description="reasoning_gym: how many examples the generator makes before an epoch ends."
     )
-    text: str | None = Field(None, description="Template of raw text, e.g. '{text}': the loss is on every token.")
+    text: str | None = Field(
+        None,
+        description="Template of raw text, e.g. '{text}', or '{parts.0}' for the first of a list: the loss is on every token.",
+    )
     prompt: str | None = Field(None, description="Template of the prompt, e.g. '{question}': no loss on it.")
     response: str | None = Field(None, description="Template of the response, e.g. '{answer}': the loss is on it.")
+    values: dict[str, dict[str, str]] = Field(
+        default_factory=dict,
+        description="What stands in the templates for a field's values, e.g. {answer: {0: A, 1: B}}.",
+    )
     domain: str = Field("general", description="The domain; feedback is matched with the stream by it (Eq 46).")
     weight: float = Field(
         1.0, gt=0, description="Relative weight: of rows in a stream mixture, of a domain in feedback."
@@ -83,6 +91,17 @@ class SourceConfig(Strict):
     )
     limit: int | None = Field(None, ge=1, description="Cap: use the first n examples only.")
     skip: int = Field(0, ge=0, description="Leave out the first n examples (to keep roles apart).")
+
+    @field_validator("values", mode="before")
+    @classmethod
+    def _as_text(cls, values: Any) -> Any:
+        """YAML reads 0 as a number; rows are compared as text."""
+        if not isinstance(values, dict):
+            return values
+        return {
+            field: {str(value): text for value, text in names.items()} if isinstance(names, dict) else names
+            for field, names in values.items()
+        }
 
     @model_validator(mode="after")
     def _one_origin(self) -> SourceConfig:
@@ -195,6 +214,15 @@ class ControlConfig(Strict):
     )
 
 
+class DirectConfig(Strict):
+    """GRPO: problems are attempted several times, and attempts that are right are made likelier."""
+
+    problems: int = Field(4, ge=1, description="Problems a step.")
+    group: int = Field(8, ge=2, description="Attempts at each of them, of evaluation.max_new_tokens at most.")
+    temperature: float = Field(1.0, gt=0, description="Of the attempts.")
+    kl: float = Field(0.0, ge=0, description="Weight of the divergence from where training began; 0: none.")
+
+
 class EvaluationConfig(config.EvaluationConfig):
     """What is measured before and after: answer NLL and Pass@1 on held-out problems, NLL on unrelated text."""
 
@@ -226,6 +254,7 @@ class Recipe(config.Recipe):
     value: ValueConfig = ValueConfig()
     guard: GuardConfig | None = Field(None, description="Keep the value from working against general text; null: off.")
     control: ControlConfig = ControlConfig()
+    direct: DirectConfig = DirectConfig()
     evaluation: EvaluationConfig
 
     @model_validator(mode="after")

@@ -17,7 +17,15 @@ from vpretrain.language.config import EvaluationConfig
 from vpretrain.language.encode import collate, encode
 from vpretrain.language.learner import LanguageLearner, one_hot
 from vpretrain.language.loss import soft_cross_entropy
-from vpretrain.language.solve import is_correct, pass_at_k, reference, sampling_seed, solve
+from vpretrain.language.solve import (
+    is_correct,
+    math_verify,
+    needs_mathematics,
+    pass_at_k,
+    reference,
+    sampling_seed,
+    solve,
+)
 from vpretrain.language.source import Example
 from vpretrain.run.progress import steady
 from vpretrain.statistics import bootstrap_interval
@@ -39,6 +47,8 @@ class Evaluation:
         self, config: EvaluationConfig, problems: Sequence[Example], retention: Sequence[TokenBatch], tokenizer: Any
     ) -> None:
         self.config, self.problems, self.retention, self.tokenizer = config, problems, retention, tokenizer
+        if any(needs_mathematics(reference(example)) for example in problems[: config.pass_at_1_problems]):
+            math_verify()  # missing packages show now
 
     def __call__(self, learner: LanguageLearner) -> dict[str, Any]:
         """Figures of the learner as it is; `problems` lists them problem by problem, for paired comparisons."""

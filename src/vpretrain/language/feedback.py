@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from vpretrain.errors import UserError
 from vpretrain.language.batch import TokenBatch
 from vpretrain.language.config import FeedbackConfig, SourceConfig
 from vpretrain.language.encode import Document, collate, encode
-from vpretrain.language.source import Example, IndexedSource, open_source
+from vpretrain.language.source import Example, open_source
 from vpretrain.order import Shuffled
 
 _MOST = 100_000  # pairs of a source; feedback is small by nature
@@ -77,14 +78,9 @@ class LanguageFeedback:
 
 def pairs(source: SourceConfig, count: int = _MOST) -> list[Example]:
     """The first pairs of a source. Raises UserError if its rows are raw text."""
-    opened = open_source(source)
-    if isinstance(opened, IndexedSource):
-        examples = [opened[i] for i in range(min(count, len(opened)))]
-    else:
-        first = opened.next()
-        examples = [first] if count else []
-        while len(examples) < count and (example := opened.next()).fields != first.fields:  # until it starts over
-            examples.append(example)
+    examples = list(islice(open_source(source), count))
+    if count and not examples:
+        raise UserError(f"{source.origin}: no examples are left after skip={source.skip}")
     if not all(example.prompt for example in examples):
         raise UserError(f"{source.origin}: feedback and evaluation need pairs: give prompt and response templates")
     return examples

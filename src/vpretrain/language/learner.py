@@ -106,15 +106,37 @@ class LanguageLearner:
 
     @contextlib.contextmanager
     def meta_mode(self) -> Iterator[None]:
-        """A meta step leaves no trace: no dropout, no random numbers. Attention is in its plain form, because the fused
-        kernels have neither forward-mode nor second derivatives (pytorch #128971, #116350)."""
-        training = self.module.training
+        """A meta step leaves no trace: no dropout, no random numbers. Attention and experts are in their plain form, because
+        the fused kernels have neither forward-mode nor second derivatives (pytorch #128971, #116350)."""
+        training, experts = self.module.training, self.module.causal.get_experts_implementation()
         self.module.eval()
+        self.module.causal.set_experts_implementation("eager")
         try:
             with sdpa_kernel(SDPBackend.MATH):
                 yield
         finally:
+            self.module.causal.set_experts_implementation(experts)
             self.module.train(training)
+
+    def keeps_documents_apart(self) -> bool:
+        """Whether a document's states are the same behind another one in its row, where positions restart.
+
+        State-space and other recurrent models take no notice of positions, and carry on what they read before.
+        """
+        ids_T = torch.arange(1, 9, device=self.device) % self.model.config.get_text_config().vocab_size
+        positions_T = torch.arange(8, device=self.device)
+        training = self.module.training
+        self.module.eval()
+        with torch.no_grad():
+            alone, behind = (
+                self.module(ids[None], positions[None], torch.ones_like(ids[None], dtype=torch.bool))[0][0, -8:]
+                for ids, positions in (
+                    (ids_T, positions_T),
+                    (torch.cat([ids_T.flip(0), ids_T]), positions_T.repeat(2)),
+                )
+            )
+        self.module.train(training)
+        return torch.allclose(alone, behind, rtol=1e-3, atol=1e-4)
 
     def _check_head(self) -> None:
         """Refuse a model whose logits are more than head, scale and soft-cap, before any work is done on wrong numbers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import re
 from collections.abc import Iterator, Sequence
 from math import comb
@@ -11,10 +12,12 @@ from typing import Any
 
 import torch
 
+from vpretrain.errors import UserError
 from vpretrain.language.learner import LanguageLearner
 from vpretrain.language.source import Example
 
 _NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?"
+_PLAIN_NUMBER = re.compile(rf"\$?{_NUMBER}\s?%?")
 
 
 def solve(
@@ -72,29 +75,66 @@ def pass_at_k(correct: Sequence[int], samples: int) -> dict[str, float]:
 
 
 def reference(example: Example) -> str:
-    """The true final answer of a problem: what follows #### in its solution, else its field `answer`."""
-    if "####" in example.response:
-        return final_answer(example.response)
-    return str(example.fields.get("answer", example.response))
+    """The true final answer of a problem: what its solution marks with #### or \\boxed{}, else its field `answer`."""
+    marked = marked_answer(example.response)
+    return str(example.fields.get("answer", example.response)) if marked is None else marked
 
 
-def final_answer(text: str) -> str:
-    """What follows the first ####, else the last number, else the last line."""
+def marked_answer(text: str) -> str | None:
+    """What follows the first ####, else what the last \\boxed{} holds."""
     marked = re.search(r"####\s*(.+)", text)
     if marked:
         return marked[1].strip()
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return None
+    start += len("\\boxed{")
+    depth = 1
+    for end in range(start, len(text)):
+        depth += (text[end] == "{") - (text[end] == "}")
+        if depth == 0:
+            return text[start:end].strip()
+    return None
+
+
+def final_answer(text: str) -> str:
+    """What is marked, else the last number, else the last line."""
+    marked = marked_answer(text)
+    if marked is not None:
+        return marked
     numbers = re.findall(_NUMBER, text)
     lines = text.strip().splitlines()
     return numbers[-1] if numbers else (lines[-1].strip() if lines else "")
 
 
 def is_correct(text: str, truth: str) -> bool:
-    """Whether the final answer in `text` equals `truth`, as numbers where both are."""
+    """Whether the final answer in `text` equals `truth`: as numbers, as words, or else as mathematics (math-verify)."""
     answer = final_answer(text)
-    ours, theirs = _value(answer), _value(truth)
-    if ours is not None and theirs is not None:
-        return abs(ours - theirs) <= 1e-6 * max(1.0, abs(theirs))
-    return answer.casefold() == truth.strip().casefold()
+    if _PLAIN_NUMBER.fullmatch(truth.strip()):
+        ours, theirs = _value(answer), _value(truth)
+        return ours is not None and theirs is not None and abs(ours - theirs) <= 1e-6 * max(1.0, abs(theirs))
+    if is_words(truth):
+        return answer.casefold() == truth.strip().casefold()
+    verify, marked = math_verify(), marked_answer(text)
+    return bool(verify.verify(verify.parse(f"${truth}$"), verify.parse(text if marked is None else f"${marked}$")))
+
+
+def is_words(truth: str) -> bool:
+    """Whether an answer is compared as text."""
+    return re.fullmatch(r"[^\W\d_]+([ ,.'-]+[^\W\d_]+)*[.]?", truth.strip()) is not None
+
+
+def needs_mathematics(truth: str) -> bool:
+    """Whether an answer is neither a number nor words."""
+    return not _PLAIN_NUMBER.fullmatch(truth.strip()) and not is_words(truth)
+
+
+def math_verify() -> Any:
+    """The package. Raises UserError if it is not installed."""
+    try:
+        return importlib.import_module("math_verify")
+    except ImportError:
+        raise UserError('answers that are formulas need a package: pip install "vpretrain[evaluate]"') from None
 
 
 def _value(text: str) -> float | None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import glob
 import hashlib
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from vpretrain.language.config import SourceConfig
 
 _FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
 KEY_DIGITS = 16  # hexadecimal
-_FIELD = re.compile(r"\{(\w+)\}")
+_FIELD = re.compile(r"\{([\w-]+)(?:\.(\d+))?\}")
 
 
 @dataclass(frozen=True)
@@ -29,20 +30,22 @@ class Example:
         prompt: empty for raw text.
         response: what the loss is on.
         domain: of its source.
-        key: identity of the problem (or of the text), whatever surrounds it: see `example_key`.
+        problem: what fills the prompt's template (or the text's), without what surrounds it.
+        solution: what fills the response's; empty for raw text.
         fields: the row it came from.
     """
 
     prompt: str
     response: str
     domain: str
-    key: str
+    problem: str
+    solution: str
     fields: dict[str, Any]
 
-
-def example_key(content: str) -> str:
-    """Identity of a problem by its content: equal for texts that differ in case and white space only."""
-    return hashlib.sha256(" ".join(content.casefold().split()).encode()).hexdigest()[:KEY_DIGITS]
+    @cached_property
+    def key(self) -> str:
+        """Identity of the problem: equal for problems that differ in case and white space only."""
+        return hashlib.sha256(" ".join(self.problem.casefold().split()).encode()).hexdigest()[:KEY_DIGITS]
 
 
 class IndexedSource:
@@ -59,6 +62,9 @@ class IndexedSource:
     def __len__(self) -> int:
         return len(self._range)
 
+    def __iter__(self) -> Iterator[Example]:
+        return (self[index] for index in range(len(self)))
+
     def __getitem__(self, index: int) -> Example:
         return render(self._rows[self._range[index]], self.config)
 
@@ -70,6 +76,10 @@ class StreamingSource:
         self.config = config
         self._load = load
         self._open(cursor=None)
+
+    def __iter__(self) -> Iterator[Example]:
+        """From here to the end, once."""
+        return (render(row, self.config) for row in self._iterator)
 
     def next(self) -> Example:
         """The next example. Raises UserError if there is none at all."""
@@ -95,7 +105,11 @@ class StreamingSource:
         self._dataset = dataset.take(self.config.limit) if self.config.limit is not None else dataset
         if cursor is not None:
             self._dataset.load_state_dict(cursor)
-        self._iterator = iter(self._dataset)
+        self._iterator = self._rows()
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        with _readable(self.config):
+            yield from self._dataset
 
 
 def open_source(config: SourceConfig) -> IndexedSource | StreamingSource:
@@ -117,38 +131,63 @@ def open_source(config: SourceConfig) -> IndexedSource | StreamingSource:
     return source
 
 
+def count_rows(config: SourceConfig) -> int | None:
+    """How many examples a source has at most, where that can be told without reading them as such."""
+    if config.path is not None:
+        rows = _count_in_files(*_data_files(config))
+    elif config.reasoning_gym is not None:
+        rows = config.size
+    else:
+        rows = len(_python_manual()) if config.builtin is not None else None
+    limits = [limit for limit in (rows, config.limit) if limit is not None]
+    return min(limits, default=None)
+
+
+def templates(row: dict[str, Any], config: SourceConfig) -> dict[str, str]:
+    """The source's templates, text or prompt and response, or the usual ones for rows like this. Raises UserError."""
+    if config.text is not None:
+        return {"text": config.text}
+    if config.prompt is not None and config.response is not None:
+        return {"prompt": config.prompt, "response": config.response}
+    if config.reasoning_gym is not None:
+        return {"prompt": "Question: {question}\nAnswer:", "response": " {answer_cot}"}
+    if "text" in row:
+        return {"text": "{text}"}
+    raise UserError(f"{config.origin}: give text, or prompt and response; its fields are {', '.join(row)}")
+
+
 def render(row: dict[str, Any], config: SourceConfig) -> Example:
     """An example from a row, by the source's templates. Raises UserError for a field that the row does not have."""
-    text, prompt, response = config.text, config.prompt, config.response
-    if text is None and prompt is None:
-        if config.reasoning_gym is not None:
-            prompt, response = "Question: {question}\nAnswer:", " {answer_cot}"
-        elif "text" in row:
-            text = "{text}"
-        else:
-            raise UserError(f"{config.origin}: give text, or prompt and response; its fields are {', '.join(row)}")
-    if text is not None:
-        filled, content = _fill(text, row, config.origin)
-        return Example("", filled, config.domain, example_key(content), row)
-    assert prompt is not None
-    assert response is not None
-    filled, content = _fill(prompt, row, config.origin)
-    return Example(filled, _fill(response, row, config.origin)[0], config.domain, example_key(content), row)
+    row = row | {
+        field: names.get(str(row[field]), row[field]) for field, names in config.values.items() if field in row
+    }
+    chosen = templates(row, config)
+    if "text" in chosen:
+        text, content = _fill(chosen["text"], row, config)
+        return Example("", text, config.domain, content, "", row)
+    prompt, problem = _fill(chosen["prompt"], row, config)
+    response, solution = _fill(chosen["response"], row, config)
+    return Example(prompt, response, config.domain, problem, solution, row)
 
 
-def _fill(template: str, row: dict[str, Any], origin: str) -> tuple[str, str]:
+def _fill(template: str, row: dict[str, Any], config: SourceConfig) -> tuple[str, str]:
     """The template with its fields filled in, and what was filled in. A line that held only an empty field disappears."""
     contents: list[str] = []
 
     def value(match: re.Match[str]) -> str:
-        name = match[1]
+        name, place = match[1], match[2]
         if name not in row:
             nearest = difflib.get_close_matches(name, list(row), n=1, cutoff=0.4)
             hint = f"did you mean {{{nearest[0]}}}?" if nearest else "see the fields"
             raise UserError(
-                f"{origin}: no field '{name}' for the template {template!r}: {hint} (fields: {', '.join(row)})"
+                f"{config.origin}: no field '{name}' for the template {template!r}: {hint} (fields: {', '.join(row)})"
             )
-        contents.append("" if row[name] is None else str(row[name]))
+        found = row[name]
+        if place is not None:
+            if not isinstance(found, list) or int(place) >= len(found):
+                raise UserError(f"{config.origin}: {{{name}.{place}}} in {template!r}: '{name}' is {str(found)[:80]!r}")
+            found = found[int(place)]
+        contents.append("" if found is None else str(found))
         return contents[-1]
 
     lines = []
@@ -160,6 +199,13 @@ def _fill(template: str, row: dict[str, Any], origin: str) -> tuple[str, str]:
 
 
 def _files(config: SourceConfig) -> Any:
+    files, kind = _data_files(config)
+    options = {"sample_by": "document"} if kind == "text" else {}
+    return _load(config, kind, data_files=files, split="train", **options)
+
+
+def _data_files(config: SourceConfig) -> tuple[list[str], str]:
+    """The files at the source's path, and their one format. Raises UserError."""
     assert config.path is not None
     path = Path(config.path).expanduser()
     if path.is_dir():
@@ -173,9 +219,23 @@ def _files(config: SourceConfig) -> Any:
     formats = {_FORMATS.get(Path(file).suffix) for file in files}
     if None in formats or len(formats) > 1:
         raise UserError(f"{config.path}: files must all be of one kind, .jsonl/.json, .parquet or .txt")
-    (kind,) = formats
-    options = {"sample_by": "document"} if kind == "text" else {}
-    return _load(config, kind, data_files=files, split="train", **options)
+    return files, _FORMATS[Path(files[0]).suffix]
+
+
+def _count_in_files(files: Sequence[str], kind: str) -> int | None:
+    if kind == "text":
+        return len(files)
+    if kind == "parquet":
+        import pyarrow.parquet
+
+        return sum(pyarrow.parquet.read_metadata(file).num_rows for file in files)
+    if not all(file.endswith(".jsonl") for file in files):
+        return None
+    count = 0
+    for file in files:
+        with open(file, "rb") as lines:
+            count += sum(block.count(b"\n") for block in iter(partial(lines.read, 2**20), b""))
+    return count
 
 
 def _hub(config: SourceConfig) -> Any:
@@ -186,9 +246,16 @@ def _load(config: SourceConfig, *arguments: Any, **options: Any) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
-    try:
+    with _readable(config):
         dataset = datasets.load_dataset(*arguments, streaming=config.streaming, **options)
         return dataset.filter(partial(_kept, config)) if config.exclude or config.part else dataset
+
+
+@contextlib.contextmanager
+def _readable(config: SourceConfig) -> Iterator[None]:
+    """What goes wrong within is told in one line."""
+    try:
+        yield
     except UserError:
         raise
     except Exception as error:  # datasets raises many kinds for one thing: the data cannot be had

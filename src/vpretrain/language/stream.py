@@ -18,7 +18,7 @@ from vpretrain.language.encode import Document, collate, encode
 from vpretrain.language.source import Example, IndexedSource, StreamingSource, open_source
 from vpretrain.order import Shuffled
 
-_HOPELESS = 2000  # so many examples in a row without a usable one end the run
+HOPELESS = 2000  # so many examples in a row without a usable one end the run
 _POOL = 64  # batches of general text: at r = 8 the first comes again after 512 learner steps
 
 
@@ -84,20 +84,31 @@ class LanguageStream:
         return collate(rows, self.tokenizer, length=self.config.length, average=self.config.average).to(self.device)
 
 
-def rows_of(source: SourceConfig, tokenizer: Any, *, length: int, rows: int, batch_size: int) -> list[TokenBatch]:
-    """The first rows of one source in its own order, as batches: fixed text to evaluate on."""
-    config = StreamConfig(sources=[source], length=length)
+def rows_of(
+    source: SourceConfig, tokenizer: Any, *, length: int, tokens: int, batch_size: int, packing: bool
+) -> list[TokenBatch]:
+    """The first rows of one source in its own order, as batches, until they hold so many tokens: fixed text to evaluate on."""
+    config = StreamConfig(sources=[source], length=length, packing=packing)
     packer = _Packer(source, config, tokenizer, None, frozenset())
-    documents = [packer.row() for _ in range(rows)]
-    chunks = [documents[i : i + batch_size] for i in range(0, rows, batch_size)]
+    documents: list[list[Document]] = []
+    while tokens > 0:
+        documents.append(packer.row())
+        tokens -= length if packing else sum(map(len, documents[-1]))  # packed rows are full, or nearly
+    chunks = [documents[i : i + batch_size] for i in range(0, len(documents), batch_size)]
     return [collate(chunk, tokenizer, length=length) for chunk in chunks]
 
 
 def general_batches(
-    config: GuardConfig, tokenizer: Any, *, seed: int, held_back: frozenset[str], device: torch.device
+    config: GuardConfig, tokenizer: Any, *, seed: int, held_back: frozenset[str], device: torch.device, packing: bool
 ) -> Callable[[int], TokenBatch]:
     """The retention guard's n-th batch: from a pool that is drawn once, so that the number is all the state there is."""
-    shape = StreamConfig(sources=config.sources, length=config.length, batch_size=config.batch_size, accumulation=_POOL)
+    shape = StreamConfig(
+        sources=config.sources,
+        length=config.length,
+        batch_size=config.batch_size,
+        accumulation=_POOL,
+        packing=packing,
+    )
     stream = LanguageStream(shape, tokenizer, seed=seed, held_back=held_back)
     stream.device = device
     pool = stream.next()
@@ -161,7 +172,7 @@ class _Packer:
 
     def _document(self) -> Document:
         """The next document with something to learn from."""
-        for _ in range(_HOPELESS):
+        for _ in range(HOPELESS):
             example = self._example()
             if example.key in self._held_back:
                 self.held_back_count += 1
@@ -174,7 +185,7 @@ class _Packer:
             ):
                 return document
         raise UserError(
-            f"{self.source_config.origin}: {_HOPELESS} examples in a row have no token to learn from: their prompts fill "
+            f"{self.source_config.origin}: {HOPELESS} examples in a row have no token to learn from: their prompts fill "
             f"stream.length={self.config.length}, they are shorter than stream.min_chunk, or feedback and evaluation own them"
         )
 
