@@ -1,0 +1,119 @@
+"""`make bench-decontaminate`: speed, memory and recall of `vpretrain decontaminate` at two sizes of the stream.
+
+The evaluation is 1,000 problems of gsm_symbolic. The stream is documents of random words, drawn as often as Python's manual
+has them; one in 500 has a paragraph that is an evaluation problem with some words changed. What must be found follows from the
+definition: the Jaccard similarity of two sets of n-tuples of words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+from pydoc_data import topics
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.command import command
+from vpretrain.compare import versions
+from vpretrain.language.config import SourceConfig
+from vpretrain.language.source import open_source
+
+N, THRESHOLD = 5, 0.7
+PROBLEMS, EVERY, PARAGRAPHS, WORDS = 1000, 500, 6, 80
+_HERE = Path(__file__).parent
+
+
+def measure(megabytes: int, folder: Path) -> dict[str, Any]:
+    """Clean a stream of this size in a process of its own."""
+    problems = [example.problem for example in open_source(SourceConfig(reasoning_gym="gsm_symbolic", size=PROBLEMS))]
+    (folder / "evaluation.jsonl").write_text("".join(json.dumps({"text": p}) + "\n" for p in problems))
+    planted = _write_stream(folder / "stream.jsonl", megabytes, problems)
+    output = folder / "clean"
+    arguments = [str(folder / "stream.jsonl"), "--against", str(folder / "evaluation.jsonl"), "--output", str(output)]
+    settings = [f"--ngram={N}", f"--jaccard={THRESHOLD}"]
+    subprocess.run([sys.executable, "-m", "vpretrain", "decontaminate", *arguments, *settings], check=True)
+    dropped = {json.loads(line)["example"] for line in (output / "dropped.jsonl").open(encoding="utf-8")}
+    (report,) = json.loads((output / "report.json").read_text())["sources"]
+    seconds = json.loads((output / "report.json").read_text())["seconds"]
+    near = {number for number, similarity in planted.items() if similarity >= THRESHOLD}
+    return {
+        "megabytes": megabytes,
+        "documents": report["examples"],
+        "near_duplicates": len(near),
+        "recall": len(near & dropped) / len(near),
+        "precision": len(near & dropped) / max(1, len(dropped)),
+        "seconds": seconds,
+        "megabytes_per_s": megabytes / seconds,
+        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024),  # so far: grow in size
+    }
+
+
+def _write_stream(file: Path, megabytes: int, problems: list[str]) -> dict[int, float]:
+    """Documents until the file is that large; returns the similarity of the planted ones to their problem."""
+    draw = random.Random(0)
+    vocabulary = re.findall(r"\w+", " ".join(topics.topics.values()))
+    planted: dict[int, float] = {}
+    written = number = 0
+    with file.open("w", encoding="utf-8") as lines:
+        while written < megabytes * 10**6:
+            paragraphs = [" ".join(draw.choices(vocabulary, k=WORDS)) for _ in range(PARAGRAPHS)]
+            if number % EVERY == 0:
+                problem = draw.choice(problems)
+                changed = _changed(draw, problem, vocabulary)
+                paragraphs.insert(draw.randrange(PARAGRAPHS), changed)
+                planted[number] = _jaccard(problem, changed)
+            line = json.dumps({"text": "\n\n".join(paragraphs)}) + "\n"
+            written += lines.write(line)
+            number += 1
+    return planted
+
+
+def _changed(draw: random.Random, text: str, vocabulary: list[str]) -> str:
+    words = text.split()
+    for _ in range(draw.randrange(5)):
+        words[draw.randrange(len(words))] = draw.choice(vocabulary)
+    return " ".join(words)
+
+
+def _jaccard(a: str, b: str) -> float:
+    """By definition."""
+    words = [re.findall(r"\w+", text.casefold()) for text in (a, b)]
+    one, other = ({tuple(w[i : i + N]) for i in range(len(w) - N + 1)} for w in words)
+    return len(one & other) / len(one | other)
+
+
+def main() -> None:
+    """Measure at both sizes; the full run writes decontaminate.json beside this file."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.decontaminate", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="5 and 20 MB instead of 100 and 1000; writes nothing")
+    quick = parser.parse_args().quick
+    rows = []
+    for size in (5, 20) if quick else (100, 1000):
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(measure(size, Path(folder)))
+    view = Table(title=f"near-duplicates of {PROBLEMS:,} problems, {N}-grams, J >= {THRESHOLD}")
+    for column in rows[0]:
+        view.add_column(column.replace("_", " "), justify="right")
+    for row in rows:
+        view.add_row(*(f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" for value in row.values()))
+    Console(width=None if sys.stdout.isatty() else 140).print(view)
+    for less, more in pairwise(rows):
+        factor = more["megabytes"] / less["megabytes"]
+        print(f"{factor:.0f} times the text, {more['peak_memory_mib'] / less['peak_memory_mib']:.2f} times the memory")
+    if not quick:
+        results = {"command": "make bench-decontaminate", "seed": 0, "sizes": rows, "versions": versions()}
+        (_HERE / "decontaminate.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,149 @@
+"""`vpretrain decontaminate` on files and recipes: what goes, what stays, what is told, what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import datasets
+import pytest
+from worlds import recipe_data, sums, write_jsonl
+
+from vpretrain.cli import main
+from vpretrain.language.assemble import assemble
+from vpretrain.language.config import SourceConfig
+from vpretrain.language.source import count_rows
+from vpretrain.recipe import load_recipe, save_recipe
+from vpretrain.recipe import parse_recipe as parse
+
+PROBLEM = "Maria buys nine red apples and gives four of them to her brother Tom, how many apples are left for her?"
+CHANGED = PROBLEM.replace("Maria", "Marie")
+SOLUTION = "She has nine apples and gives away four, so five are left."
+CLEAN = (
+    "A quite different question about the number of days that the ship needs to cross the wide ocean, sailing north."
+)
+
+
+def lines(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def evaluation(tmp_path) -> str:
+    rows = [{"question": PROBLEM, "answer": SOLUTION}, {"question": "Which of the two came first?", "answer": "None."}]
+    return write_jsonl(tmp_path / "known.jsonl", rows) + ":question,answer"
+
+
+def test_near_duplicates_go_and_everything_else_stays_as_it_was(tmp_path, evaluation, capsys):
+    rows = [
+        {"problem": CHANGED, "solution": "Five.", "id": 1},
+        {"problem": CLEAN, "solution": SOLUTION, "id": 2, "tags": ["ß", 1]},
+        {"problem": PROBLEM.upper() + "!", "solution": SOLUTION, "id": 3},
+    ]
+    stream = write_jsonl(tmp_path / "stream.jsonl", rows)
+    output = tmp_path / "clean"
+    arguments = ["decontaminate", f"{stream}:problem,solution", "--against", evaluation, "--output", str(output)]
+    assert main(arguments) == 0
+    assert lines(output / "stream-0.jsonl") == rows[1:2]
+    first, second = lines(output / "dropped.jsonl")
+    assert (first["example"], first["part"], first["text"]) == (0, "problem", CHANGED)
+    assert first["like"] == {"source": 0, "example": 0, "part": "problem", "text": PROBLEM}
+    assert 0.7 <= first["jaccard"] < 1
+    assert (second["example"], second["jaccard"]) == (2, 1.0)
+    report = json.loads((output / "report.json").read_text())
+    assert [(s["examples"], s["dropped"]) for s in report["sources"]] == [(3, 2)]
+    assert [(s["examples"], s["found"]) for s in report["evaluation"]] == [(2, 1)]
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "66.667%" in printed
+    assert "1 were in it" in printed
+
+    assert main(arguments) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite", "--jaccard", "1"]) == 0
+    assert [row["id"] for row in lines(output / "stream-0.jsonl")] == [1, 2]
+
+
+def test_a_stream_is_cleaned_in_place_and_nothing_old_is_left(tmp_path, tokenizer, evaluation):
+    data = recipe_data(tmp_path, tokenizer)
+    write_jsonl(tmp_path / "stream.jsonl", [{"question": PROBLEM, "answer": "5"}, {"question": CLEAN, "answer": "9"}])
+    save_recipe(parse(data), tmp_path / "recipe.yaml")
+    output = tmp_path / "clean"
+    arguments = ["--against", str(tmp_path / "recipe.yaml"), "--output", str(output), "--overwrite"]
+    assert main(["decontaminate", str(tmp_path / "recipe.yaml"), *arguments]) == 0
+    assert len(lines(output / "stream-0.jsonl")) == 2
+    arguments[1] = evaluation
+    assert main(["decontaminate", str(output / "recipe.yaml"), *arguments]) == 0
+    assert [row["question"] for row in lines(output / "stream-0.jsonl")] == [CLEAN]
+    assert main(["decontaminate", f"{output / 'stream-0.jsonl'}:question,answer", *arguments]) == 0
+    assert sorted(path.name for path in output.iterdir()) == ["dropped.jsonl", "report.json", "stream-0.jsonl"]
+
+
+def test_a_paragraph_of_raw_text_is_enough(tmp_path, evaluation):
+    texts = [f"{CLEAN}\n\n{CHANGED}\n \n{CLEAN}", f"{CLEAN}\n\n{SOLUTION}", f"{CLEAN}\n\n{PROBLEM}\n{SOLUTION}"]
+    path = str(tmp_path / "texts.parquet")
+    datasets.Dataset.from_dict({"text": texts}).to_parquet(path)
+    output = tmp_path / "clean"
+    assert main(["decontaminate", path, "--against", evaluation, "--output", str(output)]) == 0
+    assert [line["part"] for line in lines(output / "dropped.jsonl")] == ["paragraph 2", "paragraph 2"]
+    assert [line["like"]["part"] for line in lines(output / "dropped.jsonl")] == ["problem", "whole"]
+    assert [row["text"] for row in lines(output / "stream-0.jsonl")] == texts[1:2]
+
+
+def test_a_recipe_gets_a_recipe_whose_stream_is_clean(tmp_path, tokenizer, monkeypatch):
+    data = recipe_data(tmp_path, tokenizer)
+    first = data["stream"]["sources"][0]
+    stream, evaluation = sums(40, 1), sums(10, 3)
+    write_jsonl(tmp_path / "stream.jsonl", [*stream, *evaluation])
+    first["exclude"] = {"question": "99"}
+    save_recipe(parse(data), tmp_path / "recipe.yaml")
+    output = tmp_path / "clean"
+    recipe = str(tmp_path / "recipe.yaml")
+    assert main(["decontaminate", recipe, "--against", recipe, "--output", str(output), "--ngram", "2"]) == 0
+    kept = [row for row in stream if "99" not in row["question"]]
+    assert lines(output / "stream-0.jsonl") == kept
+    clean = load_recipe(output / "recipe.yaml")
+    assert [(s.path, s.weight, s.domain) for s in clean.stream.sources] == [
+        (str(output / "stream-0.jsonl"), 0.7, "sums"),
+        (str(output / "stream-1.jsonl"), 0.3, "text"),
+    ]
+    assert clean.evaluation == load_recipe(recipe).evaluation
+    parts = assemble(clean)
+    for _ in range(40):
+        parts.stream.next()
+    assert parts.stream.held_back_count == 0
+
+
+@pytest.mark.parametrize(
+    ("stream", "against", "message"),
+    [
+        ("stream.jsonl:problem", "evaluation.jsonl:question", "no field 'problem'"),
+        ("stream.jsonl", "evaluation.jsonl:question", "give text, or prompt and response"),
+        ("stream.jsonl:question", "nowhere.jsonl:question", "no data at"),
+        ("stream.jsonl:question", "broken.jsonl:question", "check the file"),
+        ("broken.jsonl:question", "evaluation.jsonl:question", "check the file"),
+        ("stream.jsonl:question", "nowhere.yaml", "cannot read the recipe"),
+        ("stream.jsonl:", "evaluation.jsonl:question", "'' is no name of a field"),
+        ("stream.jsonl:question;answer", "evaluation.jsonl:question", "is no name of a field"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(tmp_path, monkeypatch, capsys, stream, against, message):
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "stream.jsonl", sums(5, 1))
+    write_jsonl(tmp_path / "evaluation.jsonl", sums(5, 2))
+    (tmp_path / "broken.jsonl").write_text('{"question": "a"}\n{"question": \n')
+    assert main(["decontaminate", stream, "--against", against, "--output", "clean"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error
+    assert not (tmp_path / "clean" / "report.json").exists()
+
+
+def test_rows_are_counted_before_they_are_read(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", sums(7, 1))
+    assert count_rows(SourceConfig(path=path)) == len(lines(tmp_path / "rows.jsonl"))
+    assert count_rows(SourceConfig(path=path, limit=3)) == 3
+    datasets.Dataset.from_list(sums(7, 1)).to_parquet(tmp_path / "rows.parquet")
+    assert count_rows(SourceConfig(path=str(tmp_path / "rows.parquet"))) == count_rows(SourceConfig(path=path))
+    (tmp_path / "rows.json").write_text("[]")
+    assert count_rows(SourceConfig(path=str(tmp_path / "rows.json"))) is None
+    assert count_rows(SourceConfig(hub="no/such", limit=5)) == 5
+    assert count_rows(SourceConfig(reasoning_gym="gsm_symbolic", size=9)) == 9
