@@ -1,0 +1,257 @@
+"""Direct training for comparison: supervised fine-tuning and GRPO, by TRL, on the stream's pairs or on the feedback's.
+
+TRL's trainers have their own loop. A callback lets the run's budget drive it step by step, so that time, log, curves,
+interruptions and checkpoints are those of every other arm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, TrainerCallback
+
+from vpretrain.algorithm import StepRecord
+from vpretrain.errors import UserError
+from vpretrain.language.config import Recipe, SourceConfig
+from vpretrain.language.encode import encode
+from vpretrain.language.learner import LanguageLearner
+from vpretrain.language.solve import is_correct, marked_answer, math_verify, needs_mathematics, reference
+from vpretrain.language.source import Example, StreamingSource, open_source
+from vpretrain.language.stream import HOPELESS
+from vpretrain.order import Shuffled
+from vpretrain.run.optimizer import AdamW
+from vpretrain.run.random_state import random_state, set_random_state
+
+try:
+    import datasets
+    from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+except ImportError:
+    raise UserError('sft and grpo need a package: pip install "vpretrain[direct]"') from None
+
+_ENDLESS = 10**9  # steps; the budget ends the run
+
+
+class DirectTraining:
+    """What takes the place of Algorithm 1. The loss is averaged over tokens, whatever `stream.average` says.
+
+    Args:
+        recipe: its arm is one of `DIRECT`.
+        learner: theta.
+        tokenizer: the learner's.
+        held_back: keys of the problems that are not trained on.
+
+    Raises:
+        UserError: no source has pairs, GRPO could not tell a right answer, or the device is not the first one.
+    """
+
+    def __init__(self, recipe: Recipe, learner: LanguageLearner, tokenizer: Any, held_back: frozenset[str]) -> None:
+        self.recipe, self.learner, self.tokenizer, self.held_back = recipe, learner, tokenizer, held_back
+        self.method, _, data = recipe.arm.partition("-")
+        section = recipe.feedback if data == "feedback" else recipe.stream
+        self.length = section.length
+        # A tuple: datasets takes a list for shards.
+        self.sources = tuple(s for s in section.sources if s.prompt is not None or s.reasoning_gym is not None)
+        if not self.sources:
+            raise UserError(f"arm={recipe.arm} needs sources with prompt and response: the stream has raw text only")
+        if self.method == "grpo":
+            for source in self.sources:
+                _check_answers(source)
+        if learner.device.index:
+            raise UserError(
+                f"arm={recipe.arm} runs on the first device only: make {learner.device} the first (CUDA_VISIBLE_DEVICES)"
+            )
+
+    def __call__(self, optimizer: AdamW, steps: Iterable[int], after_step: Callable[[StepRecord], Any]) -> None:
+        """Train until `steps` end. A run that goes on has as many steps in its optimizer, and passes over their examples."""
+        done = optimizer.steps
+        examples = {
+            "sources": self.sources,
+            "method": self.method,
+            "seed": self.recipe.seed,
+            "held_back": self.held_back,
+            "tokenizer": self.tokenizer,
+            "length": self.length,
+            "start": done * self.examples_per_step,
+        }
+        driver = _Driver(steps, after_step)
+        dataset = datasets.IterableDataset.from_generator(rows, gen_kwargs=examples)
+        trainer = self._trainer(dataset, (optimizer.torch, _schedule(optimizer, done)), driver)
+        trainer.remove_callback(PrinterCallback)
+        with contextlib.suppress(_NoStepsLeft):
+            trainer.train()
+        # Under bf16 the trainer has put autocast around the model's forward; the evaluation has none.
+        trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+
+    @property
+    def examples_per_step(self) -> int:
+        """Pairs (sft), or problems with `direct.group` attempts each (grpo)."""
+        stream = self.recipe.stream
+        return self.recipe.direct.problems if self.method == "grpo" else stream.batch_size * stream.accumulation
+
+    def _trainer(self, dataset: Any, optimizers: tuple[Any, Any], driver: _Driver) -> Any:
+        recipe, direct = self.recipe, self.recipe.direct
+        common: dict[str, Any] = {
+            "output_dir": str(recipe.directory),
+            "seed": recipe.seed,
+            "max_steps": _ENDLESS,
+            "max_grad_norm": recipe.optimizer.clip_norm,
+            "bf16": recipe.learner.precision == "bf16",
+            "use_cpu": self.learner.device.type == "cpu",
+            "gradient_checkpointing": False,
+            "shuffle_dataset": False,  # the order is ours
+            "accelerator_config": {"dispatch_batches": False},
+            "include_num_input_tokens_seen": "no" if self.method == "grpo" else "all",  # grpo counts by itself
+            "logging_steps": 1,
+            "logging_nan_inf_filter": False,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+        }
+        given: dict[str, Any] = {
+            "model": self.learner.model,
+            "train_dataset": dataset,
+            "processing_class": self.tokenizer,
+            "optimizers": optimizers,
+            "callbacks": [driver],
+        }
+        if self.method == "sft":
+            config = SFTConfig(
+                per_device_train_batch_size=recipe.stream.batch_size,
+                gradient_accumulation_steps=recipe.stream.accumulation,
+                max_length=self.length,
+                completion_only_loss=True,
+                **common,
+            )
+            config._n_gpu = 1  # no DataParallel over what other arms leave idle
+            return SFTTrainer(args=config, **given)
+        config = GRPOConfig(
+            per_device_train_batch_size=direct.group,
+            gradient_accumulation_steps=direct.problems,
+            num_generations=direct.group,
+            max_completion_length=recipe.evaluation.max_new_tokens,
+            temperature=direct.temperature,
+            beta=direct.kl,
+            **common,
+        )
+        config._n_gpu = 1
+        return GRPOTrainer(args=config, reward_funcs=reward, **given)
+
+
+def rows(
+    sources: tuple[SourceConfig, ...],
+    method: str,
+    seed: int,
+    held_back: frozenset[str],
+    tokenizer: Any,
+    length: int,
+    start: int,
+) -> Iterator[dict[str, str]]:
+    """What a trainer reads, from an example on: none that it would leave out, because its prompt alone is too long."""
+
+    def usable(example: Example) -> bool:
+        return example.key not in held_back and encode(example, tokenizer, length).targets > 0
+
+    for example in islice(mixture(sources, seed=seed, usable=usable), start, None):
+        other = {"completion": example.response} if method == "sft" else {"truth": reference(example)}
+        yield {"prompt": example.prompt, **other}
+
+
+def reward(completions: Sequence[str], truth: Sequence[str], **other: Any) -> list[float]:
+    """1 for the right final answer, else 0: what verifies a solution verifies it everywhere."""
+    return [float(is_correct(text, answer)) for text, answer in zip(completions, truth, strict=True)]
+
+
+def mixture(sources: Sequence[SourceConfig], *, seed: int, usable: Callable[[Example], bool]) -> Iterator[Example]:
+    """Usable pairs of the sources by their weights, endlessly, each epoch in an order of its own. Raises UserError."""
+    draws = random.Random(f"{seed}/direct")
+    opened = [_endless(source, f"{seed}/{number}", usable) for number, source in enumerate(sources)]
+    while True:
+        yield next(draws.choices(opened, [source.weight for source in sources])[0])
+
+
+def _endless(config: SourceConfig, seed: str, usable: Callable[[Example], bool]) -> Iterator[Example]:
+    source = open_source(config)
+    pairs: Iterator[Example]
+    if isinstance(source, StreamingSource):
+        pairs = iter(source.next, None)
+    else:
+        order = Shuffled(len(source), seed)
+        pairs = (source[order[number]] for number in itertools.count())
+    skipped = 0
+    while skipped < HOPELESS:
+        example = next(pairs)
+        skipped = 0 if usable(example) else skipped + 1
+        if not skipped:
+            yield example
+    raise UserError(
+        f"{config.origin}: {HOPELESS} pairs in a row cannot be trained on: their prompts are too long, or the evaluation's"
+    )
+
+
+def _check_answers(source: SourceConfig) -> None:
+    """Raises UserError if its first pair has no final answer that could be told from a wrong one."""
+    example = next(iter(open_source(source)))
+    if marked_answer(example.response) is None and "answer" not in example.fields:
+        raise UserError(
+            f"{source.origin}: grpo rewards right final answers, and its solutions mark none: they need ####, \\boxed{{}}, "
+            "or a field named answer"
+        )
+    if needs_mathematics(reference(example)):
+        math_verify()
+
+
+def _schedule(optimizer: AdamW, done: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """The run's own rates, and its optimizer's count of steps kept by the trainer's."""
+
+    def share(step: int) -> float:
+        optimizer.steps = done + step
+        return optimizer.rate() / optimizer.config.lr
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer.torch, share)
+
+
+class _NoStepsLeft(Exception):
+    """The budget was spent before."""
+
+
+class _Driver(TrainerCallback):
+    """Takes a step's number from the budget, and hands it what the trainer says of the step."""
+
+    def __init__(self, steps: Iterable[int], after_step: Callable[[StepRecord], Any]) -> None:
+        self._steps, self._after_step = iter(steps), after_step
+        self._step: int | None = None
+        self._read = 0
+        self._random = random_state()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **other: Any) -> None:
+        if self._step is not None:
+            return
+        set_random_state(self._random)  # the trainer has set the seed, and its loader has drawn
+        self._step = next(self._steps, None)  # here the clock starts: building the trainer is not training
+        if self._step is None:
+            raise _NoStepsLeft
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **other: Any) -> None:
+        norm = float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+        if not math.isfinite(norm):
+            raise UserError(
+                f"the learner's gradient is {norm} at step {self._step}; nothing was updated: lower optimizer.lr"
+            )
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **other: Any) -> None:
+        if "loss" not in logs:  # the trainer's summary, at its end
+            return
+        assert self._step is not None
+        read, self._read = int(state.num_input_tokens_seen) - self._read, int(state.num_input_tokens_seen)
+        side = {"reward": logs["reward"]} if "reward" in logs else {}
+        rates = {"lr": logs["learning_rate"], "grad_norm": logs.get("grad_norm", 0.0)}
+        self._after_step(StepRecord(self._step, logs["loss"], read, rates, side))
+        self._step = next(self._steps, None)
+        control.should_training_stop = self._step is None

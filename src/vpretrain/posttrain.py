@@ -1,0 +1,157 @@
+"""`vpretrain posttrain`: paths of several trainings, one after the other, under one budget (the paper's Fig 2).
+
+A path such as v+grpo is V-pretraining for the first half of the budget, and GRPO from there for the second. Everything that a
+path does is charged to it, GRPO's attempts among it, so that scores can be read against seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from vpretrain.compare import START, paired, read_lines, versions
+from vpretrain.config import Recipe
+from vpretrain.errors import UserError
+from vpretrain.plot import pyplot
+from vpretrain.recipe import room
+from vpretrain.run.group import run_group
+
+
+def posttrain(
+    recipe: Recipe, paths: Sequence[str], *, seeds: Sequence[int] = (), resume: bool = False, overwrite: bool = False
+) -> dict[str, Any]:
+    """Run the untouched learner and every path with every seed; returns and writes posttrain.json.
+
+    Args:
+        recipe: what all share; its budget is that of a whole path, in equal parts for its stages.
+        paths: arms with + between them.
+        seeds: none: the recipe's own.
+        resume, overwrite: as in `compare`.
+
+    Raises:
+        UserError: an unknown arm, or what `run_group` raises.
+        Interrupted: a signal stopped it, after the running stage had saved itself.
+    """
+    unknown = [arm for path in paths for arm in path.split("+") if arm not in recipe.arms]
+    if unknown or not paths:
+        raise UserError(f"unknown arm {', '.join(unknown) or '(no path)'}: choose from {', '.join(recipe.arms)}")
+    paths, seeds = list(dict.fromkeys(paths)), list(dict.fromkeys(seeds)) or [recipe.seed]
+    members: dict[str, list[str]] = {START: [f"arm={recipe.baseline}", "budget.steps=0"]}
+    stages: dict[str, list[list[str]]] = {path: [] for path in paths}  # path -> seed -> its runs
+    for seed in seeds:
+        for path in paths:
+            own = _stages(recipe, path, seed)
+            members |= own
+            stages[path].append(list(own))
+    results = run_group(recipe, members, resume=resume, overwrite=overwrite)
+    figures = room(recipe.modality, "figures")
+    start = results[START]
+    lines = {path: [_line(recipe, start, runs, results) for runs in of_path] for path, of_path in stages.items()}
+    ends = {path: [results[runs[-1]] for runs in of_path] for path, of_path in stages.items()}
+    key = next(key for key in figures.PAIRED if key in start[figures.CASES][0])
+    cases = {path: [[case[key] for case in run[figures.CASES]] for run in runs] for path, runs in ends.items()}
+    summary = {
+        START: {k: v for k, v in start.items() if k != figures.CASES},
+        "paths": {
+            path: {
+                "runs": [{k: v for k, v in run.items() if k != figures.CASES} for run in runs],
+                "seconds": [line[-1]["seconds"] for line in lines[path]],
+                recipe.unit: [line[-1][recipe.unit] for line in lines[path]],
+                "curve": lines[path],
+                "minus": {other: paired(cases[path], cases[other]) for other in paths if other != path},
+            }
+            for path, runs in ends.items()
+        },
+        "of": figures.PAIRED[key],
+        "seeds": seeds,
+        "recipe": recipe.model_dump(mode="json"),
+        "versions": versions(),
+    }
+    (recipe.directory / "posttrain.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    return summary
+
+
+def posttrain_table(results: dict[str, Any], recipe: Recipe) -> Table:
+    """Where the paths ended, for a terminal; of several seeds the first one's columns, and differences over all."""
+    figures = room(recipe.modality, "figures")
+    first = next(iter(results["paths"]))
+    view = Table(title=f"{recipe.name}: paths of equal budget")
+    columns = [*figures.COLUMNS, f"minus {first} [95 %]", "seconds", recipe.unit]
+    for column in ("path", *columns):
+        view.add_column(column, justify="left" if column == "path" else "right", no_wrap=True)
+    for path, found in {START: {"runs": [results[START]]}, **results["paths"]}.items():
+        minus = found.get("minus", {}).get(first)
+        view.add_row(
+            path,
+            *(show(found["runs"][0]) for show in figures.COLUMNS.values()),
+            "-" if minus is None else f"{minus['mean']:+.4f} [{minus['low']:+.4f}, {minus['high']:+.4f}]",
+            f"{found['seconds'][0]:.1f}" if "seconds" in found else "0.0",
+            f"{found[recipe.unit][0]:,}" if recipe.unit in found else "0",
+        )
+    return view
+
+
+def draw_posttrain(results: dict[str, Any], recipe: Recipe) -> Path | None:
+    """Scores against seconds; a dot ends a stage, a thin line is a seed. None without matplotlib."""
+    plot = pyplot()
+    if plot is None:
+        return None
+    objectives = [
+        (key, title)
+        for key, (_, title) in room(recipe.modality, "figures").OBJECTIVES.items()
+        if results[START].get(key) is not None
+    ]
+    picture, axes = plot.subplots(
+        1, len(objectives), figsize=(5.2 * len(objectives), 3.8), layout="constrained", squeeze=False
+    )
+    for axis, (key, title) in zip(axes[0], objectives, strict=True):
+        for number, (path, found) in enumerate(results["paths"].items()):
+            for turn, curve in enumerate(found["curve"]):
+                label, colour = (path if turn == 0 else None), f"C{number % 10}"
+                x, y = [point["seconds"] for point in curve], [point[key] for point in curve]
+                axis.plot(x, y, label=label, color=colour, linewidth=1.5 if turn == 0 else 0.7)
+                ended = [point for point in curve if point["ends"]]
+                axis.plot([p["seconds"] for p in ended], [p[key] for p in ended], "o", color=colour, markersize=4)
+        axis.set_xlabel("training seconds, attempts included")
+        axis.set_title(title)
+    axes[0][0].legend(fontsize=8)
+    file = recipe.directory / "posttrain.png"
+    picture.savefig(file, dpi=120)
+    plot.close(picture)
+    return file
+
+
+def _stages(recipe: Recipe, path: str, seed: int) -> dict[str, list[str]]:
+    """Runs of a path: name -> settings. Paths that begin alike share their first runs."""
+    arms = path.split("+")
+    minutes, steps = recipe.budget.minutes, recipe.budget.steps
+    shares = [] if minutes is None else [f"budget.minutes={minutes / len(arms)}"]
+    shares += [] if steps is None else [f"budget.steps={max(1, steps // len(arms))}"]
+    runs: dict[str, list[str]] = {}
+    for number, arm in enumerate(arms, start=1):
+        before = list(runs)[-1:]
+        name = f"{'_'.join(arms[:number])}.{number}of{len(arms)}.{seed}"
+        runs[name] = [f"arm={arm}", f"seed={seed}", *shares]
+        runs[name] += [f"learner.name={recipe.directory / run}" for run in before]
+    return runs
+
+
+def _line(
+    recipe: Recipe, start: dict[str, Any], runs: Sequence[str], results: dict[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """A path's scores by what they cost: the untouched learner, evaluations along each stage, each stage's end."""
+    unit, objectives = recipe.unit, room(recipe.modality, "figures").OBJECTIVES
+    curve = [{"seconds": 0.0, unit: 0, "ends": False, **{key: start[key] for key in objectives}}]
+    for run in runs:
+        spent, read = curve[-1]["seconds"], curve[-1][unit]
+        points = [(line, False) for line in read_lines(recipe.directory / run / "scores.jsonl")]
+        for point, ends in [*points, (results[run], True)]:
+            figures = {key: point[key] for key in objectives}
+            curve.append(
+                {"seconds": spent + point["seconds"], unit: read + point[unit], "ends": ends, "run": run, **figures}
+            )
+    return curve

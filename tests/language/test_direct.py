@@ -1,0 +1,152 @@
+"""sft and grpo, by TRL, as arms: the same loss as ours, the budget's steps, the same data in the same order, interruptions."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from itertools import islice, pairwise
+
+import pytest
+import torch
+from worlds import sums, tiny_recipe, write_jsonl
+
+from vpretrain.config import BudgetConfig
+from vpretrain.errors import Paused, UserError
+from vpretrain.language import direct
+from vpretrain.language.assemble import assemble
+from vpretrain.language.config import SourceConfig
+from vpretrain.language.direct import mixture, reward
+from vpretrain.language.encode import collate, encode
+from vpretrain.language.learner import one_hot
+from vpretrain.run import run_recipe
+from vpretrain.task import Task
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
+
+
+def recipe_of(tmp_path, tokenizer, arm, **changes):
+    direct = {"problems": 2, "group": 2}
+    return tiny_recipe(tmp_path, tokenizer, arm=arm, budget={"steps": 4}, direct=direct, **changes)
+
+
+def log(recipe) -> list[dict]:
+    return [json.loads(line) for line in (recipe.directory / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("arm", ["sft", "grpo", "sft-feedback", "grpo-feedback"])
+def test_a_run_is_one_like_any_other(tmp_path, tokenizer, arm):
+    recipe = recipe_of(tmp_path, tokenizer, arm)
+    result = run_recipe(recipe)
+    lines = log(recipe)
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    assert all(line["tokens"] > earlier["tokens"] for earlier, line in pairwise(lines))
+    assert result["steps"] == 4
+    assert result["tokens"] == lines[-1]["tokens"]
+    assert ("mean_reward" in result) == arm.startswith("grpo")
+    assert (recipe.directory / "model" / "config.json").exists()
+
+
+def test_the_first_loss_is_the_one_hot_loss_of_the_same_pairs(tmp_path, tokenizer):
+    recipe = recipe_of(tmp_path, tokenizer, "sft")
+    parts = assemble(recipe)
+    sources = [source for source in recipe.stream.sources if source.prompt]
+    pairs = list(islice(mixture(sources, seed=0, usable=lambda pair: True), recipe.stream.batch_size))
+    batch = collate([encode(pair, tokenizer, recipe.stream.length) for pair in pairs], tokenizer)
+    expected = float(parts.learner.loss(parts.learner.forward(batch), Task(batch, one_hot(batch))))
+    run_recipe(recipe)
+    assert log(recipe)[0]["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("arm", ["sft", "grpo"])
+def test_rates_follow_the_recipe_and_theta_follows_the_loss(tmp_path, tokenizer, arm, monkeypatch):
+    turns = itertools.cycle([1.0, 0.0])
+    monkeypatch.setattr(direct, "reward", lambda completions, **other: [next(turns) for _ in completions])
+    recipe = recipe_of(tmp_path, tokenizer, arm, optimizer={"schedule": "linear", "warmup_fraction": 0.5})
+    before = {n: p.clone() for n, p in assemble(recipe).learner.named_parameters()}
+    run_recipe(recipe)
+    assert [line["lr"] for line in log(recipe)] == pytest.approx([0.5e-3, 1e-3, 1e-3, 0.55e-3])
+    learner = recipe.learner.model_copy(update={"name": str(recipe.directory)})
+    after = dict(assemble(recipe.model_copy(update={"learner": learner})).learner.named_parameters())
+    assert max(float((after[name] - before[name]).abs().max().detach()) for name in before) > 5e-4
+
+
+def test_minutes_end_a_run_as_well_and_warm_it_up(tmp_path, tokenizer):
+    recipe = recipe_of(tmp_path, tokenizer, "sft").model_copy(update={"budget": BudgetConfig(minutes=0.02)})
+    result = run_recipe(recipe)
+    assert result["seconds"] == pytest.approx(1.2, abs=0.5)
+    assert result["horizon"] == pytest.approx(result["steps"], rel=0.2, abs=2)
+
+
+def test_prompts_that_leave_no_room_are_passed_over_and_resuming_knows_it(tmp_path, tokenizer):
+    pairs = sums(30, 1)
+    for number, pair in enumerate(pairs):
+        pair["question"] += "?" * (60 if number % 3 == 0 else 0)
+    runs = {}
+    for name in ("whole", "halted"):
+        recipe = recipe_of(tmp_path, tokenizer, "sft", name=name)
+        write_jsonl(tmp_path / "stream.jsonl", pairs)
+        if name == "halted":
+            with pytest.raises(Paused):
+                run_recipe(recipe, until=0.5)
+        run_recipe(recipe, resume=name == "halted")
+        runs[name] = [line["loss"] for line in log(recipe)]
+    assert runs["whole"] == runs["halted"]
+
+
+def test_a_gradient_that_is_no_number_ends_the_run_and_updates_nothing(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(torch.nn.utils, "get_total_norm", lambda gradients: torch.tensor(float("nan")))
+    with pytest.raises(UserError, match="gradient is nan at step 0"):
+        run_recipe(recipe_of(tmp_path, tokenizer, "sft"))
+
+
+def test_problems_without_a_final_answer_are_no_problems_for_grpo(tmp_path, tokenizer):
+    recipe = recipe_of(tmp_path, tokenizer, "grpo")
+    rows = [{"question": pair["question"], "reply": "well"} for pair in sums(9, 1)]
+    path = write_jsonl(tmp_path / "replies.jsonl", rows)
+    source = SourceConfig(path=path, prompt="{question}", response="{reply}")
+    stream = recipe.stream.model_copy(update={"sources": [source]})
+    with pytest.raises(UserError, match="grpo rewards right final answers"):
+        assemble(recipe.model_copy(update={"stream": stream}))
+
+
+@pytest.mark.parametrize("arm", ["sft", "grpo"])
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path, tokenizer, arm):
+    whole = recipe_of(tmp_path, tokenizer, arm, name="whole")
+    run_recipe(whole)
+    halted = recipe_of(tmp_path, tokenizer, arm, name="halted")
+    with pytest.raises(Paused):
+        run_recipe(halted, until=0.5)
+    run_recipe(halted, resume=True)
+    for ours, theirs in zip(log(whole), log(halted), strict=True):
+        assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+
+
+def test_pairs_come_by_weight_without_those_that_are_held_back(tmp_path, tokenizer):
+    data = [{"q": f"q{i}", "a": f"a{i}"} for i in range(5)]
+    paths = []
+    for name in ("one", "two"):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("".join(json.dumps({**row, "q": name + row["q"]}) + "\n" for row in data))
+        paths.append(str(file))
+    sources = [
+        SourceConfig(path=path, prompt="{q}", response="{a}", weight=w) for path, w in zip(paths, (3, 1), strict=True)
+    ]
+    first = next(mixture(sources[:1], seed=0, usable=lambda pair: True))
+    drawn = list(islice(mixture(sources, seed=0, usable=lambda pair: pair.key != first.key), 400))
+    assert first.key not in {pair.key for pair in drawn}
+    assert sum(pair.prompt.startswith("one") for pair in drawn) / 400 == pytest.approx(0.75, abs=0.06)
+    again = list(islice(mixture(sources, seed=0, usable=lambda pair: pair.key != first.key), 400))
+    assert [pair.key for pair in drawn] == [pair.key for pair in again]
+    with pytest.raises(UserError, match="cannot be trained on"):
+        next(mixture(sources[:1], seed=0, usable=lambda pair: False))
+
+
+def test_the_reward_is_what_verifies_solutions_elsewhere():
+    assert reward(["so #### 12", "it is 13", "1,200.0"], truth=["12", "12", "1200"]) == [1.0, 0.0, 1.0]
+
+
+def test_raw_text_alone_is_refused_before_the_long_work(tmp_path, tokenizer):
+    recipe = recipe_of(tmp_path, tokenizer, "sft")
+    stream = recipe.stream.model_copy(update={"sources": recipe.stream.sources[1:]})
+    with pytest.raises(UserError, match="the stream has raw text only"):
+        assemble(recipe.model_copy(update={"stream": stream}))

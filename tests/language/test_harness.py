@@ -1,0 +1,200 @@
+"""Standard benchmarks by lm-eval on local task files: its figures, agreement with our own Pass@1, and one line for mistakes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+from models import tiny_model
+from worlds import save_learner, tiny_recipe
+
+from vpretrain.cli import main
+from vpretrain.errors import UserError
+from vpretrain.language import harness
+from vpretrain.language.evaluate import Evaluation
+from vpretrain.language.feedback import problems
+from vpretrain.language.solve import is_correct
+from vpretrain.language.source import SourceConfig
+from vpretrain.recipe import save_recipe
+from vpretrain.run import run_recipe
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
+
+GSM = {
+    "output_type": "generate_until",
+    "doc_to_text": "Question: {{question}}\nAnswer:",
+    "doc_to_target": "{{answer}}",
+    "generation_kwargs": {"until": ["Question:"], "do_sample": False, "max_gen_toks": 8},
+    "metric_list": [
+        {
+            "metric": "exact_match", "aggregation": "mean", "higher_is_better": True, "ignore_case": True,
+            "regexes_to_ignore": [",", "\\$", "(?s).*#### ", "\\.$"],
+        }
+    ],
+    "filter_list": [
+        {"name": "strict-match", "filter": [
+            {"function": "regex", "regex_pattern": "#### (\\-?[0-9\\.\\,]+)"}, {"function": "take_first"}]},
+        {"name": "flexible-extract", "filter": [
+            {"function": "regex", "group_select": -1, "regex_pattern": "(-?[$0-9.,]{2,})|(-?[0-9]+)"},
+            {"function": "take_first"}]},
+    ],
+    "num_fewshot": 0,
+    "metadata": {"version": 3.0},
+}  # fmt: skip
+OUTPUTS = {  # what a model says -> the truth
+    " 3 + 4 = 7 #### 7": "7",
+    " it is 1,200 in all\n#### 1,200": "1200",
+    " #### 13": "12",
+    " the answer is 42": "42",
+    " the answer is 41": "42",
+    " first 5, then 6": "6",
+    " nothing at all": "6",
+    " so #### -3": "-3",
+    " costs $18": "18",
+}
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    """A folder with a task like the harness's own gsm8k, on a file."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    rows = [
+        {"question": f"q{number} ?", "answer": f"because #### {truth}", "said": said}
+        for number, (said, truth) in enumerate(OUTPUTS.items())
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}}}
+    (folder / "local.yaml").write_text(yaml.safe_dump({"task": "local_gsm", "test_split": "test", **data, **GSM}))
+    return folder
+
+
+def test_a_finished_run_is_scored_with_what_is_needed_to_repeat_it(tmp_path, tokenizer, tasks, capsys):
+    recipe = tiny_recipe(tmp_path, tokenizer, arm="one-hot", budget={"steps": 1})
+    run_recipe(recipe)
+    output = tmp_path / "scores.json"
+    save_recipe(recipe, tmp_path / "recipe.yaml")
+    command = ["evaluate", str(recipe.directory), "--tasks", "local_gsm", "--include", str(tasks), "--limit", "5"]
+    assert main([*command, "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    assert "flexible-extract" in printed
+    assert "strict-match" in printed
+    task = json.loads(output.read_text())["tasks"]["local_gsm"]
+    assert (task["version"], task["shots"], task["problems"]) == (3.0, 0, 5)
+    assert {score["filter"] for score in task["scores"]} == {"strict-match", "flexible-extract"}
+    assert all(score["metric"] == "exact_match" and score["higher_is_better"] for score in task["scores"])
+    saved = json.loads(output.read_text())
+    assert saved["limit"] == 5
+    assert "lm_eval" in saved["versions"]
+    assert len(saved["samples"]["local_gsm"]) == 10  # by filter
+
+    both = ["evaluate", str(recipe.directory), str(tmp_path / "recipe.yaml"), *command[2:], "--json", "--shots", "0"]
+    assert main(both) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert "answer_nll" in found
+    assert "local_gsm" in found["tasks"]
+
+
+def test_our_own_pass_at_1_agrees_on_the_same_outputs(tmp_path, tokenizer, tasks, monkeypatch):
+    """What follows #### (its strict-match), else the last number (its flexible-extract)."""
+    said = {f"Question: q{number} ?\nAnswer:": text for number, text in enumerate(OUTPUTS)}
+    monkeypatch.setattr(
+        harness.HFLM,
+        "generate_until",
+        lambda self, requests, **options: [said[request.args[0]] for request in requests],
+    )
+    learner = save_learner(tmp_path / "learner", tokenizer)
+    found = harness.run_tasks(learner, ["local_gsm"], include=str(tasks))
+    theirs = {
+        (sample["doc"]["said"], sample["filter"]): bool(sample["exact_match"])
+        for sample in found["samples"]["local_gsm"]
+    }
+    for text, truth in OUTPUTS.items():
+        assert is_correct(text, truth) is theirs[text, "strict-match" if "####" in text else "flexible-extract"], text
+
+    config = tiny_recipe(tmp_path, tokenizer).evaluation.model_copy(update={"pass_at_1_problems": len(OUTPUTS)})
+    source = SourceConfig(
+        path=str(tmp_path / "rows.jsonl"), prompt="Question: {question}\nAnswer:", response=" {answer}"
+    )
+    evaluation = Evaluation(config, problems([source], len(OUTPUTS)), [], tokenizer)
+    monkeypatch.setattr("vpretrain.language.evaluate.solve", lambda learner, tokenizer, examples, length, **options: [
+        [said[example.prompt]] for example in examples])  # fmt: skip
+    from vpretrain.language.learner import LanguageLearner
+
+    ours = evaluation(LanguageLearner(tiny_model()))["pass_at_1"]
+    best = [
+        theirs[text, "strict-match"] or ("####" not in text and theirs[text, "flexible-extract"]) for text in OUTPUTS
+    ]
+    assert ours == pytest.approx(sum(best) / len(best))
+
+
+def test_groups_and_formulas_the_way_omega_has_them(tmp_path, tokenizer, monkeypatch):
+    rows = [
+        {"messages": [{"role": "user", "content": f"problem {i}"}], "ground_truth": truth}
+        for i, truth in enumerate(["\\frac{1}{2}", "12", "x^2 + 1"])
+    ]
+    folder = tmp_path / "omega"
+    folder.mkdir()
+    for split in ("in", "out"):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        task = (harness.OWN_TASKS / "omega_explorative_in.yaml").read_text()
+        for theirs, ours in {
+            "omega_explorative_in": f"local_omega_{split}",
+            "allenai/omega-explorative": "json",
+            '"*/test_in-*.parquet"': str(tmp_path / f"{split}.jsonl"),
+        }.items():
+            assert theirs in task
+            task = task.replace(theirs, ours)
+        (folder / f"{split}.yaml").write_text(task)
+    (folder / "omega.py").write_text((harness.OWN_TASKS / "omega.py").read_text())
+    group = yaml.safe_load((harness.OWN_TASKS / "omega.yaml").read_text())
+    group |= {"group": "local_omega", "task": ["local_omega_in", "local_omega_out"]}
+    (folder / "group.yaml").write_text(yaml.safe_dump(group))
+    answers = ["It is $\\boxed{0.5}$.", "so 13", "#### 1 + x^2"]
+    said = {f"problem {i}\n": answer for i, answer in enumerate(answers)}
+    monkeypatch.setattr(
+        harness.HFLM,
+        "generate_until",
+        lambda self, requests, **options: [said[request.args[0]] for request in requests],
+    )
+    found = harness.run_tasks(save_learner(tmp_path / "learner", tokenizer), ["local_omega"], include=str(folder))
+    assert found["tasks"]["local_omega"]["scores"][0]["value"] == pytest.approx(2 / 3)
+    assert found["tasks"]["local_omega_out"]["problems"] == 3
+    assert {"omega", "omega_explorative_in", "gsm8k", "mbpp"} <= set(
+        harness.TaskManager(include_path=[str(harness.OWN_TASKS)]).all_tasks
+    )
+
+
+def test_mistakes_are_told_in_one_line(tmp_path, tokenizer, tasks, capsys):
+    learner = save_learner(tmp_path / "learner", tokenizer)
+    with pytest.raises(UserError, match="no task 'gsm9k'"):
+        harness.run_tasks(learner, ["gsm9k"])
+    with pytest.raises(UserError, match="gsm8k: ") as caught:  # its data are on the hub, which tests do not reach
+        harness.run_tasks(learner, ["gsm8k"], limit=1)
+    assert "\n" not in str(caught.value)
+    unsafe = {**yaml.safe_load((tasks / "local.yaml").read_text()), "task": "local_code", "unsafe_code": True}
+    (tasks / "code.yaml").write_text(yaml.safe_dump(unsafe))
+    with pytest.raises(UserError, match="add --run-code"):
+        harness.run_tasks(learner, ["local_code"], include=str(tasks))
+    assert main(["evaluate", learner]) == 2
+    assert "a recipe, --tasks gsm8k,mmlu or both" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "truth", "right"),
+    [
+        ("\\boxed{\\frac{3}{4}}", "0.75", False),  # a number is asked for; the last one here is 4
+        ("so $\\frac{3}{4}$", "\\frac{6}{8}", True),
+        ("#### (x+1)^2", "x^2 + 2x + 1", True),
+        ("#### (x+1)^2", "x^2 + 2x + 2", False),
+        ("the set \\boxed{\\{1, 2\\}}", "\\{2, 1\\}", True),
+        ("#### 2", "x^2 + 3", False),
+        ("#### yes", "Yes", True),
+        ("it is\nno", "yes", False),
+        ("#### 42 apples", "42", True),
+        ("#### $18", "$18", True),
+    ],
+)
+def test_answers_are_compared_as_what_they_are(text, truth, right):
+    assert is_correct(text, truth) is right
