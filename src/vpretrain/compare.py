@@ -89,6 +89,9 @@ def summarise(runs: Runs, scores: Mapping[str, Sequence[Lines]], recipe: Recipe)
     keys = [key for key in figures.PAIRED if all(key in case for case in cases[START][0])]
     results["differences"] = {key: _differences({a: _values(c, key) for a, c in cases.items()}) for key in keys}
     results["of"] = {key: figures.PAIRED[key] for key in keys}
+    domains = list(dict.fromkeys(case["domain"] for case in cases[START][0] if "domain" in case))
+    if len(domains) > 1:
+        results["by_domain"] = {domain: _by_domain(cases, keys, domain) for domain in domains}
     if recipe.evaluation.points:
         results["matched"] = {
             axis: _matched(runs, scores, axis, keys, figures.CASES) for axis in ("seconds", recipe.unit)
@@ -126,6 +129,19 @@ def _figures(runs: Sequence[dict[str, Any]], figures: Any) -> dict[str, Any]:
 def _mean(values: Sequence[Any]) -> Any:
     """Of numbers; None where any is missing or is no number."""
     return mean(values) if all(isinstance(value, int | float) for value in values) else None
+
+
+def _by_domain(cases: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], keys: Sequence[str], domain: str) -> Any:
+    """Of a domain: what each arm reached there, and its difference from every other."""
+    own = {arm: [[case for case in run if case["domain"] == domain] for run in runs] for arm, runs in cases.items()}
+    values = {key: {arm: _values(runs, key) for arm, runs in own.items()} for key in keys}
+    return {
+        key: {
+            "arms": {arm: mean(itertools.chain.from_iterable(runs)) for arm, runs in of_key.items()},
+            "differences": _differences(of_key),
+        }
+        for key, of_key in values.items()
+    }
 
 
 def _values(runs: Sequence[Sequence[Mapping[str, Any]]], key: str) -> list[list[float]]:

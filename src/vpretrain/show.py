@@ -55,6 +55,10 @@ def remarks(results: dict[str, Any], recipe: Recipe) -> list[str]:
             lines.append(
                 f"after {matched['at']:,.0f} {axis}, {name} minus {other}: {_interval(difference, results['of'][key])}"
             )
+    for domain, of_domain in results.get("by_domain", {}).items():
+        for name, other in _pairs(trained, recipe.baseline):
+            difference = of_domain[key]["differences"][name][other]
+            lines.append(f"domain {domain}, {name} minus {other}: {_interval(difference, results['of'][key])}")
     for name, arm in trained.items():
         if arm["meta_updates"]:
             means = "".join(f"{key.replace('_', ' ')} {arm[key]:.3f}, " for key in arm if key.startswith("mean_"))

@@ -20,7 +20,8 @@ from vpretrain.language.config import Recipe
 from vpretrain.recipe import settings_help
 
 COMMANDS = [
-    "run", "compare", "pareto", "probe", "profile", "gate", "check", "inspect", "doctor", "evaluate", "export",
+    "run", "compare", "pareto", "posttrain", "sweep", "probe", "profile", "gate", "check", "inspect", "doctor", "decontaminate",
+    "evaluate", "export",
 ]  # fmt: skip
 
 

@@ -47,6 +47,16 @@ def rows_like(name: str, split: str, count: int = 40) -> list[dict]:
             ]
         case "ise-uiuc/Magicoder-OSS-Instruct-75K":
             return [{"lang": "python", "problem": p["question"], "solution": p["answer"], "seed": ""} for p in pairs]
+        case "cais/mmlu":
+            return [
+                {
+                    "question": f"{p['question']} {split}",
+                    "subject": "",
+                    "choices": ["1", "2", "3", p["answer"][-2:]],
+                    "answer": 3,
+                }
+                for p in pairs
+            ]
         case "tatsu-lab/alpaca":
             return [
                 {"instruction": p["question"], "input": "" if i % 2 else "now", "output": p["answer"], "text": "all"}

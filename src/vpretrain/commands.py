@@ -1,0 +1,254 @@
+"""What each command does. Heavy imports wait until a command needs them, so that help and mistakes answer at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from vpretrain.errors import UserError
+from vpretrain.recipe import load_recipe, room
+
+
+def run(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides)
+    from vpretrain.run import run_recipe
+
+    _quiet()
+    result = run_recipe(recipe, resume=options.resume, overwrite=options.overwrite, until=options.until)
+    _print_figures(result)
+    print(f"results: {recipe.directory / 'result.json'}   log: {recipe.directory / 'metrics.jsonl'}")
+    if result["steps"]:
+        print(f"model: {recipe.directory / 'model'} (from_pretrained loads it)")
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides)
+    from vpretrain.compare import compare, run_name
+    from vpretrain.show import draw_curves, remarks, table
+
+    arms = options.arms.split(",") if options.arms else [recipe.baseline, "v"]
+    again = {"resume": options.resume, "overwrite": options.overwrite}
+    results = compare(recipe, arms, seeds=options.seeds, rounds=options.rounds, **again)
+    console = _console()
+    console.print(table(results, recipe))
+    for line in remarks(results, recipe):
+        console.print(line, highlight=False, style="yellow" if line.startswith("warning") else None)
+    directory = recipe.directory
+    curves = draw_curves(recipe, results)
+    print(f"results: {directory / 'results.json'}")
+    print(f"curves:  {curves or 'not drawn; pip install matplotlib'}")
+    for name in (run_name(arm, seed, results["seeds"]) for arm in arms for seed in results["seeds"]):
+        print(f"model:   {directory / name / 'model'}")
+        if (sheet := directory / name / "views.png").exists():
+            print(f"views:   {sheet}")
+    return 0
+
+
+def pareto(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides)
+    from vpretrain.pareto import draw_pareto, pareto, pareto_table
+
+    points = [point.split(",") for point in options.point]
+    for point in points:
+        load_recipe(options.recipe, [*options.overrides, *point])  # mistakes show before the long work
+    recipe = recipe.model_copy(update={"name": f"{recipe.name}-pareto"})  # not to meet a comparison of this name
+    results = pareto(recipe, points, resume=options.resume, overwrite=options.overwrite)
+    _console().print(pareto_table(results, recipe))
+    picture = draw_pareto(results, recipe)
+    print(f"results: {recipe.directory / 'pareto.json'}")
+    print(f"picture: {picture or 'not drawn; pip install matplotlib'}")
+    return 0
+
+
+def posttrain(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides)
+    from vpretrain.posttrain import draw_posttrain, posttrain, posttrain_table
+
+    recipe = recipe.model_copy(update={"name": f"{recipe.name}-posttrain"})  # not to meet a comparison of this name
+    again = {"resume": options.resume, "overwrite": options.overwrite}
+    results = posttrain(recipe, options.paths.split(","), seeds=options.seeds, **again)
+    _console().print(posttrain_table(results, recipe))
+    picture = draw_posttrain(results, recipe)
+    print(f"results: {recipe.directory / 'posttrain.json'}   picture: {picture or 'not drawn; pip install matplotlib'}")
+    return 0
+
+
+def sweep(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides)
+    from vpretrain.sweep import draw_sweep, load_space, sweep, sweep_table
+
+    space = load_space(options.space)
+    recipe = recipe.model_copy(update={"name": f"{recipe.name}-sweep-{recipe.arm}"})
+    again = {"resume": options.resume, "overwrite": options.overwrite}
+    results = sweep(recipe, space, trials=options.trials, rungs=options.rungs, objective=options.objective, **again)
+    _console().print(sweep_table(results))
+    for field, importance in results["importances"].items():
+        print(f"{importance:>7.1%}  {field}")
+    directory = recipe.directory
+    picture = draw_sweep(results, directory / "sweep.png")
+    print(f"results: {directory / 'sweep.json'}   picture: {picture or 'not drawn; pip install matplotlib'}")
+    model = directory / f"trial-{results['best']}" / "model"
+    print(f"best:    {directory / 'best.yaml'}   model: {model}")
+    return 0
+
+
+def probe(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides)
+    from vpretrain.probe import draw_probe, probe
+
+    _quiet()
+    results = probe(recipe, options.steps)
+    print(
+        f"{recipe.arm}: drop of the feedback loss, predicted from -<g_down, step>, against realised, {options.steps} steps"
+    )
+    for which, title in (("full", "all parameters"), ("subset", f"S = {recipe.value.subset}")):
+        print(f"{title:>20}  Pearson r {results[which]['pearson_r']:+.3f}   slope {results[which]['slope']:+.3f}")
+    picture = draw_probe(results, recipe.directory / "probe.png")
+    print(f"results: {recipe.directory / 'probe.json'}   picture: {picture or 'not drawn; pip install matplotlib'}")
+    return 0
+
+
+def profile(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides)
+    from vpretrain.profile import draw_profile, profile, profile_table
+
+    _quiet()
+    results = profile(recipe, options.steps)
+    _console().print(profile_table(results))
+    added, unit = results["added"], results["unit"].removesuffix("s")
+    print(f"added to ordinary pretraining: {added['microseconds']:.2f} microseconds a {unit}, {added['ratio']:.1%}")
+    picture = draw_profile(results, recipe.directory / "profile.png")
+    print(f"results: {recipe.directory / 'profile.json'}   picture: {picture or 'not drawn; pip install matplotlib'}")
+    return 0
+
+
+def gate(options: argparse.Namespace) -> int:
+    from vpretrain.language.gate import draw_gate, gate, gate_table
+
+    _quiet()
+    results = gate(Path(options.run), options.batches)
+    _console().print(gate_table(results))
+    picture = draw_gate(results, Path(options.run) / "gate.png")
+    print(f"results: {Path(options.run) / 'gate.json'}   picture: {picture or 'not drawn; pip install matplotlib'}")
+    return 0
+
+
+def check(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides)
+    _quiet()
+    for line in room(recipe.modality, "check").check(recipe):
+        print(line)
+    return 0
+
+
+def inspect(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides)
+    _quiet()
+    room(recipe.modality, "inspect").inspect(recipe, examples=options.examples, positions=options.positions)
+    return 0
+
+
+def doctor(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides) if options.recipe else None
+    from vpretrain.doctor import diagnose, diagnose_recipe, failures, report
+
+    _quiet()
+    diagnosis = diagnose(options.learner) if recipe is None else diagnose_recipe(recipe)
+    print(json.dumps(diagnosis, indent=1) if options.json else report(diagnosis))
+    for line in failures(diagnosis):
+        print(f"vpretrain: {line}", file=sys.stderr)
+    return 1 if failures(diagnosis) else 0
+
+
+def decontaminate(options: argparse.Namespace) -> int:
+    from vpretrain.language.decontaminate import decontaminate, decontaminate_table
+
+    _quiet()
+    output = Path(options.output)
+    settings = {"n": options.ngram, "threshold": options.jaccard, "overwrite": options.overwrite}
+    report = decontaminate(options.stream, options.against, output, **settings)
+    _console().print(decontaminate_table(report))
+    print(f"kept:    {output}/stream-*.jsonl" + (f"   recipe: {output / 'recipe.yaml'}" if report["recipe"] else ""))
+    print(f"dropped: {output / 'dropped.jsonl'}   report: {output / 'report.json'}")
+    return 0
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    if options.recipe is None and options.tasks is None:
+        raise UserError("say what to measure on: a recipe, --tasks gsm8k,mmlu or both")
+    if options.tasks is not None:
+        os.environ["TQDM_DISABLE"] = ""  # the harness shows its own progress; it is read at the first import
+    if options.output is not None:
+        _prepare_file(Path(options.output))
+    results: dict[str, Any] = {}
+    if options.recipe is not None:
+        recipe = load_recipe(options.recipe, options.overrides)
+        _quiet()
+        results = room(recipe.modality, "assemble").measure(recipe, options.model)
+        if not options.json:
+            _print_figures(results)
+    if options.tasks is not None:
+        results |= _run_tasks(options)
+    if options.output is not None:
+        Path(options.output).write_text(json.dumps(results, indent=1, default=str), encoding="utf-8")
+        print(f"results: {options.output}", file=sys.stderr)
+    if options.json:
+        print(json.dumps(results, indent=1, default=str))
+    return 0
+
+
+def _run_tasks(options: argparse.Namespace) -> dict[str, Any]:
+    from vpretrain.language.harness import run_tasks, tasks_table
+
+    _quiet()
+    settings = {name: getattr(options, name) for name in ("shots", "limit", "include", "batch_size", "run_code")}
+    results = run_tasks(options.model, options.tasks.split(","), **settings)
+    if not options.json:
+        _console().print(tasks_table(results))
+    return results
+
+
+def export(options: argparse.Namespace) -> int:
+    from vpretrain.run.export import export
+
+    _quiet()
+    export(options.run, options.directory)
+    print(f"{options.directory}: from_pretrained loads it")
+    return 0
+
+
+def _prepare_file(file: Path) -> None:
+    """Find out before the long work whether results can be written. Raises UserError."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    except OSError as error:
+        raise UserError(f"cannot write to {file}: {error.strerror}; change --output") from None
+
+
+def _console() -> Any:
+    """As wide as the terminal; a table in a file or a pipe is not broken at 80 characters."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 140)
+
+
+def _print_figures(result: dict[str, Any]) -> None:
+    for key, value in result.items():
+        if value is not None and not isinstance(value, list | dict):
+            print(f"{key:>20}  {value:.6g}" if isinstance(value, float) else f"{key:>20}  {value}")
+
+
+def _quiet() -> None:
+    """The libraries' own progress bars and advice stay off; errors stay on."""
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
