@@ -69,12 +69,14 @@ class OverlapIndex:
         self._permutations = bands * rows
         self._lsh = MinHashLSH(num_perm=self._permutations, params=(bands, rows))
         self._sizes = (0, 0)  # of the smallest and the largest set of n-grams
+        self._all: NDArray[np.uint64] | None = None  # n-grams of all known texts, sorted
 
     def add(self, text: str) -> int:
         """Remember a text; returns its number, from 0."""
         grams_G = ngrams(text, self.n)
         number = len(self._known)
         self._known.append(grams_G)
+        self._all = None
         if len(grams_G):
             self._lsh.insert(number, self._sketch(grams_G))
             low, high = self._sizes
@@ -84,12 +86,22 @@ class OverlapIndex:
     def nearest(self, text: str) -> tuple[float, int] | None:
         """The similarity and the number of the known text that this one resembles most, if it is a near-duplicate."""
         grams_G = ngrams(text, self.n)
-        low, high = self._sizes
-        if not len(grams_G) or not low * self.threshold <= len(grams_G) <= high / self.threshold:
-            return None  # J is at most the ratio of the sizes
+        if not self._possible(grams_G):
+            return None
         candidates = self._lsh.query(self._sketch(grams_G))
         found = max(((jaccard(grams_G, self._known[number]), number) for number in candidates), default=(0.0, 0))
         return found if found[0] >= self.threshold else None
+
+    def _possible(self, grams_G: NDArray[np.uint64]) -> bool:
+        """Whether any J could reach the threshold: it is at most the ratio of the sizes, and the share of n-grams that any
+        known text has. This spares nearly all texts the sketch, which costs most, and loses none."""
+        low, high = self._sizes
+        if not len(grams_G) or not low * self.threshold <= len(grams_G) <= high / self.threshold:
+            return False
+        if self._all is None:
+            self._all = np.unique(np.concatenate(self._known))
+        places = np.minimum(np.searchsorted(self._all, grams_G), len(self._all) - 1)
+        return np.count_nonzero(self._all[places] == grams_G) >= self.threshold * len(grams_G)
 
     def _sketch(self, grams_G: NDArray[np.uint64]) -> MinHash:
         sketch = MinHash(num_perm=self._permutations, hashfunc=int)
