@@ -12,8 +12,6 @@ from vpretrain.errors import UserError
 from vpretrain.posttrain import posttrain
 from vpretrain.recipe import load_recipe, save_recipe
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
-
 
 def test_paths_share_first_stages_and_pay_for_all_of_theirs(tmp_path, tokenizer, capsys, in_this_process):
     recipe = tiny_recipe(tmp_path, tokenizer, budget={"steps": 4}, direct={"problems": 1, "group": 2})

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import math
 import random
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -82,10 +83,14 @@ class DirectTraining:
         }
         driver = _Driver(steps, after_step)
         dataset = datasets.IterableDataset.from_generator(rows, gen_kwargs=examples)
-        trainer = self._trainer(dataset, (optimizer.torch, _schedule(optimizer, done)), driver)
-        trainer.remove_callback(PrinterCallback)
-        with contextlib.suppress(_NoStepsLeft):
-            trainer.train()
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # between TRL and transformers, and nothing a user could change
+            trainer = self._trainer(dataset, (optimizer.torch, _schedule(optimizer, done)), driver)
+            trainer.remove_callback(PrinterCallback)
+            with contextlib.suppress(_NoStepsLeft):
+                trainer.train()
         # Under bf16 the trainer has put autocast around the model's forward; the evaluation has none.
         trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
 
