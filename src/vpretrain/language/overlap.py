@@ -101,7 +101,7 @@ class OverlapIndex:
         if self._all is None:
             self._all = np.unique(np.concatenate(self._known))
         places = np.minimum(np.searchsorted(self._all, grams_G), len(self._all) - 1)
-        return np.count_nonzero(self._all[places] == grams_G) >= self.threshold * len(grams_G)
+        return bool(np.count_nonzero(self._all[places] == grams_G) >= self.threshold * len(grams_G))
 
     def _sketch(self, grams_G: NDArray[np.uint64]) -> MinHash:
         sketch = MinHash(num_perm=self._permutations, hashfunc=int)
