@@ -61,7 +61,8 @@ class SourceConfig(Strict):
     streaming: bool = Field(False, description="Read row by row, without a copy on disk; then rows keep file order.")
     options: dict[str, Any] = Field(
         default_factory=dict,
-        description="reasoning_gym: the generator's options, e.g. seed; task_indices picks gsm_symbolic templates.",
+        description="reasoning_gym: the generator's options, e.g. seed; task_indices picks gsm_symbolic templates. Most make "
+        "example n from seed + n: keep the seeds of roles further apart than their sizes.",
     )
     size: int = Field(
         100_000, ge=1, description="reasoning_gym: how many examples the generator makes before an epoch ends."
