@@ -60,8 +60,7 @@ def pareto(options: argparse.Namespace) -> int:
     results = pareto(recipe, points, resume=options.resume, overwrite=options.overwrite)
     _console().print(pareto_table(results, recipe))
     picture = draw_pareto(results, recipe)
-    print(f"results: {recipe.directory / 'pareto.json'}")
-    print(f"picture: {picture or 'not drawn; pip install matplotlib'}")
+    _print_results(recipe.directory / "pareto.json", picture)
     return 0
 
 
@@ -74,7 +73,7 @@ def posttrain(options: argparse.Namespace) -> int:
     results = posttrain(recipe, options.paths.split(","), seeds=options.seeds, **again)
     _console().print(posttrain_table(results, recipe))
     picture = draw_posttrain(results, recipe)
-    print(f"results: {recipe.directory / 'posttrain.json'}   picture: {picture or 'not drawn; pip install matplotlib'}")
+    _print_results(recipe.directory / "posttrain.json", picture)
     return 0
 
 
@@ -91,7 +90,7 @@ def sweep(options: argparse.Namespace) -> int:
         print(f"{importance:>7.1%}  {field}")
     directory = recipe.directory
     picture = draw_sweep(results, directory / "sweep.png")
-    print(f"results: {directory / 'sweep.json'}   picture: {picture or 'not drawn; pip install matplotlib'}")
+    _print_results(directory / "sweep.json", picture)
     model = directory / f"trial-{results['best']}" / "model"
     print(f"best:    {directory / 'best.yaml'}   model: {model}")
     return 0
@@ -109,7 +108,7 @@ def probe(options: argparse.Namespace) -> int:
     for which, title in (("full", "all parameters"), ("subset", f"S = {recipe.value.subset}")):
         print(f"{title:>20}  Pearson r {results[which]['pearson_r']:+.3f}   slope {results[which]['slope']:+.3f}")
     picture = draw_probe(results, recipe.directory / "probe.png")
-    print(f"results: {recipe.directory / 'probe.json'}   picture: {picture or 'not drawn; pip install matplotlib'}")
+    _print_results(recipe.directory / "probe.json", picture)
     return 0
 
 
@@ -123,7 +122,7 @@ def profile(options: argparse.Namespace) -> int:
     added, unit = results["added"], results["unit"].removesuffix("s")
     print(f"added to ordinary pretraining: {added['microseconds']:.2f} microseconds a {unit}, {added['ratio']:.1%}")
     picture = draw_profile(results, recipe.directory / "profile.png")
-    print(f"results: {recipe.directory / 'profile.json'}   picture: {picture or 'not drawn; pip install matplotlib'}")
+    _print_results(recipe.directory / "profile.json", picture)
     return 0
 
 
@@ -134,7 +133,7 @@ def gate(options: argparse.Namespace) -> int:
     results = gate(Path(options.run), options.batches)
     _console().print(gate_table(results))
     picture = draw_gate(results, Path(options.run) / "gate.png")
-    print(f"results: {Path(options.run) / 'gate.json'}   picture: {picture or 'not drawn; pip install matplotlib'}")
+    _print_results(Path(options.run) / "gate.json", picture)
     return 0
 
 
@@ -220,6 +219,10 @@ def export(options: argparse.Namespace) -> int:
     export(options.run, options.directory)
     print(f"{options.directory}: from_pretrained loads it")
     return 0
+
+
+def _print_results(results: Path, picture: Path | None) -> None:
+    print(f"results: {results}   picture: {picture or 'not drawn; pip install matplotlib'}")
 
 
 def _prepare_file(file: Path) -> None:

@@ -84,7 +84,7 @@ def summarise(runs: Runs, scores: Mapping[str, Sequence[Lines]], recipe: Recipe)
         recipe: what they share.
     """
     figures = room(recipe.modality, "figures")
-    results: dict[str, Any] = {"arms": {arm: _figures(of_arm, figures) for arm, of_arm in runs.items()}}
+    results: dict[str, Any] = {"arms": {arm: over_seeds(of_arm, figures) for arm, of_arm in runs.items()}}
     cases = {arm: [run[figures.CASES] for run in of_arm] for arm, of_arm in runs.items()}
     keys = [key for key in figures.PAIRED if all(key in case for case in cases[START][0])]
     results["differences"] = {key: _differences({a: _values(c, key) for a, c in cases.items()}) for key in keys}
@@ -115,7 +115,7 @@ def paired(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> dict[s
     return paired_difference(a, b)
 
 
-def _figures(runs: Sequence[dict[str, Any]], figures: Any) -> dict[str, Any]:
+def over_seeds(runs: Sequence[dict[str, Any]], figures: Any) -> dict[str, Any]:
     """Of an arm: means over its seeds, and each seed's own if there are several."""
     own = [{key: value for key, value in run.items() if key not in ("name", figures.CASES)} for run in runs]
     if len(own) == 1:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from rich.table import Table
 
-from vpretrain.compare import START, paired, read_lines, versions
+from vpretrain.compare import START, over_seeds, paired, read_lines, versions
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.plot import pyplot
@@ -58,9 +59,9 @@ def posttrain(
         START: {k: v for k, v in start.items() if k != figures.CASES},
         "paths": {
             path: {
-                "runs": [{k: v for k, v in run.items() if k != figures.CASES} for run in runs],
-                "seconds": [line[-1]["seconds"] for line in lines[path]],
-                recipe.unit: [line[-1][recipe.unit] for line in lines[path]],
+                "end": over_seeds(runs, figures),  # of the last stage: seconds and the like are its own
+                "seconds": mean(line[-1]["seconds"] for line in lines[path]),
+                recipe.unit: mean(line[-1][recipe.unit] for line in lines[path]),
                 "curve": lines[path],
                 "minus": {other: paired(cases[path], cases[other]) for other in paths if other != path},
             }
@@ -76,21 +77,21 @@ def posttrain(
 
 
 def posttrain_table(results: dict[str, Any], recipe: Recipe) -> Table:
-    """Where the paths ended, for a terminal; of several seeds the first one's columns, and differences over all."""
+    """Where the paths ended, for a terminal: means over seeds."""
     figures = room(recipe.modality, "figures")
     first = next(iter(results["paths"]))
     view = Table(title=f"{recipe.name}: paths of equal budget")
     columns = [*figures.COLUMNS, f"minus {first} [95 %]", "seconds", recipe.unit]
     for column in ("path", *columns):
         view.add_column(column, justify="left" if column == "path" else "right", no_wrap=True)
-    for path, found in {START: {"runs": [results[START]]}, **results["paths"]}.items():
+    for path, found in {START: {"end": results[START]}, **results["paths"]}.items():
         minus = found.get("minus", {}).get(first)
         view.add_row(
             path,
-            *(show(found["runs"][0]) for show in figures.COLUMNS.values()),
+            *(show(found["end"]) for show in figures.COLUMNS.values()),
             "-" if minus is None else f"{minus['mean']:+.4f} [{minus['low']:+.4f}, {minus['high']:+.4f}]",
-            f"{found['seconds'][0]:.1f}" if "seconds" in found else "0.0",
-            f"{found[recipe.unit][0]:,}" if recipe.unit in found else "0",
+            f"{found['seconds']:.1f}" if "seconds" in found else "0.0",
+            f"{found[recipe.unit]:,.0f}" if recipe.unit in found else "0",
         )
     return view
 

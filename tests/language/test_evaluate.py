@@ -42,9 +42,19 @@ def test_the_final_answer(text, answer):
         ("no idea", "4", False),
         ("", "4", False),
         ("#### 1/0", "4", False),
+        ("#### 42 apples", "42", True),
+        ("#### $18", "$18", True),
+        ("\\boxed{\\frac{3}{4}}", "0.75", True),
+        ("#### -\\dfrac{3}{4}", "0.75", False),
+        ("it is\nno", "yes", False),
+        ("so $\\frac{3}{4}$", "\\frac{6}{8}", True),  # from here on by math-verify
+        ("#### (x+1)^2", "x^2 + 2x + 1", True),
+        ("#### (x+1)^2", "x^2 + 2x + 2", False),
+        ("the set \\boxed{\\{1, 2\\}}", "\\{2, 1\\}", True),
+        ("#### 2", "x^2 + 3", False),
     ],
 )
-def test_correct_means_equal_as_numbers(text, truth, correct):
+def test_answers_are_compared_as_what_they_are(text, truth, correct):
     assert is_correct(text, truth) is correct
 
 

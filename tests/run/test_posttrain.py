@@ -38,16 +38,16 @@ def test_paths_share_first_stages_and_pay_for_all_of_theirs(tmp_path, tokenizer,
     assert second.learner.name == str(directory / "v.1of2.1")
     assert (second.budget.steps, second.arm, second.seed) == (2, "sft", 1)
     for found in results["paths"].values():
-        assert [run["steps"] for run in found["runs"]] in ([4, 4], [2, 2])
+        assert [run["steps"] for run in found["end"]["runs"]] in ([4, 4], [2, 2])
         for curve in found["curve"]:
             assert [point["seconds"] for point in curve] == sorted(point["seconds"] for point in curve)
             assert curve[-1]["ends"]
     whole, half = (results["paths"][path] for path in ("v", "v+sft"))
     assert whole["curve"][0][0] == half["curve"][0][0]  # the untouched learner
     assert sum(point["ends"] for point in half["curve"][0]) == 2
-    first = json.loads((directory / "v.1of2.0" / "result.json").read_text())
-    last = json.loads((directory / "v_sft.2of2.0" / "result.json").read_text())
-    assert half["seconds"][0] == pytest.approx(first["seconds"] + last["seconds"])
+    stages = [f"{stage}.{seed}" for stage in ("v.1of2", "v_sft.2of2") for seed in (0, 1)]
+    spent = sum(json.loads((directory / name / "result.json").read_text())["seconds"] for name in stages)
+    assert half["seconds"] == pytest.approx(spent / 2)
     assert half["minus"]["v"]["low"] <= half["minus"]["v"]["mean"] <= half["minus"]["v"]["high"]
     assert (directory / "posttrain.png").stat().st_size > 1000
     in_this_process.clear()

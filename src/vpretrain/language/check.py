@@ -15,6 +15,7 @@ from vpretrain.language.assemble import assemble, check_sizes
 from vpretrain.language.config import DESIGNED, Recipe, SourceConfig
 from vpretrain.language.load import device, load_config, resolve, with_adapters
 from vpretrain.language.source import IndexedSource, open_source
+from vpretrain.run.progress import steady
 
 SCANNED = 2000  # stream examples a source that are compared with feedback and evaluation
 _NARROW = {
@@ -84,9 +85,11 @@ def _scan(source: SourceConfig, own: frozenset[str]) -> int:
     opened = open_source(source)
     count = min(SCANNED, len(opened)) if isinstance(opened, IndexedSource) else min(SCANNED, source.limit or SCANNED)
     shared = 0
-    for index in range(count):
-        example = opened[index] if isinstance(opened, IndexedSource) else opened.next()
-        shared += example.key in own
+    with steady(f"{source.origin[-18:]:>18}", count) as done:
+        for index in range(count):
+            example = opened[index] if isinstance(opened, IndexedSource) else opened.next()
+            shared += example.key in own
+            done(index + 1)
     if shared:
         raise UserError(
             f"{source.origin}: {shared} of its first {count} examples are problems of feedback or evaluation: keep them apart "

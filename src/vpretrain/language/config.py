@@ -143,7 +143,7 @@ class StreamConfig(Strict):
 
 
 class FeedbackConfig(Strict):
-    """The feedback set: (problem, verified solution) pairs. Only the evaluator sees it, and the arm mixed-in."""
+    """The feedback set: (problem, verified solution) pairs. Only the evaluator sees it, and arms that train on it."""
 
     sources: list[SourceConfig] = Field(min_length=1, description="Pairs, each source in its domain.")
     length: int = Field(512, ge=8, description="Longer pairs are cut to this many tokens.")

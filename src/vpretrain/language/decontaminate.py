@@ -171,7 +171,7 @@ def _clean(
     source: SourceConfig, place: int, file: Path, find: _Find, report_drop: Callable[[Text, float, Text], None]
 ) -> tuple[SourceConfig, dict[str, Any]]:
     """Write what is kept of a source; returns the source of that, and counts."""
-    examples = dropped = characters = 0
+    examples = dropped = 0
     chosen: dict[str, str] = {}
     with file.open("w", encoding="utf-8") as kept:
         for example in _watched(source):
@@ -184,10 +184,9 @@ def _clean(
             else:
                 kept.write(json.dumps(example.fields, ensure_ascii=False, default=str) + "\n")
             examples += 1
-            characters += len(example.problem) + len(example.solution)
     same = {"streaming": source.streaming, "domain": source.domain, "weight": source.weight}
     clean = SourceConfig(path=str(file), **same, **chosen)  # rows have had their values renamed, skip and limit applied
-    return clean, {"origin": source.origin, "examples": examples, "dropped": dropped, "characters": characters}
+    return clean, {"origin": source.origin, "examples": examples, "dropped": dropped}
 
 
 def _watched(source: SourceConfig) -> Iterator[Example]:

@@ -84,9 +84,7 @@ class DirectTraining:
         driver = _Driver(steps, after_step)
         dataset = datasets.IterableDataset.from_generator(rows, gen_kwargs=examples)
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # between TRL and transformers, and nothing a user could change
+            warnings.simplefilter("ignore", FutureWarning)  # TRL's about transformers: nothing that a user could change
             trainer = self._trainer(dataset, (optimizer.torch, _schedule(optimizer, done)), driver)
             trainer.remove_callback(PrinterCallback)
             with contextlib.suppress(_NoStepsLeft):

@@ -138,7 +138,7 @@ def math_verify() -> Any:
 
 
 def _value(text: str) -> float | None:
-    numbers = re.findall(_NUMBER, text)
+    numbers = re.findall(_NUMBER, re.sub(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}", r"\1/\2", text))
     if not numbers:
         return None
     numerator, _, denominator = numbers[0].replace(",", "").partition("/")
