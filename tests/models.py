@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -22,6 +23,7 @@ from transformers import (
 )
 
 from vpretrain.language.batch import TokenBatch
+from vpretrain.language.learner import LanguageState
 
 VOCABULARY = 61
 _SIZES: dict[str, Any] = {
@@ -106,6 +108,11 @@ def tiny_vision_model(family: str = "dinov2", *, seed: int = 0) -> Any:
             raise ValueError(family)
     torch.manual_seed(seed)
     return AutoModel.from_config(config).train()
+
+
+def all_logits(state: LanguageState) -> Tensor:
+    """z_t over the whole vocabulary, [N, V]."""
+    return state.logits.at(torch.arange(VOCABULARY).expand(len(state.logits.z_NK), -1))
 
 
 def random_batch(rows: int = 3, length: int = 24, *, seed: int = 0, domain: str = "general") -> TokenBatch:

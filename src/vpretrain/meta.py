@@ -130,7 +130,7 @@ class MetaUpdate:
         if self.direction is None:
             return None
         theta = dict(self.learner.named_parameters())
-        with self.learner.meta_mode():
+        with self.learner.meta_mode(), self.learner.plain():
             return self.learner.forward(
                 inputs, {n: forward_ad.make_dual(theta[n].detach(), u) for n, u in self.direction.items()}
             )

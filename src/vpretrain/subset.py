@@ -29,14 +29,14 @@ def alignment_subset(module: nn.Module, spec: str) -> tuple[str, ...]:
     last = re.fullmatch(r"last-(\d+)", spec)
     if last is None or int(last[1]) == 0:
         raise UserError(f"value.subset '{spec}' must be last-N (e.g. last-2), all, or name:REGEX")
-    prefix, blocks = _blocks(module)
+    prefix, blocks = blocks_of(module)
     if int(last[1]) > len(blocks):
         raise UserError(f"value.subset {spec}: the learner has {len(blocks)} blocks; use last-{len(blocks)} or all")
     prefixes = tuple(f"{prefix}.{index}." for index in range(len(blocks) - int(last[1]), len(blocks)))
     return _nonempty((name for name in trainable if name.startswith(prefixes)), spec, trainable)
 
 
-def _blocks(module: nn.Module) -> tuple[str, nn.ModuleList]:
+def blocks_of(module: nn.Module) -> tuple[str, nn.ModuleList]:
     """The outermost longest list of modules: a transformer's blocks under any of the names in use (layers, h, blocks)."""
     lists = [(name, child) for name, child in module.named_modules() if isinstance(child, nn.ModuleList)]
     if not lists:

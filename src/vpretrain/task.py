@@ -98,8 +98,13 @@ class Learner(Protocol):
         """Inputs that hold what does not depend on the parameters of S, for an engine that evaluates at several of them."""
         ...
 
-    def slope(self, inputs: Any, parameters: Parameters, direction: Parameters) -> Callable[[Task], Tensor]:
-        """D_u L_pre at the parameters of S along u, as a function of the task; differentiable in phi."""
+    def slope(
+        self, inputs: Any, parameters: Parameters, direction: Parameters, *, whole: bool
+    ) -> Callable[[Task], Tensor]:
+        """D_u L_pre at the parameters of S along u, as a function of the task; differentiable in phi.
+
+        Unless `whole`, a part that is the same for all tasks may be left out.
+        """
         ...
 
     def loss(self, state: Any, task: Task) -> Tensor:
@@ -119,7 +124,11 @@ class Learner(Protocol):
         ...
 
     def meta_mode(self) -> Any:
-        """Context of a meta step: no dropout, fp32, attention that can be differentiated twice or forwards."""
+        """Context of a meta step: no dropout, no trace."""
+        ...
+
+    def plain(self) -> Any:
+        """Context in which all operations can be differentiated twice, or forwards; slower."""
         ...
 
 

@@ -108,13 +108,14 @@ def double_backward(
 ) -> Valued:
     """V by autograd through autograd: the oracle."""
     at = {name: value.detach().requires_grad_() for name, value in at.items()}
-    inputs = learner.prepare(construction.inputs(batch), at)
-    state = learner.forward(inputs, at)
-    task = construction.targets(inputs, state.detach())
-    loss = learner.loss(state, task)
-    gradients = torch.autograd.grad(
-        loss, list(at.values()), create_graph=True, allow_unused=True, materialize_grads=True
-    )
+    with learner.plain():
+        inputs = learner.prepare(construction.inputs(batch), at)
+        state = learner.forward(inputs, at)
+        task = construction.targets(inputs, state.detach())
+        loss = learner.loss(state, task)
+        gradients = torch.autograd.grad(
+            loss, list(at.values()), create_graph=True, allow_unused=True, materialize_grads=True
+        )
     g_pre = dict(zip(at, gradients, strict=True))
     value = align(g_down, g_pre)
     return Valued(value.detach(), value, task, align.direction(g_down, {n: g.detach() for n, g in g_pre.items()}))
@@ -126,7 +127,8 @@ def jvp(
     """V by one tangent pass along u; exact up to rounding (METHOD: the linear engine)."""
     inputs = learner.prepare(construction.inputs(batch), at)
     value, u, task, state = _linearise(learner, construction, inputs, at, g_down, align)
-    slope = learner.slope(inputs, {n: at[n].detach() for n in u}, u)
+    # A linear Align has no value yet, and takes it from the slope.
+    slope = learner.slope(inputs, {n: at[n].detach() for n in u}, u, whole=value is None)
     surrogate = slope(task)
     if align.linear and float(surrogate.detach()) == 0 and float(norm(u)) > 0:  # any other u may be orthogonal to g_pre
         raise RuntimeError("the tangent was lost on its way through the learner; use value.engine=finite_difference")

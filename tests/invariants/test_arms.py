@@ -6,7 +6,7 @@ import gc
 
 import pytest
 import torch
-from models import random_batch, tiny_model
+from models import all_logits, random_batch, tiny_model
 from worlds import sums, tiny_recipe, write_jsonl
 
 from vpretrain.language.assemble import assemble
@@ -184,8 +184,9 @@ def test_constructed_targets_carry_a_graph_in_a_meta_step_and_none_for_the_learn
     parts = assemble(tiny_recipe(tmp_path, tokenizer))
     batch = parts.stream.next()[0]
     state = parts.learner.forward(batch)
-    assert state.logits_NV.requires_grad
-    assert not state.detach().logits_NV.requires_grad
+    assert state.logits.z_NK.requires_grad
+    detached = state.detach().logits
+    assert not any(t.requires_grad for t in (detached.z_NK, detached.mean_lse, all_logits(state.detach())))
     task = parts.construction.targets(batch, state.detach())
     assert task.target.q_NK.requires_grad
     detached = task.detach()
@@ -226,7 +227,7 @@ def test_packed_documents_have_the_log_probabilities_of_unpacked_ones(model):
     learner = LanguageLearner(tiny_model(model).eval())
     packed = random_batch(2, 24)
     with torch.no_grad():
-        together = learner.forward(packed).logits_NV.log_softmax(-1)
+        together = all_logits(learner.forward(packed)).log_softmax(-1)
         apart = []
         for row in range(2):
             for start in (0, 12):
@@ -238,24 +239,24 @@ def test_packed_documents_have_the_log_probabilities_of_unpacked_ones(model):
                     piece.domains,
                     piece.keys,
                 )
-                apart.append(learner.forward(piece).logits_NV.log_softmax(-1))
+                apart.append(all_logits(learner.forward(piece)).log_softmax(-1))
     torch.testing.assert_close(together, torch.cat(apart), rtol=1e-4, atol=1e-5)
 
 
 def test_controls_are_what_they_say():
-    learner = LanguageLearner(tiny_model().eval())
+    learner = LanguageLearner(tiny_model().eval(), top_k=4)
     batch = random_batch()
     state = learner.forward(batch).detach()
-    uniform = Smoothing(0.5, 4, "uniform").targets(batch, state).target
+    uniform = Smoothing(0.5, "uniform").targets(batch, state).target
     assert torch.equal(uniform.candidates_NK[:, 0], batch.targets_N)
     torch.testing.assert_close(uniform.q_NK[0], torch.tensor([0.625, 0.125, 0.125, 0.125]))
-    own = Smoothing(1.0, 4, "self").targets(batch, state).target
-    p_NK = state.logits_NV.softmax(-1).gather(-1, own.candidates_NK)
+    own = Smoothing(1.0, "self").targets(batch, state).target
+    p_NK = all_logits(state).softmax(-1).gather(-1, own.candidates_NK)
     torch.testing.assert_close(own.q_NK, p_NK / p_NK.sum(-1, keepdim=True))
     assert all(len(set(row.tolist())) == 4 for row in own.candidates_NK)
-    best = state.logits_NV.clone().scatter_(-1, batch.targets_N[:, None], -torch.inf).topk(3).indices
+    best = all_logits(state).scatter(-1, batch.targets_N[:, None], -torch.inf).topk(3).indices
     assert torch.equal(own.candidates_NK[:, 1:], best)
-    assert float(OneHot().targets(batch, state).target.q_NK.min()) == 1.0
+    assert OneHot().targets(batch, state).target.q_NK[0].tolist() == [1, 0, 0, 0]
 
 
 def test_a_new_designer_starts_at_r_equal_p_and_at_its_gate(tmp_path, tokenizer):

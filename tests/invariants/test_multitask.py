@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import random_batch, tiny_model
+from models import all_logits, random_batch, tiny_model
 
 from vpretrain.language.config import DesignerConfig
 from vpretrain.language.construction import LearnedTargets, OneHot
@@ -26,7 +26,7 @@ class TwoDomains:
 
 
 def make(matched: bool, kind: str, construction=None):
-    learner = LanguageLearner(tiny_model().eval())
+    learner = LanguageLearner(tiny_model().eval(), top_k=6)
     construction = construction or LearnedTargets(
         random_designer(learner, DesignerConfig(hidden_size=32, layers=1, heads=2, top_k=6)), tether=0.0
     )
@@ -88,7 +88,7 @@ def test_the_evaluator_is_the_mean_answer_nll():
     learner = LanguageLearner(tiny_model().eval())
     batch = random_batch()
     state = learner.forward(batch)
-    plain = torch.nn.functional.cross_entropy(state.logits_NV, batch.targets_N)
+    plain = torch.nn.functional.cross_entropy(all_logits(state), batch.targets_N)
     at = {n: p.detach() for n, p in learner.named_parameters()}
     torch.testing.assert_close(learner.evaluate(batch, at), plain)
     task: Task = OneHot().targets(batch, state.detach())

@@ -17,7 +17,6 @@ from vpretrain.language.assemble import assemble
 from vpretrain.language.config import SourceConfig
 from vpretrain.language.direct import mixture, reward
 from vpretrain.language.encode import collate, encode
-from vpretrain.language.learner import one_hot
 from vpretrain.run import run_recipe
 from vpretrain.task import Task
 
@@ -50,7 +49,8 @@ def test_the_first_loss_is_the_one_hot_loss_of_the_same_pairs(tmp_path, tokenize
     sources = [source for source in recipe.stream.sources if source.prompt]
     pairs = list(islice(mixture(sources, seed=0, usable=lambda pair: True), recipe.stream.batch_size))
     batch = collate([encode(pair, tokenizer, recipe.stream.length) for pair in pairs], tokenizer)
-    expected = float(parts.learner.loss(parts.learner.forward(batch), Task(batch, one_hot(batch))).detach())
+    state = parts.learner.forward(batch)
+    expected = float(parts.learner.loss(state, Task(batch, state.logits.one_hot())).detach())
     run_recipe(recipe)
     assert log(recipe)[0]["loss"] == pytest.approx(expected, rel=1e-4)
 

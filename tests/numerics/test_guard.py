@@ -58,7 +58,7 @@ def test_with_the_guard_every_engine_has_the_gradient_of_double_backward_along_t
     assert float(Align("cosine", P)(g_down, g_gen)) < 0
     assert float(Align("cosine", P)(projected, g_gen)) == pytest.approx(0, abs=1e-6)
 
-    with learner.meta_mode():  # <u, g_pre> by autograd through autograd, u being a constant
+    with learner.meta_mode(), learner.plain():  # <u, g_pre> by autograd through autograd, u being a constant
         theta = {n: p.detach().requires_grad_() for n, p in at.items()}
         batch = random_batch()
         state = learner.forward(batch, theta)

@@ -85,7 +85,7 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
 def load_learner(recipe: Recipe, model: Any = None) -> tuple[LanguageLearner, Callable[[Path], None]]:
     """The learner, and what writes it into a directory in its community's format. Raises UserError."""
     model = load_model(recipe.learner) if model is None else model
-    learner = LanguageLearner(model, bf16=recipe.learner.precision == "bf16")
+    learner = LanguageLearner(model, top_k=recipe.candidates, bf16=recipe.learner.precision == "bf16")
     if recipe.stream.packing and not learner.keeps_documents_apart():
         raise UserError(
             f"{recipe.learner.name} carries what it read into the next document of its row: set stream.packing=false"
@@ -153,18 +153,18 @@ def _construction(
     feedback: LanguageFeedback,
     general: Callable[[int], TokenBatch] | None,
 ) -> tuple[Construction, MetaUpdate | None, TopKDesigner | None]:
-    k, alpha, value = recipe.designer.top_k, recipe.control.alpha, recipe.effective_value
+    alpha, value = recipe.control.alpha, recipe.effective_value
     designer: TopKDesigner | None = None
     construction: Construction
     match recipe.arm:
         case "one-hot" | "mixed-in" | "sft" | "grpo" | "sft-feedback" | "grpo-feedback":
             return OneHot(), None, None
         case "uniform":
-            return Smoothing(alpha, k, "uniform"), None, None
+            return Smoothing(alpha, "uniform"), None, None
         case "self-distillation":
-            return Smoothing(alpha, k, "self"), None, None
+            return Smoothing(alpha, "self"), None, None
         case "closed-form":
-            construction = ClosedFormTilt(alpha, k, recipe.control.temperature, lambda batch: meta.along(batch))
+            construction = ClosedFormTilt(alpha, recipe.control.temperature, lambda batch: meta.along(batch))
         case "selection":
             construction = Selection(recipe.control.keep, lambda batch: meta.along(batch))
         case "token-weights":

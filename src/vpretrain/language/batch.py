@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from vpretrain.language.lower import Lower
+
 
 @dataclass(frozen=True)
 class TokenBatch:
@@ -24,6 +26,7 @@ class TokenBatch:
             Built from lengths, never from a comparison with the padding id.
         domains: domain of each row.
         keys: for each row the identities of the examples in it (see `Example.key`).
+        lower: in a meta step, what the blocks below S make of these rows; see `Lower`.
     """
 
     ids_BT: Int[Tensor, "B T"]
@@ -31,6 +34,7 @@ class TokenBatch:
     weights_BT: Float[Tensor, "B T"]
     domains: tuple[str, ...]
     keys: tuple[tuple[str, ...], ...]
+    lower: Lower | None = None
 
     @property
     def predicts_BT(self) -> Bool[Tensor, "B T"]:
@@ -48,6 +52,11 @@ class TokenBatch:
     def weights_N(self) -> Float[Tensor, " N"]:
         """Their weights."""
         return self.weights_BT[:, 1:][self.weights_BT[:, 1:] > 0]
+
+    @property
+    def share_N(self) -> Float[Tensor, " N"]:
+        """Their weights as shares: the sum is 1."""
+        return self.weights_N / self.weights_N.sum()
 
     @property
     def weight(self) -> float:

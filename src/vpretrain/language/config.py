@@ -21,6 +21,7 @@ VALUE_OF: dict[str, dict[str, Any]] = {
     "v-adamw": {"align": "cosine", "metric": "adamw", "penalty": 0.0},
 }
 DESIGNED = {"v", "random-feedback", *VALUE_OF}  # arms with a designer
+SMOOTHED = {"uniform", "self-distillation", "closed-form"}  # arms with soft targets and none
 DIRECT = {"sft", "grpo", "sft-feedback", "grpo-feedback"}  # arms that train on the pairs, by TRL
 
 
@@ -263,6 +264,11 @@ class Recipe(config.Recipe):
         if self.designer.steps_per_update > 1 and self.value.engine != "jvp":
             raise ValueError("designer.steps_per_update above 1 needs value.engine=jvp")
         return self
+
+    @property
+    def candidates(self) -> int:
+        """K of the arm: 1 where targets are one-hot."""
+        return self.designer.top_k if self.arm in DESIGNED | SMOOTHED else 1
 
     @property
     def effective_value(self) -> ValueConfig:

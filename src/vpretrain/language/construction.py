@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from vpretrain.language.batch import TokenBatch
-from vpretrain.language.designer import TopKDesigner, candidates
-from vpretrain.language.learner import LanguageState, one_hot
-from vpretrain.language.loss import SoftTarget, at_least_fp32
+from vpretrain.language.designer import TopKDesigner
+from vpretrain.language.learner import LanguageState
+from vpretrain.language.loss import SoftTarget
 from vpretrain.task import Task
 
 
@@ -29,7 +29,7 @@ class OneHot:
 
     def targets(self, batch: TokenBatch, state: LanguageState) -> Task:
         """All mass on the true token."""
-        return Task(batch, one_hot(batch), {"alpha_N": torch.zeros_like(batch.weights_N)})
+        return Task(batch, state.logits.one_hot(), {"alpha_N": torch.zeros_like(batch.weights_N)})
 
     def regulariser(self, task: Task) -> Tensor:
         """Nothing to hold back."""
@@ -43,15 +43,14 @@ class OneHot:
 class Smoothing(OneHot):
     """q = (1 - alpha) onehot + alpha r with a constant alpha; r uniform over C_t, or the learner's own p on it."""
 
-    def __init__(self, alpha: float, k: int, reference: Literal["uniform", "self"]) -> None:
-        self.alpha, self.k, self.reference = alpha, k, reference
+    def __init__(self, alpha: float, reference: Literal["uniform", "self"]) -> None:
+        self.alpha, self.reference = alpha, reference
 
     def targets(self, batch: TokenBatch, state: LanguageState) -> Task:
         """Uniform top-K smoothing, or self top-K distillation."""
-        candidates_NK = candidates(state.logits_NV, batch.targets_N, self.k)
-        z_NK = at_least_fp32(state.logits_NV.gather(-1, candidates_NK))
+        z_NK = state.logits.z_NK
         log_r_NK = torch.log_softmax(z_NK if self.reference == "self" else torch.zeros_like(z_NK), dim=-1)
-        return mixed_task(batch, candidates_NK, log_r_NK, torch.full_like(z_NK[:, 0], self.alpha))
+        return mixed_task(batch, state, log_r_NK, torch.full_like(z_NK[:, 0], self.alpha))
 
 
 class ClosedFormTilt(OneHot):
@@ -59,31 +58,27 @@ class ClosedFormTilt(OneHot):
 
     Args:
         alpha: the constant gate.
-        k: candidates a token.
         temperature: lambda.
         along: gives the learner's state for a batch with its tangent along the present value direction, or None
             before the first meta update. It must be called inside a dual level.
     """
 
-    def __init__(
-        self, alpha: float, k: int, temperature: float, along: Callable[[TokenBatch], LanguageState | None]
-    ) -> None:
-        self.alpha, self.k, self.temperature, self.along = alpha, k, temperature, along
+    def __init__(self, alpha: float, temperature: float, along: Callable[[TokenBatch], LanguageState | None]) -> None:
+        self.alpha, self.temperature, self.along = alpha, temperature, along
 
     def targets(self, batch: TokenBatch, state: LanguageState) -> Task:
         """p tilted towards the candidates whose target mass would help the feedback."""
-        candidates_NK = candidates(state.logits_NV, batch.targets_N, self.k)
-        z_NK = at_least_fp32(state.logits_NV.gather(-1, candidates_NK))
+        z_NK = state.logits.z_NK
         log_r_NK = torch.log_softmax(z_NK, dim=-1)
         with torch.no_grad(), forward_ad.dual_level():
             dual = self.along(batch)
             if dual is not None:
                 p_NK = log_r_NK.exp()
-                a_NK = candidate_values(dual, candidates_NK)
+                a_NK = candidate_values(dual, state.logits.candidates_NK)
                 a_NK = a_NK - (p_NK * a_NK).sum(-1, keepdim=True)
                 rms = (p_NK * a_NK.square()).sum(-1).mean().sqrt().clamp_min(torch.finfo(a_NK.dtype).tiny)
                 log_r_NK = torch.log_softmax(z_NK + a_NK / rms / self.temperature, dim=-1)
-        return mixed_task(batch, candidates_NK, log_r_NK, torch.full_like(z_NK[:, 0], self.alpha))
+        return mixed_task(batch, state, log_r_NK, torch.full_like(z_NK[:, 0], self.alpha))
 
 
 class Selection(OneHot):
@@ -152,12 +147,10 @@ class LearnedTargets(OneHot):
 
     def targets(self, batch: TokenBatch, state: LanguageState) -> Task:
         """Soft targets with a graph to phi, unless under no_grad."""
-        candidates_NK = candidates(state.logits_NV, batch.targets_N, self.designer.k)
-        z_NK = at_least_fp32(state.logits_NV.gather(-1, candidates_NK))
-        log_p_NK = z_NK - at_least_fp32(state.logits_NV).logsumexp(-1, keepdim=True)
-        log_r_NK, alpha_N = self.designer(batch, state, candidates_NK, log_p_NK)
-        task = mixed_task(batch, candidates_NK, log_r_NK, alpha_N)
-        task.side["log_p_NK"] = torch.log_softmax(z_NK, dim=-1)
+        log_p_NK = state.logits.z_NK - state.logits.lse_N[:, None]
+        log_r_NK, alpha_N = self.designer(batch, state, log_p_NK)
+        task = mixed_task(batch, state, log_r_NK, alpha_N)
+        task.side["log_p_NK"] = torch.log_softmax(log_p_NK, dim=-1)
         return task
 
     def regulariser(self, task: Task) -> Tensor:
@@ -171,11 +164,12 @@ class LearnedTargets(OneHot):
         return self.designer.parameters()
 
 
-def mixed_task(batch: TokenBatch, candidates_NK: Tensor, log_r_NK: Tensor, alpha_N: Tensor) -> Task:
+def mixed_task(batch: TokenBatch, state: LanguageState, log_r_NK: Tensor, alpha_N: Tensor) -> Task:
     """q_t(v) = (1 - alpha_t) [v = w_t] + alpha_t r_t(v) (Eq 15); the true token is candidate 0."""
     q_NK = alpha_N[:, None] * log_r_NK.exp()
     q_NK = torch.cat([1 - alpha_N[:, None] + q_NK[:, :1], q_NK[:, 1:]], dim=-1)
-    return Task(batch, SoftTarget(candidates_NK, q_NK), {"alpha_N": alpha_N, "log_r_NK": log_r_NK})
+    target = SoftTarget(state.logits.candidates_NK, q_NK)
+    return Task(batch, target, {"alpha_N": alpha_N, "log_r_NK": log_r_NK})
 
 
 def candidate_values(dual: LanguageState, candidates_NK: Tensor) -> Float[Tensor, "N K"]:
@@ -183,11 +177,11 @@ def candidate_values(dual: LanguageState, candidates_NK: Tensor) -> Float[Tensor
 
     `dual` carries the tangent along u; call within the dual level.
     """
-    logits_NV, tangent_NV = forward_ad.unpack_dual(dual.logits_NV)
-    if tangent_NV is None:
+    turn_NK = forward_ad.unpack_dual(dual.logits.at(candidates_NK)).tangent
+    turn_N = forward_ad.unpack_dual(dual.logits.lse_N).tangent
+    if turn_NK is None or turn_N is None:
         raise RuntimeError("the tangent was lost on its way through the learner")
-    mean_N1 = (logits_NV.softmax(-1) * tangent_NV).sum(-1, keepdim=True)
-    return mean_N1 - tangent_NV.gather(-1, candidates_NK)
+    return turn_N[:, None] - turn_NK
 
 
 def true_token_values(

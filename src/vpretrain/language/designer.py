@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaModel
@@ -16,17 +16,7 @@ from transformers import LlamaConfig, LlamaModel
 from vpretrain.language.batch import TokenBatch
 from vpretrain.language.config import DesignerConfig
 from vpretrain.language.learner import LanguageState
-from vpretrain.language.loss import at_least_fp32
-
-
-def candidates(logits_NV: Float[Tensor, "N V"], targets_N: Int[Tensor, " N"], k: int) -> Int[Tensor, "N K"]:
-    """C_t = {w_t} u TopK_{K-1}(p without w_t), the true token first and the others by falling probability (Eq 14)."""
-    top_NK = logits_NV.topk(k, dim=-1).indices
-    # The true token, wherever it is among the top K, moves to the end of the others; the last of them is dropped.
-    order_NK = torch.where(top_NK == targets_N[:, None], k, torch.arange(k, device=top_NK.device)).argsort(
-        dim=-1, stable=True
-    )
-    return torch.cat([targets_N[:, None], top_NK.gather(-1, order_NK[:, : k - 1])], dim=-1)
+from vpretrain.language.loss import at_least_fp32, gather_dot
 
 
 class TopKDesigner(nn.Module):
@@ -44,7 +34,6 @@ class TopKDesigner(nn.Module):
         super().__init__()
         width, hidden = embedding_VD.shape[1], config.hidden_size
         self.alpha_max = config.alpha_max
-        self.k = config.top_k
         self.state_in = nn.Linear(width, hidden)
         self.token_in = nn.Linear(width, hidden, bias=False)
         self.features_in = nn.Linear(3, hidden, bias=False)
@@ -75,7 +64,6 @@ class TopKDesigner(nn.Module):
         self,
         batch: TokenBatch,
         state: LanguageState,
-        candidates_NK: Int[Tensor, "N K"],
         log_p_NK: Float[Tensor, "N K"],
     ) -> tuple[Float[Tensor, "N K"], Float[Tensor, " N"]]:
         """log r and alpha.
@@ -83,8 +71,7 @@ class TopKDesigner(nn.Module):
         Args:
             batch: the stream's tokens.
             state: the learner's detached state for them.
-            candidates_NK: C_t, the true token first.
-            log_p_NK: the learner's log-probabilities of the candidates, over the whole vocabulary.
+            log_p_NK: the learner's log-probabilities of its candidates C_t, over the whole vocabulary.
         """
         predicts_BT = batch.predicts_BT
         next_BT = batch.ids_BT.roll(-1, dims=1)
@@ -100,7 +87,7 @@ class TopKDesigner(nn.Module):
         ]
         # 1 / D and not 1 / sqrt(D): one step of Adam then moves scores and gate alike, at any width of the learner.
         query_ND = self.query(outputs_NH) / (self.embedding_rms * state.embedding_VD.shape[1])
-        scores_NK = torch.einsum("nd,nkd->nk", query_ND, at_least_fp32(F.embedding(candidates_NK, state.embedding_VD)))
+        scores_NK = gather_dot(query_ND, state.embedding_VD, state.logits.candidates_NK)
         log_r_NK = torch.log_softmax(log_p_NK + scores_NK, dim=-1)
         alpha_N = self.alpha_max * torch.sigmoid(self.gate(outputs_NH)[:, 0])
         return log_r_NK, alpha_N

@@ -24,10 +24,11 @@ _DESIGNER = DesignerConfig(hidden_size=64, layers=2, heads=2, top_k=32)
 
 def patient(name: str) -> Patient:
     """The learner with a stream batch and a feedback gradient over its last two blocks. Raises UserError."""
-    learner = LanguageLearner(load_model(LearnerConfig(name=name)))
-    config = learner.model.config.get_text_config()
+    model = load_model(LearnerConfig(name=name))
+    config = model.config.get_text_config()
+    learner = LanguageLearner(model, top_k=min(_DESIGNER.top_k, config.vocab_size))
     subset = "last-2" if config.num_hidden_layers >= 2 else "last-1"
-    designer = random_designer(learner, _DESIGNER.model_copy(update={"top_k": min(_DESIGNER.top_k, config.vocab_size)}))
+    designer = random_designer(learner, _DESIGNER)
     names = alignment_subset(learner.module, subset)
     at = {n: p.detach() for n, p in learner.named_parameters() if n in names}
     stream, feedback = (_random_tokens(config.vocab_size, seed).to(learner.device) for seed in (0, 1))

@@ -15,8 +15,7 @@ from torch import Tensor
 from vpretrain.language.batch import TokenBatch
 from vpretrain.language.config import EvaluationConfig
 from vpretrain.language.encode import collate, encode
-from vpretrain.language.learner import LanguageLearner, one_hot
-from vpretrain.language.loss import soft_cross_entropy
+from vpretrain.language.learner import LanguageLearner
 from vpretrain.language.solve import (
     is_correct,
     math_verify,
@@ -69,7 +68,7 @@ class Evaluation:
                     nll += row_nll(learner, collate(rows, self.tokenizer).to(learner.device)).tolist()
                     done(len(nll))
                 for batch in self.retention:
-                    retention.append(token_nll(learner, batch.to(learner.device)).double().cpu())
+                    retention.append(learner.nll(batch.to(learner.device)).double().cpu())
                     done(len(nll) + len(retention))
                 for chunk in _chunks(asked, size):
                     solved += [bool(count) for count in self._solve(learner, chunk)]
@@ -118,15 +117,10 @@ class Evaluation:
         ]
 
 
-def token_nll(learner: LanguageLearner, batch: TokenBatch) -> Tensor:
-    """NLL of every target, [N], in nats."""
-    return soft_cross_entropy(learner.forward(batch).logits_NV, one_hot(batch))
-
-
 def row_nll(learner: LanguageLearner, batch: TokenBatch) -> Tensor:
     """Mean NLL over the targets of each row, [B], in nats a token."""
     row_N = batch.predicts_BT.nonzero()[:, 0]
-    loss_N = token_nll(learner, batch)
+    loss_N = learner.nll(batch)
     sums_B = torch.zeros(len(batch.domains), dtype=torch.float64, device=loss_N.device)
     counts_B = torch.zeros_like(sums_B)
     sums_B.index_add_(0, row_N, loss_N.double())

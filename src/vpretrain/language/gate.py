@@ -146,8 +146,7 @@ def _gate(parts: Any, batch: TokenBatch) -> tuple[Float[Tensor, " N"], Float[Ten
     """alpha_t, and the learner's p(w_t)."""
     state = parts.learner.forward(batch).detach()
     task = parts.construction.targets(batch, state)
-    p_N = state.logits_NV.float().softmax(-1).gather(-1, batch.targets_N[:, None])[:, 0]
-    return task.side["alpha_N"], p_N
+    return task.side["alpha_N"], (state.logits.z_NK[:, 0] - state.logits.lse_N).exp()
 
 
 def _groups(

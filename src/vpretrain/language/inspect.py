@@ -53,7 +53,7 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
             console.print(
                 f"\nvalue of the task on this row: {float(valued[0][1].value):+.4f} ({recipe.effective_value.align})"
             )
-    p_NK = state.logits_NV.softmax(-1).gather(-1, task.target.candidates_NK)
+    p_NK = (state.logits.at(task.target.candidates_NK) - state.logits.lse_N[:, None]).exp()
     at = batch.predicts_BT[0].nonzero()[:, 0]
     for n in torch.linspace(0, len(at) - 1, min(positions, len(at))).round().long().tolist():
         before = tokenizer.decode(batch.ids_BT[0, max(0, at[n] - 11) : at[n] + 1])

@@ -1,27 +1,24 @@
-"""A causal language model as the learner. Shapes: B rows, T tokens, N targets, D width, V vocabulary."""
+"""A causal language model as the learner. Shapes: B rows, T tokens, N targets, K candidates, D width, V vocabulary."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vpretrain.errors import UserError
 from vpretrain.language.batch import TokenBatch
-from vpretrain.language.loss import SoftTarget, soft_cross_entropy
+from vpretrain.language.loss import Head, Logits, Turn, at_least_fp32, dense_logits, fused_logits, primal
+from vpretrain.language.lower import Lower
+from vpretrain.subset import blocks_of
 from vpretrain.task import Parameters, Task
-
-_ANY_ATTENTION = [
-    SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH,
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,17 +27,17 @@ class LanguageState:
 
     Attributes:
         hidden_BTD: states after the final norm, at every position.
-        logits_NV: z_t at the positions whose next token is a target, with logit scale and soft-cap applied.
+        logits: what is kept of z_t at the positions whose next token is a target.
         embedding_VD: the output embedding.
     """
 
     hidden_BTD: Float[Tensor, "B T D"]
-    logits_NV: Float[Tensor, "N V"]
+    logits: Logits
     embedding_VD: Float[Tensor, "V D"]
 
     def detach(self) -> LanguageState:
         """Values alone: neither graph nor tangent."""
-        return LanguageState(*(_primal(t) for t in (self.hidden_BTD, self.logits_NV, self.embedding_VD)))
+        return LanguageState(primal(self.hidden_BTD), self.logits.detach(), primal(self.embedding_VD))
 
 
 class LanguageLearner:
@@ -48,12 +45,15 @@ class LanguageLearner:
 
     Args:
         model: an AutoModelForCausalLM, or a PEFT model around one.
+        top_k: K, candidates a token.
         bf16: run the learner's own forward and backward under bf16 autocast. Meta steps are always fp32.
     """
 
-    def __init__(self, model: Any, *, bf16: bool = False) -> None:
+    def __init__(self, model: Any, *, top_k: int = 1, bf16: bool = False) -> None:
         self.module = _Core(model)
-        self.bf16 = bf16
+        self.top_k, self.bf16 = top_k, bf16
+        self._plain = False
+        self._answers_of: dict[int, bool] = {}
         self._check_head()
 
     @property
@@ -72,135 +72,209 @@ class LanguageLearner:
 
     def forward(self, inputs: TokenBatch, parameters: Parameters | None = None) -> LanguageState:
         """The state for a batch; `parameters` (of S) replace the model's, and then no other parameter gets a gradient."""
-        arguments = (inputs.ids_BT, inputs.positions_BT, inputs.predicts_BT)
-        if parameters is None:
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-                return LanguageState(*self.module(*arguments))
-        frozen = {name: p.detach() for name, p in self.module.named_parameters()}
-        return LanguageState(*functional_call(self.module, frozen | parameters, arguments))
+        return self._forward(inputs, parameters, self.top_k)
+
+    def nll(self, inputs: TokenBatch) -> Float[Tensor, " N"]:
+        """NLL of every target, in nats, without gradient."""
+        with torch.no_grad():
+            logits = self._forward(inputs, None, 1).logits
+        return logits.lse_N - logits.z_NK[:, 0]
 
     def prepare(self, inputs: TokenBatch, parameters: Parameters) -> TokenBatch:
-        """Nothing yet: every evaluation runs the whole model."""
-        return inputs
+        """The same batch with room for what the blocks below S make of it: the first pass leaves it for the others."""
+        if inputs.lower is not None:
+            return inputs
+        lower = Lower.below(self.module, parameters)
+        return inputs if lower is None or not self._answers(len(lower.blocks)) else replace(inputs, lower=lower)
 
     def after_step(self, tasks: Sequence[Task], progress: float) -> None:
         """Nothing follows a language model by rule."""
 
     def loss(self, state: LanguageState, task: Task) -> Tensor:
         """L_pre = CE(q_t, p_t), weighted mean over the targets (Eq 15; Eq 37-38 with weights per example)."""
-        return _loss(state.logits_NV, task)
+        return state.logits.cross_entropy(task.target)
 
-    def slope(self, inputs: TokenBatch, parameters: Parameters, direction: Parameters) -> Callable[[Task], Tensor]:
-        """One tangent pass gives D_u z; since L_pre is linear in q, every further task costs no more than its loss."""
+    def slope(
+        self, inputs: TokenBatch, parameters: Parameters, direction: Parameters, *, whole: bool
+    ) -> Callable[[Task], Tensor]:
+        """One tangent pass through the blocks of S gives D_u h; a task then takes D_u z on its candidates alone.
 
-        def logits(parameters: Parameters) -> Tensor:
-            return self.forward(inputs, parameters).logits_NV
+        What no task changes is D_u of the mean logsumexp: `whole` adds it, for one more pass over the head.
+        """
+        if not self.module.linear_head:
+            return self._dense_slope(inputs, parameters, direction)
 
-        logits_NV, tangent_NV = (t.detach() for t in torch.func.jvp(logits, (parameters,), (direction,)))
-        return lambda task: torch.func.jvp(lambda z_NV: _loss(z_NV, task), (logits_NV,), (tangent_NV,))[1]
+        def hidden(parameters: Parameters) -> Tensor:
+            return self._run(inputs, self._theta(parameters), dense=False)[0][inputs.predicts_BT]
+
+        with self.plain():
+            hidden_ND, turned_ND = (t.detach() for t in torch.func.jvp(hidden, (parameters,), (direction,)))
+        head = self.module.head(self._theta(parameters))
+        turn = Turn(turned_ND, *(direction.get(name) for name in self.module.head_names))
+        share_N = inputs.share_N
+        constant = head.turn_of_mean_lse(hidden_ND, turn, inputs.targets_N, share_N) if whole else 0.0
+
+        def slope(task: Task) -> Tensor:
+            turn_NK = head.turn_at(hidden_ND, turn, task.target.candidates_NK)
+            return constant - (share_N[:, None] * task.target.q_NK * turn_NK).sum()
+
+        return slope
 
     def evaluate(self, batch: TokenBatch, parameters: Parameters) -> Tensor:
         """L_down: mean answer-token NLL; the problem's tokens are no targets (Eq 38)."""
-        with sdpa_kernel(_ANY_ATTENTION):  # it is differentiated once and backwards, in a meta step as well
-            return self.loss(self.forward(batch, parameters), Task(batch, one_hot(batch)))
+        logits = self._forward(batch, parameters, 1).logits
+        return logits.cross_entropy(logits.one_hot())
 
     @contextlib.contextmanager
     def meta_mode(self) -> Iterator[None]:
-        """A meta step leaves no trace: no dropout, no random numbers. Attention and experts are in their plain form, because
-        the fused kernels have neither forward-mode nor second derivatives (pytorch #128971, #116350)."""
-        training, experts = self.module.training, self.module.causal.get_experts_implementation()
+        """A meta step leaves no trace: no dropout, no random numbers."""
+        training = self.module.training
         self.module.eval()
+        try:
+            yield
+        finally:
+            self.module.train(training)
+
+    @contextlib.contextmanager
+    def plain(self) -> Iterator[None]:
+        """Attention, experts and loss in their plain forms: the fused ones have neither forward-mode nor second derivatives
+        (pytorch #128971, #116350)."""
+        plain, experts = self._plain, self.module.causal.get_experts_implementation()
+        self._plain = True
         self.module.causal.set_experts_implementation("eager")
         try:
             with sdpa_kernel(SDPBackend.MATH):
                 yield
         finally:
             self.module.causal.set_experts_implementation(experts)
-            self.module.train(training)
+            self._plain = plain
+
+    def _forward(self, inputs: TokenBatch, parameters: Parameters | None, k: int) -> LanguageState:
+        theta = None if parameters is None else self._theta(parameters)
+        dense = self._plain or not self.module.linear_head
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16 and theta is None):
+            hidden_BTD, logits_NV = self._run(inputs, theta, dense=dense)
+            head = self.module.head(theta)
+            how = (inputs.targets_N, inputs.share_N, k)
+            if logits_NV is None:
+                logits = fused_logits(hidden_BTD[inputs.predicts_BT], head, *how)
+            else:
+                logits = dense_logits(head.bend(at_least_fp32(logits_NV)), *how)
+        return LanguageState(hidden_BTD, logits, head.weight_VD)
+
+    def _theta(self, parameters: Parameters) -> Parameters:
+        """All parameters, those of S replaced and the others without gradient."""
+        return {name: p.detach() for name, p in self.module.named_parameters()} | parameters
+
+    def _run(self, inputs: TokenBatch, theta: Parameters | None, *, dense: bool) -> tuple[Tensor, Tensor | None]:
+        """The states after the final norm, and all logits of the targets before `Head.bend` if they are wanted."""
+        arguments = (inputs.ids_BT, inputs.positions_BT, inputs.predicts_BT if dense else None)
+        with contextlib.nullcontext() if inputs.lower is None else inputs.lower():
+            return self.module(*arguments) if theta is None else functional_call(self.module, theta, arguments)
+
+    def _dense_slope(
+        self, inputs: TokenBatch, parameters: Parameters, direction: Parameters
+    ) -> Callable[[Task], Tensor]:
+        """The same where a head is more than a matrix (an adapter on it)."""
+
+        def logits(parameters: Parameters) -> Tensor:
+            logits_NV = self._run(inputs, self._theta(parameters), dense=True)[1]
+            assert logits_NV is not None
+            return self.module.head(None).bend(logits_NV)
+
+        with self.plain():
+            logits_NV, turn_NV = (t.detach() for t in torch.func.jvp(logits, (parameters,), (direction,)))
+        mean_N = (logits_NV.softmax(-1) * turn_NV).sum(-1)
+
+        def slope(task: Task) -> Tensor:
+            turn_NK = turn_NV.gather(-1, task.target.candidates_NK)
+            return (inputs.share_N * (mean_N - (task.target.q_NK * turn_NK).sum(-1))).sum()
+
+        return slope
 
     def keeps_documents_apart(self) -> bool:
         """Whether a document's states are the same behind another one in its row, where positions restart.
 
         State-space and other recurrent models take no notice of positions, and carry on what they read before.
         """
-        ids_T = torch.arange(1, 9, device=self.device) % self.model.config.get_text_config().vocab_size
-        positions_T = torch.arange(8, device=self.device)
-        training = self.module.training
-        self.module.eval()
-        with torch.no_grad():
+        ids_BT, positions_BT = self._sample()
+        with self.meta_mode(), torch.no_grad():
             alone, behind = (
-                self.module(ids[None], positions[None], torch.ones_like(ids[None], dtype=torch.bool))[0][0, -8:]
+                self.module(ids, positions, None)[0][0, -8:]
                 for ids, positions in (
-                    (ids_T, positions_T),
-                    (torch.cat([ids_T.flip(0), ids_T]), positions_T.repeat(2)),
+                    (ids_BT, positions_BT),
+                    (torch.cat([ids_BT.flip(1), ids_BT], dim=1), positions_BT.repeat(1, 2)),
                 )
             )
-        self.module.train(training)
         return torch.allclose(alone, behind, rtol=1e-3, atol=1e-4)
 
     def _check_head(self) -> None:
-        """Refuse a model whose logits are more than head, scale and soft-cap, before any work is done on wrong numbers."""
-        ids_BT = torch.arange(1, 9, device=self.device)[None] % self.model.config.get_text_config().vocab_size
-        everywhere = torch.ones_like(ids_BT, dtype=torch.bool)
-        positions_BT = torch.arange(8, device=self.device)[None]
-        training = self.module.training
-        self.module.eval()
-        with torch.no_grad():
-            ours = self.module(ids_BT, positions_BT, everywhere)[1]
+        """Refuse a model whose logits are more than head, factor and cap, before any work is done on wrong numbers."""
+        ids_BT, positions_BT = self._sample()
+        with self.meta_mode(), torch.no_grad():
+            logits_NV = self.module(ids_BT, positions_BT, torch.ones_like(ids_BT, dtype=torch.bool))[1]
+            ours = self.module.head(None).bend(logits_NV)
             theirs = self.model(input_ids=ids_BT, use_cache=False).logits[0]
-        self.module.train(training)
         if not torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4):
             raise UserError(
                 f"{type(self.module.causal).__name__} changes its logits in a way that vpretrain does not know "
                 f"(difference {float((ours - theirs).abs().max()):.2g}); use another architecture or report it"
             )
 
+    def _answers(self, first: int) -> bool:
+        """Whether the blocks from this one up take nothing from those below but what the last of them hands on (keys, say)."""
+        if first not in self._answers_of:
+            lower = Lower(list(blocks_of(self.module)[1])[:first])
+            states = []
+            with self.meta_mode(), torch.no_grad():
+                for _ in range(2):
+                    with lower():
+                        states.append(self.module(*self._sample(), None)[0])
+            self._answers_of[first] = torch.allclose(*states, rtol=1e-4, atol=1e-5)
+        return self._answers_of[first]
 
-def _loss(logits_NV: Tensor, task: Task) -> Tensor:
-    weights_N = task.inputs.weights_N
-    return (weights_N * soft_cross_entropy(logits_NV, task.target)).sum() / weights_N.sum()
-
-
-def one_hot(batch: TokenBatch) -> SoftTarget:
-    """The usual target: all mass on the true token, K = 1."""
-    candidates_NK = batch.targets_N[:, None]
-    return SoftTarget(candidates_NK, torch.ones_like(candidates_NK, dtype=torch.float32))
+    def _sample(self) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
+        """A row of some tokens, and their positions."""
+        vocabulary = self.model.config.get_text_config().vocab_size
+        return torch.arange(1, 9, device=self.device)[None] % vocabulary, torch.arange(8, device=self.device)[None]
 
 
 class _Core(nn.Module):
-    """The model as one module that returns states and logits of the target positions only."""
+    """The model as one module that returns its states and, where they are asked for, what the head makes of some of them."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
         self.training = model.training
+        layer = self.causal.get_output_embeddings()
+        self.linear_head = type(layer) is nn.Linear
+        names = {id(p): name for name, p in self.named_parameters()}  # a tied weight goes by the embedding's name
+        self.head_names = tuple(names.get(id(p)) for p in (layer.weight, getattr(layer, "bias", None)))
 
     @property
     def causal(self) -> Any:
         """The causal language model inside a possible PEFT wrapper."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
+    def head(self, theta: Parameters | None) -> Head:
+        """The output layer, with its parameters from theta if that is given."""
+        layer, config = self.causal.get_output_embeddings(), self.causal.config.get_text_config()
+        if theta is None:
+            weight_VD, bias_V = layer.weight, getattr(layer, "bias", None)
+        else:
+            weight_VD, bias_V = (None if name is None else theta[name] for name in self.head_names)
+        factor = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        return Head(weight_VD, bias_V, factor, getattr(config, "final_logit_softcapping", None))
+
     def forward(
-        self, ids_BT: Int[Tensor, "B T"], positions_BT: Int[Tensor, "B T"], predicts_BT: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self,
+        ids_BT: Int[Tensor, "B T"],
+        positions_BT: Int[Tensor, "B T"],
+        predicts_BT: Bool[Tensor, "B T"] | None,
+    ) -> tuple[Tensor, Tensor | None]:
         # Without a mask and with positions that restart, transformers keeps attention within each document.
         outputs = self.causal.base_model(input_ids=ids_BT, position_ids=positions_BT, use_cache=False)
         hidden_BTD = outputs.last_hidden_state
-        head = self.causal.get_output_embeddings()
-        logits_NV = _scale(head(hidden_BTD[predicts_BT]), self.causal.config.get_text_config())
-        return hidden_BTD, logits_NV, head.weight
-
-
-def _scale(logits: Tensor, config: Any) -> Tensor:
-    """What some families do to logits after the head: Cohere multiplies, Granite divides, Gemma caps softly."""
-    if (factor := getattr(config, "logit_scale", None)) is not None:
-        logits = logits * factor
-    if (divisor := getattr(config, "logits_scaling", None)) is not None:
-        logits = logits / divisor
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-        logits = cap * torch.tanh(logits / cap)
-    return logits
-
-
-def _primal(tensor: Tensor) -> Tensor:
-    return forward_ad.unpack_dual(tensor).primal.detach()
+        if predicts_BT is None:
+            return hidden_BTD, None
+        return hidden_BTD, self.causal.get_output_embeddings()(hidden_BTD[predicts_BT])

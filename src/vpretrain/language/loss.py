@@ -1,11 +1,28 @@
-"""Cross-entropy to sparse soft targets (Eq 15). Shapes: N targets, V vocabulary, K candidates."""
+"""Cross-entropy to sparse soft targets (Eq 15), for which no [N, V] tensor is ever held.
+
+    L_pre = sum_t s_t logsumexp(z_t)  -  sum_t s_t sum_{v in C_t} q_t(v) z_t(v),     s_t: the target's share of the weight
+
+The first part depends on no q, the second on K logits a token. So one pass over chunks of the targets finds the candidates,
+their logits, and the first part with its whole gradient, before q is known; what q adds to it is sparse. Every arm has
+the same pass: K = 1 is one-hot.
+
+Shapes: N targets, n of a chunk, V vocabulary, K candidates, D the learner's width.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+CHUNK = 2**26  # logits a chunk at most: 256 MiB in fp32. The fewer chunks, the fewer passes over the head's gradient.
 
 
 @dataclass(frozen=True)
@@ -25,15 +42,280 @@ class SoftTarget:
         return SoftTarget(self.candidates_NK, self.q_NK.detach())
 
 
+@dataclass(frozen=True)
+class Head:
+    """The output layer: z = bend(W h + b), where bend(x) = cap tanh(factor x / cap), or factor x without a cap.
+
+    Cohere and Granite have a factor, Gemma a cap.
+    """
+
+    weight_VD: Float[Tensor, "V D"]
+    bias_V: Float[Tensor, " V"] | None = None
+    factor: float = 1.0
+    cap: float | None = None
+
+    def bend(self, raw: Tensor) -> Tensor:
+        """z of W h + b."""
+        z = raw if self.factor == 1 else raw * self.factor
+        return z if self.cap is None else self.cap * torch.tanh(z / self.cap)
+
+    def slope(self, z: Tensor) -> Tensor | float:
+        """The derivative of `bend`, in terms of z."""
+        return self.factor if self.cap is None else self.factor * (1 - (z / self.cap).square())
+
+    def at(self, hidden_ND: Float[Tensor, "N D"], candidates_NK: Int[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+        """Logits of candidates alone."""
+        raw_NK = gather_dot(hidden_ND, self.weight_VD, candidates_NK)
+        return self.bend(at_least_fp32(raw_NK if self.bias_V is None else raw_NK + self.bias_V[candidates_NK]))
+
+    def turn_at(
+        self, hidden_ND: Float[Tensor, "N D"], turn: Turn, candidates_NK: Int[Tensor, "N K"]
+    ) -> Float[Tensor, "N K"]:
+        """The tangent of `at`."""
+        raw_NK = gather_dot(turn.hidden_ND, self.weight_VD, candidates_NK)
+        if turn.weight_VD is not None:
+            raw_NK = raw_NK + gather_dot(hidden_ND, turn.weight_VD, candidates_NK)
+        if turn.bias_V is not None:
+            raw_NK = raw_NK + turn.bias_V[candidates_NK]
+        return raw_NK * (self.factor if self.cap is None else self.slope(self.at(hidden_ND, candidates_NK)))
+
+    def turn_of_mean_lse(
+        self, hidden_ND: Float[Tensor, "N D"], turn: Turn, targets_N: Int[Tensor, " N"], share_N: Float[Tensor, " N"]
+    ) -> Float[Tensor, ""]:
+        """The tangent of the mean logsumexp: its gradient times the tangents of what it is computed from."""
+        tangents = (turn.hidden_ND, turn.weight_VD, turn.bias_V)
+        leaves = [
+            None if t is None else t.detach().requires_grad_(tangent is not None)
+            for t, tangent in zip((hidden_ND, self.weight_VD, self.bias_V), tangents, strict=True)
+        ]
+        head = replace(self, weight_VD=leaves[1], bias_V=leaves[2])
+        with torch.enable_grad():
+            mean_lse = fused_logits(leaves[0], head, targets_N, share_N, 1).mean_lse
+        pairs = [(leaf, tangent) for leaf, tangent in zip(leaves, tangents, strict=True) if tangent is not None]
+        gradients = torch.autograd.grad(mean_lse, [leaf for leaf, _ in pairs])
+        return torch.stack([(g * tangent).sum() for g, (_, tangent) in zip(gradients, pairs, strict=True)]).sum()
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Tangents along u of what logits are computed from: the states, and the head's parameters where they are in S."""
+
+    hidden_ND: Float[Tensor, "N D"]
+    weight_VD: Float[Tensor, "V D"] | None
+    bias_V: Float[Tensor, " V"] | None
+
+
+@dataclass(frozen=True)
+class Logits:
+    """What is kept of a batch's logits.
+
+    Attributes:
+        candidates_NK: C_t = {w_t} u TopK_{K-1}(p without w_t), the true token first, the others by falling probability (Eq 14).
+        z_NK: their logits, in fp32.
+        lse_N: logsumexp(z_t). It has a graph, or a tangent, where the logits were dense; else `mean_lse` has.
+        mean_lse: its mean over the targets by their weights.
+        share_N: these weights; their sum is 1.
+        others: logits of other candidates.
+    """
+
+    candidates_NK: Int[Tensor, "N K"]
+    z_NK: Float[Tensor, "N K"]
+    lse_N: Float[Tensor, " N"]
+    mean_lse: Float[Tensor, ""]
+    share_N: Float[Tensor, " N"]
+    others: Callable[[Tensor], Tensor]
+
+    def at(self, candidates_NK: Int[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+        """Logits of candidates, in fp32."""
+        return self.z_NK if candidates_NK is self.candidates_NK else self.others(candidates_NK)
+
+    def cross_entropy(self, target: SoftTarget) -> Float[Tensor, ""]:
+        """CE(q_t, p_t), in nats, averaged over the targets by their weights."""
+        return self.mean_lse - (self.share_N[:, None] * target.q_NK * self.at(target.candidates_NK)).sum()
+
+    def one_hot(self) -> SoftTarget:
+        """The usual target: all mass on the true token, whatever K is."""
+        q_NK = torch.zeros_like(self.z_NK)
+        q_NK[:, 0] = 1
+        return SoftTarget(self.candidates_NK, q_NK)
+
+    def detach(self) -> Logits:
+        """Values alone: neither graph nor tangent."""
+        values = (primal(t) for t in (self.z_NK, self.lse_N, self.mean_lse, self.share_N))
+        return Logits(self.candidates_NK, *values, lambda candidates_NK: primal(self.others(candidates_NK)))
+
+
+def primal(tensor: Tensor) -> Tensor:
+    """The value: neither graph nor tangent."""
+    return forward_ad.unpack_dual(tensor).primal.detach()
+
+
 def at_least_fp32(tensor: Tensor) -> Tensor:
     """bf16 becomes fp32; fp32 and fp64 stay."""
     return tensor.float() if tensor.dtype.itemsize < 4 else tensor
 
 
-def soft_cross_entropy(logits_NV: Float[Tensor, "N V"], target: SoftTarget) -> Float[Tensor, " N"]:
-    """CE(q_t, p_t) = logsumexp(z_t) - sum_{v in C_t} q_t(v) z_t(v), in nats, fp32 (the sum of q is 1).
-
-    With q one-hot it equals the usual loss bit for bit, whatever K is: all other terms are exact zeros.
-    """
+def dense_logits(
+    logits_NV: Float[Tensor, "N V"], targets_N: Int[Tensor, " N"], share_N: Float[Tensor, " N"], k: int
+) -> Logits:
+    """From all logits: differentiable as often as one likes, in both modes."""
     logits_NV = at_least_fp32(logits_NV)
-    return logits_NV.logsumexp(-1) - (target.q_NK * logits_NV.gather(-1, target.candidates_NK)).sum(-1)
+    with torch.no_grad():
+        candidates_NK = candidates(primal(logits_NV), targets_N, k)
+    lse_N = logits_NV.logsumexp(-1)
+    z_NK = logits_NV.gather(-1, candidates_NK)
+    return Logits(
+        candidates_NK, z_NK, lse_N, (share_N * lse_N).sum(), share_N, lambda others_NK: logits_NV.gather(-1, others_NK)
+    )
+
+
+@torch.compiler.disable  # a compiled learner calls it as it is: there is nothing to fuse that is not fused
+def fused_logits(
+    hidden_ND: Float[Tensor, "N D"], head: Head, targets_N: Int[Tensor, " N"], share_N: Float[Tensor, " N"], k: int
+) -> Logits:
+    """The same from the last hidden states in one pass over chunks of targets, differentiable once and backwards."""
+    mean_lse, lse_N, candidates_NK, z_NK = _Fused.apply(
+        hidden_ND, head.weight_VD, head.bias_V, (head.factor, head.cap), share_N, targets_N, k, torch.is_grad_enabled()
+    )
+    return Logits(candidates_NK, z_NK, lse_N, mean_lse, share_N, lambda others_NK: head.at(hidden_ND, others_NK))
+
+
+class _Fused(torch.autograd.Function):
+    """(hidden_ND, weight_VD, bias_V) -> mean_lse, lse_N, candidates_NK, z_NK.
+
+    The gradient of mean_lse is found with it, chunk by chunk, while its logits are there; backward adds the candidates'. So
+    lse_N has no gradient token by token, and backward can be called once.
+    """
+
+    @staticmethod
+    def forward(
+        context: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        form: tuple[float, float | None],
+        share_N: Tensor,
+        targets_N: Tensor,
+        k: int,
+        learns: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        device, (n, d) = hidden_ND.device.type, hidden_ND.shape
+        low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
+        high = at_least_fp32(weight_VD).dtype
+        for_hidden, for_weight, for_bias = (learns and needed for needed in context.needs_input_grad[:3])
+        lse_N, z_NK = hidden_ND.new_empty(n, dtype=high), hidden_ND.new_empty(n, k, dtype=high)
+        candidates_NK = targets_N.new_empty(n, k)
+        d_hidden_ND = hidden_ND.new_empty(n, d, dtype=high) if for_hidden else None
+        d_weight_VD = torch.zeros_like(weight_VD) if for_weight else None
+        d_bias_V = None if bias_V is None or not for_bias else torch.zeros_like(bias_V)
+        with torch.autocast(device, enabled=False):
+            head = Head(weight_VD.to(low), None if bias_V is None else bias_V.to(low), *form)
+            for rows in _chunks(n, CHUNK // len(weight_VD)):
+                h_nD, share_n1 = hidden_ND[rows].to(low), share_N[rows, None].to(high)
+                z_nV = head.bend(at_least_fp32(F.linear(h_nD, head.weight_VD, head.bias_V)))
+                best_nK, ids_nK = z_nV.topk(k, dim=-1)
+                candidates_NK[rows] = with_true_token_first(ids_nK, targets_N[rows])
+                z_NK[rows] = z_nV.gather(-1, candidates_NK[rows])
+                slope = head.slope(z_nV)
+                p_nV = torch.softmax(z_nV, dim=-1, out=z_nV)
+                # From the likeliest token, whose p is never rounded to 0.
+                lse_N[rows] = best_nK[:, 0] - p_nV.gather(-1, ids_nK[:, :1])[:, 0].log()
+                if isinstance(slope, Tensor) or slope != 1:
+                    p_nV *= slope
+                p_nV = p_nV.to(low)
+                if d_hidden_ND is not None:
+                    d_hidden_ND[rows] = share_n1 * (p_nV @ head.weight_VD)
+                if d_weight_VD is not None:
+                    _add_product(d_weight_VD, p_nV.T, (share_n1 * h_nD).to(low))
+                if d_bias_V is not None:
+                    d_bias_V += (share_n1 * p_nV).sum(0)
+        context.save_for_backward(hidden_ND, head.weight_VD, candidates_NK, z_NK)
+        context.form, context.found = form, (d_hidden_ND, d_weight_VD, d_bias_V)
+        context.mark_non_differentiable(lse_N, candidates_NK)
+        return (share_N * lse_N).sum(), lse_N, candidates_NK, z_NK
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, g_mean: Tensor, _lse: Tensor, _candidates: Tensor, g_NK: Tensor) -> tuple[Any, ...]:
+        if context.found is None:
+            raise RuntimeError("the fused loss keeps nothing for a second backward pass")
+        hidden_ND, weight_VD, candidates_NK, z_NK = context.saved_tensors
+        (d_hidden_ND, d_weight_VD, d_bias_V), context.found = context.found, None
+        g_NK = g_NK * Head(weight_VD, None, *context.form).slope(z_NK)
+        if d_hidden_ND is not None:
+            d_hidden_ND = d_hidden_ND.mul_(g_mean).add_(_weighted_rows(g_NK, weight_VD, candidates_NK))
+            d_hidden_ND = d_hidden_ND.to(hidden_ND.dtype)
+        if d_weight_VD is not None:
+            _add_to_rows(d_weight_VD.mul_(g_mean), candidates_NK, g_NK, hidden_ND)
+        if d_bias_V is not None:
+            d_bias_V.mul_(g_mean).index_add_(0, candidates_NK.flatten(), g_NK.flatten().to(d_bias_V.dtype))
+        return d_hidden_ND, d_weight_VD, d_bias_V, None, None, None, None, None
+
+
+def candidates(logits_NV: Float[Tensor, "N V"], targets_N: Int[Tensor, " N"], k: int) -> Int[Tensor, "N K"]:
+    """C_t = {w_t} u TopK_{K-1}(p without w_t), the true token first and the others by falling probability (Eq 14)."""
+    return with_true_token_first(logits_NV.topk(k, dim=-1).indices, targets_N)
+
+
+def with_true_token_first(top_NK: Int[Tensor, "N K"], targets_N: Int[Tensor, " N"]) -> Int[Tensor, "N K"]:
+    """C_t of the top K: the true token, wherever it is among them, moves to the end of the others, and the last is dropped."""
+    k = top_NK.shape[1]
+    order_NK = torch.where(top_NK == targets_N[:, None], k, torch.arange(k, device=top_NK.device)).argsort(
+        dim=-1, stable=True
+    )
+    return torch.cat([targets_N[:, None], top_NK.gather(-1, order_NK[:, : k - 1])], dim=-1)
+
+
+def gather_dot(
+    x_ND: Float[Tensor, "N D"], weight_VD: Float[Tensor, "V D"], candidates_NK: Int[Tensor, "N K"]
+) -> Float[Tensor, "N K"]:
+    """<x_t, W_v> for the candidates of each token, without an [N, K, D] tensor; differentiable once and backwards."""
+    return _GatherDot.apply(x_ND, weight_VD, candidates_NK)
+
+
+class _GatherDot(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x_ND: Tensor, weight_VD: Tensor, candidates_NK: Tensor) -> Tensor:
+        context.save_for_backward(x_ND, weight_VD, candidates_NK)
+        # The products are the derivative of sum_k q_k <x, W_{v_k}> by q, for which torch has a kernel.
+        with torch.enable_grad():
+            q_NK = torch.zeros_like(candidates_NK, dtype=weight_VD.dtype).requires_grad_()
+            sums_ND = _weighted_rows(q_NK, weight_VD.detach(), candidates_NK)
+        return torch.autograd.grad(sums_ND, q_NK, x_ND.to(weight_VD.dtype))[0].to(x_ND.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, g_NK: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x_ND, weight_VD, candidates_NK = context.saved_tensors
+        d_x_ND = _weighted_rows(g_NK, weight_VD, candidates_NK).to(x_ND.dtype) if context.needs_input_grad[0] else None
+        d_weight_VD = None
+        if context.needs_input_grad[1]:
+            d_weight_VD = torch.zeros_like(weight_VD)
+            _add_to_rows(d_weight_VD, candidates_NK, g_NK, x_ND)
+        return d_x_ND, d_weight_VD, None
+
+
+def _weighted_rows(g_NK: Tensor, weight_VD: Tensor, candidates_NK: Tensor) -> Float[Tensor, "N D"]:
+    """sum_k g_k W_{v_k}."""
+    return F.embedding_bag(candidates_NK, weight_VD, per_sample_weights=g_NK.to(weight_VD.dtype), mode="sum")
+
+
+def _add_to_rows(d_VD: Tensor, candidates_NK: Tensor, g_NK: Tensor, x_ND: Tensor) -> None:
+    """d_{v_k} += g_k x, in place: a sparse matrix times x."""
+    n, k = candidates_NK.shape
+    token_NK = torch.arange(n, device=x_ND.device)[:, None].expand(-1, k)
+    places = torch.stack([candidates_NK.flatten(), token_NK.flatten()])
+    sparse_VN = torch.sparse_coo_tensor(places, g_NK.flatten().to(d_VD.dtype), (len(d_VD), n), check_invariants=False)
+    torch.addmm(d_VD, sparse_VN, x_ND.to(d_VD.dtype), out=d_VD)
+
+
+def _add_product(d_VD: Tensor, a_VN: Tensor, b_ND: Tensor) -> None:
+    """d += a b, in place; the sum over chunks is in d's precision."""
+    if a_VN.dtype == d_VD.dtype:
+        d_VD.addmm_(a_VN, b_ND)
+    else:
+        d_VD += a_VN @ b_ND
+
+
+def _chunks(n: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + max(1, size)) for start in range(0, n, max(1, size)))

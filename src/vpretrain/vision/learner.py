@@ -126,15 +126,22 @@ class VisionLearner:
         below = None if start is None else functional_call(self.module, frozen, ("lower", *self.seen(inputs, start)))
         return replace(inputs, prepared=(start, below, self.teach(inputs)))
 
-    def slope(self, inputs: ViewBatch, parameters: Parameters, direction: Parameters) -> Callable[[Task], Tensor]:
+    def slope(
+        self, inputs: ViewBatch, parameters: Parameters, direction: Parameters, *, whole: bool
+    ) -> Callable[[Task], Tensor]:
         """A tangent pass for every task.
 
         Not forward_ad.dual_level: under it softmax and logsumexp have tangents in place, which a designer of inputs, whose
         gradient goes backward through them, cannot undo (torch 2.13).
         """
-        return lambda task: torch.func.jvp(
-            lambda at: self.loss(self.forward(inputs, at), task), (parameters,), (direction,)
-        )[1]
+
+        def slope(task: Task) -> Tensor:
+            with self.plain():
+                return torch.func.jvp(
+                    lambda at: self.loss(self.forward(inputs, at), task), (parameters,), (direction,)
+                )[1]
+
+        return slope
 
     def call(self, parameters: Parameters | None) -> Any:
         """The student's parts with the parameters of S replaced (then no other gets a gradient), or as they are."""
@@ -191,14 +198,19 @@ class VisionLearner:
 
     @contextlib.contextmanager
     def meta_mode(self) -> Iterator[None]:
-        """No dropout, no drop-path; attention and layer norm in plain forms, which can be differentiated in both modes."""
+        """No dropout, no drop-path."""
         training = self.module.training
         self.module.eval()
         try:
-            with sdpa_kernel(SDPBackend.MATH), PlainLayerNorm():
-                yield
+            yield
         finally:
             self.module.train(training)
+
+    @contextlib.contextmanager
+    def plain(self) -> Iterator[None]:
+        """Attention and layer norm in plain forms."""
+        with sdpa_kernel(SDPBackend.MATH), PlainLayerNorm():
+            yield
 
     def _first_block(self, parameters: Parameters) -> int | None:
         """The lowest block that S touches; None if S reaches below the blocks or into the head."""
