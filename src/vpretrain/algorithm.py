@@ -83,7 +83,7 @@ def continue_pretraining(
             record.meta = meta(batches, optimizer.metric(meta.subset) if optimizer_aware else None)
 
         total = sum(batch.weight for batch in batches)
-        tasks = []
+        tasks, losses, sides = [], [], []
         for batch in batches:
             # As drawn: where the construction leaves examples out, those that stay stand for their micro-batch.
             share = batch.weight / total
@@ -98,12 +98,14 @@ def continue_pretraining(
             with phase("learner backward"):
                 loss = learner.loss(state, task) * share
                 loss.backward()  # line 4: one step of theta on L_pre
-            record.loss += float(loss.detach())
             record.tokens += batch.tokens
-            for name, value in task.summary().items():
-                record.side[name] = record.side.get(name, 0.0) + share * value
             tasks.append(task)
+            losses.append(loss.detach())
+            sides.append({name: share * value for name, value in task.summary().items()})
         with phase("learner optimizer"):
             record.optimizer = optimizer.step()
             learner.after_step(tasks, optimizer.progress)
+        # Numbers only now: to read one earlier is to wait for the device.
+        record.loss = float(sum(losses))
+        record.side = {name: float(sum(side[name] for side in sides)) for name in sides[0]}
         after_step(record)

@@ -32,6 +32,15 @@ class OptimizerConfig(Strict):
     )
 
 
+class StreamConfig(Strict):
+    """How batches of the unlabeled stream arrive."""
+
+    accumulation: int = Field(1, ge=1, description="Micro-batches a learner step.")
+    prefetch: int = Field(
+        0, ge=0, description="Learner steps whose batches another process makes ahead; 0: made in the loop. For GPUs."
+    )
+
+
 class DesignerConfig(Strict):
     """How a task designer is trained; what it is made of is its modality's business."""
 
@@ -64,7 +73,10 @@ class ValueConfig(Strict):
         0.0,
         ge=0,
         lt=1,
-        description="g_down is averaged over meta updates, an earlier one counting this much less each time; 0: alone.",
+        description="g_down is averaged over feedback batches, an earlier one counting this much less each time; 0: alone.",
+    )
+    feedback_every: int = Field(
+        1, ge=1, description="Meta updates that one feedback batch serves: g_down is the dearer half of an update."
     )
     engine: Literal["jvp", "finite_difference", "double_backward"] = Field(
         "jvp", description="How the designer's gradient is computed; `vpretrain doctor` compares them."

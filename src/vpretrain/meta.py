@@ -34,7 +34,8 @@ class MetaUpdate:
         matched: align each domain with stream rows of the same domain.
         general: the retention guard's batch for the n-th meta update, n from 0; None for no guard. See `vpretrain.guard`.
         steps: optimizer steps of the designer in one update, all along the same value direction.
-        average: beta of the running mean of g_down over meta updates, per domain; 0 for the present one alone.
+        average: beta of the running mean of g_down over feedback batches, per domain; 0 for the present one alone.
+        feedback_every: meta updates that one feedback batch serves.
         random_seed: if given, g_down is replaced by Gaussian noise of the same norm: the random-feedback control.
     """
 
@@ -55,6 +56,7 @@ class MetaUpdate:
         general: Callable[[int], Any] | None = None,
         steps: int = 1,
         average: float = 0.0,
+        feedback_every: int = 1,
         random_seed: int | None = None,
     ) -> None:
         self.learner, self.construction, self.feedback = learner, construction, feedback
@@ -63,7 +65,8 @@ class MetaUpdate:
         self.part, self.matched = part, matched
         self.general = general
         self.steps = steps
-        self.beta, self.average = average, dict[str, Parameters]()
+        self.beta, self.feedback_every = average, feedback_every
+        self.kept: dict[str, Parameters] = {}  # g_down by domain, where a later update needs it
         self.clip_norm, self.random_seed = clip_norm, random_seed
         self.phi = list(construction.parameters())
         self.optimizer = torch.optim.AdamW(self.phi, lr=lr, weight_decay=0.0) if self.phi else None
@@ -81,7 +84,7 @@ class MetaUpdate:
             What happened, as numbers: value, |g_down|, R, the designer's gradient norm; with a guard the cosine of g_down and
             g_gen, and whether g_down had to give way.
         """
-        with self.learner.meta_mode():
+        with self.learner.meta_mode(), self.learner.looking_ahead():
             valued, record = self._values(batches, metric)
             if not valued:
                 return {}
@@ -108,7 +111,7 @@ class MetaUpdate:
     def pairs(self, batches: Sequence[Any]) -> tuple[list[tuple[float, Any, Parameters]], float]:
         """What is to be aligned: (domain weight, meta batch, g_down) triples, and |g_down|. Call in meta mode."""
         with phase("meta: feedback gradient"):
-            g_down = {d: self._averaged(d, self._feedback_gradient(b)) for d, b in self.feedback.next().items()}
+            g_down = self._feedback_gradients()
         weights = dict(self.feedback.weights)
         g_down_norm = float(sum(weights[domain] * norm(g) for domain, g in g_down.items()))
         aligned: list[tuple[float, str | None, Parameters]]
@@ -144,11 +147,18 @@ class MetaUpdate:
         scale = norm(g_down) / norm(noise)
         return {n: scale * g for n, g in noise.items()}
 
-    def _averaged(self, domain: str, g_down: Parameters) -> Parameters:
-        """The running mean, which starts as the first gradient."""
-        if self.beta:
-            before = self.average.get(domain, g_down)
-            g_down = self.average[domain] = {n: torch.lerp(g, before[n].to(g), self.beta) for n, g in g_down.items()}
+    def _feedback_gradients(self) -> dict[str, Parameters]:
+        """g_down by domain: of the next feedback batch, its running mean, or what there is from the last one."""
+        if self.kept and self.updates % self.feedback_every:
+            return self.kept
+        g_down = {domain: self._feedback_gradient(batch) for domain, batch in self.feedback.next().items()}
+        if self.beta and self.kept:
+            g_down = {
+                domain: {n: torch.lerp(g, self.kept[domain][n].to(g), self.beta) for n, g in of_domain.items()}
+                for domain, of_domain in g_down.items()
+            }
+        if self.beta or self.feedback_every > 1:
+            self.kept = g_down
         return g_down
 
     def _values(

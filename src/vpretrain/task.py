@@ -6,13 +6,22 @@ Nothing here knows about language or vision, and `algorithm.py` and `value.py` k
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
 Parameters = dict[str, Tensor]
 """Named tensors over the alignment subset S: values of parameters, a gradient, or a direction."""
+
+
+AnyBatch = TypeVar("AnyBatch", bound=Any)
+
+
+def with_tensors(batch: AnyBatch, change: Callable[[Tensor], Tensor]) -> AnyBatch:
+    """A batch (a dataclass) with all its tensors changed."""
+    changed = {name: change(value) for name, value in vars(batch).items() if isinstance(value, Tensor)}
+    return replace(batch, **changed)
 
 
 class Batch(Protocol):
@@ -48,9 +57,9 @@ class Task:
         """The same task without a graph to the designer: the only form that the learner is trained on."""
         return Task(self.inputs, self.target.detach(), {name: value.detach() for name, value in self.side.items()})
 
-    def summary(self) -> dict[str, float]:
+    def summary(self) -> dict[str, Tensor]:
         """Means of the scalar side information (such as the gate alpha), for the log."""
-        return {name: float(value.mean()) for name, value in self.side.items() if value.ndim == 1}
+        return {name: value.mean() for name, value in self.side.items() if value.ndim == 1}
 
 
 class Stream(Protocol):
@@ -125,6 +134,10 @@ class Learner(Protocol):
 
     def meta_mode(self) -> Any:
         """Context of a meta step: no dropout, no trace."""
+        ...
+
+    def looking_ahead(self) -> Any:
+        """Context of a meta update just before the step on the same batches: what both compute may be computed once."""
         ...
 
     def plain(self) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 
 import pytest
@@ -54,12 +55,30 @@ def test_one_candidate_is_one_hot_bit_for_bit(tmp_path, tokenizer):
     assert_bit_equal(one_hot, v)
 
 
+@pytest.mark.parametrize("arm", ["v", "closed-form", "self-distillation"])
+def test_a_tail_changes_the_targets_and_is_drawn_alike_in_every_run(tmp_path, tokenizer, arm):
+    cut, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, arm=arm))
+    drawn, again = (trajectory(tiny_recipe(tmp_path, tokenizer, arm=arm, designer={"tail": 3}))[0] for _ in range(2))
+    assert_bit_equal(drawn, again)
+    assert any(not torch.equal(cut[name], drawn[name]) for name in cut)
+
+
 def test_burn_in_is_one_hot_and_then_no_longer(tmp_path, tokenizer):
     one_hot, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, arm="one-hot"))
     burning, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, designer={"burn_in_steps": 6}))
     assert_bit_equal(one_hot, burning)
     burnt, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, designer={"burn_in_steps": 4}))
     assert any(not torch.equal(one_hot[name], burnt[name]) for name in one_hot)
+
+
+@pytest.mark.filterwarnings("ignore")  # compiling looks at more than it should
+def test_a_compiled_learner_takes_the_same_course(tmp_path, tokenizer, monkeypatch):
+    plain, *_ = trajectory(tiny_recipe(tmp_path, tokenizer))
+    traced = functools.partial(torch.compile, backend="aot_eager")  # all but the C++ compiler
+    monkeypatch.setattr(torch, "compile", traced)
+    compiled, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, learner={"compile": True}))
+    for name, theta in plain.items():
+        torch.testing.assert_close(compiled[name], theta, rtol=1e-3, atol=1e-5)
 
 
 def test_lora_arms_share_dropout_and_batches(tmp_path, tokenizer):

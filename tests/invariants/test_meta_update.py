@@ -7,6 +7,7 @@ import torch
 from worlds import tiny_recipe, vision_recipe
 
 from vpretrain import UserError, run_recipe
+from vpretrain.errors import Paused
 from vpretrain.language.assemble import assemble
 from vpretrain.run.checkpoint import checkpoints, load_checkpoint
 from vpretrain.vision.assemble import assemble as assemble_vision
@@ -87,3 +88,26 @@ def test_several_designer_steps_are_as_many_updates_on_the_same_batches(tmp_path
 def test_several_steps_need_the_engine_whose_slope_serves_them_all(tmp_path, tokenizer):
     with pytest.raises(ValueError, match="engine=jvp"):
         tiny_recipe(tmp_path, tokenizer, designer={"steps_per_update": 2}, value={"engine": "finite_difference"})
+
+
+def test_one_feedback_batch_may_serve_several_updates(tmp_path, tokenizer):
+    alone = gradients(tiny_recipe(tmp_path, tokenizer), 4)
+    shared = gradients(tiny_recipe(tmp_path, tokenizer, value={"feedback_every": 3}), 4)
+    for name in alone[0]:
+        for update in range(3):
+            assert torch.equal(shared[update][name], alone[0][name])
+        torch.testing.assert_close(shared[3][name], alone[1][name])
+    assert any(not torch.allclose(alone[0][name], alone[1][name]) for name in alone[0])
+
+
+def test_a_resumed_run_goes_on_with_the_feedback_gradient_it_had(tmp_path, tokenizer):
+    value = {"every_steps": 1, "batch_size": 2, "length": 48, "feedback_every": 3}
+    whole = tiny_recipe(tmp_path, tokenizer, name="whole", value=value, budget={"steps": 6})
+    run_recipe(whole)
+    parts = whole.model_copy(update={"name": "parts"})
+    with pytest.raises(Paused):
+        run_recipe(parts, until=0.67)  # after the fourth update, the first of a batch that serves two more
+    run_recipe(parts, resume=True)
+    ends = [load_checkpoint(checkpoints(recipe.directory / "checkpoints")[-1])[0] for recipe in (whole, parts)]
+    for name, theta in ends[0]["learner"].items():
+        assert torch.equal(theta, ends[1]["learner"][name]), name

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from models import tiny_model
 from worlds import sums, write_jsonl
 
 from vpretrain.errors import UserError
 from vpretrain.language.config import FeedbackConfig, SourceConfig
 from vpretrain.language.feedback import LanguageFeedback, check_roles, pairs, problems
+from vpretrain.language.learner import LanguageLearner
 
 PAIR = {"prompt": "{question} ", "response": "{answer}"}
 
 
-def make(tokenizer, *sources, **settings) -> LanguageFeedback:
+def make(tokenizer, *sources, packing=False, **settings) -> LanguageFeedback:
     config = FeedbackConfig(**({"length": 48, "batch_size": 2} | settings), sources=list(sources))
-    return LanguageFeedback(config, tokenizer, seed=0)
+    return LanguageFeedback(config, tokenizer, seed=0, packing=packing)
 
 
 @pytest.fixture
@@ -45,6 +48,21 @@ def test_an_epoch_shows_every_pair_once_and_goes_on_at_its_cursor(tokenizer, pat
     again = make(tokenizer, {"path": path, "domain": "math", **PAIR})
     again.load_state_dict(feedback.state_dict())
     assert again.next()["math"].keys == feedback.next()["math"].keys
+
+
+def test_pairs_that_share_rows_have_the_same_loss_and_fewer_tokens(tokenizer, tmp_path):
+    rows = [{"question": f"{n} ?", "answer": "yes " * n} for n in (1, 2, 3, 5, 8, 13)]
+    source = {"path": write_jsonl(tmp_path / "uneven.jsonl", rows), "domain": "math", **PAIR}
+    apart, together = (
+        make(tokenizer, source, packing=packing, batch_size=6, length=80).next()["math"] for packing in (False, True)
+    )
+    assert sorted(key for row in apart.keys for key in row) == sorted(key for row in together.keys for key in row)
+    assert together.tokens < apart.tokens
+    assert together.ids_BT.shape[1] <= 80
+    assert len(together.domains) < 6
+    learner = LanguageLearner(tiny_model().eval())
+    at = {name: p.detach() for name, p in learner.named_parameters()}
+    torch.testing.assert_close(learner.evaluate(apart, at), learner.evaluate(together, at))
 
 
 def test_pairs_may_be_streamed(path):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from models import FAMILIES, FURTHER_FAMILIES, random_batch, tiny_model
 from numerics.test_engines import gradient_by, setting
+from worlds import tiny_recipe
 
 from vpretrain.language.learner import LanguageLearner
 from vpretrain.language.lower import Lower
+from vpretrain.run import run_recipe
 from vpretrain.subset import alignment_subset, blocks_of
 
 
@@ -97,3 +101,79 @@ def test_every_engine_runs_the_lower_blocks_once(engine):
     gradient_by(engine, "cosine", learner, *rest)
     assert ran.count(0) == 1
     assert ran.count(2) == {"jvp": 2, "finite_difference": 3, "double_backward": 1}[engine]
+
+
+def ahead(learner, batch, spec="last-1"):
+    """A part of the batch, prepared while the learner looks ahead."""
+    at = subset(learner, spec)
+    with learner.meta_mode(), learner.looking_ahead():
+        return learner.prepare(batch.restrict(rows=2, length=20), at), at
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *FURTHER_FAMILIES])
+def test_looking_ahead_shares_the_learners_own_pass(family):
+    learner = LanguageLearner(tiny_model(family), top_k=3)
+    batch = random_batch(3, 24)
+    expected = learner.forward(batch)
+    part, at = ahead(learner, batch)
+    if family == "gpt2":  # dropout: a meta step goes without, so the passes differ
+        assert part.lower.output is None
+        return
+    with learner.meta_mode(), torch.no_grad():
+        alone = learner.forward(batch.rows([0, 1], 20), at).hidden_BTD
+        torch.testing.assert_close(learner.forward(part, at).hidden_BTD, alone, rtol=1e-4, atol=1e-5)
+        ran = passes(learner)
+        learner.forward(part, at)
+    assert set(ran) == {2}
+    ran.clear()
+    state = learner.forward(batch)
+    assert ran == []  # it was made already
+    assert torch.equal(state.hidden_BTD, expected.hidden_BTD)
+    assert torch.equal(state.logits.z_NK, expected.logits.z_NK)
+    names, parameters = zip(*learner.named_parameters(), strict=True)
+    found, wanted = (torch.autograd.grad(s.logits.mean_lse, parameters, allow_unused=True) for s in (state, expected))
+    for name, one, other in zip(names, found, wanted, strict=True):
+        assert (one is None and other is None) or torch.equal(one, other), name
+    learner.forward(batch)
+    assert set(ran) == {0, 1, 2}  # once
+
+
+@pytest.mark.parametrize("change", ["theta", "another batch", "no gradient"])
+def test_a_pass_that_was_made_ahead_is_not_used_for_anything_else(change):
+    learner = LanguageLearner(tiny_model())
+    batch = random_batch()
+    ahead(learner, batch)
+    ran = passes(learner)
+    if change == "theta":
+        with torch.no_grad():
+            next(learner.module.parameters()).mul_(1.01)
+        learner.forward(batch)
+    elif change == "another batch":
+        learner.forward(random_batch())
+    else:
+        with torch.no_grad():
+            learner.forward(batch)
+    assert set(ran) == {0, 1, 2}
+
+
+def test_nothing_is_made_ahead_outside_of_a_meta_update_or_in_bf16():
+    batch = random_batch()
+    learner = LanguageLearner(tiny_model())
+    at = subset(learner, "last-1")
+    assert learner.prepare(batch.restrict(rows=2, length=20), at).lower.output is None
+    part, _ = ahead(LanguageLearner(tiny_model(), bf16=True), batch)
+    assert part.lower.output is None
+    part, _ = ahead(learner, batch.reweighted(2 * batch.weights_N).rows([0, 1, 2]))
+    assert part.lower.output is not None
+
+
+def test_a_run_that_looks_ahead_ends_as_one_that_does_not(tmp_path, tokenizer, monkeypatch):
+    def losses(name):
+        run_recipe(tiny_recipe(tmp_path, tokenizer, name=name, value={"every_steps": 1, "batch_size": 2, "length": 40}))
+        lines = (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()
+        return [(line["loss"], line["value"]) for line in map(json.loads, lines)]
+
+    together = losses("together")
+    monkeypatch.setattr(LanguageLearner, "_trains_as_it_evaluates", False)
+    for ours, theirs in zip(together, losses("apart"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)

@@ -22,6 +22,7 @@ from vpretrain.language.load import load_config, load_model, load_tokenizer
 from vpretrain.language.stream import LanguageStream, general_batches, rows_of
 from vpretrain.meta import MetaUpdate
 from vpretrain.parts import Parts
+from vpretrain.prefetch import prefetched
 from vpretrain.run.checkpoint import load_designer
 from vpretrain.subset import alignment_subset
 from vpretrain.task import Construction
@@ -41,7 +42,7 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
         UserError: something in the recipe cannot work; the message says what and how to mend it.
     """
     tokenizer = load_tokenizer(recipe.learner.name)
-    feedback = LanguageFeedback(recipe.feedback, tokenizer, seed=recipe.seed)
+    feedback = LanguageFeedback(recipe.feedback, tokenizer, seed=recipe.seed, packing=recipe.stream.packing)
     evaluation = load_evaluation(recipe, tokenizer)
     evaluation_keys = frozenset(example.key for example in evaluation.problems)
     check_roles(feedback.keys, evaluation_keys)
@@ -52,7 +53,7 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
     if model is None:
         check_sizes(recipe, load_config(recipe.learner.name))
     learner, export = load_learner(recipe, model)
-    stream.device = feedback.device = learner.device
+    feedback.device = learner.device
 
     general = None
     if recipe.guard is not None:
@@ -68,7 +69,7 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
         train = DirectTraining(recipe, learner, tokenizer, kept_out)
     return Parts(
         learner=learner,
-        stream=stream,
+        stream=prefetched(stream, recipe.stream.prefetch, learner.device),
         feedback=feedback,
         held_back=held_back,
         construction=construction,
@@ -85,7 +86,9 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
 def load_learner(recipe: Recipe, model: Any = None) -> tuple[LanguageLearner, Callable[[Path], None]]:
     """The learner, and what writes it into a directory in its community's format. Raises UserError."""
     model = load_model(recipe.learner) if model is None else model
-    learner = LanguageLearner(model, top_k=recipe.candidates, bf16=recipe.learner.precision == "bf16")
+    bf16, compiled = recipe.learner.precision == "bf16", recipe.learner.compile
+    k, tail = recipe.candidates
+    learner = LanguageLearner(model, top_k=k, tail=tail, bf16=bf16, compiled=compiled)
     if recipe.stream.packing and not learner.keeps_documents_apart():
         raise UserError(
             f"{recipe.learner.name} carries what it read into the next document of its row: set stream.packing=false"
@@ -182,6 +185,7 @@ def _construction(
         penalty=value.penalty,
         steps=recipe.designer.steps_per_update,
         average=value.average,
+        feedback_every=value.feedback_every,
         general=general,
         part={"rows": value.batch_size, "length": value.length},
         matched=value.domains == "matched",

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vpretrain.language.lower import Lower
+from vpretrain.task import with_tensors
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class TokenBatch:
             Built from lengths, never from a comparison with the padding id.
         domains: domain of each row.
         keys: for each row the identities of the examples in it (see `Example.key`).
+        part_of: the batch that these rows were restricted from, and their numbers there.
         lower: in a meta step, what the blocks below S make of these rows; see `Lower`.
     """
 
@@ -34,6 +36,7 @@ class TokenBatch:
     weights_BT: Float[Tensor, "B T"]
     domains: tuple[str, ...]
     keys: tuple[tuple[str, ...], ...]
+    part_of: tuple[TokenBatch, tuple[int, ...]] | None = None
     lower: Lower | None = None
 
     @property
@@ -75,7 +78,7 @@ class TokenBatch:
             for row, name in enumerate(self.domains)
             if (domain is None or name == domain) and bool((self.weights_BT[row, 1:length] > 0).any())
         ][:rows]
-        return self.rows(chosen, length) if chosen else None
+        return replace(self.rows(chosen, length), part_of=(self, tuple(chosen))) if chosen else None
 
     def rows(self, chosen: Sequence[int], length: int | None = None) -> TokenBatch:
         """The chosen rows, cut to `length` tokens."""
@@ -92,13 +95,12 @@ class TokenBatch:
         """The same targets with other weights, all above 0."""
         weights_BT = self.weights_BT.clone()
         weights_BT[:, 1:][self.weights_BT[:, 1:] > 0] = weights_N.to(weights_BT)
-        return replace(self, weights_BT=weights_BT)
+        return replace(self, weights_BT=weights_BT, part_of=None)
 
     def to(self, device: torch.device | str) -> TokenBatch:
         """The same batch on another device."""
-        return replace(
-            self,
-            ids_BT=self.ids_BT.to(device, non_blocking=True),
-            positions_BT=self.positions_BT.to(device, non_blocking=True),
-            weights_BT=self.weights_BT.to(device, non_blocking=True),
-        )
+        return with_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> TokenBatch:
+        """The same batch where a GPU can fetch it from while it computes."""
+        return with_tensors(self, Tensor.pin_memory)

@@ -45,6 +45,9 @@ class LearnerConfig(Strict):
         "fp32", description="bf16: autocast with fp32 master weights. Slow on CPUs without bf16 instructions."
     )
     device: str = Field("auto", description="auto (cuda if there is one), cpu, cuda, cuda:1, mps ...")
+    compile: bool = Field(
+        False, description="torch.compile its own passes: a minute at the start, then faster; needs a C++ compiler."
+    )
     lora: LoraConfig | None = Field(None, description="Train adapters instead of all parameters.")
 
 
@@ -128,13 +131,12 @@ class SourceConfig(Strict):
         return self.path or self.hub or self.reasoning_gym or self.builtin or ""
 
 
-class StreamConfig(Strict):
+class StreamConfig(config.StreamConfig):
     """The unlabeled stream: a weighted mixture of sources, packed to fixed length."""
 
     sources: list[SourceConfig] = Field(min_length=1, description="The mixture.")
     length: int = Field(512, ge=8, description="Tokens a row.")
     batch_size: int = Field(4, ge=1, description="Rows a micro-batch.")
-    accumulation: int = Field(1, ge=1, description="Micro-batches a learner step.")
     packing: bool = Field(True, description="Several documents a row, each with its own attention; else one, padded.")
     min_chunk: int = Field(16, ge=2, description="Pieces of raw text with fewer tokens are dropped.")
     average: Literal["tokens", "examples"] = Field(
@@ -168,6 +170,11 @@ class DesignerConfig(config.DesignerConfig):
     layers: int = Field(6, ge=1, description="Blocks of the designer's transformer.")
     heads: int = Field(4, ge=1, description="Attention heads of the designer's transformer.")
     top_k: int = Field(64, ge=1, description="K: candidates a token, the true one included (Eq 14).")
+    tail: int = Field(
+        0,
+        ge=0,
+        description="Of the K candidates, so many are drawn by p from the rest of the vocabulary and stand for it.",
+    )
     alpha_max: Fraction = Field(0.5, description="Upper bound of the gate alpha (Eq 15).")
     alpha_start: Fraction = Field(0.1, description="The gate's value before training.")
     steps_per_update: int = Field(
@@ -181,6 +188,8 @@ class DesignerConfig(config.DesignerConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> DesignerConfig:
+        if self.tail >= self.top_k:
+            raise ValueError(f"tail={self.tail} leaves no candidate of the top: it must be below top_k={self.top_k}")
         if self.hidden_size % (2 * self.heads):
             raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of 2 x heads = {2 * self.heads}")
         if self.alpha_max > 0 and not 0 < self.alpha_start < self.alpha_max:
@@ -266,9 +275,9 @@ class Recipe(config.Recipe):
         return self
 
     @property
-    def candidates(self) -> int:
-        """K of the arm: 1 where targets are one-hot."""
-        return self.designer.top_k if self.arm in DESIGNED | SMOOTHED else 1
+    def candidates(self) -> tuple[int, int]:
+        """K of the arm, and how many of them are the tail: 1 and 0 where targets are one-hot."""
+        return (self.designer.top_k, self.designer.tail) if self.arm in DESIGNED | SMOOTHED else (1, 0)
 
     @property
     def effective_value(self) -> ValueConfig:

@@ -48,9 +48,9 @@ class Smoothing(OneHot):
 
     def targets(self, batch: TokenBatch, state: LanguageState) -> Task:
         """Uniform top-K smoothing, or self top-K distillation."""
-        z_NK = state.logits.z_NK
-        log_r_NK = torch.log_softmax(z_NK if self.reference == "self" else torch.zeros_like(z_NK), dim=-1)
-        return mixed_task(batch, state, log_r_NK, torch.full_like(z_NK[:, 0], self.alpha))
+        log_p_NK = state.logits.log_p_NK
+        log_r_NK = torch.log_softmax(log_p_NK if self.reference == "self" else torch.zeros_like(log_p_NK), dim=-1)
+        return mixed_task(batch, state, log_r_NK, torch.full_like(log_p_NK[:, 0], self.alpha))
 
 
 class ClosedFormTilt(OneHot):
@@ -68,8 +68,8 @@ class ClosedFormTilt(OneHot):
 
     def targets(self, batch: TokenBatch, state: LanguageState) -> Task:
         """p tilted towards the candidates whose target mass would help the feedback."""
-        z_NK = state.logits.z_NK
-        log_r_NK = torch.log_softmax(z_NK, dim=-1)
+        log_p_NK = state.logits.log_p_NK
+        log_r_NK = torch.log_softmax(log_p_NK, dim=-1)
         with torch.no_grad(), forward_ad.dual_level():
             dual = self.along(batch)
             if dual is not None:
@@ -77,8 +77,8 @@ class ClosedFormTilt(OneHot):
                 a_NK = candidate_values(dual, state.logits.candidates_NK)
                 a_NK = a_NK - (p_NK * a_NK).sum(-1, keepdim=True)
                 rms = (p_NK * a_NK.square()).sum(-1).mean().sqrt().clamp_min(torch.finfo(a_NK.dtype).tiny)
-                log_r_NK = torch.log_softmax(z_NK + a_NK / rms / self.temperature, dim=-1)
-        return mixed_task(batch, state, log_r_NK, torch.full_like(z_NK[:, 0], self.alpha))
+                log_r_NK = torch.log_softmax(log_p_NK + a_NK / rms / self.temperature, dim=-1)
+        return mixed_task(batch, state, log_r_NK, torch.full_like(log_p_NK[:, 0], self.alpha))
 
 
 class Selection(OneHot):
@@ -147,8 +147,8 @@ class LearnedTargets(OneHot):
 
     def targets(self, batch: TokenBatch, state: LanguageState) -> Task:
         """Soft targets with a graph to phi, unless under no_grad."""
-        log_p_NK = state.logits.z_NK - state.logits.lse_N[:, None]
-        log_r_NK, alpha_N = self.designer(batch, state, log_p_NK)
+        log_p_NK = state.logits.log_p_NK
+        log_r_NK, alpha_N = self.designer(batch, state)
         task = mixed_task(batch, state, log_r_NK, alpha_N)
         task.side["log_p_NK"] = torch.log_softmax(log_p_NK, dim=-1)
         return task

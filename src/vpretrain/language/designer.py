@@ -64,16 +64,14 @@ class TopKDesigner(nn.Module):
         self,
         batch: TokenBatch,
         state: LanguageState,
-        log_p_NK: Float[Tensor, "N K"],
     ) -> tuple[Float[Tensor, "N K"], Float[Tensor, " N"]]:
         """log r and alpha.
 
         Args:
             batch: the stream's tokens.
             state: the learner's detached state for them.
-            log_p_NK: the learner's log-probabilities of its candidates C_t, over the whole vocabulary.
         """
-        predicts_BT = batch.predicts_BT
+        predicts_BT, log_p_NK = batch.predicts_BT, state.logits.log_p_NK
         next_BT = batch.ids_BT.roll(-1, dims=1)
         features_BTF = log_p_NK.new_zeros((*next_BT.shape, 3))
         features_BTF[predicts_BT] = _features(log_p_NK)

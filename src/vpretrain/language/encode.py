@@ -61,6 +61,18 @@ def pad_id(tokenizer: Any) -> int:
     return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
 
 
+def packed(documents: Sequence[Document], length: int) -> list[list[Document]]:
+    """Rows of at most `length` tokens: each document, longest first, in the first row that has room for it."""
+    rows: list[list[Document]] = []
+    for document in sorted(documents, key=len, reverse=True):
+        row = next((row for row in rows if sum(map(len, row)) + len(document) <= length), None)
+        if row is None:
+            rows.append([document])
+        else:
+            row.append(document)
+    return rows
+
+
 def collate(
     rows: Sequence[Document | Sequence[Document]],
     tokenizer: Any,
@@ -76,12 +88,12 @@ def collate(
         length: T.
         average: weight 1 for every target, or 1 / (targets of its document).
     """
-    packed = [[row] if isinstance(row, Document) else list(row) for row in rows]
-    length = length or max(sum(map(len, documents)) for documents in packed)
-    ids_BT = torch.full((len(packed), length), pad_id(tokenizer), dtype=torch.long)
+    filled = [[row] if isinstance(row, Document) else list(row) for row in rows]
+    length = length or max(sum(map(len, documents)) for documents in filled)
+    ids_BT = torch.full((len(filled), length), pad_id(tokenizer), dtype=torch.long)
     positions_BT = torch.zeros_like(ids_BT)
     weights_BT = torch.zeros(ids_BT.shape)
-    for row, documents in enumerate(packed):
+    for row, documents in enumerate(filled):
         start = 0
         for document in documents:
             stop = start + len(document)
@@ -96,6 +108,6 @@ def collate(
         ids_BT,
         positions_BT,
         weights_BT,
-        tuple(documents[0].domain for documents in packed),
-        tuple(tuple(document.key for document in documents) for documents in packed),
+        tuple(documents[0].domain for documents in filled),
+        tuple(tuple(document.key for document in documents) for documents in filled),
     )

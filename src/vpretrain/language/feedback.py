@@ -11,7 +11,7 @@ import torch
 from vpretrain.errors import UserError
 from vpretrain.language.batch import TokenBatch
 from vpretrain.language.config import FeedbackConfig, SourceConfig
-from vpretrain.language.encode import Document, collate, encode
+from vpretrain.language.encode import Document, collate, encode, packed
 from vpretrain.language.source import Example, open_source
 from vpretrain.order import Shuffled
 
@@ -25,13 +25,14 @@ class LanguageFeedback:
         config: sources, each in its domain.
         tokenizer: the learner's.
         seed: order of the pairs.
+        packing: whether several pairs may share a row.
 
     Raises:
         UserError: a source is raw text, or has no solution left within `length`.
     """
 
-    def __init__(self, config: FeedbackConfig, tokenizer: Any, *, seed: int) -> None:
-        self.config, self.tokenizer = config, tokenizer
+    def __init__(self, config: FeedbackConfig, tokenizer: Any, *, seed: int, packing: bool) -> None:
+        self.config, self.tokenizer, self.packing = config, tokenizer, packing
         self.device: torch.device | str = "cpu"
         self.batches_drawn = 0
         self.examples: dict[str, list[Example]] = {}
@@ -54,7 +55,8 @@ class LanguageFeedback:
         for domain, documents in self._documents.items():
             first = self.batches_drawn * self.config.batch_size
             chosen = [documents[self._order[domain][first + i]] for i in range(self.config.batch_size)]
-            batches[domain] = collate(chosen, self.tokenizer).to(self.device)
+            rows = packed(chosen, self.config.length) if self.packing else chosen
+            batches[domain] = collate(rows, self.tokenizer).to(self.device)
         self.batches_drawn += 1
         return batches
 

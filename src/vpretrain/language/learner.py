@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +18,8 @@ from vpretrain.errors import UserError
 from vpretrain.language.batch import TokenBatch
 from vpretrain.language.loss import Head, Logits, Turn, at_least_fp32, dense_logits, fused_logits, primal
 from vpretrain.language.lower import Lower
+from vpretrain.phase import phase
+from vpretrain.run.random_state import random_state
 from vpretrain.subset import blocks_of
 from vpretrain.task import Parameters, Task
 
@@ -40,19 +43,35 @@ class LanguageState:
         return LanguageState(primal(self.hidden_BTD), self.logits.detach(), primal(self.embedding_VD))
 
 
+@dataclass(frozen=True)
+class _Ahead:
+    """The learner's own pass over a batch, made before it was asked for: by which theta, and what its lower blocks gave."""
+
+    batch: TokenBatch
+    theta: tuple[int, ...]
+    state: LanguageState
+    below: Any
+
+
 class LanguageLearner:
     """theta. Holds the model and nothing that could change it: the optimizer lives elsewhere (the firewall).
 
     Args:
         model: an AutoModelForCausalLM, or a PEFT model around one.
         top_k: K, candidates a token.
+        tail: how many of them stand for the rest of the vocabulary, see `Logits.log_p_NK`.
         bf16: run the learner's own forward and backward under bf16 autocast. Meta steps are always fp32.
+        compiled: compile its own passes. Meta steps, whose blocks answer by turns, are not.
     """
 
-    def __init__(self, model: Any, *, top_k: int = 1, bf16: bool = False) -> None:
+    def __init__(
+        self, model: Any, *, top_k: int = 1, tail: int = 0, bf16: bool = False, compiled: bool = False
+    ) -> None:
         self.module = _Core(model)
-        self.top_k, self.bf16 = top_k, bf16
-        self._plain = False
+        self._compiled = torch.compile(self.module.causal.base_model) if compiled else None
+        self.top_k, self.tail, self.bf16 = top_k, tail, bf16
+        self._plain = self._looks_ahead = False
+        self._ahead: _Ahead | None = None
         self._answers_of: dict[int, bool] = {}
         self._check_head()
 
@@ -72,7 +91,11 @@ class LanguageLearner:
 
     def forward(self, inputs: TokenBatch, parameters: Parameters | None = None) -> LanguageState:
         """The state for a batch; `parameters` (of S) replace the model's, and then no other parameter gets a gradient."""
-        return self._forward(inputs, parameters, self.top_k)
+        if parameters is None and self._ahead is not None and self._ahead.batch is inputs:
+            ahead, self._ahead = self._ahead, None
+            if ahead.theta == self._versions() and torch.is_grad_enabled():
+                return ahead.state
+        return self._forward(inputs, parameters, self.top_k, self.tail)
 
     def nll(self, inputs: TokenBatch) -> Float[Tensor, " N"]:
         """NLL of every target, in nats, without gradient."""
@@ -81,11 +104,17 @@ class LanguageLearner:
         return logits.lse_N - logits.z_NK[:, 0]
 
     def prepare(self, inputs: TokenBatch, parameters: Parameters) -> TokenBatch:
-        """The same batch with room for what the blocks below S make of it: the first pass leaves it for the others."""
+        """The same batch with room for what the blocks below S make of it: the first pass leaves it for the others.
+
+        Where the learner looks ahead it is there already: a part of what its own pass over the whole batch has made.
+        """
         if inputs.lower is not None:
             return inputs
         lower = Lower.below(self.module, parameters)
-        return inputs if lower is None or not self._answers(len(lower.blocks)) else replace(inputs, lower=lower)
+        if lower is None or not self._answers(len(lower.blocks)):
+            return inputs
+        lower.output = self._from_own_pass(inputs, lower)
+        return replace(inputs, lower=lower)
 
     def after_step(self, tasks: Sequence[Task], progress: float) -> None:
         """Nothing follows a language model by rule."""
@@ -110,7 +139,7 @@ class LanguageLearner:
         with self.plain():
             hidden_ND, turned_ND = (t.detach() for t in torch.func.jvp(hidden, (parameters,), (direction,)))
         head = self.module.head(self._theta(parameters))
-        turn = Turn(turned_ND, *(direction.get(name) for name in self.module.head_names))
+        turn = Turn(turned_ND, *(direction.get(name or "") for name in self.module.head_names))
         share_N = inputs.share_N
         constant = head.turn_of_mean_lse(hidden_ND, turn, inputs.targets_N, share_N) if whole else 0.0
 
@@ -136,6 +165,19 @@ class LanguageLearner:
             self.module.train(training)
 
     @contextlib.contextmanager
+    def looking_ahead(self) -> Iterator[None]:
+        """The learner's own pass over the coming batch does not depend on the task: within this it is made as soon as a part
+        of the batch is prepared, shares what its lower blocks make, and waits for `forward` to be asked for it.
+
+        Not under dropout, which a meta step goes without, nor in bf16.
+        """
+        self._ahead, self._looks_ahead = None, not self.bf16 and self._trains_as_it_evaluates
+        try:
+            yield
+        finally:
+            self._looks_ahead = False
+
+    @contextlib.contextmanager
     def plain(self) -> Iterator[None]:
         """Attention, experts and loss in their plain forms: the fused ones have neither forward-mode nor second derivatives
         (pytorch #128971, #116350)."""
@@ -149,18 +191,47 @@ class LanguageLearner:
             self.module.causal.set_experts_implementation(experts)
             self._plain = plain
 
-    def _forward(self, inputs: TokenBatch, parameters: Parameters | None, k: int) -> LanguageState:
+    def _forward(self, inputs: TokenBatch, parameters: Parameters | None, k: int, tail: int = 0) -> LanguageState:
         theta = None if parameters is None else self._theta(parameters)
         dense = self._plain or not self.module.linear_head
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16 and theta is None):
             hidden_BTD, logits_NV = self._run(inputs, theta, dense=dense)
             head = self.module.head(theta)
-            how = (inputs.targets_N, inputs.share_N, k)
+            how = (inputs.targets_N, inputs.share_N, k, tail)
             if logits_NV is None:
                 logits = fused_logits(hidden_BTD[inputs.predicts_BT], head, *how)
             else:
                 logits = dense_logits(head.bend(at_least_fp32(logits_NV)), *how)
         return LanguageState(hidden_BTD, logits, head.weight_VD)
+
+    def _from_own_pass(self, inputs: TokenBatch, lower: Lower) -> Tensor | None:
+        """What the lower blocks make of a part of the coming batch; None if the learner's own pass does not say."""
+        if not self._looks_ahead or inputs.part_of is None:
+            return None
+        batch, rows = inputs.part_of
+        if self._ahead is None:
+            whole = Lower(lower.blocks)
+            with phase("learner forward"), torch.enable_grad():
+                state = self._forward(replace(batch, lower=whole), None, self.top_k, self.tail)
+            self._ahead = _Ahead(batch, self._versions(), state, whole.output)
+        if self._ahead.batch is not batch or not isinstance(self._ahead.below, Tensor):
+            return None
+        return self._ahead.below[list(rows), : inputs.ids_BT.shape[1]]
+
+    def _versions(self) -> tuple[int, ...]:
+        """Changes whenever theta does."""
+        return tuple(p._version for p in self.module.parameters())
+
+    @functools.cached_property
+    def _trains_as_it_evaluates(self) -> bool:
+        """Whether a pass in training draws no random numbers. (Dropout on new adapters would not show in what they give.)"""
+        training = self.module.training
+        with torch.random.fork_rng(), torch.no_grad():
+            before = random_state()
+            self.module.train()(*self._sample(), None)
+            after = random_state()
+        self.module.train(training)
+        return all(torch.equal(before[name], after[name]) for name in before)
 
     def _theta(self, parameters: Parameters) -> Parameters:
         """All parameters, those of S replaced and the others without gradient."""
@@ -169,6 +240,8 @@ class LanguageLearner:
     def _run(self, inputs: TokenBatch, theta: Parameters | None, *, dense: bool) -> tuple[Tensor, Tensor | None]:
         """The states after the final norm, and all logits of the targets before `Head.bend` if they are wanted."""
         arguments = (inputs.ids_BT, inputs.positions_BT, inputs.predicts_BT if dense else None)
+        if inputs.lower is None and theta is None:
+            return self.module(*arguments, self._compiled if self.module.training else None)
         with contextlib.nullcontext() if inputs.lower is None else inputs.lower():
             return self.module(*arguments) if theta is None else functional_call(self.module, theta, arguments)
 
@@ -230,7 +303,7 @@ class LanguageLearner:
                 for _ in range(2):
                     with lower():
                         states.append(self.module(*self._sample(), None)[0])
-            self._answers_of[first] = torch.allclose(*states, rtol=1e-4, atol=1e-5)
+            self._answers_of[first] = torch.allclose(states[0], states[1], rtol=1e-4, atol=1e-5)
         return self._answers_of[first]
 
     def _sample(self) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
@@ -271,9 +344,11 @@ class _Core(nn.Module):
         ids_BT: Int[Tensor, "B T"],
         positions_BT: Int[Tensor, "B T"],
         predicts_BT: Bool[Tensor, "B T"] | None,
+        compiled: Any = None,
     ) -> tuple[Tensor, Tensor | None]:
         # Without a mask and with positions that restart, transformers keeps attention within each document.
-        outputs = self.causal.base_model(input_ids=ids_BT, position_ids=positions_BT, use_cache=False)
+        body = self.causal.base_model if compiled is None else compiled
+        outputs = body(input_ids=ids_BT, position_ids=positions_BT, use_cache=False)
         hidden_BTD = outputs.last_hidden_state
         if predicts_BT is None:
             return hidden_BTD, None

@@ -83,17 +83,16 @@ class Head:
         self, hidden_ND: Float[Tensor, "N D"], turn: Turn, targets_N: Int[Tensor, " N"], share_N: Float[Tensor, " N"]
     ) -> Float[Tensor, ""]:
         """The tangent of the mean logsumexp: its gradient times the tangents of what it is computed from."""
-        tangents = (turn.hidden_ND, turn.weight_VD, turn.bias_V)
-        leaves = [
-            None if t is None else t.detach().requires_grad_(tangent is not None)
-            for t, tangent in zip((hidden_ND, self.weight_VD, self.bias_V), tangents, strict=True)
-        ]
-        head = replace(self, weight_VD=leaves[1], bias_V=leaves[2])
+        given = {"hidden_ND": hidden_ND, "weight_VD": self.weight_VD, "bias_V": self.bias_V}
+        along = {name: tangent for name, tangent in vars(turn).items() if tangent is not None}
+        at: dict[str, Any] = {
+            name: None if t is None else t.detach().requires_grad_(name in along) for name, t in given.items()
+        }
         with torch.enable_grad():
-            mean_lse = fused_logits(leaves[0], head, targets_N, share_N, 1).mean_lse
-        pairs = [(leaf, tangent) for leaf, tangent in zip(leaves, tangents, strict=True) if tangent is not None]
-        gradients = torch.autograd.grad(mean_lse, [leaf for leaf, _ in pairs])
-        return torch.stack([(g * tangent).sum() for g, (_, tangent) in zip(gradients, pairs, strict=True)]).sum()
+            head = replace(self, weight_VD=at["weight_VD"], bias_V=at["bias_V"])
+            mean_lse = fused_logits(at["hidden_ND"], head, targets_N, share_N, 1).mean_lse
+        gradients = torch.autograd.grad(mean_lse, [at[name] for name in along])
+        return torch.stack([(g * along[name]).sum() for name, g in zip(along, gradients, strict=True)]).sum()
 
 
 @dataclass(frozen=True)
@@ -112,6 +111,9 @@ class Logits:
     Attributes:
         candidates_NK: C_t = {w_t} u TopK_{K-1}(p without w_t), the true token first, the others by falling probability (Eq 14).
         z_NK: their logits, in fp32.
+        log_p_NK: log of the probability that each stands for, its own. With a tail of m, the last m candidates are drawn from
+            the rest of the vocabulary by p, and each stands for an m-th of the rest's: sums over C_t are then unbiased
+            estimates of sums over the vocabulary. Without a graph.
         lse_N: logsumexp(z_t). It has a graph, or a tangent, where the logits were dense; else `mean_lse` has.
         mean_lse: its mean over the targets by their weights.
         share_N: these weights; their sum is 1.
@@ -120,6 +122,7 @@ class Logits:
 
     candidates_NK: Int[Tensor, "N K"]
     z_NK: Float[Tensor, "N K"]
+    log_p_NK: Float[Tensor, "N K"]
     lse_N: Float[Tensor, " N"]
     mean_lse: Float[Tensor, ""]
     share_N: Float[Tensor, " N"]
@@ -141,8 +144,15 @@ class Logits:
 
     def detach(self) -> Logits:
         """Values alone: neither graph nor tangent."""
-        values = (primal(t) for t in (self.z_NK, self.lse_N, self.mean_lse, self.share_N))
-        return Logits(self.candidates_NK, *values, lambda candidates_NK: primal(self.others(candidates_NK)))
+        return Logits(
+            self.candidates_NK,
+            primal(self.z_NK),
+            self.log_p_NK,
+            primal(self.lse_N),
+            primal(self.mean_lse),
+            self.share_N,
+            lambda candidates_NK: primal(self.others(candidates_NK)),
+        )
 
 
 def primal(tensor: Tensor) -> Tensor:
@@ -156,32 +166,49 @@ def at_least_fp32(tensor: Tensor) -> Tensor:
 
 
 def dense_logits(
-    logits_NV: Float[Tensor, "N V"], targets_N: Int[Tensor, " N"], share_N: Float[Tensor, " N"], k: int
+    logits_NV: Float[Tensor, "N V"], targets_N: Int[Tensor, " N"], share_N: Float[Tensor, " N"], k: int, tail: int = 0
 ) -> Logits:
     """From all logits: differentiable as often as one likes, in both modes."""
     logits_NV = at_least_fp32(logits_NV)
     with torch.no_grad():
-        candidates_NK = candidates(primal(logits_NV), targets_N, k)
+        z_NV = primal(logits_NV)
+        top_NK = with_true_token_first(z_NV.topk(k - tail, dim=-1).indices, targets_N)
+        drawn_NM, log_each_NM = drawn_tail(z_NV.softmax(-1), top_NK, tail)
+        candidates_NK = torch.cat([top_NK, drawn_NM], dim=-1)
+        log_p_NK = torch.cat([z_NV.log_softmax(-1).gather(-1, top_NK), log_each_NM], dim=-1)
     lse_N = logits_NV.logsumexp(-1)
     z_NK = logits_NV.gather(-1, candidates_NK)
-    return Logits(
-        candidates_NK, z_NK, lse_N, (share_N * lse_N).sum(), share_N, lambda others_NK: logits_NV.gather(-1, others_NK)
-    )
+    mean_lse = (share_N * lse_N).sum()
+
+    def others(others_NK: Tensor) -> Tensor:
+        return logits_NV.gather(-1, others_NK)
+
+    return Logits(candidates_NK, z_NK, log_p_NK, lse_N, mean_lse, share_N, others)
 
 
 @torch.compiler.disable  # a compiled learner calls it as it is: there is nothing to fuse that is not fused
 def fused_logits(
-    hidden_ND: Float[Tensor, "N D"], head: Head, targets_N: Int[Tensor, " N"], share_N: Float[Tensor, " N"], k: int
+    hidden_ND: Float[Tensor, "N D"],
+    head: Head,
+    targets_N: Int[Tensor, " N"],
+    share_N: Float[Tensor, " N"],
+    k: int,
+    tail: int = 0,
 ) -> Logits:
     """The same from the last hidden states in one pass over chunks of targets, differentiable once and backwards."""
-    mean_lse, lse_N, candidates_NK, z_NK = _Fused.apply(
-        hidden_ND, head.weight_VD, head.bias_V, (head.factor, head.cap), share_N, targets_N, k, torch.is_grad_enabled()
+    form, learns = (head.factor, head.cap), torch.is_grad_enabled()
+    mean_lse, z_NK, log_p_NK, lse_N, candidates_NK = _Fused.apply(
+        hidden_ND, head.weight_VD, head.bias_V, form, share_N, targets_N, (k, tail), learns
     )
-    return Logits(candidates_NK, z_NK, lse_N, mean_lse, share_N, lambda others_NK: head.at(hidden_ND, others_NK))
+
+    def others(others_NK: Tensor) -> Tensor:
+        return head.at(hidden_ND, others_NK)
+
+    return Logits(candidates_NK, z_NK, log_p_NK, lse_N, mean_lse, share_N, others)
 
 
 class _Fused(torch.autograd.Function):
-    """(hidden_ND, weight_VD, bias_V) -> mean_lse, lse_N, candidates_NK, z_NK.
+    """(hidden_ND, weight_VD, bias_V) -> mean_lse, z_NK, and without gradient log_p_NK, lse_N, candidates_NK.
 
     The gradient of mean_lse is found with it, chunk by chunk, while its logits are there; backward adds the candidates'. So
     lse_N has no gradient token by token, and backward can be called once.
@@ -196,15 +223,16 @@ class _Fused(torch.autograd.Function):
         form: tuple[float, float | None],
         share_N: Tensor,
         targets_N: Tensor,
-        k: int,
+        sizes: tuple[int, int],
         learns: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        k, tail = sizes
         device, (n, d) = hidden_ND.device.type, hidden_ND.shape
         low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
         high = at_least_fp32(weight_VD).dtype
         for_hidden, for_weight, for_bias = (learns and needed for needed in context.needs_input_grad[:3])
-        lse_N, z_NK = hidden_ND.new_empty(n, dtype=high), hidden_ND.new_empty(n, k, dtype=high)
-        candidates_NK = targets_N.new_empty(n, k)
+        lse_N, log_p_NK = hidden_ND.new_empty(n, dtype=high), hidden_ND.new_empty(n, k, dtype=high)
+        candidates_NK, z_NK = targets_N.new_empty(n, k), torch.empty_like(log_p_NK)
         d_hidden_ND = hidden_ND.new_empty(n, d, dtype=high) if for_hidden else None
         d_weight_VD = torch.zeros_like(weight_VD) if for_weight else None
         d_bias_V = None if bias_V is None or not for_bias else torch.zeros_like(bias_V)
@@ -213,13 +241,19 @@ class _Fused(torch.autograd.Function):
             for rows in _chunks(n, CHUNK // len(weight_VD)):
                 h_nD, share_n1 = hidden_ND[rows].to(low), share_N[rows, None].to(high)
                 z_nV = head.bend(at_least_fp32(F.linear(h_nD, head.weight_VD, head.bias_V)))
-                best_nK, ids_nK = z_nV.topk(k, dim=-1)
-                candidates_NK[rows] = with_true_token_first(ids_nK, targets_N[rows])
-                z_NK[rows] = z_nV.gather(-1, candidates_NK[rows])
+                best_nK, ids_nK = z_nV.topk(k - tail, dim=-1)
+                top_nK = with_true_token_first(ids_nK, targets_N[rows])
+                z_nK = z_nV.gather(-1, top_nK)
                 slope = head.slope(z_nV)
                 p_nV = torch.softmax(z_nV, dim=-1, out=z_nV)
                 # From the likeliest token, whose p is never rounded to 0.
-                lse_N[rows] = best_nK[:, 0] - p_nV.gather(-1, ids_nK[:, :1])[:, 0].log()
+                lse_n1 = best_nK[:, :1] - p_nV.gather(-1, ids_nK[:, :1]).log()
+                drawn_nM, log_each_nM = drawn_tail(p_nV, top_nK, tail)
+                log_p_nM = p_nV.gather(-1, drawn_nM).clamp_min(torch.finfo(high).tiny).log()
+                lse_N[rows] = lse_n1[:, 0]
+                candidates_NK[rows] = torch.cat([top_nK, drawn_nM], dim=-1)
+                z_NK[rows] = torch.cat([z_nK, lse_n1 + log_p_nM], dim=-1)
+                log_p_NK[rows] = torch.cat([z_nK - lse_n1, log_each_nM], dim=-1)
                 if isinstance(slope, Tensor) or slope != 1:
                     p_nV *= slope
                 p_nV = p_nV.to(low)
@@ -231,12 +265,12 @@ class _Fused(torch.autograd.Function):
                     d_bias_V += (share_n1 * p_nV).sum(0)
         context.save_for_backward(hidden_ND, head.weight_VD, candidates_NK, z_NK)
         context.form, context.found = form, (d_hidden_ND, d_weight_VD, d_bias_V)
-        context.mark_non_differentiable(lse_N, candidates_NK)
-        return (share_N * lse_N).sum(), lse_N, candidates_NK, z_NK
+        context.mark_non_differentiable(log_p_NK, lse_N, candidates_NK)
+        return (share_N * lse_N).sum(), z_NK, log_p_NK, lse_N, candidates_NK
 
     @staticmethod
     @once_differentiable
-    def backward(context: Any, g_mean: Tensor, _lse: Tensor, _candidates: Tensor, g_NK: Tensor) -> tuple[Any, ...]:
+    def backward(context: Any, g_mean: Tensor, g_NK: Tensor, *others: Tensor) -> tuple[Any, ...]:
         if context.found is None:
             raise RuntimeError("the fused loss keeps nothing for a second backward pass")
         hidden_ND, weight_VD, candidates_NK, z_NK = context.saved_tensors
@@ -252,18 +286,29 @@ class _Fused(torch.autograd.Function):
         return d_hidden_ND, d_weight_VD, d_bias_V, None, None, None, None, None
 
 
-def candidates(logits_NV: Float[Tensor, "N V"], targets_N: Int[Tensor, " N"], k: int) -> Int[Tensor, "N K"]:
-    """C_t = {w_t} u TopK_{K-1}(p without w_t), the true token first and the others by falling probability (Eq 14)."""
-    return with_true_token_first(logits_NV.topk(k, dim=-1).indices, targets_N)
-
-
 def with_true_token_first(top_NK: Int[Tensor, "N K"], targets_N: Int[Tensor, " N"]) -> Int[Tensor, "N K"]:
-    """C_t of the top K: the true token, wherever it is among them, moves to the end of the others, and the last is dropped."""
+    """C_t = {w_t} u TopK_{K-1}(p without w_t) of the top K (Eq 14), the others by falling probability.
+
+    The true token, wherever it is among them, moves to the end of the others, and the last is dropped.
+    """
     k = top_NK.shape[1]
     order_NK = torch.where(top_NK == targets_N[:, None], k, torch.arange(k, device=top_NK.device)).argsort(
         dim=-1, stable=True
     )
     return torch.cat([targets_N[:, None], top_NK.gather(-1, order_NK[:, : k - 1])], dim=-1)
+
+
+def drawn_tail(
+    p_NV: Float[Tensor, "N V"], top_NK: Int[Tensor, "N K"], tail: int
+) -> tuple[Int[Tensor, "N M"], Float[Tensor, "N M"]]:
+    """As many tokens from the rest by p (one may come twice), and the log of the share of the rest that each stands for."""
+    if tail == 0:
+        return top_NK[:, :0], p_NV[:, :0]
+    rest_NV = p_NV.scatter(-1, top_NK, 0).clamp_min(torch.finfo(p_NV.dtype).tiny)
+    # What is drawn follows from what the learner read: a resumed run, and the next arm, draw the same.
+    generator = torch.Generator(p_NV.device).manual_seed(int(top_NK[:, 0].sum()))
+    drawn_NM = rest_NV.multinomial(tail, replacement=True, generator=generator)
+    return drawn_NM, (rest_NV.sum(-1, keepdim=True) / tail).log().expand(-1, tail)
 
 
 def gather_dot(

@@ -102,8 +102,8 @@ class Session:
         if parts.meta is not None:
             state["meta_updates"] = parts.meta.updates
             groups["direction"] = parts.meta.direction or {}
-            groups["feedback-average"] = {
-                f"{domain}/{name}": g for domain, average in parts.meta.average.items() for name, g in average.items()
+            groups["feedback-gradients"] = {
+                f"{domain}/{name}": g for domain, kept in parts.meta.kept.items() for name, g in kept.items()
             }
             if parts.meta.optimizer is not None:
                 groups["designer-optimizer"] = optimizer_tensors(parts.meta.optimizer)
@@ -126,9 +126,9 @@ class Session:
         if parts.meta is not None:
             parts.meta.updates = state["meta_updates"]
             parts.meta.direction = groups["direction"] or None
-            for key, g in groups["feedback-average"].items():
+            for key, g in groups["feedback-gradients"].items():
                 domain, name = key.rsplit("/", 1)
-                parts.meta.average.setdefault(domain, {})[name] = g
+                parts.meta.kept.setdefault(domain, {})[name] = g
             if parts.meta.optimizer is not None:
                 load_optimizer_tensors(parts.meta.optimizer, groups["designer-optimizer"])
         parts.stream.load_state_dict(state["stream"])
@@ -236,7 +236,7 @@ class Session:
         stateful: list[Any] = [*parts.modules.values(), *parts.optimizers.values()]
         kept = [copy.deepcopy(part.state_dict()) for part in stateful]
         random = random_state()
-        average = {} if parts.meta is None else dict(parts.meta.average)
+        feedback_gradients = {} if parts.meta is None else parts.meta.kept
         for _ in range(2):
             start = time.perf_counter()
             batches = parts.stream.next()
@@ -259,7 +259,7 @@ class Session:
             part.load_state_dict(state_dict)
         set_random_state(random)
         if parts.meta is not None:
-            parts.meta.average = average
+            parts.meta.kept = feedback_gradients
         return seconds
 
     @contextlib.contextmanager

@@ -12,6 +12,7 @@ import torch
 from vpretrain.errors import UserError
 from vpretrain.meta import MetaUpdate
 from vpretrain.parts import Parts
+from vpretrain.prefetch import prefetched
 from vpretrain.run.checkpoint import load_designer
 from vpretrain.subset import alignment_subset
 from vpretrain.value import engine, no_value
@@ -53,8 +54,7 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
     learner, export = load_learner(recipe, model)
     check_sizes(recipe, learner.backbone.patch_size)
     evaluation = Evaluation(recipe.evaluation)
-    stream = VisionStream(recipe.stream, seed=recipe.seed)
-    stream.device = learner.device
+    stream = prefetched(VisionStream(recipe.stream, seed=recipe.seed), recipe.stream.prefetch, learner.device)
     feedback = VisionFeedback(recipe.feedback, learner, seed=recipe.seed)
     construction: Fixed = Fixed()
     meta, designer = None, None
@@ -160,6 +160,7 @@ def _meta_update(
         kind=recipe.value.align,
         penalty=recipe.value.penalty,
         average=recipe.value.average,
+        feedback_every=recipe.value.feedback_every,
         part={"rows": recipe.value.batch_size},
         matched=False,
         lr=recipe.designer.lr,

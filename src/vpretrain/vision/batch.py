@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from vpretrain.task import with_tensors
+
 
 @dataclass(frozen=True)
 class ViewBatch:
@@ -61,7 +63,11 @@ class ViewBatch:
 
     def to(self, device: torch.device | str) -> ViewBatch:
         """The same batch on another device."""
-        return replace(self, global_VB3HW=self.global_VB3HW.to(device), local_VB3HW=self.local_VB3HW.to(device))
+        return with_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> ViewBatch:
+        """The same batch where a GPU can fetch it from while it computes."""
+        return with_tensors(self, Tensor.pin_memory)
 
 
 @dataclass(frozen=True)

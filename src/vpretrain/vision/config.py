@@ -98,12 +98,11 @@ class SourceConfig(Strict):
         return self.path or self.hub or self.ade20k or self.nyuv2 or f"scenes of seed {self.seed}"
 
 
-class StreamConfig(Strict):
+class StreamConfig(config.StreamConfig):
     """The unlabeled stream: pictures, and the crops that DINO takes of them."""
 
     sources: list[SourceConfig] = Field(min_length=1, description="Pictures; each is drawn once an epoch.")
     batch_size: int = Field(32, ge=2, description="Pictures a micro-batch.")
-    accumulation: int = Field(1, ge=1, description="Micro-batches a learner step.")
     global_views: int = Field(2, ge=1, description="Global crops a picture: 2 for DINO, 1 for I-JEPA.")
     colour: bool = Field(True, description="Jitter, greyscale, blur and solarisation of crops; I-JEPA goes without.")
     global_size: int = Field(224, ge=14, description="Pixels a side of a global crop.")

@@ -206,6 +206,10 @@ class VisionLearner:
         finally:
             self.module.train(training)
 
+    def looking_ahead(self) -> contextlib.AbstractContextManager[None]:
+        """The step's views depend on the designer that the update changes: nothing is shared."""
+        return contextlib.nullcontext()
+
     @contextlib.contextmanager
     def plain(self) -> Iterator[None]:
         """Attention and layer norm in plain forms."""

@@ -1,0 +1,70 @@
+"""Reading ahead changes when batches are made, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from worlds import tiny_recipe, vision_recipe
+
+from vpretrain import UserError, run_recipe
+from vpretrain.errors import Paused
+from vpretrain.prefetch import Prefetched
+from vpretrain.run.checkpoint import checkpoints, load_checkpoint
+
+
+class Numbers:
+    """A stream of numbers, which ends in a mistake of the user."""
+
+    def __init__(self):
+        self.drawn = 0
+
+    def next(self):
+        if self.drawn == 5:
+            raise UserError("no more numbers: add some")
+        self.drawn += 1
+        return [torch.tensor([self.drawn])]
+
+    def state_dict(self):
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state):
+        self.drawn = state["drawn"]
+
+
+def test_the_cursor_is_that_of_what_was_handed_out():
+    stream = Prefetched(Numbers(), 3, torch.device("cpu"))
+    assert stream.state_dict() == {"drawn": 0}
+    assert [int(stream.next()[0]) for _ in range(2)] == [1, 2]
+    cursor = stream.state_dict()
+    assert cursor == {"drawn": 2}
+    assert int(stream.next()[0]) == 3
+    stream.load_state_dict(cursor)
+    assert stream.state_dict() == cursor
+    assert [int(stream.next()[0]) for _ in range(3)] == [3, 4, 5]
+    with pytest.raises(UserError, match=r"^no more numbers: add some$"):
+        stream.next()
+
+
+@pytest.mark.parametrize("modality", ["language", "vision"])
+def test_a_run_is_the_same_and_goes_on_where_it_was(tmp_path, tokenizer, modality):
+    def recipe(name, **stream):
+        changes = {"name": name, "arm": "v", "budget": {"steps": 6}, "stream": stream}
+        return (
+            tiny_recipe(tmp_path, tokenizer, **changes)
+            if modality == "language"
+            else vision_recipe(tmp_path, **changes)
+        )
+
+    run_recipe(recipe("plain"))
+    run_recipe(recipe("ahead", prefetch=2))
+    with pytest.raises(Paused):
+        run_recipe(recipe("paused", prefetch=2), until=0.5)
+    run_recipe(recipe("paused", prefetch=2), resume=True)
+    plain, *others = (
+        load_checkpoint(checkpoints(tmp_path / "runs" / name / "checkpoints")[-1])
+        for name in ("plain", "ahead", "paused")
+    )
+    for groups, state in others:
+        assert state["stream"] == plain[1]["stream"]
+        for name, theta in plain[0]["learner"].items():
+            assert torch.equal(theta, groups["learner"][name]), name
