@@ -1,0 +1,190 @@
+"""`make bench-speed`: what V-pretraining costs over ordinary pretraining, in time and in memory.
+
+Writes results.json and results.md beside this file; --quick writes results-quick.json and .md below runs/ instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from benchmarks.command import command
+from benchmarks.speed import settings
+from benchmarks.speed.floor import flops
+from benchmarks.speed.loss import SHAPES, compare_losses
+from benchmarks.speed.meta import SHORT, Meta
+from benchmarks.speed.table import markdown
+from benchmarks.speed.worker import HF
+from vpretrain.compare import versions
+from vpretrain.errors import UserError
+from vpretrain.profile import ORDINARY
+from vpretrain.value import ENGINES
+
+_HERE = Path(__file__).parent
+
+
+def main() -> None:
+    """Measure everything in turn."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="the packaged learner alone, one turn: under five minutes")
+    quick = parser.parse_args().quick
+    console = Console()
+    report: dict[str, Any] = {
+        "command": "make bench-speed" + (" ARGS=--quick" if quick else ""),
+        "seed": 0,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "versions": versions(),
+    }
+    console.print("learner steps, an arm at a time, each in a process of its own")
+    learners = {
+        name: setting["together"] for name, setting in settings.LANGUAGE.items() if setting["together"] or not quick
+    }
+    report["language"] = {
+        learner: throughput(learner, (HF, "one-hot", "v"), 2 if quick or not together else 5, together=together)
+        for learner, together in learners.items()
+    }
+    report["vision"] = throughput("vision", ("fixed", "v"), 3 if quick else 9, together=True)
+    console.print("the meta update by engine")
+    meta = Meta()
+    report["flops"] = flops(meta.parts, meta.batch)
+    repeats = 2 if quick else 5
+    report["meta"] = [
+        row
+        for setting in meta_settings(quick)
+        for row in meta.rows(list(ENGINES) if setting["align"] == "cosine" else SHORT, repeats, **setting)
+    ]
+    console.print("the loss")
+    report["loss"] = compare_losses(["49k"] if quick else list(SHAPES), repeats)
+    report |= headline(report)
+    file = Path("runs/speed/results-quick.json") if quick else _HERE / "results.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    file.with_suffix(".md").write_text(markdown(report), encoding="utf-8")
+    console.print(markdown(report), highlight=False)
+    console.print(f"results: {file}")
+
+
+def throughput(learner: str, arms: Sequence[str], rounds: int, *, together: bool) -> dict[str, Any]:
+    """Steps of the arms, each in a process of its own.
+
+    Args:
+        learner: by its name in the settings, or vision.
+        arms: `v` among them has a meta update in the first of its timed steps and in the last.
+        rounds: of one step each.
+        together: all processes wait for their turns, so that steps which are compared follow each other; else one arm after
+            another, for learners of which memory holds one.
+    """
+    period = settings.PERIOD if learner in settings.LANGUAGE else settings.VISION_PERIOD
+    found: dict[str, dict[str, Any]] = {}
+    for group in [arms] if together else [[arm] for arm in arms]:
+        workers = {arm: _Worker(learner, arm) for arm in group}
+        for arm, worker in workers.items():
+            for number in (0, 1) if arm == "v" else (1,):
+                worker.step(number)
+        plain: dict[str, list[float]] = {arm: [] for arm in group}
+        meta: dict[str, list[float]] = {arm: [] for arm in group}
+        for turn in range(rounds):
+            for arm, worker in workers.items():
+                if arm == "v" and turn in (0, rounds - 1):
+                    meta[arm].append(worker.step((turn + 1) * period))
+                plain[arm].append(worker.step(period * (turn + 1) + 1))
+        for arm, worker in workers.items():
+            found[arm] = _figures(plain[arm], meta[arm], period, worker.end())
+    return found
+
+
+class _Worker:
+    """The other end of `benchmarks.speed.worker`."""
+
+    def __init__(self, learner: str, arm: str) -> None:
+        self.name = f"{learner}, {arm}"
+        command = [sys.executable, "-m", "benchmarks.speed.worker", learner, arm]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def step(self, number: int) -> float:
+        """Its seconds."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            print(number, file=self.process.stdin, flush=True)
+        return float(self._answer())
+
+    def end(self) -> dict[str, Any]:
+        """All that it has to tell."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        figures: dict[str, Any] = json.loads(self._answer())
+        self.process.wait()
+        return figures
+
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise UserError(f"{self.name}: the process failed; its message stands above")
+        return answer
+
+
+def _figures(plain: list[float], meta: list[float], period: int, told: dict[str, Any]) -> dict[str, Any]:
+    """Means over a whole period of steps, one of them with a meta update."""
+    read, steps = told["read"], len(plain) + len(meta)
+    step, update = median(plain), median(meta) - median(plain) if meta else 0.0
+    phases = {
+        name: 1e6 * seconds / read / (len(meta) * period if name.startswith("meta") else steps)
+        for name, seconds in told["phases"].items()
+    }
+    ordinary = sum(phases.get(name, 0.0) for name in ORDINARY)
+    return {
+        "read_a_step": read,
+        "seconds": {"plain": plain, "meta": meta},
+        "seconds_a_step": step + update / period,
+        "seconds_a_meta_update": update or None,
+        "per_second": read / (step + update / period),
+        "peak_bytes": told["peak_bytes"],
+        "microseconds": phases,
+        "added_over_ordinary": (sum(phases.values()) - ordinary) / ordinary if phases else None,
+    }
+
+
+def meta_settings(quick: bool) -> list[dict[str, Any]]:
+    """What the meta update is timed at: the default, and one thing changed at a time."""
+    default = {"layers": 2, "k": 64, "tokens": settings.META_ROWS * settings.META_LENGTH, "align": "cosine"}
+    others = [{"align": "dot"}] + ([] if quick else [{"layers": n} for n in (1, 4, 8)])
+    others += [] if quick else [{"k": k} for k in (8, 256)] + [{"tokens": n} for n in (128, 256, 1024)]
+    return [default] + [default | other for other in others]
+
+
+def headline(report: dict[str, Any]) -> dict[str, float]:
+    """The figures that the aims are about."""
+    arms = report["language"]["smollm2-135m"]
+    default = {row["engine"]: row["seconds"] for row in report["meta"][: len(ENGINES)]}
+    ratios = {
+        "tokens_per_s_ratio_v_over_one_hot": arms["v"]["per_second"] / arms["one-hot"]["per_second"],
+        "tokens_per_s_ratio_v_over_one_hot_within_v": 1 / (1 + arms["v"]["added_over_ordinary"]),
+        "tokens_per_s_ratio_v_over_hf": arms["v"]["per_second"] / arms[HF]["per_second"],
+        "peak_memory_ratio_v_over_hf": arms["v"]["peak_bytes"] / arms[HF]["peak_bytes"],
+        "meta_seconds_double_backward_over_jvp": default["double_backward"] / default["jvp"],
+        "meta_flops_over_floor": report["flops"]["meta"] / report["flops"]["meta_floor"],
+        "vision_images_per_s_ratio": report["vision"]["v"]["per_second"] / report["vision"]["fixed"]["per_second"],
+    }
+    if "qwen2.5-0.5b" in report["language"]:
+        arms = report["language"]["qwen2.5-0.5b"]
+        ratios["tokens_per_s_ratio_v_over_one_hot_0.5b"] = arms["v"]["per_second"] / arms["one-hot"]["per_second"]
+        ratios["tokens_per_s_ratio_v_over_one_hot_within_v_0.5b"] = 1 / (1 + arms["v"]["added_over_ordinary"])
+        ratios["peak_memory_ratio_v_over_hf_0.5b"] = arms["v"]["peak_bytes"] / arms[HF]["peak_bytes"]
+    return ratios
+
+
+if __name__ == "__main__":
+    command(main)

