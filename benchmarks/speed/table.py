@@ -60,7 +60,12 @@ def markdown(report: dict[str, Any]) -> str:
         )
     )  # fmt: skip
     losses = [
-        (row["loss"], f"{row['vocabulary']:,}", f"{row['seconds']:.3f}", f"{row['peak_bytes'] / _MIB:,.0f}")
+        (
+            row["loss"],
+            f"{row['vocabulary']:,}",
+            f"{row['seconds']:.3f}",
+            "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / _MIB:,.0f}",
+        )
         for row in report["loss"]
     ]
     parts.append(_table(("loss, forward and backward", "vocabulary", "seconds", "peak MiB"), losses))

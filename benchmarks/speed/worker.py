@@ -49,7 +49,10 @@ class Worker:
         for batch in batches:
             labels_BT = batch.ids_BT.masked_fill(batch.weights_BT == 0, -100)
             with torch.autocast(learner.device.type, dtype=torch.bfloat16, enabled=learner.bf16):
-                outputs = learner.model(input_ids=batch.ids_BT, position_ids=batch.positions_BT, labels=labels_BT)
+                # Without a cache: with one, transformers would let documents of a row see each other.
+                outputs = learner.model(
+                    input_ids=batch.ids_BT, position_ids=batch.positions_BT, labels=labels_BT, use_cache=False
+                )
             (outputs.loss / len(batches)).backward()
             del outputs
         torch.nn.utils.clip_grad_norm_(learner.model.parameters(), self.recipe.optimizer.clip_norm)

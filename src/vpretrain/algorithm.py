@@ -82,11 +82,11 @@ def continue_pretraining(
         if meta is not None and burnt_in and (step - burn_in_steps) % every_steps == 0:  # line 2: update phi
             record.meta = meta(batches, optimizer.metric(meta.subset) if optimizer_aware else None)
 
-        total = sum(batch.weight for batch in batches)
+        weights = [batch.weight for batch in batches]
         tasks, losses, sides = [], [], []
-        for batch in batches:
+        for batch, weight in zip(batches, weights, strict=True):
             # As drawn: where the construction leaves examples out, those that stay stand for their micro-batch.
-            share = batch.weight / total
+            share = weight / sum(weights)
             if share == 0:
                 continue
             with phase("construction"), torch.no_grad():

@@ -76,7 +76,10 @@ class ValueConfig(Strict):
         description="g_down is averaged over feedback batches, an earlier one counting this much less each time; 0: alone.",
     )
     feedback_every: int = Field(
-        1, ge=1, description="Meta updates that one feedback batch serves: g_down is the dearer half of an update."
+        1,
+        ge=1,
+        description="Meta updates that one feedback batch serves: g_down is the dearer half of an update. (Vision's heads are "
+        "fitted once a batch.)",
     )
     engine: Literal["jvp", "finite_difference", "double_backward"] = Field(
         "jvp", description="How the designer's gradient is computed; `vpretrain doctor` compares them."

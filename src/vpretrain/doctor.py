@@ -194,7 +194,7 @@ def report(diagnosis: dict[str, Any]) -> str:
         [
             *lines,
             f"finite_difference by value.relative_step: {sweep}",
-            f"attention: {diagnosis['attention']['training']} in training, {diagnosis['attention']['meta']} in meta updates",
+            f"attention: {diagnosis['attention']['training']} in training, {diagnosis['attention']['meta']} in tangents",
             f"bf16: {diagnosis['bf16']}",
             f"versions: {versions}; {diagnosis['threads']} threads",
         ]

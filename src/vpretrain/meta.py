@@ -84,7 +84,7 @@ class MetaUpdate:
             What happened, as numbers: value, |g_down|, R, the designer's gradient norm; with a guard the cosine of g_down and
             g_gen, and whether g_down had to give way.
         """
-        with self.learner.meta_mode(), self.learner.looking_ahead():
+        with self.learner.meta_mode(), self.learner.looking_ahead(batches[0]):
             valued, record = self._values(batches, metric)
             if not valued:
                 return {}

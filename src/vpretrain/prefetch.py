@@ -45,7 +45,7 @@ class Prefetched:
                     prefetch_factor=self.steps,
                     pin_memory=self.device.type == "cuda",
                     generator=torch.Generator(),  # else it draws a seed from the run's random numbers
-                    worker_init_fn=_leave_interruptions_to_the_run,
+                    worker_init_fn=_leave_signals_to_the_run,
                 )
             )
         batches, state = next(self._made)
@@ -78,6 +78,7 @@ class _Steps(IterableDataset[Any]):
             yield batches, self.stream.state_dict()
 
 
-def _leave_interruptions_to_the_run(worker: int) -> None:
-    """A terminal interrupts all processes at once; the run saves itself and ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals_to_the_run(worker: int) -> None:
+    """Terminals and schedulers signal all processes at once; the run saves itself, and its end is the worker's."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

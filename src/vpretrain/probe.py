@@ -56,7 +56,7 @@ class OneStepProbe:
 
     def _look(self) -> None:
         """A new feedback batch: its loss and its gradient here."""
-        self._feedback = copy.deepcopy(self.parts.feedback.next())  # vision's heads move on with every meta update
+        self._feedback = copy.deepcopy(self.parts.feedback.next())  # vision's heads move on with every feedback batch
         self._theta = {name: theta.clone() for name, theta in self._now().items()}
         self._loss = self._evaluate()
         with self.parts.learner.meta_mode():

@@ -136,8 +136,8 @@ class Learner(Protocol):
         """Context of a meta step: no dropout, no trace."""
         ...
 
-    def looking_ahead(self) -> Any:
-        """Context of a meta update just before the step on the same batches: what both compute may be computed once."""
+    def looking_ahead(self, batch: Any) -> Any:
+        """Context of a meta update just before the step that begins with this batch: what both compute may be computed once."""
         ...
 
     def plain(self) -> Any:

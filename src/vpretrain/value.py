@@ -108,8 +108,8 @@ def double_backward(
 ) -> Valued:
     """V by autograd through autograd: the oracle."""
     at = {name: value.detach().requires_grad_() for name, value in at.items()}
+    inputs = learner.prepare(construction.inputs(batch), at)
     with learner.plain():
-        inputs = learner.prepare(construction.inputs(batch), at)
         state = learner.forward(inputs, at)
         task = construction.targets(inputs, state.detach())
         loss = learner.loss(state, task)

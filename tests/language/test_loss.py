@@ -180,6 +180,9 @@ def test_candidates_are_the_true_token_and_the_best_others():
 @pytest.mark.parametrize("kind", ["plain", "cap"])
 def test_with_a_tail_the_candidates_stand_for_the_whole_vocabulary(kind):
     hidden_ND, head, targets_N, share_N = draw(kind)
+    drawn_in_chunks = fused_logits(hidden_ND, head, targets_N, share_N, K, 2)
+    drawn_at_once = dense_logits(head.bend(F.linear(hidden_ND, head.weight_VD, head.bias_V)), targets_N, share_N, K, 2)
+    assert torch.equal(drawn_in_chunks.candidates_NK, drawn_at_once.candidates_NK)
     hidden_ND, targets_N, share_N = hidden_ND[:1].detach(), targets_N[:1], torch.ones(1, dtype=torch.float64)
     whole = dense_logits(head.bend(F.linear(hidden_ND, head.weight_VD, head.bias_V)), targets_N, share_N, V)
     p_NV = torch.zeros(1, V, dtype=torch.float64).scatter(1, whole.candidates_NK, whole.log_p_NK.exp())
@@ -261,6 +264,24 @@ def test_bf16_autocast_is_reduced_in_fp32():
     for one, other in zip(found, exact, strict=True):
         assert one.dtype == torch.float32
         assert float((one - other).norm() / other.norm()) < 0.02
+
+
+def test_bf16_gradients_of_tokens_that_are_known_are_no_rounding_error():
+    torch.manual_seed(0)
+    directions_VD = F.normalize(torch.randn(V, 64), dim=-1)
+    targets_N = torch.randint(V, (N,))
+    share_N = torch.full((N,), 1 / N)
+    hidden_ND = (11 * directions_VD[targets_N]).requires_grad_()
+    weight_VD = directions_VD.clone().requires_grad_()
+    exact = torch.autograd.grad(
+        (share_N * F.cross_entropy(hidden_ND @ weight_VD.T, targets_N, reduction="none")).sum(), (hidden_ND, weight_VD)
+    )
+    assert 0.98 < float((hidden_ND @ weight_VD.T).softmax(-1).gather(1, targets_N[:, None]).mean()) < 0.9999
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = fused_logits(hidden_ND, Head(weight_VD), targets_N, share_N, K)
+    found = torch.autograd.grad(logits.cross_entropy(logits.one_hot()), (hidden_ND, weight_VD))
+    for one, other in zip(found, exact, strict=True):
+        assert float((one - other).norm() / other.norm()) < 0.03
 
 
 @pytest.mark.filterwarnings("ignore")  # compiling looks at more than it should

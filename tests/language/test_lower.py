@@ -106,7 +106,7 @@ def test_every_engine_runs_the_lower_blocks_once(engine):
 def ahead(learner, batch, spec="last-1"):
     """A part of the batch, prepared while the learner looks ahead."""
     at = subset(learner, spec)
-    with learner.meta_mode(), learner.looking_ahead():
+    with learner.meta_mode(), learner.looking_ahead(batch):
         return learner.prepare(batch.restrict(rows=2, length=20), at), at
 
 
@@ -163,17 +163,24 @@ def test_nothing_is_made_ahead_outside_of_a_meta_update_or_in_bf16():
     assert learner.prepare(batch.restrict(rows=2, length=20), at).lower.output is None
     part, _ = ahead(LanguageLearner(tiny_model(), bf16=True), batch)
     assert part.lower.output is None
-    part, _ = ahead(learner, batch.reweighted(2 * batch.weights_N).rows([0, 1, 2]))
+    with learner.meta_mode(), learner.looking_ahead(random_batch(seed=7)):
+        assert learner.prepare(batch.restrict(rows=2, length=20), at).lower.output is None
+    part, _ = ahead(learner, batch)
     assert part.lower.output is not None
+    learner.forward(random_batch(seed=7))
+    assert learner._ahead is None  # whatever comes next, the pass is not kept
 
 
-def test_a_run_that_looks_ahead_ends_as_one_that_does_not(tmp_path, tokenizer, monkeypatch):
+@pytest.mark.parametrize("arm", ["v", "selection"])
+@pytest.mark.parametrize("engine", ["jvp", "double_backward"])
+def test_a_run_that_looks_ahead_ends_as_one_that_does_not(tmp_path, tokenizer, monkeypatch, arm, engine):
     def losses(name):
-        run_recipe(tiny_recipe(tmp_path, tokenizer, name=name, value={"every_steps": 1, "batch_size": 2, "length": 40}))
+        value = {"every_steps": 1, "batch_size": 2, "length": 40, "engine": engine}
+        run_recipe(tiny_recipe(tmp_path, tokenizer, name=name, arm=arm, value=value, stream={"accumulation": 2}))
         lines = (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()
         return [(line["loss"], line["value"]) for line in map(json.loads, lines)]
 
     together = losses("together")
-    monkeypatch.setattr(LanguageLearner, "_trains_as_it_evaluates", False)
+    monkeypatch.setattr(LanguageLearner, "_draws_nothing", False)
     for ours, theirs in zip(together, losses("apart"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)

@@ -28,7 +28,22 @@ def tokens(rows, seed):
     generator = torch.Generator().manual_seed(seed)
     positions_BT = torch.arange(LENGTH).expand(rows, -1)
     ids_BT = torch.randint(VOCABULARY, (rows, LENGTH), generator=generator)
-    return TokenBatch(ids_BT, positions_BT, (positions_BT >= LENGTH // 4).float(), ("math",) * rows, ((),) * rows)
+    return TokenBatch(ids_BT, positions_BT, (positions_BT > 0).float(), ("math",) * rows, ((),) * rows)
+
+
+class Pairs:
+    """Feedback, the same every time."""
+
+    weights = {"math": 1.0}  # noqa: RUF012
+
+    def next(self):
+        return {"math": tokens(4, 1)}
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
 
 
 @pytest.fixture
@@ -44,7 +59,7 @@ def parts():
         DesignerConfig(hidden_size=16, layers=2, heads=2, top_k=K), learner.model.get_output_embeddings().weight, LENGTH
     )
     construction = LearnedTargets(designer, tether=1.0)
-    feedback = SimpleNamespace(next=lambda: {"math": tokens(4, 1)}, weights={"math": 1.0})
+    feedback = Pairs()
     meta = MetaUpdate(
         learner=learner, construction=construction, feedback=feedback, subset=alignment_subset(learner.module, "last-2"),
         engine=jvp, kind="cosine", part={"rows": 2, "length": LENGTH}, matched=True, lr=1e-3, clip_norm=1.0,
@@ -56,8 +71,8 @@ def parts():
 
 def test_a_meta_update_is_near_its_floor_and_the_designer_is_one_pass(parts):
     found = flops(parts, tokens(ROWS, 0))
-    assert found["meta"] <= 1.5 * found["meta_floor"]
-    assert found["designer"] <= 1.3 * found["designer_floor"]
+    assert 0.8 * found["meta_floor"] <= found["meta"] <= 1.5 * found["meta_floor"]
+    assert 0.8 * found["designer_floor"] <= found["designer"] <= 1.3 * found["designer_floor"]
 
 
 def test_the_base_recipe_costs_what_a_plain_training_step_does(parts):
@@ -69,16 +84,21 @@ def test_the_base_recipe_costs_what_a_plain_training_step_does(parts):
         parts.learner.loss(state, parts.base.targets(batch, state.detach())).backward()
 
     def plain():
-        parts.learner.model(input_ids=batch.ids_BT, position_ids=batch.positions_BT, labels=labels_BT).loss.backward()
+        parts.learner.model(
+            input_ids=batch.ids_BT, position_ids=batch.positions_BT, labels=labels_BT, use_cache=False
+        ).loss.backward()
 
-    assert counted(ours) <= counted(plain)
+    head = 2 * ROWS * (LENGTH - 1) * VOCABULARY * 64  # one more pass over it would be seen
+    assert counted(plain) - head < counted(ours) <= counted(plain)
 
 
 def test_a_whole_step_of_v_holds_no_more_than_a_plain_one(parts):
     batch = tokens(ROWS, 0)
     parts.learner.prepare(batch, parts.meta.at())
     with PeakBytes() as plain:
-        logits_BTV = parts.learner.model(input_ids=batch.ids_BT, position_ids=batch.positions_BT).logits
+        logits_BTV = parts.learner.model(
+            input_ids=batch.ids_BT, position_ids=batch.positions_BT, use_cache=False
+        ).logits
         F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), batch.ids_BT[:, 1:].flatten()).backward()
         del logits_BTV
     parts.learner.model.zero_grad()
@@ -88,4 +108,5 @@ def test_a_whole_step_of_v_holds_no_more_than_a_plain_one(parts):
         with torch.no_grad():
             task = parts.construction.targets(batch, state.detach())
         parts.learner.loss(state, task).backward()
-    assert ours.peak <= plain.peak
+    assert plain.peak > 4 * ROWS * LENGTH * VOCABULARY
+    assert 0 < ours.peak <= plain.peak

@@ -23,9 +23,10 @@ DESIGNER = DesignerConfig(hidden_size=32, layers=2, heads=2, top_k=12)
 def setting(family: str = "llama", subset: str = "last-2", *, dtype: torch.dtype = torch.float32, adamw: bool = False):
     """A learner, a construction, a stream batch, theta_S, g_down and a metric."""
     model = tiny_model(family)
-    if subset == "lora":
+    if subset.startswith("lora"):
         torch.manual_seed(3)
         targets = ["c_attn", "c_fc"] if family == "gpt2" else ["q_proj", "v_proj", "down_proj"]
+        targets += ["lm_head"] if subset == "lora-head" else []
         model = get_peft_model(
             model,
             LoraConfig(r=4, lora_alpha=16, target_modules=targets, lora_dropout=0.1, fan_in_fan_out=family == "gpt2"),
@@ -67,6 +68,16 @@ def test_jvp_equals_double_backward(family, subset, kind, metric):
     assert all(g.norm() > 0 for g in oracle.values())
     errors = relative_errors(ours, oracle)
     assert max(errors.values()) <= 1e-5, errors
+    assert value == pytest.approx(oracle_value, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["dot", "cosine"])
+def test_a_head_with_an_adapter_has_its_dense_slope(kind):
+    parts = setting("llama-untied", "lora-head")
+    assert not parts[0].module.linear_head
+    ours, value = gradient_by("jvp", kind, *parts)
+    oracle, oracle_value = gradient_by("double_backward", kind, *parts)
+    assert max(relative_errors(ours, oracle).values()) <= 1e-5
     assert value == pytest.approx(oracle_value, rel=1e-4, abs=1e-6)
 
 

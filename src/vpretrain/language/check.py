@@ -14,6 +14,7 @@ from vpretrain.errors import UserError
 from vpretrain.language.assemble import assemble, check_sizes
 from vpretrain.language.config import DESIGNED, Recipe, SourceConfig
 from vpretrain.language.load import device, load_config, resolve, with_adapters
+from vpretrain.language.loss import CHUNK
 from vpretrain.language.source import IndexedSource, open_source
 from vpretrain.run.progress import steady
 
@@ -54,7 +55,7 @@ def tiny_copy(recipe: Recipe) -> Any:
 
 
 def estimate_memory(recipe: Recipe) -> str:
-    """Weights, gradients and AdamW of learner and designer, logits and activations of one micro-batch: an estimate."""
+    """Weights, gradients and AdamW of learner and designer, activations and loss of one micro-batch: an estimate."""
     config = AutoConfig.from_pretrained(resolve(recipe.learner.name))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -70,7 +71,8 @@ def estimate_memory(recipe: Recipe) -> str:
     parts = {
         "weights": 4 * total,
         "gradients and AdamW": 12 * trainable,
-        "logits": 3 * 4 * tokens * text.vocab_size,
+        "loss": (2 if recipe.learner.precision == "bf16" else 1) * 4 * min(CHUNK, tokens * text.vocab_size)
+        + (0 if recipe.learner.lora else 4 * text.vocab_size * text.hidden_size),
         "activations": 34 * activation_bytes * tokens * text.hidden_size * text.num_hidden_layers,
         "designer": 16 * designer if recipe.arm in DESIGNED else 0,
     }

@@ -144,6 +144,12 @@ class StreamConfig(config.StreamConfig):
         description="The loss is averaged over tokens, or over tokens of an example and then examples (Eq 37).",
     )
 
+    @model_validator(mode="after")
+    def _read_ahead(self) -> StreamConfig:
+        if self.prefetch and any(source.streaming for source in self.sources):
+            raise ValueError("prefetch cannot go on with a source that is streamed: set prefetch=0, or streaming=false")
+        return self
+
 
 class FeedbackConfig(Strict):
     """The feedback set: (problem, verified solution) pairs. Only the evaluator sees it, and arms that train on it."""
@@ -277,7 +283,8 @@ class Recipe(config.Recipe):
     @property
     def candidates(self) -> tuple[int, int]:
         """K of the arm, and how many of them are the tail: 1 and 0 where targets are one-hot."""
-        return (self.designer.top_k, self.designer.tail) if self.arm in DESIGNED | SMOOTHED else (1, 0)
+        tail = 0 if self.arm == "uniform" else self.designer.tail
+        return (self.designer.top_k, tail) if self.arm in DESIGNED | SMOOTHED else (1, 0)
 
     @property
     def effective_value(self) -> ValueConfig:

@@ -92,7 +92,7 @@ class TopKDesigner(nn.Module):
 
 
 def _features(log_p_NK: Float[Tensor, "N K"]) -> Float[Tensor, "N 3"]:
-    """log p of the true token, log of its rank (among the candidates), entropy over candidates and the rest as one token.
+    """log p of the true token, log of its rank (among the candidates), entropy over candidates and any rest as one token.
 
     All from the candidates alone: an exact entropy would cost another pass over the vocabulary.
     """

@@ -19,7 +19,6 @@ from vpretrain.language.batch import TokenBatch
 from vpretrain.language.loss import Head, Logits, Turn, at_least_fp32, dense_logits, fused_logits, primal
 from vpretrain.language.lower import Lower
 from vpretrain.phase import phase
-from vpretrain.run.random_state import random_state
 from vpretrain.subset import blocks_of
 from vpretrain.task import Parameters, Task
 
@@ -70,7 +69,8 @@ class LanguageLearner:
         self.module = _Core(model)
         self._compiled = torch.compile(self.module.causal.base_model) if compiled else None
         self.top_k, self.tail, self.bf16 = top_k, tail, bf16
-        self._plain = self._looks_ahead = False
+        self._plain = False
+        self._coming: TokenBatch | None = None
         self._ahead: _Ahead | None = None
         self._answers_of: dict[int, bool] = {}
         self._check_head()
@@ -91,9 +91,14 @@ class LanguageLearner:
 
     def forward(self, inputs: TokenBatch, parameters: Parameters | None = None) -> LanguageState:
         """The state for a batch; `parameters` (of S) replace the model's, and then no other parameter gets a gradient."""
-        if parameters is None and self._ahead is not None and self._ahead.batch is inputs:
+        if parameters is None:
             ahead, self._ahead = self._ahead, None
-            if ahead.theta == self._versions() and torch.is_grad_enabled():
+            if (
+                ahead is not None
+                and ahead.batch is inputs
+                and ahead.theta == self._versions()
+                and torch.is_grad_enabled()
+            ):
                 return ahead.state
         return self._forward(inputs, parameters, self.top_k, self.tail)
 
@@ -165,17 +170,17 @@ class LanguageLearner:
             self.module.train(training)
 
     @contextlib.contextmanager
-    def looking_ahead(self) -> Iterator[None]:
+    def looking_ahead(self, batch: TokenBatch) -> Iterator[None]:
         """The learner's own pass over the coming batch does not depend on the task: within this it is made as soon as a part
         of the batch is prepared, shares what its lower blocks make, and waits for `forward` to be asked for it.
 
-        Not under dropout, which a meta step goes without, nor in bf16.
+        Not under dropout, which a meta step goes without, nor in bf16. It is never a compiled pass.
         """
-        self._ahead, self._looks_ahead = None, not self.bf16 and self._trains_as_it_evaluates
+        self._ahead, self._coming = None, batch if not self.bf16 and self._draws_nothing else None
         try:
             yield
         finally:
-            self._looks_ahead = False
+            self._coming = None
 
     @contextlib.contextmanager
     def plain(self) -> Iterator[None]:
@@ -206,7 +211,7 @@ class LanguageLearner:
 
     def _from_own_pass(self, inputs: TokenBatch, lower: Lower) -> Tensor | None:
         """What the lower blocks make of a part of the coming batch; None if the learner's own pass does not say."""
-        if not self._looks_ahead or inputs.part_of is None:
+        if inputs.part_of is None or inputs.part_of[0] is not self._coming:
             return None
         batch, rows = inputs.part_of
         if self._ahead is None:
@@ -214,7 +219,7 @@ class LanguageLearner:
             with phase("learner forward"), torch.enable_grad():
                 state = self._forward(replace(batch, lower=whole), None, self.top_k, self.tail)
             self._ahead = _Ahead(batch, self._versions(), state, whole.output)
-        if self._ahead.batch is not batch or not isinstance(self._ahead.below, Tensor):
+        if not isinstance(self._ahead.below, Tensor):
             return None
         return self._ahead.below[list(rows), : inputs.ids_BT.shape[1]]
 
@@ -223,15 +228,18 @@ class LanguageLearner:
         return tuple(p._version for p in self.module.parameters())
 
     @functools.cached_property
-    def _trains_as_it_evaluates(self) -> bool:
-        """Whether a pass in training draws no random numbers. (Dropout on new adapters would not show in what they give.)"""
+    def _draws_nothing(self) -> bool:
+        """Whether training draws no random numbers. (Dropout on new adapters would not show in what they give.)"""
+        devices = {"cpu": [], "cuda": [self.device]}.get(self.device.type)
+        if devices is None:
+            return False  # some device whose generator is not known here
         training = self.module.training
-        with torch.random.fork_rng(), torch.no_grad():
-            before = random_state()
+        with torch.random.fork_rng(devices), torch.no_grad():
+            before = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
             self.module.train()(*self._sample(), None)
-            after = random_state()
+            after = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
         self.module.train(training)
-        return all(torch.equal(before[name], after[name]) for name in before)
+        return all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
     def _theta(self, parameters: Parameters) -> Parameters:
         """All parameters, those of S replaced and the others without gradient."""

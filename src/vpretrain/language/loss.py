@@ -173,7 +173,7 @@ def dense_logits(
     with torch.no_grad():
         z_NV = primal(logits_NV)
         top_NK = with_true_token_first(z_NV.topk(k - tail, dim=-1).indices, targets_N)
-        drawn_NM, log_each_NM = drawn_tail(z_NV.softmax(-1), top_NK, tail)
+        drawn_NM, log_each_NM = drawn_tail(z_NV.softmax(-1), top_NK, uniforms(targets_N, tail))
         candidates_NK = torch.cat([top_NK, drawn_NM], dim=-1)
         log_p_NK = torch.cat([z_NV.log_softmax(-1).gather(-1, top_NK), log_each_NM], dim=-1)
     lse_N = logits_NV.logsumexp(-1)
@@ -227,6 +227,7 @@ class _Fused(torch.autograd.Function):
         learns: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         k, tail = sizes
+        u_NM = uniforms(targets_N, tail)
         device, (n, d) = hidden_ND.device.type, hidden_ND.shape
         low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
         high = at_least_fp32(weight_VD).dtype
@@ -248,7 +249,7 @@ class _Fused(torch.autograd.Function):
                 p_nV = torch.softmax(z_nV, dim=-1, out=z_nV)
                 # From the likeliest token, whose p is never rounded to 0.
                 lse_n1 = best_nK[:, :1] - p_nV.gather(-1, ids_nK[:, :1]).log()
-                drawn_nM, log_each_nM = drawn_tail(p_nV, top_nK, tail)
+                drawn_nM, log_each_nM = drawn_tail(p_nV, top_nK, u_NM[rows])
                 log_p_nM = p_nV.gather(-1, drawn_nM).clamp_min(torch.finfo(high).tiny).log()
                 lse_N[rows] = lse_n1[:, 0]
                 candidates_NK[rows] = torch.cat([top_nK, drawn_nM], dim=-1)
@@ -256,14 +257,17 @@ class _Fused(torch.autograd.Function):
                 log_p_NK[rows] = torch.cat([z_nK - lse_n1, log_each_nM], dim=-1)
                 if isinstance(slope, Tensor) or slope != 1:
                     p_nV *= slope
-                p_nV = p_nV.to(low)
+                # The true token's p is taken off in backward, in high precision: of a token that is known there is little left.
+                p_nV = p_nV.scatter_(-1, targets_N[rows, None], 0).to(low)
                 if d_hidden_ND is not None:
                     d_hidden_ND[rows] = share_n1 * (p_nV @ head.weight_VD)
                 if d_weight_VD is not None:
                     _add_product(d_weight_VD, p_nV.T, (share_n1 * h_nD).to(low))
                 if d_bias_V is not None:
                     d_bias_V += (share_n1 * p_nV).sum(0)
-        context.save_for_backward(hidden_ND, head.weight_VD, candidates_NK, z_NK)
+        context.save_for_backward(
+            hidden_ND, head.weight_VD, candidates_NK, z_NK, share_N[:, None] * log_p_NK[:, :1].exp()
+        )
         context.form, context.found = form, (d_hidden_ND, d_weight_VD, d_bias_V)
         context.mark_non_differentiable(log_p_NK, lse_N, candidates_NK)
         return (share_N * lse_N).sum(), z_NK, log_p_NK, lse_N, candidates_NK
@@ -273,8 +277,9 @@ class _Fused(torch.autograd.Function):
     def backward(context: Any, g_mean: Tensor, g_NK: Tensor, *others: Tensor) -> tuple[Any, ...]:
         if context.found is None:
             raise RuntimeError("the fused loss keeps nothing for a second backward pass")
-        hidden_ND, weight_VD, candidates_NK, z_NK = context.saved_tensors
+        hidden_ND, weight_VD, candidates_NK, z_NK, p_N1 = context.saved_tensors
         (d_hidden_ND, d_weight_VD, d_bias_V), context.found = context.found, None
+        g_NK = torch.cat([g_NK[:, :1] + g_mean * p_N1, g_NK[:, 1:]], dim=-1)
         g_NK = g_NK * Head(weight_VD, None, *context.form).slope(z_NK)
         if d_hidden_ND is not None:
             d_hidden_ND = d_hidden_ND.mul_(g_mean).add_(_weighted_rows(g_NK, weight_VD, candidates_NK))
@@ -298,17 +303,25 @@ def with_true_token_first(top_NK: Int[Tensor, "N K"], targets_N: Int[Tensor, " N
     return torch.cat([targets_N[:, None], top_NK.gather(-1, order_NK[:, : k - 1])], dim=-1)
 
 
-def drawn_tail(
-    p_NV: Float[Tensor, "N V"], top_NK: Int[Tensor, "N K"], tail: int
-) -> tuple[Int[Tensor, "N M"], Float[Tensor, "N M"]]:
-    """As many tokens from the rest by p (one may come twice), and the log of the share of the rest that each stands for."""
+def uniforms(targets_N: Int[Tensor, " N"], tail: int) -> Float[Tensor, "N M"]:
+    """Random numbers for a tail. They follow from what the learner read: a resumed run, and the next arm, draw the same."""
     if tail == 0:
+        return torch.empty(len(targets_N), 0, device=targets_N.device)
+    generator = torch.Generator(targets_N.device).manual_seed(int(targets_N.sum()))
+    return torch.rand(len(targets_N), tail, generator=generator, device=targets_N.device)
+
+
+def drawn_tail(
+    p_NV: Float[Tensor, "N V"], top_NK: Int[Tensor, "N K"], u_NM: Float[Tensor, "N M"]
+) -> tuple[Int[Tensor, "N M"], Float[Tensor, "N M"]]:
+    """Tokens from the rest by p (one may come twice), and the log of the share of the rest that each stands for."""
+    if u_NM.shape[1] == 0:
         return top_NK[:, :0], p_NV[:, :0]
-    rest_NV = p_NV.scatter(-1, top_NK, 0).clamp_min(torch.finfo(p_NV.dtype).tiny)
-    # What is drawn follows from what the learner read: a resumed run, and the next arm, draw the same.
-    generator = torch.Generator(p_NV.device).manual_seed(int(top_NK[:, 0].sum()))
-    drawn_NM = rest_NV.multinomial(tail, replacement=True, generator=generator)
-    return drawn_NM, (rest_NV.sum(-1, keepdim=True) / tail).log().expand(-1, tail)
+    sums_NV = p_NV.scatter(-1, top_NK, 0).cumsum(-1)
+    total_N1 = sums_NV[:, -1:]
+    drawn_NM = torch.searchsorted(sums_NV, u_NM.to(sums_NV) * total_N1, right=True).clamp_max(p_NV.shape[1] - 1)
+    log_each_N1 = (total_N1 / u_NM.shape[1]).clamp_min(torch.finfo(p_NV.dtype).tiny).log()
+    return drawn_NM, log_each_N1.expand_as(drawn_NM)
 
 
 def gather_dot(

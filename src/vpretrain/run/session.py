@@ -125,10 +125,11 @@ class Session:
             load_optimizer_tensors(optimizer, groups[f"{name}-optimizer"])
         if parts.meta is not None:
             parts.meta.updates = state["meta_updates"]
-            parts.meta.direction = groups["direction"] or None
+            at = parts.meta.at()
+            parts.meta.direction = {name: u.to(at[name]) for name, u in groups["direction"].items()} or None
             for key, g in groups["feedback-gradients"].items():
                 domain, name = key.rsplit("/", 1)
-                parts.meta.kept.setdefault(domain, {})[name] = g
+                parts.meta.kept.setdefault(domain, {})[name] = g.to(at[name])
             if parts.meta.optimizer is not None:
                 load_optimizer_tensors(parts.meta.optimizer, groups["designer-optimizer"])
         parts.stream.load_state_dict(state["stream"])
@@ -252,7 +253,9 @@ class Session:
                 start = time.perf_counter()
                 with parts.learner.meta_mode():
                     parts.meta.values(batches)
-                seconds += (time.perf_counter() - start) / self.recipe.value.every_steps
+                seconds += (
+                    time.perf_counter() - start
+                ) / self.recipe.value.every_steps  # as if each had feedback of its own
         parts.stream.load_state_dict(cursors[0])
         parts.feedback.load_state_dict(cursors[1])
         for part, state_dict in zip(stateful, kept, strict=True):

@@ -206,7 +206,7 @@ class VisionLearner:
         finally:
             self.module.train(training)
 
-    def looking_ahead(self) -> contextlib.AbstractContextManager[None]:
+    def looking_ahead(self, batch: ViewBatch) -> contextlib.AbstractContextManager[None]:
         """The step's views depend on the designer that the update changes: nothing is shared."""
         return contextlib.nullcontext()
 
