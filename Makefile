@@ -38,7 +38,7 @@ bench-gsm8k: .venv/.installed-quickstart ## the real learner on data/gsm8k/train
 	$(BIN)/vpretrain compare recipes/smollm2-gsm8k.yaml --arms one-hot,v,self-distillation,closed-form,mixed-in \
 		--seeds 0,1,2 $(ARGS)
 
-bench-speed: .venv/.installed-quickstart .venv/.installed-vision ## what V costs over ordinary pretraining, in time and memory; ARGS=--quick takes five minutes
+bench-speed: .venv/.installed-quickstart .venv/.installed-vision ## what V costs over ordinary pretraining, in time and memory; twenty minutes, less with ARGS=--quick
 	$(BIN)/python -m benchmarks.speed $(ARGS)
 
 bench-decontaminate: .venv/.installed-dev ## near-duplicates in a gigabyte of text: speed, memory, recall; ARGS=--quick takes seconds

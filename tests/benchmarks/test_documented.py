@@ -7,22 +7,24 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.speed import table as speed
 from benchmarks.steering.table import ablation_markdown, markdown
 from benchmarks.table import comparison_markdown
 
 ROOT = Path(__file__).parents[2]
 TABLES = {
-    "steering/results.json": markdown,
-    "steering/ablation.json": ablation_markdown,
-    "gsm8k.json": comparison_markdown,
+    "steering/results.json": ("results.md", markdown),
+    "steering/ablation.json": ("results.md", ablation_markdown),
+    "gsm8k.json": ("results.md", comparison_markdown),
+    "speed/results.json": ("speed.md", speed.markdown),
 }
 
 
 @pytest.mark.parametrize("file", TABLES)
 def test_tables_in_the_documentation_are_those_of_the_results(file):
     report = json.loads((ROOT / "benchmarks" / file).read_text(encoding="utf-8"))
-    table = TABLES[file]
-    assert table(report) in (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    document, table = TABLES[file]
+    assert table(report) in (ROOT / "docs" / document).read_text(encoding="utf-8")
 
 
 def test_results_have_the_promised_form():
