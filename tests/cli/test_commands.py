@@ -95,7 +95,7 @@ def test_inspect_shows_masks_and_candidates(recipe, capsys, arm):
     text = capsys.readouterr().out
     assert text.count("row ") == 2
     assert text.count("(true)") == 3
-    assert "A feedback pair" in text
+    assert "Feedback pairs, domain" in text
     assert ("value of the task" in text) == (arm in ("v", "closed-form"))
 
 

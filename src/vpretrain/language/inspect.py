@@ -35,7 +35,7 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
         console.print(_marked(batch, row, tokenizer))
     seen_by = "evaluator and stream" if recipe.arm == "mixed-in" else "evaluator only"
     for domain, batch in parts.feedback.next().items():
-        console.print(Text(f"\nA row of feedback pairs, domain {domain} ({seen_by})"))
+        console.print(Text(f"\nFeedback pairs, domain {domain} ({seen_by})"))
         console.print(_marked(batch, 0, tokenizer))
 
     batch = batches[0].rows([0])
