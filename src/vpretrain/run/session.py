@@ -253,9 +253,8 @@ class Session:
                 start = time.perf_counter()
                 with parts.learner.meta_mode():
                     parts.meta.values(batches)
-                seconds += (
-                    time.perf_counter() - start
-                ) / self.recipe.value.every_steps  # as if each had feedback of its own
+                # As if each update had feedback of its own.
+                seconds += (time.perf_counter() - start) / self.recipe.value.every_steps
         parts.stream.load_state_dict(cursors[0])
         parts.feedback.load_state_dict(cursors[1])
         for part, state_dict in zip(stateful, kept, strict=True):
