@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
-from collections.abc import Iterator
+import threading
+import weakref
+from collections import deque
+from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
 
 from vpretrain.task import Stream
 
@@ -23,6 +27,9 @@ def prefetched(stream: Any, steps: int, device: torch.device) -> Any:
 class Prefetched:
     """A stream read ahead: the same batches, and the cursor of what was handed out.
 
+    An executor and not a DataLoader: a DataLoader ends its workers by SIGTERM and waits for them, so that
+    a worker which leaves that signal to the run is waited for without end.
+
     Args:
         stream: makes batches on the CPU; from now on nobody else may draw from it.
         steps: learner steps whose batches are kept ready.
@@ -31,28 +38,21 @@ class Prefetched:
 
     def __init__(self, stream: Stream, steps: int, device: torch.device) -> None:
         self.stream, self.steps, self.device = stream, steps, device
-        self._made: Iterator[Any] | None = None
+        self._worker: ProcessPoolExecutor | None = None
+        self._made: deque[Future[tuple[list[Any], Any]]] = deque()
         self._state = stream.state_dict()
 
     def next(self) -> list[Any]:
         """The micro-batches of one learner step."""
-        if self._made is None:
-            self._made = iter(
-                DataLoader(
-                    _Steps(self.stream),
-                    batch_size=None,
-                    num_workers=1,  # one alone keeps the order
-                    prefetch_factor=self.steps,
-                    pin_memory=self.device.type == "cuda",
-                    generator=torch.Generator(),  # else it draws a seed from the run's random numbers
-                    worker_init_fn=_leave_signals_to_the_run,
-                )
-            )
-        batches, state = next(self._made)
-        if isinstance(batches, Exception):
-            raise batches
-        self._state = state
-        return [batch.to(self.device) for batch in batches]
+        if self._worker is None:  # one worker alone keeps the order
+            self._worker = ProcessPoolExecutor(1, initializer=_begin, initargs=(self.stream,))
+            self._end = weakref.finalize(self, self._worker.shutdown, cancel_futures=True)
+        while len(self._made) <= self.steps:
+            self._made.append(self._worker.submit(_step))
+        batches, self._state = self._made.popleft().result()
+        if self.device.type == "cuda":
+            return [batch.pin_memory().to(self.device) for batch in batches]
+        return batches
 
     def state_dict(self) -> dict[str, Any]:
         """The cursor."""
@@ -60,25 +60,32 @@ class Prefetched:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on at a cursor: what was made beyond it is dropped."""
+        if self._worker is not None:
+            self._end()
         self.stream.load_state_dict(state)
-        self._state, self._made = state, None
+        self._state, self._worker = state, None
+        self._made.clear()
 
 
-class _Steps(IterableDataset[Any]):
-    def __init__(self, stream: Stream) -> None:
-        self.stream = stream
-
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        while True:
-            try:
-                batches = self.stream.next()
-            except Exception as error:  # to be told as it would have been without a worker
-                yield error, None
-                return
-            yield batches, self.stream.state_dict()
+_stream: Stream  # the worker's own
 
 
-def _leave_signals_to_the_run(worker: int) -> None:
-    """Terminals and schedulers signal all processes at once; the run saves itself, and its end is the worker's."""
+def _begin(stream: Stream) -> None:
+    global _stream
+    _stream = stream
+    torch.set_num_threads(1)  # a pool of threads does not survive a fork
+    # Terminals and schedulers signal all processes at once: the run saves itself, and the worker ends with it.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_run, daemon=True).start()
+
+
+def _end_with_the_run() -> None:
+    run = multiprocessing.parent_process()
+    assert run is not None
+    run.join()
+    os._exit(1)
+
+
+def _step() -> tuple[list[Any], Any]:
+    return _stream.next(), _stream.state_dict()

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 import torch
 from worlds import tiny_recipe, vision_recipe
@@ -43,6 +48,25 @@ def test_the_cursor_is_that_of_what_was_handed_out():
     assert [int(stream.next()[0]) for _ in range(3)] == [3, 4, 5]
     with pytest.raises(UserError, match=r"^no more numbers: add some$"):
         stream.next()
+
+
+@pytest.mark.parametrize("kill", [False, True], ids=["returns", "is killed"])
+def test_the_worker_ends_with_the_run(kill):
+    """However the run ends, with batches in hand, and though the worker leaves all signals to it."""
+    script = f"""if True:
+        import os, signal, sys, torch
+        sys.path.insert(0, {os.path.dirname(os.path.dirname(__file__))!r})
+        from run.test_prefetch import Numbers
+        from vpretrain.prefetch import Prefetched
+
+        stream = Prefetched(Numbers(), 2, torch.device("cpu"))
+        stream.next()
+        if {kill}:
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    # the worker holds these pipes too, so that they are read to their end only when it has ended
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == (-signal.SIGKILL if kill else 0), run.stderr
 
 
 @pytest.mark.parametrize("modality", ["language", "vision"])
