@@ -138,8 +138,17 @@ class MetaUpdate:
                 inputs, {n: forward_ad.make_dual(theta[n].detach(), u) for n, u in self.direction.items()}
             )
 
+    def _gradient(self, batch: Any) -> Parameters:
+        """Of L_down by theta_S, in the learner's own precision, which is enough for a direction."""
+
+        def loss(parameters: Parameters) -> Tensor:
+            with self.learner.autocast():
+                return self.learner.evaluate(batch, parameters)
+
+        return gradient(loss, self.at())
+
     def _feedback_gradient(self, batch: Any) -> Parameters:
-        g_down = gradient(lambda parameters: self.learner.evaluate(batch, parameters), self.at())
+        g_down = self._gradient(batch)
         if self.random_seed is None:
             return g_down
         generator = torch.Generator().manual_seed(self.random_seed * 1_000_003 + self.updates)
@@ -171,7 +180,7 @@ class MetaUpdate:
         if self.general is not None and pairs:
             general = self.general(self.updates)
             with phase("meta: general gradient"):
-                g_gen = gradient(lambda parameters: self.learner.evaluate(general, parameters), at)
+                g_gen = self._gradient(general)
             cosines = [(weight, Align("cosine", metric)(g_down, g_gen)) for weight, _, g_down in pairs]
             record["general_alignment"] = float(mean(cosines))
             record["guard_active"] = float(any(cosine < 0 for _, cosine in cosines))

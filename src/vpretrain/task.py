@@ -136,6 +136,10 @@ class Learner(Protocol):
         """Context of a meta step: no dropout, no trace."""
         ...
 
+    def autocast(self) -> Any:
+        """Context of the learner's own precision, for passes that are differentiated once, backwards."""
+        ...
+
     def looking_ahead(self, batch: Any) -> Any:
         """Context of a meta update just before the step that begins with this batch: what both compute may be computed once."""
         ...

@@ -156,19 +156,32 @@ def test_a_pass_that_was_made_ahead_is_not_used_for_anything_else(change):
     assert set(ran) == {0, 1, 2}
 
 
-def test_nothing_is_made_ahead_outside_of_a_meta_update_or_in_bf16():
+def test_nothing_is_made_ahead_outside_of_a_meta_update():
     batch = random_batch()
     learner = LanguageLearner(tiny_model())
     at = subset(learner, "last-1")
     assert learner.prepare(batch.restrict(rows=2, length=20), at).lower.output is None
-    part, _ = ahead(LanguageLearner(tiny_model(), bf16=True), batch)
-    assert part.lower.output is None
     with learner.meta_mode(), learner.looking_ahead(random_batch(seed=7)):
         assert learner.prepare(batch.restrict(rows=2, length=20), at).lower.output is None
     part, _ = ahead(learner, batch)
     assert part.lower.output is not None
     learner.forward(random_batch(seed=7))
     assert learner._ahead is None  # whatever comes next, the pass is not kept
+
+
+def test_in_bf16_only_what_lies_below_s_is_rounded():
+    learners = {bf16: LanguageLearner(tiny_model(), bf16=bf16) for bf16 in (False, True)}
+    batch = random_batch(3, 24)
+    states = {}
+    for bf16, learner in learners.items():
+        part, at = ahead(learner, batch)
+        with learner.meta_mode(), torch.no_grad():
+            states[bf16] = part.lower.output, learner.forward(part, at)
+    (below, state), (rounded, near) = states[False], states[True]
+    assert rounded.dtype == near.hidden_BTD.dtype == torch.float32
+    assert not torch.equal(below, rounded)
+    torch.testing.assert_close(below, rounded, rtol=0.05, atol=0.02)
+    torch.testing.assert_close(state.hidden_BTD, near.hidden_BTD, rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("arm", ["v", "selection"])

@@ -59,7 +59,8 @@ class LanguageLearner:
         model: an AutoModelForCausalLM, or a PEFT model around one.
         top_k: K, candidates a token.
         tail: how many of them stand for the rest of the vocabulary, see `Logits.log_p_NK`.
-        bf16: run the learner's own forward and backward under bf16 autocast. Meta steps are always fp32.
+        bf16: the learner's own passes, and the feedback's, are under bf16 autocast. Values and tangents are always fp32, from
+            states below S as the learner's own pass gives them.
         compiled: compile its own passes. Meta steps, whose blocks answer by turns, are not.
     """
 
@@ -169,14 +170,18 @@ class LanguageLearner:
         finally:
             self.module.train(training)
 
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The learner's own precision."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
     @contextlib.contextmanager
     def looking_ahead(self, batch: TokenBatch) -> Iterator[None]:
         """The learner's own pass over the coming batch does not depend on the task: within this it is made as soon as a part
         of the batch is prepared, shares what its lower blocks make, and waits for `forward` to be asked for it.
 
-        Not under dropout, which a meta step goes without, nor in bf16. It is never a compiled pass.
+        Not under dropout, which a meta step goes without. It is never a compiled pass.
         """
-        self._ahead, self._coming = None, batch if not self.bf16 and self._draws_nothing else None
+        self._ahead, self._coming = None, batch if self._draws_nothing else None
         try:
             yield
         finally:
@@ -199,7 +204,7 @@ class LanguageLearner:
     def _forward(self, inputs: TokenBatch, parameters: Parameters | None, k: int, tail: int = 0) -> LanguageState:
         theta = None if parameters is None else self._theta(parameters)
         dense = self._plain or not self.module.linear_head
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16 and theta is None):
+        with self.autocast() if parameters is None else contextlib.nullcontext():
             hidden_BTD, logits_NV = self._run(inputs, theta, dense=dense)
             head = self.module.head(theta)
             how = (inputs.targets_N, inputs.share_N, k, tail)
@@ -221,7 +226,7 @@ class LanguageLearner:
             self._ahead = _Ahead(batch, self._versions(), state, whole.output)
         if not isinstance(self._ahead.below, Tensor):
             return None
-        return self._ahead.below[list(rows), : inputs.ids_BT.shape[1]]
+        return at_least_fp32(self._ahead.below[list(rows), : inputs.ids_BT.shape[1]])
 
     def _versions(self) -> tuple[int, ...]:
         """Changes whenever theta does."""

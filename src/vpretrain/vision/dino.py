@@ -85,7 +85,7 @@ class DinoLearner(VisionLearner):
     def forward(self, inputs: ViewBatch, parameters: Parameters | None = None) -> DinoState:
         """Student and teacher on the views; `parameters` (of S) replace the student's, and then no other gets a gradient."""
         if parameters is None:
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            with self.autocast():
                 student = [self._project(self.module, views) for views in (inputs.global_VB3HW, inputs.local_VB3HW)]
                 return DinoState((student[0], student[1]), self.teach(inputs))
         assert len(inputs.local_VB3HW) == 0, "meta steps leave local crops out (see ViewBatch.restrict)"

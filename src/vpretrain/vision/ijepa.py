@@ -126,7 +126,7 @@ class IJepaLearner(VisionLearner):
         """Student and teacher; `parameters` (of S) replace the student's, and then no other gets a gradient."""
         blocks = self._blocks(inputs)
         if parameters is None:
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            with self.autocast():
                 hidden, rope = self.module("lower", *self.seen(inputs, 0))
                 tokens_BTD = self.module("upper", hidden, rope, 0)
                 predicted = self.module("head", tokens_BTD[:, self.backbone.prefix :], blocks, self._grid(inputs))

@@ -89,7 +89,8 @@ class VisionLearner:
         head: what the objective puts on it.
         outputs: width of the teacher's centre.
         ema: the teacher's momentum at the start; it rises to 1 over the horizon.
-        bf16: run the learner's own forward and backward under bf16 autocast. Meta steps are always fp32.
+        bf16: the learner's own passes, and the feedback's through the backbone, are under bf16 autocast. Values and tangents
+            are always fp32.
     """
 
     def __init__(self, backbone: Backbone, head: nn.Module, *, outputs: int, ema: float, bf16: bool) -> None:
@@ -175,7 +176,8 @@ class VisionLearner:
     def evaluate(self, batch: Any, parameters: Parameters) -> Float[Tensor, ""]:
         """L_down: the loss of a feedback batch's head on the backbone's patches, as a function of S."""
         tokens_BTD = self.call(parameters)("tokens", batch.image_B3HW)
-        return batch.loss(self.backbone.grid(tokens_BTD, *batch.image_B3HW.shape[2:]))
+        with torch.autocast(self.device.type, enabled=False):  # heads and depths are fp32
+            return batch.loss(self.backbone.grid(tokens_BTD.to(batch.image_B3HW), *batch.image_B3HW.shape[2:]))
 
     def features(self, pixels_B3HW: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B T D"]:
         """Normed tokens of the frozen backbone, in fp32, without gradient or dropout."""
@@ -205,6 +207,10 @@ class VisionLearner:
             yield
         finally:
             self.module.train(training)
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The learner's own precision."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
     def looking_ahead(self, batch: ViewBatch) -> contextlib.AbstractContextManager[None]:
         """The step's views depend on the designer that the update changes: nothing is shared."""

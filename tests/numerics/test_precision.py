@@ -1,0 +1,38 @@
+"""Under bf16 a meta update takes what lies below S, and the feedback's gradient, from bf16 passes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from worlds import tiny_recipe, vision_recipe
+
+from vpretrain.doctor import designer_gradient
+from vpretrain.recipe import room
+from vpretrain.run.train import begin
+
+
+@pytest.mark.parametrize("modality", ["language", "vision"])
+def test_the_designer_is_taught_the_same_in_bf16(tmp_path, tokenizer, modality):
+    found = {}
+    for precision in ("fp32", "bf16"):
+        changes = {"name": precision, "learner": {"precision": precision}, "value": {"subset": "last-1"}}
+        recipe = (
+            tiny_recipe(tmp_path, tokenizer, **changes)
+            if modality == "language"
+            else vision_recipe(tmp_path, **changes)
+        )
+        parts = begin(recipe)
+        torch.manual_seed(1)
+        with torch.no_grad():  # away from a start at which much of the designer's gradient is zero
+            for phi in parts.construction.parameters():
+                phi.add_(0.05 * torch.randn_like(phi))
+        batches = parts.stream.next()
+        with parts.learner.meta_mode(), parts.learner.looking_ahead(batches[0]):
+            valued, g_down_norm = parts.meta.values(batches)
+        (_, one), *_ = valued
+        found[precision] = float(one.value), g_down_norm, designer_gradient(one, parts.designer, {})["all"]
+    (value, g_down_norm, exact), (near_value, near_norm, near) = found["fp32"], found["bf16"]
+    assert near_norm != g_down_norm
+    assert near_norm == pytest.approx(g_down_norm, rel=0.02)
+    assert near_value == pytest.approx(value, abs=0.02)
+    assert torch.cosine_similarity(exact, near, dim=0) > 0.98
