@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help install quickstart quickstart-vision bench-steering bench-steering-ablation bench-gsm8k bench-decontaminate bench-speed check test test-slow doctor clean
+.PHONY: help install quickstart quickstart-vision bench-steering bench-steering-ablation bench-gsm8k bench-multitask bench-posttrain bench-decontaminate bench-speed check test test-slow doctor clean
 
 help: ## what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,12 @@ bench-steering-ablation: .venv/.installed-quickstart ## one setting at a time, o
 bench-gsm8k: .venv/.installed-quickstart ## the real learner on data/gsm8k/train.jsonl, three seeds; two hours
 	$(BIN)/vpretrain compare recipes/smollm2-gsm8k.yaml --arms one-hot,v,self-distillation,closed-form,mixed-in \
 		--seeds 0,1,2 $(ARGS)
+
+bench-multitask: .venv/.installed-quickstart ## three domains in one run on the real learner, two seeds; forty minutes
+	$(BIN)/python -m benchmarks.multitask $(ARGS)
+
+bench-posttrain: .venv/.installed-dev ## V before and against SFT and GRPO on the real learner; twenty-five minutes
+	$(BIN)/vpretrain posttrain recipes/posttrain.yaml --paths v,sft,grpo,sft+grpo,v+sft,v+grpo $(ARGS)
 
 bench-speed: .venv/.installed-quickstart .venv/.installed-vision ## what V costs over ordinary pretraining, in time and memory; twenty minutes, less with ARGS=--quick
 	$(BIN)/python -m benchmarks.speed $(ARGS)

@@ -28,6 +28,25 @@ def comparison_markdown(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def domains_table(results: dict[str, Any]) -> list[list[str]]:
+    """A header, then a line an arm: what it reached in each domain, with its difference from one-hot."""
+    domains = {domain: found["nll"] for domain, found in results["by_domain"].items()}
+    table = [["arm", *(f"{domain} NLL, minus one-hot" for domain in domains), "retention NLL", "steps"]]
+    for name, arm in results["arms"].items():
+        row = [name]
+        for found in domains.values():
+            minus = found["differences"][name].get("one-hot")
+            row.append(f"{found['arms'][name]:.3f}" + (f", {interval(minus, '+')}" if minus else ""))
+        table.append([*row, f"{arm['retention_nll']:.4f}", f"{arm['steps']:.0f}"])
+    return table
+
+
+def domains_markdown(results: dict[str, Any]) -> str:
+    """The same as Markdown."""
+    header, *rows = domains_table(results)
+    return "".join(f"| {' | '.join(row)} |\n" for row in (header, ["---"] * len(header), *rows))
+
+
 def interval(value: dict[str, float] | None, sign: str, digits: int = 3) -> str:
     """A mean with its 95 % interval; a dash for none."""
     if value is None:

@@ -7,7 +7,6 @@ import torch
 from worlds import tiny_recipe, vision_recipe
 
 from vpretrain.doctor import designer_gradient
-from vpretrain.recipe import room
 from vpretrain.run.train import begin
 
 
