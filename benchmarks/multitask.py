@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     view = Table(*header, title=recipe.name)
     for row in rows:
         view.add_row(*row)
-    Console().print(view)
+    Console(width=None if sys.stdout.isatty() else 160).print(view)
     file = recipe.directory / "results.json" if settings else Path(__file__).with_suffix(".json")
     file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(f"results: {file}")

@@ -47,6 +47,25 @@ def domains_markdown(results: dict[str, Any]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in (header, ["---"] * len(header), *rows))
 
 
+def paths_markdown(results: dict[str, Any]) -> str:
+    """Of `vpretrain posttrain`: a line a path, at its end."""
+    columns = ("path", "answer NLL", "minus v", "Pass@1", "retention NLL", "tokens read", "seconds")
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    for path, found in {"step-0": {"end": results["step-0"]}, **results["paths"]}.items():
+        end = found["end"]
+        cells = [
+            path,
+            f"{end['answer_nll']:.4f}",
+            interval(found.get("minus", {}).get("v"), "+"),
+            f"{end['pass_at_1']:.1%}",
+            f"{end['retention_nll']:.4f}",
+            f"{found.get('tokens', 0):,.0f}",
+            f"{found.get('seconds', 0):.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def interval(value: dict[str, float] | None, sign: str, digits: int = 3) -> str:
     """A mean with its 95 % interval; a dash for none."""
     if value is None:
