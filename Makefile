@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help install quickstart quickstart-vision bench-steering bench-steering-ablation bench-gsm8k bench-multitask bench-posttrain bench-decontaminate bench-speed check test test-slow doctor clean
+.PHONY: help install quickstart quickstart-vision bench-steering bench-steering-ablation bench-gsm8k bench-multitask bench-posttrain bench-decontaminate bench-speed check test test-slow test-reliability audit doctor clean
 
 help: ## what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,13 @@ test: .venv/.installed-dev ## the whole suite
 
 test-slow: .venv/.installed-dev ## what needs the real pretrained learner
 	$(BIN)/python -m pytest -m slow
+
+test-reliability: .venv/.installed-dev ## the long forms of what runs survive, with a figure a promise; half an hour
+	$(BIN)/python -m pytest --long tests/reliability tests/security
+
+audit: .venv/.installed-dev ## known vulnerabilities of what is installed; asks PyPI's advisory service
+	@$(PIP) pip-audit
+	$(BIN)/pip-audit --skip-editable
 
 bench-steering: .venv/.installed-quickstart ## does it steer? hours; ARGS=--quick takes six minutes
 	$(BIN)/python -m benchmarks.steering $(ARGS)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
+from collections import Counter
 from types import SimpleNamespace
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -63,3 +65,37 @@ def in_this_process(monkeypatch):
 
     monkeypatch.setattr(group, "start_process", start)
     return commands
+
+
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="the long forms of the tests of reliability and security")
+
+
+TRIED, SURVIVED = Counter(), Counter()  # by promise, of docs/reliability.md
+
+
+@pytest.fixture
+def fault(request):
+    """A context for each fault that a promise is tried with; `make test-reliability` prints how many it survived."""
+    (promise,) = request.node.get_closest_marker("promise").args
+
+    @contextlib.contextmanager
+    def one(count=1):
+        TRIED[promise] += count
+        yield
+        SURVIVED[promise] += count
+
+    return one
+
+
+@pytest.fixture
+def many(request):
+    """Chooses between what the short form does and what the long one does."""
+    return lambda short, long: long if request.config.getoption("long") else short
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.getoption("long"):
+        terminalreporter.section("promises: faults survived of faults tried")
+        for promise in sorted(TRIED, key=lambda text: int(text.split()[0])):
+            terminalreporter.write_line(f"{promise}: {SURVIVED[promise]:,} of {TRIED[promise]:,}")

@@ -16,8 +16,8 @@ from vpretrain.task import Construction, Learner, Parameters, Stream
 class LearnerOptimizer(Protocol):
     """The learner's optimizer: the only thing that changes theta, from gradients of L_pre alone."""
 
-    def step(self) -> dict[str, float]:
-        """Clip, update, clear the gradients."""
+    def step(self, loss: float) -> dict[str, float]:
+        """Clip, update, clear the gradients; raises NonFinite before anything is updated with a number that is none."""
         ...
 
     @property
@@ -103,9 +103,9 @@ def continue_pretraining(
             losses.append(loss.detach())
             sides.append({name: share * value for name, value in task.summary().items()})
         with phase("learner optimizer"):
-            record.optimizer = optimizer.step()
+            # Numbers only now: to read one earlier is to wait for the device.
+            record.loss = float(sum(losses))
+            record.optimizer = optimizer.step(record.loss)
             learner.after_step(tasks, optimizer.progress)
-        # Numbers only now: to read one earlier is to wait for the device.
-        record.loss = float(sum(losses))
         record.side = {name: float(sum(side[name] for side in sides)) for name in sides[0]}
         after_step(record)

@@ -15,7 +15,7 @@ from vpretrain.run.optimizer import AdamW
 def one_step(recipe: Recipe, parts: Parts) -> str:
     """Says what was done. Raises UserError if no stream row can be aligned with the feedback."""
     batches = parts.stream.next()
-    optimizer = AdamW(parts.learner.named_parameters(), recipe.optimizer, horizon=1)
+    optimizer = AdamW(parts.learner.named_parameters(), recipe.effective_optimizer, horizon=1)
     done = "a learner step"
     if parts.meta is not None:
         short = copy.copy(parts.meta)
@@ -31,7 +31,8 @@ def one_step(recipe: Recipe, parts: Parts) -> str:
     state = parts.learner.forward(inputs)
     with torch.no_grad():
         task = parts.construction.targets(inputs, state.detach()).detach()
-    parts.learner.loss(state, task).backward()
-    optimizer.step()
+    loss = parts.learner.loss(state, task)
+    loss.backward()
+    optimizer.step(float(loss.detach()))
     parts.learner.after_step([task], optimizer.progress)
     return f"{done} on a tiny copy of the learner: fine"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-from vpretrain import commands
+from vpretrain import commands, pretrained
 from vpretrain.errors import Interrupted, Paused, UserError
 from vpretrain.recipe import settings_help
 
@@ -22,6 +23,7 @@ _OVERRIDES = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code: 0, 2 for wrong input, 1 for a failed check, 128 + n after signal n."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     stray = [word for word in rest if word.startswith("-") or "=" not in word]
@@ -29,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(stray or rest)}")
     if rest:  # field=value after an option
         options.overrides += rest
+    pretrained.trusted = options.trust_remote_code
+    before = signal.signal(signal.SIGTERM, _terminated)
     try:
         return int(options.command(options) or 0)
     except UserError as error:
@@ -40,6 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("vpretrain: interrupted", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminated(number: int, frame: Any) -> None:
+    """SIGTERM where nothing has to be saved; runs have an answer of their own."""
+    raise Interrupted(number, f"stopped by {signal.Signals(number).name}")
 
 
 def _seeds(text: str) -> list[int]:
@@ -75,6 +86,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"vpretrain {version('vpretrain')}")
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="let a learner run Python code that comes with it; before the command, and never from a recipe",
+    )
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, function: Any, help: str, example: str, *, recipe: bool = True, settings: bool = False) -> Any:
@@ -107,6 +123,11 @@ def _parser() -> argparse.ArgumentParser:
         "run", commands.run, "run one arm", "vpretrain run recipes/quickstart.yaml arm=one-hot", settings=True
     )
     add_resume(command, "a run")
+    command.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="with --resume: go on with settings that the run did not begin with",
+    )
     command.add_argument(
         "--until",
         type=_share,
@@ -189,6 +210,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("run", metavar="RUN", help="directory of a run of v, or another arm with a designer")
     add_count(command, "--batches", 16, "micro-batches of its stream to look at")
+    command = add(
+        "replay",
+        commands.replay,
+        "make a step again that ended in a loss, gradient or value that is no number",
+        "vpretrain replay runs/mine/replay/step-00000042",
+        recipe=False,
+    )
+    command.add_argument("step", metavar="STEP", help="directory that the run named when it stopped")
     command = add(
         "decontaminate",
         commands.decontaminate,

@@ -18,7 +18,8 @@ def run(options: argparse.Namespace) -> int:
     from vpretrain.run import run_recipe
 
     _quiet()
-    result = run_recipe(recipe, resume=options.resume, overwrite=options.overwrite, until=options.until)
+    how = {name: getattr(options, name) for name in ("resume", "overwrite", "accept_changes", "until")}
+    result = run_recipe(recipe, **how)
     _print_figures(result)
     print(f"results: {recipe.directory / 'result.json'}   log: {recipe.directory / 'metrics.jsonl'}")
     if result["steps"]:
@@ -135,6 +136,20 @@ def gate(options: argparse.Namespace) -> int:
     picture = draw_gate(results, Path(options.run) / "gate.png")
     _print_results(Path(options.run) / "gate.json", picture)
     return 0
+
+
+def replay(options: argparse.Namespace) -> int:
+    from vpretrain.run.replay import replay
+
+    _quiet()
+    found = replay(Path(options.step))
+    print(f"step {found['step']}: {found['was']}")
+    print(f"made again: {found['is'] or 'every number is finite'}")
+    if not found["batch"]:
+        print("the stream gives another batch than it was: its data have changed")
+    for name, count in found["not_finite"].items():
+        print(f"  {count:,} numbers of the gradient of {name} are not finite")
+    return int(found["is"] != found["was"])
 
 
 def check(options: argparse.Namespace) -> int:

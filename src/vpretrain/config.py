@@ -26,6 +26,11 @@ class OptimizerConfig(Strict):
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
     clip_norm: float = Field(1.0, gt=0, description="The gradient is scaled down to this norm at most.")
+    skip_above: float | None = Field(
+        None,
+        gt=1,
+        description="Leave out a step whose loss is above so many times the median of recent ones; null: none.",
+    )
     warmup_fraction: Fraction = Field(0.03, description="Share of the horizon over which the rate rises linearly.")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="Shape after warm-up, over the horizon in steps (down to a tenth of the peak)."
@@ -132,6 +137,7 @@ class Recipe(Strict):
     arms: ClassVar[tuple[str, ...]]
     baseline: ClassVar[str]
     unit: ClassVar[str]  # what a throughput counts
+    memory_knobs: ClassVar[str]  # settings that ask for less of it
 
     modality: str = Field(description="What the learner is trained on: language or vision.")
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run and of its directory.")
@@ -153,6 +159,11 @@ class Recipe(Strict):
     def effective_value(self) -> ValueConfig:
         """The value section as the arm has it."""
         return self.value
+
+    @property
+    def effective_optimizer(self) -> OptimizerConfig:
+        """The optimizer section as the arm has it."""
+        return self.optimizer
 
     @property
     def directory(self) -> Path:

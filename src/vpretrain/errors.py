@@ -2,11 +2,32 @@
 
 
 class UserError(ValueError):
-    """Wrong input; the text is one line that says what is wrong and what to do. Exit code 2."""
+    """Wrong input; the text is one line that says what is wrong and what to do. Exit code 2.
+
+    Whatever is quoted in it (names, values, other libraries) can neither break the line nor steer a terminal.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
 
 
-class Interrupted(Exception):
+class NonFinite(UserError):
+    """A loss, gradient or value is no finite number; nothing was updated with it.
+
+    Args:
+        what: and which, e.g. "the loss is nan".
+        remedy: settings that mend it.
+    """
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(what)
+        self.remedy = remedy
+
+
+class Interrupted(BaseException):
     """A signal stopped the command; nothing was lost. Exit code 128 + the signal's number.
+
+    Like KeyboardInterrupt it passes through what handles mere mistakes.
 
     Args:
         signal_number: the signal.

@@ -6,6 +6,7 @@ reference to the learner's optimizer, and nothing it computes reaches the learne
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from vpretrain.errors import NonFinite
 from vpretrain.guard import guarded
 from vpretrain.phase import phase
 from vpretrain.task import Construction, Feedback, Learner, Parameters
@@ -90,6 +92,8 @@ class MetaUpdate:
                 return {}
             self.direction = {n: torch.stack([w * v.direction[n] for w, v in valued]).sum(0) for n in self.subset}
             record["value"] = float(mean([(w, v.value) for w, v in valued]))
+            for what in ("value", "g_down_norm"):
+                _refuse(what.replace("_norm", ""), record[what])
             if self.optimizer is not None:
                 regulariser = mean([(w, self.construction.regulariser(v.task)) for w, v in valued])
                 record["regulariser"] = float(regulariser.detach())
@@ -203,7 +207,13 @@ class MetaUpdate:
         with phase("meta: designer optimizer"):
             for parameter, g in zip(self.phi, gradients, strict=True):
                 parameter.grad = g
-            grad_norm = torch.nn.utils.clip_grad_norm_(self.phi, self.clip_norm, error_if_nonfinite=True)
+            grad_norm = float(torch.nn.utils.clip_grad_norm_(self.phi, self.clip_norm))
+            _refuse("designer's gradient", grad_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
-        return float(grad_norm)
+        return grad_norm
+
+
+def _refuse(what: str, number: float) -> None:
+    if not math.isfinite(number):
+        raise NonFinite(f"the {what} is {number}", "lower designer.lr or optimizer.lr, or look at the feedback")

@@ -15,6 +15,9 @@ from vpretrain.errors import UserError
 from vpretrain.run.progress import console
 
 PREFIX = "pypi:"
+trusted = (
+    False  # whether learners may run code of their own: set by the command line, and by nothing that can be downloaded
+)
 Convert = Callable[[Path, Path], None]
 """Reads a package's folder and writes a directory as save_pretrained does."""
 
@@ -62,12 +65,15 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vpretrain"
 
 
-def loaded(load: Callable[..., Any], what: str, *arguments: Any, **options: Any) -> Any:
-    """What a from_pretrained returns. Raises UserError with its first line if there is none."""
+def loaded(load: Callable[..., Any], what: str, name: str, **options: Any) -> Any:
+    """What a from_pretrained returns. Raises UserError with the first line of what went wrong."""
     try:
-        return load(*arguments, **options)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot load {what}: {first_line(error)}") from None
+        return load(name, trust_remote_code=trusted, **options)
+    except Exception as error:  # damaged or hostile files end in many kinds
+        told = first_line(error) or type(error).__name__
+        if "custom code" in str(error):
+            told = "it comes with code of its own: if you trust it, use vpretrain --trust-remote-code COMMAND"
+        raise UserError(f"cannot load {what}: {told}") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -89,7 +89,9 @@ def probe(recipe: Recipe, steps: int) -> dict[str, Any]:
     parts = begin(recipe)
     if parts.warm_up is not None:
         parts.warm_up()
-    optimizer = AdamW(parts.learner.named_parameters(), recipe.optimizer, horizon=recipe.budget.steps or steps)
+    optimizer = AdamW(
+        parts.learner.named_parameters(), recipe.effective_optimizer, horizon=recipe.budget.steps or steps
+    )
     observer = OneStepProbe(parts, room(recipe.modality, "assemble").subset_of(recipe, parts.learner))
     with steady("             probe", steps) as done:
 

@@ -44,7 +44,9 @@ def profile(recipe: Recipe, steps: int) -> dict[str, Any]:
         raise UserError(f"profile times the steps of Algorithm 1, and arm={recipe.arm} has a trainer of its own")
     if parts.warm_up is not None:
         parts.warm_up()
-    optimizer = AdamW(parts.learner.named_parameters(), recipe.optimizer, horizon=recipe.budget.steps or steps)
+    optimizer = AdamW(
+        parts.learner.named_parameters(), recipe.effective_optimizer, horizon=recipe.budget.steps or steps
+    )
     read = 0
     with steady("           profile", steps + period) as done:
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -14,8 +15,10 @@ from pydantic import BaseModel, ValidationError
 
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
+from vpretrain.files import write_whole
 
 MODALITIES = ("language", "vision")
+_SECRET = re.compile(r"://[^/\s:@]+:[^/\s@]+@|\bhf_[A-Za-z0-9]{16,}")
 
 
 def room(modality: str, name: str) -> Any:
@@ -33,7 +36,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read the recipe {path}: {error.strerror}; recipes/ holds ready ones") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path} must hold fields such as `learner:` and `stream:`, not {type(data).__name__}")
@@ -49,6 +52,11 @@ def with_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, 
 
 def parse_recipe(data: dict[str, Any], origin: str = "recipe") -> Recipe:
     """A recipe from plain data, with errors as one line. Raises UserError."""
+    if any(_SECRET.search(text) for text in _texts(data, set())):
+        raise UserError(
+            f"{origin} holds a password or token, and recipes are saved with every run: "
+            "give it as HF_TOKEN in the environment, or in ~/.netrc"
+        )
     modality = data.get("modality", MODALITIES[0])
     if modality not in MODALITIES:
         raise UserError(f"{origin}: modality '{modality}' is unknown: choose from {', '.join(MODALITIES)}")
@@ -61,24 +69,40 @@ def parse_recipe(data: dict[str, Any], origin: str = "recipe") -> Recipe:
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write a recipe with every setting spelled out."""
-    path.write_text(
-        yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )
+    write_whole(path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
 def refuse_changes(recipe: Recipe, saved: Path, *, except_for: set[str]) -> None:
-    """Raises UserError if a recipe differs from the saved one of the work that it is to go on with."""
-    before = yaml.safe_load(saved.read_text(encoding="utf-8"))
-    after = recipe.model_dump(mode="json")
+    """Raises UserError, with what differs, if a recipe is not the saved one of the work that it is to go on with."""
+    before, after = (_flat(one.model_dump(mode="json", exclude=except_for)) for one in (load_recipe(saved), recipe))
     changed = [
-        f"{section}: {before.get(section)!r} -> {after[section]!r}"
-        for section in after
-        if section not in except_for and before.get(section) != after[section]
+        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+        for key in dict.fromkeys([*before, *after])
+        if before.get(key) != after.get(key)
     ]
     if changed:
         raise UserError(
-            f"--resume with a changed recipe would not be the same work ({'; '.join(changed)}); undo it or use name=..."
+            f"--resume with a changed recipe would not be the same work ({'; '.join(changed)}); "
+            "undo it or use name=...; a run goes on with --accept-changes"
         )
+
+
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their names with dots."""
+    if not isinstance(data, dict | list) or not data:
+        return {prefix[:-1]: data}
+    items = data.items() if isinstance(data, dict) else enumerate(data)
+    return {name: value for key, inner in items for name, value in _flat(inner, f"{prefix}{key}.").items()}
+
+
+def _texts(data: Any, seen: set[int]) -> Iterator[str]:
+    """All texts in nested data, each part once: in YAML a part may stand in many places, or hold itself."""
+    if isinstance(data, str):
+        yield data
+    elif isinstance(data, dict | list) and id(data) not in seen:
+        seen.add(id(data))
+        for inner in data.values() if isinstance(data, dict) else data:
+            yield from _texts(inner, seen)
 
 
 def _apply(data: dict[str, Any], override: str) -> None:

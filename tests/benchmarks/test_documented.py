@@ -9,13 +9,15 @@ import pytest
 
 from benchmarks.speed import table as speed
 from benchmarks.steering.table import ablation_markdown, markdown
-from benchmarks.table import comparison_markdown
+from benchmarks.table import comparison_markdown, domains_markdown, paths_markdown
 
 ROOT = Path(__file__).parents[2]
 TABLES = {
     "steering/results.json": ("results.md", markdown),
     "steering/ablation.json": ("results.md", ablation_markdown),
     "gsm8k.json": ("results.md", comparison_markdown),
+    "multitask.json": ("results.md", domains_markdown),
+    "posttrain.json": ("results.md", paths_markdown),
     "speed/results.json": ("speed.md", speed.markdown),
 }
 

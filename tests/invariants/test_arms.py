@@ -299,6 +299,6 @@ def test_the_adamw_metric_is_the_preconditioner_of_the_step():
         parameter.grad = torch.randn(5)
         gradient, before = parameter.grad.clone(), parameter.detach().clone()
         lr = optimizer.rate()
-        optimizer.step()
+        optimizer.step(1.0)
     # With beta_1 = 0 the realised step is exactly -lr P g.
     torch.testing.assert_close(parameter.detach() - before, -lr * optimizer.metric(["w"])["w"] * gradient)

@@ -237,6 +237,7 @@ class DirectConfig(Strict):
     problems: int = Field(4, ge=1, description="Problems a step.")
     group: int = Field(8, ge=2, description="Attempts at each of them, of evaluation.max_new_tokens at most.")
     temperature: float = Field(1.0, gt=0, description="Of the attempts.")
+    lr: float | None = Field(None, gt=0, description="Peak learning rate, far below other arms'; null: optimizer.lr.")
     kl: float = Field(0.0, ge=0, description="Weight of the divergence from where training began; 0: none.")
 
 
@@ -261,6 +262,9 @@ class Recipe(config.Recipe):
     arms: ClassVar[tuple[str, ...]] = get_args(Arm)
     baseline: ClassVar[str] = "one-hot"
     unit: ClassVar[str] = "tokens"
+    memory_knobs: ClassVar[str] = (
+        "halve stream.batch_size and double stream.accumulation, shorten stream.length, or lower value.batch_size"
+    )
 
     modality: Literal["language"] = Field("language", description="What the learner is trained on.")
     arm: Arm = Field("v", description="v, or the control that takes its place.")
@@ -290,3 +294,9 @@ class Recipe(config.Recipe):
     def effective_value(self) -> ValueConfig:
         """The value section as the arm has it, see `VALUE_OF`."""
         return self.value.model_copy(update=VALUE_OF.get(self.arm, {}))
+
+    @property
+    def effective_optimizer(self) -> config.OptimizerConfig:
+        """The optimizer section as the arm has it: grpo may have a rate of its own."""
+        own = self.arm.startswith("grpo") and self.direct.lr is not None
+        return self.optimizer.model_copy(update={"lr": self.direct.lr}) if own else self.optimizer

@@ -19,7 +19,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from vpretrain.algorithm import StepRecord
-from vpretrain.errors import UserError
+from vpretrain.errors import NonFinite, UserError
 from vpretrain.language.config import Recipe, SourceConfig
 from vpretrain.language.encode import encode
 from vpretrain.language.learner import LanguageLearner
@@ -244,9 +244,7 @@ class _Driver(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **other: Any) -> None:
         norm = float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
         if not math.isfinite(norm):
-            raise UserError(
-                f"the learner's gradient is {norm} at step {self._step}; nothing was updated: lower optimizer.lr"
-            )
+            raise NonFinite(f"the learner's gradient is {norm}", "lower optimizer.lr")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **other: Any) -> None:
         if "loss" not in logs:  # the trainer's summary, at its end

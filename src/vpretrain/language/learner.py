@@ -292,7 +292,8 @@ class LanguageLearner:
                     (torch.cat([ids_BT.flip(1), ids_BT], dim=1), positions_BT.repeat(1, 2)),
                 )
             )
-        return torch.allclose(alone, behind, rtol=1e-3, atol=1e-4)
+        # Rounding alone is below 1e-4, and more than half of what a state-space model knows is from before.
+        return bool(((alone - behind).norm(dim=-1) < 0.01 * alone.norm(dim=-1)).all())
 
     def _check_head(self) -> None:
         """Refuse a model whose logits are more than head, factor and cap, before any work is done on wrong numbers."""

@@ -22,7 +22,7 @@ def load_model(config: LearnerConfig) -> Any:
         UserError: no such model, or no such device.
     """
     load = AutoModelForCausalLM.from_pretrained
-    model = loaded(load, f"the learner {config.name}", resolve(config.name), dtype=torch.float32)
+    model = loaded(load, f"the learner {config.name}", resolve(config.name), dtype=torch.float32, use_safetensors=True)
     if config.lora is not None:
         model = with_adapters(model, config.lora)
     try:

@@ -7,13 +7,16 @@ from typing import Any
 from vpretrain.config import Recipe
 
 
-def run_recipe(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, until: float = 1.0) -> dict[str, Any]:
+def run_recipe(
+    recipe: Recipe, *, resume: bool = False, overwrite: bool = False, accept_changes: bool = False, until: float = 1.0
+) -> dict[str, Any]:
     """Run one arm as the recipe says: train, export, evaluate.
 
     Args:
         recipe: see `vpretrain.load_recipe`.
         resume: go on from the newest checkpoint in the run's directory.
         overwrite: throw away an earlier run there.
+        accept_changes: resume with settings that the run did not begin with.
         until: the share of the budget at which to save and leave the rest for a later call.
 
     Returns:
@@ -25,11 +28,13 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, overwrite: bool = False,
         Paused: `until` is reached.
     """
     # Imported late: torch and transformers take seconds, which `--help` and mistakes in a recipe need not wait for.
+    from vpretrain.run.lock import locked
     from vpretrain.run.progress import console
     from vpretrain.run.session import Session, prepare_directory
     from vpretrain.run.train import begin
 
-    prepare_directory(recipe, resume=resume, overwrite=overwrite)
-    with console.status(f"{recipe.arm}: loading the learner and the data"):
-        session = Session(recipe, begin(recipe), resume=resume, until=until)
-    return session.run()
+    with locked(recipe.directory):
+        prepare_directory(recipe, resume=resume, overwrite=overwrite, accept_changes=accept_changes)
+        with console.status(f"{recipe.arm}: loading the learner and the data"):
+            session = Session(recipe, begin(recipe), resume=resume, until=until)
+        return session.run()

@@ -5,11 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import torch
-
 from vpretrain.errors import UserError
 from vpretrain.recipe import load_recipe, room
-from vpretrain.run.checkpoint import checkpoints, load_checkpoint
+from vpretrain.run.checkpoint import checkpoints, load_newest, load_parameters
 
 
 def export(run: str, target: str) -> None:
@@ -30,14 +28,10 @@ def export(run: str, target: str) -> None:
     if (source / "model").is_dir():
         shutil.copytree(source / "model", directory, dirs_exist_ok=True)
         return
-    saved = checkpoints(source / "checkpoints")
-    if not saved:
+    if not checkpoints(source / "checkpoints"):
         raise UserError(f"{run} has neither a model nor a checkpoint: run it first")
 
     recipe = load_recipe(source / "recipe.yaml")
     learner, write = room(recipe.modality, "assemble").load_learner(recipe)
-    tensors, _ = load_checkpoint(saved[-1])
-    with torch.no_grad():
-        for name, parameter in learner.named_parameters():
-            parameter.copy_(tensors["learner"][name])
+    load_parameters(learner, load_newest(source / "checkpoints")[0]["learner"])
     write(directory)

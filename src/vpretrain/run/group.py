@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from vpretrain import pretrained
 from vpretrain.config import Recipe
 from vpretrain.errors import Interrupted, Paused, UserError
 from vpretrain.recipe import refuse_changes, save_recipe
@@ -31,7 +32,8 @@ class Process(Protocol):
 
 def start_process(command: Sequence[str]) -> Process:
     """Start `vpretrain COMMAND` in a process of its own, and in a process group of its own."""
-    whole = [sys.executable, "-m", "vpretrain", *command]
+    trust = ["--trust-remote-code"] if pretrained.trusted else []
+    whole = [sys.executable, "-m", "vpretrain", *trust, *command]
     return subprocess.Popen(whole, stdout=subprocess.DEVNULL, process_group=0)
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vpretrain.config import OptimizerConfig
-from vpretrain.errors import UserError
+from vpretrain.errors import NonFinite
 from vpretrain.task import Parameters
 
+_RECENT, _FEWEST = 64, 8  # losses that a leap is measured against
 FINAL_SHARE = 0.1  # linear and cosine schedules end at this share of the peak rate
 
 
@@ -32,6 +35,7 @@ class AdamW:
         self.config = config
         self.horizon = horizon
         self.steps = 0
+        self._losses: deque[float] = deque(maxlen=_RECENT)
         self.torch = torch.optim.AdamW(
             self.parameters.values(),
             lr=config.lr,
@@ -63,25 +67,27 @@ class AdamW:
                 share = FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * progress))
         return self.config.lr * share
 
-    def step(self) -> dict[str, float]:
-        """Clip, update, clear the gradients.
+    def step(self, loss: float) -> dict[str, float]:
+        """Clip, update, clear the gradients; or, where the loss has leapt and the recipe says so, only clear them.
+
+        Args:
+            loss: of this step.
 
         Raises:
-            UserError: the gradient is not finite; theta is left as it was.
+            NonFinite: the loss or the gradient is not finite; theta is left as it was.
         """
         grad_norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip_norm))
-        if not math.isfinite(grad_norm):
-            raise UserError(
-                f"the learner's gradient is {grad_norm} at step {self.steps}; nothing was updated: "
-                "lower optimizer.lr, or resume from the last checkpoint with another seed"
-            )
-        lr = self.rate()
-        for group in self.torch.param_groups:
-            group["lr"] = lr
-        self.torch.step()
+        for what, number in (("loss", loss), ("learner's gradient", grad_norm)):
+            if not math.isfinite(number):
+                raise NonFinite(f"the {what} is {number}", "lower optimizer.lr, or take another seed")
+        lr, leapt = self.rate(), self._leapt(loss)
+        if not leapt:
+            for group in self.torch.param_groups:
+                group["lr"] = lr
+            self.torch.step()
         self.torch.zero_grad(set_to_none=True)
         self.steps += 1
-        return {"lr": lr, "grad_norm": grad_norm}
+        return {"lr": lr, "grad_norm": grad_norm, **({"skipped": 1.0} if leapt else {})}
 
     def metric(self, names: Iterable[str]) -> Parameters | None:
         """AdamW's preconditioner P = 1 / (sqrt(v_hat) + eps) over the named parameters (App B.4): fresh tensors.
@@ -97,12 +103,23 @@ class AdamW:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters; the moments are in `tensors`."""
-        return {"steps": self.steps, "horizon": self.horizon}
+        """Counters and recent losses; the moments are in `optimizer_tensors`."""
+        return {"steps": self.steps, "horizon": self.horizon, "losses": list(self._losses)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the counters."""
+        """Restore the counters and losses."""
         self.steps, self.horizon = state["steps"], state["horizon"]
+        self._losses.clear()
+        self._losses.extend(state["losses"])
+
+    def _leapt(self, loss: float) -> bool:
+        """Whether the loss is so many times the median of the last ones that the step is to be left out."""
+        if self.config.skip_above is None:
+            return False
+        leapt = len(self._losses) >= _FEWEST and loss > self.config.skip_above * median(self._losses)
+        if not leapt:
+            self._losses.append(loss)
+        return leapt
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

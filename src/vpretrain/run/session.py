@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import math
 import resource
 import shutil
 import signal
@@ -19,19 +20,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from vpretrain.algorithm import StepRecord
 from vpretrain.config import Recipe
-from vpretrain.errors import Interrupted, Paused, UserError
+from vpretrain.errors import Interrupted, NonFinite, Paused, UserError
+from vpretrain.files import whole_directory, write_whole
 from vpretrain.parts import Parts
 from vpretrain.recipe import refuse_changes, save_recipe
 from vpretrain.run.budget import Budget
-from vpretrain.run.checkpoint import Groups, checkpoints, load_checkpoint, save_checkpoint
-from vpretrain.run.optimizer import AdamW, load_optimizer_tensors, optimizer_tensors
+from vpretrain.run.checkpoint import checkpoints, load_newest, save_checkpoint
+from vpretrain.run.optimizer import AdamW
 from vpretrain.run.progress import console, progress
 from vpretrain.run.random_state import random_state, set_random_state
+from vpretrain.run.replay import write_replay
+from vpretrain.run.state import Before, captured, restore
 from vpretrain.run.train import train
 
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # torch's words, on GPU and CPU
 _MAY_CHANGE = {"budget", "checkpoint", "output", "name", "threads"}  # what a resumed run may set anew
 
 
@@ -49,104 +55,84 @@ class Session:
         self.recipe, self.parts = recipe, parts
         self.directory = recipe.directory
         self.budget = Budget(recipe.budget, until=until)
-        self.optimizer = AdamW(parts.learner.named_parameters(), recipe.optimizer)
+        self.optimizer = AdamW(parts.learner.named_parameters(), recipe.effective_optimizer)
         self.totals: dict[str, float] = {"read": 0, "meta_updates": 0}
         self.side: dict[str, float] = {}  # sums over steps of the tasks' scalar side information
         self._saved_at = self._share = 0.0
         self._signal: int | None = None
+        self._phase = "start"  # then training, saving, and the end
         if resume:
             self._load()
-        else:
-            save_recipe(recipe, self.directory / "recipe.yaml")
 
     def run(self) -> dict[str, Any]:
-        """Train until the budget is spent, evaluate, export; returns and writes result.json."""
-        if self.optimizer.horizon is None:
-            if self.parts.warm_up is not None and self.recipe.budget.steps != 0:
-                self.parts.warm_up()
-            with console.status(f"{self.recipe.arm}: measuring a step"):
-                self.optimizer.horizon = self._horizon()
+        """Train until the budget is spent, evaluate, export; returns and writes result.json.
+
+        Raises:
+            UserError: something cannot go on; what was saved stays.
+            Interrupted: by SIGINT or SIGTERM; a second one ends the process at once.
+            Paused: the share of the budget is reached.
+        """
+        with self._signals(), told(self.recipe):
+            if self.optimizer.horizon is None:
+                if self.parts.warm_up is not None and self.recipe.budget.steps != 0:
+                    self.parts.warm_up()
+                with console.status(f"{self.recipe.arm}: measuring a step"):
+                    self.optimizer.horizon = self._horizon()
+            self._phase = "training"
+            self._train()
+            self._phase = "saving"
+            if self._signal is not None:
+                name = signal.Signals(self._signal).name
+                raise Interrupted(self._signal, f"stopped by {name}; saved {self.save()}; continue with --resume")
+            if not self.budget.spent:
+                raise Paused(
+                    f"paused at {self.budget.until:.0%} of the budget; saved {self.save()}; continue with --resume"
+                )
+            if self.budget.step:
+                with console.status(f"{self.recipe.arm}: saving"):
+                    self.save()  # whatever befalls the evaluation, no training is lost
+            self._phase = "end"
+            if self._signal is not None:
+                self._interrupt()
+            return self._finish()
+
+    def _train(self) -> None:
         recipe, parts = self.recipe, self.parts
-        with self._signals(), progress(f"{recipe.arm:>17}") as self._update, self._log() as self._log_file:
-            train(recipe, parts, self.optimizer, steps=self.budget, after_step=self._after_step)
-        if self._signal is not None:
-            name = signal.Signals(self._signal).name
-            raise Interrupted(self._signal, f"stopped by {name}; saved {self.save()}; continue with --resume")
-        if not self.budget.spent:
-            raise Paused(
-                f"paused at {self.budget.until:.0%} of the budget; saved {self.save()}; continue with --resume"
-            )
-        if self.budget.step:
-            with console.status(f"{recipe.arm}: saving"):
-                self.save()  # whatever befalls the evaluation, no training is lost
-        return self._finish()
+        with progress(f"{recipe.arm:>17}") as self._update, self._log() as self._log_file:
+            try:
+                train(recipe, parts, self.optimizer, steps=self._steps(), after_step=self._after_step)
+            except NonFinite as error:
+                raise UserError(self._told(error)) from error
+
+    def _steps(self) -> Iterator[int]:
+        for step in self.budget:
+            self._before = Before(self.parts)
+            yield step
+
+    def _told(self, error: NonFinite) -> str:
+        step = self.budget.step
+        text = f"{error} at step {step}; nothing was updated: {error.remedy}"
+        if self.parts.train is not None:
+            return text
+        kept = write_replay(self.recipe, self.parts, self.optimizer, self._before, step, error)
+        return f"{text}; `vpretrain replay {kept}` makes the step again"
 
     def save(self) -> Path:
         """Write a checkpoint of everything that the next step depends on."""
-        parts = self.parts
-        groups: Groups = {
-            "learner": {name: p.detach() for name, p in parts.learner.named_parameters()},
-            "learner-optimizer": optimizer_tensors(self.optimizer.torch),
-            "random": random_state(),
-        }
-        state: dict[str, Any] = {
-            "optimizer": self.optimizer.state_dict(),
-            "budget": self.budget.state_dict(),
-            "stream": parts.stream.state_dict(),
-            "feedback": parts.feedback.state_dict(),
-            "totals": self.totals,
-            "side": self.side,
-        }
-        groups |= {name: module.state_dict() for name, module in self._modules().items()}
-        groups |= {f"{name}-optimizer": optimizer_tensors(o) for name, o in parts.optimizers.items()}
-        if parts.meta is not None:
-            state["meta_updates"] = parts.meta.updates
-            groups["direction"] = parts.meta.direction or {}
-            groups["feedback-gradients"] = {
-                f"{domain}/{name}": g for domain, kept in parts.meta.kept.items() for name, g in kept.items()
-            }
-            if parts.meta.optimizer is not None:
-                groups["designer-optimizer"] = optimizer_tensors(parts.meta.optimizer)
+        groups, state = captured(self.parts, self.optimizer)
+        state |= {"budget": self.budget.state_dict(), "totals": self.totals, "side": self.side}
         self._saved_at = self.budget.seconds
         root = self.directory / "checkpoints"
         return save_checkpoint(root, state["budget"]["step"], groups, state, keep=self.recipe.checkpoint.keep)
 
     def _load(self) -> None:
-        parts = self.parts
-        groups, state = load_checkpoint(checkpoints(self.directory / "checkpoints")[-1])
-        with torch.no_grad():
-            for name, parameter in parts.learner.named_parameters():
-                parameter.copy_(groups["learner"][name])
-        load_optimizer_tensors(self.optimizer.torch, groups["learner-optimizer"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for name, module in self._modules().items():
-            module.load_state_dict(groups[name])
-        for name, optimizer in parts.optimizers.items():
-            load_optimizer_tensors(optimizer, groups[f"{name}-optimizer"])
-        if parts.meta is not None:
-            parts.meta.updates = state["meta_updates"]
-            at = parts.meta.at()
-            parts.meta.direction = {name: u.to(at[name]) for name, u in groups["direction"].items()} or None
-            for key, g in groups["feedback-gradients"].items():
-                domain, name = key.rsplit("/", 1)
-                parts.meta.kept.setdefault(domain, {})[name] = g.to(at[name])
-            if parts.meta.optimizer is not None:
-                load_optimizer_tensors(parts.meta.optimizer, groups["designer-optimizer"])
-        parts.stream.load_state_dict(state["stream"])
-        parts.feedback.load_state_dict(state["feedback"])
+        groups, state = load_newest(self.directory / "checkpoints")
+        restore(self.parts, self.optimizer, groups, state)
         self.budget.load_state_dict(state["budget"])
         self.totals, self.side = state["totals"], state["side"]
         self._saved_at, self._share = self.budget.seconds, self.budget.share(self.budget.step)
-        set_random_state(groups["random"])
-        for name in ("metrics.jsonl", "scores.jsonl"):  # lines of steps after the checkpoint are written anew
-            log = self.directory / name
-            lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-            kept = [line for line in lines if json.loads(line)["step"] < self.budget.step]
-            log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-
-    def _modules(self) -> dict[str, torch.nn.Module]:
-        designer = {} if self.parts.designer is None else {"designer": self.parts.designer}
-        return {**designer, **self.parts.modules}
+        for name in ("metrics.jsonl", "scores.jsonl"):
+            _cut(self.directory / name, self.budget.step)
 
     def _after_step(self, record: StepRecord) -> None:
         with self.budget.paused():
@@ -213,11 +199,12 @@ class Session:
             console.print(f"warning: {warning}", style="yellow")
         if steps:
             with console.status(f"{self.recipe.arm}: exporting the model"):
-                self.parts.export(self.directory / "model")
+                with whole_directory(self.directory / "model") as model:
+                    self.parts.export(model)
                 if self.parts.illustrate is not None:
                     self.parts.illustrate(self.directory)
         result |= self.parts.evaluate()
-        (self.directory / "result.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+        write_whole(self.directory / "result.json", json.dumps(result, indent=1))
         return result
 
     def _horizon(self) -> int:
@@ -266,14 +253,17 @@ class Session:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM end the run after the present step, with a checkpoint; a second one ends it at once."""
+        """SIGINT and SIGTERM: training ends after the present step, with a checkpoint; what can be made anew ends at once."""
 
         def stop(number: int, frame: Any) -> None:
             if self._signal is not None:
                 sys.exit(128 + number)
             self._signal = number
-            self.budget.stop()
-            console.print("stopping after this step; once more to leave without saving", style="yellow")
+            if self._phase == "training":
+                self.budget.stop()
+                console.print("stopping after this step; once more to leave without saving", style="yellow")
+            elif self._phase != "saving":
+                self._interrupt()
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -282,11 +272,51 @@ class Session:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def _interrupt(self) -> None:
+        assert self._signal is not None
+        trained = bool(checkpoints(self.directory / "checkpoints"))
+        how = (
+            "what was trained is saved; continue with --resume"
+            if trained
+            else "nothing was trained yet; start it again"
+        )
+        raise Interrupted(self._signal, f"stopped by {signal.Signals(self._signal).name}; {how}")
+
     def _log(self) -> Any:
         return (self.directory / "metrics.jsonl").open("a", encoding="utf-8")
 
 
-def prepare_directory(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+@contextlib.contextmanager
+def told(recipe: Recipe) -> Iterator[None]:
+    """What disk or memory refuse, in one line."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"cannot go on in {recipe.directory}: {error}; free space or mend the disk, then continue with --resume"
+        ) from error
+    except (MemoryError, RuntimeError) as error:
+        if not any(words in str(error) for words in _OUT_OF_MEMORY) and not isinstance(error, MemoryError):
+            raise
+        raise UserError(f"out of memory: {recipe.memory_knobs}; then start anew, or --resume") from error
+
+
+def _cut(log: Path, step: int) -> None:
+    """Leave out lines of steps after the checkpoint, which are written anew, and a line that was never finished."""
+    if not log.exists():
+        return
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    write_whole(log, "".join(line + "\n" for line in lines if _step_of(line) < step))
+
+
+def _step_of(line: str) -> float:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def prepare_directory(recipe: Recipe, *, resume: bool, overwrite: bool, accept_changes: bool = False) -> None:
     """Make the run's directory, or refuse it before any long work. Raises UserError."""
     directory = recipe.directory
     saved = checkpoints(directory / "checkpoints")
@@ -297,14 +327,17 @@ def prepare_directory(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
     if resume:
         if not saved:
             raise UserError(f"{directory} has no checkpoint to resume from: start it without --resume")
-        refuse_changes(recipe, directory / "recipe.yaml", except_for=_MAY_CHANGE)
+        if not accept_changes:
+            refuse_changes(recipe, directory / "recipe.yaml", except_for=_MAY_CHANGE)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if not resume:  # also what a run left that ended before its first checkpoint
-            for name in ("checkpoints", "model"):
+            for name in ("checkpoints", "model", "replay"):
                 shutil.rmtree(directory / name, ignore_errors=True)
-            for name in ("metrics.jsonl", "scores.jsonl", "result.json", "recipe.yaml"):
+            for name in ("metrics.jsonl", "scores.jsonl", "recipe.yaml"):
                 (directory / name).unlink(missing_ok=True)
+        (directory / "result.json").unlink(missing_ok=True)  # what says that a run is finished
+        save_recipe(recipe, directory / "recipe.yaml")
     except OSError as error:
         raise UserError(f"cannot write to {directory}: {error.strerror}; change `output`") from None
 

@@ -193,6 +193,7 @@ class Recipe(config.Recipe):
     arms: ClassVar[tuple[str, ...]] = get_args(Arm)
     baseline: ClassVar[str] = "fixed"
     unit: ClassVar[str] = "images"
+    memory_knobs: ClassVar[str] = "lower stream.batch_size, stream.global_size, stream.local_views or value.batch_size"
 
     modality: Literal["vision"] = Field(description="What the learner is trained on.")
     arm: Arm = Field("v", description="v, or the control that takes its place.")

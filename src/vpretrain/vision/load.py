@@ -17,7 +17,8 @@ FAMILIES = ("dinov2", "dinov3_vit", "ijepa")  # model types
 
 def load_backbone(name: str) -> Any:
     """The transformers model in fp32. Raises UserError if there is none."""
-    return loaded(AutoModel.from_pretrained, f"the learner {name}", resolve(name), dtype=torch.float32)
+    what = f"the learner {name}"
+    return loaded(AutoModel.from_pretrained, what, resolve(name), dtype=torch.float32, use_safetensors=True)
 
 
 def load_config(name: str) -> Any:

@@ -1,0 +1,82 @@
+"""A step that ended in a number that is none: kept, with its batch and all that it depended on, and made again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vpretrain.config import Recipe
+from vpretrain.errors import NonFinite, UserError
+from vpretrain.parts import Parts
+from vpretrain.recipe import parse_recipe
+from vpretrain.run.checkpoint import load_checkpoint, save_checkpoint
+from vpretrain.run.optimizer import AdamW
+from vpretrain.run.state import Before, restore
+from vpretrain.run.train import begin, train
+
+
+def write_replay(recipe: Recipe, parts: Parts, optimizer: AdamW, before: Before, step: int, error: NonFinite) -> Path:
+    """Keep a step that failed, in the form of a checkpoint with its batch.
+
+    Args:
+        recipe, parts, optimizer: of the run.
+        before: the step.
+        step: its number.
+        error: how it failed.
+    """
+    groups, state = before.captured(optimizer)
+    parts.stream.load_state_dict(before.cursors["stream"])
+    groups["batch"] = _tensors(parts.stream.next())
+    state |= {"step": step, "error": str(error), "updated": before.updated, "recipe": recipe.model_dump(mode="json")}
+    return save_checkpoint(recipe.directory / "replay", step, groups, state, keep=3)
+
+
+def replay(path: Path) -> dict[str, Any]:
+    """Make a kept step again.
+
+    Returns:
+        `step`; `was` and `is`: how it failed, and how it fails now (None: it does not); `batch`: whether the stream still gives
+        the batch that it was; `not_finite`: parameters of the learner whose gradient is not finite, and how many numbers of it.
+
+    Raises:
+        UserError: it cannot be read, or does not fit the recipe.
+    """
+    groups, state = load_checkpoint(path)
+    if "error" not in state:
+        raise UserError(f"{path} is no step that failed: give a directory below a run's replay/")
+    parts = begin(recipe := parse_recipe(state["recipe"], origin=str(path)))
+    optimizer = AdamW(parts.learner.named_parameters(), recipe.effective_optimizer)
+    kept = groups.pop("batch")
+    restore(parts, optimizer, groups, state)
+    batch = _tensors(parts.stream.next())
+    parts.stream.load_state_dict(state["stream"])
+    if state["updated"]:  # phi is as it was after its update
+        parts = replace(parts, meta=None)
+    now = None
+    try:
+        train(recipe, parts, optimizer, steps=[state["step"]], after_step=lambda record: None)
+    except NonFinite as error:
+        now = str(error)
+    counts = {
+        name: int((~torch.isfinite(p.grad)).sum()) for name, p in parts.learner.named_parameters() if p.grad is not None
+    }
+    return {
+        "step": state["step"],
+        "was": state["error"],
+        "is": now,
+        "batch": batch.keys() == kept.keys() and all(torch.equal(batch[name], kept[name]) for name in kept),
+        "not_finite": {name: count for name, count in counts.items() if count},
+    }
+
+
+def _tensors(batches: list[Any]) -> dict[str, Tensor]:
+    return {
+        f"{number}.{name}": value
+        for number, batch in enumerate(batches)
+        for name, value in vars(batch).items()
+        if isinstance(value, Tensor)
+    }

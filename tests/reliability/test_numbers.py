@@ -1,0 +1,139 @@
+"""Numbers that are none, losses that leap, memory that does not suffice."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from reliability.faults import MODALITIES, session_of, small_recipe
+
+from vpretrain import UserError, run_recipe
+from vpretrain.cli import main
+from vpretrain.config import OptimizerConfig
+from vpretrain.run.checkpoint import checkpoints, load_checkpoint
+from vpretrain.run.optimizer import AdamW
+from vpretrain.run.replay import replay
+
+pytestmark = pytest.mark.reliability
+
+
+def poisoned(session, what):
+    """Makes a number of the third step no number, by way of theta or phi; returns theta and phi as they are then."""
+    whole = session.parts.stream.next
+    drawn = []
+
+    def poisoning():
+        drawn.append(None)
+        if len(drawn) == 3:
+            if what == "designer":
+                parameter = list(session.parts.designer.parameters())[-1]
+            else:  # an early block: every loss and gradient; S alone: the value too
+                parameter = dict(session.parts.learner.named_parameters())[name_of(session, what)]
+            parameter.data.view(-1)[0] = math.nan
+        return whole()
+
+    session.parts.stream.next = poisoning
+
+
+def name_of(session, what):
+    names = [name for name, _ in session.parts.learner.named_parameters()]
+    return names[len(names) // 2] if what == "theta" else names[-1]
+
+
+@pytest.mark.promise(
+    "10 a loss, gradient or value that is no number: stopped before the update, and made again by replay"
+)
+@pytest.mark.parametrize("what", ["theta", "designer"])
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_a_number_that_is_none_stops_the_run_and_is_made_again(tmp_path, tokenizer, capsys, fault, modality, what):
+    recipe = small_recipe(modality, tmp_path, tokenizer, checkpoint={"every_steps": 1})
+    session = session_of(recipe)
+    poisoned(session, what)
+    with fault(), pytest.raises(UserError) as caught:
+        session.run()
+    text = str(caught.value)
+    assert " is nan at step 2; nothing was updated: " in text
+    kept = recipe.directory / "replay" / "step-00000002"
+    assert f"`vpretrain replay {kept}` makes the step again" in text
+    groups, state = load_checkpoint(kept)
+    assert state["step"] == 2
+    assert any(name.startswith("0.") for name in groups["batch"])
+    assert checkpoints(recipe.directory / "checkpoints")[-1].name == "step-00000002"
+    found = replay(kept)
+    assert found["was"] == found["is"]
+    assert found["batch"]
+    assert main(["replay", str(kept)]) == 0
+    assert "made again: the " in capsys.readouterr().out
+
+
+@pytest.mark.promise(
+    "10 a loss, gradient or value that is no number: stopped before the update, and made again by replay"
+)
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_a_rate_that_explodes(tmp_path, tokenizer, fault, modality):
+    recipe = small_recipe(modality, tmp_path, tokenizer, optimizer={"lr": 1e30, "warmup_fraction": 0.0}, arm="v")
+    with fault(), pytest.raises(UserError, match=r"lower .*; `vpretrain replay .*` makes the step again"):
+        run_recipe(recipe)
+    (kept,) = (recipe.directory / "replay").iterdir()
+    found = replay(kept)
+    assert found["was"] == found["is"]
+
+
+@pytest.mark.promise(
+    "10 a loss, gradient or value that is no number: stopped before the update, and made again by replay"
+)
+def test_a_step_whose_fault_is_gone_says_so(tmp_path, tokenizer, capsys, monkeypatch, fault):
+    recipe = small_recipe("language", tmp_path, tokenizer, arm="one-hot")
+    session = session_of(recipe)
+    with monkeypatch.context() as patch, fault():
+        loss = type(session.parts.learner).loss
+        patch.setattr(type(session.parts.learner), "loss", lambda self, state, task: loss(self, state, task) * math.inf)
+        with pytest.raises(UserError, match="the loss is inf at step 0; nothing was updated"):
+            session.run()
+    assert main(["replay", str(recipe.directory / "replay" / "step-00000000")]) == 1
+    assert "made again: every number is finite" in capsys.readouterr().out
+    assert main(["replay", str(tmp_path)]) == 2
+
+
+def test_a_loss_that_leaps_is_left_out():
+    parameter = torch.nn.Parameter(torch.ones(1))
+    optimizer = AdamW([("w", parameter)], OptimizerConfig(lr=0.1, skip_above=3.0, warmup_fraction=0), horizon=100)
+
+    def step(loss):
+        parameter.grad = torch.ones(1)
+        before = parameter.detach().clone()
+        record = optimizer.step(loss)
+        return record.get("skipped", 0.0), torch.equal(before, parameter)
+
+    assert [step(2.0) for _ in range(8)] == [(0.0, False)] * 8
+    assert step(7.0) == (1.0, True)
+    assert optimizer.steps == 9
+    state = json.loads(json.dumps(optimizer.state_dict()))
+    again = AdamW([("w", parameter)], optimizer.config)
+    again.load_state_dict(state)
+    assert again._losses == optimizer._losses
+    assert step(5.0) == (0.0, False)
+
+
+@pytest.mark.promise("13 too little memory: one line with the settings that ask for less")
+@pytest.mark.parametrize("modality", MODALITIES)
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        MemoryError(),
+    ],
+)
+def test_too_little_memory_names_the_settings(tmp_path, tokenizer, monkeypatch, fault, modality, error):
+    recipe = small_recipe(modality, tmp_path, tokenizer)
+    session = session_of(recipe)
+
+    def fails(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(session.parts.learner, "loss", fails)
+    with fault(), pytest.raises(UserError, match=r"out of memory: .*stream\.batch_size.*value\.batch_size"):
+        session.run()

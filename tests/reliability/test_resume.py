@@ -1,0 +1,59 @@
+"""Stopped anywhere, gone on with, and ended as if nothing had happened."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import signal
+
+import pytest
+from reliability.faults import MODALITIES, STEPS, assert_same_end, end_of, session_of, small_recipe, stopped_after
+
+pytestmark = pytest.mark.reliability
+
+ARMS = {
+    "language": ("v", "one-hot", "closed-form", "random-feedback", "mixed-in", "selection"),
+    "vision": ("v", "fixed", "random-feedback"),
+}
+LONG = [(modality, arm) for modality in MODALITIES for arm in ARMS[modality]]
+
+
+@pytest.mark.promise("1 stopped after any step, up to three times, and resumed: the end is bit-equal")
+@pytest.mark.parametrize(("modality", "arm"), LONG)
+def test_a_stopped_run_ends_bit_equal(tmp_path, tokenizer, fault, many, modality, arm):
+    if arm != "v" and many(True, False):
+        pytest.skip("in the long form")
+    # 40 pairs of which two rows of 48 characters take some 14 a step: the third step crosses into the next epoch
+    changes = {"arm": arm, "value": {"metric": "adamw", "average": 0.5}, "optimizer": {"schedule": "cosine"}}
+    recipe = small_recipe(modality, tmp_path, tokenizer, **changes)
+    session_of(recipe).run()
+    whole = end_of(recipe)
+    once = [(k,) for k in range(STEPS - 1)]
+    more = [c for n in (2, 3) for c in itertools.combinations(range(STEPS - 1), n)]
+    chosen = random.Random(f"{modality}/{arm}").sample(more, many(1, len(more) if arm == "v" else 3))
+    for stops in [*(many(once[::2], once)), *chosen]:
+        with fault():
+            stopped_after(recipe, stops)
+            assert_same_end(end_of(recipe), whole)
+
+
+@pytest.mark.promise("12 the same seed and threads: bit-equal runs")
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_the_same_seed_gives_the_same_run(tmp_path, tokenizer, fault, many, modality):
+    for arm in ARMS[modality][: many(1, None)]:
+        recipe = small_recipe(modality, tmp_path, tokenizer, arm=arm)
+        with fault():
+            ends = []
+            for _ in range(2):
+                session_of(recipe).run()
+                ends.append(end_of(recipe))
+            assert_same_end(*ends)
+
+
+@pytest.mark.promise("6 a budget in minutes is one budget, however often the run is resumed")
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_minutes_are_counted_across_resumes(tmp_path, tokenizer, fault, modality):
+    recipe = small_recipe(modality, tmp_path, tokenizer, budget={"steps": None, "minutes": 2 / 60})
+    with fault():
+        result = stopped_after(recipe, (1, 3), signal.SIGINT)
+        assert result["seconds"] == pytest.approx(2, abs=max(0.5, 2 / result["steps"]))
