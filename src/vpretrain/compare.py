@@ -13,6 +13,7 @@ from typing import Any
 
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
+from vpretrain.files import write_whole
 from vpretrain.recipe import room
 from vpretrain.run.group import Process, run_group
 
@@ -71,7 +72,7 @@ def compare(
         arm: [read_lines(recipe.directory / name / "scores.jsonl") for name in of_arm] for arm, of_arm in names.items()
     }
     summary = summarise(runs, scores, recipe) | {"rounds": rounds, "seeds": seeds}
-    (recipe.directory / "results.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    write_whole(recipe.directory / "results.json", json.dumps(summary, indent=1))
     return summary
 
 

@@ -29,7 +29,7 @@ class OptimizerConfig(Strict):
     skip_above: float | None = Field(
         None,
         gt=1,
-        description="Leave out a step whose loss is above so many times the median of recent ones; null: none.",
+        description="Leave out steps whose loss is above so many times the median of recent ones; null: none. Not in grpo.",
     )
     warmup_fraction: Fraction = Field(0.03, description="Share of the horizon over which the rate rises linearly.")
     schedule: Literal["constant", "linear", "cosine"] = Field(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vpretrain import pretrained
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.recipe import room
@@ -257,7 +258,7 @@ def _modality(name: str) -> str:
     from vpretrain.vision.load import FAMILIES
 
     try:
-        kind = AutoConfig.from_pretrained(name).model_type
+        kind = AutoConfig.from_pretrained(name, trust_remote_code=pretrained.trusted).model_type
     except (OSError, ValueError):
         return "language"  # whose loading says what is wrong
     return "vision" if kind in FAMILIES else "language"

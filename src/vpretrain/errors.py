@@ -20,8 +20,8 @@ class NonFinite(UserError):
     """
 
     def __init__(self, what: str, remedy: str) -> None:
-        super().__init__(what)
-        self.remedy = remedy
+        super().__init__(f"{what}: {remedy}")
+        self.what, self.remedy = what, remedy
 
 
 class Interrupted(BaseException):

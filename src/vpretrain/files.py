@@ -15,6 +15,7 @@ def write_whole(path: Path, text: str) -> None:
     aside.write_text(text, encoding="utf-8")
     sync(aside)
     aside.replace(path)
+    sync(path.parent)
 
 
 @contextlib.contextmanager
@@ -29,6 +30,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
         if path.exists():
             shutil.rmtree(path)
         aside.rename(path)
+        sync(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

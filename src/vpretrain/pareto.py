@@ -13,6 +13,7 @@ from rich.table import Table
 from vpretrain.compare import START, paired, versions
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
+from vpretrain.files import write_whole
 from vpretrain.plot import pyplot
 from vpretrain.recipe import room
 from vpretrain.run.group import run_group
@@ -63,7 +64,7 @@ def pareto(
         "recipe": recipe.model_dump(mode="json"),
         "versions": versions(),
     }
-    (recipe.directory / "pareto.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    write_whole(recipe.directory / "pareto.json", json.dumps(results, indent=1))
     return results
 
 

@@ -17,6 +17,7 @@ from rich.table import Table
 from vpretrain.compare import START, over_seeds, paired, read_lines, versions
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
+from vpretrain.files import write_whole
 from vpretrain.plot import pyplot
 from vpretrain.recipe import room
 from vpretrain.run.group import run_group
@@ -72,7 +73,7 @@ def posttrain(
         "recipe": recipe.model_dump(mode="json"),
         "versions": versions(),
     }
-    (recipe.directory / "posttrain.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    write_whole(recipe.directory / "posttrain.json", json.dumps(summary, indent=1))
     return summary
 
 

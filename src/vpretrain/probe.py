@@ -16,6 +16,7 @@ import torch
 
 from vpretrain.algorithm import StepRecord
 from vpretrain.config import Recipe
+from vpretrain.files import write_whole
 from vpretrain.parts import Parts
 from vpretrain.plot import pyplot
 from vpretrain.recipe import room
@@ -108,7 +109,7 @@ def probe(recipe: Recipe, steps: int) -> dict[str, Any]:
         "recipe": recipe.model_dump(mode="json"),
     }
     recipe.directory.mkdir(parents=True, exist_ok=True)
-    (recipe.directory / "probe.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    write_whole(recipe.directory / "probe.json", json.dumps(results, indent=1))
     return results
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from vpretrain.algorithm import StepRecord
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
+from vpretrain.files import write_whole
 from vpretrain.phase import watching
 from vpretrain.plot import pyplot
 from vpretrain.run.optimizer import AdamW
@@ -73,7 +74,7 @@ def profile(recipe: Recipe, steps: int) -> dict[str, Any]:
         "recipe": recipe.model_dump(mode="json"),
     }
     recipe.directory.mkdir(parents=True, exist_ok=True)
-    (recipe.directory / "profile.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    write_whole(recipe.directory / "profile.json", json.dumps(results, indent=1))
     return results
 
 

@@ -18,7 +18,7 @@ from vpretrain.errors import UserError
 from vpretrain.files import write_whole
 
 MODALITIES = ("language", "vision")
-_SECRET = re.compile(r"://[^/\s:@]+:[^/\s@]+@|\bhf_[A-Za-z0-9]{16,}")
+_SECRET = re.compile(r"://[^/\s@]+@|\bhf_[A-Za-z0-9]{16,}")
 
 
 def room(modality: str, name: str) -> Any:
@@ -36,8 +36,8 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read the recipe {path}: {error.strerror}; recipes/ holds ready ones") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid YAML: {_without_text(error)}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path} must hold fields such as `learner:` and `stream:`, not {type(data).__name__}")
     return parse_recipe(with_overrides(data, overrides or []), origin=str(path))
@@ -95,45 +95,52 @@ def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
     return {name: value for key, inner in items for name, value in _flat(inner, f"{prefix}{key}.").items()}
 
 
+def _without_text(error: Exception) -> str:
+    """What is wrong and where, without the line itself, which may hold what nobody should read."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem} in line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
+    return "it is nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())
+
+
 def _texts(data: Any, seen: set[int]) -> Iterator[str]:
     """All texts in nested data, each part once: in YAML a part may stand in many places, or hold itself."""
     if isinstance(data, str):
         yield data
     elif isinstance(data, dict | list) and id(data) not in seen:
         seen.add(id(data))
-        for inner in data.values() if isinstance(data, dict) else data:
+        for inner in [*data, *data.values()] if isinstance(data, dict) else data:
             yield from _texts(inner, seen)
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise UserError(f"override '{override}' must have the form field=value, e.g. optimizer.lr=1e-5")
+        raise UserError(f"override '{key}' must have the form field=value, e.g. optimizer.lr=1e-5")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"override '{override}': '{text}' is not a valid YAML value; quote it") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise UserError(f"override '{key}': what follows the = is not a valid YAML value; quote it") from None
     *path, last = key.split(".")
     node: Any = data
     for part in path:
         if isinstance(node, dict) and node.get(part) is None:
             node[part] = {}
-        node = _child(node, part, override)
+        node = _child(node, part, key)
     if isinstance(node, list):
-        _child(node, last, override)
+        _child(node, last, key)
         node[int(last)] = value
     elif isinstance(node, dict):
         node[last] = value
     else:
-        raise UserError(f"override '{override}': '{'.'.join(path)}' is a value and has no fields")
+        raise UserError(f"override '{key}': '{'.'.join(path)}' is a value and has no fields")
 
 
-def _child(node: Any, part: str, override: str) -> Any:
+def _child(node: Any, part: str, key: str) -> Any:
     if isinstance(node, dict):
         return node[part]
     if isinstance(node, list) and part.isdigit() and int(part) < len(node):
         return node[int(part)]
-    raise UserError(f"override '{override}': there is no '{part}' there; lists are indexed from 0")
+    raise UserError(f"override '{key}': there is no '{part}' there; lists are indexed from 0")
 
 
 def _explain(recipe: type[BaseModel], problem: Any) -> str:

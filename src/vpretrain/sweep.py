@@ -22,9 +22,11 @@ from rich.table import Table
 from vpretrain.compare import read_lines, versions
 from vpretrain.config import Recipe, Strict
 from vpretrain.errors import UserError
+from vpretrain.files import write_whole
 from vpretrain.plot import pyplot
 from vpretrain.recipe import parse_recipe, room, save_recipe, with_overrides
 from vpretrain.run.group import prepare_group, run_member
+from vpretrain.run.lock import locked
 from vpretrain.run.progress import console, minutes
 
 try:
@@ -133,12 +135,19 @@ def sweep(
     recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"points": rungs})})
     for field, dimension in space.items():
         _refuse_unusable(recipe, field, dimension)
-    prepare_group(recipe, resume=resume, overwrite=overwrite)
+    with locked(recipe.directory):
+        prepare_group(recipe, resume=resume, overwrite=overwrite)
+        return _search(recipe, space, trials, rungs, key, objectives[key][0] > 0)
+
+
+def _search(
+    recipe: Recipe, space: dict[str, Dimension], trials: int, rungs: int, key: str, more_is_better: bool
+) -> dict[str, Any]:
     _keep_space(recipe.directory / "space.json", space)
     study = optuna.create_study(
         study_name=recipe.name,
         storage=optuna.storages.JournalStorage(JournalFileBackend(str(recipe.directory / "study.journal"))),
-        direction="maximize" if objectives[key][0] > 0 else "minimize",
+        direction="maximize" if more_is_better else "minimize",
         pruner=optuna.pruners.MedianPruner(n_startup_trials=_UNPRUNED),
         load_if_exists=True,
     )
@@ -150,7 +159,7 @@ def sweep(
         if number + 1 == _UNPRUNED and not _completed(study):
             raise UserError(f"none of the first {_UNPRUNED} trials came to its end; the last one: {told}")
     results = _results(study, recipe, space, key)
-    (recipe.directory / "sweep.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    write_whole(recipe.directory / "sweep.json", json.dumps(results, indent=1))
     return results
 
 
@@ -221,7 +230,7 @@ def _keep_space(file: Path, space: dict[str, Dimension]) -> None:
     text = json.dumps({field: dimension.model_dump(mode="json") for field, dimension in space.items()}, indent=1)
     if file.exists() and file.read_text(encoding="utf-8") != text:
         raise UserError(f"{file.parent} was begun with another space: go on with that one, or --overwrite")
-    file.write_text(text, encoding="utf-8")
+    write_whole(file, text)
 
 
 def _trial(

@@ -6,13 +6,14 @@ import errno
 import io
 import os
 import random
+import re
 import shutil
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
 from reliability.faults import MODALITIES, assert_same_end, end_of, session_of, small_recipe
+from transformers import modeling_utils
 
 from vpretrain import UserError, run_recipe
 from vpretrain.run import checkpoint
@@ -31,7 +32,7 @@ class Disk:
         self._wrap(monkeypatch, Path, "replace", lambda path, target: target)
         self._wrap(monkeypatch, Path, "write_text", lambda path, *rest, **options: path)
         self._wrap(monkeypatch, checkpoint, "save_file", lambda tensors, path: path)
-        self._wrap(monkeypatch, safetensors.torch, "save_file", lambda tensors, path, *rest, **options: path)
+        self._wrap(monkeypatch, modeling_utils, "safe_save_file", lambda tensors, path, *rest, **options: path)
         whole_open = Path.open
 
         def opened(path, mode="r", *rest, **options):
@@ -93,6 +94,8 @@ def test_a_disk_that_refuses_a_write(tmp_path, tokenizer, monkeypatch, fault, ma
     recipe = small_recipe(modality, tmp_path, tokenizer, checkpoint={"every_steps": 2, "keep": 2})
     disk = Disk(monkeypatch, recipe.directory)
     run_recipe(recipe)
+    disk.asked = 0
+    run_recipe(recipe, overwrite=True)  # as all that follow: in a directory that is there
     whole, writes = end_of(recipe), disk.asked
     assert writes > 40
     kinds = (errno.ENOSPC, errno.EIO, errno.EROFS)
@@ -109,6 +112,11 @@ def test_a_disk_that_refuses_a_write(tmp_path, tokenizer, monkeypatch, fault, ma
             root = recipe.directory / "checkpoints"
             assert not any(map(damage, checkpoints(root)))
             resumable = bool(checkpoints(root))
+            if resumable:  # nor may the disk refuse what is written when a run goes on
+                disk.asked, disk.refused = 0, 1 + number % 3
+                with pytest.raises(UserError, match=re.escape(os.strerror(kind))):
+                    run_recipe(recipe, resume=True)
+                disk.refused = None
             run_recipe(recipe, resume=resumable, overwrite=not resumable)
             assert_same_end(end_of(recipe), whole)
 
@@ -141,9 +149,9 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, tokenizer, capsys, fault,
                 found = load_newest(root)
                 path.write_bytes(content)
                 assert_same_end(expected, found)
-                told = " ".join(capsys.readouterr().err.split())
-                assert f"{newest.name} is damaged: " in told.replace(str(newest), newest.name)
-                assert "going back to the one before" in told
+                told = capsys.readouterr().err
+                assert f"warning: the checkpoint {newest} is damaged: " in told
+                assert "; going back to the one before" in told
     assert damage(newest) is None
 
 

@@ -1,4 +1,4 @@
-"""Loss curves of 100 steps, as they were: `python tests/reliability/test_golden.py` writes them anew."""
+"""Loss curves of 100 steps, as they were: `PYTHONPATH=tests python tests/reliability/test_golden.py` writes them anew."""
 
 from __future__ import annotations
 

@@ -12,58 +12,79 @@ from reliability.faults import MODALITIES, session_of, small_recipe
 from vpretrain import UserError, run_recipe
 from vpretrain.cli import main
 from vpretrain.config import OptimizerConfig
+from vpretrain.meta import MetaUpdate
 from vpretrain.run.checkpoint import checkpoints, load_checkpoint
 from vpretrain.run.optimizer import AdamW
 from vpretrain.run.replay import replay
+from vpretrain.run.session import told
 
 pytestmark = pytest.mark.reliability
 
 
-def poisoned(session, what):
-    """Makes a number of the third step no number, by way of theta or phi; returns theta and phi as they are then."""
-    whole = session.parts.stream.next
-    drawn = []
-
-    def poisoning():
-        drawn.append(None)
-        if len(drawn) == 3:
-            if what == "designer":
-                parameter = list(session.parts.designer.parameters())[-1]
-            else:  # an early block: every loss and gradient; S alone: the value too
-                parameter = dict(session.parts.learner.named_parameters())[name_of(session, what)]
-            parameter.data.view(-1)[0] = math.nan
-        return whole()
-
-    session.parts.stream.next = poisoning
+def last_parameter(module):
+    return next(p for p in reversed(list(module.parameters())) if p.requires_grad)
 
 
-def name_of(session, what):
-    names = [name for name, _ in session.parts.learner.named_parameters()]
-    return names[len(names) // 2] if what == "theta" else names[-1]
+def poisoned(session, what, monkeypatch):
+    """Makes a number of the third step no number; gives theta and phi as they were when it was."""
+    parts, before = session.parts, {}
+
+    def poison():
+        last_parameter(parts.designer if what == "designer" else parts.learner.module).data.view(-1)[0] = math.nan
+        for module in (parts.learner.module, parts.designer):
+            before.update({id(p): (p, p.detach().clone()) for p in module.parameters()})
+
+    if what == "theta after the meta update":
+        update = MetaUpdate.__call__
+
+        def updating(self, batches, metric=None):
+            record = update(self, batches, metric)
+            if session.budget.step == 2 and not before:
+                poison()
+            return record
+
+        monkeypatch.setattr(MetaUpdate, "__call__", updating)
+        return before
+    draw = parts.stream.next
+
+    def drawing():
+        if session.budget.step == 2 and not before:
+            poison()
+        return draw()
+
+    monkeypatch.setattr(parts.stream, "next", drawing)
+    return before
 
 
 @pytest.mark.promise(
     "10 a loss, gradient or value that is no number: stopped before the update, and made again by replay"
 )
-@pytest.mark.parametrize("what", ["theta", "designer"])
+@pytest.mark.parametrize("what", ["theta", "designer", "theta after the meta update"])
 @pytest.mark.parametrize("modality", MODALITIES)
-def test_a_number_that_is_none_stops_the_run_and_is_made_again(tmp_path, tokenizer, capsys, fault, modality, what):
-    recipe = small_recipe(modality, tmp_path, tokenizer, checkpoint={"every_steps": 1})
+def test_a_number_that_is_none_stops_the_run_and_is_made_again(
+    tmp_path, tokenizer, capsys, monkeypatch, fault, modality, what
+):
+    changes = {"value": {"average": 0.5, "metric": "adamw"}, "stream": {"accumulation": 2, "prefetch": 0}}
+    recipe = small_recipe(modality, tmp_path, tokenizer, checkpoint={"every_steps": 1}, **changes)
     session = session_of(recipe)
-    poisoned(session, what)
+    before = poisoned(session, what, monkeypatch)
     with fault(), pytest.raises(UserError) as caught:
         session.run()
+    monkeypatch.undo()
     text = str(caught.value)
-    assert " is nan at step 2; nothing was updated: " in text
+    assert " is nan at step 2; the learner was not updated: " in text
+    moved = [p for p, was in before.values() if not torch.equal(p.nan_to_num(), was.nan_to_num())]
+    assert not moved
     kept = recipe.directory / "replay" / "step-00000002"
     assert f"`vpretrain replay {kept}` makes the step again" in text
     groups, state = load_checkpoint(kept)
-    assert state["step"] == 2
-    assert any(name.startswith("0.") for name in groups["batch"])
+    assert (state["step"], state["updated"]) == (2, what == "theta after the meta update")
+    assert any(name.startswith("1.") for name in groups["batch"])
     assert checkpoints(recipe.directory / "checkpoints")[-1].name == "step-00000002"
     found = replay(kept)
     assert found["was"] == found["is"]
     assert found["batch"]
+    assert bool(found["not_finite"]) == (what == "theta after the meta update")
     assert main(["replay", str(kept)]) == 0
     assert "made again: the " in capsys.readouterr().out
 
@@ -90,7 +111,7 @@ def test_a_step_whose_fault_is_gone_says_so(tmp_path, tokenizer, capsys, monkeyp
     with monkeypatch.context() as patch, fault():
         loss = type(session.parts.learner).loss
         patch.setattr(type(session.parts.learner), "loss", lambda self, state, task: loss(self, state, task) * math.inf)
-        with pytest.raises(UserError, match="the loss is inf at step 0; nothing was updated"):
+        with pytest.raises(UserError, match="the loss is inf at step 0; the learner was not updated"):
             session.run()
     assert main(["replay", str(recipe.directory / "replay" / "step-00000000")]) == 1
     assert "made again: every number is finite" in capsys.readouterr().out
@@ -114,7 +135,7 @@ def test_a_loss_that_leaps_is_left_out():
     again = AdamW([("w", parameter)], optimizer.config)
     again.load_state_dict(state)
     assert again._losses == optimizer._losses
-    assert step(5.0) == (0.0, False)
+    assert [step(7.0)[0] for _ in range(9)] == [1.0] * 7 + [0.0] * 2  # a level that stays becomes the level
 
 
 @pytest.mark.promise("13 too little memory: one line with the settings that ask for less")
@@ -135,5 +156,9 @@ def test_too_little_memory_names_the_settings(tmp_path, tokenizer, monkeypatch, 
         raise error
 
     monkeypatch.setattr(session.parts.learner, "loss", fails)
-    with fault(), pytest.raises(UserError, match=r"out of memory: .*stream\.batch_size.*value\.batch_size"):
+    with (
+        fault(),
+        pytest.raises(UserError, match=r"out of memory: .*stream\.batch_size.*value\.batch_size"),
+        told(recipe),
+    ):
         session.run()

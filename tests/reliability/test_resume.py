@@ -18,6 +18,7 @@ ARMS = {
 LONG = [(modality, arm) for modality in MODALITIES for arm in ARMS[modality]]
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.promise("1 stopped after any step, up to three times, and resumed: the end is bit-equal")
 @pytest.mark.parametrize(("modality", "arm"), LONG)
 def test_a_stopped_run_ends_bit_equal(tmp_path, tokenizer, fault, many, modality, arm):

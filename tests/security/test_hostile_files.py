@@ -10,6 +10,8 @@ import tarfile
 from io import BytesIO
 from pathlib import Path
 
+import datasets
+import huggingface_hub
 import pytest
 import torch
 import yaml
@@ -141,6 +143,7 @@ def test_tensors_that_lie(tmp_path, tokenizer, finished, capsys, fault, how):
 
 @pytest.mark.promise("16 code that comes with a learner runs only under --trust-remote-code")
 def test_code_of_a_learner_is_not_run(tmp_path, tokenizer, capsys, monkeypatch, fault):
+    monkeypatch.setattr(pretrained, "trusted", False)  # and at the end so again
     mark = tmp_path / "mark"
     learner = Path(save_learner(tmp_path / "hostile", tokenizer))
     config = json.loads((learner / "config.json").read_text())
@@ -158,7 +161,6 @@ def test_code_of_a_learner_is_not_run(tmp_path, tokenizer, capsys, monkeypatch, 
     assert not mark.exists()
     assert main(["--trust-remote-code", "run", str(tmp_path / "recipe.yaml"), "--overwrite", "learner={}"]) == 2
     assert pretrained.trusted
-    monkeypatch.setattr(pretrained, "trusted", False)
 
 
 @pytest.mark.promise("17 names with paths in recipes, manifests and archives are refused")
@@ -207,7 +209,10 @@ def test_paths_in_archives_are_only_names(tmp_path, fault):
 
 @pytest.mark.promise("18 passwords and tokens reach no saved recipe, log or message")
 @pytest.mark.parametrize("where", ["learner.name", "stream.sources.0.path", "feedback.sources.0.path"])
-@pytest.mark.parametrize("secret", ["https://me:hunter2secret@host/x.jsonl", "hf_hunter2secretABCDEFGHIJKLMN"])
+@pytest.mark.parametrize(
+    "secret",
+    ["https://me:hunter2secret@host/x.jsonl", "https://hunter2secret@host/x.jsonl", "hf_hunter2secretABCDEFGHIJKLMN"],
+)
 def test_secrets_are_refused_and_not_repeated(tmp_path, tokenizer, capsys, fault, where, secret):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe_data(tmp_path, tokenizer)))
     with fault():
@@ -216,6 +221,20 @@ def test_secrets_are_refused_and_not_repeated(tmp_path, tokenizer, capsys, fault
         assert "holds a password or token" in told.err
         assert "hunter2secret" not in told.err + told.out
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.promise("18 passwords and tokens reach no saved recipe, log or message")
+@pytest.mark.parametrize("override", ["stream.sources.9.path={}", "stream.name.x={}", "learner={}: [", "{}"])
+def test_mistakes_beside_a_secret_do_not_repeat_it(tmp_path, tokenizer, capsys, fault, override):
+    data = recipe_data(tmp_path, tokenizer)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(data))
+    (tmp_path / "broken.yaml").write_text("name: [https://me:hunter2secret@host\n: :")
+    command = ["run", str(tmp_path / "recipe.yaml"), override.format("https://me:hunter2secret@host")]
+    command = ["run", str(tmp_path / "broken.yaml")] if override == "{}" else command
+    with fault():
+        assert main(command) == 2
+        told = capsys.readouterr()
+        assert "hunter2secret" not in told.err + told.out
 
 
 @pytest.mark.promise("18 passwords and tokens reach no saved recipe, log or message")
@@ -237,7 +256,8 @@ def test_a_run_on_local_files_opens_no_connection(tmp_path, tokenizer, monkeypat
     def refused(*arguments, **options):
         raise AssertionError(f"somebody is called: {arguments}")
 
-    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     for name in ("connect", "connect_ex", "sendto"):
         monkeypatch.setattr(socket.socket, name, refused)
     monkeypatch.setattr(socket, "getaddrinfo", refused)

@@ -37,6 +37,10 @@ def offences(source: str) -> list[str]:
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
             found += [name] if name in CALLS or name.endswith((".extractall", ".extract")) else []
+            if name.endswith((".from_pretrained", ".from_config")) and "trust_remote_code" not in {
+                k.arg for k in node.keywords
+            }:
+                found.append(f"{name} without trust_remote_code")  # transformers would ask, and wait
             found += [
                 f"{k.arg}={k.value.value}"
                 for k in node.keywords
@@ -58,7 +62,7 @@ def test_nothing_in_the_source_can_run_what_it_reads(fault):
     [
         "import pickle", "from pickle import loads", "eval(text)", "torch.load(file)", "yaml.load(text, Loader)",
         "np.load(file, allow_pickle=True)", "run(command, shell=True)", "tar.extractall(path)", "os.system(text)",
-        "load(name, trust_remote_code=True)",
+        "load(name, trust_remote_code=True)", "AutoModel.from_pretrained(name)",
     ],
 )  # fmt: skip
 def test_each_would_be_found(line):

@@ -120,6 +120,7 @@ def load_evaluation(recipe: Recipe, tokenizer: Any) -> Evaluation:
 
 def check_sizes(recipe: Recipe, config: Any) -> None:
     """Lengths against the learner's context, K against its vocabulary. Raises UserError."""
+    config = config.get_text_config()
     context = getattr(config, "max_position_embeddings", None)
     lengths = {
         "stream.length": recipe.stream.length,

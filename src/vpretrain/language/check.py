@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
+from vpretrain import pretrained
 from vpretrain.check import one_step
 from vpretrain.doctor import bf16_note
 from vpretrain.errors import UserError
 from vpretrain.language.assemble import assemble, check_sizes
 from vpretrain.language.config import DESIGNED, Recipe, SourceConfig
-from vpretrain.language.load import device, load_config, resolve, with_adapters
+from vpretrain.language.load import device, load_config, with_adapters
 from vpretrain.language.loss import CHUNK
 from vpretrain.language.source import IndexedSource, open_source
 from vpretrain.run.progress import steady
@@ -44,21 +45,21 @@ def check(recipe: Recipe) -> Iterator[str]:
 
 def tiny_copy(recipe: Recipe) -> Any:
     """The learner's architecture with as many blocks and the same vocabulary, 64 wide, with random weights."""
-    config = AutoConfig.from_pretrained(resolve(recipe.learner.name))
+    config = load_config(recipe.learner.name)
     text = config.get_text_config()
     for name, size in _NARROW.items():
         if getattr(text, name, None) is not None:
             setattr(text, name, size)
     torch.manual_seed(recipe.seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=pretrained.trusted)
     return (with_adapters(model, recipe.learner.lora) if recipe.learner.lora else model).train()
 
 
 def estimate_memory(recipe: Recipe) -> str:
     """Weights, gradients and AdamW of learner and designer, activations and loss of one micro-batch: an estimate."""
-    config = AutoConfig.from_pretrained(resolve(recipe.learner.name))
+    config = load_config(recipe.learner.name)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=pretrained.trusted)
         if recipe.learner.lora:
             model = with_adapters(model, recipe.learner.lora)
     total = sum(p.numel() for p in model.parameters())

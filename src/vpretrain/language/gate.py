@@ -16,15 +16,17 @@ from rich.table import Table
 from torch import Tensor
 
 from vpretrain.errors import UserError
+from vpretrain.files import write_whole
 from vpretrain.language.batch import TokenBatch
 from vpretrain.language.config import DESIGNED, Recipe
 from vpretrain.language.construction import true_token_values
 from vpretrain.language.load import load_tokenizer
 from vpretrain.plot import pyplot
 from vpretrain.recipe import load_recipe
-from vpretrain.run.checkpoint import checkpoints
+from vpretrain.run.checkpoint import checkpoints, load_newest
+from vpretrain.run.optimizer import AdamW
 from vpretrain.run.progress import steady
-from vpretrain.run.session import Session
+from vpretrain.run.state import restore
 from vpretrain.run.train import begin
 
 KINDS = ("word", "number", "punctuation", "space", "other")
@@ -47,7 +49,7 @@ def gate(run: Path, batches: int) -> dict[str, Any]:
     """
     recipe = _recipe_of(run)
     parts = begin(recipe)
-    Session(recipe, parts, resume=True)
+    restore(parts, AdamW(parts.learner.named_parameters(), recipe.optimizer), *load_newest(run / "checkpoints"))
     assert parts.meta is not None
     kinds_V = token_kinds(recipe)
     sums: dict[str, dict[str, list[float]]] = {}
@@ -73,7 +75,7 @@ def gate(run: Path, batches: int) -> dict[str, Any]:
     }
     by = {grouping: groups for grouping, groups in by.items() if len(groups) > 1}
     results = {"arm": recipe.arm, "targets": int(total), "by": by}
-    (run / "gate.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    write_whole(run / "gate.json", json.dumps(results, indent=1))
     return results
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from vpretrain import pretrained
 from vpretrain.compare import versions
 from vpretrain.errors import UserError
 from vpretrain.language.load import resolve
@@ -59,6 +60,8 @@ def run_tasks(
     try:
         learner = HFLM(
             pretrained=resolve(model),
+            trust_remote_code=pretrained.trusted,
+            use_safetensors=True,
             batch_size=batch_size,
             device="cuda" if torch.cuda.is_available() else "cpu",
             dtype="bfloat16" if torch.cuda.is_available() else "float32",  # whatever a model was saved as

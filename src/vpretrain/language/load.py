@@ -32,8 +32,8 @@ def load_model(config: LearnerConfig) -> Any:
 
 
 def load_config(name: str) -> Any:
-    """The learner's text configuration, without its weights. Raises UserError if there is none."""
-    return loaded(AutoConfig.from_pretrained, f"the learner {name}", resolve(name)).get_text_config()
+    """The learner's configuration, without its weights. Raises UserError if there is none."""
+    return loaded(AutoConfig.from_pretrained, f"the learner {name}", resolve(name))
 
 
 def load_tokenizer(name: str) -> Any:
@@ -60,8 +60,8 @@ def _convert_gguf(folder: Path, target: Path) -> None:
     """Dequantise into an ordinary fp32 Llama, whose configuration does not claim to be quantised; logits are identical."""
     file = "SmolLM2-135M-Instruct.Q4_1.gguf"
     try:
-        quantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file)
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+        quantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file, trust_remote_code=False)
     except ImportError:
         raise UserError('reading GGUF weights needs the gguf package: pip install "vpretrain[quickstart]"') from None
     settings = {key: value for key, value in quantised.config.to_dict().items() if key != "quantization_config"}

@@ -30,10 +30,10 @@ def run_recipe(
     # Imported late: torch and transformers take seconds, which `--help` and mistakes in a recipe need not wait for.
     from vpretrain.run.lock import locked
     from vpretrain.run.progress import console
-    from vpretrain.run.session import Session, prepare_directory
+    from vpretrain.run.session import Session, prepare_directory, told
     from vpretrain.run.train import begin
 
-    with locked(recipe.directory):
+    with locked(recipe.directory), told(recipe):
         prepare_directory(recipe, resume=resume, overwrite=overwrite, accept_changes=accept_changes)
         with console.status(f"{recipe.arm}: loading the learner and the data"):
             session = Session(recipe, begin(recipe), resume=resume, until=until)

@@ -35,7 +35,6 @@ class Budget:
         self._stopped = False
 
     def __iter__(self) -> Iterator[int]:
-        self._stopped = False
         while not self._done():
             self._running_since, self._in_step = self._clock(), True
             yield self.step

@@ -24,6 +24,7 @@ Groups = dict[str, dict[str, Tensor]]
 """Named groups of named tensors: one file each."""
 
 MANIFEST = "manifest.json"
+_PLAIN: dict[str, Any] = {"style": "yellow", "markup": False, "highlight": False, "soft_wrap": True}
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.(safetensors|json)")  # a name, and no path
 
 
@@ -40,7 +41,7 @@ def save_checkpoint(root: Path, step: int, groups: Groups, state: dict[str, Any]
         return final
     aside = root / f".writing-{step:08d}"
     try:
-        for left in root.glob(".writing-*"):  # by a process that was killed
+        for left in [*root.glob(".writing-*"), *root.glob(".old-*")]:  # by a process that was killed
             shutil.rmtree(left)
         aside.mkdir(parents=True)
         for name, tensors in groups.items():
@@ -55,7 +56,7 @@ def save_checkpoint(root: Path, step: int, groups: Groups, state: dict[str, Any]
         sync(aside / MANIFEST)
         sync(aside)
         if final.exists():
-            shutil.rmtree(final)  # damaged
+            _remove(final)  # damaged
         aside.rename(final)
         sync(root)
         if found := damage(final):
@@ -65,7 +66,7 @@ def save_checkpoint(root: Path, step: int, groups: Groups, state: dict[str, Any]
         raise UserError(f"cannot write the checkpoint {final}: {error}; free space or change `output`") from error
     older = [path for path in checkpoints(root) if path < final]
     for path in older[: max(0, len(older) - (keep - 1))]:
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
     return final
 
 
@@ -80,16 +81,16 @@ def damage(path: Path) -> str | None:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         for name, described in manifest.items():
             if not _FILE.fullmatch(name):
-                return f"{MANIFEST} names '{name}', which is no file of a checkpoint"
+                return f"{MANIFEST} names {name!r}, which is no file of a checkpoint"
             if _described(path / name) != described:
                 return f"{name} has changed"
         if extra := {file.name for file in path.iterdir()} - {*manifest, MANIFEST}:
-            return f"{min(extra)} is not in {MANIFEST}"
+            return f"{min(extra)!r} is not in {MANIFEST}"
         if "state.json" not in manifest:
             return f"{MANIFEST} lacks state.json"
     except OSError as error:
         return f"{Path(error.filename or path).name}: {error.strerror}"
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         return f"{MANIFEST} cannot be read"
     return None
 
@@ -110,7 +111,7 @@ def load_checkpoint(path: Path) -> tuple[Groups, dict[str, Any]]:
             for file in sorted(path.glob("*.safetensors"))
         }
         return groups, state
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise UserError(f"the checkpoint {path} cannot be read ({error}); remove it to use the one before") from error
 
 
@@ -124,7 +125,7 @@ def load_newest(root: Path) -> tuple[Groups, dict[str, Any]]:
         try:
             return load_checkpoint(path)
         except UserError as error:
-            console.print(f"warning: {str(error).rpartition(';')[0]}; going back to the one before", style="yellow")
+            console.print(f"warning: {str(error).rpartition(';')[0]}; going back to the one before", **_PLAIN)
     raise UserError(f"no checkpoint in {root} can be read: start the run anew with --overwrite")
 
 
@@ -154,6 +155,13 @@ def load_parameters(module: Any, tensors: dict[str, Tensor]) -> None:
         raise UserError("the checkpoint is of another learner than the recipe's: names or shapes of parameters differ")
     for name, value in tensors.items():
         own[name].data.copy_(value)
+
+
+def _remove(path: Path) -> None:
+    """So that at no time a part of it is taken for the whole."""
+    aside = path.with_name(f".old-{path.name}")
+    path.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _described(path: Path) -> dict[str, Any]:

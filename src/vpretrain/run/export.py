@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from vpretrain.errors import UserError
+from vpretrain.files import whole_directory
 from vpretrain.recipe import load_recipe, room
 from vpretrain.run.checkpoint import checkpoints, load_newest, load_parameters
 
@@ -26,7 +27,8 @@ def export(run: str, target: str) -> None:
     if not (source / "recipe.yaml").exists():
         raise UserError(f"{run} is not the directory of a run: it has no recipe.yaml")
     if (source / "model").is_dir():
-        shutil.copytree(source / "model", directory, dirs_exist_ok=True)
+        with whole_directory(directory) as aside:
+            shutil.copytree(source / "model", aside)
         return
     if not checkpoints(source / "checkpoints"):
         raise UserError(f"{run} has neither a model nor a checkpoint: run it first")
@@ -34,4 +36,5 @@ def export(run: str, target: str) -> None:
     recipe = load_recipe(source / "recipe.yaml")
     learner, write = room(recipe.modality, "assemble").load_learner(recipe)
     load_parameters(learner, load_newest(source / "checkpoints")[0]["learner"])
-    write(directory)
+    with whole_directory(directory) as aside:
+        write(aside)

@@ -15,6 +15,7 @@ from vpretrain import pretrained
 from vpretrain.config import Recipe
 from vpretrain.errors import Interrupted, Paused, UserError
 from vpretrain.recipe import refuse_changes, save_recipe
+from vpretrain.run.lock import LOCK, locked
 from vpretrain.run.progress import console
 
 _MAY_CHANGE = {"arm", "checkpoint", "output", "threads"}  # what a resumed group may set anew
@@ -63,8 +64,18 @@ def run_group(
         UserError: the directory is taken, or a member failed (its own message stands above).
         Interrupted: a signal stopped it, after the running member had saved itself.
     """
-    directory = recipe.directory
-    prepare_group(recipe, resume=resume, overwrite=overwrite)
+    with locked(recipe.directory):
+        prepare_group(recipe, resume=resume, overwrite=overwrite)
+        return _run_members(recipe.directory, members, rounds, resume, start)
+
+
+def _run_members(
+    directory: Path,
+    members: Mapping[str, Sequence[str]],
+    rounds: int,
+    resume: bool,
+    start: Callable[[Sequence[str]], Process] | None,
+) -> dict[str, dict[str, Any]]:
     finished = {name for name in members if resume and (directory / name / "result.json").exists()}
     for name in finished:
         console.print(f"{name}: finished already")
@@ -113,7 +124,9 @@ def prepare_group(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
     """Make the group's directory, with its recipe, or refuse it before any long work. Raises UserError."""
     directory = recipe.directory
     if overwrite and not resume and (directory / "recipe.yaml").exists():
-        shutil.rmtree(directory)
+        for path in directory.iterdir():
+            if path.name != LOCK:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
     if (directory / "recipe.yaml").exists() and not resume:
         raise UserError(
             f"{directory} holds runs already: add --resume to finish them, --overwrite to start anew, or name=..."
@@ -131,8 +144,9 @@ def _finished(name: str, code: int) -> bool:
     """What a member's exit code says: whether it is finished, rather than paused."""
     if code == Paused.exit_code:
         return False
-    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-        raise Interrupted(code - 128, "stopped; nothing is lost: go on with the same command and --resume")
+    number = -code if code < 0 else code - 128  # a process that had no answer to the signal yet, or one that had
+    if number in (signal.SIGINT, signal.SIGTERM):
+        raise Interrupted(number, "stopped; nothing is lost: go on with the same command and --resume")
     if code:
         raise UserError(f"{name} failed (exit code {code}); mend it and go on with the same command and --resume")
     return True
@@ -140,12 +154,16 @@ def _finished(name: str, code: int) -> bool:
 
 def _wait(process: Process) -> int:
     """Signals that stop us are passed on, so that a run saves itself."""
-    before = {
-        number: signal.signal(number, lambda received, frame: process.send_signal(received))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    passed_on: list[int] = []
+
+    def pass_on(number: int, frame: Any) -> None:
+        passed_on.append(number)
+        process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return process.wait()
+        code = process.wait()
+        return code if code or not passed_on else 128 + passed_on[0]  # it had come to its end already
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -10,6 +10,8 @@ from filelock import FileLock, Timeout
 
 from vpretrain.errors import UserError
 
+LOCK = ".lock"
+
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
@@ -22,7 +24,7 @@ def locked(directory: Path) -> Iterator[None]:
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(directory / ".lock")
+        lock = FileLock(directory / LOCK)
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(f"another process is at work in {directory}: wait for its end, or use name=...") from None

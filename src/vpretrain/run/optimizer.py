@@ -34,7 +34,7 @@ class AdamW:
         self.parameters = dict(parameters)
         self.config = config
         self.horizon = horizon
-        self.steps = 0
+        self.steps = self.skipped = 0
         self._losses: deque[float] = deque(maxlen=_RECENT)
         self.torch = torch.optim.AdamW(
             self.parameters.values(),
@@ -76,11 +76,15 @@ class AdamW:
         Raises:
             NonFinite: the loss or the gradient is not finite; theta is left as it was.
         """
-        grad_norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip_norm))
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        grad_norm = float(norm)
         for what, number in (("loss", loss), ("learner's gradient", grad_norm)):
             if not math.isfinite(number):
                 raise NonFinite(f"the {what} is {number}", "lower optimizer.lr, or take another seed")
+        torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.config.clip_norm, norm)
         lr, leapt = self.rate(), self._leapt(loss)
+        self.skipped += leapt
         if not leapt:
             for group in self.torch.param_groups:
                 group["lr"] = lr
@@ -96,7 +100,7 @@ class AdamW:
         """
         if self.steps == 0:
             return None
-        correction = 1 - self.config.betas[1] ** self.steps
+        correction = 1 - self.config.betas[1] ** (self.steps - self.skipped)
         return {
             name: 1 / ((self.torch.state[self.parameters[name]]["exp_avg_sq"] / correction).sqrt() + self.config.eps)
             for name in names
@@ -104,11 +108,11 @@ class AdamW:
 
     def state_dict(self) -> dict[str, Any]:
         """Counters and recent losses; the moments are in `optimizer_tensors`."""
-        return {"steps": self.steps, "horizon": self.horizon, "losses": list(self._losses)}
+        return {"steps": self.steps, "skipped": self.skipped, "horizon": self.horizon, "losses": list(self._losses)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the counters and losses."""
-        self.steps, self.horizon = state["steps"], state["horizon"]
+        self.steps, self.skipped, self.horizon = state["steps"], state["skipped"], state["horizon"]
         self._losses.clear()
         self._losses.extend(state["losses"])
 
@@ -117,8 +121,7 @@ class AdamW:
         if self.config.skip_above is None:
             return False
         leapt = len(self._losses) >= _FEWEST and loss > self.config.skip_above * median(self._losses)
-        if not leapt:
-            self._losses.append(loss)
+        self._losses.append(loss)  # so that a level which stays becomes the level
         return leapt
 
 

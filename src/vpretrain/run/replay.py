@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,10 @@ def write_replay(recipe: Recipe, parts: Parts, optimizer: AdamW, before: Before,
     groups, state = before.captured(optimizer)
     parts.stream.load_state_dict(before.cursors["stream"])
     groups["batch"] = _tensors(parts.stream.next())
-    state |= {"step": step, "error": str(error), "updated": before.updated, "recipe": recipe.model_dump(mode="json")}
-    return save_checkpoint(recipe.directory / "replay", step, groups, state, keep=3)
+    state |= {"step": step, "error": error.what, "updated": before.updated, "recipe": recipe.model_dump(mode="json")}
+    root = recipe.directory / "replay"
+    shutil.rmtree(root / f"step-{step:08d}", ignore_errors=True)  # of an earlier try with other settings
+    return save_checkpoint(root, step, groups, state, keep=3)
 
 
 def replay(path: Path) -> dict[str, Any]:
@@ -60,7 +63,7 @@ def replay(path: Path) -> dict[str, Any]:
     try:
         train(recipe, parts, optimizer, steps=[state["step"]], after_step=lambda record: None)
     except NonFinite as error:
-        now = str(error)
+        now = error.what
     counts = {
         name: int((~torch.isfinite(p.grad)).sum()) for name, p in parts.learner.named_parameters() if p.grad is not None
     }
@@ -75,7 +78,7 @@ def replay(path: Path) -> dict[str, Any]:
 
 def _tensors(batches: list[Any]) -> dict[str, Tensor]:
     return {
-        f"{number}.{name}": value
+        f"{number}.{name}": value.cpu()
         for number, batch in enumerate(batches)
         for name, value in vars(batch).items()
         if isinstance(value, Tensor)

@@ -61,6 +61,7 @@ class Session:
         self._saved_at = self._share = 0.0
         self._signal: int | None = None
         self._phase = "start"  # then training, saving, and the end
+        self._resumed = resume
         if resume:
             self._load()
 
@@ -72,7 +73,8 @@ class Session:
             Interrupted: by SIGINT or SIGTERM; a second one ends the process at once.
             Paused: the share of the budget is reached.
         """
-        with self._signals(), told(self.recipe):
+        with self._signals():
+            self._begin()
             if self.optimizer.horizon is None:
                 if self.parts.warm_up is not None and self.recipe.budget.steps != 0:
                     self.parts.warm_up()
@@ -85,9 +87,10 @@ class Session:
                 name = signal.Signals(self._signal).name
                 raise Interrupted(self._signal, f"stopped by {name}; saved {self.save()}; continue with --resume")
             if not self.budget.spent:
-                raise Paused(
-                    f"paused at {self.budget.until:.0%} of the budget; saved {self.save()}; continue with --resume"
-                )
+                text = f"paused at {self.budget.until:.0%} of the budget; saved {self.save()}; continue with --resume"
+                if self._signal is not None:
+                    self._interrupt()
+                raise Paused(text)
             if self.budget.step:
                 with console.status(f"{self.recipe.arm}: saving"):
                     self.save()  # whatever befalls the evaluation, no training is lost
@@ -102,19 +105,23 @@ class Session:
             try:
                 train(recipe, parts, self.optimizer, steps=self._steps(), after_step=self._after_step)
             except NonFinite as error:
-                raise UserError(self._told(error)) from error
+                raise UserError(self._keep_failed_step(error)) from error
 
     def _steps(self) -> Iterator[int]:
         for step in self.budget:
             self._before = Before(self.parts)
             yield step
 
-    def _told(self, error: NonFinite) -> str:
+    def _keep_failed_step(self, error: NonFinite) -> str:
+        """Returns what the user is told."""
         step = self.budget.step
-        text = f"{error} at step {step}; nothing was updated: {error.remedy}"
+        text = f"{error.what} at step {step}; the learner was not updated: {error.remedy}"
         if self.parts.train is not None:
             return text
-        kept = write_replay(self.recipe, self.parts, self.optimizer, self._before, step, error)
+        try:
+            kept = write_replay(self.recipe, self.parts, self.optimizer, self._before, step, error)
+        except (OSError, UserError) as failed:
+            return f"{text}; the step could not be kept ({failed})"
         return f"{text}; `vpretrain replay {kept}` makes the step again"
 
     def save(self) -> Path:
@@ -131,8 +138,14 @@ class Session:
         self.budget.load_state_dict(state["budget"])
         self.totals, self.side = state["totals"], state["side"]
         self._saved_at, self._share = self.budget.seconds, self.budget.share(self.budget.step)
-        for name in ("metrics.jsonl", "scores.jsonl"):
-            _cut(self.directory / name, self.budget.step)
+
+    def _begin(self) -> None:
+        """The directory as the run begins, or goes on: only now that everything has been found to fit."""
+        if self._resumed:
+            for name in ("metrics.jsonl", "scores.jsonl"):
+                _cut(self.directory / name, self.budget.step)
+            (self.directory / "result.json").unlink(missing_ok=True)  # what says that a run is finished
+        save_recipe(self.recipe, self.directory / "recipe.yaml")
 
     def _after_step(self, record: StepRecord) -> None:
         with self.budget.paused():
@@ -334,10 +347,8 @@ def prepare_directory(recipe: Recipe, *, resume: bool, overwrite: bool, accept_c
         if not resume:  # also what a run left that ended before its first checkpoint
             for name in ("checkpoints", "model", "replay"):
                 shutil.rmtree(directory / name, ignore_errors=True)
-            for name in ("metrics.jsonl", "scores.jsonl", "recipe.yaml"):
+            for name in ("metrics.jsonl", "scores.jsonl", "result.json", "recipe.yaml"):
                 (directory / name).unlink(missing_ok=True)
-        (directory / "result.json").unlink(missing_ok=True)  # what says that a run is finished
-        save_recipe(recipe, directory / "recipe.yaml")
     except OSError as error:
         raise UserError(f"cannot write to {directory}: {error.strerror}; change `output`") from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from vpretrain.errors import UserError
@@ -29,10 +30,7 @@ def captured(parts: Parts, optimizer: AdamW) -> tuple[Groups, dict[str, Any]]:
     groups |= {f"{name}-optimizer": optimizer_tensors(o) for name, o in parts.optimizers.items()}
     if parts.meta is not None:
         state["meta_updates"] = parts.meta.updates
-        groups["direction"] = parts.meta.direction or {}
-        groups["feedback-gradients"] = {
-            f"{domain}/{name}": g for domain, kept in parts.meta.kept.items() for name, g in kept.items()
-        }
+        groups |= _of_meta(parts)
         if parts.meta.optimizer is not None:
             groups["designer-optimizer"] = optimizer_tensors(parts.meta.optimizer)
     return groups, state
@@ -44,8 +42,8 @@ def restore(parts: Parts, optimizer: AdamW, groups: Groups, state: dict[str, Any
     Raises:
         UserError: it is of a run with other parts.
     """
-    load_parameters(parts.learner, groups["learner"])
     try:
+        load_parameters(parts.learner, groups["learner"])
         load_optimizer_tensors(optimizer.torch, groups["learner-optimizer"])
         optimizer.load_state_dict(state["optimizer"])
         for name, module in _modules(parts).items():
@@ -65,42 +63,59 @@ def restore(parts: Parts, optimizer: AdamW, groups: Groups, state: dict[str, Any
         parts.stream.load_state_dict(state["stream"])
         parts.feedback.load_state_dict(state["feedback"])
         set_random_state(groups["random"])
-    except (KeyError, RuntimeError) as error:
-        what = str(error).strip().splitlines()[-1].strip()
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        what = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
         raise UserError(f"the checkpoint is of a run with other parts than the recipe's ({what})") from error
 
 
 class Before:
-    """What a step of Algorithm 1 has changed by the time that it can fail: enough to make it again.
+    """What a step of Algorithm 1 may have changed by the time that it fails: enough to make it again.
 
-    theta and its optimizer change last, and phi after the last number that can be wrong in a meta update: so they need no copy.
+    theta and its optimizer change last, and so need no copy. Nor does phi, unless one meta update takes it several steps.
     """
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        self.random = random_state()
+        self.groups: Groups = {"random": random_state()}
         self.cursors = {"stream": parts.stream.state_dict(), "feedback": parts.feedback.state_dict()}
-        fitted = [parts.modules[name] for name in parts.optimizers]  # with every feedback batch
-        self.tensors = [{name: t.clone() for name, t in module.state_dict().items()} for module in fitted]
-        self.optimizers = [
-            {name: t.clone() for name, t in optimizer_tensors(o).items()} for o in parts.optimizers.values()
-        ]
-        self.updates = None if parts.meta is None else parts.meta.updates
+        self.updates = 0
+        if parts.meta is None:
+            return
+        self.updates = parts.meta.updates
+        self.groups |= _of_meta(parts)
+        changing: dict[str, tuple[nn.Module, torch.optim.Optimizer | None]] = {
+            name: (parts.modules[name], optimizer)  # heads, which are fitted with every feedback batch
+            for name, optimizer in parts.optimizers.items()
+        }
+        if parts.designer is not None and parts.meta.steps > 1:
+            changing["designer"] = parts.designer, parts.meta.optimizer
+        for name, (module, optimizer) in changing.items():
+            self.groups[name] = {key: value.clone() for key, value in module.state_dict().items()}
+            if optimizer is not None:
+                tensors = optimizer_tensors(optimizer)
+                self.groups[f"{name}-optimizer"] = {key: value.clone() for key, value in tensors.items()}
 
     @property
     def updated(self) -> bool:
-        """Whether phi has been updated since, so that what failed came after it."""
+        """Whether a meta update has been made since, so that what failed came after it."""
         return self.parts.meta is not None and self.parts.meta.updates != self.updates
 
     def captured(self, optimizer: AdamW) -> tuple[Groups, dict[str, Any]]:
-        """The run's state as it was before the step, phi apart."""
+        """The run's state as it was before the step, or, if that was made, behind its meta update."""
         groups, state = captured(self.parts, optimizer)
-        groups["random"] = self.random
-        state |= self.cursors
-        if not self.updated:
-            for name, tensors, of_optimizer in zip(self.parts.optimizers, self.tensors, self.optimizers, strict=True):
-                groups[name], groups[f"{name}-optimizer"] = tensors, of_optimizer
-        return groups, state
+        groups |= {"random": self.groups["random"]} if self.updated else self.groups
+        return groups, state | self.cursors
+
+
+def _of_meta(parts: Parts) -> Groups:
+    """What a meta update leaves to later steps, apart from phi."""
+    meta = parts.meta
+    if meta is None:
+        return {}
+    kept = {f"{domain}/{name}": g for domain, of_domain in meta.kept.items() for name, g in of_domain.items()}
+    return {"direction": meta.direction or {}, "feedback-gradients": kept}
 
 
 def _modules(parts: Parts) -> dict[str, nn.Module]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModel
 
+from vpretrain import pretrained
 from vpretrain.check import one_step
 from vpretrain.doctor import bf16_note
 from vpretrain.errors import UserError
@@ -48,14 +49,19 @@ def tiny_copy(recipe: Recipe) -> Any:
         if getattr(config, name, None) is not None:
             setattr(config, name, size)
     torch.manual_seed(recipe.seed)
-    return AutoModel.from_config(config, dtype=torch.float32)
+    return AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=pretrained.trusted)
 
 
 def estimate_memory(recipe: Recipe) -> str:
     """Student with gradients and AdamW, teacher, activations of one micro-batch: an estimate."""
     config = load_config(recipe.learner.name)
     with torch.device("meta"):
-        backbone = sum(p.numel() for p in AutoModel.from_config(config, dtype=torch.float32).parameters())
+        backbone = sum(
+            p.numel()
+            for p in AutoModel.from_config(
+                config, dtype=torch.float32, trust_remote_code=pretrained.trusted
+            ).parameters()
+        )
     dino, stream = recipe.learner.dino, recipe.stream
     head = (
         config.hidden_size * dino.hidden

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vpretrain.errors import UserError
+from vpretrain.errors import NonFinite, UserError
 from vpretrain.order import Shuffled
 from vpretrain.vision.batch import Labelled
 from vpretrain.vision.config import FeedbackConfig
@@ -114,6 +114,11 @@ class VisionFeedback:
         self.heads.train()
         with torch.enable_grad():
             loss = torch.stack([_loss(task, self.heads[task], grid_BDhw, pictures) for task in self.tasks]).sum()
+            if not torch.isfinite(loss):
+                raise NonFinite(
+                    f"the loss of the feedback's heads is {float(loss.detach())}",
+                    "lower feedback.head_lr or optimizer.lr",
+                )
             gradients = torch.autograd.grad(loss, list(self.heads.parameters()))
         for parameter, gradient in zip(self.heads.parameters(), gradients, strict=True):
             parameter.grad = gradient
