@@ -31,9 +31,10 @@ test-slow: .venv/.installed-dev ## what needs the real pretrained learner
 test-reliability: .venv/.installed-dev ## the long forms of what runs survive, with a figure a promise; half an hour
 	$(BIN)/python -m pytest --long tests/reliability tests/security
 
-audit: .venv/.installed-dev ## known vulnerabilities of what is installed; asks PyPI's advisory service
+audit: .venv/.installed-dev ## known vulnerabilities of what is installed; asks the OSV service, and fails where that is out of reach
 	@$(PIP) pip-audit
-	$(BIN)/pip-audit --skip-editable
+	@$(BIN)/pip-audit --skip-editable --vulnerability-service osv 2> .venv/audit.log \
+		|| { tail -n 1 .venv/audit.log; echo "not audited, or not clean: see above, and .venv/audit.log"; exit 1; }
 
 bench-steering: .venv/.installed-quickstart ## does it steer? hours; ARGS=--quick takes six minutes
 	$(BIN)/python -m benchmarks.steering $(ARGS)
