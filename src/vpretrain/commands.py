@@ -12,6 +12,8 @@ from typing import Any
 from vpretrain.errors import UserError
 from vpretrain.recipe import load_recipe, room
 
+_SHOWN = 8  # parameters of a replay
+
 
 def run(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.overrides)
@@ -147,8 +149,12 @@ def replay(options: argparse.Namespace) -> int:
     print(f"made again: {found['is'] or 'every number is finite'}")
     if not found["batch"]:
         print("the stream gives another batch than it was: its data have changed")
-    for name, count in found["not_finite"].items():
-        print(f"  {count:,} numbers of the gradient of {name} are not finite")
+    if found["not_finite"]:
+        print("not finite in the gradient of (the last first):")
+        for name, count in list(reversed(found["not_finite"].items()))[:_SHOWN]:
+            print(f"  {name}: {count:,} numbers")
+        if len(found["not_finite"]) > _SHOWN:
+            print(f"  and {len(found['not_finite']) - _SHOWN} more parameters")
     return int(found["is"] != found["was"])
 
 

@@ -63,7 +63,7 @@ def same(one, other):
 
 def main(file: str, kills: int, seed: int) -> None:
     recipe = load_recipe(file)
-    room(recipe.modality, "assemble")  # imports all
+    room(recipe.modality, "assemble").assemble(recipe)  # imports all, and draws the scenes
     root = recipe.directory / "checkpoints"
     start = time.monotonic()
     assert ended(forked(recipe, resume=False), 120)

@@ -101,7 +101,7 @@ def test_a_disk_that_refuses_a_write(tmp_path, tokenizer, monkeypatch, fault, ma
     kinds = (errno.ENOSPC, errno.EIO, errno.EROFS)
     draw = random.Random(modality)
     tries = [(number, kind) for number in range(1, writes + 1) for kind in kinds]
-    for number, kind in draw.sample(tries, many(8 if modality == "language" else 3, 100)):
+    for number, kind in draw.sample(tries, many(*((8, 60) if modality == "language" else (3, 25)))):
         with fault():
             disk.asked, disk.refused, disk.error = 0, number, kind
             with pytest.raises(UserError) as caught:
