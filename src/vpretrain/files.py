@@ -27,11 +27,19 @@ def whole_directory(path: Path) -> Iterator[Path]:
         yield aside
         for file in [*aside.rglob("*"), aside]:
             sync(file)
-        if path.exists():
-            shutil.rmtree(path)
+        remove(path)
         aside.rename(path)
         sync(path.parent)
     finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Take a directory away so that at no time a part of it is taken for the whole; nothing happens if there is none."""
+    aside = path.with_name(f".{path.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)  # from a process that was killed
+    if path.exists():
+        path.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vpretrain.errors import UserError
-from vpretrain.files import sync
+from vpretrain.files import remove, sync
 from vpretrain.run.progress import console
 
 Groups = dict[str, dict[str, Tensor]]
@@ -41,7 +41,7 @@ def save_checkpoint(root: Path, step: int, groups: Groups, state: dict[str, Any]
         return final
     aside = root / f".writing-{step:08d}"
     try:
-        for left in [*root.glob(".writing-*"), *root.glob(".old-*")]:  # by a process that was killed
+        for left in [*root.glob(".writing-*"), *root.glob(".*.old")]:  # by a process that was killed
             shutil.rmtree(left)
         aside.mkdir(parents=True)
         for name, tensors in groups.items():
@@ -56,7 +56,7 @@ def save_checkpoint(root: Path, step: int, groups: Groups, state: dict[str, Any]
         sync(aside / MANIFEST)
         sync(aside)
         if final.exists():
-            _remove(final)  # damaged
+            remove(final)  # damaged
         aside.rename(final)
         sync(root)
         if found := damage(final):
@@ -66,7 +66,7 @@ def save_checkpoint(root: Path, step: int, groups: Groups, state: dict[str, Any]
         raise UserError(f"cannot write the checkpoint {final}: {error}; free space or change `output`") from error
     older = [path for path in checkpoints(root) if path < final]
     for path in older[: max(0, len(older) - (keep - 1))]:
-        _remove(path)
+        remove(path)
     return final
 
 
@@ -155,13 +155,6 @@ def load_parameters(module: Any, tensors: dict[str, Tensor]) -> None:
         raise UserError("the checkpoint is of another learner than the recipe's: names or shapes of parameters differ")
     for name, value in tensors.items():
         own[name].data.copy_(value)
-
-
-def _remove(path: Path) -> None:
-    """So that at no time a part of it is taken for the whole."""
-    aside = path.with_name(f".old-{path.name}")
-    path.rename(aside)
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _described(path: Path) -> dict[str, Any]:

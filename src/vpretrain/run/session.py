@@ -11,7 +11,6 @@ import copy
 import json
 import math
 import resource
-import shutil
 import signal
 import sys
 import time
@@ -25,7 +24,7 @@ from safetensors import SafetensorError
 from vpretrain.algorithm import StepRecord
 from vpretrain.config import Recipe
 from vpretrain.errors import Interrupted, NonFinite, Paused, UserError
-from vpretrain.files import whole_directory, write_whole
+from vpretrain.files import remove, whole_directory, write_whole
 from vpretrain.parts import Parts
 from vpretrain.recipe import refuse_changes, save_recipe
 from vpretrain.run.budget import Budget
@@ -346,7 +345,7 @@ def prepare_directory(recipe: Recipe, *, resume: bool, overwrite: bool, accept_c
         directory.mkdir(parents=True, exist_ok=True)
         if not resume:  # also what a run left that ended before its first checkpoint
             for name in ("checkpoints", "model", "replay"):
-                shutil.rmtree(directory / name, ignore_errors=True)
+                remove(directory / name)
             for name in ("metrics.jsonl", "scores.jsonl", "result.json", "recipe.yaml"):
                 (directory / name).unlink(missing_ok=True)
     except OSError as error:
