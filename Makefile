@@ -29,7 +29,7 @@ test-slow: .venv/.installed-dev ## what needs the real pretrained learner
 	$(BIN)/python -m pytest -m slow
 
 test-reliability: .venv/.installed-dev ## the long forms of what runs survive, with a figure a promise; half an hour
-	$(BIN)/python -m pytest --long tests/reliability tests/security
+	$(BIN)/python -m pytest --long tests/reliability tests/security $(ARGS)
 
 audit: .venv/.installed-dev ## known vulnerabilities of what is installed; asks the OSV service, and fails where that is out of reach
 	@$(PIP) pip-audit
