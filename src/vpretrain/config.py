@@ -11,6 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from vpretrain.errors import UserError
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -40,10 +42,33 @@ class OptimizerConfig(Strict):
 class StreamConfig(Strict):
     """How batches of the unlabeled stream arrive."""
 
+    batch_size: int
     accumulation: int = Field(1, ge=1, description="Micro-batches a learner step.")
     prefetch: int = Field(
         0, ge=0, description="Learner steps whose batches another process makes ahead; 0: made in the loop. For GPUs."
     )
+    shards: int = Field(
+        1,
+        ge=1,
+        description="Independent parts that the stream is read in; a process reads those it needs. Set it to the number of "
+        "processes when one reader cannot keep up.",
+    )
+
+    @model_validator(mode="after")
+    def _whole_shards(self) -> StreamConfig:
+        if self.batch_size % self.shards:
+            raise ValueError(f"shards={self.shards} does not divide batch_size={self.batch_size}: use a divisor of it")
+        return self
+
+    def rows_for(self, rank: int, processes: int) -> range:
+        """Which rows of a micro-batch a process learns from. Raises UserError unless all have equally many."""
+        below = self.batch_size - self.batch_size % processes
+        if below != self.batch_size:
+            fitting = f"{below} or {below + processes}" if below else f"{processes}"
+            raise UserError(
+                f"stream.batch_size={self.batch_size} is no multiple of the {processes} processes: use {fitting}"
+            )
+        return range(rank, self.batch_size, processes)
 
 
 class DesignerConfig(Strict):

@@ -8,6 +8,7 @@ import signal
 import threading
 import weakref
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any
 
@@ -57,6 +58,10 @@ class Prefetched:
     def state_dict(self) -> dict[str, Any]:
         """The cursor."""
         return self._state
+
+    def merge(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """See `Stream`."""
+        return self.stream.merge(states)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on at a cursor: what was made beyond it is dropped."""

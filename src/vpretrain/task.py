@@ -66,12 +66,20 @@ class Stream(Protocol):
     """The unlabeled stream D_u."""
 
     def next(self) -> list[Any]:
-        """The micro-batches of one learner step."""
+        """The micro-batches of one learner step: the rows of this process."""
         ...
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """The cursor, JSON-ready, of what this process reads."""
+        ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def merge(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The whole stream's cursor from those of all processes."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at a cursor, this process's or, with any number of processes, the whole stream's."""
+        ...
 
 
 class Feedback(Protocol):

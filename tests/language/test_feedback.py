@@ -15,9 +15,9 @@ from vpretrain.language.learner import LanguageLearner
 PAIR = {"prompt": "{question} ", "response": "{answer}"}
 
 
-def make(tokenizer, *sources, packing=False, **settings) -> LanguageFeedback:
+def make(tokenizer, *sources, packing=False, rank=0, processes=1, **settings) -> LanguageFeedback:
     config = FeedbackConfig(**({"length": 48, "batch_size": 2} | settings), sources=list(sources))
-    return LanguageFeedback(config, tokenizer, seed=0, packing=packing)
+    return LanguageFeedback(config, tokenizer, seed=0, packing=packing, rank=rank, processes=processes)
 
 
 @pytest.fixture
@@ -48,6 +48,20 @@ def test_an_epoch_shows_every_pair_once_and_goes_on_at_its_cursor(tokenizer, pat
     again = make(tokenizer, {"path": path, "domain": "math", **PAIR})
     again.load_state_dict(feedback.state_dict())
     assert again.next()["math"].keys == feedback.next()["math"].keys
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_processes_deal_out_the_pairs_of_a_batch(tokenizer, path, packing):
+    source = {"path": path, "domain": "math", **PAIR}
+    whole = make(tokenizer, source, batch_size=5)
+    parts = [make(tokenizer, source, batch_size=5, packing=packing, rank=rank, processes=2) for rank in range(2)]
+    for _ in range(3):
+        pairs_of = [key for row in whole.next()["math"].keys for key in row]
+        dealt = [sorted(key for row in part.next()["math"].keys for key in row) for part in parts]
+        assert dealt == [sorted(pairs_of[0::2]), sorted(pairs_of[1::2])]
+    assert parts[0].state_dict() == parts[1].state_dict() == whole.state_dict()
+    with pytest.raises(UserError, match=r"feedback.batch_size=2 is below the 4 processes: raise it"):
+        make(tokenizer, source, processes=4)
 
 
 def test_pairs_that_share_rows_have_the_same_loss_and_fewer_tokens(tokenizer, tmp_path):

@@ -10,9 +10,9 @@ import torch
 from worlds import sums, write_jsonl
 
 from vpretrain.errors import UserError
-from vpretrain.language.config import StreamConfig
+from vpretrain.language.config import GuardConfig, StreamConfig
 from vpretrain.language.source import Example
-from vpretrain.language.stream import LanguageStream, rows_of
+from vpretrain.language.stream import LanguageStream, general_batches, rows_of
 
 PAIR = {"prompt": "{question} ", "response": "{answer}", "domain": "sums"}
 WORDS = "the quick brown fox jumps over the lazy dog "
@@ -30,9 +30,24 @@ def sources(tmp_path):
     }
 
 
-def make(sources, tokenizer, *, held_back=frozenset(), seed=0, **settings):
+def make(sources, tokenizer, *, held_back=frozenset(), seed=0, rank=0, processes=1, **settings):
     config = StreamConfig(**({"length": 40, "batch_size": 3, "min_chunk": 4} | settings), sources=sources)
-    return LanguageStream(config, tokenizer, seed=seed, held_back=held_back)
+    return LanguageStream(config, tokenizer, seed=seed, held_back=held_back, rank=rank, processes=processes)
+
+
+def group(processes, sources, tokenizer, **settings):
+    return [make(sources, tokenizer, rank=rank, processes=processes, **settings) for rank in range(processes)]
+
+
+def dealt_back(streams) -> list:
+    """The rows of the next learner step as one process has them."""
+    steps = [stream.next() for stream in streams]
+    return [
+        (row.tolist(), keys)
+        for batches in zip(*steps, strict=True)
+        for rows in zip(*([*zip(b.ids_BT, b.keys, strict=True)] for b in batches), strict=True)
+        for row, keys in rows
+    ]
 
 
 def equal(ours, theirs) -> bool:
@@ -52,7 +67,7 @@ def test_a_cursor_goes_on_exactly_also_in_the_middle_of_a_document(sources, toke
         stream.next()
     cursor = json.loads(json.dumps(stream.state_dict()))
     if kinds == ["raw"] and drawn:
-        assert any(source["waiting"] for source in cursor["sources"])
+        assert any(source["waiting"] for source in cursor["shards"]["0"])
     expected = [stream.next() for _ in range(8)]
     again = make(chosen, tokenizer, accumulation=2, length=length)
     again.next()
@@ -129,3 +144,97 @@ def test_a_stream_without_any_target_ends_with_a_remedy(tokenizer, tmp_path):
     source = {"path": write_jsonl(tmp_path / "long.jsonl", rows), **PAIR}
     with pytest.raises(UserError, match=r"prompts fill stream.length=40"):
         make([source], tokenizer).next()
+
+
+MIXTURE = ["pairs", "raw", "raw streamed", "pairs streamed"]
+
+
+@pytest.mark.parametrize("shards", [1, 2, 4])
+def test_processes_deal_out_the_same_rows_whatever_their_number_and_however_often_it_changes(
+    sources, tokenizer, shards
+):
+    chosen = [sources[kind] for kind in MIXTURE]
+    settings = {"batch_size": 4, "accumulation": 2, "shards": shards}
+    whole = group(1, chosen, tokenizer, **settings)
+    streams = group(1, chosen, tokenizer, **settings)
+    for processes in (2, 1, 4, 2, 4, 1):
+        cursor = json.loads(json.dumps(streams[0].merge([stream.state_dict() for stream in streams])))
+        streams = group(processes, chosen, tokenizer, **settings)
+        for stream in streams:
+            stream.load_state_dict(cursor)
+        assert streams[0].merge([stream.state_dict() for stream in streams]) == cursor
+        for _ in range(3):
+            assert dealt_back(streams) == dealt_back(whole)
+
+
+def test_a_process_reads_only_the_shards_that_its_rows_come_from(sources, tokenizer):
+    read = {
+        (shards, processes): [
+            set(stream.state_dict()["shards"])
+            for stream in group(processes, [sources["pairs"]], tokenizer, batch_size=4, shards=shards)
+        ]
+        for shards in (1, 2, 4)
+        for processes in (2, 4)
+    }
+    assert read[1, 2] == [{"0"}, {"0"}]
+    assert read[2, 2] == [{"0"}, {"1"}]
+    assert read[4, 2] == [{"0", "2"}, {"1", "3"}]
+    assert read[2, 4] == [{"0"}, {"1"}, {"0"}, {"1"}]
+    assert read[4, 4] == [{"0"}, {"1"}, {"2"}, {"3"}]
+
+
+@pytest.mark.parametrize("kind", ["pairs", "pairs streamed"])
+@pytest.mark.parametrize("shards", [1, 2, 4])
+def test_an_epoch_over_all_shards_shows_each_example_once(sources, tokenizer, kind, shards):
+    count = len(sums(30, 1))
+    stream = make([sources[kind]], tokenizer, batch_size=4, shards=shards, packing=False, accumulation=count)
+    rows = [keys[0] for batch in stream.next() for keys in batch.keys]
+    assert len(set(rows[:count])) == count
+    if kind == "pairs streamed":  # each shard has its own part of the file, over and over
+        for shard in range(shards):
+            mine, length = rows[shard::shards], len(range(shard, count, shards))
+            assert mine[length : 2 * length] == mine[:length]
+    else:
+        assert len(set(rows[count : 2 * count])) == count
+        assert rows[count : 2 * count] != rows[:count]
+
+
+def test_examples_held_back_are_counted_once_whatever_the_processes(sources, tokenizer):
+    own = frozenset(Example("", "", "", pair["question"], "", {}).key for pair in sums(30, 1)[:10])
+    settings = {"batch_size": 4, "held_back": own, "shards": 2}
+    (one,) = group(1, [sources["pairs"]], tokenizer, **settings)
+    streams = group(4, [sources["pairs"]], tokenizer, **settings)
+    for _ in range(20):
+        one.next()
+        dealt_back(streams)
+    merged = make([sources["pairs"]], tokenizer, **settings)
+    merged.load_state_dict(merged.merge([stream.state_dict() for stream in streams]))
+    assert merged.held_back_count == one.held_back_count > 0
+    assert sum(stream.held_back_count for stream in streams) == 2 * one.held_back_count  # each shard is read twice
+
+
+def test_cursors_of_different_steps_are_not_merged(sources, tokenizer):
+    ahead, behind = group(2, [sources["pairs"]], tokenizer, batch_size=4)
+    ahead.next()
+    with pytest.raises(AssertionError, match="not equally far"):
+        ahead.merge([ahead.state_dict(), behind.state_dict()])
+
+
+def test_what_cannot_be_shared_out_is_refused(sources, tokenizer):
+    with pytest.raises(UserError, match=r"stream.batch_size=3 is no multiple of the 2 processes: use 2 or 4"):
+        make([sources["pairs"]], tokenizer, batch_size=3, processes=2)
+    with pytest.raises(UserError, match=r"stream.batch_size=3 is no multiple of the 4 processes: use 4$"):
+        make([sources["pairs"]], tokenizer, batch_size=3, processes=4)
+    with pytest.raises(ValueError, match="shards=2 does not divide batch_size=3"):
+        make([sources["pairs"]], tokenizer, batch_size=3, shards=2)
+
+
+def test_the_guards_batches_are_dealt_out(sources, tokenizer):
+    guard = GuardConfig(sources=[sources["raw"]], length=24, batch_size=3)
+    how = {"seed": 0, "held_back": frozenset(), "device": torch.device("cpu"), "packing": True}
+    whole = general_batches(guard, tokenizer, **how)(5)
+    parts = [general_batches(guard, tokenizer, **how, rank=rank, processes=2)(5) for rank in range(2)]
+    assert torch.equal(parts[0].ids_BT, whole.ids_BT[[0, 2]])
+    assert torch.equal(parts[1].ids_BT, whole.ids_BT[[1]])
+    with pytest.raises(UserError, match=r"guard.batch_size=3 is below the 4 processes"):
+        general_batches(guard, tokenizer, **how, processes=4)

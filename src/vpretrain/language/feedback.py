@@ -26,13 +26,21 @@ class LanguageFeedback:
         tokenizer: the learner's.
         seed: order of the pairs.
         packing: whether several pairs may share a row.
+        rank: this process, from 0.
+        processes: how many there are. They deal out the pairs of a batch, which do not depend on their number.
 
     Raises:
-        UserError: a source is raw text, or has no solution left within `length`.
+        UserError: a source is raw text, or has no solution left within `length`; or a batch has fewer pairs than there are
+            processes.
     """
 
-    def __init__(self, config: FeedbackConfig, tokenizer: Any, *, seed: int, packing: bool) -> None:
+    def __init__(
+        self, config: FeedbackConfig, tokenizer: Any, *, seed: int, packing: bool, rank: int = 0, processes: int = 1
+    ) -> None:
+        if config.batch_size < processes:
+            raise UserError(f"feedback.batch_size={config.batch_size} is below the {processes} processes: raise it")
         self.config, self.tokenizer, self.packing = config, tokenizer, packing
+        self._own = range(rank, config.batch_size, processes)
         self.device: torch.device | str = "cpu"
         self.batches_drawn = 0
         self.examples: dict[str, list[Example]] = {}
@@ -50,11 +58,11 @@ class LanguageFeedback:
         return frozenset(example.key for examples in self.examples.values() for example in examples)
 
     def next(self) -> dict[str, TokenBatch]:
-        """The next `batch_size` pairs of every domain; each epoch has its own order."""
+        """This process's share of the next `batch_size` pairs of every domain; each epoch has its own order."""
         batches = {}
         for domain, documents in self._documents.items():
             first = self.batches_drawn * self.config.batch_size
-            chosen = [documents[self._order[domain][first + i]] for i in range(self.config.batch_size)]
+            chosen = [documents[self._order[domain][first + i]] for i in self._own]
             rows = packed(chosen, self.config.length) if self.packing else chosen
             batches[domain] = collate(rows, self.tokenizer).to(self.device)
         self.batches_drawn += 1

@@ -8,7 +8,7 @@ import glob
 import hashlib
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -70,50 +70,75 @@ class IndexedSource:
 
 
 class StreamingSource:
-    """Examples in file order, endlessly, with a cursor that can be saved."""
+    """Examples in file order, endlessly, with a cursor that can be saved; of several shards one, which shares no example.
 
-    def __init__(self, config: SourceConfig, load: Callable[[], Any]) -> None:
+    `datasets` reads rows and knows where it is. What is left out is left out here: its own filters, skips and splits lost or
+    repeated rows after a resume in one release or another (huggingface/datasets #7538, #8145, #8359, #8568).
+
+    Args:
+        config: of the source.
+        rows: an IterableDataset, as the files have it.
+        shard: of them this one.
+        shards: how many there are. They take whole files where these can be shared out evenly and none is cut by `skip` or
+            `limit`, else every shards-th example of all files.
+    """
+
+    def __init__(self, config: SourceConfig, rows: Any, *, shard: int = 0, shards: int = 1) -> None:
         self.config = config
-        self._load = load
-        self._open(cursor=None)
+        self._rows = rows
+        whole_files = rows.num_shards % shards == 0 and not config.skip and config.limit is None
+        self._files, self._every = ((shard, shards), (0, 1)) if whole_files else ((0, 1), (shard, shards))
+        self._stop = None if config.limit is None else config.skip + config.limit
+        self._open()
 
     def __iter__(self) -> Iterator[Example]:
         """From here to the end, once."""
-        return (render(row, self.config) for row in self._iterator)
+        return self._iterator
 
     def next(self) -> Example:
         """The next example. Raises UserError if there is none at all."""
-        row = next(self._iterator, None)
-        if row is None:
-            self._open(cursor=None)
-            row = next(self._iterator, None)
-            if row is None:
+        example = next(self._iterator, None)
+        if example is None:
+            self._open()
+            example = next(self._iterator, None)
+            if example is None:
                 raise UserError(f"{self.config.origin}: no examples are left after skip={self.config.skip}")
-        return render(row, self.config)
+        return example
 
     def state_dict(self) -> dict[str, Any]:
-        """The cursor."""
-        return self._dataset.state_dict()
+        """The cursor, JSON-ready: where the rows go on, and how many of this epoch's examples were met."""
+        return {"rows": self._loaded or self._epoch.state_dict(), "met": self._met}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at a cursor."""
-        self._open(cursor=state)
+        """Go on at a cursor. What was read of the present file is read again, as tables and not row by row."""
+        self._open()
+        self._epoch.load_state_dict(state["rows"])
+        self._loaded, self._met = state["rows"], state["met"]
 
-    def _open(self, cursor: dict[str, Any] | None) -> None:
-        dataset = self._load()
-        dataset = dataset.skip(self.config.skip) if self.config.skip else dataset
-        self._dataset = dataset.take(self.config.limit) if self.config.limit is not None else dataset
-        if cursor is not None:
-            self._dataset.load_state_dict(cursor)
-        self._iterator = self._rows()
+    def _open(self) -> None:
+        from datasets.distributed import split_dataset_by_node
 
-    def _rows(self) -> Iterator[dict[str, Any]]:
+        number, of = self._files
+        self._epoch = split_dataset_by_node(self._rows, rank=number, world_size=of)
+        self._loaded: dict[str, Any] | None = None  # the data set itself does not tell it until its next row
+        self._met = 0
+        self._iterator = self._examples()
+
+    def _examples(self) -> Iterator[Example]:
+        first, step = self._every
         with _readable(self.config):
-            yield from self._dataset
+            rows = iter(self._epoch)
+            while self._met != self._stop and (row := next(rows, None)) is not None:
+                self._loaded = None
+                if _kept(self.config, row):
+                    number = self._met - self.config.skip
+                    self._met += 1
+                    if number >= 0 and number % step == first:
+                        yield render(row, self.config)
 
 
-def open_source(config: SourceConfig) -> IndexedSource | StreamingSource:
-    """The source that a recipe describes.
+def open_source(config: SourceConfig, *, shard: int = 0, shards: int = 1) -> IndexedSource | StreamingSource:
+    """The source that a recipe describes; one that is streamed gives the examples of one shard of several.
 
     Raises:
         UserError: it is not there, or its rows do not have the fields that the templates name.
@@ -124,8 +149,12 @@ def open_source(config: SourceConfig) -> IndexedSource | StreamingSource:
     elif config.builtin is not None:
         source = IndexedSource(config, _python_manual())
     else:
-        load = partial(_files if config.path is not None else _hub, config)
-        source = StreamingSource(config, load) if config.streaming else IndexedSource(config, load())
+        rows = _files(config) if config.path is not None else _hub(config)
+        source = (
+            StreamingSource(config, rows, shard=shard, shards=shards)
+            if config.streaming
+            else IndexedSource(config, rows)
+        )
     if isinstance(source, IndexedSource):
         source[0]  # a wrong template shows now and not in the middle of a run
     return source
@@ -247,8 +276,10 @@ def _load(config: SourceConfig, *arguments: Any, **options: Any) -> Any:
 
     datasets.disable_progress_bars()
     with _readable(config):
-        dataset = datasets.load_dataset(*arguments, streaming=config.streaming, **options)
-        return dataset.filter(partial(_kept, config)) if config.exclude or config.part else dataset
+        rows = datasets.load_dataset(*arguments, streaming=config.streaming, **options)
+        if config.streaming or not (config.exclude or config.part):
+            return rows
+        return rows.filter(partial(_kept, config))
 
 
 @contextlib.contextmanager

@@ -33,9 +33,12 @@ class LanguageStream:
         mixed_in: further sources of the mixture, with weights relative to those of `config`, from which nothing is held back.
             A row comes from one of them with its share of all weights. The other rows are, source by source, the same in
             the same order as without them; only which source a given row is drawn from can differ.
+        rank: this process, from 0.
+        processes: how many there are. They deal out the rows: those of a micro-batch do not depend on their number.
 
     Raises:
-        UserError: a source cannot be opened, or gives nothing that can be learned from.
+        UserError: a source cannot be opened, or gives nothing that can be learned from; or the processes cannot share a
+            micro-batch evenly.
     """
 
     def __init__(
@@ -46,41 +49,65 @@ class LanguageStream:
         seed: int,
         held_back: frozenset[str] = frozenset(),
         mixed_in: Sequence[SourceConfig] = (),
+        rank: int = 0,
+        processes: int = 1,
     ) -> None:
         self.config, self.tokenizer, self.seed = config, tokenizer, seed
         self.device: torch.device | str = "cpu"
-        self.rows_drawn = 0
+        self.rows_drawn = 0  # by all processes
+        self._rows = config.rows_for(rank, processes)
         sources = [(source, held_back) for source in config.sources] + [(source, frozenset()) for source in mixed_in]
-        self._packers = [
-            _Packer(source, config, tokenizer, f"{seed}/{i}", owned) for i, (source, owned) in enumerate(sources)
-        ]
+        self._weights = [source.weight for source, _ in sources]
+        # Row i of a micro-batch comes from shard i % shards. A shard whose rows go to several processes is read by each.
+        self._shards = {
+            shard: [
+                _Packer(source, config, tokenizer, f"{seed}/{i}", owned, shard)
+                for i, (source, owned) in enumerate(sources)
+            ]
+            for shard in sorted({i % config.shards for i in self._rows})
+        }
 
     @property
     def held_back_count(self) -> int:
-        """Examples skipped because feedback or evaluation owns them."""
-        return sum(packer.held_back_count for packer in self._packers)
+        """Examples of the shards read here that were skipped because feedback or evaluation owns them."""
+        return sum(packer.held_back_count for packers in self._shards.values() for packer in packers)
 
     def next(self) -> list[TokenBatch]:
-        """The micro-batches of one learner step: `accumulation` times [batch_size, length]."""
+        """The micro-batches of one learner step: `accumulation` times [batch_size / processes, length]."""
         return [self._batch() for _ in range(self.config.accumulation)]
 
     def state_dict(self) -> dict[str, Any]:
-        """The cursor, JSON-ready."""
-        return {"rows_drawn": self.rows_drawn, "sources": [packer.state_dict() for packer in self._packers]}
+        """The cursor, JSON-ready: how far the stream is, and where each shard that is read here goes on."""
+        shards = {str(shard): [packer.state_dict() for packer in packers] for shard, packers in self._shards.items()}
+        return {"rows_drawn": self.rows_drawn, "shards": shards}
+
+    @staticmethod
+    def merge(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The whole stream's cursor from those of all its processes, after as many steps."""
+        shards: dict[str, Any] = {}
+        for state in states:
+            assert state["rows_drawn"] == states[0]["rows_drawn"], "the processes are not equally far"
+            for shard, cursors in state["shards"].items():
+                assert shards.setdefault(shard, cursors) == cursors, f"two processes disagree on shard {shard}"
+        return {"rows_drawn": states[0]["rows_drawn"], "shards": shards}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at a cursor: the batches that follow are the same bit for bit."""
+        """Go on at a cursor, of this process or merged: the batches that follow are the same bit for bit."""
         self.rows_drawn = state["rows_drawn"]
-        for packer, cursor in zip(self._packers, state["sources"], strict=True):
-            packer.load_state_dict(cursor)
+        for shard, packers in self._shards.items():
+            for packer, cursor in zip(packers, state["shards"][str(shard)], strict=True):
+                packer.load_state_dict(cursor)
 
     def _batch(self) -> TokenBatch:
         rows = []
-        for _ in range(self.config.batch_size):
-            draw = random.Random(f"{self.seed}/{self.rows_drawn}")  # a counter is all the state there is
-            weights = [packer.source_config.weight for packer in self._packers]
-            rows.append(draw.choices(self._packers, weights)[0].row())
-            self.rows_drawn += 1
+        for i in range(self.config.batch_size):
+            packers = self._shards.get(i % self.config.shards)
+            if packers is not None:
+                draw = random.Random(f"{self.seed}/{self.rows_drawn + i}")  # a counter is all the state there is
+                row = draw.choices(packers, self._weights)[0].row()
+                if i in self._rows:
+                    rows.append(row)
+        self.rows_drawn += self.config.batch_size
         return collate(rows, self.tokenizer, length=self.config.length, average=self.config.average).to(self.device)
 
 
@@ -99,9 +126,22 @@ def rows_of(
 
 
 def general_batches(
-    config: GuardConfig, tokenizer: Any, *, seed: int, held_back: frozenset[str], device: torch.device, packing: bool
+    config: GuardConfig,
+    tokenizer: Any,
+    *,
+    seed: int,
+    held_back: frozenset[str],
+    device: torch.device,
+    packing: bool,
+    rank: int = 0,
+    processes: int = 1,
 ) -> Callable[[int], TokenBatch]:
-    """The retention guard's n-th batch: from a pool that is drawn once, so that the number is all the state there is."""
+    """The retention guard's n-th batch: from a pool that is drawn once, so that the number is all the state there is.
+
+    Of several processes each draws all rows and keeps its own. Raises UserError if there are fewer rows than processes.
+    """
+    if config.batch_size < processes:
+        raise UserError(f"guard.batch_size={config.batch_size} is below the {processes} processes: raise it")
     shape = StreamConfig(
         sources=config.sources,
         length=config.length,
@@ -111,20 +151,27 @@ def general_batches(
     )
     stream = LanguageStream(shape, tokenizer, seed=seed, held_back=held_back)
     stream.device = device
-    pool = stream.next()
+    pool = [batch.rows(range(rank, config.batch_size, processes)) for batch in stream.next()]
     return lambda number: pool[number % len(pool)]
 
 
 class _Packer:
-    """Fills rows with the documents of one source. `seed` None: in the source's own order."""
+    """Fills rows with the documents of one source, or of one shard of it. `seed` None: in the source's own order."""
 
     def __init__(
-        self, source: SourceConfig, config: StreamConfig, tokenizer: Any, seed: str | None, held_back: frozenset[str]
+        self,
+        source: SourceConfig,
+        config: StreamConfig,
+        tokenizer: Any,
+        seed: str | None,
+        held_back: frozenset[str],
+        shard: int = 0,
     ) -> None:
         self.source_config, self.config, self.tokenizer = source, config, tokenizer
         self.held_back_count = 0
         self._held_back = held_back
-        self._source = open_source(source)
+        self._shard = shard
+        self._source = open_source(source, shard=shard, shards=config.shards)
         self._drawn = 0  # examples taken from an indexed source
         self._order: Shuffled | None = None
         if seed is not None and isinstance(self._source, IndexedSource):
@@ -192,9 +239,9 @@ class _Packer:
     def _example(self) -> Example:
         if isinstance(self._source, StreamingSource):
             return self._source.next()
-        index = self._drawn % len(self._source) if self._order is None else self._order[self._drawn]
+        number = self._drawn * self.config.shards + self._shard  # all shards together meet each example once an epoch
         self._drawn += 1
-        return self._source[index]
+        return self._source[number % len(self._source) if self._order is None else self._order[number]]
 
     def _rest(self, document: Document, start: int) -> Document | None:
         rest = document.cut(start)

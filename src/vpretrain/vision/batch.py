@@ -20,6 +20,8 @@ class ViewBatch:
         global_VB3HW: the global crops: the only ones that a designer changes.
         local_VB3HW: the local crops; V may be 0.
         keys: identities of the pictures.
+        places: their numbers in the whole micro-batch, which several processes may share.
+        whole: pictures of the whole micro-batch.
         mask_VB1HW: the mask through which the global crops are seen, if any.
         unmasked_VB3HW: the global crops as they were, where a mask has changed them.
         number: of the draw; seeds a control's random masks, and I-JEPA's blocks.
@@ -29,6 +31,8 @@ class ViewBatch:
     global_VB3HW: Float[Tensor, "V B 3 H W"]
     local_VB3HW: Float[Tensor, "Vl B 3 Hl Wl"]
     keys: tuple[str, ...]
+    places: tuple[int, ...]
+    whole: int
     mask_VB1HW: Float[Tensor, "V B 1 H W"] | None = None
     unmasked_VB3HW: Float[Tensor, "V B 3 H W"] | None = None
     number: int = 0
@@ -38,6 +42,12 @@ class ViewBatch:
     def plain_VB3HW(self) -> Float[Tensor, "V B 3 H W"]:
         """The global crops without any mask."""
         return self.global_VB3HW if self.unmasked_VB3HW is None else self.unmasked_VB3HW
+
+    @property
+    def places_VB(self) -> list[int]:
+        """Number of each global crop among those of the whole micro-batch: draws for all, of which these are taken, do not
+        depend on how pictures are shared out, or on how many of them a meta batch has."""
+        return [view * self.whole + place for view in range(len(self.global_VB3HW)) for place in self.places]
 
     @property
     def weight(self) -> float:
@@ -59,6 +69,7 @@ class ViewBatch:
             global_VB3HW=self.global_VB3HW[:, :rows],
             local_VB3HW=self.local_VB3HW[:0, :rows],
             keys=self.keys[:rows],
+            places=self.places[:rows],
         )
 
     def to(self, device: torch.device | str) -> ViewBatch:

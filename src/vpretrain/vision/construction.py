@@ -89,8 +89,8 @@ class RandomMask(Fixed):
         """Blurred noise through a threshold that keeps the wanted share; drawn anew for every batch, from its number."""
         views = batch.global_VB3HW
         generator = torch.Generator().manual_seed(batch.number)
-        coarse = torch.randn(views.shape[0] * views.shape[1], 1, 7, 7, generator=generator).to(views)
-        noise = F.interpolate(coarse, views.shape[3:], mode="bicubic", align_corners=False)
+        coarse = torch.randn(views.shape[0] * batch.whole, 1, 7, 7, generator=generator)
+        noise = F.interpolate(coarse[batch.places_VB].to(views), views.shape[3:], mode="bicubic", align_corners=False)
         threshold = noise.flatten(1).quantile(1 - self.config.keep, dim=1)[:, None, None, None]
         return ((noise - threshold) * 4).sigmoid().unflatten(0, views.shape[:2])
 

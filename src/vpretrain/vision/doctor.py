@@ -53,7 +53,8 @@ def patient_of(learner: VisionLearner, subset: str) -> Patient:
     at = {n: p.detach() for n, p in learner.named_parameters() if n in names}
     with learner.meta_mode():
         g_down = gradient(lambda parameters: learner.evaluate(judge, parameters), at)
-    batch = ViewBatch(views, views[:0], tuple(map(str, range(_PICTURES))))
+    places = tuple(range(_PICTURES))
+    batch = ViewBatch(views, views[:0], tuple(map(str, places)), places, _PICTURES)
     told = about(learner, subset, "cosine", f"{_PICTURES} pictures of {size} pixels")
     return Patient(
         learner, LearnedViews(designer, _DESIGNER), designer, batch, at, g_down, Align("cosine"), PARTS, told

@@ -4,6 +4,7 @@ M target blocks a picture, C context patches, N patches a target block.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -145,11 +146,13 @@ class IJepaLearner(VisionLearner):
         return height // self.backbone.patch_size, width // self.backbone.patch_size
 
     def _blocks(self, inputs: ViewBatch) -> Blocks:
-        views, pictures = inputs.global_VB3HW.shape[:2]
-        blocks = draw_blocks(self.config, self._grid(inputs), views * pictures, seed=inputs.number)
-        return Blocks(blocks.context_BC.to(self.device), blocks.target_BMN.to(self.device))
+        pictures = len(inputs.global_VB3HW) * inputs.whole
+        blocks = draw_blocks(self.config, self._grid(inputs), pictures, seed=inputs.number)
+        context_BC, target_BMN = blocks.context_BC[inputs.places_VB], blocks.target_BMN[inputs.places_VB]
+        return Blocks(context_BC.to(self.device), target_BMN.to(self.device))
 
 
+@functools.lru_cache(maxsize=1)  # asked for several times a step
 def draw_blocks(config: IJepaConfig, grid: tuple[int, int], pictures: int, *, seed: int) -> Blocks:
     """Target blocks of one shape at random places a picture, and a large context block without what they cover.
 

@@ -6,7 +6,9 @@ Shapes: V views, B pictures, H x W pixels.
 from __future__ import annotations
 
 import functools
+import itertools
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,13 +28,16 @@ class VisionStream:
     Args:
         config: sources and crops.
         seed: of order and augmentation.
+        rank: this process, from 0.
+        processes: how many there are. They deal out the pictures: those of a micro-batch do not depend on their number.
 
     Raises:
-        UserError: no pictures, or fewer than a batch.
+        UserError: no pictures, or fewer than a batch; or the processes cannot share a micro-batch evenly.
     """
 
-    def __init__(self, config: StreamConfig, *, seed: int) -> None:
+    def __init__(self, config: StreamConfig, *, seed: int, rank: int = 0, processes: int = 1) -> None:
         self.config, self.seed = config, seed
+        self._rows = config.rows_for(rank, processes)
         self.device: torch.device | str = "cpu"
         self.batches_drawn = 0
         self._sources = [open_pictures(source) for source in config.sources]
@@ -46,26 +51,42 @@ class VisionStream:
             self._picture(source, 0)  # sizes that never fit are found before the long work
 
     def next(self) -> list[ViewBatch]:
-        """The micro-batches of one learner step."""
+        """The micro-batches of one learner step: `accumulation` times batch_size / processes pictures."""
         return [self._batch() for _ in range(self.config.accumulation)]
 
     def state_dict(self) -> dict[str, Any]:
         """The cursor."""
         return {"batches_drawn": self.batches_drawn}
 
+    @staticmethod
+    def merge(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The whole stream's cursor from those of all its processes: they are equally far."""
+        assert all(state == states[0] for state in states), "the processes are not equally far"
+        return states[0]
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on at a cursor: the batches that follow are the same bit for bit."""
         self.batches_drawn = state["batches_drawn"]
 
     def _batch(self) -> ViewBatch:
-        number, size = self.batches_drawn, self.config.batch_size
+        number, size, shards = self.batches_drawn, self.config.batch_size, self.config.shards
         self.batches_drawn += 1
         chosen = [self._where[self._order[number * size + i]] for i in range(size)]
+        # Shard j holds every shards-th picture from the j-th on. It is augmented as a whole, also for some of its pictures.
+        read = {j: range(j, size, shards) for j in sorted({i % shards for i in self._rows})}
+        views = [self._crops(number, j, [chosen[i] for i in places]) for j, places in read.items()]
+        made = {place: index for index, place in enumerate(itertools.chain(*read.values()))}
+        own = [made[i] for i in self._rows]
+        global_VB3HW, local_VB3HW = (torch.cat(parts, dim=1)[:, own] for parts in zip(*views, strict=True))
+        keys = tuple(source.key(i) for source, i in (chosen[place] for place in self._rows))
+        return ViewBatch(global_VB3HW, local_VB3HW, keys, tuple(self._rows), size, number=number).to(self.device)
+
+    def _crops(self, number: int, shard: int, chosen: Sequence[tuple[Pictures, int]]) -> tuple[Tensor, Tensor]:
         pictures = [self._picture(source, i) for source, i in chosen]
+        seed = f"{self.seed}/{number}" + (f"/{shard}" if self.config.shards > 1 else "")
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(zlib.crc32(f"{self.seed}/{number}".encode()))
-            views = crops(pictures, self.config)
-        return ViewBatch(*views, tuple(source.key(i) for source, i in chosen), number=number).to(self.device)
+            torch.manual_seed(zlib.crc32(seed.encode()))
+            return crops(pictures, self.config)
 
     def _picture(self, source: Pictures, index: int) -> Tensor:
         picture_3HW, crop = source[index], self.config.global_size

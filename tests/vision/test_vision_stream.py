@@ -1,0 +1,75 @@
+"""The stream of pictures: what several processes see is what one sees, dealt out, and so are blocks and masks."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from models import tiny_vision_model
+
+from vpretrain.errors import UserError
+from vpretrain.vision.backbone import Backbone
+from vpretrain.vision.config import DesignerConfig, IJepaConfig, StreamConfig
+from vpretrain.vision.construction import RandomMask
+from vpretrain.vision.ijepa import IJepaLearner
+from vpretrain.vision.stream import VisionStream
+
+SOURCE = {"scenes": 10, "seed": 1, "size": 40}
+
+
+def group(processes, **settings):
+    shape = {"batch_size": 4, "global_size": 32, "local_size": 16, "local_views": 1}
+    config = StreamConfig(**(shape | settings), sources=[SOURCE])
+    return [VisionStream(config, seed=3, rank=rank, processes=processes) for rank in range(processes)]
+
+
+def dealt_back(parts):
+    """Along the pictures: rank r of W has those of the numbers r, r + W, ..."""
+    return torch.stack(parts, dim=2).flatten(1, 2)
+
+
+@pytest.mark.parametrize(("shards", "processes"), [(1, 2), (2, 2), (4, 2), (2, 4)])
+def test_processes_deal_out_the_same_crops(shards, processes):
+    (whole,), streams = group(1, shards=shards), group(processes, shards=shards)
+    for _ in range(3):
+        (expected,), parts = whole.next(), [stream.next()[0] for stream in streams]
+        for name in ("global_VB3HW", "local_VB3HW"):
+            assert torch.equal(dealt_back([getattr(part, name) for part in parts]), getattr(expected, name))
+        assert [part.keys for part in parts] == [expected.keys[rank::processes] for rank in range(processes)]
+        assert expected.places == (0, 1, 2, 3)
+        assert [part.places for part in parts] == [expected.places[rank::processes] for rank in range(processes)]
+    cursor = json.loads(json.dumps(whole.merge([stream.state_dict() for stream in streams])))
+    assert cursor == whole.state_dict()
+
+
+def test_shards_change_augmentation_and_not_which_pictures_come():
+    ((one,),), ((two,),) = ([stream.next() for stream in group(1, shards=shards)] for shards in (1, 2))
+    assert one.keys == two.keys
+    assert not torch.equal(one.global_VB3HW, two.global_VB3HW)
+
+
+def test_blocks_and_masks_of_a_picture_depend_neither_on_the_processes_nor_on_the_size_of_a_meta_batch():
+    settings = {"global_views": 2, "local_views": 0}
+    ((whole,),) = (stream.next() for stream in group(1, **settings))
+    parts = [stream.next()[0] for stream in group(2, **settings)]
+    mask = RandomMask(DesignerConfig()).mask
+    assert torch.equal(dealt_back([mask(part) for part in parts]), mask(whole))
+    assert torch.equal(mask(whole.restrict(rows=3)), mask(whole)[:, :3])
+
+    config = IJepaConfig(predictor_width=16, predictor_heads=2, predictor_layers=1)
+    learner = IJepaLearner(Backbone(tiny_vision_model("dinov2")), config)
+    blocks = learner._blocks(whole)
+    for batch, chosen in (
+        (parts[0], [0, 2, 4, 6]), (parts[1], [1, 3, 5, 7]), (whole.restrict(rows=3), [0, 1, 2, 4, 5, 6]),
+    ):  # fmt: skip
+        own = learner._blocks(batch)
+        assert torch.equal(own.context_BC, blocks.context_BC[chosen])
+        assert torch.equal(own.target_BMN, blocks.target_BMN[chosen])
+
+
+def test_what_cannot_be_shared_out_is_refused():
+    with pytest.raises(UserError, match=r"stream.batch_size=4 is no multiple of the 3 processes: use 3 or 6"):
+        group(3)
+    with pytest.raises(ValueError, match="shards=3 does not divide batch_size=4"):
+        group(1, shards=3)
