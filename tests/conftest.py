@@ -88,6 +88,15 @@ def fault(request):
     return one
 
 
+DIFFERENCES = {}
+
+
+@pytest.fixture
+def differences_seen():
+    """Largest relative differences by case, which `make test-distributed` prints."""
+    return DIFFERENCES
+
+
 @pytest.fixture
 def many(request):
     """Chooses between what the short form does and what the long one does."""
@@ -96,6 +105,8 @@ def many(request):
 
 def pytest_terminal_summary(terminalreporter, config):
     if config.getoption("long"):
-        terminalreporter.section("promises: faults survived of faults tried")
+        terminalreporter.section("measured")
         for promise in sorted(TRIED, key=lambda text: int(text.split()[0])):
             terminalreporter.write_line(f"{promise}: {SURVIVED[promise]:,} of {TRIED[promise]:,}")
+        for case, found in DIFFERENCES.items():
+            terminalreporter.write_line(f"{case}: " + "  ".join(f"{name} {value:.0e}" for name, value in found.items()))

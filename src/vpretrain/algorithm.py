@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
+from vpretrain import world
 from vpretrain.meta import MetaUpdate
 from vpretrain.phase import phase
 from vpretrain.task import Construction, Learner, Parameters, Stream
@@ -77,18 +78,21 @@ def continue_pretraining(
         record = StepRecord(step, 0.0, 0, {})
 
         with phase("stream"):
-            batches = stream.next()  # line 1: an unlabeled batch B_u
+            batches = stream.next()  # line 1: an unlabeled batch B_u (of which each process has its part)
 
+        learner.synchronise(len(batches) == 1)
         if meta is not None and burnt_in and (step - burn_in_steps) % every_steps == 0:  # line 2: update phi
             record.meta = meta(batches, optimizer.metric(meta.subset) if optimizer_aware else None)
 
         weights = [batch.weight for batch in batches]
+        whole = world.mean(sum(weights))
         tasks, losses, sides = [], [], []
-        for batch, weight in zip(batches, weights, strict=True):
+        for number, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
             # As drawn: where the construction leaves examples out, those that stay stand for their micro-batch.
-            share = weight / sum(weights)
+            share = weight / whole
             if share == 0:
                 continue
+            learner.synchronise(number == len(batches) - 1)
             with phase("construction"), torch.no_grad():
                 inputs = current.inputs(batch)
             with phase("learner forward"):
@@ -104,8 +108,10 @@ def continue_pretraining(
             sides.append({name: share * value for name, value in task.summary().items()})
         with phase("learner optimizer"):
             # Numbers only now: to read one earlier is to wait for the device.
-            record.loss = float(sum(losses))
+            own = {"loss": float(sum(losses)), "tokens": record.tokens}
+            own |= {name: float(sum(side[name] for side in sides)) for name in sides[0]}
+            record.side = world.means(own)
+            record.loss, record.tokens = record.side.pop("loss"), round(record.side.pop("tokens") * world.size())
             record.optimizer = optimizer.step(record.loss)
             learner.after_step(tasks, optimizer.progress)
-        record.side = {name: float(sum(side[name] for side in sides)) for name in sides[0]}
         after_step(record)

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 from vpretrain import commands, pretrained
-from vpretrain.errors import Interrupted, Paused, UserError
+from vpretrain.errors import Elsewhere, Interrupted, Paused, UserError
 from vpretrain.recipe import settings_help
 
 _OVERRIDES = (
@@ -31,15 +31,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(stray or rest)}")
     if rest:  # field=value after an option
         options.overrides += rest
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and options.command is not commands.run:
+        parser.error("under torchrun only `vpretrain run` works in several processes")
     pretrained.trusted = options.trust_remote_code
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
         return int(options.command(options) or 0)
+    except Elsewhere:
+        return 2
     except UserError as error:
         print(f"vpretrain: {error}", file=sys.stderr)
         return 2
     except (Interrupted, Paused) as stop:
-        print(f"vpretrain: {stop}", file=sys.stderr)
+        if not int(os.environ.get("RANK", "0")):  # they stop together
+            print(f"vpretrain: {stop}", file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
         print("vpretrain: interrupted", file=sys.stderr)

@@ -22,6 +22,8 @@ def run(options: argparse.Namespace) -> int:
     _quiet()
     how = {name: getattr(options, name) for name in ("resume", "overwrite", "accept_changes", "until")}
     result = run_recipe(recipe, **how)
+    if int(os.environ.get("RANK", "0")):
+        return 0  # the first of several processes speaks
     _print_figures(result)
     print(f"results: {recipe.directory / 'result.json'}   log: {recipe.directory / 'metrics.jsonl'}")
     if result["steps"]:

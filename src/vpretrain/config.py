@@ -170,6 +170,9 @@ class Recipe(Strict):
     seed: int = Field(0, ge=0, description="Seed of stream order, initial designer and dropout.")
     threads: int | None = Field(None, ge=1, description="CPU threads; null: torch's choice.")
     output: str = Field("runs", description="Runs are written to OUTPUT/NAME.")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="Several processes (torchrun): each holds the whole learner (ddp), or a part of it (fsdp)."
+    )
     learner: Any
     optimizer: OptimizerConfig = OptimizerConfig()
     stream: Any
@@ -179,6 +182,12 @@ class Recipe(Strict):
     budget: BudgetConfig
     evaluation: Any
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _shards(self) -> Recipe:
+        if self.parallel == "fsdp" and self.value.engine != "finite_difference":
+            raise ValueError("parallel=fsdp shards what a tangent needs whole: set value.engine=finite_difference")
+        return self
 
     @property
     def effective_value(self) -> ValueConfig:

@@ -43,3 +43,7 @@ class Paused(Exception):
     """A run has reached the share of its budget at which it was to leave off; nothing was lost. Exit code 75 (try again)."""
 
     exit_code = 75
+
+
+class Elsewhere(UserError):
+    """What another process has met, and tells."""

@@ -13,12 +13,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.distributed.tensor import DTensor, distribute_tensor
 
+from vpretrain import world
 from vpretrain.errors import NonFinite
 from vpretrain.guard import guarded
 from vpretrain.phase import phase
 from vpretrain.task import Construction, Feedback, Learner, Parameters
-from vpretrain.value import Align, Valued, gradient, mean, norm
+from vpretrain.value import Align, Valued, mean, norm
 
 
 class MetaUpdate:
@@ -95,13 +97,13 @@ class MetaUpdate:
             for what in ("value", "g_down_norm"):
                 _refuse(what.replace("_norm", ""), record[what])
             if self.optimizer is not None:
-                regulariser = mean([(w, self.construction.regulariser(v.task)) for w, v in valued])
-                record["regulariser"] = float(regulariser.detach())
+                regulariser = mean([(w, v.share * self.construction.regulariser(v.task)) for w, v in valued])
+                record["regulariser"] = world.mean(float(regulariser.detach()))
                 record["designer_grad_norm"] = self._step(regulariser - mean([(w, v.surrogate) for w, v in valued]))
                 for _ in range(self.steps - 1):
-                    renewed = [(w, *v.again()) for w, v in valued if v.again is not None]
-                    regulariser = mean([(w, self.construction.regulariser(task)) for w, _, task in renewed])
-                    self._step(regulariser - mean([(w, surrogate) for w, surrogate, _ in renewed]))
+                    renewed = [(w, v.share, *v.again()) for w, v in valued if v.again is not None]
+                    regulariser = mean([(w, s * self.construction.regulariser(task)) for w, s, _, task in renewed])
+                    self._step(regulariser - mean([(w, surrogate) for w, _, surrogate, _ in renewed]))
         self.updates += 1
         return record
 
@@ -112,8 +114,8 @@ class MetaUpdate:
         valued, record = self._values(batches, metric)
         return valued, record["g_down_norm"]
 
-    def pairs(self, batches: Sequence[Any]) -> tuple[list[tuple[float, Any, Parameters]], float]:
-        """What is to be aligned: (domain weight, meta batch, g_down) triples, and |g_down|. Call in meta mode."""
+    def pairs(self, batches: Sequence[Any]) -> tuple[list[tuple[float, Any, float, Parameters]], float]:
+        """What is to be aligned: (domain weight, meta batch, own share of it, g_down) each; and |g_down|. Call in meta mode."""
         with phase("meta: feedback gradient"):
             g_down = self._feedback_gradients()
         weights = dict(self.feedback.weights)
@@ -124,8 +126,8 @@ class MetaUpdate:
         else:
             total = {n: torch.stack([weights[d] * g[n] for d, g in g_down.items()]).sum(0) for n in self.subset}
             aligned = [(1.0, None, total)]
-        found = [(weight, self._meta_batch(batches, domain), g) for weight, domain, g in aligned]
-        return [(weight, batch, g) for weight, batch, g in found if batch is not None], g_down_norm
+        found = [(weight, *self._meta_batch(batches, domain), g) for weight, domain, g in aligned]
+        return [pair for pair in found if pair[1] is not None], g_down_norm
 
     def at(self) -> Parameters:
         """theta_S."""
@@ -145,18 +147,20 @@ class MetaUpdate:
     def _gradient(self, batch: Any) -> Parameters:
         """Of L_down by theta_S, in the learner's own precision, which is enough for a direction."""
 
+        share = batch.weight / world.mean(batch.weight)
+
         def loss(parameters: Parameters) -> Tensor:
             with self.learner.autocast():
-                return self.learner.evaluate(batch, parameters)
+                return share * self.learner.evaluate(batch, parameters)
 
-        return gradient(loss, self.at())
+        return self.learner.gradient(loss, self.at())
 
     def _feedback_gradient(self, batch: Any) -> Parameters:
         g_down = self._gradient(batch)
         if self.random_seed is None:
             return g_down
         generator = torch.Generator().manual_seed(self.random_seed * 1_000_003 + self.updates)
-        noise = {n: torch.randn(g.shape, generator=generator).to(g) for n, g in g_down.items()}
+        noise = {n: _like(torch.randn(g.shape, generator=generator), g) for n, g in g_down.items()}
         scale = norm(g_down) / norm(noise)
         return {n: scale * g for n, g in noise.items()}
 
@@ -185,25 +189,33 @@ class MetaUpdate:
             general = self.general(self.updates)
             with phase("meta: general gradient"):
                 g_gen = self._gradient(general)
-            cosines = [(weight, Align("cosine", metric)(g_down, g_gen)) for weight, _, g_down in pairs]
+            cosines = [(weight, Align("cosine", metric)(g_down, g_gen)) for weight, _, _, g_down in pairs]
             record["general_alignment"] = float(mean(cosines))
             record["guard_active"] = float(any(cosine < 0 for _, cosine in cosines))
-            pairs = [(weight, batch, guarded(g_down, g_gen, metric)) for weight, batch, g_down in pairs]
+            pairs = [(*which, guarded(g_down, g_gen, metric)) for *which, g_down in pairs]
         with phase("meta: tangent"):
             return [
-                (weight, self.engine(self.learner, self.construction, batch, at, g_down, align))
-                for weight, batch, g_down in pairs
+                (weight, self.engine(self.learner, self.construction, batch, at, g_down, align, share))
+                for weight, batch, share, g_down in pairs
             ], record
 
-    def _meta_batch(self, batches: Sequence[Any], domain: str | None) -> Any:
-        """A few rows of the first micro-batch that has any of the domain."""
+    def _meta_batch(self, batches: Sequence[Any], domain: str | None) -> tuple[Any, float]:
+        """A few rows of the first micro-batch that has any of the domain, and their share of what all processes have found.
+
+        A process that has none, where another has, goes through the motions with some batch of no weight.
+        """
         restricted = (batch.restrict(domain=domain, **self.part) for batch in batches)
-        return next((batch for batch in restricted if batch is not None), None)
+        found = next((batch for batch in restricted if batch is not None), None)
+        weight = 0.0 if found is None else found.weight
+        whole = world.mean(weight)
+        return (None, 0.0) if whole == 0 else (batches[0] if found is None else found, weight / whole)
 
     def _step(self, objective: Tensor) -> float:
         assert self.optimizer is not None
         with phase("meta: designer gradient"):
-            gradients = torch.autograd.grad(objective, self.phi, allow_unused=True, materialize_grads=True)
+            gradients = world.mean_of(
+                torch.autograd.grad(objective, self.phi, allow_unused=True, materialize_grads=True)
+            )
         with phase("meta: designer optimizer"):
             for parameter, g in zip(self.phi, gradients, strict=True):
                 parameter.grad = g
@@ -212,6 +224,13 @@ class MetaUpdate:
             self.optimizer.step()
             self.optimizer.zero_grad()
         return grad_norm
+
+
+def _like(values: Tensor, other: Tensor) -> Tensor:
+    """On the device of another, and in shards as it is."""
+    if isinstance(other, DTensor):
+        return distribute_tensor(values.to(other.dtype), other.device_mesh, other.placements)
+    return values.to(other)
 
 
 def _refuse(what: str, number: float) -> None:

@@ -132,6 +132,18 @@ class Learner(Protocol):
         """L_down: the evaluator's loss on a feedback batch (Eq 38), as a function of the parameters of S."""
         ...
 
+    def gradient(self, loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters:
+        """The mean over processes of a loss's gradient by the parameters of S; no other parameter gets one."""
+        ...
+
+    def shifted(self, at: Parameters, by: Parameters, step: float) -> Any:
+        """Context that gives the parameters of S at theta_S + step * u, to evaluate at within."""
+        ...
+
+    def synchronise(self, when: bool) -> None:
+        """Whether the coming backward passes are the step's last: then the processes' gradients meet."""
+        ...
+
     def after_step(self, tasks: Sequence[Task], progress: float) -> None:
         """What follows theta by rule and not by gradient, such as an EMA teacher; `progress` runs from 0 to 1."""
         ...

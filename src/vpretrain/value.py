@@ -7,18 +7,24 @@ the directional derivative of L_pre along u: D_u L_pre(theta; phi). That needs n
 - `jvp` takes D_u by forward-mode differentiation, then goes backward through the designer alone;
 - `finite_difference` takes it from two evaluations of L_pre at theta_S +- h u;
 - `double_backward` differentiates g_pre itself: slow, and the oracle of the other two.
+
+Where several processes train together, each has a part of the batch: g_pre and the value are those of the whole batch, the
+surrogate is a process's own, and the mean of its gradients over processes is dV/dphi.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_map_only
 
+from vpretrain import world
 from vpretrain.config import ValueConfig
 from vpretrain.phase import phase
 from vpretrain.task import Construction, Learner, Parameters, Task
@@ -70,9 +76,10 @@ class Valued:
 
     Attributes:
         value: V, a number.
-        surrogate: a scalar whose gradient by phi is dV/dphi.
+        surrogate: a scalar whose gradient by phi is dV/dphi (over several processes: the mean of whose gradients is).
         task: the constructed task, with its graph to phi (for the regulariser).
         direction: u.
+        share: of this process's part of the batch, relative to the mean over processes.
         again: the surrogate and the task for what phi has become since, along the same u; None where that is not cheaper than
             a new value.
     """
@@ -81,6 +88,7 @@ class Valued:
     surrogate: Tensor
     task: Task
     direction: Parameters
+    share: float = 1.0
     again: Callable[[], tuple[Tensor, Task]] | None = None
 
 
@@ -95,16 +103,27 @@ def gradient(loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters
 def inner(a: Parameters, b: Parameters, metric: Parameters | None) -> Tensor:
     """<a, P b> over all of S; no metric is the identity."""
     metric = metric or {}
-    return torch.stack([(a[n] * metric[n] * b[n] if n in metric else a[n] * b[n]).sum() for n in a]).sum()
+    return _whole(torch.stack([(a[n] * metric[n] * b[n] if n in metric else a[n] * b[n]).sum() for n in a]).sum())
 
 
 def norm(gradient: Parameters) -> Tensor:
     """Euclidean norm over all of S."""
-    return torch.stack([g.norm() for g in gradient.values()]).norm()
+    return _whole(torch.stack([g.norm() for g in gradient.values()]).norm())
+
+
+def _whole(number: Tensor) -> Tensor:
+    """A scalar as such, where it is a sum over shards as well."""
+    return number.full_tensor() if isinstance(number, DTensor) else number
 
 
 def double_backward(
-    learner: Learner, construction: Construction, batch: Any, at: Parameters, g_down: Parameters, align: Align
+    learner: Learner,
+    construction: Construction,
+    batch: Any,
+    at: Parameters,
+    g_down: Parameters,
+    align: Align,
+    share: float = 1.0,
 ) -> Valued:
     """V by autograd through autograd: the oracle."""
     at = {name: value.detach().requires_grad_() for name, value in at.items()}
@@ -112,32 +131,44 @@ def double_backward(
     with learner.plain():
         state = learner.forward(inputs, at)
         task = construction.targets(inputs, state.detach())
-        loss = learner.loss(state, task)
+        loss = share * learner.loss(state, task)
         gradients = torch.autograd.grad(
             loss, list(at.values()), create_graph=True, allow_unused=True, materialize_grads=True
         )
-    g_pre = dict(zip(at, gradients, strict=True))
+    means = world.mean_of(gradients)
+    # The mean over processes, in whose place each has its own part as a function of phi.
+    g_pre = {
+        n: g if world.size() == 1 else mean + g - g.detach() for n, g, mean in zip(at, gradients, means, strict=True)
+    }
     value = align(g_down, g_pre)
-    return Valued(value.detach(), value, task, align.direction(g_down, {n: g.detach() for n, g in g_pre.items()}))
+    u = align.direction(g_down, {n: g.detach() for n, g in g_pre.items()})
+    return Valued(value.detach(), value, task, u, share)
 
 
 def jvp(
-    learner: Learner, construction: Construction, batch: Any, at: Parameters, g_down: Parameters, align: Align
+    learner: Learner,
+    construction: Construction,
+    batch: Any,
+    at: Parameters,
+    g_down: Parameters,
+    align: Align,
+    share: float = 1.0,
 ) -> Valued:
     """V by one tangent pass along u; exact up to rounding (METHOD: the linear engine)."""
     inputs = learner.prepare(construction.inputs(batch), at)
-    value, u, task, state = _linearise(learner, construction, inputs, at, g_down, align)
+    value, u, task, state = _linearise(learner, construction, inputs, at, g_down, align, share)
     # A linear Align has no value yet, and takes it from the slope.
     slope = learner.slope(inputs, {n: at[n].detach() for n in u}, u, whole=value is None)
-    surrogate = slope(task)
+    surrogate = share * slope(task)
     if align.linear and float(surrogate.detach()) == 0 and float(norm(u)) > 0:  # any other u may be orthogonal to g_pre
         raise RuntimeError("the tangent was lost on its way through the learner; use value.engine=finite_difference")
 
     def again() -> tuple[Tensor, Task]:
         task = construction.targets(inputs, state)
-        return slope(task), task
+        return share * slope(task), task
 
-    return Valued(surrogate.detach() if value is None else value, surrogate, task, u, again)
+    (mean,) = world.mean_of([surrogate]) if value is None else (value,)
+    return Valued(mean.detach(), surrogate, task, u, share, again)
 
 
 def finite_difference(
@@ -147,31 +178,50 @@ def finite_difference(
     at: Parameters,
     g_down: Parameters,
     align: Align,
+    share: float = 1.0,
     *,
     relative_step: float = 1e-5,
 ) -> Valued:
-    """V by a central difference of L_pre at theta_S +- h u, with |h u| = relative_step * |theta_S|."""
+    """V by a central difference of L_pre at theta_S +- h u, with |h u| = relative_step * |theta_S|.
+
+    At each of the two points L_pre is differentiated by what phi has made, at once: behind it theta_S may lie elsewhere again.
+    """
     inputs = learner.prepare(construction.inputs(batch), at)
-    value, u, task, _ = _linearise(learner, construction, inputs, at, g_down, align)
+    value, u, task, _ = _linearise(learner, construction, inputs, at, g_down, align, share)
     h = relative_step * float(norm(at)) / max(float(norm(u)), torch.finfo(torch.float32).tiny)
-    plus, minus = (
-        learner.loss(learner.forward(inputs, {n: at[n].detach() + sign * h * u[n] for n in at}), task)
-        for sign in (1, -1)
-    )
-    surrogate = (plus - minus) / (2 * h)
-    return Valued(surrogate.detach() if value is None else value, surrogate, task, u)
+    made: list[Tensor] = []  # by phi
+    seen, target = _cut(inputs, made), _cut(task.target, made)
+    leaves = [tensor.detach().requires_grad_() for tensor in made]
+    losses, gradients = [], []
+    for sign in (1, -1):
+        with learner.shifted(at, u, sign * h) as there, torch.enable_grad():
+            loss = learner.loss(learner.forward(seen(leaves), there), replace(task, target=target(leaves)))
+            losses.append(loss.detach())
+            derive = partial(torch.autograd.grad, allow_unused=True, materialize_grads=True)
+            gradients.append(derive(loss, leaves) if leaves else ())
+    turns = [share * (plus - minus) / (2 * h) for plus, minus in zip(*gradients, strict=True)]
+    surrogate = sum(((turn * tensor).sum() for turn, tensor in zip(turns, made, strict=True)), losses[0].new_zeros(()))
+    if value is None:
+        (value,) = world.mean_of([share * (losses[0] - losses[1]) / (2 * h)])
+    return Valued(value, surrogate, task, u, share)
 
 
 def no_value(
-    learner: Learner, construction: Construction, batch: Any, at: Parameters, g_down: Parameters, align: Align
+    learner: Learner,
+    construction: Construction,
+    batch: Any,
+    at: Parameters,
+    g_down: Parameters,
+    align: Align,
+    share: float = 1.0,
 ) -> Valued:
     """V = 0: what the regulariser does alone. A control."""
     inputs = construction.inputs(batch)
     with torch.no_grad():
         state = learner.forward(inputs, at)
     task = construction.targets(inputs, state.detach())
-    zero = next(iter(at.values())).new_zeros(())
-    return Valued(zero, zero, task, {name: torch.zeros_like(value) for name, value in at.items()})
+    zero = torch.zeros(())
+    return Valued(zero, zero, task, {name: torch.zeros_like(value) for name, value in at.items()}, share)
 
 
 ENGINES: dict[str, Callable[..., Valued]] = {
@@ -195,6 +245,7 @@ def _linearise(
     at: Parameters,
     g_down: Parameters,
     align: Align,
+    share: float,
 ) -> tuple[Tensor | None, Parameters, Task, Any]:
     """The value, where it takes g_pre to know it; the direction u; the task; the learner's detached state."""
     if align.linear:
@@ -209,12 +260,31 @@ def _linearise(
         state = learner.forward(inputs, parameters)
         seen = state.detach()
         task = construction.targets(inputs, seen)
-        return learner.loss(state, task.detach())
+        return share * learner.loss(state, task.detach())
 
     with phase("meta: g_pre"):
-        g_pre = gradient(loss, at)
+        g_pre = learner.gradient(loss, at)
     assert task is not None
     return align(g_down, g_pre).detach(), align.direction(g_down, g_pre), task, seen
+
+
+def _cut(thing: Any, made: list[Tensor]) -> Callable[[Sequence[Tensor]], Any]:
+    """Append to `made` what has a graph to phi in a dataclass; returns what makes it anew with other tensors in their place."""
+    start = len(made)
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.requires_grad:
+            made.append(tensor)
+        return tensor
+
+    tree_map_only(Tensor, keep, vars(thing))
+
+    def with_leaves(leaves: Sequence[Tensor]) -> Any:
+        following = iter(leaves[start:])
+        fields = tree_map_only(Tensor, lambda tensor: next(following) if tensor.requires_grad else tensor, vars(thing))
+        return replace(thing, **fields)
+
+    return with_leaves
 
 
 def mean(values: Sequence[tuple[float, Tensor]]) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from vpretrain import world
 from vpretrain.errors import UserError
 from vpretrain.language.batch import TokenBatch
 from vpretrain.language.config import DIRECT, Recipe, SourceConfig
@@ -42,13 +43,15 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
         UserError: something in the recipe cannot work; the message says what and how to mend it.
     """
     tokenizer = load_tokenizer(recipe.learner.name)
-    feedback = LanguageFeedback(recipe.feedback, tokenizer, seed=recipe.seed, packing=recipe.stream.packing)
+    where = {"rank": world.rank(), "processes": world.size()}
+    packing = recipe.stream.packing
+    feedback = LanguageFeedback(recipe.feedback, tokenizer, seed=recipe.seed, packing=packing, **where)
     evaluation = load_evaluation(recipe, tokenizer)
     evaluation_keys = frozenset(example.key for example in evaluation.problems)
     check_roles(feedback.keys, evaluation_keys)
     held_back = feedback.keys | evaluation_keys
     mixed_in = _mixed_in(recipe) if recipe.arm == "mixed-in" else ()
-    stream = LanguageStream(recipe.stream, tokenizer, seed=recipe.seed, held_back=held_back, mixed_in=mixed_in)
+    stream = LanguageStream(recipe.stream, tokenizer, seed=recipe.seed, held_back=held_back, mixed_in=mixed_in, **where)
 
     if model is None:
         check_sizes(recipe, load_config(recipe.learner.name))
@@ -58,11 +61,13 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
     general = None
     if recipe.guard is not None:
         own = held_back | {key for batch in evaluation.retention for row in batch.keys for key in row}
-        how: dict[str, Any] = {"seed": recipe.seed, "held_back": own, "packing": recipe.stream.packing}
+        how: dict[str, Any] = {"seed": recipe.seed, "held_back": own, "packing": packing, **where}
         general = general_batches(recipe.guard, tokenizer, device=learner.device, **how)
     construction, meta, designer = _construction(recipe, learner, feedback, general)
     train = None
     if recipe.arm in DIRECT:
+        if world.size() > 1:
+            raise UserError(f"arm={recipe.arm} trains in one process: start it without torchrun")
         from vpretrain.language.direct import DirectTraining  # its package is an extra
 
         kept_out = evaluation_keys if recipe.arm.endswith("-feedback") else held_back
@@ -88,7 +93,7 @@ def load_learner(recipe: Recipe, model: Any = None) -> tuple[LanguageLearner, Ca
     model = load_model(recipe.learner) if model is None else model
     bf16, compiled = recipe.learner.precision == "bf16", recipe.learner.compile
     k, tail = recipe.candidates
-    learner = LanguageLearner(model, top_k=k, tail=tail, bf16=bf16, compiled=compiled)
+    learner = LanguageLearner(model, top_k=k, tail=tail, bf16=bf16, compiled=compiled, parallel=recipe.parallel)
     if recipe.stream.packing and not learner.keeps_documents_apart():
         raise UserError(
             f"{recipe.learner.name} carries what it read into the next document of its row: set stream.packing=false"
@@ -188,7 +193,7 @@ def _construction(
         average=value.average,
         feedback_every=value.feedback_every,
         general=general,
-        part={"rows": value.batch_size, "length": value.length},
+        part={"rows": world.portion("value.batch_size", value.batch_size), "length": value.length},
         matched=value.domains == "matched",
         lr=recipe.designer.lr,
         clip_norm=recipe.designer.clip_norm,

@@ -22,6 +22,7 @@ VALUE_OF: dict[str, dict[str, Any]] = {
 }
 DESIGNED = {"v", "random-feedback", *VALUE_OF}  # arms with a designer
 SMOOTHED = {"uniform", "self-distillation", "closed-form"}  # arms with soft targets and none
+TANGENT = {"closed-form", "selection", "token-weights"}  # arms that take a tangent at every step
 DIRECT = {"sft", "grpo", "sft-feedback", "grpo-feedback"}  # arms that train on the pairs, by TRL
 
 
@@ -282,6 +283,16 @@ class Recipe(config.Recipe):
     def _steps_need_slopes(self) -> Recipe:
         if self.designer.steps_per_update > 1 and self.value.engine != "jvp":
             raise ValueError("designer.steps_per_update above 1 needs value.engine=jvp")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_models(self) -> Recipe:
+        if self.parallel == "fsdp" and self.arm in TANGENT:
+            raise ValueError(
+                f"arm={self.arm} takes a tangent at every step, which shards have none of: set parallel=ddp"
+            )
+        if self.parallel == "fsdp" and self.learner.compile:
+            raise ValueError("learner.compile is for whole learners: set it to false, or parallel=ddp")
         return self
 
     @property

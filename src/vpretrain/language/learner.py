@@ -6,12 +6,11 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vpretrain.errors import UserError
@@ -21,6 +20,7 @@ from vpretrain.language.lower import Lower
 from vpretrain.phase import phase
 from vpretrain.subset import blocks_of
 from vpretrain.task import Parameters, Task
+from vpretrain.theta import theta_of
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,18 @@ class LanguageLearner:
         bf16: the learner's own passes, and the feedback's, are under bf16 autocast. Values and tangents are always fp32, from
             states below S as the learner's own pass gives them.
         compiled: compile its own passes. Meta steps, whose blocks answer by turns, are not.
+        parallel: how several processes hold it, see `vpretrain.theta`.
     """
 
     def __init__(
-        self, model: Any, *, top_k: int = 1, tail: int = 0, bf16: bool = False, compiled: bool = False
+        self,
+        model: Any,
+        *,
+        top_k: int = 1,
+        tail: int = 0,
+        bf16: bool = False,
+        compiled: bool = False,
+        parallel: Literal["ddp", "fsdp"] = "ddp",
     ) -> None:
         self.module = _Core(model)
         self._compiled = torch.compile(self.module.causal.base_model) if compiled else None
@@ -75,6 +83,8 @@ class LanguageLearner:
         self._ahead: _Ahead | None = None
         self._answers_of: dict[int, bool] = {}
         self._check_head()
+        self.theta = theta_of(self.module, parallel)
+        self.gradient, self.shifted, self.synchronise = self.theta.gradient, self.theta.shifted, self.theta.synchronise
 
     @property
     def model(self) -> Any:
@@ -88,7 +98,7 @@ class LanguageLearner:
 
     def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         """The trainable parameters."""
-        return [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
+        return self.theta.trainable.items()
 
     def forward(self, inputs: TokenBatch, parameters: Parameters | None = None) -> LanguageState:
         """The state for a batch; `parameters` (of S) replace the model's, and then no other parameter gets a gradient."""
@@ -122,6 +132,10 @@ class LanguageLearner:
         lower.output = self._from_own_pass(inputs, lower)
         return replace(inputs, lower=lower)
 
+    def generate(self, **how: Any) -> Int[Tensor, "B T"]:
+        """transformers' own, which takes the arguments."""
+        return self.module.generate(**how)
+
     def after_step(self, tasks: Sequence[Task], progress: float) -> None:
         """Nothing follows a language model by rule."""
 
@@ -140,11 +154,11 @@ class LanguageLearner:
             return self._dense_slope(inputs, parameters, direction)
 
         def hidden(parameters: Parameters) -> Tensor:
-            return self._run(inputs, self._theta(parameters), dense=False)[0][inputs.predicts_BT]
+            return self._run(inputs, parameters, dense=False)[0][inputs.predicts_BT]
 
         with self.plain():
             hidden_ND, turned_ND = (t.detach() for t in torch.func.jvp(hidden, (parameters,), (direction,)))
-        head = self.module.head(self._theta(parameters))
+        head = self.module.head(self.theta.replaced(parameters))
         turn = Turn(turned_ND, *(direction.get(name or "") for name in self.module.head_names))
         share_N = inputs.share_N
         constant = head.turn_of_mean_lse(hidden_ND, turn, inputs.targets_N, share_N) if whole else 0.0
@@ -179,9 +193,9 @@ class LanguageLearner:
         """The learner's own pass over the coming batch does not depend on the task: within this it is made as soon as a part
         of the batch is prepared, shares what its lower blocks make, and waits for `forward` to be asked for it.
 
-        Not under dropout, which a meta step goes without. It is never a compiled pass.
+        Not under dropout, which a meta step goes without, and not in shards. It is never a compiled pass.
         """
-        self._ahead, self._coming = None, batch if self._draws_nothing else None
+        self._ahead, self._coming = None, batch if self.theta.looks_ahead and self._draws_nothing else None
         try:
             yield
         finally:
@@ -202,17 +216,17 @@ class LanguageLearner:
             self._plain = plain
 
     def _forward(self, inputs: TokenBatch, parameters: Parameters | None, k: int, tail: int = 0) -> LanguageState:
-        theta = None if parameters is None else self._theta(parameters)
         dense = self._plain or not self.module.linear_head
         with self.autocast() if parameters is None else contextlib.nullcontext():
-            hidden_BTD, logits_NV = self._run(inputs, theta, dense=dense)
-            head = self.module.head(theta)
+            hidden_BTD, logits_NV = self._run(inputs, parameters, dense=dense)
+            head = self.module.head(None if parameters is None else self.theta.replaced(parameters))
             how = (inputs.targets_N, inputs.share_N, k, tail)
             if logits_NV is None:
                 logits = fused_logits(hidden_BTD[inputs.predicts_BT], head, *how)
             else:
                 logits = dense_logits(head.bend(at_least_fp32(logits_NV)), *how)
-        return LanguageState(hidden_BTD, logits, head.weight_VD)
+        embedding_VD = head.weight_VD if parameters is None else self.theta.lasting(head.weight_VD)
+        return LanguageState(hidden_BTD, logits, embedding_VD)
 
     def _from_own_pass(self, inputs: TokenBatch, lower: Lower) -> Tensor | None:
         """What the lower blocks make of a part of the coming batch; None if the learner's own pass does not say."""
@@ -246,17 +260,13 @@ class LanguageLearner:
         self.module.train(training)
         return all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
-    def _theta(self, parameters: Parameters) -> Parameters:
-        """All parameters, those of S replaced and the others without gradient."""
-        return {name: p.detach() for name, p in self.module.named_parameters()} | parameters
-
-    def _run(self, inputs: TokenBatch, theta: Parameters | None, *, dense: bool) -> tuple[Tensor, Tensor | None]:
+    def _run(self, inputs: TokenBatch, parameters: Parameters | None, *, dense: bool) -> tuple[Tensor, Tensor | None]:
         """The states after the final norm, and all logits of the targets before `Head.bend` if they are wanted."""
         arguments = (inputs.ids_BT, inputs.positions_BT, inputs.predicts_BT if dense else None)
-        if inputs.lower is None and theta is None:
-            return self.module(*arguments, self._compiled if self.module.training else None)
+        if inputs.lower is None and parameters is None:
+            return self.theta.own(*arguments, self._compiled if self.module.training else None)
         with contextlib.nullcontext() if inputs.lower is None else inputs.lower():
-            return self.module(*arguments) if theta is None else functional_call(self.module, theta, arguments)
+            return self.theta.own(*arguments) if parameters is None else self.theta.at(parameters, *arguments)
 
     def _dense_slope(
         self, inputs: TokenBatch, parameters: Parameters, direction: Parameters
@@ -264,7 +274,7 @@ class LanguageLearner:
         """The same where a head is more than a matrix (an adapter on it)."""
 
         def logits(parameters: Parameters) -> Tensor:
-            logits_NV = self._run(inputs, self._theta(parameters), dense=True)[1]
+            logits_NV = self._run(inputs, parameters, dense=True)[1]
             assert logits_NV is not None
             return self.module.head(None).bend(logits_NV)
 
@@ -352,6 +362,9 @@ class _Core(nn.Module):
             weight_VD, bias_V = (None if name is None else theta[name] for name in self.head_names)
         factor = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
         return Head(weight_VD, bias_V, factor, getattr(config, "final_logit_softcapping", None))
+
+    def generate(self, **how: Any) -> Any:
+        return self.model.generate(**how)
 
     def forward(
         self,

@@ -42,7 +42,7 @@ def solve(
     how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if samples:
         how = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0, "num_return_sequences": samples}
-    generated = learner.model.generate(
+    generated = learner.generate(
         input_ids=ids_BT.to(learner.device),
         attention_mask=mask_BT.to(learner.device),
         max_new_tokens=max_new_tokens,

@@ -7,13 +7,15 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from vpretrain import world
 from vpretrain.config import BudgetConfig
 
 
 class Budget:
     """Yields step numbers until minutes or steps are spent, or `stop` is called.
 
-    Under a budget in minutes the last step is the one whose end lies nearest to the limit.
+    Under a budget in minutes the last step is the one whose end lies nearest to the limit. Of several processes the clock of
+    the one that leads is everyone's, and a stop that one is asked for is everyone's.
 
     Args:
         config: minutes, steps, or both.
@@ -93,10 +95,10 @@ class Budget:
         self.step, self._spent = state["step"], state["seconds"]
 
     def _pause(self) -> None:
-        self._spent, self._running_since = self.seconds, None
+        self._spent, self._running_since = world.first(self.seconds), None
 
     def _done(self) -> bool:
-        return self._stopped or self._reached(self.until)
+        return world.any_of(self._stopped) or self._reached(self.until)
 
     def _reached(self, share: float) -> bool:
         if self.limit_steps is not None and self.step >= share * self.limit_steps:

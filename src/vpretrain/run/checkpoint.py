@@ -1,6 +1,9 @@
 """Checkpoints: safetensors and JSON in a directory that is written aside and renamed, so that each is whole or absent.
 
 The last file is a manifest with the size and SHA-256 of every other: nothing is loaded that is not what was written.
+
+Several processes write one together. What lies in shards is written where it lies, into `GROUP.RANK-of-SIZE.safetensors`, whose
+rows follow each other; any number of processes can read it, and each takes the rows that are its own.
 """
 
 from __future__ import annotations
@@ -9,65 +12,107 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
+from vpretrain import world
 from vpretrain.errors import UserError
 from vpretrain.files import remove, sync
 from vpretrain.run.progress import console
 
-Groups = dict[str, dict[str, Tensor]]
-"""Named groups of named tensors: one file each."""
+Groups = dict[str, Mapping[str, Tensor]]
+"""Named groups of named tensors: one file each, or one a process where they lie in shards."""
 
 MANIFEST = "manifest.json"
 _PLAIN: dict[str, Any] = {"style": "yellow", "markup": False, "highlight": False, "soft_wrap": True}
-_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.(safetensors|json)")  # a name, and no path
+_FILE = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)(\.\d+-of-\d+)?\.(safetensors|json)")  # a name, and no path
 
 
 def save_checkpoint(root: Path, step: int, groups: Groups, state: dict[str, Any], *, keep: int) -> Path:
     """Write `root/step-NNNNNNNN`; then, if it reads back whole, older ones go until `keep` are left.
 
-    A step that is there already, and whole, is not written again.
+    A step that is there already, and whole, is not written again. Several processes call this together.
 
     Raises:
         UserError: the disk refuses; the older checkpoints are untouched.
     """
     final = root / f"step-{step:08d}"
-    if final.exists() and damage(final) is None:
-        return final
     aside = root / f".writing-{step:08d}"
+    if world.lead(lambda: final.exists() and damage(final) is None):
+        return final
+    trying = partial(partial, _try, final)
     try:
-        for left in [*root.glob(".writing-*"), *root.glob(".*.old")]:  # by a process that was killed
-            shutil.rmtree(left)
-        aside.mkdir(parents=True)
-        for name, tensors in groups.items():
-            save_file(
-                {key: value.detach().contiguous() for key, value in tensors.items()}, aside / f"{name}.safetensors"
-            )
-        (aside / "state.json").write_text(json.dumps(state), encoding="utf-8")
-        manifest = {path.name: _described(path) for path in sorted(aside.iterdir())}
-        for name in manifest:
-            sync(aside / name)
-        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        sync(aside / MANIFEST)
-        sync(aside)
-        if final.exists():
-            remove(final)  # damaged
-        aside.rename(final)
-        sync(root)
-        if found := damage(final):
-            raise OSError(f"it reads back as something else: {found}")
+        world.lead(trying(_begin, root, aside))
+        described = world.everyone(trying(_write_groups, aside, groups))
+        manifest = {name: file for own in described for name, file in own.items()}
+        world.lead(trying(_finish, root, aside, final, state, manifest))
+    except UserError:
+        if world.leads():
+            shutil.rmtree(aside, ignore_errors=True)
+        raise
+    world.lead(partial(_thin_out, root, final, keep))
+    return final
+
+
+def _try(final: Path, act: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return act(*arguments)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(aside, ignore_errors=True)
         raise UserError(f"cannot write the checkpoint {final}: {error}; free space or change `output`") from error
+
+
+def _begin(root: Path, aside: Path) -> None:
+    for left in [*root.glob(".writing-*"), *root.glob(".*.old")]:  # by a process that was killed
+        shutil.rmtree(left)
+    aside.mkdir(parents=True)
+
+
+def _write_groups(aside: Path, groups: Groups) -> dict[str, Any]:
+    """What of them is this process's to write; returns the files' descriptions."""
+    described = {}
+    for name, tensors in groups.items():
+        sharded = any(isinstance(value, DTensor) for value in tensors.values())
+        own = {
+            key: (value.to_local() if isinstance(value, DTensor) else value).detach().contiguous()
+            for key, value in tensors.items()
+            if isinstance(value, DTensor) or world.leads()
+        }
+        if sharded or world.leads():
+            of = f".{world.rank()}-of-{world.size()}" if sharded else ""
+            file = aside / f"{name}{of}.safetensors"
+            save_file(own, file)
+            sync(file)
+            described[file.name] = _described(file)
+    return described
+
+
+def _finish(root: Path, aside: Path, final: Path, state: dict[str, Any], manifest: dict[str, Any]) -> None:
+    (aside / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    sync(aside / "state.json")
+    manifest["state.json"] = _described(aside / "state.json")
+    (aside / MANIFEST).write_text(json.dumps(dict(sorted(manifest.items())), indent=1), encoding="utf-8")
+    sync(aside / MANIFEST)
+    sync(aside)
+    if final.exists():
+        remove(final)  # damaged
+    aside.rename(final)
+    sync(root)
+    if found := damage(final):
+        raise OSError(f"it reads back as something else: {found}")
+
+
+def _thin_out(root: Path, final: Path, keep: int) -> None:
     older = [path for path in checkpoints(root) if path < final]
     for path in older[: max(0, len(older) - (keep - 1))]:
         remove(path)
-    return final
 
 
 def checkpoints(root: Path) -> list[Path]:
@@ -101,16 +146,14 @@ def load_checkpoint(path: Path) -> tuple[Groups, dict[str, Any]]:
     Raises:
         UserError: a file is missing or damaged.
     """
-    if found := damage(path):
+    if found := world.lead(lambda: damage(path)):
         raise UserError(f"the checkpoint {path} is damaged: {found}; remove it to use the one before")
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        # Copies: what load_file gives is the file itself, which may go or change.
-        groups = {
-            file.stem: {name: tensor.clone() for name, tensor in load_file(file).items()}
-            for file in sorted(path.glob("*.safetensors"))
-        }
-        return groups, state
+        files: dict[str, list[Path]] = {}
+        for file in path.glob("*.safetensors"):
+            files.setdefault(file.name.split(".")[0], []).append(file)
+        return {name: _read(own) for name, own in sorted(files.items())}, state
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise UserError(f"the checkpoint {path} cannot be read ({error}); remove it to use the one before") from error
 
@@ -148,13 +191,58 @@ def load_designer(designer: nn.Module, run: str) -> None:
     designer.load_state_dict(start, strict=False)
 
 
-def load_parameters(module: Any, tensors: dict[str, Tensor]) -> None:
+def load_parameters(module: Any, tensors: Mapping[str, Tensor]) -> None:
     """Give trainable parameters the values that a checkpoint holds of them. Raises UserError for other names or shapes."""
-    own = dict(module.named_parameters())
+    load_tensors({name: p.data for name, p in module.named_parameters()}, tensors)
+
+
+def load_tensors(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Give tensors, in shards or not, the values that a checkpoint has for them. Raises UserError for other names or shapes."""
     if own.keys() != tensors.keys() or any(own[name].shape != value.shape for name, value in tensors.items()):
-        raise UserError("the checkpoint is of another learner than the recipe's: names or shapes of parameters differ")
+        raise UserError(
+            "the checkpoint is of another learner or designer than the recipe's: names or shapes of parameters differ"
+        )
     for name, value in tensors.items():
-        own[name].data.copy_(value)
+        own[name].copy_(placed(value, own[name]))
+
+
+def placed(value: Tensor, like: Tensor) -> Tensor:
+    """A checkpoint's tensor where another lies: on its device, in its type, and of shards this process's own."""
+    if isinstance(like, DTensor):  # each process has read the whole: nothing need be sent
+        value = value.to(like.device, like.dtype)
+        return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+    return value.to(like)
+
+
+class _Shards(Mapping[str, Tensor]):
+    """Tensors from the files that hold their rows; one is put together when it is asked for, so that no more lie in memory."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = sorted(files, key=lambda file: int(file.name.split(".")[1].split("-")[0]))
+        self._names = [list(safe_open(file, "pt").keys()) for file in self.files]
+
+    def __getitem__(self, name: str) -> Tensor:
+        parts = [
+            safe_open(file, "pt").get_tensor(name)
+            for file, names in zip(self.files, self._names, strict=True)
+            if name in names
+        ]
+        if not parts:
+            raise KeyError(name)
+        return torch.cat(parts) if len(parts) > 1 else parts[0].clone()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names[0])
+
+    def __len__(self) -> int:
+        return len(self._names[0])
+
+
+def _read(files: Sequence[Path]) -> Mapping[str, Tensor]:
+    if len(files) > 1:
+        return _Shards(files)
+    # Copies: what load_file gives is the file itself, which may go or change.
+    return {name: tensor.clone() for name, tensor in load_file(files[0]).items()}
 
 
 def _described(path: Path) -> dict[str, Any]:

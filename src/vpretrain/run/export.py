@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.files import whole_directory
 from vpretrain.recipe import load_recipe, room
@@ -34,7 +35,12 @@ def export(run: str, target: str) -> None:
         raise UserError(f"{run} has neither a model nor a checkpoint: run it first")
 
     recipe = load_recipe(source / "recipe.yaml")
-    learner, write = room(recipe.modality, "assemble").load_learner(recipe)
-    load_parameters(learner, load_newest(source / "checkpoints")[0]["learner"])
     with whole_directory(directory) as aside:
-        write(aside)
+        export_checkpoint(recipe, source / "checkpoints", aside)
+
+
+def export_checkpoint(recipe: Recipe, checkpoints: Path, directory: Path) -> None:
+    """Write the learner of the newest checkpoint, which may lie in shards. Raises UserError."""
+    learner, write = room(recipe.modality, "assemble").load_learner(recipe)
+    load_parameters(learner, load_newest(checkpoints)[0]["learner"])
+    write(directory)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from statistics import median
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vpretrain.config import OptimizerConfig
 from vpretrain.errors import NonFinite
+from vpretrain.run.checkpoint import placed
 from vpretrain.task import Parameters
 
 _RECENT, _FEWEST = 64, 8  # losses that a leap is measured against
@@ -134,10 +135,12 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """The reverse of `optimizer_tensors`; hyper-parameters come from the recipe."""
     state: dict[int, dict[str, Tensor]] = {}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, value in tensors.items():
         index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = value
+        like = parameters[int(index)]
+        state.setdefault(int(index), {})[key] = placed(value, like) if value.shape == like.shape else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vpretrain import world
 from vpretrain.config import Recipe
 from vpretrain.errors import NonFinite, UserError
 from vpretrain.parts import Parts
@@ -21,7 +22,7 @@ from vpretrain.run.train import begin, train
 
 
 def write_replay(recipe: Recipe, parts: Parts, optimizer: AdamW, before: Before, step: int, error: NonFinite) -> Path:
-    """Keep a step that failed, in the form of a checkpoint with its batch.
+    """Keep a step that failed, in the form of a checkpoint with its batch (which several processes leave to the stream).
 
     Args:
         recipe, parts, optimizer: of the run.
@@ -30,11 +31,12 @@ def write_replay(recipe: Recipe, parts: Parts, optimizer: AdamW, before: Before,
         error: how it failed.
     """
     groups, state = before.captured(optimizer)
-    parts.stream.load_state_dict(before.cursors["stream"])
-    groups["batch"] = _tensors(parts.stream.next())
+    groups["batch"] = _tensors(parts.stream.next()) if world.size() == 1 else {}
     state |= {"step": step, "error": error.what, "updated": before.updated, "recipe": recipe.model_dump(mode="json")}
     root = recipe.directory / "replay"
-    shutil.rmtree(root / f"step-{step:08d}", ignore_errors=True)  # of an earlier try with other settings
+    world.lead(
+        lambda: shutil.rmtree(root / f"step-{step:08d}", ignore_errors=True)
+    )  # of an earlier try with other settings
     return save_checkpoint(root, step, groups, state, keep=3)
 
 
@@ -71,7 +73,8 @@ def replay(path: Path) -> dict[str, Any]:
         "step": state["step"],
         "was": state["error"],
         "is": now,
-        "batch": batch.keys() == kept.keys() and all(torch.equal(batch[name], kept[name]) for name in kept),
+        "batch": not kept
+        or (batch.keys() == kept.keys() and all(torch.equal(batch[name], kept[name]) for name in kept)),
         "not_finite": {name: count for name, count in counts.items() if count},
     }
 

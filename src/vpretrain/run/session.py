@@ -1,7 +1,7 @@
 """One run: an arm under its budget, with its log, its checkpoints, its evaluation and its exported model.
 
 A run directory holds recipe.yaml, metrics.jsonl (a line a step), scores.jsonl (a line an evaluation along the run),
-checkpoints/, model/ and result.json.
+checkpoints/, model/ and result.json. Several processes train and evaluate together; the one that leads decides and writes.
 """
 
 from __future__ import annotations
@@ -10,25 +10,30 @@ import contextlib
 import copy
 import json
 import math
+import os
 import resource
 import signal
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 
+from vpretrain import world
 from vpretrain.algorithm import StepRecord
 from vpretrain.config import Recipe
-from vpretrain.errors import Interrupted, NonFinite, Paused, UserError
+from vpretrain.errors import Elsewhere, Interrupted, NonFinite, Paused, UserError
 from vpretrain.files import remove, whole_directory, write_whole
 from vpretrain.parts import Parts
 from vpretrain.recipe import refuse_changes, save_recipe
 from vpretrain.run.budget import Budget
 from vpretrain.run.checkpoint import checkpoints, load_newest, save_checkpoint
+from vpretrain.run.export import export_checkpoint
 from vpretrain.run.optimizer import AdamW
 from vpretrain.run.progress import console, progress
 from vpretrain.run.random_state import random_state, set_random_state
@@ -63,6 +68,8 @@ class Session:
         self._resumed = resume
         if resume:
             self._load()
+        elif world.rank():
+            torch.manual_seed(recipe.seed + 1_000_003 * world.rank())  # dropout of its own
 
     def run(self) -> dict[str, Any]:
         """Train until the budget is spent, evaluate, export; returns and writes result.json.
@@ -78,10 +85,11 @@ class Session:
                 if self.parts.warm_up is not None and self.recipe.budget.steps != 0:
                     self.parts.warm_up()
                 with console.status(f"{self.recipe.arm}: measuring a step"):
-                    self.optimizer.horizon = self._horizon()
+                    self.optimizer.horizon = world.first(self._horizon())
             self._phase = "training"
             self._train()
             self._phase = "saving"
+            self._signal = next((number for number in world.gather(self._signal) if number is not None), None)
             if self._signal is not None:
                 name = signal.Signals(self._signal).name
                 raise Interrupted(self._signal, f"stopped by {name}; saved {self.save()}; continue with --resume")
@@ -140,6 +148,8 @@ class Session:
 
     def _begin(self) -> None:
         """The directory as the run begins, or goes on: only now that everything has been found to fit."""
+        if not world.leads():
+            return
         if self._resumed:
             for name in ("metrics.jsonl", "scores.jsonl"):
                 _cut(self.directory / name, self.budget.step)
@@ -181,8 +191,10 @@ class Session:
         """Evaluate along the way; the run goes on as if nothing had happened."""
         random = random_state()
         line = {"step": step, "seconds": self.budget.seconds, self.recipe.unit: self.totals["read"]}
-        with (self.directory / "scores.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**line, **self.parts.evaluate()}) + "\n")
+        line |= self.parts.evaluate()
+        if world.leads():
+            with (self.directory / "scores.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
         set_random_state(random)
 
     def _due(self, steps_done: int) -> bool:
@@ -198,6 +210,7 @@ class Session:
             "arm": self.recipe.arm,
             "seed": self.recipe.seed,
             "steps": steps,
+            "processes": world.size(),
             unit: self.totals["read"],
             "seconds": seconds,
             f"{unit}_per_s": self.totals["read"] / seconds if seconds else None,
@@ -211,13 +224,21 @@ class Session:
             console.print(f"warning: {warning}", style="yellow")
         if steps:
             with console.status(f"{self.recipe.arm}: exporting the model"):
-                with whole_directory(self.directory / "model") as model:
-                    self.parts.export(model)
-                if self.parts.illustrate is not None:
-                    self.parts.illustrate(self.directory)
+                sharded = self.recipe.parallel == "fsdp" and world.size() > 1
+                world.lead(partial(self._export, sharded))
         result |= self.parts.evaluate()
-        write_whole(self.directory / "result.json", json.dumps(result, indent=1))
+        if world.leads():
+            write_whole(self.directory / "result.json", json.dumps(result, indent=1))
         return result
+
+    def _export(self, sharded: bool) -> None:
+        with whole_directory(self.directory / "model") as model:
+            if sharded:  # gathered from the checkpoint that was just written
+                export_checkpoint(self.recipe, self.directory / "checkpoints", model)
+            else:
+                self.parts.export(model)
+        if self.parts.illustrate is not None:
+            self.parts.illustrate(self.directory)
 
     def _horizon(self) -> int:
         """Steps of the schedule: the budget's, or as many as its minutes hold at the pace of a rehearsed step."""
@@ -295,7 +316,8 @@ class Session:
         raise Interrupted(self._signal, f"stopped by {signal.Signals(self._signal).name}; {how}")
 
     def _log(self) -> Any:
-        return (self.directory / "metrics.jsonl").open("a", encoding="utf-8")
+        path = self.directory / "metrics.jsonl" if world.leads() else Path(os.devnull)
+        return path.open("a", encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -308,6 +330,8 @@ def told(recipe: Recipe) -> Iterator[None]:
             f"cannot go on in {recipe.directory}: {error}; free space or mend the disk, then continue with --resume"
         ) from error
     except (MemoryError, RuntimeError) as error:
+        if world.size() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise Elsewhere("another process has ended: see what it says, then continue with --resume") from error
         if not any(words in str(error) for words in _OUT_OF_MEMORY) and not isinstance(error, MemoryError):
             raise
         raise UserError(f"out of memory: {recipe.memory_knobs}; then start anew, or --resume") from error

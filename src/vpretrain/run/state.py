@@ -7,23 +7,26 @@ from typing import Any
 import torch
 from torch import nn
 
+from vpretrain import world
 from vpretrain.errors import UserError
 from vpretrain.parts import Parts
-from vpretrain.run.checkpoint import Groups, load_parameters
+from vpretrain.run.checkpoint import Groups, load_parameters, load_tensors, placed
 from vpretrain.run.optimizer import AdamW, load_optimizer_tensors, optimizer_tensors
 from vpretrain.run.random_state import random_state, set_random_state
 
 
 def captured(parts: Parts, optimizer: AdamW) -> tuple[Groups, dict[str, Any]]:
-    """Tensors by group, and what JSON holds."""
+    """Tensors by group, and what JSON holds; of all processes, which call this together."""
     groups: Groups = {
         "learner": {name: p.detach() for name, p in parts.learner.named_parameters()},
         "learner-optimizer": optimizer_tensors(optimizer.torch),
-        "random": random_state(),
+        "random": {
+            f"{rank}/{name}": t for rank, own in enumerate(world.gather(random_state())) for name, t in own.items()
+        },
     }
     state: dict[str, Any] = {
         "optimizer": optimizer.state_dict(),
-        "stream": parts.stream.state_dict(),
+        "stream": parts.stream.merge(world.gather(parts.stream.state_dict())),
         "feedback": parts.feedback.state_dict(),
     }
     groups |= {name: module.state_dict() for name, module in _modules(parts).items()}
@@ -47,22 +50,24 @@ def restore(parts: Parts, optimizer: AdamW, groups: Groups, state: dict[str, Any
         load_optimizer_tensors(optimizer.torch, groups["learner-optimizer"])
         optimizer.load_state_dict(state["optimizer"])
         for name, module in _modules(parts).items():
-            module.load_state_dict(groups[name])
+            load_tensors(module.state_dict(), groups[name])
         for name, other in parts.optimizers.items():
             load_optimizer_tensors(other, groups[f"{name}-optimizer"])
         if parts.meta is not None:
             parts.meta.updates = state["meta_updates"]
             at = parts.meta.at()
-            parts.meta.direction = {name: u.to(at[name]) for name, u in groups["direction"].items()} or None
+            parts.meta.direction = {name: placed(u, at[name]) for name, u in groups["direction"].items()} or None
             parts.meta.kept = {}
             for key, g in groups["feedback-gradients"].items():
                 domain, name = key.rsplit("/", 1)
-                parts.meta.kept.setdefault(domain, {})[name] = g.to(at[name])
+                parts.meta.kept.setdefault(domain, {})[name] = placed(g, at[name])
             if parts.meta.optimizer is not None:
                 load_optimizer_tensors(parts.meta.optimizer, groups["designer-optimizer"])
         parts.stream.load_state_dict(state["stream"])
         parts.feedback.load_state_dict(state["feedback"])
-        set_random_state(groups["random"])
+        own = f"{world.rank()}/"
+        if random := {n.removeprefix(own): t for n, t in groups["random"].items() if n.startswith(own)}:
+            set_random_state(random)  # one process more than there were goes on with the numbers that it began with
     except UserError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -78,7 +83,8 @@ class Before:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        self.groups: Groups = {"random": random_state()}
+        self.random = random_state()
+        self.groups: Groups = {}
         self.cursors = {"stream": parts.stream.state_dict(), "feedback": parts.feedback.state_dict()}
         self.updates = 0
         if parts.meta is None:
@@ -104,9 +110,11 @@ class Before:
 
     def captured(self, optimizer: AdamW) -> tuple[Groups, dict[str, Any]]:
         """The run's state as it was before the step, or, if that was made, behind its meta update."""
+        set_random_state(self.random)
+        self.parts.stream.load_state_dict(self.cursors["stream"])
+        self.parts.feedback.load_state_dict(self.cursors["feedback"])
         groups, state = captured(self.parts, optimizer)
-        groups |= {"random": self.groups["random"]} if self.updated else self.groups
-        return groups, state | self.cursors
+        return groups if self.updated else groups | self.groups, state
 
 
 def _of_meta(parts: Parts) -> Groups:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from vpretrain import world
 from vpretrain.errors import UserError
 from vpretrain.meta import MetaUpdate
 from vpretrain.parts import Parts
@@ -54,7 +55,8 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
     learner, export = load_learner(recipe, model)
     check_sizes(recipe, learner.backbone.patch_size)
     evaluation = Evaluation(recipe.evaluation)
-    stream = prefetched(VisionStream(recipe.stream, seed=recipe.seed), recipe.stream.prefetch, learner.device)
+    own = VisionStream(recipe.stream, seed=recipe.seed, rank=world.rank(), processes=world.size())
+    stream = prefetched(own, recipe.stream.prefetch, learner.device)
     feedback = VisionFeedback(recipe.feedback, learner, seed=recipe.seed)
     construction: Fixed = Fixed()
     meta, designer = None, None
@@ -100,12 +102,12 @@ def load_learner(recipe: Recipe, model: Any = None) -> tuple[VisionLearner, Call
         raise UserError(f"learner.device {device}: {str(error).strip().splitlines()[0]}") from None
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
-        bf16 = recipe.learner.precision == "bf16"
+        how: dict[str, Any] = {"bf16": recipe.learner.precision == "bf16", "parallel": recipe.parallel}
         learner: VisionLearner
         if recipe.learner.objective == "ijepa":
-            learner = IJepaLearner(backbone, recipe.learner.ijepa, bf16=bf16)
+            learner = IJepaLearner(backbone, recipe.learner.ijepa, **how)
         else:
-            learner = DinoLearner(backbone, recipe.learner.dino, bf16=bf16)
+            learner = DinoLearner(backbone, recipe.learner.dino, **how)
     return learner, model.save_pretrained
 
 
@@ -161,7 +163,7 @@ def _meta_update(
         penalty=recipe.value.penalty,
         average=recipe.value.average,
         feedback_every=recipe.value.feedback_every,
-        part={"rows": recipe.value.batch_size},
+        part={"rows": world.portion("value.batch_size", recipe.value.batch_size)},
         matched=False,
         lr=recipe.designer.lr,
         clip_norm=recipe.designer.clip_norm,

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vpretrain import world
 from vpretrain.task import Parameters, Task
 from vpretrain.vision.backbone import Backbone
 from vpretrain.vision.batch import ViewBatch
@@ -65,12 +66,12 @@ class DinoLearner(VisionLearner):
     Args:
         backbone: the pretrained transformer.
         config: of the objective.
-        bf16: see `VisionLearner`.
+        how: bf16 and parallel, see `VisionLearner`.
     """
 
-    def __init__(self, backbone: Backbone, config: DinoConfig, *, bf16: bool = False) -> None:
+    def __init__(self, backbone: Backbone, config: DinoConfig, **how: Any) -> None:
         head = DinoHead(backbone.width, config)
-        super().__init__(backbone, head, outputs=config.outputs, ema=config.ema, bf16=bf16)
+        super().__init__(backbone, head, outputs=config.outputs, ema=config.ema, **how)
         self.config = config
 
     def seen(self, inputs: ViewBatch, stop: int) -> tuple[Any, ...]:
@@ -86,7 +87,7 @@ class DinoLearner(VisionLearner):
         """Student and teacher on the views; `parameters` (of S) replace the student's, and then no other gets a gradient."""
         if parameters is None:
             with self.autocast():
-                student = [self._project(self.module, views) for views in (inputs.global_VB3HW, inputs.local_VB3HW)]
+                student = [self._project(self.theta.own, views) for views in (inputs.global_VB3HW, inputs.local_VB3HW)]
                 return DinoState((student[0], student[1]), self.teach(inputs))
         assert len(inputs.local_VB3HW) == 0, "meta steps leave local crops out (see ViewBatch.restrict)"
         inputs = inputs if inputs.prepared else self.prepare(inputs, parameters)
@@ -110,8 +111,11 @@ class DinoLearner(VisionLearner):
     def follow(self, tasks: Sequence[Task], momentum: float) -> None:
         """One step of the teacher, and of the centre, which follows the teacher's outputs."""
         super().follow(tasks, momentum)
+        if not tasks:
+            return
         with torch.no_grad():
-            mean_P = torch.stack([task.target.outputs.flatten(0, 1).mean(0) for task in tasks]).mean(0)
+            own_P = torch.stack([task.target.outputs.flatten(0, 1).mean(0) for task in tasks]).mean(0)
+            (mean_P,) = world.mean_of([own_P])  # all processes have as many pictures
             self.teacher.centre.lerp_(mean_P, 1 - self.config.centre_momentum)
 
     def _project(self, network: Any, views_VB3HW: Float[Tensor, "V B 3 H W"]) -> Float[Tensor, "V B P"]:

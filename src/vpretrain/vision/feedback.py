@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vpretrain import world
 from vpretrain.errors import NonFinite, UserError
 from vpretrain.order import Shuffled
-from vpretrain.vision.batch import Labelled
+from vpretrain.vision.batch import IGNORED, Labelled
 from vpretrain.vision.config import FeedbackConfig
 from vpretrain.vision.heads import Task, dense_head, depth_loss, segmentation_loss, valid_depth
 from vpretrain.vision.learner import VisionLearner
@@ -31,8 +32,10 @@ class FeedbackBatch:
     Attributes:
         labelled: the pictures.
         heads: by task; in evaluation mode, so that a gradient through them changes no statistics.
-        weights: alpha_seg and alpha_dep of Eq 54, by task.
+        weights: alpha_seg and alpha_dep of Eq 54, by task, times this process's share of the labelled pixels.
     """
+
+    weight: ClassVar[float] = 1.0  # the shares are in the weights of the tasks
 
     labelled: Labelled
     heads: Mapping[Task, nn.Module]
@@ -50,7 +53,7 @@ class FeedbackBatch:
 
 
 class VisionFeedback:
-    """D_fb: heads are fitted on some labelled batches, g_down comes from others.
+    """D_fb: heads are fitted on some labelled batches, g_down comes from others, which the processes share out.
 
     Args:
         config: sources, weights, heads.
@@ -67,6 +70,8 @@ class VisionFeedback:
         self.weights = {"labels": 1.0}  # one domain: its tasks are weighted within the batch
         weights: dict[Task, float] = {"segmentation": config.segmentation, "depth": config.depth}
         self.tasks = {task: weight for task, weight in weights.items() if weight > 0}
+        if config.batch_size < world.size():
+            raise UserError(f"feedback.batch_size={config.batch_size} is below the {world.size()} processes: raise it")
         shape = (config.size, config.size)
         self._for_heads, self._for_meta = labelled(config.heads, shape), labelled(config.meta, shape)
         for role, pool in (("heads", self._for_heads), ("meta", self._for_meta)):
@@ -86,8 +91,13 @@ class VisionFeedback:
             self._fit(pictures, grid_BDhw)
         self.heads.eval()
         pictures = self._draw(self._for_meta, "meta", self.batches_drawn)
+        own = pictures[world.rank() :: world.size()]
         self.batches_drawn += 1
-        return {"labels": FeedbackBatch(pictures, {task: self.heads[task] for task in self.tasks}, self.tasks)}
+        weights = {
+            task: weight * (world.size() * _labelled_pixels(task, own) / max(1, _labelled_pixels(task, pictures)))
+            for task, weight in self.tasks.items()
+        }
+        return {"labels": FeedbackBatch(own, {task: self.heads[task] for task in self.tasks}, weights)}
 
     def state_dict(self) -> dict[str, Any]:
         """The cursors; heads and their optimizer are tensors and saved as such."""
@@ -140,6 +150,11 @@ def _check(role: str, pool: Labelled, tasks: Iterable[str]) -> None:
         if task in tasks and not there:
             what = "a class" if task == "segmentation" else "a valid depth"
             raise UserError(f"no pixel of feedback.{role} has {what}: set feedback.{task}=0, or give other pictures")
+
+
+def _labelled_pixels(task: Task, pictures: Labelled) -> int:
+    valid_BHW = pictures.label_BHW != IGNORED if task == "segmentation" else valid_depth(pictures.depth_BHW)
+    return int(valid_BHW.sum())
 
 
 def _loss(task: Task, head: nn.Module, grid_BDhw: Tensor, pictures: Labelled) -> Tensor:

@@ -84,7 +84,7 @@ class Predictor(nn.Module):
         tokens = torch.cat([known, asked], dim=1)
         for block in self.blocks:
             tokens = block(tokens)
-        return self.outward(self.norm(tokens[:, known.shape[1] :])).unflatten(0, (-1, targets))
+        return self.outward(self.norm(tokens[:, known.shape[1] :]).unflatten(0, (-1, targets)))
 
 
 class IJepaLearner(VisionLearner):
@@ -93,18 +93,18 @@ class IJepaLearner(VisionLearner):
     Args:
         backbone: the pretrained transformer.
         config: of the objective.
-        bf16: see `VisionLearner`.
+        how: bf16 and parallel, see `VisionLearner`.
 
     Raises:
         UserError: a backbone with rotary positions, which cannot leave tokens out.
     """
 
-    def __init__(self, backbone: Backbone, config: IJepaConfig, *, bf16: bool = False) -> None:
+    def __init__(self, backbone: Backbone, config: IJepaConfig, **how: Any) -> None:
         if backbone.rotary:
             raise UserError(
                 "learner.objective=ijepa needs a backbone without rotary positions: an IJepaModel or Dinov2Model"
             )
-        super().__init__(backbone, Predictor(backbone.width, config), outputs=1, ema=config.ema, bf16=bf16)
+        super().__init__(backbone, Predictor(backbone.width, config), outputs=1, ema=config.ema, **how)
         self.config = config
 
     def seen(self, inputs: ViewBatch, stop: int) -> tuple[Any, ...]:
@@ -128,9 +128,9 @@ class IJepaLearner(VisionLearner):
         blocks = self._blocks(inputs)
         if parameters is None:
             with self.autocast():
-                hidden, rope = self.module("lower", *self.seen(inputs, 0))
-                tokens_BTD = self.module("upper", hidden, rope, 0)
-                predicted = self.module("head", tokens_BTD[:, self.backbone.prefix :], blocks, self._grid(inputs))
+                hidden, rope = self.theta.own("lower", *self.seen(inputs, 0))
+                tokens_BTD = self.theta.own("upper", hidden, rope, 0)
+                predicted = self.theta.own("head", tokens_BTD[:, self.backbone.prefix :], blocks, self._grid(inputs))
                 return IJepaState(predicted.float(), self.teach(inputs))
         inputs = inputs if inputs.prepared else self.prepare(inputs, parameters)
         tokens_BTD = self.tokens(inputs, parameters)[:, self.backbone.prefix :]

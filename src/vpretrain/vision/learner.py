@@ -11,17 +11,19 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from vpretrain.task import Parameters, Task
+from vpretrain.theta import ShardedTheta, sharded, theta_of
 from vpretrain.vision.backbone import Backbone
 from vpretrain.vision.batch import ViewBatch
 
@@ -91,12 +93,26 @@ class VisionLearner:
         ema: the teacher's momentum at the start; it rises to 1 over the horizon.
         bf16: the learner's own passes, and the feedback's through the backbone, are under bf16 autocast. Values and tangents
             are always fp32.
+        parallel: how several processes hold student and teacher, see `vpretrain.theta`.
     """
 
-    def __init__(self, backbone: Backbone, head: nn.Module, *, outputs: int, ema: float, bf16: bool) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: nn.Module,
+        *,
+        outputs: int,
+        ema: float,
+        bf16: bool,
+        parallel: Literal["ddp", "fsdp"] = "ddp",
+    ) -> None:
         self.ema, self.bf16 = ema, bf16
         self.module = Network(backbone, head.to(next(backbone.parameters()).device))
         self.teacher = Teacher(self.module, outputs)
+        self.theta = theta_of(self.module, parallel)
+        self.gradient, self.shifted, self.synchronise = self.theta.gradient, self.theta.shifted, self.theta.synchronise
+        if isinstance(self.theta, ShardedTheta):
+            sharded(self.teacher)
 
     @property
     def backbone(self) -> Backbone:
@@ -115,7 +131,7 @@ class VisionLearner:
 
     def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         """The trainable parameters of backbone and head."""
-        return [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
+        return self.theta.trainable.items()
 
     def prepare(self, inputs: ViewBatch, parameters: Parameters) -> ViewBatch:
         """The same views with all that does not depend on `parameters`: tokens below S, and the teacher's outputs.
@@ -123,8 +139,7 @@ class VisionLearner:
         Differentiable in the views. An engine that evaluates at several values of `parameters` pays for it once.
         """
         start = self._first_block(parameters)
-        frozen = {name: p.detach() for name, p in self.module.named_parameters()}
-        below = None if start is None else functional_call(self.module, frozen, ("lower", *self.seen(inputs, start)))
+        below = None if start is None else self.theta.frozen("lower", *self.seen(inputs, start))
         return replace(inputs, prepared=(start, below, self.teach(inputs)))
 
     def slope(
@@ -146,10 +161,7 @@ class VisionLearner:
 
     def call(self, parameters: Parameters | None) -> Any:
         """The student's parts with the parameters of S replaced (then no other gets a gradient), or as they are."""
-        if parameters is None:
-            return self.module
-        frozen = {name: p.detach() for name, p in self.module.named_parameters()} | parameters
-        return lambda *arguments: functional_call(self.module, frozen, arguments)
+        return self.theta.own if parameters is None else partial(self.theta.at, parameters)
 
     def tokens(self, inputs: ViewBatch, parameters: Parameters) -> Float[Tensor, "VB T D"]:
         """The student's tokens of the views of a meta step, from what `prepare` left above S."""
@@ -184,7 +196,7 @@ class VisionLearner:
         training = self.module.training
         self.module.eval()
         with torch.no_grad():
-            tokens_BTD = self.backbone(pixels_B3HW)
+            tokens_BTD = self.module("tokens", pixels_B3HW)
         self.module.train(training)
         return tokens_BTD
 
@@ -194,6 +206,9 @@ class VisionLearner:
 
     def follow(self, tasks: Sequence[Task], momentum: float) -> None:
         """One step of the teacher."""
+        self.theta.settle()
+        if isinstance(self.teacher, FSDPModule):
+            self.teacher.reshard()
         with torch.no_grad():
             for mine, theirs in zip(self.teacher.parameters(), self.module.parameters(), strict=True):
                 mine.lerp_(theirs, 1 - momentum)

@@ -7,18 +7,21 @@ Shapes: V views, B pictures, D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vpretrain.run.progress import steady
-from vpretrain.task import Task
+from vpretrain.task import Parameters, Task
+from vpretrain.vision.batch import ViewBatch
 from vpretrain.vision.config import Recipe
 from vpretrain.vision.dino import DinoLearner, DinoState
 from vpretrain.vision.learner import VisionLearner
 from vpretrain.vision.stream import VisionStream
 from vpretrain.vision.target import TeacherTarget
 
+Loss = Callable[[Parameters], Tensor]  # as a function of the head
 _POOL = 24  # batches whose features DINO's steps go round
 
 
@@ -32,37 +35,43 @@ def warm_up(recipe: Recipe, learner: VisionLearner) -> None:
         return
     stream = VisionStream(recipe.stream, seed=recipe.seed + 1_000_003)
     stream.device = learner.device
-    head = learner.module.head
-    optimizer = torch.optim.AdamW(head.parameters(), lr=config.warm_up_lr)
+    head = {name: p for name, p in learner.named_parameters() if name.startswith("head.")}
+    at = {name: p.detach() for name, p in head.items()}
+    optimizer = torch.optim.AdamW(head.values(), lr=config.warm_up_lr)
     pooled = _POOL if isinstance(learner, DinoLearner) else 0
     with torch.random.fork_rng(), steady("    head warm-up", pooled + config.warm_up_steps) as done:
-        losses = _dino_losses(learner, stream, done) if isinstance(learner, DinoLearner) else _losses(learner, stream)
+        losses = (
+            _dino_losses(learner, stream, done) if isinstance(learner, DinoLearner) else _losses(learner, stream, at)
+        )
         for step in range(config.warm_up_steps):
             loss, task = next(losses)
-            for parameter, gradient in zip(
-                head.parameters(), torch.autograd.grad(loss, list(head.parameters())), strict=True
-            ):
-                parameter.grad = gradient
-            nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+            for name, gradient in learner.gradient(loss, at).items():
+                head[name].grad = gradient
+            nn.utils.clip_grad_norm_(head.values(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
             learner.follow([task], learner.ema)
             done(pooled + step + 1)
-    learner.teacher.head.load_state_dict(head.state_dict())
+    learner.follow([], 0.0)
 
 
-def _losses(learner: VisionLearner, stream: VisionStream) -> Iterator[tuple[Tensor, Task]]:
+def _losses(learner: VisionLearner, stream: VisionStream, at: Parameters) -> Iterator[tuple[Loss, Task]]:
     """Of the whole forward pass, on new pictures each step."""
     while True:
-        batch = stream.next()[0]
-        state = learner.forward(batch)
-        task = Task(batch, TeacherTarget(state.detach().teacher))
-        yield learner.loss(state, task), task
+        with learner.autocast():
+            inputs = learner.prepare(stream.next()[0], at)
+        task = Task(inputs, TeacherTarget(inputs.prepared[2]))
+
+        def loss(head: Parameters, inputs: ViewBatch = inputs, task: Task = task) -> Tensor:
+            with learner.autocast():
+                return learner.loss(learner.forward(inputs, head), task)
+
+        yield loss, task
 
 
 def _dino_losses(
     learner: DinoLearner, stream: VisionStream, done: Callable[[int], None]
-) -> Iterator[tuple[Tensor, Task]]:
+) -> Iterator[tuple[Loss, Task]]:
     """Of the head alone, on one vector a view that the frozen backbone gives once: many times quicker."""
     pool = []
     for number in range(_POOL):
@@ -72,10 +81,16 @@ def _dino_losses(
     while True:
         for global_VBD, local_VBD in pool:
             with torch.no_grad():
-                teacher_VBP = _apply(learner.teacher.head, global_VBD)
-            head = learner.module.head
+                teacher_VBP = _apply(learner.teacher, global_VBD)
             task = Task(None, TeacherTarget(teacher_VBP))
-            yield learner.loss(DinoState((_apply(head, global_VBD), _apply(head, local_VBD)), teacher_VBP), task), task
+
+            def loss(
+                head: Parameters, views: tuple[Tensor, Tensor] = (global_VBD, local_VBD), task: Task = task
+            ) -> Tensor:
+                student = [_apply(learner.call(head), summaries) for summaries in views]
+                return learner.loss(DinoState((student[0], student[1]), task.target.outputs), task)
+
+            yield loss, task
 
 
 def _summaries(learner: DinoLearner, views_VB3HW: Tensor) -> Tensor:
@@ -84,5 +99,5 @@ def _summaries(learner: DinoLearner, views_VB3HW: Tensor) -> Tensor:
     return torch.stack([learner.backbone.summary(learner.features(view)) for view in views_VB3HW])
 
 
-def _apply(head: nn.Module, summary_VBD: Tensor) -> Tensor:
-    return head(summary_VBD.flatten(0, 1)).unflatten(0, summary_VBD.shape[:2])
+def _apply(network: Any, summary_VBD: Tensor) -> Tensor:
+    return network("head", summary_VBD.flatten(0, 1)).unflatten(0, summary_VBD.shape[:2])

@@ -1,0 +1,144 @@
+"""One process and two: the same losses, values and designer's gradients, and the same end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from distributed.processes import NUMBERS, distance, end_of, run, together
+from torch.distributed.tensor import DTensor
+from worlds import tiny_recipe, vision_recipe
+
+from vpretrain.run.train import begin
+
+pytestmark = pytest.mark.distributed
+
+GRADIENT = "designer's gradient"  # its running mean, which Adam keeps
+PARTS = {"learner": "", "teacher": "", "designer": "", "designer-optimizer": "exp_avg"}
+SMALL = {"predictor_width": 16, "predictor_layers": 1, "predictor_heads": 2, "warm_up_steps": 5}
+LORA = {"r": 4, "alpha": 8, "dropout": 0.0}
+FSDP = {"parallel": "fsdp"}
+# fp32: sums in another order. A difference quotient magnifies their rounding, and Adam that of gradients near 0, in phi alone.
+TOLERANCE = {"ddp": 1e-4, "fsdp": 1e-2}
+OF_PHI = {"ddp": 1e-3, "fsdp": 5e-2}
+
+
+def two_domains(root):
+    """Pairs of which a domain has few: on some steps a process has none of it."""
+    from worlds import sums, write_jsonl
+
+    pair = {"prompt": "{question} ", "response": "{answer}"}
+    return [
+        {"path": write_jsonl(root / f"feedback-{domain}.jsonl", sums(12, seed)), **pair, "domain": domain}
+        for domain, seed in (("sums", 2), ("text", 7))
+    ]
+
+
+CASES = {
+    "language": {},
+    "language-accumulation": {"stream": {"accumulation": 2}},
+    "language-shards": {"stream": {"shards": 2}},
+    "language-lora": {"learner": {"lora": LORA}},
+    "language-dot-adamw": {"value": {"align": "dot", "metric": "adamw"}},
+    "language-averaged": {"value": {"average": 0.5, "feedback_every": 2}},
+    "language-domains": {"value": {"domains": "matched"}},
+    "language-random-feedback": {"arm": "random-feedback"},
+    "language-one-hot": {"arm": "one-hot"},
+    "language-self-distillation": {"arm": "self-distillation"},
+    "vision-dino": {},
+    "vision-ijepa": {"learner": {"objective": "ijepa", "ijepa": SMALL}, "stream": {"local_views": 0}},
+    "vision-random-mask": {"arm": "random-mask"},
+}
+LONG = {
+    "language-averaged",
+    "language-random-feedback",
+    "language-self-distillation",
+    "vision-random-mask",
+    "language-one-hot",
+}
+
+
+def recipe_of(case, parallel, root, tokenizer, name):
+    changes = dict(CASES[case])
+    value = {"every_steps": 2, **changes.pop("value", {})}
+    if parallel == "fsdp":
+        value["engine"] = "finite_difference"
+        changes["parallel"] = "fsdp"
+    if case.startswith("vision"):
+        recipe = vision_recipe(root, name=name, value=value, **changes)
+        config = Path(recipe.learner.name) / "config.json"  # each process drops paths of its own
+        config.write_text(config.read_text().replace('"drop_path_rate": 0.1', '"drop_path_rate": 0.0'))
+        return recipe
+    stream = {"batch_size": 4, **changes.pop("stream", {})}
+    feedback = {"batch_size": 4} | ({"sources": two_domains(root)} if "domains" in case else {})
+    value = {"batch_size": 4, **value}
+    return tiny_recipe(root, tokenizer, name=name, value=value, stream=stream, feedback=feedback, **changes)
+
+
+def ends_apart(end, end_too):
+    """By group, the distance of two runs' last checkpoints."""
+    (groups, state), (groups_too, state_too) = end, end_too
+    assert state["stream"] == state_too["stream"]
+    assert state["feedback"] == state_too["feedback"]
+    found = {}
+    for group, name_of in PARTS.items():
+        if group in groups:
+            mine, theirs = (
+                torch.cat([t.flatten() for name, t in ends[group].items() if name.endswith(name_of)])
+                for ends in (groups, groups_too)
+            )
+            found[GRADIENT if name_of else group] = distance(mine, theirs)
+    return found
+
+
+def differences(one, other):
+    """The largest differences of what two runs logged, and of where they ended."""
+    found = {}
+    logs = [
+        [json.loads(line) for line in (r.directory / "metrics.jsonl").read_text().splitlines()] for r in (one, other)
+    ]
+    assert len(logs[0]) == len(logs[1])
+    for mine, theirs in zip(*logs, strict=True):
+        assert mine.keys() == theirs.keys()
+        assert all(mine[unit] == theirs[unit] for unit in ("tokens", "images") if unit in mine)
+        for name in NUMBERS:
+            if name in mine:
+                scale = max(abs(mine[name]), 1e-2)
+                found[name] = max(found.get(name, 0.0), abs(mine[name] - theirs[name]) / scale)
+    return found | ends_apart(end_of(one), end_of(other))
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_are_one(tmp_path, tokenizer, many, differences_seen, case, parallel):
+    if case in LONG and many(True, False):
+        pytest.skip("in the long form")
+    one, two = (recipe_of(case, parallel, tmp_path, tokenizer, name) for name in ("one", "two"))
+    together(1, run, one)
+    together(2, run, two)
+    found = differences(one, two)
+    differences_seen[f"{case} {parallel}"] = dict(found)
+    phi = found.pop("designer", 0.0)
+    if parallel == "fsdp" and "dot" in case:  # the value itself is the quotient, and not a product of gradients
+        assert found.pop("value") < 5e-2
+    assert max(found.values()) < TOLERANCE[parallel], found
+    assert phi < OF_PHI[parallel], phi
+
+
+def local_shares(recipe):
+    """Of every parameter of the learner, and of the teacher, the share of its rows that lie here."""
+    learner = begin(recipe).learner
+    parameters = dict(learner.named_parameters())
+    if hasattr(learner, "teacher"):
+        parameters |= {f"teacher.{name}": p for name, p in learner.teacher.named_parameters()}
+    assert all(isinstance(p, DTensor) for p in parameters.values())
+    return [p.to_local().numel() / p.numel() for p in parameters.values()]
+
+
+@pytest.mark.parametrize("case", ["language", "vision-dino"])
+def test_shards_are_halves(tmp_path, tokenizer, case):
+    shares = together(2, local_shares, recipe_of(case, "fsdp", tmp_path, tokenizer, "two"))
+    assert all(first + second == 1 for first, second in zip(*shares, strict=True))
+    assert sum(abs(share - 0.5) < 0.02 for share in shares[0]) > 0.9 * len(shares[0])  # an odd row goes to the first
