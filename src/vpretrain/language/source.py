@@ -17,7 +17,9 @@ from typing import Any
 from vpretrain.errors import UserError
 from vpretrain.language.config import SourceConfig
 
-_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
+_FORMATS = {
+    ".jsonl": "json", ".json": "json", ".jsonl.gz": "json", ".json.gz": "json", ".parquet": "parquet", ".txt": "text",
+}  # fmt: skip
 KEY_DIGITS = 16  # hexadecimal
 _FIELD = re.compile(r"\{([\w-]+)(?:\.(\d+))?\}")
 
@@ -237,21 +239,48 @@ def _data_files(config: SourceConfig) -> tuple[list[str], str]:
     """The files at the source's path, and their one format. Raises UserError."""
     assert config.path is not None
     path = Path(config.path).expanduser()
-    if path.is_dir():
-        files = sorted(str(file) for file in path.iterdir() if file.suffix in _FORMATS)
+    if "://" in config.path:
+        _check_store(config.path)
+        files = [config.path]  # a glob is resolved by `datasets`
+    elif path.is_dir():
+        files = sorted(str(file) for file in path.iterdir() if _format(file.name))
     else:
         files = sorted(glob.glob(str(path)))
     if not files:
         raise UserError(
             f"no data at {config.path}: give a .jsonl, .json, .parquet or .txt file, a glob, or a folder of them"
         )
-    formats = {_FORMATS.get(Path(file).suffix) for file in files}
-    if None in formats or len(formats) > 1:
+    formats = {_format(file) for file in files}
+    (kind,) = formats if len(formats) == 1 else (None,)
+    if kind is None:
         raise UserError(f"{config.path}: files must all be of one kind, .jsonl/.json, .parquet or .txt")
-    return files, _FORMATS[Path(files[0]).suffix]
+    return files, kind
+
+
+def _format(file: str) -> str | None:
+    name = file.split("?")[0] if file.startswith("http") else file
+    return next((kind for ending, kind in _FORMATS.items() if name.endswith(ending)), None)
+
+
+def _check_store(url: str) -> None:
+    """Raises UserError if a URL holds a password, or if what reads its kind is not installed."""
+    from fsspec.registry import get_filesystem_class, known_implementations
+
+    protocol, _, rest = url.partition("://")
+    if "@" in rest.split("/")[0]:
+        raise UserError(f"a {protocol}:// path holds a name or password: leave it out and set it in the environment")
+    try:
+        get_filesystem_class(protocol)
+    except ImportError:
+        package = known_implementations[protocol]["class"].split(".")[0]
+        raise UserError(f"{protocol}:// paths need a package: pip install {package}") from None
+    except ValueError:
+        raise UserError(f"{url}: nothing reads {protocol}://; use s3://, gs://, hf://, https:// or a path") from None
 
 
 def _count_in_files(files: Sequence[str], kind: str) -> int | None:
+    if "://" in files[0]:
+        return None
     if kind == "text":
         return len(files)
     if kind == "parquet":
@@ -292,6 +321,8 @@ def _readable(config: SourceConfig) -> Iterator[None]:
     except Exception as error:  # datasets raises many kinds for one thing: the data cannot be had
         reason = str(error.__cause__ or error).strip().split("\n")[0]
         remedy = "check the name and the network, or give a path" if config.hub else "check the file"
+        if config.path is not None and "://" in config.path:
+            remedy = "check the URL, the network, and the credentials in the environment"
         raise UserError(f"cannot load {config.origin}: {reason}; {remedy}") from None
 
 
