@@ -113,17 +113,16 @@ class StreamingSource:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on at a cursor. What was read of the present file is read again, as tables and not row by row."""
-        self._open()
-        self._epoch.load_state_dict(state["rows"])
-        self._loaded, self._met = state["rows"], state["met"]
+        self._open(state["rows"], state["met"])
 
-    def _open(self) -> None:
+    def _open(self, rows: dict[str, Any] | None = None, met: int = 0) -> None:
         from datasets.distributed import split_dataset_by_node
 
         number, of = self._files
         self._epoch = split_dataset_by_node(self._rows, rank=number, world_size=of)
-        self._loaded: dict[str, Any] | None = None  # the data set itself does not tell it until its next row
-        self._met = 0
+        if rows is not None:
+            self._epoch.load_state_dict(rows)
+        self._loaded, self._met = rows, met  # what was loaded the data set does not tell until its next row
         self._iterator = self._examples()
 
     def _examples(self) -> Iterator[Example]:
