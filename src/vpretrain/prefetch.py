@@ -46,6 +46,7 @@ class Prefetched:
     def next(self) -> list[Any]:
         """The micro-batches of one learner step."""
         if self._worker is None:  # one worker alone keeps the order
+            self.stream.load_state_dict(self._state)  # closes what it has open: no file or connection is shared
             self._worker = ProcessPoolExecutor(1, initializer=_begin, initargs=(self.stream,))
             self._end = weakref.finalize(self, self._worker.shutdown, cancel_futures=True)
         while len(self._made) <= self.steps:

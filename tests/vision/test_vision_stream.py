@@ -61,7 +61,8 @@ def test_blocks_and_masks_of_a_picture_depend_neither_on_the_processes_nor_on_th
     learner = IJepaLearner(Backbone(tiny_vision_model("dinov2")), config)
     blocks = learner._blocks(whole)
     for batch, chosen in (
-        (parts[0], [0, 2, 4, 6]), (parts[1], [1, 3, 5, 7]), (whole.restrict(rows=3), [0, 1, 2, 4, 5, 6]),
+        (parts[0], [0, 2, 4, 6]), (parts[1], [1, 3, 5, 7]), (parts[1].restrict(rows=1), [1, 5]),
+        (whole.restrict(rows=3), [0, 1, 2, 4, 5, 6]),
     ):  # fmt: skip
         own = learner._blocks(batch)
         assert torch.equal(own.context_BC, blocks.context_BC[chosen])

@@ -55,7 +55,11 @@ class LearnerConfig(Strict):
 class SourceConfig(Strict):
     """Where examples come from and how a row becomes text. Give exactly one of path, hub, reasoning_gym, builtin."""
 
-    path: str | None = Field(None, description="A .jsonl, .json, .parquet or .txt file, a glob, or a folder of them.")
+    path: str | None = Field(
+        None,
+        description="A .jsonl, .json, .parquet or .txt file, a glob, or a folder of them; or a URL or a glob of an object "
+        "store, e.g. s3://bucket/*.parquet (gs://, hf://, https:// ...), with credentials from the environment.",
+    )
     hub: str | None = Field(None, description="A data set by its hub name.")
     reasoning_gym: str | None = Field(None, description="A generator of the reasoning-gym package, e.g. gsm_symbolic.")
     builtin: Literal["python-manual"] | None = Field(
@@ -144,12 +148,6 @@ class StreamConfig(config.StreamConfig):
         "tokens",
         description="The loss is averaged over tokens, or over tokens of an example and then examples (Eq 37).",
     )
-
-    @model_validator(mode="after")
-    def _read_ahead(self) -> StreamConfig:
-        if self.prefetch and any(source.streaming for source in self.sources):
-            raise ValueError("prefetch cannot go on with a source that is streamed: set prefetch=0, or streaming=false")
-        return self
 
 
 class FeedbackConfig(Strict):

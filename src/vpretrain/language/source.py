@@ -17,7 +17,9 @@ from typing import Any
 from vpretrain.errors import UserError
 from vpretrain.language.config import SourceConfig
 
-_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
+_FORMATS = {
+    ".jsonl": "json", ".json": "json", ".jsonl.gz": "json", ".json.gz": "json", ".parquet": "parquet", ".txt": "text",
+}  # fmt: skip
 KEY_DIGITS = 16  # hexadecimal
 _FIELD = re.compile(r"\{([\w-]+)(?:\.(\d+))?\}")
 
@@ -111,17 +113,16 @@ class StreamingSource:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on at a cursor. What was read of the present file is read again, as tables and not row by row."""
-        self._open()
-        self._epoch.load_state_dict(state["rows"])
-        self._loaded, self._met = state["rows"], state["met"]
+        self._open(state["rows"], state["met"])
 
-    def _open(self) -> None:
+    def _open(self, rows: dict[str, Any] | None = None, met: int = 0) -> None:
         from datasets.distributed import split_dataset_by_node
 
         number, of = self._files
         self._epoch = split_dataset_by_node(self._rows, rank=number, world_size=of)
-        self._loaded: dict[str, Any] | None = None  # the data set itself does not tell it until its next row
-        self._met = 0
+        if rows is not None:
+            self._epoch.load_state_dict(rows)
+        self._loaded, self._met = rows, met  # what was loaded the data set does not tell until its next row
         self._iterator = self._examples()
 
     def _examples(self) -> Iterator[Example]:
@@ -237,21 +238,48 @@ def _data_files(config: SourceConfig) -> tuple[list[str], str]:
     """The files at the source's path, and their one format. Raises UserError."""
     assert config.path is not None
     path = Path(config.path).expanduser()
-    if path.is_dir():
-        files = sorted(str(file) for file in path.iterdir() if file.suffix in _FORMATS)
+    if "://" in config.path:
+        _check_store(config.path)
+        files = [config.path]  # a glob is resolved by `datasets`
+    elif path.is_dir():
+        files = sorted(str(file) for file in path.iterdir() if _format(file.name))
     else:
         files = sorted(glob.glob(str(path)))
     if not files:
         raise UserError(
             f"no data at {config.path}: give a .jsonl, .json, .parquet or .txt file, a glob, or a folder of them"
         )
-    formats = {_FORMATS.get(Path(file).suffix) for file in files}
-    if None in formats or len(formats) > 1:
+    formats = {_format(file) for file in files}
+    (kind,) = formats if len(formats) == 1 else (None,)
+    if kind is None:
         raise UserError(f"{config.path}: files must all be of one kind, .jsonl/.json, .parquet or .txt")
-    return files, _FORMATS[Path(files[0]).suffix]
+    return files, kind
+
+
+def _format(file: str) -> str | None:
+    name = file.split("?")[0] if file.startswith("http") else file
+    return next((kind for ending, kind in _FORMATS.items() if name.endswith(ending)), None)
+
+
+def _check_store(url: str) -> None:
+    """Raises UserError if a URL holds a password, or if what reads its kind is not installed."""
+    from fsspec.registry import get_filesystem_class, known_implementations
+
+    protocol, _, rest = url.partition("://")
+    if "@" in rest.split("/")[0]:
+        raise UserError(f"a {protocol}:// path holds a name or password: leave it out and set it in the environment")
+    try:
+        get_filesystem_class(protocol)
+    except ImportError:
+        package = known_implementations[protocol]["class"].split(".")[0]
+        raise UserError(f"{protocol}:// paths need a package: pip install {package}") from None
+    except ValueError:
+        raise UserError(f"{url}: nothing reads {protocol}://; use s3://, gs://, hf://, https:// or a path") from None
 
 
 def _count_in_files(files: Sequence[str], kind: str) -> int | None:
+    if "://" in files[0]:
+        return None
     if kind == "text":
         return len(files)
     if kind == "parquet":
@@ -292,6 +320,8 @@ def _readable(config: SourceConfig) -> Iterator[None]:
     except Exception as error:  # datasets raises many kinds for one thing: the data cannot be had
         reason = str(error.__cause__ or error).strip().split("\n")[0]
         remedy = "check the name and the network, or give a path" if config.hub else "check the file"
+        if config.path is not None and "://" in config.path:
+            remedy = "check the URL, the network, and the credentials in the environment"
         raise UserError(f"cannot load {config.origin}: {reason}; {remedy}") from None
 
 

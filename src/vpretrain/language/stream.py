@@ -207,7 +207,7 @@ class _Packer:
             "source": self._source.state_dict() if isinstance(self._source, StreamingSource) else None,
             "waiting": None
             if waiting is None
-            else [waiting.ids, waiting.context, waiting.raw, waiting.domain, waiting.key],
+            else [list(waiting.ids), waiting.context, waiting.raw, waiting.domain, waiting.key],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
