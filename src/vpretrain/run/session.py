@@ -1,7 +1,7 @@
 """One run: an arm under its budget, with its log, its checkpoints, its evaluation and its exported model.
 
 A run directory holds recipe.yaml, metrics.jsonl (a line a step), scores.jsonl (a line an evaluation along the run),
-checkpoints/, model/ and result.json.
+checkpoints/, model/ with its card, provenance.json (data and versions), result.json, and what trackers keep there.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 
 from vpretrain.algorithm import StepRecord
+from vpretrain.card import provenance, write_card
 from vpretrain.config import Recipe
 from vpretrain.errors import Interrupted, NonFinite, Paused, UserError
 from vpretrain.files import remove, whole_directory, write_whole
@@ -34,10 +35,11 @@ from vpretrain.run.progress import console, progress
 from vpretrain.run.random_state import random_state, set_random_state
 from vpretrain.run.replay import write_replay
 from vpretrain.run.state import Before, captured, restore
+from vpretrain.run.tracking import KEPT, TENSORBOARD, Trackers, require
 from vpretrain.run.train import train
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # torch's words, on GPU and CPU
-_MAY_CHANGE = {"budget", "checkpoint", "output", "name", "threads"}  # what a resumed run may set anew
+_MAY_CHANGE = {"budget", "checkpoint", "output", "name", "threads", "tracking"}  # what a resumed run may set anew
 
 
 class Session:
@@ -72,7 +74,7 @@ class Session:
             Interrupted: by SIGINT or SIGTERM; a second one ends the process at once.
             Paused: the share of the budget is reached.
         """
-        with self._signals():
+        with self._signals(), contextlib.closing(self._open_trackers()) as self._trackers:
             self._begin()
             if self.optimizer.horizon is None:
                 if self.parts.warm_up is not None and self.recipe.budget.steps != 0:
@@ -138,6 +140,9 @@ class Session:
         self.totals, self.side = state["totals"], state["side"]
         self._saved_at, self._share = self.budget.seconds, self.budget.share(self.budget.step)
 
+    def _open_trackers(self) -> Trackers:
+        return Trackers(self.recipe, self.budget.step, resumed=self._resumed)
+
     def _begin(self) -> None:
         """The directory as the run begins, or goes on: only now that everything has been found to fit."""
         if self._resumed:
@@ -167,6 +172,7 @@ class Session:
             }
             self._log_file.write(json.dumps(line) + "\n")
             self._log_file.flush()
+            self._trackers.log("train", line, record.step)
             left = self.budget.seconds_left(record.step + 1)
             note = f"step {record.step + 1}  loss {record.loss:.3f}" + (
                 f"  value {record.meta['value']:+.3f}" if "value" in record.meta else ""
@@ -182,7 +188,9 @@ class Session:
         random = random_state()
         line = {"step": step, "seconds": self.budget.seconds, self.recipe.unit: self.totals["read"]}
         with (self.directory / "scores.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**line, **self.parts.evaluate()}) + "\n")
+            line |= self.parts.evaluate()
+            file.write(json.dumps(line) + "\n")
+        self._trackers.log("evaluation", line, step)
         set_random_state(random)
 
     def _due(self, steps_done: int) -> bool:
@@ -216,7 +224,12 @@ class Session:
                 if self.parts.illustrate is not None:
                     self.parts.illustrate(self.directory)
         result |= self.parts.evaluate()
+        if steps:
+            with console.status(f"{self.recipe.arm}: hashing the data"):
+                write_whole(self.directory / "provenance.json", json.dumps(provenance(self.recipe), indent=1))
+            write_card(self.directory, self.directory / "model", result=result)
         write_whole(self.directory / "result.json", json.dumps(result, indent=1))
+        self._trackers.log("evaluation", result, steps)
         return result
 
     def _horizon(self) -> int:
@@ -330,6 +343,7 @@ def _step_of(line: str) -> float:
 
 def prepare_directory(recipe: Recipe, *, resume: bool, overwrite: bool, accept_changes: bool = False) -> None:
     """Make the run's directory, or refuse it before any long work. Raises UserError."""
+    require(recipe.tracking)
     directory = recipe.directory
     saved = checkpoints(directory / "checkpoints")
     if (saved or (directory / "result.json").exists()) and not resume and not overwrite:
@@ -344,9 +358,9 @@ def prepare_directory(recipe: Recipe, *, resume: bool, overwrite: bool, accept_c
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if not resume:  # also what a run left that ended before its first checkpoint
-            for name in ("checkpoints", "model", "replay"):
+            for name in ("checkpoints", "model", "replay", TENSORBOARD):
                 remove(directory / name)
-            for name in ("metrics.jsonl", "scores.jsonl", "result.json", "recipe.yaml"):
+            for name in ("metrics.jsonl", "scores.jsonl", "result.json", "provenance.json", "recipe.yaml", KEPT):
                 (directory / name).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {directory}: {error.strerror}; change `output`") from None
