@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-WHOLE = 2**30  # bytes of a source up to which all of it is hashed
+MOST = 2**30  # bytes of a source that are read
 _END = 2**20
 
 
@@ -16,21 +16,21 @@ def of_files(files: Sequence[Path], root: Path | None = None) -> dict[str, Any]:
     """Of local files: how many, their bytes, and SHA-256.
 
     Of one file it is what `sha256sum` prints; of several, the hash of the lines which it prints for them under `root`.
-    Above a gigabyte only the first and the last megabyte of each file are read, and `of` says so.
+    Of more than a gigabyte only both ends of each file are read, a megabyte or less of each, and `of` says how much.
 
     Raises:
         OSError: a file is gone.
     """
     sizes = [file.stat().st_size for file in files]
-    whole = sum(sizes) <= WHOLE
-    hashes = [_sha256(file, whole=whole) for file in files]
+    end = None if sum(sizes) <= MOST else min(_END, MOST // (2 * len(files)))
+    hashes = [_sha256(file, end) for file in files]
     if len(files) == 1:
         digest = hashes[0]
     else:
         names = [file.relative_to(root or file.parent).as_posix() for file in files]
         lines = "".join(f"{one}  {name}\n" for one, name in zip(hashes, names, strict=True))
         digest = hashlib.sha256(lines.encode()).hexdigest()
-    of = {} if whole else {"of": "the first and the last MiB of each file"}
+    of = {} if end is None else {"of": f"the first and the last {end:,} bytes of each file"}
     return {"files": len(files), "bytes": sum(sizes), "sha256": digest, **of}
 
 
@@ -55,11 +55,11 @@ def generated(package: str, **asked: Any) -> dict[str, Any]:
         return {**asked, "package": package}
 
 
-def _sha256(file: Path, *, whole: bool) -> str:
+def _sha256(file: Path, end: int | None) -> str:
     with file.open("rb") as opened:
-        if whole:
+        if end is None:
             return hashlib.file_digest(opened, "sha256").hexdigest()
-        ends = hashlib.sha256(opened.read(_END))
-        opened.seek(max(opened.tell(), file.stat().st_size - _END))
+        ends = hashlib.sha256(opened.read(end))
+        opened.seek(max(opened.tell(), file.stat().st_size - end))
         ends.update(opened.read())
         return ends.hexdigest()

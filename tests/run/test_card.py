@@ -198,7 +198,7 @@ def test_the_hash_of_several_files_is_that_of_what_sha256sum_prints(tmp_path):
 
 
 def test_much_data_is_known_by_its_ends_and_the_card_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("vpretrain.fingerprint.WHOLE", 3 * 2**20)
+    monkeypatch.setattr("vpretrain.fingerprint.MOST", 3 * 2**20)
     file = tmp_path / "much"
     content = bytearray(b"x" * (4 * 2**20))
     digests = set()
@@ -212,7 +212,9 @@ def test_much_data_is_known_by_its_ends_and_the_card_says_so(tmp_path, monkeypat
     file.write_bytes(content)
     found = of_files([file])
     assert found["sha256"] in digests
-    assert found["of"] == "the first and the last MiB of each file"
+    assert found["of"] == "the first and the last 1,048,576 bytes of each file"
+    many = of_files([file] * 6)  # no more is read of many files
+    assert many["of"] == "the first and the last 262,144 bytes of each file"
 
 
 def test_a_data_set_has_a_revision_and_rows_where_they_can_be_had(tmp_path):

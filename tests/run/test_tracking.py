@@ -132,6 +132,7 @@ def test_an_overwritten_run_shows_nothing_of_the_one_before(tmp_path, tokenizer)
     shorter = tiny_recipe(tmp_path, tokenizer, budget={"steps": 2})
     run_recipe(shorter, overwrite=True)
     assert events(shorter) == as_events(shorter)
+    assert len(list((shorter.directory / "tensorboard").glob("events*"))) == 1
 
 
 def test_a_tracker_goes_on_with_its_run_and_is_told_each_step_once(tmp_path, tokenizer, fake):

@@ -75,7 +75,7 @@ def push(directory: str, name: str, *, private: bool) -> str:
             raise UserError("it is there already, and public")
         api.upload_folder(repo_id=name, folder_path=directory, commit_message="Upload by vpretrain export")
     except Exception as error:  # the hub's, the network's, the login's
-        told = first_line(error) or type(error).__name__
+        told = first_line(error).rstrip(".") or type(error).__name__
         raise UserError(
             f"{directory} is exported but not uploaded to {name}: {told}; mend it (hf auth login, or HF_TOKEN, names who "
             f"you are), then: hf upload {name} {directory}"
