@@ -101,6 +101,7 @@ def recipe_of(condition: str, learner: Path, options: argparse.Namespace) -> Rec
             "points": 2 if options.quick else 4,
         },
         "checkpoint": {"every_minutes": None},
+        "tracking": {"trackers": []},
     }
     return parse_recipe(with_overrides(data, options.settings))
 

@@ -58,6 +58,7 @@ def _recipe(root: Path, start: Path, name: str, steps: int) -> dict[str, Any]:
         "budget": {"steps": steps},
         "evaluation": {"sources": [problems("validation", 3, 64)], "problems": 32, "length": 2 * LENGTH},
         "checkpoint": {"every_minutes": None},
+        "tracking": {"trackers": []},
     }
 
 

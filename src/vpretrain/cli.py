@@ -309,10 +309,18 @@ def _parser() -> argparse.ArgumentParser:
     command = add(
         "export",
         commands.export,
-        "write the learner of a run for from_pretrained (LoRA: merged, and the adapter)",
-        "vpretrain export runs/mine exported",
+        "write the learner of a run for from_pretrained (LoRA: merged, and the adapter), with a model card",
+        "vpretrain export runs/mine exported\n  vpretrain export runs/mine exported --push-to-hub USER/NAME --private",
         recipe=False,
     )
     command.add_argument("run", metavar="RUN", help="directory of the run")
     command.add_argument("directory", metavar="DIR", help="where to write; must be new or empty")
+    command.add_argument(
+        "--push-to-hub",
+        metavar="USER/NAME",
+        help="then upload it to the Hugging Face hub, with the login of `hf auth login` or HF_TOKEN",
+    )
+    command.add_argument(
+        "--private", action="store_true", help="upload it where nobody else can read it, or not at all"
+    )
     return parser

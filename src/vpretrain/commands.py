@@ -162,6 +162,9 @@ def replay(options: argparse.Namespace) -> int:
 
 def check(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.overrides)
+    from vpretrain.run.tracking import require
+
+    require(recipe.tracking)
     _quiet()
     for line in room(recipe.modality, "check").check(recipe):
         print(line)
@@ -236,11 +239,17 @@ def _run_tasks(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def export(options: argparse.Namespace) -> int:
-    from vpretrain.run.export import export
+    if options.private and options.push_to_hub is None:
+        raise UserError("--private is about --push-to-hub: give both")
+    from vpretrain.run.export import check_hub_name, export, push
 
     _quiet()
+    if options.push_to_hub is not None:
+        check_hub_name(options.push_to_hub)
     export(options.run, options.directory)
-    print(f"{options.directory}: from_pretrained loads it")
+    print(f"{options.directory}: from_pretrained loads it; its card is README.md")
+    if options.push_to_hub is not None:
+        print(f"uploaded: {push(options.directory, options.push_to_hub, private=options.private)}")
     return 0
 
 

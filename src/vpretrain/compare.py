@@ -73,6 +73,11 @@ def compare(
     }
     summary = summarise(runs, scores, recipe) | {"rounds": rounds, "seeds": seeds}
     write_whole(recipe.directory / "results.json", json.dumps(summary, indent=1))
+    from vpretrain.card import write_card  # shows what is made here
+
+    for name in results:
+        if (recipe.directory / name / "model").is_dir():
+            write_card(recipe.directory / name, recipe.directory / name / "model")
     return summary
 
 

@@ -156,6 +156,17 @@ class CheckpointConfig(Strict):
     keep: int = Field(2, ge=1, description="How many are kept.")
 
 
+class TrackingConfig(Strict):
+    """Where a run's numbers go besides metrics.jsonl and scores.jsonl, which are always written."""
+
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
+        ["tensorboard"], description="Each is a package of that name; []: none. Only tensorboard stays on this machine."
+    )
+    project: str = Field(
+        "vpretrain", min_length=1, description="The project of wandb and trackio, the experiment of mlflow."
+    )
+
+
 class Recipe(Strict):
     """One run: a learner, its stream, the feedback that steers it, and a budget. Each modality extends it."""
 
@@ -182,6 +193,7 @@ class Recipe(Strict):
     budget: BudgetConfig
     evaluation: Any
     checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
     def _shards(self) -> Recipe:

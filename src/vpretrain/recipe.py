@@ -52,7 +52,7 @@ def with_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, 
 
 def parse_recipe(data: dict[str, Any], origin: str = "recipe") -> Recipe:
     """A recipe from plain data, with errors as one line. Raises UserError."""
-    if any(_SECRET.search(text) for text in _texts(data, set())):
+    if any(secret(text) for text in _texts(data, set())):
         raise UserError(
             f"{origin} holds a password or token, and recipes are saved with every run: "
             "give it as HF_TOKEN in the environment, or in ~/.netrc"
@@ -67,6 +67,11 @@ def parse_recipe(data: dict[str, Any], origin: str = "recipe") -> Recipe:
         raise UserError(f"{origin}: " + "; ".join(_explain(model, problem) for problem in error.errors()[:3])) from None
 
 
+def secret(text: str) -> bool:
+    """Whether a text holds a password or token."""
+    return _SECRET.search(text) is not None
+
+
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write a recipe with every setting spelled out."""
     write_whole(path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
@@ -74,7 +79,7 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
 
 def refuse_changes(recipe: Recipe, saved: Path, *, except_for: set[str]) -> None:
     """Raises UserError, with what differs, if a recipe is not the saved one of the work that it is to go on with."""
-    before, after = (_flat(one.model_dump(mode="json", exclude=except_for)) for one in (load_recipe(saved), recipe))
+    before, after = (flat(one.model_dump(mode="json", exclude=except_for)) for one in (load_recipe(saved), recipe))
     changed = [
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
         for key in dict.fromkeys([*before, *after])
@@ -87,12 +92,12 @@ def refuse_changes(recipe: Recipe, saved: Path, *, except_for: set[str]) -> None
         )
 
 
-def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+def flat(data: Any, prefix: str = "") -> dict[str, Any]:
     """Nested settings by their names with dots."""
     if not isinstance(data, dict | list) or not data:
         return {prefix[:-1]: data}
     items = data.items() if isinstance(data, dict) else enumerate(data)
-    return {name: value for key, inner in items for name, value in _flat(inner, f"{prefix}{key}.").items()}
+    return {name: value for key, inner in items for name, value in flat(inner, f"{prefix}{key}.").items()}
 
 
 def _without_text(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +17,36 @@ from vpretrain.recipe import room
 
 def table(results: dict[str, Any], recipe: Recipe) -> Table:
     """The results for a terminal."""
-    figures = room(recipe.modality, "figures")
     matched = "training time" if recipe.budget.minutes else "steps"
-    view = Table(title=f"{recipe.name}: {figures.HEADLINE} after equal {matched}")
-    unit = recipe.unit
-    shown = {name: [show(arm) for arm in results["arms"].values()] for name, show in figures.COLUMNS.items()}
-    shown = {name: column for name, column in shown.items() if set(column) != {"-"}}  # what was measured
-    for column in ("arm", *shown, "steps", unit, "seconds", f"{unit}/s", "peak memory"):
+    view = Table(title=f"{recipe.name}: {room(recipe.modality, 'figures').HEADLINE} after equal {matched}")
+    columns, *rows = cells(results["arms"], recipe)
+    for column in columns:
         view.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
-    for number, (name, arm) in enumerate(results["arms"].items()):
-        rate = arm[f"{unit}_per_s"]
-        view.add_row(
-            name,
-            *(column[number] for column in shown.values()),
-            f"{arm['steps']:,.0f}",
-            f"{arm[unit]:,.0f}",
-            f"{arm['seconds']:.1f}",
-            "-" if rate is None else f"{rate:.3g}" if rate < 100 else f"{rate:.0f}",
-            f"{arm['peak_memory_bytes'] / 2**30:.2f} GiB",
-        )
+    for row in rows:
+        view.add_row(*row)
     return view
+
+
+def cells(arms: Mapping[str, dict[str, Any]], recipe: Recipe) -> list[list[str]]:
+    """The table's texts, row by row; the first row names the columns."""
+    figures, unit = room(recipe.modality, "figures"), recipe.unit
+    shown = {name: [show(arm) for arm in arms.values()] for name, show in figures.COLUMNS.items()}
+    shown = {name: column for name, column in shown.items() if set(column) != {"-"}}  # what was measured
+    rows = [["arm", *shown, "steps", unit, "seconds", f"{unit}/s", "peak memory"]]
+    for number, (name, arm) in enumerate(arms.items()):
+        rate = arm[f"{unit}_per_s"]
+        rows.append(
+            [
+                name,
+                *(column[number] for column in shown.values()),
+                f"{arm['steps']:,.0f}",
+                f"{arm[unit]:,.0f}",
+                f"{arm['seconds']:.1f}",
+                "-" if rate is None else f"{rate:.3g}" if rate < 100 else f"{rate:.0f}",
+                f"{arm['peak_memory_bytes'] / 2**30:.2f} GiB",
+            ]
+        )
+    return rows
 
 
 def remarks(results: dict[str, Any], recipe: Recipe) -> list[str]:

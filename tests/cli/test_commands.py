@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -185,6 +187,65 @@ def test_evaluate_and_export(recipe, capsys, tmp_path):
     assert figures["problems"] == result["problems"]
     assert main(["evaluate", str(tmp_path / "exported"), path, "evaluation.problems=2"]) == 0
     assert "answer_nll" in capsys.readouterr().out
+
+
+class Hub:
+    """In the place of huggingface_hub.HfApi."""
+
+    public, fails, last = False, None, None
+
+    def __init__(self):
+        self.asked = []
+        Hub.last = self
+
+    def create_repo(self, name, **options):
+        self.asked.append(("create", name, options))
+        if self.fails:
+            raise self.fails
+        return f"https://hub/{name}"
+
+    def repo_info(self, name):
+        return SimpleNamespace(private=not self.public)
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message):
+        self.asked.append(("upload", repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
+
+
+def test_export_uploads_if_asked_and_keeps_what_it_wrote_if_that_fails(recipe, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr(Hub, "last", None)
+    run, target = str(tmp_path / "runs/tiny"), tmp_path / "exported"
+    assert main(["run", recipe(arm="one-hot", budget={"steps": 1})]) == 0
+    assert "--private is about --push-to-hub" in refusal(capsys, "export", run, str(target), "--private")
+    assert "give USER/NAME" in refusal(capsys, "export", run, str(target), "--push-to-hub", "../name")
+    assert not target.exists()
+    assert Hub.last is None
+    assert main(["export", run, str(target)]) == 0
+    assert Hub.last is None  # nothing goes anywhere unless asked for
+    shutil.rmtree(target)
+    assert main(["export", run, str(target), "--push-to-hub", "me/mine", "--private"]) == 0
+    assert "uploaded: https://hub/me/mine" in capsys.readouterr().out
+    created, (_, name, files) = Hub.last.asked
+    assert created == ("create", "me/mine", {"private": True, "exist_ok": True})
+    assert name == "me/mine"
+    assert {"README.md", "config.json", "model.safetensors"} <= set(files)
+    for changes, message in (
+        (
+            {"fails": ConnectionError("offline mode is enabled\nand more")},
+            "not uploaded to me/mine: offline mode is enabled; ",
+        ),
+        ({"public": True}, "it is there already, and public"),
+    ):
+        shutil.rmtree(target)
+        for field in ("fails", "public"):
+            monkeypatch.setattr(Hub, field, changes.get(field))
+        assert main(["export", run, str(target), "--push-to-hub", "me/mine", "--private"]) == 2
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1
+        assert message in told
+        assert f"hf upload me/mine {target}" in told
+        assert [what for what, *_ in Hub.last.asked] == ["create"]
+        assert (target / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("command", ["check", "run"])

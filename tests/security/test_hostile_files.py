@@ -264,6 +264,7 @@ def test_a_run_on_local_files_opens_no_connection(tmp_path, tokenizer, monkeypat
     with fault():
         run_recipe(recipe)
         assert end_of(recipe)
+        assert list((recipe.directory / "tensorboard").glob("events*"))  # the default tracker calls nobody either
 
 
 def test_a_recursive_recipe_is_one_line(tmp_path):

@@ -164,7 +164,7 @@ def open_source(config: SourceConfig, *, shard: int = 0, shards: int = 1) -> Ind
 def count_rows(config: SourceConfig) -> int | None:
     """How many examples a source has at most, where that can be told without reading them as such."""
     if config.path is not None:
-        rows = _count_in_files(*_data_files(config))
+        rows = _count_in_files(*data_files(config))
     elif config.reasoning_gym is not None:
         rows = config.size
     else:
@@ -229,12 +229,12 @@ def _fill(template: str, row: dict[str, Any], config: SourceConfig) -> tuple[str
 
 
 def _files(config: SourceConfig) -> Any:
-    files, kind = _data_files(config)
+    files, kind = data_files(config)
     options = {"sample_by": "document"} if kind == "text" else {}
     return _load(config, kind, data_files=files, split="train", **options)
 
 
-def _data_files(config: SourceConfig) -> tuple[list[str], str]:
+def data_files(config: SourceConfig) -> tuple[list[str], str]:
     """The files at the source's path, and their one format. Raises UserError."""
     assert config.path is not None
     path = Path(config.path).expanduser()

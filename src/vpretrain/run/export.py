@@ -1,13 +1,17 @@
-"""Export a run's learner in its community's format."""
+"""Export a run's learner in its community's format, with its model card; to the hub if asked for."""
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
+from vpretrain.card import write_card
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.files import whole_directory
+from vpretrain.pretrained import first_line
 from vpretrain.recipe import load_recipe, room
 from vpretrain.run.checkpoint import checkpoints, load_newest, load_parameters
 
@@ -27,20 +31,60 @@ def export(run: str, target: str) -> None:
         raise UserError(f"{target} is not empty: name a new directory")
     if not (source / "recipe.yaml").exists():
         raise UserError(f"{run} is not the directory of a run: it has no recipe.yaml")
-    if (source / "model").is_dir():
+    if (source / "model").is_dir() and (source / "result.json").exists():
         with whole_directory(directory) as aside:
             shutil.copytree(source / "model", aside)
+            write_card(source, aside)
         return
     if not checkpoints(source / "checkpoints"):
         raise UserError(f"{run} has neither a model nor a checkpoint: run it first")
 
     recipe = load_recipe(source / "recipe.yaml")
     with whole_directory(directory) as aside:
-        export_checkpoint(recipe, source / "checkpoints", aside)
+        state = export_checkpoint(recipe, source / "checkpoints", aside)
+        figures = {"steps": state["budget"]["step"], "seconds": state["budget"]["seconds"]}
+        figures |= {recipe.unit: state["totals"]["read"], "meta_updates": state["totals"]["meta_updates"]}
+        write_card(source, aside, result=figures)
 
 
-def export_checkpoint(recipe: Recipe, checkpoints: Path, directory: Path) -> None:
-    """Write the learner of the newest checkpoint, which may lie in shards. Raises UserError."""
+def export_checkpoint(recipe: Recipe, checkpoints: Path, directory: Path) -> dict[str, Any]:
+    """Write the learner of the newest checkpoint, which may lie in shards; returns the run's state there. Raises UserError."""
     learner, write = room(recipe.modality, "assemble").load_learner(recipe)
-    load_parameters(learner, load_newest(checkpoints)[0]["learner"])
+    groups, state = load_newest(checkpoints)
+    load_parameters(learner, groups["learner"])
     write(directory)
+    return state
+
+
+def check_hub_name(name: str) -> None:
+    """Raises UserError for what cannot be the name of a model on the hub."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII):
+        raise UserError(f"--push-to-hub {name}: give USER/NAME")
+
+
+def push(directory: str, name: str, *, private: bool) -> str:
+    """Upload an exported directory as a model of the hub, with the user's own login; returns its address.
+
+    Args:
+        directory: as `export` wrote it.
+        name: USER/NAME; made if it is not there.
+        private: nothing is uploaded to a repository that others can read.
+
+    Raises:
+        UserError: it cannot be uploaded.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        url = api.create_repo(name, private=private or None, exist_ok=True)
+        if private and not api.repo_info(name).private:
+            raise UserError("it is there already, and public")
+        api.upload_folder(repo_id=name, folder_path=directory, commit_message="Upload by vpretrain export")
+    except Exception as error:  # the hub's, the network's, the login's
+        told = first_line(error).rstrip(".") or type(error).__name__
+        raise UserError(
+            f"{directory} is exported but not uploaded to {name}: {told}; mend it (hf auth login, or HF_TOKEN, names who "
+            f"you are), then: hf upload {name} {directory}"
+        ) from error
+    return str(url)

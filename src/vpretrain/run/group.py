@@ -17,8 +17,9 @@ from vpretrain.errors import Interrupted, Paused, UserError
 from vpretrain.recipe import refuse_changes, save_recipe
 from vpretrain.run.lock import LOCK, locked
 from vpretrain.run.progress import console
+from vpretrain.run.tracking import require
 
-_MAY_CHANGE = {"arm", "checkpoint", "output", "threads"}  # what a resumed group may set anew
+_MAY_CHANGE = {"arm", "checkpoint", "output", "threads", "tracking"}  # what a resumed group may set anew
 
 
 class Process(Protocol):
@@ -122,6 +123,7 @@ def run_member(
 
 def prepare_group(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
     """Make the group's directory, with its recipe, or refuse it before any long work. Raises UserError."""
+    require(recipe.tracking)
     directory = recipe.directory
     if overwrite and not resume and (directory / "recipe.yaml").exists():
         for path in directory.iterdir():

@@ -1,7 +1,8 @@
 """One run: an arm under its budget, with its log, its checkpoints, its evaluation and its exported model.
 
 A run directory holds recipe.yaml, metrics.jsonl (a line a step), scores.jsonl (a line an evaluation along the run),
-checkpoints/, model/ and result.json. Several processes train and evaluate together; the one that leads decides and writes.
+checkpoints/, model/ with its card, provenance.json (data and versions), result.json, and what trackers keep there. Several
+processes train and evaluate together; the one that leads decides and writes.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from safetensors import SafetensorError
 
 from vpretrain import world
 from vpretrain.algorithm import StepRecord
+from vpretrain.card import provenance, write_card
 from vpretrain.config import Recipe
 from vpretrain.errors import Elsewhere, Interrupted, NonFinite, Paused, UserError
 from vpretrain.files import remove, whole_directory, write_whole
@@ -39,10 +41,11 @@ from vpretrain.run.progress import console, progress
 from vpretrain.run.random_state import random_state, set_random_state
 from vpretrain.run.replay import write_replay
 from vpretrain.run.state import Before, captured, restore
+from vpretrain.run.tracking import KEPT, TENSORBOARD, Trackers, require
 from vpretrain.run.train import train
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # torch's words, on GPU and CPU
-_MAY_CHANGE = {"budget", "checkpoint", "output", "name", "threads"}  # what a resumed run may set anew
+_MAY_CHANGE = {"budget", "checkpoint", "output", "name", "threads", "tracking"}  # what a resumed run may set anew
 
 
 class Session:
@@ -79,7 +82,7 @@ class Session:
             Interrupted: by SIGINT or SIGTERM; a second one ends the process at once.
             Paused: the share of the budget is reached.
         """
-        with self._signals():
+        with self._signals(), contextlib.closing(self._open_trackers()) as self._trackers:
             self._begin()
             if self.optimizer.horizon is None:
                 if self.parts.warm_up is not None and self.recipe.budget.steps != 0:
@@ -146,6 +149,9 @@ class Session:
         self.totals, self.side = state["totals"], state["side"]
         self._saved_at, self._share = self.budget.seconds, self.budget.share(self.budget.step)
 
+    def _open_trackers(self) -> Trackers:
+        return Trackers(self.recipe, self.budget.step, resumed=self._resumed, main=world.leads())
+
     def _begin(self) -> None:
         """The directory as the run begins, or goes on: only now that everything has been found to fit."""
         if not world.leads():
@@ -177,6 +183,7 @@ class Session:
             }
             self._log_file.write(json.dumps(line) + "\n")
             self._log_file.flush()
+            self._trackers.log("train", line, record.step)
             left = self.budget.seconds_left(record.step + 1)
             note = f"step {record.step + 1}  loss {record.loss:.3f}" + (
                 f"  value {record.meta['value']:+.3f}" if "value" in record.meta else ""
@@ -195,6 +202,7 @@ class Session:
         if world.leads():
             with (self.directory / "scores.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+        self._trackers.log("evaluation", line, step)
         set_random_state(random)
 
     def _due(self, steps_done: int) -> bool:
@@ -227,9 +235,16 @@ class Session:
                 sharded = self.recipe.parallel == "fsdp" and world.size() > 1
                 world.lead(partial(self._export, sharded))
         result |= self.parts.evaluate()
-        if world.leads():
-            write_whole(self.directory / "result.json", json.dumps(result, indent=1))
+        world.lead(partial(self._write_result, result))
         return result
+
+    def _write_result(self, result: dict[str, Any]) -> None:
+        if result["steps"]:
+            with console.status(f"{self.recipe.arm}: hashing the data"):
+                write_whole(self.directory / "provenance.json", json.dumps(provenance(self.recipe), indent=1))
+            write_card(self.directory, self.directory / "model", result=result)
+        write_whole(self.directory / "result.json", json.dumps(result, indent=1))
+        self._trackers.log("evaluation", result, result["steps"])
 
     def _export(self, sharded: bool) -> None:
         with whole_directory(self.directory / "model") as model:
@@ -354,6 +369,7 @@ def _step_of(line: str) -> float:
 
 def prepare_directory(recipe: Recipe, *, resume: bool, overwrite: bool, accept_changes: bool = False) -> None:
     """Make the run's directory, or refuse it before any long work. Raises UserError."""
+    require(recipe.tracking)
     directory = recipe.directory
     saved = checkpoints(directory / "checkpoints")
     if (saved or (directory / "result.json").exists()) and not resume and not overwrite:
@@ -368,9 +384,9 @@ def prepare_directory(recipe: Recipe, *, resume: bool, overwrite: bool, accept_c
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if not resume:  # also what a run left that ended before its first checkpoint
-            for name in ("checkpoints", "model", "replay"):
+            for name in ("checkpoints", "model", "replay", TENSORBOARD):
                 remove(directory / name)
-            for name in ("metrics.jsonl", "scores.jsonl", "result.json", "recipe.yaml"):
+            for name in ("metrics.jsonl", "scores.jsonl", "result.json", "provenance.json", "recipe.yaml", KEPT):
                 (directory / name).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {directory}: {error.strerror}; change `output`") from None

@@ -1,0 +1,173 @@
+"""A run's numbers in TensorBoard, Weights & Biases, MLflow and Trackio, besides metrics.jsonl and scores.jsonl.
+
+Accelerate's tracker classes, without its Accelerator: that would settle device, precision and processes for as long as the
+process lives. Their loggers ask for its PartialState, which takes over a process group that is there already.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vpretrain.config import Recipe, TrackingConfig
+from vpretrain.errors import UserError
+from vpretrain.files import write_whole
+from vpretrain.pretrained import first_line
+from vpretrain.recipe import flat, secret
+from vpretrain.run.progress import console
+
+TENSORBOARD = "tensorboard"  # the default, and the name of its directory
+KEPT = "trackers.json"  # by tracker: the id of the run there, and the first step that it has not been told
+_NO_TELEMETRY = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}
+_PLAIN: dict[str, Any] = {"style": "yellow", "markup": False, "highlight": False, "soft_wrap": True}
+
+
+def require(config: TrackingConfig) -> None:
+    """Raises UserError for a tracker that is not installed, but for TensorBoard, which nobody may have asked for."""
+    for name in config.trackers:
+        if name != TENSORBOARD and not _installed(name):
+            raise UserError(f'tracking.trackers: {name} is not installed: pip install "vpretrain[{name}]"')
+
+
+class Trackers:
+    """The recipe's trackers, open for one run. One that fails is left, with a warning: no run ends for it.
+
+    Args:
+        recipe: the run.
+        step: where it begins, or goes on.
+        resumed: it goes on, in the same run of each tracker; its logs are not yet cut to the step.
+        main: whether this process is the one that tracks.
+
+    Raises:
+        UserError: a tracker other than TensorBoard does not start.
+    """
+
+    def __init__(self, recipe: Recipe, step: int, *, resumed: bool, main: bool = True) -> None:
+        self._trackers: dict[str, Any] = {}
+        self._next: dict[str, int] = {}  # steps below it have been told
+        self._recipe = recipe
+        names = list(dict.fromkeys(recipe.tracking.trackers)) if main else []
+        if TENSORBOARD in names and not _installed(TENSORBOARD):
+            names.remove(TENSORBOARD)
+            console.print("no curves for TensorBoard: pip install tensorboard, or set tracking.trackers=[]", **_PLAIN)
+        if not names:
+            return
+        from accelerate import PartialState
+
+        PartialState()
+        kept = _read(recipe.directory / KEPT) if resumed else {}
+        told = _steps_of(recipe.directory / "metrics.jsonl") if resumed else 0
+        for name in names:
+            before = kept.get(name)
+            self._next[name] = step if before is None else max(told, before["next"])
+            self._start(name, None if before is None else before["id"], step)
+        kept |= {name: {"id": _id(name, tracker), "next": self._next[name]} for name, tracker in self._trackers.items()}
+        kept.pop(TENSORBOARD, None)
+        if kept:
+            write_whole(recipe.directory / KEPT, json.dumps(kept, indent=1))
+
+    def log(self, kind: str, figures: Mapping[str, Any], step: int) -> None:
+        """Tell all trackers the numbers among some figures, as KIND/NAME."""
+        values = {f"{kind}/{k}": v for k, v in figures.items() if isinstance(v, int | float) and k != "step"}
+        for name in [name for name in self._trackers if step >= self._next[name]]:
+            try:
+                self._trackers[name].log(values, step=step)
+            except Exception as error:  # whatever a network, a disk or a server does
+                self._leave(name, error)
+
+    def close(self) -> None:
+        """Wait until all has been written or sent."""
+        for name in list(self._trackers):
+            try:
+                self._trackers[name].finish()
+            except Exception as error:
+                self._leave(name, error)
+
+    def _start(self, name: str, run: str | None, step: int) -> None:
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        for key, value in _NO_TELEMETRY.items():
+            os.environ.setdefault(key, value)
+        goes_on = run is not None or (name == TENSORBOARD and (self._recipe.directory / TENSORBOARD).exists())
+        try:
+            tracker = LOGGER_TYPE_TO_CLASS[name](**_options(name, self._recipe, run, step))
+            tracker.main_process_only = False  # who tracks is decided here
+            tracker.start()
+            if not goes_on:
+                tracker.store_init_configuration(_settings(self._recipe))
+        except Exception as error:
+            if name != TENSORBOARD:
+                raise UserError(
+                    f"the tracker {name} does not start: {first_line(error)}; mend it, or leave it out of tracking.trackers"
+                ) from error
+            self._leave(name, error)
+            return
+        self._trackers[name] = tracker
+
+    def _leave(self, name: str, error: Exception) -> None:
+        self._trackers.pop(name, None)
+        console.print(
+            f"warning: the tracker {name} failed ({first_line(error) or type(error).__name__}); the run goes on without "
+            "it, and metrics.jsonl has everything",
+            **_PLAIN,
+        )
+
+
+def _options(name: str, recipe: Recipe, run: str | None, step: int) -> dict[str, Any]:
+    """What a tracker's class is made with; `run` is the id of a run that goes on, at `step`."""
+    project, title = recipe.tracking.project, "/".join(recipe.directory.parts[-2:])
+    match name:
+        case "tensorboard":
+            return {"run_name": TENSORBOARD, "logging_dir": recipe.directory, "purge_step": step}
+        case "wandb":
+            return {"run_name": project, "name": title, "id": run, "resume": "allow"}
+        case "mlflow":
+            return {"experiment_name": project, "run_name": title, "run_id": run}
+        case _:
+            # Its runs are found by their names, and one that goes on has the settings that it is then given (0.43).
+            title = run or f"{title}-{secrets.token_hex(3)}"
+            return {"run_name": project, "name": title, "resume": "allow", "config": _settings(recipe)}
+
+
+def _id(name: str, tracker: Any) -> str:
+    """By which the tracker's run is found again."""
+    match name:
+        case "wandb":
+            return str(tracker.tracker.id)
+        case "mlflow":
+            return str(tracker.tracker.info.run_id)
+        case _:
+            return str(getattr(tracker.tracker, "name", ""))
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """The recipe by its settings' names, as trackers take it; what looks like a password or token is left out."""
+    settings = flat(recipe.model_dump(mode="json"))
+    return {
+        key: value if isinstance(value, str | int | float) else str(value)
+        for key, value in settings.items()
+        if not secret(str(value))
+    }
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _steps_of(log: Path) -> int:
+    """How many steps a log tells of: a line each."""
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
+def _installed(name: str) -> bool:
+    """A folder of that name, such as wandb makes for its runs, is no package."""
+    found = importlib.util.find_spec(name)
+    return found is not None and found.origin is not None

@@ -1,0 +1,224 @@
+"""Model cards: what they say is what was done, and no text from a recipe or from data is anything but text."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
+from worlds import recipe_data, tiny_recipe, vision_recipe, write_jsonl
+
+from vpretrain import compare, run_recipe
+from vpretrain.card import model_card, provenance
+from vpretrain.fingerprint import of_files, of_hub
+from vpretrain.recipe import parse_recipe
+from vpretrain.run.export import export
+
+RESULT = {
+    "name": "x",
+    "arm": "v",
+    "seed": 0,
+    "steps": 6,
+    "tokens": 500,
+    "images": 24,
+    "seconds": 2.5,
+    "meta_updates": 3,
+}
+NOTHING = {"versions": {"torch": "1"}, "base": {}, "data": []}
+
+
+def rendered(text):
+    """A card as a reader of Markdown sees it: its tables, their cells as plain text, and all kinds of markup in it."""
+    tokens = MarkdownIt("commonmark").enable("table").parse(ModelCard(text).text)
+    tables, kinds = [], set()
+    for number, token in enumerate(tokens):
+        kinds |= {token.type} | {child.type for child in token.children or ()}
+        if token.type == "table_open":
+            tables.append([])
+        elif token.type == "tr_open":
+            tables[-1].append([])
+        elif token.type == "inline" and tokens[number - 1].type in ("td_open", "th_open"):
+            tables[-1][-1].append("".join(child.content for child in token.children))
+    return tables, kinds
+
+
+def test_a_run_has_a_card_beside_its_model(tmp_path, tokenizer):
+    recipe = tiny_recipe(tmp_path, tokenizer)
+    result = run_recipe(recipe)
+    text = (recipe.directory / "model" / "README.md").read_text()
+    front = ModelCard(text).data
+    assert front.library_name == "transformers"
+    assert {"v-pretraining", "arm:v"} <= set(front.tags)
+    assert (front.base_model, front.license, front.datasets) == (None, None, None)  # nobody knows
+    (settings, data, figures), kinds = rendered(text)
+    assert not kinds & {"html_block", "html_inline", "link_open", "image"}
+    assert ["optimizer.lr", "0.001"] in settings
+    assert ["stream.accumulation", "1"] in settings
+    assert ["designer.top_k", "8"] in settings
+    assert [row[:3] for row in data[1:]] == [
+        ["stream", "stream.jsonl", "40"],
+        ["stream", "text.jsonl", "5"],
+        ["feedback", "feedback.jsonl", "12"],
+        ["evaluation", "evaluation.jsonl", "10"],
+        ["retention", "other.jsonl", "1"],
+    ]
+    digest = hashlib.sha256((tmp_path / "feedback.jsonl").read_bytes()).hexdigest()
+    assert f"sha256 {digest}" in data[3][3]
+    assert dict(figures)["answer_nll"] == f"{result['answer_nll']:.6g}"
+    assert f"6 steps, {result['tokens']:,} tokens, {result['seconds']:.1f} seconds" in text
+    assert "3 meta updates" in text
+    assert "Budget: 6 steps; seed 0" in text
+    assert "eprint        = {2601.22108}" in text
+    assert str(tmp_path) not in text  # it is published, and home directories have names
+
+
+def test_an_export_has_it_too_and_so_has_that_of_a_checkpoint(tmp_path, tokenizer):
+    recipe = tiny_recipe(tmp_path, tokenizer, arm="one-hot")
+    run_recipe(recipe)
+    card = (recipe.directory / "model" / "README.md").read_text()
+    (tmp_path / "stream.jsonl").unlink()  # what it says of the data is from when the run had them
+    export(str(recipe.directory), str(tmp_path / "finished"))
+    assert (tmp_path / "finished" / "README.md").read_text() == card
+    assert "meta updates" not in card
+    assert "designer." not in card
+    for name in ("result.json", "provenance.json"):
+        (recipe.directory / name).unlink()
+    export(str(recipe.directory), str(tmp_path / "unfinished"))
+    card = (tmp_path / "unfinished" / "README.md").read_text()
+    assert "before the run had ended: not evaluated" in card
+    assert "6 steps" in card
+    assert "The data were gone when this card was written." in card
+
+
+def test_a_run_of_a_comparison_shows_all_its_arms(tmp_path, tokenizer, in_this_process):
+    recipe = tiny_recipe(tmp_path, tokenizer, name="both")
+    results = compare.compare(recipe, ["one-hot", "v"])
+    text = (recipe.directory / "v" / "model" / "README.md").read_text()
+    controls = rendered(text)[0][-1]
+    assert [row[0] for row in controls] == ["arm", "step-0", "one-hot", "v"]
+    assert controls[1][1].startswith(f"{results['arms']['step-0']['answer_nll']:.4f} [")
+    assert "v minus one-hot: " in text
+    export(str(recipe.directory / "v"), str(tmp_path / "exported"))
+    assert (tmp_path / "exported" / "README.md").read_text() == text
+    beside = tiny_recipe(tmp_path, tokenizer, name="beside", output=str(recipe.directory))
+    run_recipe(beside)  # its results.json is of other runs
+    assert "step-0" not in (beside.directory / "model" / "README.md").read_text()
+
+
+HOSTILE = (
+    "a|b`c` <img src=x onerror=alert(1)> [t](http://x) ![i](y) **b** _e_ \\| | x\n\n# title\n\n---\nlicense: mit\n---\n"
+)
+
+
+@pytest.mark.security
+def test_texts_of_recipes_and_data_are_shown_as_text(tmp_path, tokenizer):
+    data = recipe_data(tmp_path, tokenizer)
+    (tmp_path / "<b>`|_x_.jsonl").write_text((tmp_path / "stream.jsonl").read_text())
+    data["stream"]["sources"][0] |= {"path": str(tmp_path / "<b>`|_x_.jsonl"), "domain": HOSTILE}
+    data["stream"]["sources"][1] = {"reasoning_gym": "leg_counting", "options": {HOSTILE: "x"}, "domain": "d"}
+    data["feedback"]["sources"][0] = {"hub": HOSTILE, "prompt": "p", "response": "r"}
+    data["learner"] = {"name": HOSTILE, "device": HOSTILE}
+    recipe = parse_recipe(data)
+    made = provenance(recipe)
+    text = model_card(recipe, {**RESULT, "warning": HOSTILE}, made, {})
+    (settings, data, _), kinds = rendered(text)
+    assert not kinds & {
+        "html_block",
+        "html_inline",
+        "link_open",
+        "image",
+        "code_inline",
+        "strong_open",
+        "em_open",
+        "s_open",
+    }
+    assert [heading.strip("# ") for heading in text.splitlines() if heading.startswith("#")] == [
+        "tiny", "What was done", "Settings", "Data", "Results", "Versions", "Citation",
+    ]  # fmt: skip
+    line = " ".join(HOSTILE.split())
+    assert ["learner.device", line] in settings
+    assert data[1][1] == "<b>`|_x_.jsonl"
+    assert f"domain {line}" in data[1][3]
+    assert line in [" ".join(row[1].split()) for row in data]
+    assert {len(row) for row in data} == {4}
+    front = ModelCard(text).data
+    assert (front.license, front.base_model, front.datasets) == (None, None, None)
+
+
+def test_base_and_licence_are_what_a_learner_of_the_hub_or_its_card_say(tmp_path, tokenizer):
+    recipe = tiny_recipe(tmp_path, tokenizer)
+    Path(recipe.learner.name, "README.md").write_text("---\nbase_model: some/base\nlicense: apache-2.0\n---\ntext")
+    text = model_card(recipe, RESULT, provenance(recipe), {})
+    assert (ModelCard(text).data.base_model, ModelCard(text).data.license) == ("some/base", "apache-2.0")
+    Path(recipe.learner.name, "README.md").write_text("---\nlicense: [\n---\n")
+    assert provenance(recipe)["base"] == {}
+    hub = recipe.model_copy(update={"learner": recipe.learner.model_copy(update={"name": "no/such-learner"})})
+    assert provenance(hub)["base"] == {"base_model": "no/such-learner"}
+
+
+def test_hub_data_sets_are_named(tmp_path, tokenizer):
+    source = {"hub": "some/pairs", "revision": "abc", "rows": 7, "config": None, "split": "train"}
+    made = {**NOTHING, "data": [{"role": "stream", **source}, {"role": "evaluation", **source, "hub": "some/test"}]}
+    text = model_card(tiny_recipe(tmp_path, tokenizer), RESULT, made, {})
+    assert ModelCard(text).data.datasets == ["some/pairs"]
+    assert ["stream", "some/pairs", "7", "revision abc, split train"] in rendered(text)[0][1]
+
+
+def test_a_vision_card(tmp_path):
+    recipe = vision_recipe(tmp_path)
+    text = model_card(recipe, {**RESULT, "miou": 0.5}, provenance(recipe), {})
+    settings, data, figures = rendered(text)[0]
+    assert "6 steps, 24 images, 2.5 seconds" in text
+    assert ["learner.dino.outputs", "32"] in settings
+    assert [row[0] for row in data[1:]] == [
+        "stream",
+        "feedback, heads",
+        "feedback, meta",
+        "evaluation, train",
+        "evaluation, test",
+    ]
+    assert data[-1][1:3] == ["scenes of seed 5", "12"]  # two cameras
+    assert "package pybullet 3" in data[-1][3]
+    assert ["miou", "0.5"] in figures
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="needs sha256sum")
+def test_the_hash_of_several_files_is_that_of_what_sha256sum_prints(tmp_path):
+    for name in ("b.jsonl", "a.jsonl"):
+        write_jsonl(tmp_path / name, [{"text": name}])
+    found = of_files([tmp_path / "a.jsonl", tmp_path / "b.jsonl"], tmp_path)
+    printed = subprocess.run(
+        "sha256sum a.jsonl b.jsonl | sha256sum", shell=True, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert found == {"files": 2, "bytes": 2 * 20, "sha256": printed.stdout.split()[0]}
+
+
+def test_much_data_is_known_by_its_ends_and_the_card_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("vpretrain.fingerprint.MOST", 3 * 2**20)
+    file = tmp_path / "much"
+    content = bytearray(b"x" * (4 * 2**20))
+    digests = set()
+    for place in (None, 0, 2**20 - 1, -1):
+        if place is not None:
+            content[place] = 0
+        file.write_bytes(content)
+        digests.add(of_files([file])["sha256"])
+    assert len(digests) == 4
+    content[2 * 2**20] = 0  # nobody looks there
+    file.write_bytes(content)
+    found = of_files([file])
+    assert found["sha256"] in digests
+    assert found["of"] == "the first and the last 1,048,576 bytes of each file"
+    many = of_files([file] * 6)  # no more is read of many files
+    assert many["of"] == "the first and the last 262,144 bytes of each file"
+
+
+def test_a_data_set_has_a_revision_and_rows_where_they_can_be_had(tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", [{"text": "a"}] * 3)
+    found = of_hub(str(tmp_path), None, "train")
+    assert found["revision"]
+    assert of_hub("no/such-data", None, "train")["revision"] is None
