@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
 from vpretrain.errors import UserError
+from vpretrain.meta import MetaUpdate
 from vpretrain.parts import Parts
 from vpretrain.run.checkpoint import Groups, load_parameters
 from vpretrain.run.optimizer import AdamW, load_optimizer_tensors, optimizer_tensors
@@ -29,10 +32,9 @@ def captured(parts: Parts, optimizer: AdamW) -> tuple[Groups, dict[str, Any]]:
     groups |= {name: module.state_dict() for name, module in _modules(parts).items()}
     groups |= {f"{name}-optimizer": optimizer_tensors(o) for name, o in parts.optimizers.items()}
     if parts.meta is not None:
-        state["meta_updates"] = parts.meta.updates
-        groups |= _of_meta(parts)
-        if parts.meta.optimizer is not None:
-            groups["designer-optimizer"] = optimizer_tensors(parts.meta.optimizer)
+        of_meta, counters = captured_meta(parts.meta)
+        groups |= of_meta
+        state |= counters
     return groups, state
 
 
@@ -42,7 +44,7 @@ def restore(parts: Parts, optimizer: AdamW, groups: Groups, state: dict[str, Any
     Raises:
         UserError: it is of a run with other parts.
     """
-    try:
+    with fitting():
         load_parameters(parts.learner, groups["learner"])
         load_optimizer_tensors(optimizer.torch, groups["learner-optimizer"])
         optimizer.load_state_dict(state["optimizer"])
@@ -51,18 +53,39 @@ def restore(parts: Parts, optimizer: AdamW, groups: Groups, state: dict[str, Any
         for name, other in parts.optimizers.items():
             load_optimizer_tensors(other, groups[f"{name}-optimizer"])
         if parts.meta is not None:
-            parts.meta.updates = state["meta_updates"]
-            at = parts.meta.at()
-            parts.meta.direction = {name: u.to(at[name]) for name, u in groups["direction"].items()} or None
-            parts.meta.kept = {}
-            for key, g in groups["feedback-gradients"].items():
-                domain, name = key.rsplit("/", 1)
-                parts.meta.kept.setdefault(domain, {})[name] = g.to(at[name])
-            if parts.meta.optimizer is not None:
-                load_optimizer_tensors(parts.meta.optimizer, groups["designer-optimizer"])
+            restore_meta(parts.meta, groups, state)
         parts.stream.load_state_dict(state["stream"])
         parts.feedback.load_state_dict(state["feedback"])
         set_random_state(groups["random"])
+
+
+def captured_meta(meta: MetaUpdate) -> tuple[Groups, dict[str, Any]]:
+    """What a meta update leaves to later steps, apart from phi: tensors by group, and what JSON holds."""
+    groups = _kept(meta)
+    if meta.optimizer is not None:
+        groups["designer-optimizer"] = optimizer_tensors(meta.optimizer)
+    return groups, {"meta_updates": meta.updates}
+
+
+def restore_meta(meta: MetaUpdate, groups: Groups, state: dict[str, Any]) -> None:
+    """The reverse of `captured_meta`. Raises UserError: it is of a run with other parts."""
+    with fitting():
+        meta.updates = state["meta_updates"]
+        at = meta.at()
+        meta.direction = {name: u.to(at[name]) for name, u in groups["direction"].items()} or None
+        meta.kept = {}
+        for key, g in groups["feedback-gradients"].items():
+            domain, name = key.rsplit("/", 1)
+            meta.kept.setdefault(domain, {})[name] = g.to(at[name])
+        if meta.optimizer is not None:
+            load_optimizer_tensors(meta.optimizer, groups["designer-optimizer"])
+
+
+@contextlib.contextmanager
+def fitting() -> Iterator[None]:
+    """Around what restores parts: whatever does not fit them, as one UserError."""
+    try:
+        yield
     except UserError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -84,7 +107,7 @@ class Before:
         if parts.meta is None:
             return
         self.updates = parts.meta.updates
-        self.groups |= _of_meta(parts)
+        self.groups |= _kept(parts.meta)
         changing: dict[str, tuple[nn.Module, torch.optim.Optimizer | None]] = {
             name: (parts.modules[name], optimizer)  # heads, which are fitted with every feedback batch
             for name, optimizer in parts.optimizers.items()
@@ -109,11 +132,8 @@ class Before:
         return groups, state | self.cursors
 
 
-def _of_meta(parts: Parts) -> Groups:
-    """What a meta update leaves to later steps, apart from phi."""
-    meta = parts.meta
-    if meta is None:
-        return {}
+def _kept(meta: MetaUpdate) -> Groups:
+    """Its direction, and the gradients that later updates need."""
     kept = {f"{domain}/{name}": g for domain, of_domain in meta.kept.items() for name, g in of_domain.items()}
     return {"direction": meta.direction or {}, "feedback-gradients": kept}
 
