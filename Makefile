@@ -17,9 +17,9 @@ quickstart-vision: .venv/.installed-vision ## the same for a vision transformer,
 	$(BIN)/vpretrain compare recipes/quickstart-vision.yaml --arms fixed,v --overwrite
 
 check: .venv/.installed-dev ## lint, format, spelling, types
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/codespell src tests benchmarks docs recipes README.md
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/codespell src tests benchmarks examples docs recipes README.md
 	$(BIN)/mypy
 
 test: .venv/.installed-dev ## the whole suite

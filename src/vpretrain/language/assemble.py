@@ -13,7 +13,7 @@ import torch
 from vpretrain import world
 from vpretrain.errors import UserError
 from vpretrain.language.batch import TokenBatch
-from vpretrain.language.config import DIRECT, Recipe, SourceConfig
+from vpretrain.language.config import DIRECT, DesignerConfig, Recipe, SourceConfig, ValueConfig
 from vpretrain.language.construction import ClosedFormTilt, LearnedTargets, OneHot, Selection, Smoothing, TokenWeights
 from vpretrain.language.designer import TopKDesigner
 from vpretrain.language.evaluate import Evaluation
@@ -26,7 +26,7 @@ from vpretrain.parts import Parts
 from vpretrain.prefetch import prefetched
 from vpretrain.run.checkpoint import load_designer
 from vpretrain.subset import alignment_subset
-from vpretrain.task import Construction
+from vpretrain.task import Construction, Feedback
 from vpretrain.value import engine
 
 _ONE_HOT_ALPHA = 0.01  # a mean alpha below this leaves the targets one-hot for all practical purposes
@@ -137,12 +137,15 @@ def check_sizes(recipe: Recipe, config: Any) -> None:
             raise UserError(
                 f"{field}={length} is longer than the learner's context of {context} tokens: use at most {context}"
             )
-    if recipe.designer.top_k > config.vocab_size:
-        raise UserError(
-            f"designer.top_k={recipe.designer.top_k} is above the vocabulary of {config.vocab_size}: use at most that"
-        )
+    check_candidates(recipe.designer, config.vocab_size)
     if recipe.arm == "selection" and recipe.stream.batch_size == 1:
         raise UserError("arm=selection chooses among the rows of a micro-batch: stream.batch_size=1 leaves no choice")
+
+
+def check_candidates(designer: DesignerConfig, vocabulary: int) -> None:
+    """K against the size of the learner's vocabulary. Raises UserError."""
+    if designer.top_k > vocabulary:
+        raise UserError(f"designer.top_k={designer.top_k} is above the vocabulary of {vocabulary}: use at most that")
 
 
 def export_model(model: Any, tokenizer: Any, directory: Path) -> None:
@@ -154,6 +157,50 @@ def export_model(model: Any, tokenizer: Any, directory: Path) -> None:
     else:
         model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+
+
+def new_designer(config: DesignerConfig, learner: LanguageLearner, *, length: int, seed: int) -> TopKDesigner:
+    """A new designer for rows of so many tokens, or one that starts where an earlier run's ended. Raises UserError.
+
+    Its random numbers are its own, so that the learner's dropout is the same in every arm.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        designer = TopKDesigner(config, learner.model.get_output_embeddings().weight, length)
+    if config.warm_start is not None:
+        load_designer(designer, config.warm_start)
+    return designer.to(learner.device)
+
+
+def meta_update(
+    learner: LanguageLearner,
+    construction: Construction,
+    feedback: Feedback,
+    designer: DesignerConfig,
+    value: ValueConfig,
+    *,
+    general: Callable[[int], TokenBatch] | None = None,
+    random_seed: int | None = None,
+) -> MetaUpdate:
+    """The meta update that these settings describe; see `MetaUpdate`. Raises UserError if S selects nothing."""
+    return MetaUpdate(
+        learner=learner,
+        construction=construction,
+        feedback=feedback,
+        subset=alignment_subset(learner.module, value.subset),
+        engine=engine(value),
+        kind=value.align,
+        penalty=value.penalty,
+        steps=designer.steps_per_update,
+        average=value.average,
+        feedback_every=value.feedback_every,
+        general=general,
+        part={"rows": world.portion("value.batch_size", value.batch_size), "length": value.length},
+        matched=value.domains == "matched",
+        lr=designer.lr,
+        clip_norm=designer.clip_norm,
+        random_seed=random_seed,
+    )
 
 
 def _construction(
@@ -179,24 +226,16 @@ def _construction(
         case "token-weights":
             construction = TokenWeights(lambda batch: meta.along(batch))
         case "v" | "v-dot" | "v-cosine" | "v-adamw" | "random-feedback":
-            designer = _designer(recipe, learner)
+            length = max(recipe.stream.length, recipe.value.length)
+            designer = new_designer(recipe.designer, learner, length=length, seed=recipe.seed)
             construction = LearnedTargets(designer, recipe.designer.tether)
-    meta = MetaUpdate(
-        learner=learner,
-        construction=construction,
-        feedback=feedback,
-        subset=subset_of(recipe, learner),
-        engine=engine(value),
-        kind=value.align,
-        penalty=value.penalty,
-        steps=recipe.designer.steps_per_update,
-        average=value.average,
-        feedback_every=value.feedback_every,
+    meta = meta_update(
+        learner,
+        construction,
+        feedback,
+        recipe.designer,
+        value,
         general=general,
-        part={"rows": world.portion("value.batch_size", value.batch_size), "length": value.length},
-        matched=value.domains == "matched",
-        lr=recipe.designer.lr,
-        clip_norm=recipe.designer.clip_norm,
         random_seed=recipe.seed if recipe.arm == "random-feedback" else None,
     )
     return construction, meta, designer
@@ -220,15 +259,3 @@ def _idle(result: dict[str, Any]) -> str | None:
         f"the targets stayed one-hot (mean alpha {result['mean_alpha']:.4f} after {result['meta_updates']} meta "
         "updates): raise designer.alpha_start or designer.lr, or lower value.every_steps"
     )
-
-
-def _designer(recipe: Recipe, learner: LanguageLearner) -> TopKDesigner:
-    """A new designer. Its random numbers are its own, so that the learner's dropout is the same in every arm."""
-    with torch.random.fork_rng():
-        torch.manual_seed(recipe.seed)
-        embedding_VD = learner.model.get_output_embeddings().weight
-        length = max(recipe.stream.length, recipe.value.length)
-        designer = TopKDesigner(recipe.designer, embedding_VD, length)
-    if recipe.designer.warm_start is not None:
-        load_designer(designer, recipe.designer.warm_start)
-    return designer.to(learner.device)

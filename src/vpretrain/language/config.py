@@ -279,8 +279,7 @@ class Recipe(config.Recipe):
 
     @model_validator(mode="after")
     def _steps_need_slopes(self) -> Recipe:
-        if self.designer.steps_per_update > 1 and self.value.engine != "jvp":
-            raise ValueError("designer.steps_per_update above 1 needs value.engine=jvp")
+        check_steps(self.designer, self.value)
         return self
 
     @model_validator(mode="after")
@@ -309,3 +308,9 @@ class Recipe(config.Recipe):
         """The optimizer section as the arm has it: grpo may have a rate of its own."""
         own = self.arm.startswith("grpo") and self.direct.lr is not None
         return self.optimizer.model_copy(update={"lr": self.direct.lr}) if own else self.optimizer
+
+
+def check_steps(designer: DesignerConfig, value: ValueConfig) -> None:
+    """Raises ValueError if a meta update is to take steps that its engine has no slope for."""
+    if designer.steps_per_update > 1 and value.engine != "jvp":
+        raise ValueError("designer.steps_per_update above 1 needs value.engine=jvp")

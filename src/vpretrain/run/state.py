@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 
 from vpretrain import world
 from vpretrain.errors import UserError
+from vpretrain.meta import MetaUpdate
 from vpretrain.parts import Parts
 from vpretrain.run.checkpoint import Groups, load_parameters, load_tensors, placed
 from vpretrain.run.optimizer import AdamW, load_optimizer_tensors, optimizer_tensors
@@ -32,10 +35,9 @@ def captured(parts: Parts, optimizer: AdamW) -> tuple[Groups, dict[str, Any]]:
     groups |= {name: module.state_dict() for name, module in _modules(parts).items()}
     groups |= {f"{name}-optimizer": optimizer_tensors(o) for name, o in parts.optimizers.items()}
     if parts.meta is not None:
-        state["meta_updates"] = parts.meta.updates
-        groups |= _of_meta(parts)
-        if parts.meta.optimizer is not None:
-            groups["designer-optimizer"] = optimizer_tensors(parts.meta.optimizer)
+        of_meta, counters = captured_meta(parts.meta)
+        groups |= of_meta
+        state |= counters
     return groups, state
 
 
@@ -45,7 +47,7 @@ def restore(parts: Parts, optimizer: AdamW, groups: Groups, state: dict[str, Any
     Raises:
         UserError: it is of a run with other parts.
     """
-    try:
+    with fitting():
         load_parameters(parts.learner, groups["learner"])
         load_optimizer_tensors(optimizer.torch, groups["learner-optimizer"])
         optimizer.load_state_dict(state["optimizer"])
@@ -54,20 +56,41 @@ def restore(parts: Parts, optimizer: AdamW, groups: Groups, state: dict[str, Any
         for name, other in parts.optimizers.items():
             load_optimizer_tensors(other, groups[f"{name}-optimizer"])
         if parts.meta is not None:
-            parts.meta.updates = state["meta_updates"]
-            at = parts.meta.at()
-            parts.meta.direction = {name: placed(u, at[name]) for name, u in groups["direction"].items()} or None
-            parts.meta.kept = {}
-            for key, g in groups["feedback-gradients"].items():
-                domain, name = key.rsplit("/", 1)
-                parts.meta.kept.setdefault(domain, {})[name] = placed(g, at[name])
-            if parts.meta.optimizer is not None:
-                load_optimizer_tensors(parts.meta.optimizer, groups["designer-optimizer"])
+            restore_meta(parts.meta, groups, state)
         parts.stream.load_state_dict(state["stream"])
         parts.feedback.load_state_dict(state["feedback"])
         own = f"{world.rank()}/"
         if random := {n.removeprefix(own): t for n, t in groups["random"].items() if n.startswith(own)}:
             set_random_state(random)  # one process more than there were goes on with the numbers that it began with
+
+
+def captured_meta(meta: MetaUpdate) -> tuple[Groups, dict[str, Any]]:
+    """What a meta update leaves to later steps, apart from phi: tensors by group, and what JSON holds."""
+    groups = _kept(meta)
+    if meta.optimizer is not None:
+        groups["designer-optimizer"] = optimizer_tensors(meta.optimizer)
+    return groups, {"meta_updates": meta.updates}
+
+
+def restore_meta(meta: MetaUpdate, groups: Groups, state: dict[str, Any]) -> None:
+    """The reverse of `captured_meta`. Raises UserError: it is of a run with other parts."""
+    with fitting():
+        meta.updates = state["meta_updates"]
+        at = meta.at()
+        meta.direction = {name: placed(u, at[name]) for name, u in groups["direction"].items()} or None
+        meta.kept = {}
+        for key, g in groups["feedback-gradients"].items():
+            domain, name = key.rsplit("/", 1)
+            meta.kept.setdefault(domain, {})[name] = placed(g, at[name])
+        if meta.optimizer is not None:
+            load_optimizer_tensors(meta.optimizer, groups["designer-optimizer"])
+
+
+@contextlib.contextmanager
+def fitting() -> Iterator[None]:
+    """Around what restores parts: whatever does not fit them, as one UserError."""
+    try:
+        yield
     except UserError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -90,7 +113,7 @@ class Before:
         if parts.meta is None:
             return
         self.updates = parts.meta.updates
-        self.groups |= _of_meta(parts)
+        self.groups |= _kept(parts.meta)
         changing: dict[str, tuple[nn.Module, torch.optim.Optimizer | None]] = {
             name: (parts.modules[name], optimizer)  # heads, which are fitted with every feedback batch
             for name, optimizer in parts.optimizers.items()
@@ -117,11 +140,8 @@ class Before:
         return groups if self.updated else groups | self.groups, state
 
 
-def _of_meta(parts: Parts) -> Groups:
-    """What a meta update leaves to later steps, apart from phi."""
-    meta = parts.meta
-    if meta is None:
-        return {}
+def _kept(meta: MetaUpdate) -> Groups:
+    """Its direction, and the gradients that later updates need."""
     kept = {f"{domain}/{name}": g for domain, of_domain in meta.kept.items() for name, g in of_domain.items()}
     return {"direction": meta.direction or {}, "feedback-gradients": kept}
 

@@ -1,0 +1,59 @@
+"""V-pretraining in a training loop of one's own. The lines that end in `# +` are all that it adds.
+
+Run it: python examples/own_loop.py (seconds on a CPU). The model here is tiny and random. For a real one put in their place
+
+    tokenizer = AutoTokenizer.from_pretrained("Qwen/Qwen2.5-0.5B")
+    model = AutoModelForCausalLM.from_pretrained("Qwen/Qwen2.5-0.5B", dtype=torch.float32).to("cuda")
+
+and pass bf16=True to VPretraining. It needs text of your own, a few hundred verified pairs, and thousands of steps.
+"""
+
+import torch
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from torch.utils.data import DataLoader
+from transformers import DataCollatorForLanguageModeling, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from vpretrain.language.attach import VPretraining, feedback_rows  # +
+from vpretrain.language.config import DesignerConfig, ValueConfig  # +
+
+torch.manual_seed(0)
+STEPS, ACCUMULATION = 24, 2
+
+# A tokenizer of single characters, and a model that has seen nothing.
+vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", *"0123456789+= abcdefghijklmnopqrstuvwxyz"])}
+characters = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+characters.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+names = {"pad_token": "<pad>", "eos_token": "<eos>", "model_input_names": ["input_ids", "attention_mask"]}
+tokenizer = PreTrainedTokenizerFast(tokenizer_object=characters, **names)
+sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
+special = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
+model = LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), **special, **sizes))
+
+# The stream: any text. Here half of it is sums, and half is not.
+texts = [f"{a} + {b} = {a + b}" if a % 2 else f"{b} letters for {a}" for a in range(30) for b in range(40)]
+stream = DataLoader(
+    [tokenizer(text + tokenizer.eos_token) for text in texts],
+    batch_size=8,
+    shuffle=True,
+    collate_fn=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+)
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+
+pairs = [(f"{a} + {b} =", f" {a + b}") for a in range(31, 99, 4) for b in range(3, 99, 7)]  # +
+designer = DesignerConfig(hidden_size=32, layers=2, top_k=16, lr=1e-3)  # +
+value = ValueConfig(every_steps=4)  # +
+v = VPretraining(model, feedback_rows(pairs, tokenizer), designer=designer, value=value)  # +
+
+model.train()
+batches = iter(stream)
+for step in range(STEPS):
+    micro_batches = [next(batches) for _ in range(ACCUMULATION)]
+    total = 0.0
+    for loss in v.losses(step, micro_batches):  # + (it was: model(**batch).loss / ACCUMULATION for each batch)
+        loss.backward()
+        total += loss.item()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    value_now = f"  value {v.record['value']:+.4f}" if "value" in v.record else ""  # +
+    print(f"step {step:2}  loss {total:.4f}  alpha {v.record['alpha']:.4f}{value_now}")  # +

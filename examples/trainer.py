@@ -1,0 +1,67 @@
+"""V-pretraining with transformers' Trainer: VPretrainTrainer, a feedback set, and the arguments as ever.
+
+Run it: python examples/trainer.py (seconds on a CPU). The model here is tiny and random. For a real one put in their place
+
+    tokenizer = AutoTokenizer.from_pretrained("Qwen/Qwen2.5-0.5B")
+    model = AutoModelForCausalLM.from_pretrained("Qwen/Qwen2.5-0.5B", dtype=torch.float32)
+
+and set bf16=True in the TrainingArguments. It needs text of your own, a few hundred verified pairs, and thousands of steps.
+"""
+
+import tempfile
+
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import (
+    DataCollatorForLanguageModeling,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    TrainingArguments,
+    set_seed,
+)
+
+from vpretrain.language.attach import feedback_rows
+from vpretrain.language.config import DesignerConfig, ValueConfig
+from vpretrain.language.trainer import VPretrainTrainer
+
+set_seed(0)
+
+# A tokenizer of single characters, and a model that has seen nothing.
+vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", *"0123456789+= abcdefghijklmnopqrstuvwxyz"])}
+characters = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+characters.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+names = {"pad_token": "<pad>", "eos_token": "<eos>", "model_input_names": ["input_ids", "attention_mask"]}
+tokenizer = PreTrainedTokenizerFast(tokenizer_object=characters, **names)
+sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
+special = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
+model = LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), **special, **sizes))
+
+# The stream: any text. Here half of it is sums, and half is not.
+texts = [f"{a} + {b} = {a + b}" if a % 2 else f"{b} letters for {a}" for a in range(30) for b in range(40)]
+rows = [tokenizer(text + tokenizer.eos_token) for text in texts]
+pairs = [(f"{a} + {b} =", f" {a + b}") for a in range(31, 99, 4) for b in range(3, 99, 7)]
+
+with tempfile.TemporaryDirectory() as directory:
+    trainer = VPretrainTrainer(
+        model,
+        TrainingArguments(
+            directory,
+            per_device_train_batch_size=8,
+            gradient_accumulation_steps=2,
+            learning_rate=1e-3,
+            max_steps=24,
+            logging_steps=4,
+            save_steps=12,
+            report_to="none",
+            use_cpu=True,  # leave it out where there is a GPU
+            dataloader_pin_memory=False,
+        ),
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+        train_dataset=rows[:-80],
+        eval_dataset=rows[-80:],
+        feedback_dataset=feedback_rows(pairs, tokenizer),
+        designer=DesignerConfig(hidden_size=32, layers=2, top_k=16, lr=1e-3),
+        value=ValueConfig(every_steps=4),
+    )
+    trainer.train()
+    print({"eval_loss": trainer.evaluate()["eval_loss"]})
