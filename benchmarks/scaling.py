@@ -52,7 +52,7 @@ VIT_L = DINOv3ViTConfig(
     hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096, patch_size=16,
     num_register_tokens=4,
 )  # fmt: skip
-VISION_RECIPE, VISION_GPUS = "recipes/dinov3-vitl-ade20k.yaml", (1, 2, 10, 50)  # of 50 pictures a step
+VISION_RECIPE, VISION_GPUS = "recipes/dinov3-vitl-ade20k.yaml", (1, 2, 5, 10)  # of 50 pictures a step
 VIT_S = Dinov2Config(
     hidden_size=384, num_hidden_layers=12, num_attention_heads=6, patch_size=14, image_size=518, use_mask_token=False
 )
@@ -76,7 +76,7 @@ def main() -> None:
 
 def report() -> dict[str, Any]:
     """All figures of docs/scaling.md."""
-    works = {name: work(*learner) for name, learner in LEARNERS.items()}
+    works = {name: work(shape) for name, (shape, _) in LEARNERS.items()}
     pictures = _counted(load_recipe(VISION_RECIPE).model_dump(mode="json"), VIT_L)
     return {
         "command": "make bench-scaling",
@@ -89,10 +89,12 @@ def report() -> dict[str, Any]:
         },
         "over_floor": OVER_FLOOR,
         "learners": {name: _sizes(each) for name, each in works.items()},
-        "plans": [_row(name, gpus, each) for name, each in works.items() for gpus in GPUS],
+        "plans": [
+            _row(name, gpus, dealt(works[name], rows, gpus)) for name, (_, rows) in LEARNERS.items() for gpus in GPUS
+        ],
         "vision": [_vision_row(gpus, pictures) for gpus in VISION_GPUS],
         "designers": [
-            {"designer": title} | {name: _designer_share(work(*learner, own)) for name, learner in LEARNERS.items()}
+            {"designer": title} | {name: _designer_share(work(shape, own)) for name, (shape, _) in LEARNERS.items()}
             for title, own in DESIGNERS.items()
         ]
         + [
@@ -102,12 +104,12 @@ def report() -> dict[str, Any]:
     }
 
 
-def work(shape: PreTrainedConfig, batch_size: int, designer: dict[str, Any] | None = None) -> Workload:
+def work(shape: PreTrainedConfig, designer: dict[str, Any] | None = None) -> Workload:
     """The paper's settings on a learner of a shape."""
     return _counted({
         "name": "scaling",
         "stream": {
-            "length": LENGTH, "batch_size": batch_size, "accumulation": ROWS // batch_size,
+            "length": LENGTH,
             "sources": [{"path": "stream.jsonl", "text": "{text}"}],
         },
         "learner": {"precision": "bf16"},
@@ -116,6 +118,13 @@ def work(shape: PreTrainedConfig, batch_size: int, designer: dict[str, Any] | No
         "budget": {"steps": 1},
         "evaluation": {"sources": [{"path": "evaluation.jsonl", "prompt": "{question}", "response": "{answer}"}]},
     }, shape)  # fmt: skip
+
+
+def dealt(each: Workload, rows: int, gpus: int) -> Workload:
+    """ROWS a step in micro-batches of so many rows a GPU at most, and a row at least for each in a meta update."""
+    batch_size = min(ROWS, rows * gpus)
+    of_meta = {name: max(getattr(each, name), gpus) for name in ("meta_rows", "feedback_rows")}
+    return replace(each, batch_size=batch_size, accumulation=ROWS // batch_size, **of_meta)
 
 
 def calibration(speed: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -205,7 +214,7 @@ def _counted(data: dict[str, Any], shape: PreTrainedConfig) -> Workload:
 
 
 def _sizes(each: Workload) -> dict[str, Any]:
-    found = on_gpus(each, GPUS[-1])
+    found = on_gpus(dealt(each, 1, GPUS[-1]), GPUS[-1])
     gathered = each.gathered_bytes / DEFAULT_K / (1e9 * found.device.memory_gbs)  # seconds a row, for each of the K
     collected = FP32 * each.parameters / (1e9 * found.bandwidth_gbs)
     return {
@@ -214,7 +223,7 @@ def _sizes(each: Workload) -> dict[str, Any]:
         "subset": each.subset,
         "gflops_a_token": each.step_flops / LENGTH / 1e9,
         # K at which the candidates' embeddings alone take 2 % of the learner's passes
-        "k_for_2_percent": int(NEGLIGIBLE * found.plans[0].seconds["learner"] * GPUS[-1] / ROWS / gathered),
+        "k_for_2_percent": int(NEGLIGIBLE * found.plans[0].seconds["learner"] / gathered),
         # W at which the messages of collecting all weights, block by block, take as long as their bytes
         "gpus_for_latency": 1 + round(collected / ((each.blocks + 1) * 1e-6 * found.latency_us)),
     }
@@ -226,7 +235,7 @@ def _row(name: str, gpus: int, each: Workload) -> dict[str, Any]:
     return {
         "learner": name,
         "gpus": gpus,
-        "rows": each.rows // gpus,
+        "rows": f"{each.accumulation} x {each.batch_size // gpus}",
         "gib": {plan.layout: (plan.gib, plan.fits) for plan in plans},
         "layout": plan.layout if plan.fits else f"({plan.layout})",
         "learner_ms": 1e3 * plan.seconds["learner"],
@@ -257,7 +266,7 @@ def _chosen(plans: Sequence[Plan]) -> Plan:
 
 def _designer_share(each: Workload, **changed: float) -> float:
     """Where the learner's passes hide what is sent, on any number of GPUs: of those and the designer."""
-    (plan, *_) = on_gpus(each, 8, device=replace(DEVICES["h100"], **changed)).plans
+    (plan, *_) = on_gpus(dealt(each, 1, 8), 8, device=replace(DEVICES["h100"], **changed)).plans
     return plan.seconds["designer"] / (plan.seconds["designer"] + plan.seconds["learner"])
 
 

@@ -64,9 +64,10 @@ class Transformer:
         then the designer of `phi` parameters, forward and backward."""
         return 2 * share * self.through_blocks(meta) + 6 * phi * meta.tokens
 
-    def value_by_differences(self, meta: Read, phi: int) -> float:
-        """V by finite differences where nothing is cut out, as on sharded parameters: g_pre, then two forward passes."""
-        return self.step(meta) + 2 * self.forward(meta) + 6 * phi * meta.tokens
+    def difference_floor(self, share: float, meta: Read, phi: int) -> float:
+        """V by finite differences: g_pre as g_down, then two passes through S and the head, from the same states below S."""
+        upper = share * self.through_blocks(meta) + 2 * meta.targets * self.head
+        return self.feedback_floor(share, meta) + 2 * upper + 6 * phi * meta.tokens
 
 
 def designer_floor(phi: int, tokens: float) -> float:

@@ -65,7 +65,6 @@ class MetaCost:
         feedback_bytes: activations of a feedback row.
         value_bytes: activations of a row of the meta batch, and the designer's.
         weights_gathered: where parameters are sharded, how often all of them are collected.
-        gradients_scattered: and how often a gradient by all of them is summed.
     """
 
     feedback_flops: float
@@ -73,8 +72,7 @@ class MetaCost:
     value_flops: float
     feedback_bytes: float
     value_bytes: float
-    weights_gathered: int = 0
-    gradients_scattered: int = 0
+    weights_gathered: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -85,12 +83,12 @@ class Workload:
         modality: of the recipe.
         memory_knobs: settings that ask for less memory.
         bf16: whether the learner's own passes are under autocast.
-        rows: of a step, all GPUs together; `batch_size` of a micro-batch at most.
+        batch_size: rows of a micro-batch, which all GPUs share; a step has `accumulation` of them.
         every_steps: r.
-        meta_rows: of a meta update, all GPUs together; 0 without one.
-        feedback_rows: the same of feedback.
+        meta_rows: of the meta batch of each direction, which all GPUs share; 0 without a meta update.
+        feedback_rows: the same of feedback, of each domain.
         feedback_every: meta updates that they serve.
-        directions: g_downs of a meta update: one a matched domain.
+        domains: of the feedback; `directions`: of the value, one a matched domain.
         parameters: of the learner; `trained` of them have gradients, `teacher` follow as an average.
         cast: parameters that autocast copies to bf16, `head_cast` of them the output layer's.
         block: parameters of one of the `blocks` blocks; `root`: of all that is outside of them.
@@ -109,12 +107,13 @@ class Workload:
     modality: str
     memory_knobs: str
     bf16: bool
-    rows: int
     batch_size: int
+    accumulation: int
     every_steps: int
     meta_rows: int
     feedback_rows: int
     feedback_every: int
+    domains: int
     directions: int
     parameters: int
     trained: int
@@ -148,16 +147,17 @@ class Layout:
     Attributes:
         name: as tables show it.
         sharded: whether parameters, gradients and optimizer states are split among all GPUs, block by block.
-        recomputed: whether backward makes each block's activations again, from what enters it.
+        lean: whether backward makes each block's activations again, from what enters it, and gradients are summed, and so
+            split, after every micro-batch.
     """
 
     name: str
     sharded: bool
-    recomputed: bool
+    lean: bool
 
 
 # The last is not in vpretrain: what it would take.
-LAYOUTS = (Layout("ddp", False, False), Layout("fsdp2", True, False), Layout("fsdp2+recompute", True, True))
+LAYOUTS = (Layout("ddp", False, False), Layout("fsdp2", True, False), Layout("fsdp2-lean", True, True))
 
 
 @dataclass(frozen=True)
@@ -244,16 +244,21 @@ def on_gpus(
         latency_us: of a message between two GPUs, in microseconds.
 
     Raises:
-        UserError: no GPU, or rows that cannot be shared out evenly.
+        UserError: no GPU, or rows that they cannot share.
     """
     if world_size < 1:
         raise UserError(f"{world_size} GPUs can run nothing: give a number from 1")
-    if work.rows % world_size:
-        of = world_size // math.gcd(world_size, work.batch_size)
+    if work.batch_size % world_size:
+        fitting = -(-work.batch_size // world_size) * world_size
         raise UserError(
-            f"a step of {work.rows} rows (stream.batch_size x stream.accumulation) cannot be shared out evenly among "
-            f"{world_size} GPUs, and the run would refuse it: make stream.accumulation a multiple of {of}"
+            f"stream.batch_size={work.batch_size} is no multiple of {world_size} GPUs, and the run would refuse it: "
+            f"use {fitting}"
         )
+    for field, rows in {"value.batch_size": work.meta_rows, "feedback.batch_size": work.feedback_rows}.items():
+        if 0 < rows < world_size:
+            raise UserError(
+                f"{field}={rows} leaves some of {world_size} GPUs without a row, and the run would refuse it: raise it"
+            )
     if bandwidth_gbs is None:
         across = gpus_per_node * device.network_gbs
         bandwidth_gbs = device.node_gbs if world_size <= gpus_per_node else min(device.node_gbs, across)
@@ -308,30 +313,28 @@ class _Links:
 def _memory(work: Workload, layout: Layout, world: int) -> dict[str, float]:
     parts = world if layout.sharded else 1
     rows, meta_rows, feedback_rows = _rows(work, world)
-    rows = min(rows, work.batch_size)
     meta = work.sharded if layout.sharded else work.replicated
-    kept = 1.0
-    if layout.recomputed:  # what enters the blocks, and one block
-        kept = work.entry_bytes / work.activation_bytes + 1 / work.blocks
+    # Lean: what enters the blocks, and one block.
+    kept = work.entry_bytes / work.activation_bytes + 1 / work.blocks if layout.lean else 1.0
     step = kept * rows * work.activation_bytes
     update = kept * max(feedback_rows * meta.feedback_bytes, meta_rows * meta.value_bytes)
-    at_hand = 0.0
-    if layout.sharded:
-        # What is outside of the blocks stays from forward to backward; of blocks there are two: one computes, one arrives.
-        gradients = (work.root + work.block) * work.trained / work.parameters
-        at_hand = FP32 * (work.root + 2 * work.block + gradients)
+    # DDP copies gradients into its buckets. FSDP2 holds them whole until the last micro-batch's are there.
+    whole = work.trained * (world > 1 if not layout.sharded else work.accumulation > 1 and not layout.lean)
+    by_block = (work.root + work.block) * work.trained / work.parameters if layout.sharded else 0
     return {
         "parameters (fp32)": FP32 * work.parameters / parts,
         "gradients (fp32)": FP32 * work.trained / parts,
+        "gradients not yet summed (fp32)": FP32 * max(whole, by_block),
         "AdamW (fp32)": 2 * FP32 * work.trained / parts,
         "EMA teacher (fp32)": FP32 * work.teacher / parts,
         # Kept for backward, also where what they were made of is given back.
-        "autocast's copies (bf16)": BF16 * (work.head_cast + work.block if layout.recomputed else work.cast),
-        "gathered blocks (fp32)": at_hand,
+        "autocast's copies (bf16)": BF16 * (work.head_cast + work.block if layout.lean else work.cast) * work.bf16,
+        # What is outside of the blocks stays from forward to backward; of blocks there are two: one computes, one arrives.
+        "collected weights (fp32)": FP32 * (work.root + 2 * work.block) * layout.sharded,
         "activations": step,
         "loss": min(work.chunk_bytes, rows * work.logits_bytes) + work.head_gradient_bytes,
         "g_down, g_pre, u over S (fp32)": FP32 * work.copies * work.subset / parts,
-        # The learner's own pass waits while a meta update that takes states from it runs.
+        # The learner's own pass waits while a meta update that takes states from it runs; on shards there is no such pass.
         "states below S": 0.0 if layout.sharded else work.below_bytes * (rows + meta_rows) * bool(work.meta_rows),
         "meta update's activations": max(0.0, update - step) if layout.sharded else update,
         "designer and its AdamW (fp32)": 4 * FP32 * work.designer,
@@ -340,8 +343,9 @@ def _memory(work: Workload, layout: Layout, world: int) -> dict[str, float]:
 
 
 def _rows(work: Workload, world: int) -> tuple[int, int, int]:
-    """Of the GPU that has most: rows of the stream a step, of a meta batch, of feedback."""
-    return work.rows // world, -(-work.meta_rows // world), -(-work.feedback_rows // world)
+    """Of the GPU that has most: rows of a micro-batch, of a meta update, of feedback."""
+    meta = work.directions * -(-work.meta_rows // world)
+    return work.batch_size // world, meta, work.domains * -(-work.feedback_rows // world)
 
 
 def _time(
@@ -349,30 +353,29 @@ def _time(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Seconds, and bytes sent."""
     rows, meta_rows, feedback_rows = _rows(work, links.world)
+    rows *= work.accumulation
     fp32 = 1e12 * utilisation * device.fp32_tflops
     own = 1e12 * utilisation * device.tflops if work.bf16 else fp32
     over = OVER_FLOOR[work.modality]
     meta = work.sharded if layout.sharded else work.replicated
-    units = work.blocks + 1
+    units, sums = work.blocks + 1, 2 * work.directions
     if layout.sharded:
-        passes = -(-rows // work.batch_size)  # micro-batches
         weights = links.share(FP32 * work.parameters)
-        gradients = links.share(FP32 * work.trained)
-        sent = passes * (2 * weights + gradients + links.share(FP32 * work.teacher))
-        collectives = passes * units * (4 if work.teacher else 3)
-        waiting = links.seconds(sent, shares=collectives)
-        sent_meta = meta.weights_gathered * weights + meta.gradients_scattered * gradients
-        waiting_meta = links.seconds(sent_meta, shares=units * (meta.weights_gathered + meta.gradients_scattered))
+        summed = work.accumulation if layout.lean else 1
+        collected = work.accumulation * (3 if work.teacher else 2)
+        sent = collected * weights + summed * links.share(FP32 * work.trained)
+        waiting = links.seconds(sent, shares=units * (collected + summed))
+        sent_meta = meta.weights_gathered * weights + links.share(FP32 * work.subset * sums)
+        waiting_meta = links.seconds(sent_meta, shares=units * meta.weights_gathered + sums)
     else:
         sent = links.sum(FP32 * work.trained)
         waiting = links.seconds(sent, sums=1)
-        sums = 2 * work.directions
         sent_meta = links.sum(FP32 * work.subset * sums)
         waiting_meta = links.seconds(sent_meta, sums=sums)
     of_designer = links.sum(FP32 * work.designer)
     feedback = feedback_rows * (meta.feedback_flops / own + meta.feedback_flops_fp32 / fp32) / work.feedback_every
     seconds = {
-        "learner": rows * work.step_flops / own * (4 / 3 if layout.recomputed else 1),
+        "learner": rows * work.step_flops / own * (4 / 3 if layout.lean else 1),
         "learner's communication": waiting,
         "designer": rows
         * (over["designer"] * work.designer_flops / fp32 + work.gathered_bytes / (1e9 * device.memory_gbs)),

@@ -13,17 +13,16 @@ NEGLIGIBLE = 0.02  # share of a step
 _ADVICE = {
     "ddp": "nothing needs to be sharded: ddp sends least",
     "fsdp2": "shard the learner's parameters, gradients and AdamW states (fsdp2)",
-    "fsdp2+recompute": "shard the learner (fsdp2), and make activations again in backward, which vpretrain does not do yet",
+    "fsdp2-lean": "shard the learner (fsdp2), make activations again in backward and sum gradients after every micro-batch: "
+    "vpretrain does not do that yet",
 }
 
 
 def estimate_table(found: Estimate) -> Table:
     """Memory, bytes sent and time of a GPU, a column a layout."""
     work, plans = found.workload, found.plans
-    view = Table(
-        title=f"{found.world_size} GPUs, {work.rows // found.world_size} of {work.rows} rows each, on paper",
-        title_justify="left",
-    )
+    rows = f"{work.accumulation} x {work.batch_size // found.world_size}"
+    view = Table(title=f"{found.world_size} GPUs, on paper: {rows} rows a step on each", title_justify="left")
     view.add_column("each GPU")
     for plan in plans:
         view.add_column(plan.layout, justify="right", no_wrap=True)
@@ -53,6 +52,11 @@ def estimate_remarks(found: Estimate) -> list[str]:
         lines.append(_ADVICE[plan.layout])
     else:
         lines.append(f"no layout fits: {work.memory_knobs}; or use more GPUs")
+    if work.accumulation > 1 and plan.layout != "ddp":
+        lines.append(
+            f"fsdp2 holds whole gradients from micro-batch to micro-batch, {4 * work.trained / 2**30:,.1f} GiB: with "
+            "stream.accumulation=1 it would hold none"
+        )
     if plan.seconds["learner's communication"] > plan.seconds["learner"]:
         sent, passes = (f"{1e3 * plan.seconds[name]:,.1f} ms" for name in ("learner's communication", "learner"))
         lines.append(
@@ -89,7 +93,7 @@ def _fit(plan: Plan, memory_gib: float) -> str:
 
 
 def _of_the_designer(found: Estimate, plan: Plan) -> Sequence[str]:
-    work, world = found.workload, found.world_size
+    work = found.workload
     small = "negligible" if plan.designer_share + plan.meta_share <= NEGLIGIBLE else "not negligible"
     lines = [
         f"replicate the designer ({16 * work.designer / 2**30:.2f} GiB with its AdamW): {plan.designer_share:.1%} of a step in "
@@ -98,9 +102,4 @@ def _of_the_designer(found: Estimate, plan: Plan) -> Sequence[str]:
     if plan.meta_share > NEGLIGIBLE:
         least = least_period(plan, work.every_steps)
         lines.append(f"meta updates are below {NEGLIGIBLE:.0%} of a step from value.every_steps={least}")
-    if work.meta_rows < world:
-        lines.append(
-            f"a meta batch has {work.meta_rows} rows: {world - work.meta_rows} of {world} GPUs have none, and up to "
-            f"{world} rows (value.batch_size) take no longer"
-        )
     return lines

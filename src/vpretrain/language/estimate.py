@@ -71,7 +71,7 @@ def workload(recipe: Recipe) -> Workload:
     hidden = recipe.designer.hidden_size
     graph = recipe.designer.layers * block_bytes(hidden, hidden, 4 * hidden, norm=2, gated=True, bf16=False)
 
-    def meta_cost(feedback_flops: float, value_flops: float, blocks: int, **how: int) -> MetaCost:
+    def meta_cost(feedback_flops: float, value_flops: float, blocks: int, **how: float) -> MetaCost:
         kept_of_both = fed.tokens * kept(blocks, bf16), meta.tokens * (kept(blocks, False) + graph)
         return MetaCost(feedback_flops, 0.0, value_flops, *kept_of_both, **how)
 
@@ -80,12 +80,13 @@ def workload(recipe: Recipe) -> Workload:
         modality=recipe.modality,
         memory_knobs=recipe.memory_knobs,
         bf16=bf16,
-        rows=stream.batch_size * stream.accumulation,
         batch_size=stream.batch_size,
+        accumulation=stream.accumulation,
         every_steps=value.every_steps,
-        meta_rows=value.batch_size * directions if designed else 0,
-        feedback_rows=feedback.batch_size * domains if designed else 0,
+        meta_rows=value.batch_size if designed else 0,
+        feedback_rows=feedback.batch_size if designed else 0,
         feedback_every=value.feedback_every,
+        domains=domains,
         directions=directions,
         parameters=sum(p.numel() for p in parameters.values()),
         trained=sum(trained.values()),
@@ -116,12 +117,12 @@ def workload(recipe: Recipe) -> Workload:
         construction_bytes=row.tokens * (4 * width * FP32 + k * _CANDIDATE_BYTES) if designed else 0.0,
         replicated=meta_cost(size.feedback_floor(share, fed), size.value_floor(share, meta, phi), above),
         sharded=meta_cost(
-            size.step(fed),
-            size.value_by_differences(meta, phi),
-            len(blocks),
-            # g_down and g_pre forward and backward, for every direction; two passes for each difference.
-            weights_gathered=2 * domains + 4 * directions,
-            gradients_scattered=domains + directions,
+            size.feedback_floor(share, fed),
+            size.difference_floor(share, meta, phi),
+            above,
+            # g_down and g_pre forward, and back through S; the two differences, in which blocks that only answer are
+            # collected as well.
+            weights_gathered=(domains + directions) * (1 + share) + 2 * directions,
         ),
     )
 

@@ -69,12 +69,12 @@ def workload(recipe: Recipe) -> Workload:
     dino = recipe.learner.objective == "dino"  # whose teacher has a head
     seen, heads = sum(map(size.through_blocks, meta.student)), sum(map(head.forward, meta.head))
     fit = feedback.head_steps * size.through_blocks(fed)
-    passes = size.through_blocks(fed)
+    g_down = size.through_blocks(fed) + share * size.back_through_blocks(fed)
     # Views are not linear in phi: backward goes down to them. Below S forward and back, in S a tangent beside forward, and
     # both back; the teacher once; the designer forward and back.
     by_jvp = 2 * (1 - share) * seen + 4 * share * seen + 4 * heads + teach(meta) + 3 * mask_flops
-    # g_pre, then two passes forward and back down to the views.
-    by_differences = seen + backward(meta) + 4 * (seen + heads) + teach(meta) + 3 * mask_flops
+    # g_pre through S, then two passes through S and back, and from there down to the views.
+    by_differences = (2 * (1 - share) + 7 * share) * seen + 7 * heads + teach(meta) + 3 * mask_flops
     on_views = (
         2 * kept(meta.student, False) + mask_bytes
     )  # the tangent's graph, or the other difference's, beside forward's
@@ -85,12 +85,13 @@ def workload(recipe: Recipe) -> Workload:
         modality=recipe.modality,
         memory_knobs=recipe.memory_knobs,
         bf16=bf16,
-        rows=stream.batch_size * stream.accumulation,
         batch_size=stream.batch_size,
+        accumulation=stream.accumulation,
         every_steps=value.every_steps,
         meta_rows=value.batch_size if designed else 0,
         feedback_rows=feedback.batch_size if designed else 0,
         feedback_every=value.feedback_every,
+        domains=1,
         directions=1,
         parameters=every,
         trained=every,
@@ -114,18 +115,15 @@ def workload(recipe: Recipe) -> Workload:
         head_gradient_bytes=0.0,
         below_bytes=0.0,
         construction_bytes=0.0,
-        replicated=MetaCost(
-            passes + share * size.back_through_blocks(fed), fit, by_jvp, share * kept([fed], bf16), on_views
-        ),
+        replicated=MetaCost(g_down, fit, by_jvp, share * kept([fed], bf16), on_views),
         sharded=MetaCost(
-            passes + size.back_through_blocks(fed),
+            g_down,
             fit,
             by_differences,
-            kept([fed], bf16),
+            share * kept([fed], bf16),
             on_views,
-            # The heads' features; g_down, g_pre and two differences, forward and backward; the teacher.
-            weights_gathered=feedback.head_steps + 2 + 2 + 4 + 1,
-            gradients_scattered=2,
+            # The heads' features, the teacher; g_down and g_pre, and back through S; the differences, and back.
+            weights_gathered=feedback.head_steps + 1 + 2 * (1 + share) + 4,
         ),
     )
 
