@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help install quickstart quickstart-vision bench-steering bench-steering-ablation bench-gsm8k bench-multitask bench-posttrain bench-decontaminate bench-speed check test test-slow test-reliability audit doctor clean
+.PHONY: help install quickstart quickstart-vision bench-steering bench-steering-ablation bench-gsm8k bench-multitask bench-posttrain bench-decontaminate bench-speed bench-scaling check test test-slow test-reliability audit doctor clean
 
 help: ## what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,6 +54,9 @@ bench-posttrain: .venv/.installed-dev ## V before and against SFT and GRPO on th
 
 bench-speed: .venv/.installed-quickstart .venv/.installed-vision ## what V costs over ordinary pretraining, in time and memory; twenty minutes, less with ARGS=--quick
 	$(BIN)/python -m benchmarks.speed $(ARGS)
+
+bench-scaling: .venv/.installed ## the tables of docs/scaling.md: 8 to 1,024 GPUs on paper; seconds
+	$(BIN)/python -m benchmarks.scaling
 
 bench-decontaminate: .venv/.installed-dev ## near-duplicates in a gigabyte of text: speed, memory, recall; ARGS=--quick takes seconds
 	$(BIN)/python -m benchmarks.decontaminate $(ARGS)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from vpretrain.cost import Read, Transformer, designer_floor
 from vpretrain.parts import Parts
 from vpretrain.subset import blocks_of
 
@@ -45,16 +46,21 @@ def flops(parts: Parts, batch: Any) -> dict[str, float]:
     in_s = sum(theta[name].numel() for name in meta.subset)
     head = learner.model.get_output_embeddings().weight.numel()
     phi = sum(p.numel() for p in parts.construction.parameters())
+    # On a CPU torch counts no fused attention, so neither does the floor.
+    model = Transformer(blocks=every, head=head, attention=0, trained_blocks=every, trained_head=True)
+    share = in_s / every
+    floor = model.feedback_floor(share, _read(fed)) + model.value_floor(share, _read(part), phi)
     return {
         "step": alone,
         "meta": counted(updated) - alone,
-        # g_down: forward through all blocks, the head on the targets, backward through head and S. V: a tangent through S,
-        # of which the learner's own pass has the states. The designer: forward and backward.
-        "meta_floor": 2
-        * (fed.tokens * (every + 2 * in_s) + 2 * len(fed.targets_N) * head + part.tokens * (2 * in_s + 3 * phi)),
+        "meta_floor": round(floor),
         "designer": counted(lambda: step(parts.construction)) - alone,
-        "designer_floor": 2 * batch.tokens * phi,
+        "designer_floor": designer_floor(phi, batch.tokens),
     }
+
+
+def _read(batch: Any) -> Read:
+    return Read(batch.tokens, len(batch.targets_N), batch.ids_BT.shape[1])
 
 
 def counted(function: Callable[[], None]) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
+
+from benchmarks.table import markdown_table
 
 _MIB = 2**20
 
@@ -35,23 +36,23 @@ def markdown(report: dict[str, Any]) -> str:
             f"us a {unit[:-1]} more",
             "s a meta update",
         )
-        parts.append(_table(columns, rows))
+        parts.append(markdown_table(columns, rows))
     for learner, arms in (("smollm2-135m", report["language"]["smollm2-135m"]), ("vision", report["vision"])):
         unit = "an image" if learner == "vision" else "a token"
         watched = {arm: found["microseconds"] for arm, found in arms.items() if found["microseconds"]}
         phases = [
             (name, *(f"{of[name]:.2f}" if name in of else "-" for of in watched.values())) for name in watched["v"]
         ]
-        parts.append(_table((f"{learner}: phase, us {unit}", *watched), phases))
+        parts.append(markdown_table((f"{learner}: phase, us {unit}", *watched), phases))
     engines = [
         (row["engine"], row["align"], row["layers"], row["k"], row["tokens"], f"{row['seconds']:.3f}",
          f"{row['peak_bytes'] / _MIB:,.0f}")
         for row in report["meta"]
     ]  # fmt: skip
-    parts.append(_table(("engine", "align", "layers in S", "K", "tokens", "seconds", "peak MiB"), engines))
+    parts.append(markdown_table(("engine", "align", "layers in S", "K", "tokens", "seconds", "peak MiB"), engines))
     found = report["flops"]
     parts.append(
-        _table(
+        markdown_table(
             ("FLOPs over a learner step's", "counted", "floor", "ratio"),
             [
                 (name, f"{found[key] / found['step']:.3f}", f"{found[f'{key}_floor'] / found['step']:.3f}",
@@ -69,10 +70,5 @@ def markdown(report: dict[str, Any]) -> str:
         )
         for row in report["loss"]
     ]
-    parts.append(_table(("loss, forward and backward", "vocabulary", "seconds", "peak MiB"), losses))
+    parts.append(markdown_table(("loss, forward and backward", "vocabulary", "seconds", "peak MiB"), losses))
     return "\n".join(parts)
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)]) + "\n"

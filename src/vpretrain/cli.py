@@ -13,6 +13,7 @@ from typing import Any
 
 from vpretrain import commands, pretrained
 from vpretrain.errors import Elsewhere, Interrupted, Paused, UserError
+from vpretrain.estimate import DEVICES, LATENCY_US, UTILISATION
 from vpretrain.recipe import settings_help
 
 _OVERRIDES = (
@@ -69,6 +70,13 @@ def _count(least: int, text: str) -> int:
     if not text.isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"{text}: give a whole number from {least}")
     return int(text)
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: give a number above 0")
+    return number
 
 
 def _share(text: str) -> float:
@@ -254,6 +262,39 @@ def _parser() -> argparse.ArgumentParser:
         "find mistakes before the long work, and estimate the memory",
         "vpretrain check recipes/quickstart.yaml",
     )
+    command = add(
+        "estimate",
+        commands.estimate,
+        "say on paper what a recipe takes on many GPUs: memory, communication, time, and what to shard",
+        "vpretrain estimate recipes/qwen2.5-0.5b-numinamath-gsm8k.yaml --world-size 64 --device a100",
+    )
+    command.add_argument(
+        "--world-size", type=partial(_count, 1), required=True, metavar="N", help="GPUs in all, one process each"
+    )
+    add_count(command, "--gpus-per-node", 8, "GPUs of a node")
+    command.add_argument("--device", choices=DEVICES, default="h100", help="the GPU (default: %(default)s)")
+    for option, what in {
+        "--tflops": "its peak in bf16, dense",
+        "--fp32-tflops": "its peak in fp32, which designer and meta steps are in",
+        "--memory-gib": "its memory",
+        "--bandwidth-gbs": "GB/s that collectives reach",
+    }.items():
+        command.add_argument(option, type=_positive, metavar="X", help=f"{what} (default: the device's)")
+    command.add_argument(
+        "--utilisation",
+        type=_share,
+        default=UTILISATION,
+        metavar="SHARE",
+        help="share of the peak that passes reach: an assumption (default: %(default)s)",
+    )
+    command.add_argument(
+        "--latency-us",
+        type=_positive,
+        default=LATENCY_US,
+        metavar="X",
+        help="microseconds of a message: an assumption (default: %(default)s)",
+    )
+    command.add_argument("--json", action="store_true", help="print JSON")
     command = add(
         "inspect",
         commands.inspect,

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,24 @@ def check(options: argparse.Namespace) -> int:
     _quiet()
     for line in room(recipe.modality, "check").check(recipe):
         print(line)
+    return 0
+
+
+def estimate(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides)
+    from vpretrain.estimate import DEVICES, estimate
+    from vpretrain.show_estimate import estimate_remarks, estimate_table
+
+    _quiet()
+    own = {name: getattr(options, name) for name in ("tflops", "fp32_tflops", "memory_gib")}
+    device = replace(DEVICES[options.device], **{name: value for name, value in own.items() if value is not None})
+    how = {name: getattr(options, name) for name in ("gpus_per_node", "bandwidth_gbs", "utilisation", "latency_us")}
+    found = estimate(recipe, options.world_size, device=device, **how)
+    if options.json:
+        print(json.dumps(found.as_json() | {"remarks": estimate_remarks(found)}, indent=1))
+        return 0
+    _console().print(estimate_table(found))
+    print("\n".join(estimate_remarks(found)))
     return 0
 
 

@@ -138,7 +138,7 @@ class VisionLearner:
 
         Differentiable in the views. An engine that evaluates at several values of `parameters` pays for it once.
         """
-        start = self._first_block(parameters)
+        start = self.first_block(parameters)
         below = None if start is None else self.theta.frozen("lower", *self.seen(inputs, start))
         return replace(inputs, prepared=(start, below, self.teach(inputs)))
 
@@ -237,7 +237,7 @@ class VisionLearner:
         with sdpa_kernel(SDPBackend.MATH), PlainLayerNorm():
             yield
 
-    def _first_block(self, parameters: Parameters) -> int | None:
+    def first_block(self, parameters: Parameters) -> int | None:
         """The lowest block that S touches; None if S reaches below the blocks or into the head."""
         numbers = {id(p): i for i, block in enumerate(self.backbone.blocks) for p in block.parameters()}
         above = {id(p) for p in self.backbone.norm.parameters()}

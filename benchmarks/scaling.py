@@ -1,0 +1,285 @@
+"""`make bench-scaling`: what V-pretraining takes on 8 to 1,024 GPUs, on paper; seconds on a CPU.
+
+Writes scaling.json beside this file, and prints the tables of docs/scaling.md. Nothing is run: learners are shapes.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import Dinov2Config, DINOv3ViTConfig, LlamaConfig, PreTrainedConfig, Qwen2Config
+
+from benchmarks.command import command
+from benchmarks.speed import settings
+from benchmarks.table import markdown_table
+from vpretrain.config import Recipe
+from vpretrain.estimate import DEVICES, FP32, LATENCY_US, OVER_FLOOR, UTILISATION, Plan, Workload, on_gpus
+from vpretrain.recipe import load_recipe, parse_recipe, room
+from vpretrain.show_estimate import NEGLIGIBLE, least_period
+
+_HERE = Path(__file__).parent
+GPUS = (8, 64, 256, 1024)
+ROWS, LENGTH = 1024, 1024  # of a step: one row a GPU on the most GPUs
+LEARNERS: dict[str, tuple[PreTrainedConfig, int]] = {  # shapes, and rows of a micro-batch
+    "0.5B (Qwen2.5)": (
+        Qwen2Config(
+            vocab_size=151_936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
+            num_key_value_heads=2, max_position_embeddings=32_768, tie_word_embeddings=True,
+        ),
+        4,
+    ),
+    "7B (Qwen2.5)": (
+        Qwen2Config(
+            vocab_size=152_064, hidden_size=3584, intermediate_size=18_944, num_hidden_layers=28, num_attention_heads=28,
+            num_key_value_heads=4, max_position_embeddings=32_768, tie_word_embeddings=False,
+        ),
+        2,
+    ),
+    "70B (Llama 3)": (
+        LlamaConfig(
+            vocab_size=128_256, hidden_size=8192, intermediate_size=28_672, num_hidden_layers=80, num_attention_heads=64,
+            num_key_value_heads=8, max_position_embeddings=8192, tie_word_embeddings=False,
+        ),
+        1,
+    ),
+}  # fmt: skip
+VIT_L = DINOv3ViTConfig(
+    hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096, patch_size=16,
+    num_register_tokens=4,
+)  # fmt: skip
+VISION_RECIPE, VISION_GPUS = "recipes/dinov3-vitl-ade20k.yaml", (1, 2, 5, 10)  # of 50 pictures a step
+VIT_S = Dinov2Config(
+    hidden_size=384, num_hidden_layers=12, num_attention_heads=6, patch_size=14, image_size=518, use_mask_token=False
+)
+DESIGNERS: dict[str, dict[str, Any]] = {  # one thing changed at a time
+    "default: 256 x 6, K = 64": {},
+    "64 x 2": {"hidden_size": 64, "layers": 2},
+    "512 x 6": {"hidden_size": 512},
+    "K = 8": {"top_k": 8},
+    "K = 256": {"top_k": 256},
+}
+DEFAULT_K = 64
+TF32 = 494  # TFLOPS of an H100, dense, of the same data sheet
+
+
+def main() -> None:
+    """Compute, write, print."""
+    found = report()
+    (_HERE / "scaling.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print("\n".join(tables(found)))
+
+
+def report() -> dict[str, Any]:
+    """All figures of docs/scaling.md."""
+    works = {name: work(shape) for name, (shape, _) in LEARNERS.items()}
+    pictures = _counted(load_recipe(VISION_RECIPE).model_dump(mode="json"), VIT_L)
+    return {
+        "command": "make bench-scaling",
+        "assumed": {
+            "device": "h100",
+            "utilisation": UTILISATION,
+            "latency_us": LATENCY_US,
+            "rows": ROWS,
+            "length": LENGTH,
+        },
+        "over_floor": OVER_FLOOR,
+        "learners": {name: _sizes(each) for name, each in works.items()},
+        "plans": [
+            _row(name, gpus, dealt(works[name], rows, gpus)) for name, (_, rows) in LEARNERS.items() for gpus in GPUS
+        ],
+        "vision": [_vision_row(gpus, pictures) for gpus in VISION_GPUS],
+        "designers": [
+            {"designer": title} | {name: _designer_share(work(shape, own)) for name, (shape, _) in LEARNERS.items()}
+            for title, own in DESIGNERS.items()
+        ]
+        + [
+            {"designer": "default, with TF32"}
+            | {name: _designer_share(each, fp32_tflops=TF32) for name, each in works.items()}
+        ],
+    }
+
+
+def work(shape: PreTrainedConfig, designer: dict[str, Any] | None = None) -> Workload:
+    """The paper's settings on a learner of a shape."""
+    return _counted({
+        "name": "scaling",
+        "stream": {
+            "length": LENGTH,
+            "sources": [{"path": "stream.jsonl", "text": "{text}"}],
+        },
+        "learner": {"precision": "bf16"},
+        "feedback": {"sources": [{"path": "feedback.jsonl", "prompt": "{question}", "response": "{answer}"}]},
+        "designer": designer or {},
+        "budget": {"steps": 1},
+        "evaluation": {"sources": [{"path": "evaluation.jsonl", "prompt": "{question}", "response": "{answer}"}]},
+    }, shape)  # fmt: skip
+
+
+def dealt(each: Workload, rows: int, gpus: int) -> Workload:
+    """ROWS a step in micro-batches of so many rows a GPU at most, and a row at least for each in a meta update."""
+    batch_size = min(ROWS, rows * gpus)
+    of_meta = {name: max(getattr(each, name), gpus) for name in ("meta_rows", "feedback_rows")}
+    return replace(each, batch_size=batch_size, accumulation=ROWS // batch_size, **of_meta)
+
+
+def calibration(speed: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Seconds of designer and meta update over those that their floors would take at the learner's own FLOPs a second.
+
+    Args:
+        speed: benchmarks/speed/results.json: SmolLM2-135M, and a ViT-S whose FLOPs are counted here.
+    """
+    arm, flops = speed["language"]["smollm2-135m"]["v"], speed["flops"]
+    a_token = settings.ROWS * settings.LENGTH  # the counted step is one micro-batch
+    language = _over_floor(
+        arm, settings.PERIOD, flops["step"] / a_token, flops["designer_floor"] / a_token, flops["meta_floor"]
+    )
+    vision: Any = settings.vision_recipe("v")
+    each = _counted(vision.model_dump(mode="json"), VIT_S)
+    cost = each.replicated
+    update = each.feedback_rows * (cost.feedback_flops + cost.feedback_flops_fp32) + each.meta_rows * cost.value_flops
+    seen = _over_floor(speed["vision"]["v"], settings.VISION_PERIOD, each.step_flops, each.designer_flops, update)
+    return {"language": language, "vision": seen}
+
+
+def tables(found: dict[str, Any]) -> list[str]:
+    """As Markdown: memory, time, designers."""
+    memory = [
+        (
+            row["learner"], f"{row['gpus']:,}", row["rows"],
+            *(f"**{gib:,.0f}**" if fits else f"{gib:,.0f}" for gib, fits in row["gib"].values()),
+        )
+        for row in found["plans"]
+    ]  # fmt: skip
+    layouts = list(found["plans"][0]["gib"])
+    time = [
+        (
+            row["learner"], f"{row['gpus']:,}", row["layout"], f"{row['learner_ms']:,.0f}", f"{row['sent_gib']:,.1f}",
+            f"{row['communication_ms']:,.0f}", f"{row['meta_ms']:,.1f}", f"{row['designer_share']:.1%}",
+            f"{row['meta_share']:.1%}", row["least_period"],
+        )
+        for row in found["plans"]
+    ]  # fmt: skip
+    learners = list(LEARNERS)
+    designers = [(row["designer"], *(f"{row[name]:.2%}" for name in learners)) for row in found["designers"]]
+    sizes = [
+        (
+            name,
+            f"{of['parameters'] / 1e9:.2f}",
+            f"{of['gflops_a_token']:.1f}",
+            f"{of['subset'] / 1e6:,.0f}",
+            f"{of['designer'] / 1e6:.1f}",
+            of["k_for_2_percent"],
+            of["gpus_for_latency"],
+        )
+        for name, of in found["learners"].items()
+    ]
+    vision = [
+        (
+            row["gpus"], f"{row['gib']:,.0f}", f"{row['learner_ms']:,.0f}",
+            *(f"{row[f'{what}_share{which}']:.1%}" for which in ("", "_tf32") for what in ("designer", "meta")),
+        )
+        for row in found["vision"]
+    ]  # fmt: skip
+    return [
+        markdown_table(
+            ("learner", "P, 1e9", "GFLOPs a token", "P_S, 1e6", "phi, 1e6", "K for 2 %", "GPUs for latency"), sizes
+        ),
+        markdown_table(("GiB a GPU", "GPUs", "rows each", *layouts), memory),
+        markdown_table(
+            (
+                "learner", "GPUs", "layout", "learner ms", "sent GiB", "sent ms", "meta update ms", "designer", "meta",
+                "r for 2 %",
+            ),
+            time,
+        ),
+        markdown_table(("designer's share of a step", *learners), designers),
+        markdown_table(
+            ("ViT-L: GPUs", "GiB, ddp", "learner ms", "designer", "meta", "designer, TF32", "meta, TF32"), vision
+        ),
+    ]  # fmt: skip
+
+
+def _counted(data: dict[str, Any], shape: PreTrainedConfig) -> Workload:
+    """A recipe's counts on a learner that exists as a configuration alone."""
+    with tempfile.TemporaryDirectory() as directory:
+        shape.save_pretrained(directory)
+        recipe: Recipe = parse_recipe(data | {"learner": data["learner"] | {"name": directory}})
+        counts: Workload = room(recipe.modality, "estimate").workload(recipe)
+        return counts
+
+
+def _sizes(each: Workload) -> dict[str, Any]:
+    found = on_gpus(dealt(each, 1, GPUS[-1]), GPUS[-1])
+    gathered = each.gathered_bytes / DEFAULT_K / (1e9 * found.device.memory_gbs)  # seconds a row, for each of the K
+    collected = FP32 * each.parameters / (1e9 * found.bandwidth_gbs)
+    return {
+        "parameters": each.parameters,
+        "designer": each.designer,
+        "subset": each.subset,
+        "gflops_a_token": each.step_flops / LENGTH / 1e9,
+        # K at which the candidates' embeddings alone take 2 % of the learner's passes
+        "k_for_2_percent": int(NEGLIGIBLE * found.plans[0].seconds["learner"] / gathered),
+        # W at which the messages of collecting all weights, block by block, take as long as their bytes
+        "gpus_for_latency": 1 + round(collected / ((each.blocks + 1) * 1e-6 * found.latency_us)),
+    }
+
+
+def _row(name: str, gpus: int, each: Workload) -> dict[str, Any]:
+    plans = on_gpus(each, gpus).plans
+    plan = _chosen(plans)
+    return {
+        "learner": name,
+        "gpus": gpus,
+        "rows": f"{each.accumulation} x {each.batch_size // gpus}",
+        "gib": {plan.layout: (plan.gib, plan.fits) for plan in plans},
+        "layout": plan.layout if plan.fits else f"({plan.layout})",
+        "learner_ms": 1e3 * plan.seconds["learner"],
+        "sent_gib": plan.sent["a step"] / 2**30,
+        "communication_ms": 1e3 * plan.seconds["learner's communication"],
+        "meta_ms": 1e3 * (plan.seconds["meta compute"] + plan.seconds["meta communication"]),
+        "designer_share": plan.designer_share,
+        "meta_share": plan.meta_share,
+        "least_period": least_period(plan, each.every_steps),
+    }
+
+
+def _vision_row(gpus: int, each: Workload) -> dict[str, Any]:
+    tf32 = replace(DEVICES["h100"], fp32_tflops=TF32)
+    plans = {"": on_gpus(each, gpus).plans[0], "_tf32": on_gpus(each, gpus, device=tf32).plans[0]}
+    shares = {
+        f"{what}_share{which}": getattr(plan, f"{what}_share")
+        for which, plan in plans.items()
+        for what in ("designer", "meta")
+    }
+    return {"gpus": gpus, "gib": plans[""].gib, "learner_ms": 1e3 * plans[""].seconds["learner"], **shares}
+
+
+def _chosen(plans: Sequence[Plan]) -> Plan:
+    """The first that fits, else the last."""
+    return next((plan for plan in plans if plan.fits), plans[-1])
+
+
+def _designer_share(each: Workload, **changed: float) -> float:
+    """Where the learner's passes hide what is sent, on any number of GPUs: of those and the designer."""
+    (plan, *_) = on_gpus(dealt(each, 1, 8), 8, device=replace(DEVICES["h100"], **changed)).plans
+    return plan.seconds["designer"] / (plan.seconds["designer"] + plan.seconds["learner"])
+
+
+def _over_floor(arm: dict[str, Any], period: int, step: float, designer: float, update: float) -> dict[str, float]:
+    """`step` and `designer` in FLOPs a token or image, `update` in FLOPs a meta update."""
+    phases = arm["microseconds"]
+    seconds_a_flop = (phases["learner forward"] + phases["learner backward"]) / step
+    meta = sum(seconds for name, seconds in phases.items() if name.startswith("meta"))
+    return {
+        "designer": phases["construction"] / (designer * seconds_a_flop),
+        "meta": meta * arm["read_a_step"] * period / (update * seconds_a_flop),
+    }
+
+
+if __name__ == "__main__":
+    command(main)

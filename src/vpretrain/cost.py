@@ -1,0 +1,75 @@
+"""FLOPs of passes through a transformer, and the fewest that a meta update could take (METHOD, section 4).
+
+A product of matrices counts 2 FLOPs a parameter and token. Backward is two products for each of forward's: one for the
+states, one for the weights where they are trained. Attention compares every token with all of its row, masked or not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a pass reads: tokens, how many of their successors are targets, and tokens a row."""
+
+    tokens: float
+    targets: float
+    length: int
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """The sizes that its passes' FLOPs follow from.
+
+    Attributes:
+        blocks: parameters of all blocks.
+        head: parameters of the output layer.
+        attention: FLOPs of scores and sums a token and position of its row, in all blocks: 4 x blocks x width of the queries.
+        trained_blocks: those of `blocks` that have a gradient.
+        trained_head: whether the output layer has one.
+    """
+
+    blocks: int
+    head: int
+    attention: int
+    trained_blocks: int
+    trained_head: bool
+
+    def through_blocks(self, read: Read) -> float:
+        """Forward, without the head."""
+        return read.tokens * (2 * self.blocks + self.attention * read.length)
+
+    def forward(self, read: Read) -> float:
+        """Forward, with the head on the targets."""
+        return self.through_blocks(read) + 2 * read.targets * self.head
+
+    def back_through_blocks(self, read: Read) -> float:
+        """Backward, from the states that the head reads."""
+        of_weights = 2 * self.trained_blocks * read.tokens
+        return self.through_blocks(read) + of_weights + self.attention * read.tokens * read.length
+
+    def step(self, read: Read) -> float:
+        """Forward and backward."""
+        head = 2 * read.targets * self.head * (1 + self.trained_head)
+        return self.forward(read) + self.back_through_blocks(read) + head
+
+    def feedback_floor(self, share: float, feedback: Read) -> float:
+        """g_down: forward, then backward through the head and the `share` of the blocks that is above S."""
+        head = 2 * feedback.targets * self.head
+        return self.forward(feedback) + head + share * self.back_through_blocks(feedback)
+
+    def value_floor(self, share: float, meta: Read, phi: int) -> float:
+        """V by jvp: a tangent beside a forward pass through the blocks of S, of which the learner's own pass has the states;
+        then the designer of `phi` parameters, forward and backward."""
+        return 2 * share * self.through_blocks(meta) + 6 * phi * meta.tokens
+
+    def difference_floor(self, share: float, meta: Read, phi: int) -> float:
+        """V by finite differences: g_pre as g_down, then two passes through S and the head, from the same states below S."""
+        upper = share * self.through_blocks(meta) + 2 * meta.targets * self.head
+        return self.feedback_floor(share, meta) + 2 * upper + 6 * phi * meta.tokens
+
+
+def designer_floor(phi: int, tokens: float) -> float:
+    """The designer's forward pass, which every learner step has."""
+    return 2 * phi * tokens
