@@ -99,7 +99,7 @@ def _patient_of(recipe: Recipe) -> Patient:
         pairs, _ = parts.meta.pairs(parts.stream.next())
     if not pairs:
         raise UserError("no stream row has a domain of the feedback: name the domains alike, or set value.domains=sum")
-    _, batch, g_down = pairs[0]
+    _, batch, _, g_down = pairs[0]
     return Patient(
         learner=parts.learner,
         construction=parts.construction,

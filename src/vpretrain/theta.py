@@ -176,8 +176,8 @@ def sharded(module: nn.Module) -> FSDPModule:
     return fully_shard(module, mesh=mesh, reshard_after_forward=False)
 
 
-def theta_of(module: nn.Module, parallel: Literal["ddp", "fsdp"]) -> Theta:
-    """As many processes as there are hold it. To be asked for once theta lies on its device."""
-    if world.size() == 1:
+def theta_of(module: nn.Module, parallel: Literal["ddp", "fsdp"] | None) -> Theta:
+    """As the processes hold it; None: whoever trains it brings them together. Ask when theta lies on its device."""
+    if world.size() == 1 or parallel is None:
         return Theta(module)
     return ReplicatedTheta(module) if parallel == "ddp" else ShardedTheta(module)

@@ -7,6 +7,7 @@ share of weight / mean(weight), has the mean of the whole as its mean over proce
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -35,6 +36,7 @@ def joined() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+        _host.cache_clear()
 
 
 @contextlib.contextmanager
@@ -63,6 +65,12 @@ def leads() -> bool:
     return int(os.environ.get("RANK", "0")) == 0  # known before they meet, and when they have parted
 
 
+@functools.cache
+def _host() -> dist.ProcessGroup | None:
+    """The group for numbers that the host knows; one of our own where others have set up the processes, for GPUs alone."""
+    return None if "cpu" in dist.get_backend_config() else dist.new_group(backend="gloo")
+
+
 def portion(field: str, count: int) -> int:
     """How many of so many fall to this process. Raises UserError if one would have none."""
     if count < size():
@@ -80,7 +88,7 @@ def means(numbers: Mapping[str, float]) -> dict[str, float]:
     if size() == 1:
         return dict(numbers)
     total = torch.tensor(list(numbers.values()), dtype=torch.float64)
-    dist.all_reduce(total)
+    dist.all_reduce(total, group=_host())
     return dict(zip(numbers, (total / size()).tolist(), strict=True))
 
 
@@ -114,7 +122,7 @@ def first(item: Item) -> Item:
         return item
     if isinstance(item, float):
         number = torch.tensor(item, dtype=torch.float64)
-        dist.broadcast(number, 0)
+        dist.broadcast(number, 0, group=_host())
         return type(item)(number)
     items = [item]
     dist.broadcast_object_list(items)

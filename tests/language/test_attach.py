@@ -6,7 +6,7 @@ import pytest
 import torch
 from models import VOCABULARY, tiny_model
 
-from vpretrain import UserError
+from vpretrain import UserError, world
 from vpretrain.language.attach import VPretraining, feedback_rows, token_batch
 from vpretrain.language.config import DesignerConfig, ValueConfig
 from vpretrain.language.learner import LanguageLearner
@@ -211,8 +211,7 @@ def test_what_cannot_work_is_refused_at_once(model, changes, words):
         attached(model(), **changes)
 
 
-def test_several_processes_are_refused(monkeypatch):
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    with pytest.raises(UserError, match="not by torchrun"):
+def test_a_loop_of_ones_own_is_refused_in_several_processes(monkeypatch):
+    monkeypatch.setattr(world, "size", lambda: 2)
+    with pytest.raises(UserError, match="use VPretrainTrainer under torchrun"):
         attached(tiny_model())

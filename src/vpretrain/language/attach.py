@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from vpretrain import world
 from vpretrain.errors import UserError
 from vpretrain.language.assemble import check_candidates, meta_update, new_designer
 from vpretrain.language.batch import TokenBatch
@@ -51,6 +51,8 @@ class VPretraining:
         feedback_batch_size: rows of feedback in one meta update.
         bf16: the learner's own passes, and the feedback's, are under bf16 autocast.
         seed: of the initial designer and of the feedback's order.
+        replicated: several processes hold the model, each with rows of its own, and what averages their gradients sees a
+            forward pass for every loss, as `VPretrainTrainer` arranges for DDP. They share out the feedback.
 
     Attributes:
         record: what the last step did: `alpha`, its mean gate, and if it made a meta update what `MetaUpdate` says of it.
@@ -69,13 +71,17 @@ class VPretraining:
         feedback_batch_size: int = 8,
         bf16: bool = False,
         seed: int = 0,
+        replicated: bool = False,
     ) -> None:
         self.designer_config, self.value_config = designer or DesignerConfig(), value or ValueConfig()
         self.record: dict[str, Any] = {}
+        if world.size() > 1 and not replicated:
+            raise UserError(
+                "a loop of one's own trains in one process: use VPretrainTrainer under torchrun, or `vpretrain run`"
+            )
         self._check_settings(model)
-        self.learner = LanguageLearner(
-            model, top_k=self.designer_config.top_k, tail=self.designer_config.tail, bf16=bf16
-        )
+        k, tail = self.designer_config.top_k, self.designer_config.tail
+        self.learner = LanguageLearner(model, top_k=k, tail=tail, bf16=bf16, parallel=None)
         if not self.learner.keeps_documents_apart():
             raise UserError(
                 f"{type(model).__name__} reads on over padding and into the next document of a row; "
@@ -128,8 +134,9 @@ class VPretraining:
         groups, state = captured_meta(self.meta)
         groups["designer"] = self.designer.state_dict()
         state["feedback"] = self.feedback.state_dict()
-        # Nothing of this changes between meta updates, so that their number names it.
-        save_checkpoint(Path(directory), self.meta.updates, groups, state, keep=1)
+        with world.alone():  # all processes have the same, and one of them may be asked
+            # Nothing of this changes between meta updates, so that their number names it.
+            save_checkpoint(Path(directory), self.meta.updates, groups, state, keep=1)
 
     def load(self, directory: str | Path) -> None:
         """Go on from what `save` has written, bit for bit. Raises UserError."""
@@ -146,9 +153,6 @@ class VPretraining:
         check_candidates(self.designer_config, model.config.get_text_config().vocab_size)
         if self.value_config.metric != "identity":
             raise UserError("value.metric=adamw needs the optimizer of `vpretrain run`: set value.metric=identity")
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            # Until a meta update averages the designer's gradient over them, and deals out the feedback.
-            raise UserError("the designer's gradient is that of one process: train in one, not by torchrun")
         for name, parameter in model.named_parameters():
             if any(hasattr(parameter, mark) for mark in ("device_mesh", "ds_id")):  # of a DTensor, of ZeRO-3
                 raise UserError(
@@ -224,15 +228,17 @@ class _Rows:
         self.weights = {_DOMAIN: 1.0}
         self.batch_size, self.device = batch_size, device
         self.batches_drawn = 0
+        world.portion("feedback_batch_size", batch_size)
+        self._own = range(world.rank(), batch_size, world.size())
         self.rows = [_checked(number, row) for number, row in enumerate(rows)]
         if not self.rows:
             raise UserError("the feedback is empty: it needs rows with input_ids and labels")
         self._order = Shuffled(len(self.rows), seed)
 
     def next(self) -> dict[str, TokenBatch]:
-        """The next rows, padded on the right."""
+        """Of the next rows those of this process, padded on the right."""
         first = self.batches_drawn * self.batch_size
-        chosen = [self.rows[self._order[first + i]] for i in range(self.batch_size)]
+        chosen = [self.rows[self._order[first + i]] for i in self._own]
         self.batches_drawn += 1
         ids, labels = zip(*chosen, strict=True)
         batch = {

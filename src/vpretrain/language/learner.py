@@ -73,7 +73,7 @@ class LanguageLearner:
         tail: int = 0,
         bf16: bool = False,
         compiled: bool = False,
-        parallel: Literal["ddp", "fsdp"] = "ddp",
+        parallel: Literal["ddp", "fsdp"] | None = "ddp",
     ) -> None:
         self.module = _Core(model)
         self._compiled = torch.compile(self.module.causal.base_model) if compiled else None

@@ -65,6 +65,7 @@ class VPretrainTrainer(Trainer):
             feedback_batch_size=feedback_batch_size,
             bf16=self.args.bf16,
             seed=self.args.seed,
+            replicated=True,
         )
         self._losses: Iterator[Tensor] = iter(())
         self._unlogged: dict[str, Any] = {}

@@ -103,7 +103,7 @@ class VisionLearner:
         *,
         outputs: int,
         ema: float,
-        bf16: bool,
+        bf16: bool = False,
         parallel: Literal["ddp", "fsdp"] = "ddp",
     ) -> None:
         self.ema, self.bf16 = ema, bf16
