@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help install quickstart quickstart-vision bench-steering bench-steering-ablation bench-gsm8k bench-multitask bench-posttrain bench-decontaminate bench-speed bench-scaling check test test-slow test-reliability audit doctor clean
+.PHONY: help install quickstart quickstart-vision bench-steering bench-steering-ablation bench-gsm8k bench-multitask bench-posttrain bench-decontaminate bench-speed bench-scaling check test test-slow test-reliability test-distributed audit doctor clean
 
 help: ## what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,9 @@ test-slow: .venv/.installed-dev ## what needs the real pretrained learner
 
 test-reliability: .venv/.installed-dev ## the long forms of what runs survive, with a figure a promise; half an hour
 	$(BIN)/python -m pytest --long tests/reliability tests/security $(ARGS)
+
+test-distributed: .venv/.installed-dev ## several processes against one, and what they survive, with the differences measured; ten minutes
+	$(BIN)/python -m pytest --long tests/distributed $(ARGS)
 
 audit: .venv/.installed-dev ## known vulnerabilities of what is installed; asks the OSV service, and fails where that is out of reach
 	@$(PIP) pip-audit

@@ -247,7 +247,7 @@ def test_activations_are_those_that_autograd_keeps(family, precision, tmp_path, 
 def test_activations_of_views_are_those_that_autograd_keeps(precision, tmp_path):
     recipe = vision_recipe(tmp_path, learner={"precision": precision})
     learner = room("vision", "assemble").load_learner(recipe)[0]
-    batch = ViewBatch(torch.rand(2, 3, 3, 32, 32), torch.rand(2, 3, 3, 16, 16), ("",) * 3)
+    batch = ViewBatch(torch.rand(2, 3, 3, 32, 32), torch.rand(2, 3, 3, 16, 16), ("",) * 3, (0, 1, 2), 3)
     learner.module.eval()  # drop-path keeps a little besides
     measured = kept_bytes(lambda: learner.forward(batch), learner)
     assert workload(recipe).activation_bytes * 3 == pytest.approx(measured, rel=0.2)
