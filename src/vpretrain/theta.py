@@ -104,6 +104,7 @@ class ShardedTheta(Theta):
             register_fsdp_forward_method(module, "generate")
 
     def synchronise(self, when: bool) -> None:
+        self.settle()  # what was gathered before the shards changed, by an update or a checkpoint, is not what they are
         self._root.set_requires_gradient_sync(when)
 
     def at(self, parameters: Parameters, *arguments: Any) -> Any:

@@ -84,7 +84,8 @@ class Predictor(nn.Module):
         tokens = torch.cat([known, asked], dim=1)
         for block in self.blocks:
             tokens = block(tokens)
-        return self.outward(self.norm(tokens[:, known.shape[1] :]).unflatten(0, (-1, targets)))
+        asked = self.outward(self.norm(tokens[:, known.shape[1] :])).unflatten(0, (-1, targets))
+        return asked.clone()  # FSDP2 ties its backward pass to what a module returns, and warns of views
 
 
 class IJepaLearner(VisionLearner):
