@@ -22,8 +22,8 @@ check: .venv/.installed-dev ## lint, format, spelling, types
 	$(BIN)/codespell src tests benchmarks examples docs recipes README.md
 	$(BIN)/mypy
 
-test: .venv/.installed-dev ## the whole suite
-	$(BIN)/python -m pytest -m "not slow"
+test: .venv/.installed-dev ## the whole suite, on up to four cores
+	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4
 
 test-slow: .venv/.installed-dev ## what needs the real pretrained learner
 	$(BIN)/python -m pytest -m slow

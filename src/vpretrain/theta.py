@@ -40,18 +40,17 @@ class Theta:
         return self.module(*arguments)
 
     def synchronise(self, when: bool) -> None:
-        """Whether the passes to come are the step's last, at whose end the processes' gradients meet."""
+        """Before a micro-batch's passes: whether they are the step's last, at whose end the processes' gradients meet."""
 
     def at(self, parameters: Parameters, *arguments: Any) -> Any:
         """A pass at other values of S; no other parameter gets a gradient."""
-        frozen = {name: p.detach() for name, p in self.module.named_parameters()}
-        return functional_call(self.module, frozen | parameters, arguments)
+        return functional_call(self.module, self.replaced(parameters), arguments)
 
     def frozen(self, *arguments: Any) -> Any:
         """A pass that gives theta no gradient, and lets one through to what it is given."""
         return self.at({}, *arguments)
 
-    def replaced(self, parameters: Parameters) -> Parameters | None:
+    def replaced(self, parameters: Parameters) -> Any:
         """All of theta with other values of S; None where the module itself has them."""
         return {name: p.detach() for name, p in self.module.named_parameters()} | parameters
 
