@@ -20,9 +20,9 @@ html_show_copyright = False
 myst_heading_anchors = 3
 default_role = "code"  # docstrings have single backticks
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # signatures have them
+autodoc_typehints_format = "short"
 autodoc_class_signature = "mixed"
-napoleon_include_init_with_doc = False
+napoleon_use_rtype = False  # what comes before a colon is no type, but a part of the sentence
 _MARKUP = re.compile(r"([*|]|(?<=\w)_(?=\W|$))")
 
 
