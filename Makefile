@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help install quickstart quickstart-vision bench-steering bench-steering-ablation bench-gsm8k bench-multitask bench-posttrain bench-decontaminate bench-speed bench-scaling check test test-slow test-reliability test-distributed audit doctor clean
+.PHONY: help install docs wheel quickstart quickstart-vision bench-steering bench-steering-ablation bench-gsm8k bench-multitask bench-posttrain bench-decontaminate bench-speed bench-scaling check test test-slow test-reliability test-distributed audit doctor clean
 
 help: ## what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,10 +17,11 @@ quickstart-vision: .venv/.installed-vision ## the same for a vision transformer,
 	$(BIN)/vpretrain compare recipes/quickstart-vision.yaml --arms fixed,v --overwrite
 
 check: .venv/.installed-dev ## lint, format, spelling, types
-	$(BIN)/ruff check src tests benchmarks examples
-	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/ruff check src tests benchmarks examples docs
+	$(BIN)/ruff format --check src tests benchmarks examples docs
 	$(BIN)/codespell src tests benchmarks examples docs recipes README.md
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
 
 test: .venv/.installed-dev ## the whole suite, on up to four cores
 	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4
@@ -33,6 +34,17 @@ test-reliability: .venv/.installed-dev ## the long forms of what runs survive, w
 
 test-distributed: .venv/.installed-dev ## several processes against one, and what they survive, with the differences measured; ten minutes
 	$(BIN)/python -m pytest --long tests/distributed $(ARGS)
+
+wheel: .venv/.installed-dev ## the wheel, in dist/, after it was tried without the sources
+	$(BIN)/python -m pytest tests/packaging
+	@rm -rf build
+	@$(PIP) build
+	$(BIN)/python -m build --wheel --outdir dist .
+
+docs: .venv/.installed ## the documentation as a site, in site/; a broken link fails
+	@$(PIP) --editable '.[docs]'
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going docs site
+	@echo "open site/index.html"
 
 audit: .venv/.installed-dev ## known vulnerabilities of what is installed; asks the OSV service, and fails where that is out of reach
 	@$(PIP) pip-audit

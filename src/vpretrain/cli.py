@@ -149,6 +149,15 @@ def _parser() -> argparse.ArgumentParser:
         help="save and leave off at this share of the budget, e.g. 0.5 (exit code 75); --resume goes on",
     )
     command = add(
+        "watch",
+        commands.watch,
+        "watch a run or a comparison at work: curves, budget left, speed, memory, last evaluation",
+        "vpretrain watch runs/mine\n  vpretrain watch runs/quickstart --once",
+        recipe=False,
+    )
+    command.add_argument("run", metavar="RUN", help="directory of a run, or of a comparison")
+    command.add_argument("--once", action="store_true", help="print one frame and end; so it is outside a terminal")
+    command = add(
         "compare",
         commands.compare,
         "run several arms under one budget and compare them with the untouched learner",

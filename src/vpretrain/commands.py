@@ -32,6 +32,13 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def watch(options: argparse.Namespace) -> int:
+    from vpretrain.watch import watch
+
+    watch(Path(options.run), _console(), once=options.once or not sys.stdout.isatty())
+    return 0
+
+
 def compare(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.overrides)
     from vpretrain.compare import compare, run_name

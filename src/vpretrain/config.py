@@ -139,6 +139,24 @@ class BudgetConfig(Strict):
             raise ValueError("give budget.minutes or budget.steps")
         return self
 
+    def share(self, steps_done: int, seconds: float) -> float:
+        """How much of it is spent after so many steps and training seconds, from 0 to 1."""
+        shares = []
+        if self.minutes is not None:
+            shares.append(seconds / (60 * self.minutes))
+        if self.steps is not None:
+            shares.append(steps_done / self.steps if self.steps else 1.0)
+        return min(1.0, max(shares))
+
+    def seconds_left(self, steps_done: int, seconds: float) -> float:
+        """Estimate of the training time left, at the pace so far."""
+        left = []
+        if self.minutes is not None:
+            left.append(60 * self.minutes - seconds)
+        if self.steps is not None:
+            left.append((self.steps - steps_done) * seconds / max(1, steps_done))
+        return max(0.0, min(left))
+
 
 class EvaluationConfig(Strict):
     """What is measured; each modality says on what."""

@@ -23,7 +23,7 @@ from vpretrain.recipe import settings_help
 
 COMMANDS = [
     "run", "compare", "pareto", "posttrain", "sweep", "probe", "profile", "gate", "check", "estimate", "inspect", "doctor",
-    "decontaminate", "evaluate", "export",
+    "decontaminate", "evaluate", "export", "watch",
 ]  # fmt: skip
 
 

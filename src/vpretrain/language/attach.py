@@ -33,7 +33,7 @@ _READ = {"input_ids", "labels", "attention_mask", "position_ids"}
 
 
 class VPretraining:
-    """What V-pretraining adds to a training loop: `losses` takes the place of the model's own loss.
+    """What V-pretraining adds to a training loop: `losses` takes the place of the model's own loss::
 
         v = VPretraining(model, feedback_rows(pairs, tokenizer))
         for step, batches in enumerate(...):

@@ -27,6 +27,7 @@ class Budget:
         self, config: BudgetConfig, clock: Callable[[], float] = time.perf_counter, *, until: float = 1.0
     ) -> None:
         self.until = until
+        self._config = config
         self.limit_seconds = None if config.minutes is None else 60 * config.minutes
         self.limit_steps = config.steps
         self.step = 0
@@ -61,12 +62,7 @@ class Budget:
 
     def share(self, steps_done: int) -> float:
         """How much of the budget is spent after `steps_done` steps, from 0 to 1."""
-        shares = []
-        if self.limit_seconds is not None:
-            shares.append(self.seconds / self.limit_seconds)
-        if self.limit_steps is not None:
-            shares.append(steps_done / self.limit_steps if self.limit_steps else 1.0)
-        return min(1.0, max(shares))
+        return self._config.share(steps_done, self.seconds)
 
     @property
     def spent(self) -> bool:
@@ -79,12 +75,7 @@ class Budget:
 
     def seconds_left(self, steps_done: int) -> float:
         """Estimate of the training time left after `steps_done` steps; for the progress bar."""
-        left = []
-        if self.limit_seconds is not None:
-            left.append(self.limit_seconds - self.seconds)
-        if self.limit_steps is not None:
-            left.append((self.limit_steps - steps_done) * self.seconds / max(1, steps_done))
-        return max(0.0, min(left))
+        return self._config.seconds_left(steps_done, self.seconds)
 
     def state_dict(self) -> dict[str, Any]:
         """As at the end of the running step."""

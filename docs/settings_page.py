@@ -1,0 +1,90 @@
+"""The page of every setting, from the models that recipes are checked by."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from vpretrain.recipe import MODALITIES, _model_in, room
+
+_INTRODUCTION = """# Every setting
+
+Made from the models that recipes are checked by; `vpretrain run --help` says the same. A setting is given in the recipe, or
+after a command as `field=value` with dots, e.g. `optimizer.lr=1e-5 stream.sources.0.limit=100`. Unknown names are refused. `N`
+is a number from 0: the section is a list.
+"""
+_NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false", NoneType: "null", Any: "anything"}
+_LIMITS = {
+    "ge": "≥ {}",
+    "gt": "> {}",
+    "le": "≤ {}",
+    "lt": "< {}",
+    "min_length": "at least {} of them",
+    "pattern": "matches {}",
+}
+
+
+def settings_page() -> str:
+    """Markdown: a table a section, for each modality."""
+    parts = [_INTRODUCTION]
+    for modality in MODALITIES:
+        recipe = room(modality, "config").Recipe
+        parts.append(f"## {modality.capitalize()}\n")
+        for prefix, model in sections(recipe, ""):
+            about = (model.__doc__ or "").strip().split("\n")[0]
+            parts.append(f"### {f'`{prefix[:-1]}`' if prefix else 'The run itself'}\n\n{_escaped(about)}\n")
+            fields = {prefix + name: field for name, field in model.model_fields.items()}
+            rows = [_row(name, field) for name, field in fields.items() if _model_in(field.annotation) is None]
+            parts += ["| setting | type | default | limits | meaning |", "|---|---|---|---|---|", *rows, ""]
+    return "\n".join(parts)
+
+
+def sections(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, type[BaseModel]]]:
+    """A model and all below it, by their names with dots."""
+    yield prefix, model
+    for name, field in model.model_fields.items():
+        if (inner := _model_in(field.annotation)) is not None:
+            many = any(get_origin(a) is list for a in (field.annotation, *get_args(field.annotation)))
+            yield from sections(inner, f"{prefix}{name}.{'N.' if many else ''}")
+
+
+def _row(name: str, field: FieldInfo) -> str:
+    default = "required" if field.is_required() else f"`{json.dumps(field.get_default(call_default_factory=True))}`"
+    cells = [f"`{name}`", _type(field.annotation), default, limits(field), _escaped(field.description or "")]
+    return f"| {' | '.join(cells)} |"
+
+
+def limits(field: FieldInfo) -> str:
+    """What a value must satisfy, in words."""
+    given = ((text, getattr(one, key, None)) for one in field.metadata for key, text in _LIMITS.items())
+    return _escaped(", ".join(text.format(limit) for text, limit in given if limit is not None)) or "-"
+
+
+def _type(annotation: Any) -> str:
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(inner[0])
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in inner)
+    if origin in (Union, UnionType):
+        return " or ".join(map(_type, inner))
+    if origin is list:
+        return f"list of: {_type(inner[0])}"
+    if origin is tuple:
+        return f"[{', '.join(map(_type, inner))}]"
+    if origin is dict:
+        return f"mapping from {_type(inner[0])} to {_type(inner[1])}"
+    if origin is re.Pattern:
+        return "regular expression"
+    return _NAMES.get(annotation) or getattr(annotation, "__name__", str(annotation))
+
+
+def _escaped(text: str) -> str:
+    """As Markdown in a table that shows it as it is."""
+    return re.sub(r"([\\`*_\[\]<>|{}$^])", r"\\\1", text)

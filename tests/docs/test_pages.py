@@ -1,0 +1,191 @@
+"""The documentation is true: its Python runs, its commands parse, its recipes are valid, its messages are those of the code.
+
+The rule: ```python blocks of start.md and contributing.md are executed in order, in one namespace a page; ```console blocks of
+all pages hold commands after `$`, which must parse; those of start.md are run. ```yaml blocks are recipes, or sections of one.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from worlds import recipe_data
+
+from vpretrain import commands
+from vpretrain.cli import _parser, main
+from vpretrain.recipe import load_recipe, parse_recipe, settings_help
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("*.md"))}
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGES[page], re.DOTALL | re.MULTILINE)
+
+
+def commands_of(page):
+    lines = [line for block in blocks(page, "console") for line in block.splitlines()]
+    assert all(line.startswith("$ vpretrain ") for line in lines), page
+    return [shlex.split(line)[2:] for line in lines]
+
+
+def run_python(page):
+    namespace = {"__name__": "docs"}
+    for number, block in enumerate(blocks(page, "python")):
+        exec(compile(block, f"{page} block {number}", "exec"), namespace)
+    return namespace
+
+
+@pytest.mark.filterwarnings("ignore")  # of libraries, as a reader would see them
+def test_the_five_minutes_take_their_course(tmp_path, monkeypatch, capsys, in_this_process):
+    monkeypatch.chdir(tmp_path)
+    python = blocks("start.md", "python")
+    namespace = {"__name__": "docs"}
+    exec(compile(python[0], "start.md", "exec"), namespace)
+    listed = commands_of("start.md")
+    for command in listed[:4]:
+        assert main(command) == 0, command
+    printed = capsys.readouterr().out
+    assert "step-0" in printed
+    assert "finished" in printed
+    assert {"results.json", "v", "one-hot", "step-0"} <= {path.name for path in (tmp_path / "runs/first").iterdir()}
+    exec(compile(python[1], "start.md", "exec"), namespace)
+    assert namespace["result"]["steps"] == 4
+    for command in listed[4:]:
+        assert main(command) == 0, command
+    assert (tmp_path / "exported/README.md").exists()
+    assert len(listed) == 6
+    assert len(python) == 2
+
+
+def test_the_examples_for_contributors_run(tmp_path, monkeypatch, tokenizer):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe_data(tmp_path, tokenizer)))
+    namespace = run_python("contributing.md")
+    assert {"OneGate", "LinearLearner", "gates_D"} <= namespace.keys()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "```console" in PAGES[page]])
+def test_every_command_parses_and_its_recipe_takes_its_settings(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for command in commands_of(page):
+        options, rest = _parser().parse_known_args(command)
+        settings = [*getattr(options, "overrides", []), *rest]
+        assert all("=" in word and not word.startswith("-") for word in settings), command
+        recipe = getattr(options, "recipe", None)
+        if recipe and recipe.startswith("recipes/"):
+            load_recipe(recipe, settings)
+        for point in getattr(options, "point", []):
+            load_recipe(recipe, point.split(","))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "```yaml" in PAGES[page]])
+def test_every_recipe_in_the_documentation_is_one(page, tmp_path, tokenizer):
+    base = recipe_data(tmp_path, tokenizer)
+    for block in blocks(page, "yaml"):
+        data = yaml.safe_load(block)
+        if "learner" not in data:
+            whole = copy.deepcopy(base)
+            for section, values in data.items():
+                whole[section] = whole.get(section, {}) | values
+            data = whole
+        parse_recipe(data, origin=page)
+
+
+def _literals():
+    """All texts of the source, adjacent parts joined, with a mark where something is put in."""
+    for file in sorted((ROOT / "src").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+            elif isinstance(node, ast.JoinedStr):
+                yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+
+
+def test_every_message_that_is_explained_is_one_of_the_code():
+    literals = list(_literals())
+    rows = re.findall(r"^\| (`.+?) \| ", PAGES["troubleshooting.md"], re.MULTILINE)
+    messages = [message for row in rows for message in re.findall(r"`([^`]+)`", row)]
+    assert len(messages) > 35
+    for message in messages:
+        pieces = [piece for piece in message.split("…") if len(piece) > 3]
+        assert pieces, message
+        assert all(any(piece in text for text in literals) for piece in pieces), message
+
+
+def test_every_page_is_in_the_table_of_contents_and_every_link_leads_somewhere():
+    listed = {f"{name}.md" for block in re.findall(r"```\{toctree\}\n(.*?)```", PAGES["index.md"], re.DOTALL)
+              for name in block.split("\n\n")[-1].split()}  # fmt: skip
+    assert set(PAGES) - {"index.md", "settings.md"} <= listed
+    for page, text in PAGES.items():
+        if page == "settings.md":
+            continue  # generated
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[\w-]*)?\)", text):
+            assert target == "settings.md" or (DOCS / target).exists(), (page, target)
+
+
+def test_the_page_of_settings_has_every_setting_with_its_limits():
+    page = runpy.run_path(str(DOCS / "settings_page.py"))["settings_page"]()
+    rows = {row.split("|")[1].strip(): row for row in page.splitlines() if row.startswith("| `")}
+    helped = re.findall(r"^  ([\w.]+) \(", settings_help(), re.MULTILINE)
+    assert len(helped) > 150
+    assert set(helped) <= {name.strip("`") for name in rows}
+    assert "| `0.5` | ≥ 0, ≤ 1 |" in rows["`designer.alpha_max`"]
+    assert "`dot`, `cosine`" in rows["`value.align`"]
+    assert "whole number or null" in rows["`threads`"]
+    assert "| required |" in rows["`learner.name`"]
+
+
+def test_the_picture_is_readable_without_seeing_it_and_in_the_dark():
+    svg = (DOCS / "method.svg").read_text(encoding="utf-8")
+    assert "<title" in svg
+    assert "<desc" in svg
+    assert "prefers-color-scheme: dark" in svg
+    alternative = re.search(r"!\[(.+?)\]\(method.svg\)", PAGES["concepts.md"])[1]
+    assert "g_down" in alternative
+    assert len(alternative) > 80
+
+
+def test_the_site_builds_with_every_link_and_docstring_in_order(tmp_path):
+    """Warnings are errors."""
+    pytest.importorskip("sphinx", reason='the site needs pip install "vpretrain[docs]"')
+    pytest.importorskip("furo", reason='the site needs pip install "vpretrain[docs]"')
+    source = tmp_path / "docs"
+    shutil.copytree(DOCS, source)
+    for name in ("examples", "benchmarks"):  # what pages link to
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    built = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "sphinx",
+            "--fail-on-warning",
+            "--keep-going",
+            "-q",
+            str(source),
+            str(tmp_path / "site"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert built.returncode == 0, built.stderr
+    assert "alpha_max" in (tmp_path / "site/settings.html").read_text(encoding="utf-8")
+
+
+def test_every_command_has_a_place_in_the_documentation():
+    everything = "\n".join(PAGES.values())
+    functions = [f for f in vars(commands).values() if getattr(f, "__code__", None) and not f.__name__.startswith("_")]
+    names = [f.__name__ for f in functions if f.__code__.co_varnames[:1] == ("options",)]
+    assert len(names) > 15
+    assert [name for name in names if f"vpretrain {name}" not in everything] == []
