@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help install quickstart quickstart-vision bench-steering bench-steering-ablation bench-gsm8k bench-multitask bench-posttrain bench-decontaminate bench-speed bench-scaling check test test-slow test-reliability test-distributed audit doctor clean
+.PHONY: help install quickstart quickstart-vision bench-steering bench-steering-ablation bench-gsm8k bench-multitask bench-posttrain bench-decontaminate bench-speed bench-scaling check test test-slow test-browser test-reliability test-distributed audit doctor clean
 
 help: ## what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,10 +23,15 @@ check: .venv/.installed-dev ## lint, format, spelling, types
 	$(BIN)/mypy
 
 test: .venv/.installed-dev ## the whole suite, on up to four cores
-	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4
+	$(BIN)/python -m pytest -m "not slow and not browser" --numprocesses auto --maxprocesses 4
 
 test-slow: .venv/.installed-dev ## what needs the real pretrained learner
 	$(BIN)/python -m pytest -m slow
+
+test-browser: .venv/.installed-dev ## the report in headless Chromium, which must be there (CHROMIUM=/path/to/it if it is not in PATH)
+	@command -v $${CHROMIUM:-chromium} > /dev/null \
+		|| { echo "Chromium is missing: apt-get install chromium (or your system's package), or CHROMIUM=/path/to/it"; exit 1; }
+	$(BIN)/python -m pytest -m browser $(ARGS)
 
 test-reliability: .venv/.installed-dev ## the long forms of what runs survive, with a figure a promise; half an hour
 	$(BIN)/python -m pytest --long tests/reliability tests/security $(ARGS)
