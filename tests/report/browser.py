@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 EXECUTABLE = shutil.which(os.environ.get("CHROMIUM", "chromium"))
-_FLAGS = ("--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync")
+_FLAGS = (
+    "--headless=new",
+    "--remote-debugging-pipe",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-sync",
+)
 _PATIENCE = 30.0  # seconds
 
 
@@ -29,8 +36,9 @@ class Browser:
     def __init__(self, profile: Path) -> None:
         assert EXECUTABLE is not None
         (read, self._out), (self._in, write) = os.pipe(), os.pipe()
-        # The browser reads from descriptor 3 and writes to 4.
-        command = ["sh", "-c", f'exec "$@" 3<&{read} 4>&{write}', "sh", EXECUTABLE, *_FLAGS, f"--user-data-dir={profile}"]
+        # The browser reads from descriptor 3 and writes to 4; shells know descriptors of two digits as files alone.
+        pipes = f'exec "$@" 3< /dev/fd/{read} 4> /dev/fd/{write}'
+        command = ["sh", "-c", pipes, "sh", EXECUTABLE, *_FLAGS, f"--user-data-dir={profile}"]
         self._process = subprocess.Popen(
             [*command, "about:blank"], pass_fds=(read, write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )

@@ -10,7 +10,9 @@ from vpretrain.report.page import report
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(EXECUTABLE is None, reason="Chromium is missing: apt-get install chromium, or CHROMIUM=/path/to/it"),
+    pytest.mark.skipif(
+        EXECUTABLE is None, reason="Chromium is missing: apt-get install chromium, or CHROMIUM=/path/to/it"
+    ),
 ]
 
 

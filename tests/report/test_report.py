@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from report.directories import (
     DIFFERENCE,
-    HOSTILE,
     OPPOSITE,
     hostile_study,
     write_comparison,

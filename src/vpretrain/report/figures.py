@@ -175,7 +175,7 @@ def _finite(points: Sequence[tuple[float, Any]]) -> Series:
 def _evaluation(
     study: Study, curves: Mapping[str, Sequence[Series]], title: str, axis_name: str, start: float | None
 ) -> Markup:
-    ends = {}
+    ends: dict[str, tuple[int | None, float]] = {}
 
     def draw(axis: Any) -> None:
         for number, (arm, series) in enumerate(curves.items()):
