@@ -231,7 +231,10 @@ def _parser() -> argparse.ArgumentParser:
         recipe=False,
     )
     command.add_argument(
-        "runs", metavar="RUN_OR_COMPARE", nargs="+", help="directory of a run or of a comparison; several come one by one"
+        "runs",
+        metavar="RUN_OR_COMPARE",
+        nargs="+",
+        help="directory of a run or of a comparison; several come one by one",
     )
     command.add_argument("--output", metavar="FILE", help="the file (default: report.html in the first directory)")
     command = add(
