@@ -24,10 +24,15 @@ check: .venv/.installed-dev ## lint, format, spelling, types
 	$(BIN)/hadolint Dockerfile
 
 test: .venv/.installed-dev ## the whole suite, on up to four cores
-	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4
+	$(BIN)/python -m pytest -m "not slow and not browser" --numprocesses auto --maxprocesses 4
 
 test-slow: .venv/.installed-dev ## what needs the real pretrained learner
 	$(BIN)/python -m pytest -m slow
+
+test-browser: .venv/.installed-dev ## the report in headless Chromium, which must be there (CHROMIUM=/path/to/it if it is not in PATH)
+	@command -v $${CHROMIUM:-chromium} > /dev/null \
+		|| { echo "Chromium is missing: apt-get install chromium (or your system's package), or CHROMIUM=/path/to/it"; exit 1; }
+	$(BIN)/python -m pytest -m browser $(ARGS)
 
 test-reliability: .venv/.installed-dev ## the long forms of what runs survive, with a figure a promise; half an hour
 	$(BIN)/python -m pytest --long tests/reliability tests/security $(ARGS)

@@ -32,6 +32,7 @@ _CITATION = """```bibtex
   url           = {https://arxiv.org/abs/2601.22108v2}
 }
 ```"""
+HASHES = "A hash of several files is that of the lines which sha256sum prints for them."
 _SHOWN = (
     "optimizer.lr",
     "stream.length",
@@ -140,7 +141,7 @@ def _base(recipe: Recipe) -> dict[str, str]:
 
 def _done(recipe: Recipe, result: Mapping[str, Any]) -> Iterator[str]:
     unit, updates = recipe.unit, result["meta_updates"]
-    yield f"- Base learner: {_text(_without_folders(recipe.learner.name))}" + (
+    yield f"- Base learner: {_text(without_folders(recipe.learner.name))}" + (
         " (LoRA; merged here, the adapter is in adapter/)" if getattr(recipe.learner, "lora", None) else ""
     )
     yield f"- Arm: {_text(recipe.arm)}" + (" (V-pretraining)" if recipe.arm == "v" else "")
@@ -166,7 +167,7 @@ def _settings(recipe: Recipe, result: Mapping[str, Any]) -> list[str]:
         for name in everything
         if (name in changed or name in shown) and not left_out & {name.split(".")[0]} and not _of_source(name)
     ]
-    rows = [[name, _without_folders(str(everything[name]))] for name in names if name != "learner.name"]
+    rows = [[name, without_folders(str(everything[name]))] for name in names if name != "learner.name"]
     return _table([["setting", "value"], *rows])
 
 
@@ -178,20 +179,21 @@ def _of_source(name: str) -> bool:
 def _data(made: Mapping[str, Any]) -> list[str]:
     if made["data"] is None:
         return ["The data were gone when this card was written."]
-    rows = []
-    for source in made["data"]:
+    return [*_table(data_cells(made["data"])), "", HASHES]
+
+
+def data_cells(data: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The texts of a table of what identifies data, row by row; the first row names the columns."""
+    rows = [["role", "origin", "rows at most", "fingerprint"]]
+    for source in data:
         about = {key: value for key, value in source.items() if key not in ("role", "origin", "rows")}
         origin = source.get("origin") or source["hub"]
         told = ", ".join(
             f"{key} {_number(value)}" for key, value in about.items() if value is not None and key != "hub"
         )
         count = "unknown" if source["rows"] is None else f"{source['rows']:,}"
-        rows.append([source["role"], _without_folders(origin), count, told])
-    return [
-        *_table([["role", "origin", "rows at most", "fingerprint"], *rows]),
-        "",
-        "A hash of several files is that of the lines which sha256sum prints for them.",
-    ]
+        rows.append([source["role"], without_folders(origin), count, told])
+    return rows
 
 
 def _results(recipe: Recipe, result: Mapping[str, Any], comparison: Mapping[str, Any]) -> list[str]:
@@ -231,7 +233,7 @@ def _number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _without_folders(name: str) -> str:
+def without_folders(name: str) -> str:
     """Of a path that is not relative its last part alone: a card is published, and home directories have names."""
     return Path(name).name if name.startswith(("/", "~")) else name
 

@@ -233,6 +233,20 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("run", metavar="RUN", help="directory of a run of v, or another arm with a designer")
     add_count(command, "--batches", 16, "micro-batches of its stream to look at")
     command = add(
+        "report",
+        commands.report,
+        "write one HTML file on runs and comparisons, with verdict, curves, cost and settings",
+        "vpretrain report runs/quickstart\n  vpretrain report runs/mine runs/quickstart --output report.html",
+        recipe=False,
+    )
+    command.add_argument(
+        "runs",
+        metavar="RUN_OR_COMPARE",
+        nargs="+",
+        help="directory of a run or of a comparison; several come one by one",
+    )
+    command.add_argument("--output", metavar="FILE", help="the file (default: report.html in the first directory)")
+    command = add(
         "replay",
         commands.replay,
         "make a step again that ended in a loss, gradient or value that is no number",

@@ -150,6 +150,18 @@ def gate(options: argparse.Namespace) -> int:
     return 0
 
 
+def report(options: argparse.Namespace) -> int:
+    from vpretrain.report.page import report
+
+    directories = [Path(run) for run in options.runs]
+    output = Path(options.output or directories[0] / "report.html")
+    if options.output is not None:
+        _prepare_file(output)
+    file = report(directories, output)
+    print(f"report: {file} ({file.stat().st_size / 2**20:.1f} MB; it needs nothing else)")
+    return 0
+
+
 def replay(options: argparse.Namespace) -> int:
     from vpretrain.run.replay import replay
 

@@ -57,19 +57,19 @@ def remarks(results: dict[str, Any], recipe: Recipe) -> list[str]:
     seeds = len(results["seeds"])
     over = f"paired over {figures.CASES}" + (f" and {seeds} seeds" if seeds > 1 else "")
     lines = []
-    for name, other in _pairs(trained, recipe.baseline):
+    for name, other in pairs(trained, recipe.baseline):
         difference = results["differences"][key][name][other]
-        lines.append(f"{name} minus {other}: {_interval(difference, results['of'][key])}, {over}")
+        lines.append(f"{name} minus {other}: {interval(difference, results['of'][key])}, {over}")
     for axis, matched in results.get("matched", {}).items():
-        for name, other in _pairs(trained, recipe.baseline):
+        for name, other in pairs(trained, recipe.baseline):
             difference = matched[key]["differences"][name][other]
             lines.append(
-                f"after {matched['at']:,.0f} {axis}, {name} minus {other}: {_interval(difference, results['of'][key])}"
+                f"after {matched['at']:,.0f} {axis}, {name} minus {other}: {interval(difference, results['of'][key])}"
             )
     for domain, of_domain in results.get("by_domain", {}).items():
-        for name, other in _pairs(trained, recipe.baseline):
+        for name, other in pairs(trained, recipe.baseline):
             difference = of_domain[key]["differences"][name][other]
-            lines.append(f"domain {domain}, {name} minus {other}: {_interval(difference, results['of'][key])}")
+            lines.append(f"domain {domain}, {name} minus {other}: {interval(difference, results['of'][key])}")
     for name, arm in trained.items():
         if arm["meta_updates"]:
             means = "".join(f"{key.replace('_', ' ')} {arm[key]:.3f}, " for key in arm if key.startswith("mean_"))
@@ -129,11 +129,12 @@ def _lines(run: Path, file: str, results: dict[str, Any]) -> list[dict[str, Any]
     return [results["arms"][START], *lines, json.loads((run / "result.json").read_text(encoding="utf-8"))]
 
 
-def _pairs(trained: dict[str, Any], baseline: str) -> list[tuple[str, str]]:
+def pairs(trained: dict[str, Any], baseline: str) -> list[tuple[str, str]]:
     """Which differences are told: of every arm from the baseline, then of V from every other."""
     pairs = [(name, baseline) for name in trained if name != baseline and baseline in trained]
     return pairs + [("v", name) for name in trained if "v" in trained and name not in ("v", baseline)]
 
 
-def _interval(difference: dict[str, float], of: str) -> str:
+def interval(difference: Mapping[str, float], of: str) -> str:
+    """A difference with its unit."""
     return f"{difference['mean']:+.4f} {of}, 95 % interval [{difference['low']:+.4f}, {difference['high']:+.4f}]"

@@ -8,6 +8,7 @@ from typing import Any
 HEADLINE = "held-out answers"
 CASES = "problems"  # what is evaluated one by one
 PAIRED = {"nll": "nats a token"}  # of every case: what arms are compared by, with its unit
+BETTER = {"nll": "lower"}
 
 # What is set to match V, and so runs after it: its settings from V's result.
 FOLLOW_V: dict[str, Callable[[dict[str, Any]], list[str]]] = {

@@ -1,0 +1,159 @@
+"""Reads what a run or a comparison has left in its directory, as plain data; whatever is missing is told in a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vpretrain.compare import START, Lines, over_seeds, run_name
+from vpretrain.config import Recipe
+from vpretrain.errors import UserError
+from vpretrain.recipe import load_recipe, room
+
+# What a report needs of these files.
+_COMPARED = {"arms", "differences", "of", "seeds", "versions"}
+_PROBED = {"arm", "full", "subset", "steps"}
+_PROFILED = {"arm", "unit", "phases", "added"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm with one seed.
+
+    Args:
+        directory: where it is.
+        recipe: what it was asked.
+        result: its figures; empty while it is not finished.
+        metrics: a line a step.
+        scores: a line an evaluation along the run.
+        provenance: versions and fingerprints of its data; empty: not written.
+    """
+
+    directory: Path
+    recipe: Recipe
+    result: dict[str, Any]
+    metrics: Lines = field(repr=False)
+    scores: Lines = field(repr=False)
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A comparison, or a run alone.
+
+    Args:
+        directory: where it is.
+        recipe: what its runs share.
+        results: as in results.json; of a run alone its arm only, and that once it is finished.
+        runs: by arm, one a seed.
+        probe, profile: what these commands have left here; empty: nothing.
+        missing: what is not there, and what makes it.
+    """
+
+    directory: Path
+    recipe: Recipe
+    results: dict[str, Any]
+    runs: Mapping[str, Sequence[Run]]
+    probe: dict[str, Any]
+    profile: dict[str, Any]
+    missing: list[str]
+
+    @property
+    def compared(self) -> bool:
+        """Whether there is something to compare with."""
+        return "differences" in self.results
+
+    @property
+    def start(self) -> dict[str, Any]:
+        """Figures of the untouched learner; empty: not measured."""
+        return self.results["arms"].get(START, {})
+
+
+def collect(directory: Path) -> Study:
+    """What a directory holds. Raises UserError: it is neither a run's nor a comparison's, or a file in it is damaged."""
+    if (directory / "results.json").exists():
+        return _comparison(directory)
+    if (directory / "recipe.yaml").exists() and ((directory / "metrics.jsonl").exists() or _is_finished(directory)):
+        return _alone(directory)
+    if (directory / "recipe.yaml").exists():
+        raise UserError(
+            f"{directory} has no results.json: finish the comparison with --resume, or name the directories of its runs"
+        )
+    raise UserError(
+        f"{directory} is neither a run's directory nor a comparison's: give what `vpretrain run` or `vpretrain compare` "
+        "wrote, e.g. runs/quickstart"
+    )
+
+
+def _is_finished(run: Path) -> bool:
+    return (run / "result.json").exists()
+
+
+def _comparison(directory: Path) -> Study:
+    results = _json(directory / "results.json", _COMPARED)
+    recipe, missing, runs = load_recipe(directory / "recipe.yaml"), [], {}
+    for arm in results["arms"]:
+        names = [START] if arm == START else [run_name(arm, seed, results["seeds"]) for seed in results["seeds"]]
+        there = [n for n in names if Path(n).name == n and (directory / n / "recipe.yaml").exists()]
+        missing += [f"the directory of the run {name}: its curves are left out" for name in names if name not in there]
+        runs[arm] = [_run(directory / name) for name in there]
+    if not recipe.evaluation.points:
+        missing.append("evaluations along the runs: curves have their ends alone; evaluation.points=4 makes more")
+    return Study(directory, recipe, results, runs, *_extras(directory), missing)
+
+
+def _alone(directory: Path) -> Study:
+    run = _run(directory)
+    figures, missing = room(run.recipe.modality, "figures"), []
+    arms = {run.recipe.arm: over_seeds([run.result], figures)} if run.result else {}
+    if not run.result:
+        missing.append("result.json: the run is not finished; `vpretrain run ... --resume` goes on")
+    missing.append("controls and the untouched learner: `vpretrain compare` runs them under the same budget")
+    results = {"arms": arms, "seeds": [run.recipe.seed], "versions": run.provenance.get("versions", {})}
+    return Study(directory, run.recipe, results, {run.recipe.arm: [run]}, *_extras(directory), missing)
+
+
+def _extras(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What probe and profile have left."""
+    return _json(directory / "probe.json", _PROBED), _json(directory / "profile.json", _PROFILED)
+
+
+def _run(directory: Path) -> Run:
+    return Run(
+        directory,
+        load_recipe(directory / "recipe.yaml"),
+        _json(directory / "result.json", {"seconds"}),
+        _lines(directory / "metrics.jsonl"),
+        _lines(directory / "scores.jsonl"),
+        _json(directory / "provenance.json", {"versions"}),
+    )
+
+
+def _json(file: Path, needed: set[str]) -> dict[str, Any]:
+    """What a file holds; nothing if it is not there."""
+    if not file.exists():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not needed <= found.keys():
+        raise UserError(f"{file} is damaged, or not what vpretrain writes: make it again, or take it away")
+    return found
+
+
+def _lines(file: Path) -> Lines:
+    """Of a log. A last line that was never finished is left out: the run may be at work."""
+    texts = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
+    lines = []
+    for number, text in enumerate(texts, start=1):
+        try:
+            line = dict(json.loads(text))
+            lines.append(line | {"step": int(line["step"])})
+        except (ValueError, KeyError, TypeError, RecursionError):
+            if number < len(texts):
+                raise UserError(f"{file} is damaged in line {number}: resume the run, or take the line away") from None
+    return lines

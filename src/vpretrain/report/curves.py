@@ -1,0 +1,60 @@
+"""Many points as few: what a screen can show of a long run, and what several seeds have in common.
+
+Shapes: P points, B bands (pixel columns), G points of a common grid, S seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Series = tuple[Sequence[float], Sequence[float]]
+"""x and y."""
+MOST = 240  # bands of a curve: a panel is 330 pixels wide, of which the axis takes some
+
+
+@dataclass(frozen=True)
+class Band:
+    """A curve with what lies above and below it, all [B] or [G].
+
+    Args:
+        x: where.
+        low, mean, high: of what is there.
+    """
+
+    x: np.ndarray
+    low: np.ndarray
+    mean: np.ndarray
+    high: np.ndarray
+
+
+def thin(series: Sequence[Series], most: int = MOST) -> Band:
+    """Curves of one arm's seeds, in at most so many bands of equal width. No extreme is lost.
+
+    Args:
+        series: of each seed; with as many different x as bands or fewer, each x is a band of its own.
+        most: how many bands.
+    """
+    x_P = np.concatenate([np.asarray(x, dtype=float) for x, _ in series])
+    y_P = np.concatenate([np.asarray(y, dtype=float) for _, y in series])
+    x_P, y_P = x_P[np.isfinite(y_P)], y_P[np.isfinite(y_P)]
+    different, band_P = np.unique(x_P, return_inverse=True)
+    if len(different) > most:
+        edges = np.linspace(different[0], different[-1], most + 1)[1:-1]
+        _, band_P = np.unique(np.searchsorted(edges, x_P, side="right"), return_inverse=True)
+    count_B = np.bincount(band_P)
+    low_B, high_B = np.full(len(count_B), np.inf), np.full(len(count_B), -np.inf)
+    np.minimum.at(low_B, band_P, y_P)
+    np.maximum.at(high_B, band_P, y_P)
+    means = [np.bincount(band_P, weights=values) / count_B for values in (x_P, y_P)]
+    return Band(means[0], low_B, means[1], high_B)
+
+
+def between_seeds(series: Sequence[Series]) -> Band:
+    """Mean, least and most over seeds where all have got, linear between their own points."""
+    end = min(x[-1] for x, _ in series)
+    x_G = np.unique([at for x, _ in series for at in x if at <= end])
+    y_SG = np.stack([np.interp(x_G, x, y) for x, y in series])
+    return Band(x_G, y_SG.min(0), y_SG.mean(0), y_SG.max(0))

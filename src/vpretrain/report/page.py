@@ -1,0 +1,219 @@
+"""`vpretrain report`: one HTML file that needs nothing else, on runs and comparisons.
+
+Whatever comes from recipes, data and logs is escaped by the template engine; pictures are made here and stand in the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from vpretrain.card import HASHES, data_cells, without_folders
+from vpretrain.compare import START
+from vpretrain.files import write_whole
+from vpretrain.recipe import flat, room
+from vpretrain.report import figures
+from vpretrain.report.collect import Study, collect
+from vpretrain.report.inspectors import inspectors
+from vpretrain.report.verdict import notes, verdict, warnings
+from vpretrain.show import cells
+
+_OWN = ("name", "output", "arm", "seed")  # settings in which the runs of a comparison differ in any case
+
+
+@dataclass(frozen=True)
+class Table:
+    """Texts, row by row; the first row names the columns, the first column the rows."""
+
+    caption: str
+    rows: Sequence[Sequence[str]]
+
+
+def report(directories: Sequence[Path], output: Path) -> Path:
+    """Write a report on runs and comparisons.
+
+    Args:
+        directories: of runs, of comparisons, or both.
+        output: the file.
+
+    Raises:
+        UserError: a directory is neither, or a file in it is damaged.
+    """
+    studies = [collect(directory) for directory in directories]  # mistakes show before the drawing
+    write_whole(output, page(studies))
+    return output
+
+
+def page(studies: Sequence[Study]) -> str:
+    """The HTML."""
+    environment = Environment(loader=PackageLoader("vpretrain.report"), autoescape=True, undefined=StrictUndefined)
+    environment.globals["version"] = version("vpretrain")
+    return environment.get_template("page.html").render(
+        studies=[_study(study, number) for number, study in enumerate(studies, start=1)]
+    )
+
+
+def _study(study: Study, number: int) -> dict[str, Any]:
+    """What the template shows of a study."""
+    draws = figures.drawable()
+    first, others = figures.steps(study) if draws else ([], [])
+    return {
+        "anchor": f"study-{number}",
+        "name": study.recipe.name,
+        "kind": f"{'comparison' if study.compared else 'run'}, {study.recipe.modality}",
+        "draws": draws,
+        "verdict": verdict(study),
+        "warnings": warnings(study),
+        "notes": notes(study),
+        "results": _results(study),
+        "intervals": figures.differences(study) if draws and study.compared else [],
+        "differences": _differences(study),
+        "evaluation": figures.evaluation(study) if draws else [],
+        "scores": _scores(study),
+        "probe": figures.probe(study.probe) if draws and study.probe else [],
+        "probed": study.probe.get("arm"),
+        "steps": first,
+        "other_steps": others,
+        "cost": _cost(study),
+        "profile": figures.profile(study.profile) if draws and study.profile else None,
+        "phases": _phases(study.profile),
+        "settings": _settings(study),
+        "data": _data(study),
+        "versions": Table("Versions", [["package", "version"], *map(list, study.results["versions"].items())]),
+        "missing": study.missing,
+        "inspectors": _inspectors(study),
+    }
+
+
+def _results(study: Study) -> Table | None:
+    arms = study.results["arms"]
+    if not arms:
+        return None
+    rows = cells(arms, study.recipe)
+    told = [f"Results on {room(study.recipe.modality, 'figures').HEADLINE}"]
+    told += ["step-0 is the untouched learner"] if study.start else []
+    told += ["means over seeds"] if len(study.results["seeds"]) > 1 else []
+    told += ["[ ] are 95 % bootstrap intervals"] if any("[" in text for text in rows[-1]) else []
+    return Table("; ".join(told), rows)
+
+
+def _differences(study: Study) -> Table | None:
+    """Every arm's from every other, at the end of the budget and matched."""
+    if not study.compared:
+        return None
+    rows = [["arm", "minus", "figure", "compared", "difference", "95 % interval"]]
+    matched = study.results.get("matched", {})
+    for key, unit in study.results["of"].items():
+        found = {"end of budget": study.results["differences"][key]}
+        found |= {f"after {m['at']:,.0f} {axis}": m[key]["differences"] for axis, m in matched.items()}
+        for when, of_arms in found.items():
+            for a, others in of_arms.items():
+                for b, d in others.items():
+                    rows.append([a, b, unit, when, f"{d['mean']:+.4f}", f"[{d['low']:+.4f}, {d['high']:+.4f}]"])
+    return Table("Differences, paired over seeds and cases", rows)
+
+
+def _scores(study: Study) -> Table:
+    """The points of the evaluation's curves."""
+    unit = study.recipe.unit
+    keys = list(room(study.recipe.modality, "figures").OBJECTIVES)
+    rows = [["arm", "seed", "steps", "seconds", unit, *keys]]
+    for arm, runs in study.runs.items():
+        for run in runs:
+            lines = [{**line, "steps": line["step"] + 1} for line in run.scores] + ([run.result] if run.result else [])
+            for line in lines:
+                own = [_number(line.get(key)) for key in keys]
+                own = [f"{line['steps']:,}", f"{line['seconds']:.1f}", f"{line[unit]:,}", *own]
+                rows.append([arm, "-" if arm == START else str(run.recipe.seed), *own])
+    return Table("Evaluations along the runs, and at their ends", rows)
+
+
+def _cost(study: Study) -> Table | None:
+    """Of each run: time, rate and what raised it."""
+    unit = study.recipe.unit
+    runs = [run for arm, of_arm in study.runs.items() if arm != START for run in of_arm if run.result]
+    if not runs:
+        return None
+    rates = [r.result[f"{unit}_per_s"] for r in runs if r.recipe.arm == study.recipe.baseline and r.result["steps"]]
+    base = sum(rates) / len(rates) if rates else None
+    share = f"of {study.recipe.baseline}'s rate"
+    rows = [["run", "seconds", "steps", f"{unit}/s", share, "seconds a step", "meta updates", "processes", "memory"]]
+    for run in runs:
+        result, rate = run.result, run.result[f"{unit}_per_s"]
+        rows.append(
+            [
+                run.directory.name,
+                f"{result['seconds']:.1f}",
+                f"{result['steps']:,}",
+                _rounded(rate),
+                f"{rate / base:.1%}" if base and rate else "-",
+                _rounded(result["seconds"] / result["steps"] if result["steps"] else None),
+                f"{result['meta_updates']:,}",
+                str(result.get("processes", 1)),
+                f"{result['peak_memory_bytes'] / 2**30:.2f} GiB",
+            ]
+        )
+    return Table("What the runs took; evaluation, saving and loading are not counted", rows)
+
+
+def _phases(found: dict[str, Any]) -> Table | None:
+    if not found:
+        return None
+    total = sum(found["phases"].values())
+    unit, added = str(found["unit"]).removesuffix("s"), found["added"]
+    rows = [["phase", f"microseconds a {unit}", "share"]]
+    for name, cost in sorted(found["phases"].items(), key=lambda item: -item[1]):
+        rows.append([name, f"{cost:.2f}", f"{cost / total:.1%}"])
+    told = f"{added['microseconds']:.2f} microseconds a {unit}, {added['ratio']:.1%}"
+    return Table(f"Phases of a step of {found['arm']}, added to ordinary pretraining: {told}", rows)
+
+
+def _settings(study: Study) -> list[tuple[Table, bool]]:
+    """Those that are not the defaults, those of single runs, and the rest, which is folded."""
+    everything = flat(study.recipe.model_dump(mode="json"))
+    changed = flat(study.recipe.model_dump(mode="json", exclude_defaults=True))
+    head = ["setting", "value"]
+    shown = [[name, _setting(value)] for name, value in everything.items() if name in changed]
+    rest = [[name, _setting(value)] for name, value in everything.items() if name not in changed]
+    own = [
+        [run.directory.name, name, _setting(value)]
+        for arm, runs in study.runs.items()
+        for run in runs
+        if arm != START
+        for name, value in flat(run.recipe.model_dump(mode="json", exclude=set(_OWN))).items()
+        if everything.get(name) != value
+    ]
+    tables = [(Table("Settings that are not the defaults", [head, *shown]), False)]
+    if own:
+        tables.append((Table("Settings of single runs", [["run", *head], *own]), False))
+    return [*tables, (Table("Settings that are the defaults", [head, *rest]), True)]
+
+
+def _setting(value: Any) -> str:
+    """Of absolute paths the last part alone: home directories have names, and reviews are blind."""
+    return without_folders(str(value))
+
+
+def _data(study: Study) -> Table | None:
+    made = [run.provenance for runs in study.runs.values() for run in runs if run.provenance.get("data")]
+    return Table(f"What identifies the data. {HASHES}", data_cells(made[0]["data"])) if made else None
+
+
+def _inspectors(study: Study) -> list[tuple[str, list[Markup]]]:
+    runs = [run.directory for arm, of_arm in study.runs.items() if arm != START for run in of_arm]
+    found = [(run.name, inspectors(run)) for run in runs]
+    return [(name, fragments) for name, fragments in found if fragments]
+
+
+def _number(value: Any) -> str:
+    return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else f"{value:,}"
+
+
+def _rounded(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

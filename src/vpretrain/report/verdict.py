@@ -1,0 +1,90 @@
+"""What a study has shown, in a sentence with its interval, and what must be known beside it."""
+
+from __future__ import annotations
+
+from vpretrain.compare import START
+from vpretrain.recipe import room
+from vpretrain.report.collect import Study
+from vpretrain.show import interval, pairs, remarks
+
+
+def verdict(study: Study) -> str:
+    """One sentence: V against the baseline where both ran, else the first arm against the baseline or the untouched learner.
+
+    Where the same pair looks otherwise after equal seconds or tokens, the sentence says so.
+    """
+    results, recipe, figures = study.results, study.recipe, room(study.recipe.modality, "figures")
+    if not study.compared:
+        return _of_run(study)
+    trained = {name: arm for name, arm in results["arms"].items() if arm["steps"]}
+    if not trained or not results["of"]:
+        return "Nothing was trained, or nothing measured, that could be compared."
+    key = next(iter(results["of"]))
+    told = pairs(trained, recipe.baseline)
+    v = ("v", recipe.baseline)
+    a, b = v if v in told else told[0] if told else (next(iter(trained)), START)
+    difference = results["differences"][key][a][b]
+    spent = "training time" if recipe.budget.minutes else "steps"
+    equal = f"at the end of its budget, {a}" if b == START else f"after equal {spent}, {a}"
+    text = (
+        f"{equal} {_relation(difference, figures.BETTER[key])} {b} on {figures.HEADLINE}: {a} minus {b} is "
+        f"{interval(difference, results['of'][key])}, paired over {_over(study)} ({figures.BETTER[key]} is better)"
+    )
+    for axis, matched in results.get("matched", {}).items() if b != START else ():
+        other = matched[key]["differences"][a][b]
+        relation = _relation(other, figures.BETTER[key])
+        if relation != _relation(difference, figures.BETTER[key]):
+            text += f"; but after {matched['at']:,.0f} {axis} {a} {relation} {b}: {interval(other, results['of'][key])}"
+    return text[0].upper() + text[1:] + "."
+
+
+def notes(study: Study) -> list[str]:
+    """All differences, what the designer did, and how far the interval goes."""
+    if not study.compared:
+        return []
+    lines = [line for line in remarks(study.results, study.recipe) if not line.startswith("warning")]
+    if len(study.results["seeds"]) == 1:
+        lines.append(
+            "one seed: the intervals say how sure the figures are of these cases, not what another seed would do"
+        )
+    return lines
+
+
+def warnings(study: Study) -> list[str]:
+    """What speaks against the figures."""
+    lines = []
+    if study.compared:
+        said = remarks(study.results, study.recipe)
+        lines += [line.removeprefix("warning: ") for line in said if line.startswith("warning")]
+    runs = [run for of_arm in study.runs.values() for run in of_arm]
+    if not study.compared:
+        lines += [run.result["warning"] for run in runs if "warning" in run.result]
+    made = [run for run in runs if run.provenance]
+    for what, told in (("versions", "other versions"), ("data", "other data")):
+        others = [run.directory.name for run in made[1:] if run.provenance.get(what) != made[0].provenance.get(what)]
+        if others:
+            lines.append(f"{', '.join(others)}: made with {told} than {made[0].directory.name}")
+    return lines
+
+
+def _of_run(study: Study) -> str:
+    arm = study.recipe.arm
+    if arm not in study.results["arms"]:
+        return f"A run of {arm} that is not finished: it has no result yet."
+    figures, result = room(study.recipe.modality, "figures"), study.results["arms"][arm]
+    shown = {name: show(result) for name, show in figures.COLUMNS.items()}
+    name, value = next(((n, v) for n, v in shown.items() if v != "-"), ("its evaluation", "nothing"))
+    return f"A run of {arm} alone, with nothing to compare it with, so it shows no effect: {name} is {value}."
+
+
+def _relation(difference: dict[str, float], better: str) -> str:
+    if difference["low"] <= 0 <= difference["high"]:
+        return "cannot be told from"
+    return "is better than" if (difference["mean"] < 0) == (better == "lower") else "is worse than"
+
+
+def _over(study: Study) -> str:
+    figures, seeds = room(study.recipe.modality, "figures"), len(study.results["seeds"])
+    counts = {len(run.result[figures.CASES]) for of_arm in study.runs.values() for run in of_arm if run.result}
+    cases = f"{counts.pop()} {figures.CASES}" if len(counts) == 1 else figures.CASES
+    return cases + (f" and {seeds} seeds" if seeds > 1 else "")

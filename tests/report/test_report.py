@@ -1,0 +1,346 @@
+"""The report: what it says is what the files say, whatever they hold stays text, and nothing is loaded from elsewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report.directories import (
+    DIFFERENCE,
+    OPPOSITE,
+    hostile_study,
+    write_comparison,
+    write_json,
+    write_probe,
+    write_profile,
+    write_run,
+)
+
+from vpretrain import UserError
+from vpretrain.cli import main
+from vpretrain.report import page as page_module
+from vpretrain.report.collect import collect
+from vpretrain.report.curves import between_seeds, thin
+from vpretrain.report.page import report
+from vpretrain.report.verdict import verdict, warnings
+
+
+class Page(HTMLParser):
+    """What a browser would make of it: tags with attributes, texts, and tables by their captions."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags, self.texts, self.tables, self._open = [], [], {}, []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag == "caption":
+            self._rows = []
+        if tag == "tr":
+            self._rows.append([])
+        if tag in ("th", "td"):
+            self._rows[-1].append("")
+        self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag in self._open:
+            while self._open.pop() != tag:
+                pass
+
+    def handle_data(self, data):
+        self.texts.append(data)
+        if "caption" in self._open:
+            self.tables[data.split(";")[0].split(".")[0].split(",")[0]] = self._rows
+        if self._open and self._open[-1] in ("th", "td"):
+            self._rows[-1][-1] += data
+
+    def text(self):
+        return " ".join(self.texts)
+
+
+def made(tmp_path, *directories):
+    return Page(report(directories, tmp_path / "report.html").read_text(encoding="utf-8"))
+
+
+def test_the_verdict_is_one_sentence_with_the_paired_interval(tmp_path):
+    write_comparison(tmp_path / "study")
+    text = verdict(collect(tmp_path / "study"))
+    assert text == (
+        "After equal training time, v is better than one-hot on held-out answers: v minus one-hot is -0.0917 nats a token, "
+        "95 % interval [-0.1517, -0.0497], paired over 8 problems and 2 seeds (lower is better)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("difference", "relation"),
+    [
+        (DIFFERENCE, "is better than"),
+        (OPPOSITE, "is worse than"),
+        ({"mean": 0.0144, "low": -0.0024, "high": 0.0313}, "cannot be told from"),
+        ({"mean": 0.01, "low": 0.0, "high": 0.03}, "cannot be told from"),
+    ],
+)
+def test_the_verdict_goes_no_further_than_its_interval(tmp_path, difference, relation):
+    results = write_comparison(tmp_path / "study", seeds=(0,))
+    results["differences"]["nll"]["v"]["one-hot"] = difference
+    results["matched"] = {"seconds": {"at": 120.0, "nll": {"differences": {"v": {"one-hot": DIFFERENCE}}, "arms": {}}}}
+    write_json(tmp_path / "study/results.json", results)
+    study = collect(tmp_path / "study")
+    assert f", v {relation} one-hot on" in verdict(study)
+    assert ("but after 120 seconds v is better than one-hot: -0.0917" in verdict(study)) == (difference != DIFFERENCE)
+    assert "seeds" not in verdict(study)
+    page = made(tmp_path, tmp_path / "study")
+    assert "one seed: the intervals" in page.text()
+
+
+def test_a_higher_figure_is_better_where_its_modality_says_so(tmp_path):
+    from worlds import vision_recipe
+
+    from vpretrain.recipe import save_recipe
+
+    results = write_comparison(tmp_path / "study")
+    recipe = vision_recipe(tmp_path, name="study", output=str(tmp_path))
+    save_recipe(recipe, tmp_path / "study/recipe.yaml")
+    arms = {name.replace("one-hot", "fixed"): arm for name, arm in results["arms"].items()}
+    gain = {"v": {"fixed": OPPOSITE, "step-0": OPPOSITE}}
+    results |= {"arms": arms, "differences": {"miou": gain}, "of": {"miou": "mIoU a picture"}}
+    write_json(tmp_path / "study/results.json", results)
+    for run in (tmp_path / "study").glob("*/result.json"):
+        run.write_text(run.read_text().replace("problems", "pictures"))
+    assert "v is better than fixed on probes" in verdict(collect(tmp_path / "study"))
+
+
+def test_the_tables_say_what_results_json_says(tmp_path):
+    results = write_comparison(tmp_path / "study")
+    write_probe(tmp_path / "study")
+    write_profile(tmp_path / "study")
+    page = made(tmp_path, tmp_path / "study")
+    head, *rows = page.tables["Results on held-out answers"]
+    assert [row[0] for row in rows] == list(results["arms"]) == ["step-0", "one-hot", "v"]
+    for row, arm in zip(rows, results["arms"].values(), strict=True):
+        shown = dict(zip(head, row, strict=True))
+        assert float(shown["answer NLL [95 %]"].split()[0]) == pytest.approx(arm["answer_nll"], abs=5e-5)
+        assert int(shown["tokens"].replace(",", "")) == arm["tokens"]
+        assert float(shown["seconds"]) == arm["seconds"]
+    differences = {tuple(row[:2]): row[4:] for row in page.tables["Differences"][1:]}
+    assert len(differences) == 6
+    assert differences["v", "one-hot"] == ["-0.0917", "[-0.1517, -0.0497]"]
+    costs = {row[0]: row for row in page.tables["What the runs took"][1:]}
+    assert set(costs) == {"one-hot.0", "one-hot.1", "v.0", "v.1"}
+    assert costs["v.1"][6] == "5"
+    settings = {row[0]: row[1] for row in page.tables["Settings that are not the defaults"]}
+    assert settings["optimizer.lr"] == "3e-05"
+    assert "optimizer.eps" not in settings
+    assert dict(page.tables["Settings that are the defaults"])["optimizer.eps"] == "1e-08"
+    assert "somebody" not in page.text()  # a review is blind
+    assert page.tables["What identifies the data"][1][:2] == ["stream", "stream.jsonl"]
+    assert dict(page.tables["Versions"][1:])["torch"] == "2.10.0"
+    assert page.tables["Phases of a step of v"][1] == ["learner backward", "9.00", "45.0%"]
+    labels = [a.get("aria-label", "") for tag, a in page.tags if tag == "svg"]
+    assert sum("answer NLL, lower is better, against" in label for label in labels) == 3
+    assert any("at the end one-hot 1.244, v 1.153; untouched 1.545" in label for label in labels)
+    assert sum("Realised against predicted" in label for label in labels) == 2
+
+
+def test_what_is_missing_is_said_in_a_line(tmp_path):
+    write_comparison(tmp_path / "study")
+    for file in (tmp_path / "study/v.1").iterdir():
+        file.unlink()
+    text = made(tmp_path, tmp_path / "study").text()
+    assert "vpretrain probe RECIPE arm=v makes it" in text
+    assert "vpretrain profile RECIPE arm=v makes it" in text
+    assert "the directory of the run v.1: its curves are left out" in text
+
+
+def test_single_runs_finished_and_at_work(tmp_path):
+    write_run(tmp_path / "done", "v", 0, 1.2)
+    write_run(tmp_path / "begun", "v", 0, 1.2)
+    (tmp_path / "begun/result.json").unlink()
+    with (tmp_path / "begun/metrics.jsonl").open("a") as file:
+        file.write('{"step": 40, "lo')  # as it is being written
+    text = made(tmp_path, tmp_path / "done", tmp_path / "begun").text()
+    assert "so it shows no effect: answer NLL [95 %] is 1.2000 [1.100, 1.300]." in text
+    assert "A run of v that is not finished" in text
+    assert "vpretrain compare` runs them under the same budget" in text
+
+
+def test_without_matplotlib_there_are_numbers(tmp_path, monkeypatch):
+    write_comparison(tmp_path / "study")
+    write_probe(tmp_path / "study")
+    monkeypatch.setattr("vpretrain.report.figures.pyplot", lambda: None)
+    page = made(tmp_path, tmp_path / "study")
+    assert "pip install matplotlib" in page.text()
+    assert not [tag for tag, _ in page.tags if tag == "svg"]
+
+
+def test_runs_made_with_other_data_or_versions_are_named(tmp_path):
+    write_comparison(tmp_path / "study")
+    file = tmp_path / "study/v.1/provenance.json"
+    found = json.loads(file.read_text())
+    found["data"][0]["sha256"] = "1" * 64
+    write_json(file, found)
+    assert warnings(collect(tmp_path / "study")) == ["v.1: made with other data than step-0"]
+
+
+def test_hostile_text_stays_text_and_nothing_is_loaded(tmp_path):
+    hostile_study(tmp_path / "study")
+    page = made(tmp_path, tmp_path / "study")
+    assert not [
+        tag for tag, _ in page.tags if tag in ("script", "iframe", "object", "embed", "img", "link", "image", "base")
+    ]
+    assert [tag for tag, _ in page.tags].count("style") == 1
+    names = {name for _, attributes in page.tags for name in attributes}
+    assert not [name for name in names if name.startswith("on")]
+    assert page.text().count("<script>alert(1)</script>") > 10
+    assert "{{ 7*7 }}" in page.text()
+    assert "alert(1)" in " ".join(page.texts[page.texts.index("Other figures of each step") :])  # a picture's title
+    links = [a[n] for _, a in page.tags for n in ("href", "src", "xlink:href", "action", "data") if n in a]
+    assert links
+    assert all(link.startswith("#") for link in links)
+    styles = [a["style"] for _, a in page.tags if "style" in a] + [page.texts[page.texts.index("\n") + 1]]
+    assert not [style for style in styles if "http" in style or "@import" in style]
+    clips = [a["clip-path"] for _, a in page.tags if "clip-path" in a]
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    assert all(clip.startswith("url(#") and clip[5:-1] in ids for clip in clips)
+    assert all(link[1:] in ids for link in links)
+
+
+def test_text_in_pictures_follows_the_page(tmp_path):
+    write_comparison(tmp_path / "study")
+    html = report([tmp_path / "study"], tmp_path / "report.html").read_text()
+    svg = html[html.index("<svg") :]
+    assert "currentColor" in svg
+    assert "var(--series-1)" in svg
+    assert "#0101" not in svg
+    assert "#0202" not in svg
+    assert "#000000" not in svg
+    assert "<metadata" not in svg
+
+
+def test_tables_and_headings_can_be_read_out(tmp_path):
+    write_comparison(tmp_path / "study")
+    page = made(tmp_path, tmp_path / "study")
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("table") == tags.count("caption") > 4
+    assert all(a.get("scope") in ("col", "row") for tag, a in page.tags if tag == "th")
+    assert [tag for tag in tags if tag in ("h1", "h2", "h3")][:3] == ["h1", "h2", "h3"]
+    assert all(a["role"] == "img" and a["aria-label"] for tag, a in page.tags if tag == "svg")
+    assert ("a", {"class": "skip", "href": "#content"}) in page.tags
+    assert all(a.get("tabindex") == "0" for _, a in page.tags if a.get("class") in ("scroll", "wide"))
+
+
+def contrast(one, other):
+    """WCAG's, of two colours as #rrggbb."""
+
+    def luminance(colour):
+        channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_text_and_curves_stand_out_from_the_paper(scheme):
+    style = (Path(page_module.__file__).parent / "templates/style.css").read_text()
+    colours = dict(re.findall(r"--([\w-]+): (#\w{6})", style.split(":root {")[1 + scheme]))
+    assert len(colours) == 16
+    for name in ("ink", "quiet", "link"):
+        assert min(contrast(colours[name], colours[paper]) for paper in ("paper", "tint")) >= 4.5, name
+    assert contrast(colours["warn"], colours["warn-tint"]) >= 4.5
+    assert all(contrast(colours[f"series-{number}"], colours["paper"]) >= 3 for number in range(1, 8))
+
+
+@pytest.mark.parametrize("points", [1, 7, 240, 241, 20_000])
+def test_thinning_keeps_extremes_and_means(points):
+    draw = np.random.default_rng(points)
+    x, y = np.arange(points), draw.normal(size=(2, points))
+    y[0, points // 3], y[1, points // 2] = 99.0, -99.0  # lost by any thinning that skips
+    band = thin([(x, y[0]), (x, y[1])], most=240)
+    assert len(band.x) == min(points, 240)
+    assert (band.low.min(), band.high.max()) == (y.min(), y.max())
+    assert np.all(np.diff(band.x) > 0)
+    assert np.all((band.low <= band.mean) & (band.mean <= band.high))
+    where = np.abs(band.x - points // 2).argmin()
+    assert band.low[where] == -99.0
+    edges = np.append((band.x[1:] + band.x[:-1]) / 2, np.inf)
+    own = np.searchsorted(edges, x)
+    for each in {0, len(band.x) // 2, len(band.x) - 1}:
+        of_band = y[:, own == each]
+        assert of_band.size
+        assert band.mean[each] == pytest.approx(of_band.mean())
+        assert (band.low[each], band.high[each]) == (of_band.min(), of_band.max())
+
+
+def test_thinning_leaves_out_what_is_no_number():
+    band = thin([([0, 1, 2], [1.0, float("nan"), 3.0])])
+    assert band.mean.tolist() == [1.0, 3.0]
+
+
+def test_seeds_are_met_where_all_have_got():
+    band = between_seeds([([0, 2, 4], [4.0, 2.0, 0.0]), ([0, 3], [4.0, 7.0])])
+    assert band.x.tolist() == [0, 2, 3]
+    assert band.mean.tolist() == [4.0, 4.0, 4.0]
+    assert band.low.tolist() == [4.0, 2.0, 1.0]
+    assert band.high.tolist() == [4.0, 6.0, 7.0]
+
+
+def test_twenty_thousand_steps_are_a_small_page_in_seconds(tmp_path):
+    write_comparison(tmp_path / "study", steps=20_000, seeds=(0,))
+    begun = time.monotonic()
+    file = report([tmp_path / "study"], tmp_path / "report.html")
+    assert time.monotonic() - begun < 20
+    assert file.stat().st_size < 2 * 2**20
+
+
+def test_inspectors_stand_in_the_page_as_they_are(tmp_path, monkeypatch):
+    from markupsafe import Markup
+
+    write_comparison(tmp_path / "study")
+    monkeypatch.setattr(
+        page_module, "inspectors", lambda run: [Markup(f"<b>{run.name}</b>")] if run.name == "v.0" else []
+    )
+    html = report([tmp_path / "study"], tmp_path / "report.html").read_text()
+    assert html.count("<b>v.0</b>") == 1
+    assert "Inspectors" in html
+
+
+def test_the_command(tmp_path, capsys):
+    write_comparison(tmp_path / "study")
+    assert main(["report", str(tmp_path / "study")]) == 0
+    assert str(tmp_path / "study/report.html") in capsys.readouterr().out
+    assert (tmp_path / "study/report.html").read_text().startswith("<!doctype html>")
+    assert main(["report", str(tmp_path / "study/v.0"), "--output", str(tmp_path / "new/one.html")]) == 0
+    assert (tmp_path / "new/one.html").exists()
+
+
+def test_directories_that_are_neither_are_refused_with_the_remedy(tmp_path, capsys):
+    write_comparison(tmp_path / "study")
+    (tmp_path / "study/results.json").unlink()
+    for directory, words in {
+        "study": "finish the comparison with --resume",
+        "gone": "neither a run's directory",
+    }.items():
+        assert main(["report", str(tmp_path / directory)]) == 2
+        printed = capsys.readouterr().err
+        assert words in printed
+        assert printed.count("\n") == 1
+    assert not (tmp_path / "study/report.html").exists()
+
+
+@pytest.mark.parametrize("name", ["results.json", "v.0/result.json", "v.0/metrics.jsonl", "probe.json"])
+@pytest.mark.parametrize("damage", ["{", "[]", "{}\n{}"])
+def test_damaged_files_are_named(tmp_path, name, damage):
+    write_comparison(tmp_path / "study")
+    file = tmp_path / "study" / name
+    file.write_text(f"{damage}\n{damage}\n")
+    with pytest.raises(UserError, match=f"{file.name} is damaged"):
+        collect(tmp_path / "study")
