@@ -34,7 +34,8 @@ def tokens(run: Path) -> dict[str, Any]:
         `begins` where it is the first of another document. A target has `alpha`; `moved`, 1 - q_t(w_t), the share of its mass
         that is not on the true token; `steered`, whether it is among the tenth of the targets with the most of that;
         `opposed`, whether the value of its true token is negative; `candidates` as [text, p, q, value], the true token first,
-        the others by falling q; and `rest`, the mass on all further ones. Before the first meta update a value is None.
+        the others by falling q; and `rest`, the mass on all further ones. Before the first meta update `opposed` and every
+        value are None.
 
     Raises:
         UserError: see `at_newest_checkpoint`.
@@ -96,7 +97,7 @@ def _tokens(parts: Parts, piece: TokenBatch, text: Callable[[int], str]) -> list
         shown[number] |= {
             "alpha": _short(float(found.alpha_N[n])),
             "moved": _short(max(0.0, 1 - q_K[0])),
-            "opposed": true is not None and true < 0,
+            "opposed": None if true is None else true < 0,
             "candidates": [[texts[k], *map(_short, (p_K[k], q_K[k], values_K[k]))] for k in chosen],
             "rest": _short(max(0.0, 1 - sum(q_K[k] for k in chosen))),
         }

@@ -77,8 +77,8 @@ def recorded_views(run: Path) -> list[dict[str, Any]]:
             raise ValueError(f"it is above {_BYTES:,} bytes")
         lines = read_lines(file)
         found = {int(line["step"]): _checked(line) for line in lines}  # a step may be recorded again after an interruption
-        if not found:
-            raise ValueError("it is empty")
+        if len({len(line["pictures"]) for line in found.values()}) != 1:
+            raise ValueError("its lines are not of the same pictures")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{file} is not what a run writes: {error}") from None
     steps = sorted(found)

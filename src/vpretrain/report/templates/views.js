@@ -23,8 +23,6 @@
       (point.alignment === null ? "" : `; value of the last meta update (${data.align}): ${signed(point.alignment)}`);
     find("count").textContent = text;
     slider.setAttribute("aria-valuetext", text);
-    find("back").disabled = number === 0;
-    find("on").disabled = number === data.points.length - 1;
     point.pictures.forEach((picture, index) => {
       const kept = `${(100 * picture.kept).toFixed(1)} %`;
       const name = `picture ${index + 1}`;

@@ -118,8 +118,8 @@
     for (const target of targets) {
       target.off = (which !== "" && !target.token[which]) || (domain !== "" && target.domain !== domain);
       target.element.classList.toggle("vp-off", target.off);
-      target.element.toggleAttribute("aria-hidden", false);
       if (target.off) target.element.setAttribute("aria-hidden", "true");
+      else target.element.removeAttribute("aria-hidden");
     }
     const left = shown();
     find("count").textContent = `${left.length} of ${targets.length} targets`;
