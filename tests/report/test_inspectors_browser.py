@@ -1,4 +1,4 @@
-"""The inspectors in a browser: keys, filters, hostile text. Chromium runs the page and a script of ours, and prints what came out."""
+"""The inspectors in a browser: keys, filters, points in training. Chromium runs a page with a script, and prints it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from test_inspectors import HOSTILE, language_run, vision_run  # noqa: F401
 from vpretrain.report.inspectors import inspectors
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
+]
 
 _PROBE = """<script>
 const found = {errors};
-const press = (key) => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true, cancelable: true}));
+const pressed = (key) => new KeyboardEvent("keydown", {key, bubbles: true, cancelable: true});
+const press = (key) => document.activeElement.dispatchEvent(pressed(key));
 try { %s } catch (error) { found.errors.push(String(error)); }
 document.body.replaceChildren();
 document.title = JSON.stringify(found);
@@ -55,7 +59,8 @@ def test_targets_by_keyboard_and_filters(tmp_path, language_run):  # noqa: F811
         found.targets = all.length;
         found.stops = [stops()];
         all[0].focus();
-        found.walk = ["ArrowRight", "ArrowRight", "ArrowLeft", "End", "ArrowRight", "Home", "ArrowLeft"].map((key) => (press(key), at()));
+        const keys = ["ArrowRight", "ArrowRight", "ArrowLeft", "End", "ArrowRight", "Home", "ArrowLeft"];
+        found.walk = keys.map((key) => (press(key), at()));
         press("ArrowDown");
         found.below = all[0].getBoundingClientRect().top < document.activeElement.getBoundingClientRect().top;
         press("ArrowUp");
@@ -70,11 +75,12 @@ def test_targets_by_keyboard_and_filters(tmp_path, language_run):  # noqa: F811
         found.count = document.querySelector(".vp-count").textContent;
         document.querySelector(".vp-target[tabindex='0']").focus();
         press("End");
-        found.last = document.activeElement.classList.contains("vp-opposed") && all.slice(at() + 1).every((e) => !e.classList.contains("vp-opposed"));
+        found.last = at() === all.findLastIndex((e) => e.classList.contains("vp-opposed"));
         change(".vp-which", "");
         found.domains = [...document.querySelector(".vp-domain").options].map((option) => option.value);
         change(".vp-domain", found.domains[1]);
-        found.rows = [...document.querySelectorAll(".vp-row")].filter((row) => !row.hidden).map((row) => row.firstChild.textContent);
+        const rows = [...document.querySelectorAll(".vp-row")].filter((row) => !row.hidden);
+        found.rows = rows.map((row) => row.firstChild.textContent);
         """,
     )
     last = found["targets"] - 1

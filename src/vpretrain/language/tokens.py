@@ -30,9 +30,9 @@ def tokens(run: Path) -> dict[str, Any]:
         run: its directory.
 
     Returns:
-        JSON-ready: `arm`, `step`, `alpha_max`, and `rows`, each with its `domain` and its `tokens`. Every token has its `text`, and
-        `begins` where it is the first of another document. A target has `alpha`; `moved`, 1 - q_t(w_t), the share of its mass
-        that is not on the true token; `steered`, whether it is among the tenth of the targets with the most of that;
+        JSON-ready: `arm`, `step`, `alpha_max`, and `rows`, each with its `domain` and its `tokens`. Every token has its `text`,
+        and `begins` where it is the first of another document. A target has `alpha`; `moved`, 1 - q_t(w_t), the share of its
+        mass that is not on the true token; `steered`, whether it is among the tenth of the targets with the most of that;
         `opposed`, whether the value of its true token is negative; `candidates` as [text, p, q, value], the true token first,
         the others by falling q; and `rest`, the mass on all further ones. Before the first meta update `opposed` and every
         value are None.
@@ -47,7 +47,7 @@ def tokens(run: Path) -> dict[str, Any]:
         return tokenizer.decode([token]) or f"<{token}>"
 
     pieces = list(_pieces(parts, {source.domain for source in recipe.stream.sources}))
-    rows = []
+    rows: list[dict[str, Any]] = []
     with steady("            tokens", len(pieces)) as done:
         for piece, start in pieces:
             rows.append({"domain": piece.domains[0], "tokens": _tokens(parts, piece, text)[start:]})

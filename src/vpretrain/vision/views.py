@@ -32,9 +32,7 @@ _BYTES = 2**23  # of a record: many times what a run writes
 _PICTURE = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+=*")
 
 
-def record_views(
-    learner: VisionLearner, construction: Fixed, meta: MetaUpdate, stream: VisionStream
-) -> dict[str, Any]:
+def record_views(learner: VisionLearner, construction: Fixed, meta: MetaUpdate, stream: VisionStream) -> dict[str, Any]:
     """What becomes of a few pictures by the present designer. It leaves no trace; several processes call it together.
 
     Returns:
@@ -76,7 +74,8 @@ def recorded_views(run: Path) -> list[dict[str, Any]]:
         if file.stat().st_size > _BYTES:
             raise ValueError(f"it is above {_BYTES:,} bytes")
         lines = read_lines(file)
-        found = {int(line["step"]): _checked(line) for line in lines}  # a step may be recorded again after an interruption
+        # A step may have been recorded twice, where a run was interrupted at its end.
+        found = {int(line["step"]): _checked(line) for line in lines}
         if len({len(line["pictures"]) for line in found.values()}) != 1:
             raise ValueError("its lines are not of the same pictures")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
