@@ -35,6 +35,8 @@ class Parts:
         warm_up: what comes once before the first step and is charged to no arm, such as fitting a new head; or None.
         modules: further modules whose tensors a checkpoint must hold: an EMA teacher, the feedback's heads.
         optimizers: their optimizers.
+        look: what becomes of a few examples by the present designer, JSON-ready, for a report; leaves no trace, and all
+            processes call it together; or None.
         illustrate: draws what the construction makes into a run's directory, and says where; or None.
         export: writes the learner into a directory in its community's format.
     """
@@ -52,6 +54,7 @@ class Parts:
     export: Callable[[Path], None]
     train: Callable[[Any, Iterable[int], Callable[[StepRecord], Any]], None] | None = None
     warm_up: Callable[[], None] | None = None
+    look: Callable[[], dict[str, Any]] | None = None
     illustrate: Callable[[Path], Path] | None = None
     modules: dict[str, nn.Module] = field(default_factory=dict)
     optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)

@@ -11,23 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from rich.table import Table
 from torch import Tensor
 
-from vpretrain.errors import UserError
 from vpretrain.files import write_whole
 from vpretrain.language.batch import TokenBatch
-from vpretrain.language.config import DESIGNED, Recipe
-from vpretrain.language.construction import true_token_values
+from vpretrain.language.config import Recipe
 from vpretrain.language.load import load_tokenizer
+from vpretrain.language.steering import Steering, at_newest_checkpoint, steering
 from vpretrain.plot import pyplot
-from vpretrain.recipe import load_recipe
-from vpretrain.run.checkpoint import checkpoints, load_newest
-from vpretrain.run.optimizer import AdamW
 from vpretrain.run.progress import steady
-from vpretrain.run.state import restore
-from vpretrain.run.train import begin
 
 KINDS = ("word", "number", "punctuation", "space", "other")
 KNOWN = (0.01, 0.1, 0.5, 0.9)  # bounds of p(w_t)
@@ -47,20 +41,16 @@ def gate(run: Path, batches: int) -> dict[str, Any]:
     Raises:
         UserError: the directory is not that of a language run, or the run has no designer, or no checkpoint.
     """
-    recipe = _recipe_of(run)
-    parts = begin(recipe)
-    restore(parts, AdamW(parts.learner.named_parameters(), recipe.optimizer), *load_newest(run / "checkpoints"))
-    assert parts.meta is not None
+    recipe, parts, _ = at_newest_checkpoint(run)
     kinds_V = token_kinds(recipe)
     sums: dict[str, dict[str, list[float]]] = {}
     seen = 0
     with steady("              gate", batches) as done:
         while seen < batches:
             for batch in parts.stream.next():
-                with torch.no_grad():
-                    alpha_N, p_N = _gate(parts, batch)
-                values_N = true_token_values(batch, parts.meta.along)
-                for grouping, group, member_N in _groups(batch, kinds_V, p_N, values_N):
+                found = steering(parts, batch)
+                alpha_N = found.alpha_N
+                for grouping, group, member_N in _groups(batch, kinds_V, found):
                     entry = sums.setdefault(grouping, {}).setdefault(group, [0.0, 0.0])
                     entry[0] += float(alpha_N[member_N].sum())
                     entry[1] += float(member_N.sum())
@@ -77,20 +67,6 @@ def gate(run: Path, batches: int) -> dict[str, Any]:
     results = {"arm": recipe.arm, "targets": int(total), "by": by}
     write_whole(run / "gate.json", json.dumps(results, indent=1))
     return results
-
-
-def _recipe_of(run: Path) -> Recipe:
-    """As the run saved it, wherever its directory has gone since."""
-    if not (run / "recipe.yaml").exists():
-        raise UserError(f"{run} is not the directory of a run: it has no recipe.yaml")
-    recipe = load_recipe(run / "recipe.yaml").model_copy(update={"output": str(run.parent), "name": run.name})
-    if not isinstance(recipe, Recipe):
-        raise UserError("a gate is what language designers have: for views see views.png in the run's directory")
-    if recipe.arm not in DESIGNED:
-        raise UserError(f"{run} is a run of {recipe.arm}, which has no designer: name one of an arm like v")
-    if not checkpoints(run / "checkpoints"):
-        raise UserError(f"{run} has no checkpoint with a designer yet: run it first")
-    return recipe
 
 
 def token_kinds(recipe: Recipe) -> Int[Tensor, " V"]:
@@ -144,17 +120,9 @@ def draw_gate(results: dict[str, Any], file: Path) -> Path | None:
     return file
 
 
-def _gate(parts: Any, batch: TokenBatch) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-    """alpha_t, and the learner's p(w_t)."""
-    state = parts.learner.forward(batch).detach()
-    task = parts.construction.targets(batch, state)
-    return task.side["alpha_N"], (state.logits.z_NK[:, 0] - state.logits.lse_N).exp()
-
-
-def _groups(
-    batch: TokenBatch, kinds_V: Tensor, p_N: Tensor, values_N: Tensor | None
-) -> Iterator[tuple[str, str, Tensor]]:
+def _groups(batch: TokenBatch, kinds_V: Tensor, found: Steering) -> Iterator[tuple[str, str, Tensor]]:
     """(grouping, group, which targets belong to it)."""
+    p_N = found.p_NK[:, 0].contiguous()
     kinds_N = kinds_V.to(p_N.device)[batch.targets_N]
     for number, name in enumerate(KINDS):
         yield "kind of token", name, kinds_N == number
@@ -162,7 +130,8 @@ def _groups(
     bins_N = torch.bucketize(p_N, torch.tensor(KNOWN, device=p_N.device))
     for number, (low, high) in enumerate(itertools.pairwise(bounds)):
         yield "learner's p of it", f"{low:g} to {high:g}", bins_N == number
-    if values_N is not None:
+    if found.values_NK is not None:
+        values_N = found.values_NK[:, 0]
         yield "the feedback", "wants it", values_N > 0
         yield "the feedback", "opposes it", values_N <= 0
     rows_N = batch.predicts_BT.nonzero()[:, 0]

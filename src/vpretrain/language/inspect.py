@@ -6,13 +6,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from torch.autograd import forward_ad
 
 from vpretrain.language.assemble import assemble
 from vpretrain.language.batch import TokenBatch
 from vpretrain.language.config import Recipe
-from vpretrain.language.construction import candidate_values
 from vpretrain.language.load import load_tokenizer
+from vpretrain.language.steering import steering
 
 SHOWN = 6  # candidates a position
 
@@ -39,34 +38,28 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
         console.print(_marked(batch, 0, tokenizer))
 
     batch = batches[0].rows([0])
-    state = parts.learner.forward(batch).detach()
-    with torch.no_grad():
-        task = parts.construction.targets(batch, state)
-    values_NK = None
     if parts.meta is not None:
         with parts.learner.meta_mode():
             valued, _ = parts.meta.values([batch])
         if valued:
             parts.meta.direction = valued[0][1].direction
-            with torch.no_grad(), forward_ad.dual_level():
-                values_NK = candidate_values(parts.meta.along(batch), task.target.candidates_NK)
             console.print(
                 f"\nvalue of the task on this row: {float(valued[0][1].value):+.4f} ({recipe.effective_value.align})"
             )
-    p_NK = (state.logits.at(task.target.candidates_NK) - state.logits.lse_N[:, None]).exp()
+    found = steering(parts, batch)
     at = batch.predicts_BT[0].nonzero()[:, 0]
     for n in torch.linspace(0, len(at) - 1, min(positions, len(at))).round().long().tolist():
         before = tokenizer.decode(batch.ids_BT[0, max(0, at[n] - 11) : at[n] + 1])
-        view = Table(title=Text(f"...{before!r} -> alpha {float(task.side['alpha_N'][n]):.3f}"), title_justify="left")
+        view = Table(title=Text(f"...{before!r} -> alpha {float(found.alpha_N[n]):.3f}"), title_justify="left")
         for column in ("candidate", "p", "q", "value a"):
             view.add_column(column, justify="left" if column == "candidate" else "right")
-        for k in range(min(SHOWN, task.target.q_NK.shape[1])):
-            token = tokenizer.decode([int(task.target.candidates_NK[n, k])])
+        for k in range(min(SHOWN, found.q_NK.shape[1])):
+            token = tokenizer.decode([int(found.candidates_NK[n, k])])
             view.add_row(
                 Text(repr(token) + (" (true)" if k == 0 else "")),
-                f"{float(p_NK[n, k]):.4f}",
-                f"{float(task.target.q_NK[n, k]):.4f}",
-                "-" if values_NK is None else f"{float(values_NK[n, k]):+.3g}",
+                f"{float(found.p_NK[n, k]):.4f}",
+                f"{float(found.q_NK[n, k]):.4f}",
+                "-" if found.values_NK is None else f"{float(found.values_NK[n, k]):+.3g}",
             )
         console.print(view)
 

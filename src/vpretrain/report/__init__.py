@@ -1,0 +1,1 @@
+"""The report: runs and comparisons as one HTML file."""

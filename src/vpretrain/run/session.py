@@ -1,8 +1,9 @@
 """One run: an arm under its budget, with its log, its checkpoints, its evaluation and its exported model.
 
 A run directory holds recipe.yaml, metrics.jsonl (a line a step), scores.jsonl (a line an evaluation along the run),
-checkpoints/, model/ with its card, provenance.json (data and versions), result.json, and what trackers keep there. Several
-processes train and evaluate together; the one that leads decides and writes.
+views.jsonl (vision: what the designer makes of a few pictures, now and then), checkpoints/, model/ with its card,
+provenance.json (data and versions), result.json, and what trackers keep there. Several processes train and evaluate together;
+the one that leads decides and writes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ from vpretrain.run.state import Before, captured, restore
 from vpretrain.run.tracking import KEPT, TENSORBOARD, Trackers, require
 from vpretrain.run.train import train
 
+_LOGS = ("metrics.jsonl", "scores.jsonl", "views.jsonl")  # every line has its step
+_LOOKS = 5  # equal shares of the budget, after which the designer is looked at; and before the first step
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # torch's words, on GPU and CPU
 _MAY_CHANGE = {"budget", "checkpoint", "output", "name", "threads", "tracking"}  # what a resumed run may set anew
 
@@ -89,6 +92,8 @@ class Session:
                     self.parts.warm_up()
                 with console.status(f"{self.recipe.arm}: measuring a step"):
                     self.optimizer.horizon = world.first(self._horizon())
+            if not self._resumed:
+                self._look(-1)
             self._phase = "training"
             self._train()
             self._phase = "saving"
@@ -104,6 +109,7 @@ class Session:
             if self.budget.step:
                 with console.status(f"{self.recipe.arm}: saving"):
                     self.save()  # whatever befalls the evaluation, no training is lost
+                self._look(self.budget.step - 1)
             self._phase = "end"
             if self._signal is not None:
                 self._interrupt()
@@ -157,7 +163,7 @@ class Session:
         if not world.leads():
             return
         if self._resumed:
-            for name in ("metrics.jsonl", "scores.jsonl"):
+            for name in _LOGS:
                 _cut(self.directory / name, self.budget.step)
             (self.directory / "result.json").unlink(missing_ok=True)  # what says that a run is finished
         save_recipe(self.recipe, self.directory / "recipe.yaml")
@@ -191,19 +197,31 @@ class Session:
             self._update(self.budget.seconds / max(1e-9, self.budget.seconds + left), left, note)
             if int(points * before) < int(points * self._share) and self._share < 1:  # the last one is the result's
                 self._score(record.step)
+            if int(_LOOKS * before) < int(_LOOKS * self._share) and self._share < 1:
+                self._look(record.step)
             if self._due(record.step + 1):
                 self.save()
 
     def _score(self, step: int) -> None:
         """Evaluate along the way; the run goes on as if nothing had happened."""
-        random = random_state()
         line = {"step": step, "seconds": self.budget.seconds, self.recipe.unit: self.totals["read"]}
-        line |= self.parts.evaluate()
-        if world.leads():
-            with (self.directory / "scores.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+        line |= self._aside("scores.jsonl", line, self.parts.evaluate)
         self._trackers.log("evaluation", line, step)
+
+    def _look(self, step: int) -> None:
+        """Record what the designer does; -1 is before the first step."""
+        if self.parts.look is not None:
+            self._aside("views.jsonl", {"step": step, "seconds": self.budget.seconds}, self.parts.look)
+
+    def _aside(self, log: str, line: dict[str, Any], find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Write a line, with what is found, that no later step depends on; returns what was found."""
+        random = random_state()
+        found = find()
+        if world.leads():
+            with (self.directory / log).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line | found) + "\n")
         set_random_state(random)
+        return found
 
     def _due(self, steps_done: int) -> bool:
         every = self.recipe.checkpoint
@@ -386,7 +404,7 @@ def prepare_directory(recipe: Recipe, *, resume: bool, overwrite: bool, accept_c
         if not resume:  # also what a run left that ended before its first checkpoint
             for name in ("checkpoints", "model", "replay", TENSORBOARD):
                 remove(directory / name)
-            for name in ("metrics.jsonl", "scores.jsonl", "result.json", "provenance.json", "recipe.yaml", KEPT):
+            for name in (*_LOGS, "result.json", "provenance.json", "recipe.yaml", KEPT):
                 (directory / name).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {directory}: {error.strerror}; change `output`") from None

@@ -18,7 +18,7 @@ from vpretrain.run.checkpoint import load_designer
 from vpretrain.subset import alignment_subset
 from vpretrain.value import engine, no_value
 from vpretrain.vision.backbone import Backbone
-from vpretrain.vision.config import Recipe
+from vpretrain.vision.config import DESIGNED, Recipe
 from vpretrain.vision.construction import Fixed, LearnedViews, RandomMask
 from vpretrain.vision.designer import make_designer
 from vpretrain.vision.dino import DinoLearner
@@ -30,6 +30,7 @@ from vpretrain.vision.load import load_backbone
 from vpretrain.vision.sheet import draw_sheet
 from vpretrain.vision.source import check_disjoint
 from vpretrain.vision.stream import VisionStream
+from vpretrain.vision.views import record_views
 from vpretrain.vision.warm_up import warm_up
 
 
@@ -59,10 +60,10 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
     stream = prefetched(own, recipe.stream.prefetch, learner.device)
     feedback = VisionFeedback(recipe.feedback, learner, seed=recipe.seed)
     construction: Fixed = Fixed()
-    meta, designer = None, None
+    meta, designer, look = None, None, None
     if recipe.arm == "random-mask":
         construction = RandomMask(recipe.designer)
-    elif recipe.arm != "fixed":
+    elif recipe.arm in DESIGNED:
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)
             designer = make_designer(recipe.designer)
@@ -71,6 +72,7 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
         designer.to(learner.device)
         construction = LearnedViews(designer, recipe.designer)
         meta = _meta_update(recipe, learner, feedback, construction)
+        look = partial(record_views, learner, construction, meta, own)
     return Parts(
         learner=learner,
         stream=stream,
@@ -84,6 +86,7 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
         warning=lambda result: None,
         export=export,
         warm_up=partial(warm_up, recipe, learner),
+        look=look,
         illustrate=lambda directory: draw_sheet(construction, stream.next()[0], directory / "views.png"),
         modules={"teacher": learner.teacher, "heads": feedback.heads},
         optimizers={"heads": feedback.optimizer},

@@ -60,16 +60,20 @@ class ViewBatch:
         return len(self.keys)
 
     def restrict(self, *, domain: str | None = None, rows: int) -> ViewBatch:
-        """The global crops of the first `rows` pictures: a meta batch. Pictures have no domain.
+        """The global crops of the first `rows` pictures: a meta batch. Pictures have no domain."""
+        return self.globals_of(slice(rows))
+
+    def globals_of(self, pictures: slice) -> ViewBatch:
+        """The global crops of some pictures.
 
         Local crops are left out: they do not depend on the designer, and the teacher's targets are constant in phi.
         """
         return replace(
             self,
-            global_VB3HW=self.global_VB3HW[:, :rows],
-            local_VB3HW=self.local_VB3HW[:0, :rows],
-            keys=self.keys[:rows],
-            places=self.places[:rows],
+            global_VB3HW=self.global_VB3HW[:, pictures],
+            local_VB3HW=self.local_VB3HW[:0, pictures],
+            keys=self.keys[pictures],
+            places=self.places[pictures],
         )
 
     def to(self, device: torch.device | str) -> ViewBatch:

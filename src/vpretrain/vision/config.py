@@ -10,6 +10,7 @@ from vpretrain import config
 from vpretrain.config import Fraction, Strict
 
 Arm = Literal["v", "fixed", "random-mask", "regulariser-only", "random-feedback"]
+DESIGNED = {"v", "regulariser-only", "random-feedback"}  # arms with a designer
 Scale = tuple[float, float]
 Side = Annotated[int, Field(ge=14)]
 

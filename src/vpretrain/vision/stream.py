@@ -68,6 +68,13 @@ class VisionStream:
         """Go on at a cursor: the batches that follow are the same bit for bit."""
         self.batches_drawn = state["batches_drawn"]
 
+    def sample(self, pictures: int) -> ViewBatch:
+        """The first few pictures, in crops that no learner step sees: the same at all times and in all processes."""
+        chosen = [self._where[self._order[i]] for i in range(min(pictures, len(self._where)))]
+        global_VB3HW, local_VB3HW = self._crops(-1, 0, chosen)
+        keys = tuple(source.key(i) for source, i in chosen)
+        return ViewBatch(global_VB3HW, local_VB3HW, keys, tuple(range(len(keys))), len(keys))
+
     def _batch(self) -> ViewBatch:
         number, size, shards = self.batches_drawn, self.config.batch_size, self.config.shards
         self.batches_drawn += 1
