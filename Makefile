@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help install docs wheel quickstart quickstart-vision bench-steering bench-steering-ablation bench-gsm8k bench-multitask bench-posttrain bench-decontaminate bench-speed bench-scaling check test test-slow test-reliability test-distributed audit doctor clean
+.PHONY: help install docs wheel quickstart quickstart-vision bench-steering bench-steering-ablation bench-gsm8k bench-multitask bench-posttrain bench-decontaminate bench-speed bench-scaling check test test-slow test-browser test-reliability test-distributed audit doctor clean
 
 help: ## what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14

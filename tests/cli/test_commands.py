@@ -22,8 +22,8 @@ from vpretrain.language.config import Recipe
 from vpretrain.recipe import settings_help
 
 COMMANDS = [
-    "run", "compare", "pareto", "posttrain", "sweep", "probe", "profile", "gate", "check", "estimate", "inspect", "doctor",
-    "decontaminate", "evaluate", "export", "watch",
+    "run", "compare", "pareto", "posttrain", "sweep", "probe", "profile", "gate", "report", "check", "estimate", "inspect",
+    "doctor", "decontaminate", "evaluate", "export", "watch",
 ]  # fmt: skip
 
 

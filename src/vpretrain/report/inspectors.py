@@ -1,12 +1,61 @@
-"""What a report shows of single tokens and masks of a run."""
+"""Inspectors: parts of a report that show what a designer does, token by token or picture by picture."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+
+from vpretrain.compare import read_lines
+from vpretrain.errors import UserError
+from vpretrain.recipe import load_recipe, room
 
 
 def inspectors(run: Path) -> list[Markup]:
-    """HTML fragments, whole in themselves, for a run's directory; none where it has nothing to look into."""
-    return []
+    """HTML fragments, each whole in itself, for what can be looked into of a run; none where the arm has no designer.
+
+    A language run has a token inspector, for which its learner and data are loaded; a vision run has a mask inspector. Where
+    something is missing, the fragment says what.
+
+    Args:
+        run: its directory.
+
+    Raises:
+        UserError: it has no recipe that can be read.
+    """
+    recipe = load_recipe(run / "recipe.yaml")
+    if recipe.arm not in room(recipe.modality, "config").DESIGNED:
+        return []
+    kind, title, find = {
+        "language": ("tokens", "Token inspector", _tokens),
+        "vision": ("views", "Mask inspector", _views),
+    }[recipe.modality]
+    shown: dict[str, Any] = {"kind": kind, "title": title, "missing": None}
+    try:
+        shown["found"] = find(run)
+    except UserError as error:
+        words = str(error).split(" ")  # a report is handed on, and home directories have names
+        shown["missing"] = " ".join(Path(word).name if word.startswith(("/", "~")) else word for word in words)
+    environment = Environment(loader=PackageLoader("vpretrain.report"), autoescape=True, undefined=StrictUndefined)
+    return [Markup(environment.get_template("inspector.html").render(shown))]
+
+
+def _tokens(run: Path) -> dict[str, Any]:
+    from vpretrain.language.tokens import tokens
+
+    found = tokens(run)
+    known = any(token.get("opposed") is not None for row in found["rows"] for token in row["tokens"])
+    return found | {"values_known": known}
+
+
+def _views(run: Path) -> dict[str, Any]:
+    from vpretrain.vision.views import recorded_views
+
+    recipe, points = load_recipe(run / "recipe.yaml"), recorded_views(run)
+    updates = [line for line in read_lines(run / "metrics.jsonl") if "value" in line]
+    for point in points:
+        before = [line["value"] for line in updates if line["step"] <= point["step"]]
+        point["alignment"] = before[-1] if before else None
+    return {"arm": recipe.arm, "align": recipe.value.align, "points": points}
