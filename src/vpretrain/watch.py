@@ -245,7 +245,7 @@ class RunView:
         """The view as it is."""
         if self.recipe is None:
             what = "loading the learner and the data" if self.process is not None else "it has not begun"
-            return Panel(Text(what), title=Text(f"{self.directory}: {self.state}"), title_align="left")
+            return Panel(Text(what), title=Text(f"{self.state}: {self.directory}"), title_align="left")
         unit = self.recipe.unit
         facts = {"step": f"{self.steps:,}"} if self.last else {}
         facts |= {_short(key): _number(curve.last) for key, curve in self.curves.items()}
@@ -268,7 +268,7 @@ class RunView:
         if self.state in ("paused", "interrupted"):
             parts.append(Text("go on with the same command and --resume", "yellow"))
         process = f" (process {self.process})" if self.process else ""
-        title = f"{self.directory}: arm {self.recipe.arm}, {self.state}{process}"
+        title = f"arm {self.recipe.arm}, {self.state}{process}: {self.directory}"
         return Panel(Group(*parts), title=Text(title), title_align="left")
 
     def _budget(self) -> RenderableType:

@@ -191,7 +191,8 @@ def test_a_comparison_and_the_member_at_work(tmp_path, recipe):
     assert "retention NLL 2.2500" in rows["one-hot"]
     assert "running" in rows["v"]
     assert "25%" in rows["v"]
-    assert f"{group}/v: arm v, running" in text
+    assert "arm v, running" in text
+    assert f": {group}/v" in text
     assert f"{group}: interrupted" in shown(group)
     (group / "results.json").write_text("{}")
     assert f"{group}: finished" in shown(group)
