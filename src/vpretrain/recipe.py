@@ -93,8 +93,13 @@ def refuse_changes(recipe: Recipe, saved: Path, *, except_for: set[str]) -> None
 
 
 def flat(data: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their names with dots."""
-    if not isinstance(data, dict | list) or not data:
+    """Nested settings by their names with dots; a list of plain values is one of them."""
+    plain = (
+        not any(isinstance(inner, dict | list) for inner in data)
+        if isinstance(data, list)
+        else not isinstance(data, dict)
+    )
+    if plain or not data:
         return {prefix[:-1]: data}
     items = data.items() if isinstance(data, dict) else enumerate(data)
     return {name: value for key, inner in items for name, value in flat(inner, f"{prefix}{key}.").items()}
