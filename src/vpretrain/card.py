@@ -234,7 +234,7 @@ def _number(value: Any) -> str:
 
 
 def without_folders(name: str) -> str:
-    """Of a path that is not relative its last part alone: a card is published, and home directories have names."""
+    """Of a path that is not relative its last part alone: what is published has readers, and home directories names."""
     return Path(name).name if name.startswith(("/", "~")) else name
 
 

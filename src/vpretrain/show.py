@@ -73,7 +73,7 @@ def remarks(results: dict[str, Any], recipe: Recipe) -> list[str]:
     for name, arm in trained.items():
         if arm["meta_updates"]:
             means = "".join(f"{key.replace('_', ' ')} {arm[key]:.3f}, " for key in arm if key.startswith("mean_"))
-            lines.append(f"{name}: {means}{arm['meta_updates']:g} meta updates")
+            lines.append(f"{name}: {means}{arm['meta_updates']:g} meta update{'' if arm['meta_updates'] == 1 else 's'}")
         if "warning" in arm:
             lines.append(f"warning: {name}: {arm['warning']}")
     seconds = [run["seconds"] for arm in trained.values() for run in arm.get("runs", [arm])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -398,3 +399,15 @@ def test_a_wrong_count_is_told_in_a_line(capsys, words):
     last = capsys.readouterr().err.splitlines()[-1]
     assert "give a whole number from" in last
     assert len(last) < 120
+
+
+def test_where_nothing_can_move_progress_is_plain_lines(tmp_path):
+    """Jupyter wishes for colours from the processes it starts, but their stderr is a pipe."""
+    code = (
+        "from vpretrain.run import progress; progress.PLAIN_SECONDS = 0\n"
+        "with progress.console.status('loading'), progress.steady('work', 2) as done: done(1)"
+    )
+    environment = os.environ | {"FORCE_COLOR": "1"}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert ended.stderr.startswith("work: 50%, 0:00 left  1/2")
+    assert "\x1b" not in ended.stderr

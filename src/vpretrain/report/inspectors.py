@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from vpretrain.card import without_folders
 from vpretrain.compare import read_lines
 from vpretrain.errors import UserError
 from vpretrain.recipe import load_recipe, room
@@ -36,8 +37,7 @@ def inspectors(run: Path) -> list[Markup]:
     try:
         shown["found"] = find(run)
     except UserError as error:
-        words = str(error).split(" ")  # a report is handed on, and home directories have names
-        shown["missing"] = " ".join(Path(word).name if word.startswith(("/", "~")) else word for word in words)
+        shown["missing"] = " ".join(map(without_folders, str(error).split(" ")))
     environment = Environment(loader=PackageLoader("vpretrain.report"), autoescape=True, undefined=StrictUndefined)
     return [Markup(environment.get_template("inspector.html").render(shown))]
 

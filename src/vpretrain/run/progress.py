@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -10,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 PLAIN_SECONDS = 15.0
-console = Console(stderr=True)
+# Colours may be wished for where nothing can move: Jupyter and CI set FORCE_COLOR, and stderr is a pipe.
+console = Console(stderr=True, force_terminal=None if sys.stderr.isatty() else False)
 
 
 def minutes(seconds: float | None) -> str:
