@@ -34,6 +34,7 @@ from vpretrain.run.progress import steady
 from vpretrain.value import ENGINES
 
 _HERE = Path(__file__).parent
+REPEATS = 2  # of a meta update and of a loss
 _WITH_META = ("v", settings.LEAN)
 
 
@@ -64,23 +65,23 @@ def main() -> None:
         learner: throughput(
             learner,
             [HF, "one-hot", "v", *(lean if together else [])],
-            4 if together and not quick else 2,
+            3 if together and not quick else 2,
             together=together,
         )
         for learner, together in learners.items()
     }
-    report["vision"] = throughput("vision", ["fixed", "v", *lean], 2 if quick else 6, together=True)
+    report["vision"] = throughput("vision", ["fixed", "v", *lean], 2 if quick else 5, together=True)
     write()  # what was measured is not lost if the rest fails
     meta = Meta()
     report["flops"] = flops(meta.parts, meta.batch.rows(range(settings.ROWS)))
-    repeats, report["meta"] = 2 if quick else 3, []
+    report["meta"] = []
     timed = meta_settings(quick)
     with steady("meta update by engine", len(timed)) as done:
         for number, setting in enumerate(timed, start=1):
             engines = list(ENGINES) if setting["align"] == "cosine" else SHORT
-            report["meta"] += meta.rows(engines, repeats, **setting)
+            report["meta"] += meta.rows(engines, REPEATS, **setting)
             done(number)
-    report["loss"] = compare_losses(["49k"] if quick else list(SHAPES), repeats)
+    report["loss"] = compare_losses(["49k"] if quick else list(SHAPES), REPEATS)
     report = headline(report) | report
     write()
     file.with_suffix(".md").write_text(markdown(report), encoding="utf-8")
