@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help install docs wheel quickstart quickstart-vision bench-steering bench-steering-ablation bench-gsm8k bench-multitask bench-posttrain bench-decontaminate bench-speed bench-scaling check test test-slow test-browser test-reliability test-distributed audit doctor clean
+.PHONY: help install docs notebook wheel quickstart quickstart-vision bench-steering bench-steering-ablation bench-gsm8k bench-multitask bench-posttrain bench-decontaminate bench-speed bench-scaling check test test-slow test-browser test-reliability test-distributed audit doctor clean
 
 help: ## what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,8 +48,12 @@ wheel: .venv/.installed-dev ## the wheel, in dist/, after it was tried without t
 
 docs: .venv/.installed ## the documentation as a site, in site/; a broken link fails
 	@$(PIP) --editable '.[docs]'
-	$(BIN)/python -m sphinx --fail-on-warning --keep-going docs site
-	@echo "open site/index.html"
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going docs site/html
+	@echo "open site/html/index.html"
+
+notebook: .venv/.installed-quickstart ## the quickstart step by step: executes docs/quickstart.ipynb anew; ten minutes
+	@$(PIP) --editable '.[docs]'
+	cd docs && PYTHONWARNINGS=ignore:::tqdm.auto ../$(BIN)/jupyter execute --inplace quickstart.ipynb
 
 audit: .venv/.installed-dev ## known vulnerabilities of what is installed; asks the OSV service, and fails where that is out of reach
 	@$(PIP) pip-audit

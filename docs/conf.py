@@ -13,11 +13,12 @@ from settings_page import settings_page  # noqa: E402
 project = "vpretrain"
 author = "The vpretrain contributors"
 release = metadata.version("vpretrain")
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = f"vpretrain {release}"
 html_show_copyright = False
 myst_heading_anchors = 3
+nb_execution_mode = "off"  # `make notebook` executes it: ten minutes
 default_role = "code"  # docstrings have single backticks
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"

@@ -29,6 +29,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"results: {recipe.directory / 'result.json'}   log: {recipe.directory / 'metrics.jsonl'}")
     if result["steps"]:
         print(f"model: {recipe.directory / 'model'} (from_pretrained loads it)")
+    _print_next(recipe.directory)
     return 0
 
 
@@ -59,6 +60,7 @@ def compare(options: argparse.Namespace) -> int:
         print(f"model:   {directory / name / 'model'}")
         if (sheet := directory / name / "views.png").exists():
             print(f"views:   {sheet}")
+    _print_next(directory)
     return 0
 
 
@@ -293,6 +295,10 @@ def export(options: argparse.Namespace) -> int:
 
 def _print_results(results: Path, picture: Path | None) -> None:
     print(f"results: {results}   picture: {picture or 'not drawn; pip install matplotlib'}")
+
+
+def _print_next(directory: Path) -> None:
+    print(f"next:    vpretrain report {directory} (one HTML file of all this)")
 
 
 def _prepare_file(file: Path) -> None:

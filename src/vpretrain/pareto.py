@@ -17,6 +17,7 @@ from vpretrain.files import write_whole
 from vpretrain.plot import pyplot
 from vpretrain.recipe import room
 from vpretrain.run.group import run_group
+from vpretrain.show import grid
 
 
 def pareto(
@@ -80,18 +81,13 @@ def front(scores: Mapping[str, tuple[float, ...]]) -> list[str]:
 def pareto_table(results: dict[str, Any], recipe: Recipe) -> Table:
     """The points for a terminal."""
     figures = room(recipe.modality, "figures")
-    view = Table(title=f"{recipe.name}: {' against '.join(title for _, title in figures.OBJECTIVES.values())}")
-    for column in ("point", *(title for _, title in figures.OBJECTIVES.values()), "steps", "seconds", "on the front"):
-        view.add_column(column, justify="left" if column == "point" else "right", no_wrap=True)
+    titles = [title for _, title in figures.OBJECTIVES.values()]
+    rows = [["point", *titles, "steps", "seconds", "on the front"]]
     for name, point in results["points"].items():
-        view.add_row(
-            name,
-            *(f"{point[key]:.4f}" for key in figures.OBJECTIVES),
-            f"{point['steps']:,}",
-            f"{point['seconds']:.1f}",
-            "yes" if point["on_front"] else "",
-        )
-    return view
+        scores = [f"{point[key]:.4f}" for key in figures.OBJECTIVES]
+        on_front = "yes" if point["on_front"] else ""
+        rows.append([name, *scores, f"{point['steps']:,}", f"{point['seconds']:.1f}", on_front])
+    return grid(f"{recipe.name}: {' against '.join(titles)}", rows)
 
 
 def draw_pareto(results: dict[str, Any], recipe: Recipe) -> Path | None:

@@ -21,6 +21,7 @@ from vpretrain.files import write_whole
 from vpretrain.plot import pyplot
 from vpretrain.recipe import room
 from vpretrain.run.group import run_group
+from vpretrain.show import grid
 
 
 def posttrain(
@@ -81,20 +82,13 @@ def posttrain_table(results: dict[str, Any], recipe: Recipe) -> Table:
     """Where the paths ended, for a terminal: means over seeds."""
     figures = room(recipe.modality, "figures")
     first = next(iter(results["paths"]))
-    view = Table(title=f"{recipe.name}: paths of equal budget")
-    columns = [*figures.COLUMNS, f"minus {first} [95 %]", "seconds", recipe.unit]
-    for column in ("path", *columns):
-        view.add_column(column, justify="left" if column == "path" else "right", no_wrap=True)
+    rows = [["path", *figures.COLUMNS, f"minus {first} [95 %]", "seconds", recipe.unit]]
     for path, found in {START: {"end": results[START]}, **results["paths"]}.items():
         minus = found.get("minus", {}).get(first)
-        view.add_row(
-            path,
-            *(show(found["end"]) for show in figures.COLUMNS.values()),
-            "-" if minus is None else f"{minus['mean']:+.4f} [{minus['low']:+.4f}, {minus['high']:+.4f}]",
-            f"{found['seconds']:.1f}" if "seconds" in found else "0.0",
-            f"{found[recipe.unit]:,.0f}" if recipe.unit in found else "0",
-        )
-    return view
+        difference = "-" if minus is None else f"{minus['mean']:+.4f} [{minus['low']:+.4f}, {minus['high']:+.4f}]"
+        spent = f"{found.get('seconds', 0.0):.1f}", f"{found.get(recipe.unit, 0):,.0f}"
+        rows.append([path, *(show(found["end"]) for show in figures.COLUMNS.values()), difference, *spent])
+    return grid(f"{recipe.name}: paths of equal budget", rows)
 
 
 def draw_posttrain(results: dict[str, Any], recipe: Recipe) -> Path | None:

@@ -123,7 +123,7 @@ def _texts(data: Any, seen: set[int]) -> Iterator[str]:
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
+    key, equals, text = (part.strip() for part in override.partition("="))
     if not equals or not key:
         raise UserError(f"override '{key}' must have the form field=value, e.g. optimizer.lr=1e-5")
     try:
@@ -162,6 +162,8 @@ def _explain(recipe: type[BaseModel], problem: Any) -> str:
         return f"unknown key '{location}': {hint}"
     if problem["type"] == "missing":
         return f"'{location}' is missing; {_describe(recipe, problem['loc'])}"
+    if problem["type"] == "literal_error":
+        return f"'{location}': '{problem['input']}' is unknown: choose from {problem['ctx']['expected']}"
     message = problem["msg"].removeprefix("Value error, ")
     return f"'{location}': {message}" if location else message
 

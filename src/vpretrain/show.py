@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from vpretrain.compare import SECONDS_TOLERANCE, START, read_lines, run_name
@@ -14,15 +15,23 @@ from vpretrain.config import Recipe
 from vpretrain.plot import pyplot
 from vpretrain.recipe import room
 
+FEW_UPDATES = 10  # meta updates, before which a designer is close to its start
+SLOW = 0.7  # of the baseline's rate: less than any arm of ours has needed by itself
+
 
 def table(results: dict[str, Any], recipe: Recipe) -> Table:
     """The results for a terminal."""
     matched = "training time" if recipe.budget.minutes else "steps"
-    view = Table(title=f"{recipe.name}: {room(recipe.modality, 'figures').HEADLINE} after equal {matched}")
-    columns, *rows = cells(results["arms"], recipe)
-    for column in columns:
-        view.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
-    for row in rows:
+    title = f"{recipe.name}: {room(recipe.modality, 'figures').HEADLINE} after equal {matched}"
+    return grid(title, cells(results["arms"], recipe))
+
+
+def grid(title: str, rows: Sequence[Sequence[str]]) -> Table:
+    """Texts for a terminal, narrow enough for 80 columns; the first row names the columns, the first column the rows."""
+    view = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    for number, column in enumerate(rows[0]):
+        view.add_column(column, justify="right" if number else "left", vertical="bottom")
+    for row in rows[1:]:
         view.add_row(*row)
     return view
 
@@ -76,9 +85,34 @@ def remarks(results: dict[str, Any], recipe: Recipe) -> list[str]:
             lines.append(f"{name}: {means}{arm['meta_updates']:g} meta update{'' if arm['meta_updates'] == 1 else 's'}")
         if "warning" in arm:
             lines.append(f"warning: {name}: {arm['warning']}")
-    seconds = [run["seconds"] for arm in trained.values() for run in arm.get("runs", [arm])]
-    if recipe.budget.minutes and seconds and max(seconds) > (1 + SECONDS_TOLERANCE) * min(seconds):
-        lines.append(f"warning: training times differ by more than {SECONDS_TOLERANCE:.0%}; raise budget.minutes")
+        if 0 < arm["meta_updates"] < FEW_UPDATES:
+            lines.append(
+                f"warning: {name} had under {FEW_UPDATES} meta updates, so its designer has hardly begun; raise the budget"
+            )
+    return lines + _disturbances(trained, recipe)
+
+
+def unequal(arms: Mapping[str, dict[str, Any]], recipe: Recipe) -> bool:
+    """Whether arms that had the same minutes trained for different times: a run ends with a step."""
+    seconds = [run["seconds"] for arm in arms.values() if arm["steps"] for run in arm.get("runs", [arm])]
+    return bool(recipe.budget.minutes and seconds and max(seconds) > (1 + SECONDS_TOLERANCE) * min(seconds))
+
+
+def _disturbances(trained: Mapping[str, dict[str, Any]], recipe: Recipe) -> list[str]:
+    """What speaks against a comparison by time."""
+    lines, rate = [], f"{recipe.unit}_per_s"
+    if unequal(trained, recipe):
+        lines.append(
+            f"warning: training times differ by more than {SECONDS_TOLERANCE:.0%}, as a run ends with a step; "
+            "raise budget.minutes"
+        )
+    base = trained.get(recipe.baseline, {}).get(rate)
+    for name, arm in trained.items():
+        if base and arm["meta_updates"] and arm[rate] < SLOW * base:
+            lines.append(
+                f"warning: {name} read {recipe.unit} at {arm[rate] / base:.0%} of {recipe.baseline}'s rate; where "
+                "`vpretrain profile` does not say why, something else used the machine: run again alone, or with --rounds 4"
+            )
     return lines
 
 

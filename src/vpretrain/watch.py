@@ -252,8 +252,10 @@ class RunView:
         speed = self.speed
         facts |= {f"{unit}/s": "-" if speed is None else f"{speed:.3g}" if speed < 100 else f"{speed:,.0f}"}
         facts |= {"memory": self.memory}
-        row = Table.grid(*facts, padding=(0, 3))
-        row.add_row(*(Text.assemble((f"{name} ", "dim"), text) for name, text in facts.items()))
+        # What belongs together is not broken where the terminal is narrow.
+        row = Text("   ").join(
+            Text.assemble((f"{name}\N{NO-BREAK SPACE}", "dim"), text) for name, text in facts.items()
+        )
         parts: list[RenderableType] = [self._budget(), row]
         for key, curve in self.curves.items():
             if curve.means:

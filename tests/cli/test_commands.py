@@ -258,7 +258,7 @@ def test_export_uploads_if_asked_and_keeps_what_it_wrote_if_that_fails(recipe, c
         ({"stream": {"lenght": 9}}, "did you mean 'length'?"),
         ({"value": {"every_steps": 0}}, "'value.every_steps': Input should be greater than or equal to 1"),
         ({"value": {"align": "cosine", "penalty": 0.5}}, "penalty belongs to align=dot"),
-        ({"arm": "two-hot"}, "'arm': Input should be 'v', 'one-hot'"),
+        ({"arm": "two-hot"}, "'arm': 'two-hot' is unknown: choose from 'v', 'one-hot'"),
         ({"budget": {"steps": None}}, "give budget.minutes or budget.steps"),
         ({"designer": {"alpha_start": 0.7}}, "alpha_start must lie between 0 and alpha_max"),
         ({"learner": {"name": "./nowhere"}}, "there is no learner at ./nowhere"),

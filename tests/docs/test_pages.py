@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import json
 import re
 import runpy
 import shlex
@@ -27,6 +28,14 @@ from vpretrain.recipe import load_recipe, parse_recipe, settings_help
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("*.md"))}
+
+
+NOTEBOOK = DOCS / "quickstart.ipynb"
+
+
+def notebook_code():
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
 
 
 def blocks(page, language):
@@ -102,6 +111,33 @@ def test_every_recipe_in_the_documentation_is_one(page, tmp_path, tokenizer):
         parse_recipe(data, origin=page)
 
 
+def test_the_notebook_was_executed_whole_and_in_order_and_tells_nothing_of_the_machine():
+    cells = notebook_code()
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert "error" not in {output["output_type"] for output in outputs}
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    texts = "".join(
+        "".join([*output.get("text", []), *output.get("data", {}).get("text/plain", [])]) for output in outputs
+    )
+    assert "V minus one-hot" in texts
+    assert not re.search(r"/(home|root|tmp|Users|usr|opt|work)/", texts)
+    assert NOTEBOOK.stat().st_size < 500_000
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(monkeypatch, tmp_path):
+    """With the real learner, and next to no budget."""
+    small = ["name=notebook", f"output={tmp_path}", "budget.minutes=null", "budget.steps=4"]
+    small += ["evaluation.problems=4", "evaluation.pass_at_1_problems=1", "evaluation.max_new_tokens=4"]
+    monkeypatch.chdir(ROOT)
+    namespace = {"__name__": "notebook"}
+    for cell in notebook_code():
+        code = "".join(cell["source"]).replace("%cd -q ..", "").replace('["name=notebook"]', repr(small))
+        exec(compile(code.replace("runs/notebook", f"{tmp_path}/notebook"), "quickstart.ipynb", "exec"), namespace)
+    assert (tmp_path / "notebook/report.html").exists()
+
+
 def _literals():
     """All texts of the source, adjacent parts joined, with a mark where something is put in."""
     for file in sorted((ROOT / "src").rglob("*.py")):
@@ -136,6 +172,7 @@ def test_every_page_is_in_the_table_of_contents_and_every_link_leads_somewhere()
 
 def test_the_page_of_settings_has_every_setting_with_its_limits():
     page = runpy.run_path(str(DOCS / "settings_page.py"))["settings_page"]()
+    assert PAGES["settings.md"] == page, "`make docs` writes it anew"
     rows = {row.split("|")[1].strip(): row for row in page.splitlines() if row.startswith("| `")}
     helped = re.findall(r"^  ([\w.]+) \(", settings_help(), re.MULTILINE)
     assert len(helped) > 150

@@ -10,7 +10,7 @@ from worlds import recipe_data, tiny_recipe
 
 from vpretrain.language.assemble import assemble, load_evaluation
 from vpretrain.language.learner import LanguageLearner
-from vpretrain.language.solve import final_answer, is_correct, pass_at_k
+from vpretrain.language.solve import final_answer, is_correct, pass_at_k, solve
 from vpretrain.recipe import parse_recipe
 from vpretrain.statistics import bootstrap_interval, paired_difference
 
@@ -109,6 +109,14 @@ def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_answer():
             shares.append(sum(map(any, draws)) / len(draws))
         assert value == pytest.approx(sum(shares) / len(shares))
     assert list(pass_at_k([3], 5)) == ["1", "2", "4"]
+
+
+def test_whoever_waits_for_a_solution_hears_of_every_token(tmp_path, tokenizer):
+    parts = assemble(tiny_recipe(tmp_path, tokenizer))
+    heard, examples = [], load_evaluation(tiny_recipe(tmp_path, tokenizer), tokenizer).problems[:2]
+    solve(parts.learner, tokenizer, examples, 5, done=heard.append)
+    assert heard == pytest.approx([share / 5 for share in range(1, len(heard) + 1)])
+    assert 1 <= len(heard) <= 5
 
 
 def test_sampled_solutions_are_the_same_twice_and_leave_the_random_numbers_alone(tmp_path, tokenizer):

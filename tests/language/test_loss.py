@@ -110,6 +110,21 @@ def test_fp32_gradients_are_within_a_millionth_of_the_dense_ones():
         assert float((one - other).norm() / other.norm()) < 1e-6
 
 
+def test_what_the_rows_of_a_head_have_in_common_leaves_no_trace(monkeypatch):
+    """p and q both sum to 1, so that p - q knows nothing of it, however long it is."""
+    monkeypatch.setattr(loss, "CHUNK", 2**26)
+    torch.manual_seed(0)
+    n, v, d, k = 16, 49_152, 32, 8
+    hidden_ND, weight_VD = torch.randn(n, d).requires_grad_(), 3 + torch.randn(v, d)
+    targets_N, share_N, q_NK = torch.randint(v, (n,)), torch.full((n,), 1 / n), torch.full((n, k), 1 / k)
+    logits = fused_logits(hidden_ND, Head(weight_VD), targets_N, share_N, k)
+    (found,) = torch.autograd.grad(logits.cross_entropy(SoftTarget(logits.candidates_NK, q_NK)), hidden_ND)
+    exact = hidden_ND.detach().double().requires_grad_()
+    theirs = dense_loss(exact, Head(weight_VD.double()), logits.candidates_NK, q_NK.double(), share_N.double())
+    (expected,) = torch.autograd.grad(theirs, exact)
+    assert float((found - expected).norm() / expected.norm()) < 8e-6
+
+
 def test_all_mass_on_the_true_token_is_the_usual_loss_whatever_k_is():
     hidden_ND, head, targets_N, share_N = draw(dtype=torch.float32)
     one, many = (fused_logits(hidden_ND, head, targets_N, share_N, k) for k in (1, K))

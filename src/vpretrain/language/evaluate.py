@@ -70,14 +70,16 @@ class Evaluation:
                 for batch in self.retention:
                     retention.append(learner.nll(batch.to(learner.device)).double().cpu())
                     done(len(nll) + len(retention))
+                read = len(nll) + len(retention)
                 for chunk in _chunks(asked, size):
-                    solved += [bool(count) for count in self._solve(learner, chunk)]
-                    done(len(nll) + len(retention) + _DECODING * len(solved))
+                    before, each = read + _DECODING * len(solved), _DECODING * len(chunk)
+                    counts = self._solve(learner, chunk, done=lambda share, b=before, e=each: done(b + share * e))
+                    solved += [bool(count) for count in counts]
+                    done(before + each)
                 with sampling_seed():
                     for chunk in _chunks(asked, 1) if self.config.samples else ():
                         correct += self._solve(learner, chunk, self.config.samples)
-                        tried = len(solved) + self.config.samples * len(correct)
-                        done(len(nll) + len(retention) + _DECODING * tried)
+                        done(read + _DECODING * (len(solved) + self.config.samples * len(correct)))
         finally:
             learner.module.train(training)
         low, high = bootstrap_interval(nll)
@@ -105,11 +107,17 @@ class Evaluation:
         ]
         return result
 
-    def _solve(self, learner: LanguageLearner, examples: Sequence[Example], samples: int = 0) -> list[int]:
+    def _solve(self, learner: LanguageLearner, examples: Sequence[Example], samples: int = 0, **how: Any) -> list[int]:
         """Correct solutions of each problem: of `samples` drawn ones, or of the greedy one."""
         config, tokenizer = self.config, self.tokenizer
         solutions = solve(
-            learner, tokenizer, examples, config.max_new_tokens, samples=samples, temperature=config.temperature
+            learner,
+            tokenizer,
+            examples,
+            config.max_new_tokens,
+            samples=samples,
+            temperature=config.temperature,
+            **how,
         )
         return [
             sum(is_correct(text, reference(example)) for text in texts)

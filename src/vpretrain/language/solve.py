@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import comb
 from statistics import mean
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vpretrain.errors import UserError
 from vpretrain.language.learner import LanguageLearner
@@ -28,8 +29,9 @@ def solve(
     *,
     samples: int = 0,
     temperature: float = 1.0,
+    done: Callable[[float], None] = lambda share: None,
 ) -> list[list[str]]:
-    """Solutions of each problem: `samples` drawn ones, or the greedy one."""
+    """Solutions of each problem: `samples` drawn ones, or the greedy one. `done` hears what share of the tokens is there."""
     prompts = [tokenizer(example.prompt, add_special_tokens=False)["input_ids"] for example in examples]
     if prefix := tokenizer("")["input_ids"]:
         prompts = [prefix + ids for ids in prompts]
@@ -48,11 +50,20 @@ def solve(
         max_new_tokens=max_new_tokens,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id,
+        stopping_criteria=[
+            lambda ids_BT, scores, **_: _told(ids_BT, (ids_BT.shape[1] - length) / max_new_tokens, done)
+        ],
         **how,
     )[:, length:]
     texts = tokenizer.batch_decode(generated, skip_special_tokens=True)
     each = max(1, samples)
     return [texts[first : first + each] for first in range(0, len(texts), each)]
+
+
+def _told(ids_BT: Tensor, share: float, done: Callable[[float], None]) -> Tensor:
+    """A criterion that stops no row."""
+    done(share)
+    return torch.zeros(len(ids_BT), dtype=torch.bool, device=ids_BT.device)
 
 
 @contextlib.contextmanager

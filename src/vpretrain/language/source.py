@@ -208,9 +208,9 @@ def _fill(template: str, row: dict[str, Any], config: SourceConfig) -> tuple[str
         name, place = match[1], match[2]
         if name not in row:
             nearest = difflib.get_close_matches(name, list(row), n=1, cutoff=0.4)
-            hint = f"did you mean {{{nearest[0]}}}?" if nearest else "see the fields"
+            hint = f": did you mean {{{nearest[0]}}}?" if nearest else ""
             raise UserError(
-                f"{config.origin}: no field '{name}' for the template {template!r}: {hint} (fields: {', '.join(row)})"
+                f"{config.origin}: no field '{name}' for the template {template!r}{hint} (fields: {', '.join(row)})"
             )
         found = row[name]
         if place is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -82,9 +83,15 @@ def collect(directory: Path) -> Study:
         raise UserError(
             f"{directory} has no results.json: finish the comparison with --resume, or name the directories of its runs"
         )
+    others = [path.name for path in directory.parent.iterdir()] if directory.parent.is_dir() else []
+    nearest = difflib.get_close_matches(directory.name, others, n=1) if not directory.exists() else []
     raise UserError(
-        f"{directory} is neither a run's directory nor a comparison's: give what `vpretrain run` or `vpretrain compare` "
-        "wrote, e.g. runs/quickstart"
+        f"{directory} is neither a run's directory nor a comparison's: "
+        + (
+            f"did you mean {directory.with_name(nearest[0])}?"
+            if nearest
+            else "give what `vpretrain run` or `vpretrain compare` wrote, e.g. runs/quickstart"
+        )
     )
 
 

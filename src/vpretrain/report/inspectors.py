@@ -13,6 +13,8 @@ from vpretrain.compare import read_lines
 from vpretrain.errors import UserError
 from vpretrain.recipe import load_recipe, room
 
+TITLES = {"language": "Token inspector", "vision": "Mask inspector"}
+
 
 def inspectors(run: Path) -> list[Markup]:
     """HTML fragments, each whole in itself, for what can be looked into of a run; none where the arm has no designer.
@@ -29,11 +31,8 @@ def inspectors(run: Path) -> list[Markup]:
     recipe = load_recipe(run / "recipe.yaml")
     if recipe.arm not in room(recipe.modality, "config").DESIGNED:
         return []
-    kind, title, find = {
-        "language": ("tokens", "Token inspector", _tokens),
-        "vision": ("views", "Mask inspector", _views),
-    }[recipe.modality]
-    shown: dict[str, Any] = {"kind": kind, "title": title, "missing": None}
+    kind, find = {"language": ("tokens", _tokens), "vision": ("views", _views)}[recipe.modality]
+    shown: dict[str, Any] = {"kind": kind, "title": TITLES[recipe.modality], "missing": None}
     try:
         shown["found"] = find(run)
     except UserError as error:

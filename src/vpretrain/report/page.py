@@ -5,6 +5,8 @@ Whatever comes from recipes, data and logs is escaped by the template engine; pi
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,7 +22,7 @@ from vpretrain.files import write_whole
 from vpretrain.recipe import flat, room
 from vpretrain.report import figures
 from vpretrain.report.collect import Study, collect
-from vpretrain.report.inspectors import inspectors
+from vpretrain.report.inspectors import TITLES, inspectors
 from vpretrain.report.verdict import notes, verdict, warnings
 from vpretrain.show import cells
 
@@ -66,6 +68,7 @@ def _study(study: Study, number: int) -> dict[str, Any]:
     return {
         "anchor": f"study-{number}",
         "name": study.recipe.name,
+        "start": bool(study.start),
         "kind": f"{'comparison' if study.compared else 'run'}, {study.recipe.modality}",
         "draws": draws,
         "verdict": verdict(study),
@@ -104,7 +107,7 @@ def _results(study: Study) -> Table | None:
 
 
 def _differences(study: Study) -> Table | None:
-    """Every arm's from every other, at the end of the budget and matched."""
+    """Each arm's from those before it, at the end of the budget and matched."""
     if not study.compared:
         return None
     rows = [["arm", "minus", "figure", "compared", "difference", "95 % interval"]]
@@ -113,9 +116,9 @@ def _differences(study: Study) -> Table | None:
         found = {"end of budget": study.results["differences"][key]}
         found |= {f"after {m['at']:,.0f} {axis}": m[key]["differences"] for axis, m in matched.items()}
         for when, of_arms in found.items():
-            for a, others in of_arms.items():
-                for b, d in others.items():
-                    rows.append([a, b, unit, when, f"{d['mean']:+.4f}", f"[{d['low']:+.4f}, {d['high']:+.4f}]"])
+            for a, b in itertools.combinations(of_arms, 2):
+                if (d := of_arms[b].get(a)) is not None:
+                    rows.append([b, a, unit, when, f"{d['mean']:+.4f}", f"[{d['low']:+.4f}, {d['high']:+.4f}]"])
     return Table("Differences, paired over seeds and cases", rows)
 
 
@@ -142,8 +145,8 @@ def _cost(study: Study) -> Table | None:
         return None
     rates = [r.result[f"{unit}_per_s"] for r in runs if r.recipe.arm == study.recipe.baseline and r.result["steps"]]
     base = sum(rates) / len(rates) if rates else None
-    share = f"of {study.recipe.baseline}'s rate"
-    rows = [["run", "seconds", "steps", f"{unit}/s", share, "seconds a step", "meta updates", "processes", "memory"]]
+    share = [f"of {study.recipe.baseline}'s rate"] if base else []
+    rows = [["run", "seconds", "steps", f"{unit}/s", *share, "seconds a step", "meta updates", "processes", "memory"]]
     for run in runs:
         result, rate = run.result, run.result[f"{unit}_per_s"]
         rows.append(
@@ -152,7 +155,7 @@ def _cost(study: Study) -> Table | None:
                 f"{result['seconds']:.1f}",
                 f"{result['steps']:,}",
                 _rounded(rate),
-                f"{rate / base:.1%}" if base and rate else "-",
+                *([f"{rate / base:.1%}" if rate else "-"] if base else []),
                 _rounded(result["seconds"] / result["steps"] if result["steps"] else None),
                 f"{result['meta_updates']:,}",
                 str(result.get("processes", 1)),
@@ -196,8 +199,8 @@ def _settings(study: Study) -> list[tuple[Table, bool]]:
 
 
 def _setting(value: Any) -> str:
-    """Of absolute paths the last part alone: home directories have names, and reviews are blind."""
-    return without_folders(str(value))
+    """As a recipe says it; of absolute paths the last part alone: home directories have names, and reviews are blind."""
+    return without_folders(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def _data(study: Study) -> Table | None:
@@ -209,7 +212,7 @@ def _inspectors(study: Study) -> list[tuple[str, list[Markup]]]:
     """Of each arm's first seed: each loads a learner, and weighs up to a megabyte."""
     runs = [run.directory for arm, of_arm in study.runs.items() if arm != START for run in of_arm[:1]]
     found = [(run.name, inspectors(run)) for run in runs]
-    return [(name, fragments) for name, fragments in found if fragments]
+    return [(f"{TITLES[study.recipe.modality]}: {name}", fragments) for name, fragments in found if fragments]
 
 
 def _number(value: Any) -> str:

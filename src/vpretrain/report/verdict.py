@@ -5,7 +5,9 @@ from __future__ import annotations
 from vpretrain.compare import START
 from vpretrain.recipe import room
 from vpretrain.report.collect import Study
-from vpretrain.show import interval, pairs, remarks
+from vpretrain.show import interval, pairs, remarks, unequal
+
+FEW_CASES = 30
 
 
 def verdict(study: Study) -> str:
@@ -24,12 +26,13 @@ def verdict(study: Study) -> str:
     v = ("v", recipe.baseline)
     a, b = v if v in told else told[0] if told else (next(iter(trained)), START)
     difference = results["differences"][key][a][b]
-    spent = "training time" if recipe.budget.minutes else "steps"
-    equal = f"at the end of its budget, {a}" if b == START else f"after equal {spent}, {a}"
+    start = "at the end of its budget" if b == START else f"after {_equal(study, a, b)}"
     text = (
-        f"{equal} {_relation(difference, figures.BETTER[key])} {b} on {figures.HEADLINE}: {a} minus {b} is "
+        f"{start}, {a} {_relation(difference, figures.BETTER[key])} {b} on {figures.HEADLINE}: {a} minus {b} is "
         f"{interval(difference, results['of'][key])}, paired over {_over(study)} ({figures.BETTER[key]} is better)"
     )
+    if b != START:
+        text += f"; {a} made {_made(study, a)}, {b} {_made(study, b)}"
     for axis, matched in results.get("matched", {}).items() if b != START else ():
         other = matched[key]["differences"][a][b]
         relation = _relation(other, figures.BETTER[key])
@@ -56,9 +59,15 @@ def warnings(study: Study) -> list[str]:
     if study.compared:
         said = remarks(study.results, study.recipe)
         lines += [line.removeprefix("warning: ") for line in said if line.startswith("warning")]
-    runs = [run for of_arm in study.runs.values() for run in of_arm]
+    runs, cases = (
+        [run for of_arm in study.runs.values() for run in of_arm],
+        room(study.recipe.modality, "figures").CASES,
+    )
     if not study.compared:
         lines += [run.result["warning"] for run in runs if "warning" in run.result]
+    few = min((len(run.result[cases]) for run in runs if run.result.get(cases)), default=FEW_CASES)
+    if study.compared and few < FEW_CASES:
+        lines.append(f"{few} {cases} are few: resampling so few makes intervals too narrow")
     made = [run for run in runs if run.provenance]
     for what, told in (("versions", "other versions"), ("data", "other data")):
         others = [run.directory.name for run in made[1:] if run.provenance.get(what) != made[0].provenance.get(what)]
@@ -77,6 +86,22 @@ def _of_run(study: Study) -> str:
     return f"A run of {arm} alone, with nothing to compare it with, so it shows no effect: {name} is {value}."
 
 
+def _equal(study: Study, a: str, b: str) -> str:
+    arms = study.results["arms"]
+    if not study.recipe.budget.minutes:
+        return "equal steps"
+    if unequal(arms, study.recipe):
+        return f"unequal training times ({arms[a]['seconds']:,.0f} and {arms[b]['seconds']:,.0f} s)"
+    return "equal training time"
+
+
+def _made(study: Study, arm: str) -> str:
+    """What came of an arm's budget."""
+    found, updates = study.results["arms"][arm], study.results["arms"][arm]["meta_updates"]
+    with_them = f" with {updates:,.0f} meta update{'' if updates == 1 else 's'}" if updates else ""
+    return f"{found['steps']:,.0f} steps{with_them}"
+
+
 def _relation(difference: dict[str, float], better: str) -> str:
     if difference["low"] <= 0 <= difference["high"]:
         return "cannot be told from"
@@ -87,4 +112,4 @@ def _over(study: Study) -> str:
     figures, seeds = room(study.recipe.modality, "figures"), len(study.results["seeds"])
     counts = {len(run.result[figures.CASES]) for of_arm in study.runs.values() for run in of_arm if run.result}
     cases = f"{counts.pop()} {figures.CASES}" if len(counts) == 1 else figures.CASES
-    return cases + (f" and {seeds} seeds" if seeds > 1 else "")
+    return cases + (f" and {seeds} seeds" if seeds > 1 else " of one seed")

@@ -82,8 +82,10 @@ def _run_members(
         console.print(f"{name}: finished already")
     begun: set[str] = set()
     for turn in range(1, rounds + 1):
-        for name in members:
+        for number, name in enumerate(members, start=1):
             if name not in finished:
+                part = f", round {turn} of {rounds}" if rounds > 1 else ""
+                console.print(f"{name}: run {number} of {len(members)}{part}", highlight=False)
                 again = resume or name in begun
                 done = run_member(directory, name, members[name], until=turn / rounds, resume=again, start=start)
                 begun.add(name)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 PLAIN_SECONDS = 15.0
 # Colours may be wished for where nothing can move: Jupyter and CI set FORCE_COLOR, and stderr is a pipe.
@@ -25,7 +25,7 @@ def progress(title: str) -> Iterator[Callable[[float, float | None, str], None]]
     """Yields `update(share_done, seconds_left, note)`."""
     if console.is_terminal:
         columns = (
-            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
+            TextColumn("{task.description}"), BarColumn(bar_width=12), TaskProgressColumn(),
             TextColumn("{task.fields[left]} left"), TextColumn("{task.fields[note]}", style="dim"),
         )  # fmt: skip
         with Progress(*columns, console=console) as bar:
@@ -43,15 +43,17 @@ def progress(title: str) -> Iterator[Callable[[float, float | None, str], None]]
     yield line
 
 
-def steady(title: str, total: int) -> contextlib.AbstractContextManager[Callable[[int], None]]:
-    """For work of equal parts: yields `done(parts)`; the time left follows from the pace."""
+def steady(title: str, total: int) -> contextlib.AbstractContextManager[Callable[[float], None]]:
+    """For work of equal parts: yields `done(parts)`, and parts of a part count; the time left follows from the pace."""
 
     @contextlib.contextmanager
-    def manager() -> Iterator[Callable[[int], None]]:
+    def manager() -> Iterator[Callable[[float], None]]:
         start = time.monotonic()
         with progress(title) as update:
             yield lambda parts: update(
-                parts / max(1, total), (time.monotonic() - start) * (total - parts) / max(1, parts), f"{parts}/{total}"
+                parts / max(1, total),
+                (time.monotonic() - start) * (total - parts) / parts if parts else None,
+                f"{parts:.0f}/{total}",
             )
 
     return manager()
