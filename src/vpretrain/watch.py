@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
@@ -252,10 +253,8 @@ class RunView:
         speed = self.speed
         facts |= {f"{unit}/s": "-" if speed is None else f"{speed:.3g}" if speed < 100 else f"{speed:,.0f}"}
         facts |= {"memory": self.memory}
-        # What belongs together is not broken where the terminal is narrow.
-        row = Text("   ").join(
-            Text.assemble((f"{name}\N{NO-BREAK SPACE}", "dim"), text) for name, text in facts.items()
-        )
+        # Columns move to the next line where the terminal is narrow; cells of a grid would be broken.
+        row = Columns((Text.assemble((f"{name} ", "dim"), text) for name, text in facts.items()), padding=(0, 3))
         parts: list[RenderableType] = [self._budget(), row]
         for key, curve in self.curves.items():
             if curve.means:
