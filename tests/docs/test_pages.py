@@ -120,7 +120,7 @@ def test_the_notebook_was_executed_whole_and_in_order_and_tells_nothing_of_the_m
     texts = "".join(
         "".join([*output.get("text", []), *output.get("data", {}).get("text/plain", [])]) for output in outputs
     )
-    assert "V minus one-hot" in texts
+    assert "v minus one-hot" in texts
     assert not re.search(r"/(home|root|tmp|Users|usr|opt|work)/", texts)
     assert NOTEBOOK.stat().st_size < 500_000
 
