@@ -76,7 +76,7 @@ bench-multitask: .venv/.installed-quickstart ## three domains in one run on the 
 bench-posttrain: .venv/.installed-dev ## V before and against SFT and GRPO on the real learner; twenty-five minutes
 	$(BIN)/vpretrain posttrain recipes/posttrain.yaml --paths v,sft,grpo,sft+grpo,v+sft,v+grpo $(ARGS)
 
-bench-speed: .venv/.installed-quickstart .venv/.installed-vision ## what V costs over ordinary pretraining, in time and memory; twenty minutes, less with ARGS=--quick
+bench-speed: .venv/.installed-quickstart .venv/.installed-vision ## what V costs over ordinary pretraining, in time and memory; fifteen minutes, less with ARGS=--quick
 	$(BIN)/python -m benchmarks.speed $(ARGS)
 
 bench-scaling: .venv/.installed ## the tables of docs/scaling.md: 8 to 1,024 GPUs on paper; seconds

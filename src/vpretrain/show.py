@@ -16,7 +16,7 @@ from vpretrain.plot import pyplot
 from vpretrain.recipe import room
 
 FEW_UPDATES = 10  # meta updates, before which a designer is close to its start
-SLOW = 0.7  # of the baseline's rate: less than any arm of ours has needed by itself
+SLOW = 0.7  # of the baseline's rate: less than a designer has left of it in our measurements
 
 
 def table(results: dict[str, Any], recipe: Recipe) -> Table:
@@ -62,7 +62,7 @@ def remarks(results: dict[str, Any], recipe: Recipe) -> list[str]:
     """What a reader of the table must know besides: differences with intervals, unequal times, idle designers."""
     figures = room(recipe.modality, "figures")
     trained = {name: arm for name, arm in results["arms"].items() if arm["steps"]}
-    key = next(iter(results["of"]))
+    key, designed = next(iter(results["of"])), room(recipe.modality, "config").DESIGNED
     seeds = len(results["seeds"])
     over = f"paired over {figures.CASES}" + (f" and {seeds} seeds" if seeds > 1 else "")
     lines = []
@@ -85,7 +85,7 @@ def remarks(results: dict[str, Any], recipe: Recipe) -> list[str]:
             lines.append(f"{name}: {means}{arm['meta_updates']:g} meta update{'' if arm['meta_updates'] == 1 else 's'}")
         if "warning" in arm:
             lines.append(f"warning: {name}: {arm['warning']}")
-        if 0 < arm["meta_updates"] < FEW_UPDATES:
+        if name in designed and 0 < arm["meta_updates"] < FEW_UPDATES:
             lines.append(
                 f"warning: {name} had under {FEW_UPDATES} meta updates, so its designer has hardly begun; raise the budget"
             )
@@ -106,9 +106,9 @@ def _disturbances(trained: Mapping[str, dict[str, Any]], recipe: Recipe) -> list
             f"warning: training times differ by more than {SECONDS_TOLERANCE:.0%}, as a run ends with a step; "
             "raise budget.minutes"
         )
-    base = trained.get(recipe.baseline, {}).get(rate)
+    base, designed = trained.get(recipe.baseline, {}).get(rate), room(recipe.modality, "config").DESIGNED
     for name, arm in trained.items():
-        if base and arm["meta_updates"] and arm[rate] < SLOW * base:
+        if base and name in designed and arm[rate] < SLOW * base:
             lines.append(
                 f"warning: {name} read {recipe.unit} at {arm[rate] / base:.0%} of {recipe.baseline}'s rate; where "
                 "`vpretrain profile` does not say why, something else used the machine: run again alone, or with --rounds 4"

@@ -90,7 +90,7 @@ def _equal(study: Study, a: str, b: str) -> str:
     arms = study.results["arms"]
     if not study.recipe.budget.minutes:
         return "equal steps"
-    if unequal(arms, study.recipe):
+    if unequal({a: arms[a], b: arms[b]}, study.recipe):
         return f"unequal training times ({arms[a]['seconds']:,.0f} and {arms[b]['seconds']:,.0f} s)"
     return "equal training time"
 
