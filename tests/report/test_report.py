@@ -85,6 +85,7 @@ def test_the_verdict_is_one_sentence_with_the_paired_interval(tmp_path):
         (OPPOSITE, "is worse than"),
         ({"mean": 0.0144, "low": -0.0024, "high": 0.0313}, "cannot be told from"),
         ({"mean": 0.01, "low": 0.0, "high": 0.03}, "cannot be told from"),
+        (dict.fromkeys(("mean", "low", "high"), float("nan")), "cannot be told from"),
     ],
 )
 def test_the_verdict_goes_no_further_than_its_interval(tmp_path, difference, relation):

@@ -103,7 +103,7 @@ def _made(study: Study, arm: str) -> str:
 
 
 def _relation(difference: dict[str, float], better: str) -> str:
-    if difference["low"] <= 0 <= difference["high"]:
+    if not (difference["low"] > 0 or difference["high"] < 0):  # nor where a figure is no number
         return "cannot be told from"
     return "is better than" if (difference["mean"] < 0) == (better == "lower") else "is worse than"
 
