@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
 from models import tiny_model, tiny_vision_model
 
 from vpretrain.config import Recipe
+from vpretrain.errors import Interrupted
 from vpretrain.recipe import parse_recipe
 
 
@@ -120,3 +124,18 @@ def vision_recipe(root: Path, family: str = "dinov2", **changes: Any) -> Recipe:
     for section, values in changes.items():
         data[section] = data[section] | values if isinstance(values, dict) and section in data else values
     return parse_recipe(data)
+
+
+def stop(session: Any, step: int | None, number: int = signal.SIGTERM) -> Interrupted:
+    """Run until a signal comes after that step; None: it comes to another process. Returns what the run says of it."""
+    after_step = session._after_step
+
+    def stopping(record: Any) -> None:
+        after_step(record)
+        if record.step == step:
+            os.kill(os.getpid(), number)
+
+    session._after_step = stopping
+    with pytest.raises(Interrupted) as caught:
+        session.run()
+    return caught.value

@@ -136,6 +136,8 @@ def test_doctor_fails_loudly_on_a_silent_zero_or_a_wrong_engine():
     assert "does not reach the designer" in failures({"designer_gradient_norm": 0.0, "engines": engines})[0]
     wrong = engines | {"jvp": {"relative_error": float("nan")}}
     assert "set value.engine=finite_difference" in failures({"designer_gradient_norm": 0.1, "engines": wrong})[0]
+    own = {"engine": "finite_difference", "relative_step": 1e-5, "finite_difference_sweep": {"1e-05": 1e-4}}
+    assert failures({"designer_gradient_norm": 0.1, "engines": wrong} | own) == []  # which has taken that advice
 
 
 def test_compare_tables_every_figure_and_resumes(recipe, capsys, tmp_path):

@@ -16,9 +16,10 @@ import torch
 from distributed.processes import end_of, free_port, run, session_of, together, torchrun
 from distributed.test_equal import OF_PHI, TOLERANCE, ends_apart, recipe_of
 from reliability.faults import assert_same_end
+from worlds import stop
 
 from vpretrain import world
-from vpretrain.errors import Interrupted, UserError
+from vpretrain.errors import UserError
 from vpretrain.recipe import save_recipe
 from vpretrain.run import checkpoint, run_recipe
 
@@ -30,17 +31,7 @@ PARALLEL = ("ddp", "fsdp")
 def stopped(recipe, step, resume=False):
     """Leaves off after a step, as at a signal that one process alone was sent."""
     session = session_of(recipe, resume=resume)
-    after_step = session._after_step
-
-    def stopping(record):
-        after_step(record)
-        if record.step == step and world.rank() == world.size() - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    session._after_step = stopping
-    with pytest.raises(Interrupted) as caught:
-        session.run()
-    return caught.value.exit_code
+    return stop(session, step if world.rank() == world.size() - 1 else None).exit_code
 
 
 @pytest.mark.parametrize("parallel", PARALLEL)

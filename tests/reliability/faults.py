@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 
-import pytest
 import torch
-from worlds import tiny_recipe, vision_recipe
+from worlds import stop, tiny_recipe, vision_recipe
 
-from vpretrain.errors import Interrupted
 from vpretrain.recipe import room
 from vpretrain.run.checkpoint import checkpoints, load_checkpoint
 from vpretrain.run.session import Session, prepare_directory
@@ -34,18 +31,8 @@ def session_of(recipe, *, resume=False):
 def stopped_after(recipe, stops, number=signal.SIGTERM):
     """The run, stopped by a signal after each of these steps, and gone on with to its end."""
     session = session_of(recipe)
-    for stop in stops:
-        after_step = session._after_step
-
-        def stopping(record, after_step=after_step, stop=stop):
-            after_step(record)
-            if record.step == stop:
-                os.kill(os.getpid(), number)
-
-        session._after_step = stopping
-        with pytest.raises(Interrupted) as caught:
-            session.run()
-        assert caught.value.exit_code == 128 + number
+    for step in stops:
+        assert stop(session, step, number).exit_code == 128 + number
         session = session_of(recipe, resume=True)
     return session.run()
 

@@ -6,9 +6,7 @@ import base64
 import io
 import json
 import math
-import os
 import re
-import signal
 
 import numpy as np
 import pytest
@@ -16,9 +14,8 @@ import torch
 from conftest import character_tokenizer
 from PIL import Image
 from torch.func import functional_call
-from worlds import recipe_data, tiny_recipe, vision_recipe
+from worlds import recipe_data, stop, tiny_recipe, vision_recipe
 
-from vpretrain.errors import Interrupted
 from vpretrain.language.assemble import assemble
 from vpretrain.recipe import parse_recipe, save_recipe
 from vpretrain.report.inspectors import inspectors
@@ -225,24 +222,15 @@ def test_views_are_the_designers_and_values_those_of_the_oracle(vision_run):
 
 
 def test_looking_at_views_changes_nothing_and_an_interrupted_run_records_the_same(tmp_path):
-    def run(look, stop=None):
+    def run(look, until=None):
         recipe = vision_recipe(tmp_path)
         prepare_directory(recipe, resume=False, overwrite=True)
         torch.manual_seed(recipe.seed)
         parts = assemble_vision(recipe)
         parts.look = parts.look if look else None
         session = Session(recipe, parts)
-        if stop is not None:
-            after_step = session._after_step
-
-            def stopping(record):
-                after_step(record)
-                if record.step == stop:
-                    os.kill(os.getpid(), signal.SIGTERM)
-
-            session._after_step = stopping
-            with pytest.raises(Interrupted):
-                session.run()
+        if until is not None:
+            stop(session, until)
             session = Session(recipe, assemble_vision(recipe), resume=True)
         session.run()
         groups, state = load_checkpoint(checkpoints(recipe.directory / "checkpoints")[-1])
@@ -257,7 +245,7 @@ def test_looking_at_views_changes_nothing_and_an_interrupted_run_records_the_sam
     assert state == unseen_state
     for group, tensors in groups.items():
         assert all(torch.equal(tensor, unseen[group][name]) for name, tensor in tensors.items()), group
-    *_, again = run(True, stop=3)
+    *_, again = run(True, until=3)
     strip = lambda lines: [(line["step"], line["pictures"]) for line in lines]  # noqa: E731
     assert strip(again) == strip(views)
     assert [line["step"] for line in views] == [-1, 1, 2, 3, 4, 5]
