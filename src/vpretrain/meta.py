@@ -155,11 +155,10 @@ class MetaUpdate:
 
         return self.learner.gradient(loss, self.at())
 
-    def _feedback_gradient(self, batch: Any) -> Parameters:
+    def _feedback_gradient(self, batch: Any, generator: torch.Generator | None) -> Parameters:
         g_down = self._gradient(batch)
-        if self.random_seed is None:
+        if generator is None:
             return g_down
-        generator = torch.Generator().manual_seed(self.random_seed * 1_000_003 + self.updates)
         noise = {n: _like(torch.randn(g.shape, generator=generator), g) for n, g in g_down.items()}
         scale = norm(g_down) / norm(noise)
         return {n: scale * g for n, g in noise.items()}
@@ -168,7 +167,10 @@ class MetaUpdate:
         """g_down by domain: of the next feedback batch, its running mean, or what there is from the last one."""
         if self.kept and self.updates % self.feedback_every:
             return self.kept
-        g_down = {domain: self._feedback_gradient(batch) for domain, batch in self.feedback.next().items()}
+        generator = None
+        if self.random_seed is not None:
+            generator = torch.Generator().manual_seed(self.random_seed * 1_000_003 + self.updates)
+        g_down = {domain: self._feedback_gradient(batch, generator) for domain, batch in self.feedback.next().items()}
         if self.beta and self.kept:
             g_down = {
                 domain: {n: torch.lerp(g, self.kept[domain][n].to(g), self.beta) for n, g in of_domain.items()}

@@ -160,7 +160,8 @@ def jvp(
     # A linear Align has no value yet, and takes it from the slope.
     slope = learner.slope(inputs, {n: at[n].detach() for n in u}, u, whole=value is None)
     surrogate = share * slope(task)
-    if align.linear and float(surrogate.detach()) == 0 and float(norm(u)) > 0:  # any other u may be orthogonal to g_pre
+    # Any other u may be orthogonal to g_pre; and a process may have no part in this batch.
+    if align.linear and share > 0 and float(surrogate.detach()) == 0 and float(norm(u)) > 0:
         raise RuntimeError("the tangent was lost on its way through the learner; use value.engine=finite_difference")
 
     def again() -> tuple[Tensor, Task]:

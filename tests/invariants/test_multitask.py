@@ -13,7 +13,7 @@ from vpretrain.language.learner import LanguageLearner
 from vpretrain.meta import MetaUpdate
 from vpretrain.subset import alignment_subset
 from vpretrain.task import Task
-from vpretrain.value import Align, gradient, jvp
+from vpretrain.value import Align, gradient, jvp, norm
 
 
 class TwoDomains:
@@ -82,6 +82,21 @@ def test_a_domain_that_the_batch_lacks_is_left_out():
     expected = Align("cosine")(g_down(meta, TwoDomains().next()["code"]), g_pre(meta, only[0]))
     assert meta(only)["value"] == pytest.approx(float(expected), rel=1e-4)
     assert make(True, "cosine")([random_batch(2, seed=1, domain="law")]) == {}
+
+
+def test_random_feedback_gives_each_domain_a_direction_of_its_own():
+    meta = make(True, "cosine")
+    meta.random_seed = 3
+    with meta.learner.meta_mode():
+        first, again = meta._feedback_gradients(), meta._feedback_gradients()
+        meta.updates = 1
+        later = meta._feedback_gradients()
+    cosine = Align("cosine")
+    assert float(cosine(first["math"], again["math"])) == pytest.approx(1)
+    for other in (first["code"], later["math"]):
+        assert abs(float(cosine(first["math"], other))) < 0.1
+    for domain, batch in TwoDomains().next().items():
+        assert float(norm(first[domain])) == pytest.approx(float(norm(g_down(meta, batch))), rel=1e-5)
 
 
 def test_the_evaluator_is_the_mean_answer_nll():

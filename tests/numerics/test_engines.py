@@ -142,6 +142,16 @@ def test_the_penalised_direction_is_the_one_derived_by_hand(adamw):
     assert float(align(*twice)) == pytest.approx(4 * float(align(g_down, g_pre)))
 
 
+def test_a_lost_tangent_is_told_but_not_where_a_process_has_no_part_in_the_batch(monkeypatch):
+    learner, construction, at, g_down, _ = setting()
+    with learner.meta_mode():
+        valued = ENGINES["jvp"](learner, construction, random_batch(), at, g_down, Align("dot"), 0.0)
+        assert float(valued.value) == float(valued.surrogate.detach()) == 0
+        monkeypatch.setattr(learner, "slope", lambda *args, **how: lambda task: torch.zeros((), requires_grad=True))
+        with pytest.raises(RuntimeError, match="the tangent was lost"):
+            ENGINES["jvp"](learner, construction, random_batch(), at, g_down, Align("dot"))
+
+
 def test_alpha_of_the_randomised_designer_lies_where_it_is_meant_to():
     learner, construction, *_ = setting()
     batch = random_batch()

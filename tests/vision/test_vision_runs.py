@@ -178,6 +178,17 @@ def test_a_run_gives_every_figure_a_sheet_and_a_model_that_transformers_loads(tm
     assert torch.equal(reloaded(pixel_values=pixels).last_hidden_state, ours(pixel_values=pixels).last_hidden_state)
 
 
+def test_the_mean_mask_counts_burn_in_as_views_that_nothing_hides(tmp_path):
+    recipe = vision_recipe(tmp_path)
+    half = recipe.model_copy(update={"designer": recipe.designer.model_copy(update={"burn_in_steps": 2})})
+    session = session_of(half)
+    result = session.run()
+    logged = [json.loads(line)["mask_B"] for line in (half.directory / "metrics.jsonl").read_text().splitlines()]
+    assert logged[:2] == [1.0, 1.0]
+    assert max(logged[2:]) < 1
+    assert result["mean_mask"] == pytest.approx(sum(logged) / len(logged))
+
+
 def test_the_rehearsal_of_the_horizon_changes_nothing(tmp_path):
     session = session_of(vision_recipe(tmp_path, budget={"steps": None, "minutes": 60}))
     parts = session.parts

@@ -280,7 +280,7 @@ class LanguageLearner:
 
         with self.plain():
             logits_NV, turn_NV = (t.detach() for t in torch.func.jvp(logits, (parameters,), (direction,)))
-        mean_N = (logits_NV.softmax(-1) * turn_NV).sum(-1)
+        mean_N = ((logits_NV - logits_NV.logsumexp(-1, keepdim=True)).exp() * turn_NV).sum(-1)
 
         def slope(task: Task) -> Tensor:
             turn_NK = turn_NV.gather(-1, task.target.candidates_NK)

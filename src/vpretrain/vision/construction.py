@@ -39,8 +39,10 @@ class Fixed:
 
     def targets(self, inputs: ViewBatch, state: Any) -> Task:
         """The teacher's outputs on the same views: student and teacher both see what the designer made."""
-        mask = inputs.mask_VB1HW
-        side = {} if mask is None else {"mask_VB1HW": mask, "mask_B": mask.mean((0, 2, 3, 4))}
+        mask, views = inputs.mask_VB1HW, inputs.global_VB3HW
+        side = {"mask_B": views.new_ones(views.shape[1])}  # of views as they are
+        if mask is not None:
+            side = {"mask_VB1HW": mask, "mask_B": mask.mean((0, 2, 3, 4))}
         return Task(inputs, TeacherTarget(state.teacher), side)
 
     def regulariser(self, task: Task) -> Tensor:
