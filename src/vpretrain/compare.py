@@ -46,12 +46,16 @@ def compare(
         start: as in `run_group`.
 
     Raises:
-        UserError: an unknown arm, a taken directory, or a run that failed (its own message stands above).
+        UserError: an unknown arm, a budget of no steps, a taken directory, or a run that failed (its own message stands above).
         Interrupted: a signal stopped it, after the present run had saved itself.
     """
     unknown = [arm for arm in arms if arm not in recipe.arms]
     if unknown or not arms:
         raise UserError(f"unknown arm {', '.join(unknown) or '(none given)'}: choose from {', '.join(recipe.arms)}")
+    if recipe.budget.steps == 0:
+        raise UserError(
+            "budget.steps=0 trains nothing that could be compared: give at least 1, or budget.minutes alone"
+        )
     arms, seeds = list(dict.fromkeys(arms)), list(dict.fromkeys(seeds)) or [recipe.seed]
     follow = room(recipe.modality, "figures").FOLLOW_V if "v" in arms else {}
     members = {START: [f"arm={recipe.baseline}", "budget.steps=0"]}
@@ -133,7 +137,9 @@ def over_seeds(runs: Sequence[dict[str, Any]], figures: Any) -> dict[str, Any]:
 
 
 def _mean(values: Sequence[Any]) -> Any:
-    """Of numbers; None where any is missing or is no number."""
+    """Of numbers, also name by name; None where any is missing or is no number."""
+    if all(isinstance(value, dict) for value in values):
+        return {name: _mean([value.get(name) for value in values]) for name in values[0]}
     return mean(values) if all(isinstance(value, int | float) for value in values) else None
 
 

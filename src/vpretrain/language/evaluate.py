@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vpretrain.errors import UserError
 from vpretrain.language.batch import TokenBatch
 from vpretrain.language.config import EvaluationConfig
 from vpretrain.language.encode import collate, encode
@@ -46,6 +47,12 @@ class Evaluation:
         self, config: EvaluationConfig, problems: Sequence[Example], retention: Sequence[TokenBatch], tokenizer: Any
     ) -> None:
         self.config, self.problems, self.retention, self.tokenizer = config, problems, retention, tokenizer
+        without = sum(encode(example, tokenizer, config.length).targets <= 0 for example in problems)
+        if without:
+            raise UserError(
+                f"{without} of {len(problems)} problems of the evaluation have no solution token within "
+                f"evaluation.length={config.length}; raise it, or leave them out with exclude"
+            )
         if any(needs_mathematics(reference(example)) for example in problems[: config.pass_at_1_problems]):
             math_verify()  # missing packages show now
 

@@ -8,6 +8,7 @@ from typing import Any
 HEADLINE = "held-out answers"
 CASES = "problems"  # what is evaluated one by one
 PAIRED = {"nll": "nats a token"}  # of every case: what arms are compared by, with its unit
+ON = {"nll": "held-out answers"}  # what each of them judges
 BETTER = {"nll": "lower"}
 
 # What is set to match V, and so runs after it: its settings from V's result.
@@ -24,6 +25,7 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
         f"{arm['answer_nll']:.4f} [{arm['answer_nll_low']:.3f}, {arm['answer_nll_high']:.3f}]"
     ),
     "Pass@1": lambda arm: "-" if arm["pass_at_1"] is None else f"{arm['pass_at_1']:.1%}",
+    "Pass@k": lambda arm: _sampled(arm.get("pass_at_k")),
     "retention NLL": lambda arm: "-" if arm["retention_nll"] is None else f"{arm['retention_nll']:.4f}",
 }
 
@@ -36,3 +38,11 @@ def intervals(seeds: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float]:
 
     low, high = bootstrap_interval([[problem["nll"] for problem in problems] for problems in seeds])
     return {"answer_nll_low": low, "answer_nll_high": high}
+
+
+def _sampled(pass_at_k: dict[str, float] | None) -> str:
+    """At the most samples."""
+    if not pass_at_k:
+        return "-"
+    most = max(pass_at_k, key=int)
+    return f"{pass_at_k[most]:.1%} (k = {most})"
