@@ -21,7 +21,7 @@ SLOW = 0.7  # of the baseline's rate; the least that V has had undisturbed is 0.
 
 def table(results: dict[str, Any], recipe: Recipe) -> Table:
     """The results for a terminal."""
-    matched = "training time" if recipe.budget.minutes else "steps"
+    matched = "training time" if by_minutes(results["arms"], recipe) else "steps"
     title = f"{recipe.name}: {room(recipe.modality, 'figures').HEADLINE} after equal {matched}"
     return grid(title, cells(results["arms"], recipe))
 
@@ -62,23 +62,21 @@ def remarks(results: dict[str, Any], recipe: Recipe) -> list[str]:
     """What a reader of the table must know besides: differences with intervals, unequal times, idle designers."""
     figures = room(recipe.modality, "figures")
     trained = {name: arm for name, arm in results["arms"].items() if arm["steps"]}
-    key, designed = next(iter(results["of"])), room(recipe.modality, "config").DESIGNED
-    seeds = len(results["seeds"])
-    over = f"paired over {figures.CASES}" + (f" and {seeds} seeds" if seeds > 1 else "")
-    lines = []
-    for name, other in pairs(trained, recipe.baseline):
-        difference = results["differences"][key][name][other]
-        lines.append(f"{name} minus {other}: {interval(difference, results['of'][key])}, {over}")
+    designed, seeds = room(recipe.modality, "config").DESIGNED, len(results["seeds"])
+    over = f", paired over {figures.CASES}" + (f" and {seeds} seeds" if seeds > 1 else "")
+    parts = [("", results["differences"], over)]
     for axis, matched in results.get("matched", {}).items():
-        for name, other in pairs(trained, recipe.baseline):
-            difference = matched[key]["differences"][name][other]
-            lines.append(
-                f"after {matched['at']:,.0f} {axis}, {name} minus {other}: {interval(difference, results['of'][key])}"
-            )
+        found = {key: matched[key]["differences"] for key in results["of"]}
+        parts.append((f"after {matched['at']:,.0f} {axis}, ", found, ""))
     for domain, of_domain in results.get("by_domain", {}).items():
-        for name, other in pairs(trained, recipe.baseline):
-            difference = of_domain[key]["differences"][name][other]
-            lines.append(f"domain {domain}, {name} minus {other}: {interval(difference, results['of'][key])}")
+        found = {key: of_domain[key]["differences"] for key in results["of"]}
+        parts.append((f"domain {domain}, ", found, ""))
+    lines = [
+        f"{where}{name} minus {other}: {interval(differences[key][name][other], unit)}{how}"
+        for where, differences, how in parts
+        for key, unit in results["of"].items()
+        for name, other in pairs(trained, recipe.baseline)
+    ]
     for name, arm in trained.items():
         if arm["meta_updates"]:
             means = "".join(f"{key.replace('_', ' ')} {arm[key]:.3f}, " for key in arm if key.startswith("mean_"))
@@ -92,20 +90,30 @@ def remarks(results: dict[str, Any], recipe: Recipe) -> list[str]:
     return lines + _disturbances(trained, recipe)
 
 
+def by_minutes(arms: Mapping[str, dict[str, Any]], recipe: Recipe) -> bool:
+    """Whether a budget's minutes ended the runs, or some of them, and not its steps."""
+    return bool(recipe.budget.minutes) and any(run["steps"] != recipe.budget.steps for run in _runs(arms))
+
+
 def unequal(arms: Mapping[str, dict[str, Any]], recipe: Recipe) -> bool:
     """Whether arms that had the same minutes trained for different times: a run ends with a step."""
-    seconds = [run["seconds"] for arm in arms.values() if arm["steps"] for run in arm.get("runs", [arm])]
-    return bool(recipe.budget.minutes and seconds and max(seconds) > (1 + SECONDS_TOLERANCE) * min(seconds))
+    seconds = [run["seconds"] for run in _runs(arms)]
+    return by_minutes(arms, recipe) and max(seconds) > (1 + SECONDS_TOLERANCE) * min(seconds)
+
+
+def _runs(arms: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that trained, one a seed."""
+    return [run for arm in arms.values() if arm["steps"] for run in arm.get("runs", [arm])]
 
 
 def _disturbances(trained: Mapping[str, dict[str, Any]], recipe: Recipe) -> list[str]:
     """What speaks against a comparison by time."""
-    lines, rate = [], f"{recipe.unit}_per_s"
+    lines, rate, budget = [], f"{recipe.unit}_per_s", recipe.budget
     if unequal(trained, recipe):
-        lines.append(
-            f"warning: training times differ by more than {SECONDS_TOLERANCE:.0%}, as a run ends with a step; "
-            "raise budget.minutes"
-        )
+        why, remedy = "a run ends with a step", "raise budget.minutes"
+        if any(run["steps"] == budget.steps for run in _runs(trained)):
+            why, remedy = "budget.steps ended some of the runs", "leave it out"
+        lines.append(f"warning: training times differ by more than {SECONDS_TOLERANCE:.0%}, as {why}; {remedy}")
     base, designed = trained.get(recipe.baseline, {}).get(rate), room(recipe.modality, "config").DESIGNED
     for name, arm in trained.items():
         if base and name in designed and arm[rate] < SLOW * base:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 from vpretrain.compare import START
 from vpretrain.recipe import room
 from vpretrain.report.collect import Study
-from vpretrain.show import interval, pairs, remarks, unequal
+from vpretrain.show import by_minutes, interval, pairs, remarks, unequal
 
 FEW_CASES = 30
 
@@ -21,23 +23,27 @@ def verdict(study: Study) -> str:
     trained = {name: arm for name, arm in results["arms"].items() if arm["steps"]}
     if not trained or not results["of"]:
         return "Nothing was trained, or nothing measured, that could be compared."
-    key = next(iter(results["of"]))
+    of = results["of"]
     told = pairs(trained, recipe.baseline)
     v = ("v", recipe.baseline)
     a, b = v if v in told else told[0] if told else (next(iter(trained)), START)
-    difference = results["differences"][key][a][b]
-    start = "at the end of its budget" if b == START else f"after {_equal(study, a, b)}"
-    text = (
-        f"{start}, {a} {_relation(difference, figures.BETTER[key])} {b} on {figures.HEADLINE}: {a} minus {b} is "
-        f"{interval(difference, results['of'][key])}, paired over {_over(study)} ({figures.BETTER[key]} is better)"
-    )
-    if b != START:
-        text += f"; {a} made {_made(study, a)}, {b} {_made(study, b)}"
-    for axis, matched in results.get("matched", {}).items() if b != START else ():
-        other = matched[key]["differences"][a][b]
+    text = "at the end of its budget" if b == START else f"after {_equal(study, a, b)}"
+    for number, key in enumerate(of):
+        found, better = results["differences"][key][a][b], figures.BETTER[key]
+        if number == 0:
+            text += f", {a} {_relation(found, better)} {b} on {figures.ON[key]}: {a} minus {b} is "
+            text += f"{interval(found, of[key])}, paired over {_over(study)} ({better} is better)"
+        else:
+            text += f"; on {figures.ON[key]} {a} {_relation(found, better)} {b}: {interval(found, of[key])}"
+    if b == START:
+        return text[0].upper() + text[1:] + "."
+    text += f"; {a} made {_made(study, a)}, {b} {_made(study, b)}"
+    for (axis, matched), key in itertools.product(results.get("matched", {}).items(), of):
+        other, at_end = matched[key]["differences"][a][b], results["differences"][key][a][b]
         relation = _relation(other, figures.BETTER[key])
-        if relation != _relation(difference, figures.BETTER[key]):
-            text += f"; but after {matched['at']:,.0f} {axis} {a} {relation} {b}: {interval(other, results['of'][key])}"
+        if relation != _relation(at_end, figures.BETTER[key]):
+            where = f", on {figures.ON[key]}," if len(of) > 1 else ""
+            text += f"; but after {matched['at']:,.0f} {axis}{where} {a} {relation} {b}: {interval(other, of[key])}"
     return text[0].upper() + text[1:] + "."
 
 
@@ -88,7 +94,7 @@ def _of_run(study: Study) -> str:
 
 def _equal(study: Study, a: str, b: str) -> str:
     arms = study.results["arms"]
-    if not study.recipe.budget.minutes:
+    if not by_minutes(arms, study.recipe):
         return "equal steps"
     if unequal({a: arms[a], b: arms[b]}, study.recipe):
         return f"unequal training times ({arms[a]['seconds']:,.0f} and {arms[b]['seconds']:,.0f} s)"

@@ -8,6 +8,7 @@ from typing import Any
 HEADLINE = "probes on the frozen backbone"
 CASES = "pictures"  # what is evaluated one by one
 PAIRED = {"miou": "mIoU a picture", "depth_rmse": "metres a picture"}  # of every case: what arms are compared by
+ON = {"miou": "segmentation", "depth_rmse": "depth"}  # what each of them judges
 BETTER = {"miou": "higher", "depth_rmse": "lower"}
 
 # What is set to match V, and so runs after it: its settings from V's result.
