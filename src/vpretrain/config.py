@@ -139,6 +139,12 @@ class BudgetConfig(Strict):
             raise ValueError("give budget.minutes or budget.steps")
         return self
 
+    def reached(self, steps_done: int, seconds: float, share: float = 1.0) -> bool:
+        """Whether so much of it is spent; in minutes by the step whose end lies nearest."""
+        if self.steps is not None and steps_done >= share * self.steps:
+            return True
+        return self.minutes is not None and seconds + 0.5 * seconds / max(1, steps_done) >= share * 60 * self.minutes
+
     def share(self, steps_done: int, seconds: float) -> float:
         """How much of it is spent after so many steps and training seconds, from 0 to 1."""
         shares = []

@@ -198,15 +198,22 @@ class RunView:
     @property
     def share(self) -> float:
         """How much of the budget is spent."""
-        if self.result is not None:
+        if self.result is not None or self._trained:
             return 1.0
         return self.recipe.budget.share(self.steps, self.last["seconds"]) if self.recipe and self.last else 0.0
+
+    @property
+    def _trained(self) -> bool:
+        """Whether the budget is spent, as the run itself takes it."""
+        if self.recipe is None or not self.last:
+            return False
+        return self.recipe.budget.reached(self.steps, self.last["seconds"])
 
     @property
     def state(self) -> str:
         """What the process is at: paused, if all that was trained is saved; interrupted, if steps will be made again."""
         if self.process is not None:
-            return "starting" if not self.last else "evaluating" if self.share == 1 else "running"
+            return "starting" if not self.last else "evaluating" if self._trained else "running"
         if self.result is not None:
             return "finished"
         saved = max((int(path.name[5:]) for path in self._checkpoints()), default=0)
@@ -267,7 +274,9 @@ class RunView:
             told = "   ".join(f"{name} {text}" for name, text in scores.items())
             parts.append(Text.assemble((f"evaluation {after}: ", "dim"), told))
         if self.state in ("paused", "interrupted"):
-            parts.append(Text("go on with the same command and --resume", "yellow"))
+            saved = any(self._checkpoints())
+            how = " and --resume" if saved else ": nothing was saved yet"
+            parts.append(Text(f"go on with the same command{how}", "yellow"))
         process = f" (process {self.process})" if self.process else ""
         title = f"arm {self.recipe.arm}, {self.state}{process}: {self.directory}"
         return Panel(Group(*parts), title=Text(title), title_align="left")

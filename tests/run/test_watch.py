@@ -69,6 +69,7 @@ def test_a_run_at_work(tmp_path, recipe):
 def test_states_of_a_process_that_is_gone(tmp_path, recipe):
     run = written(tmp_path / "run", [line(n) for n in range(5)], recipe)
     assert "interrupted" in shown(run)
+    assert "go on with the same command: nothing was saved yet" in shown(run)
     (run / "checkpoints/step-00000003").mkdir(parents=True)
     assert "interrupted" in shown(run)
     (run / "checkpoints/step-00000005").mkdir()
@@ -80,6 +81,16 @@ def test_states_of_a_process_that_is_gone(tmp_path, recipe):
     assert "tokens/s 77" in text
     assert "3.00 GiB at most" in text
     assert "100%" in text
+
+
+def test_a_run_evaluates_when_its_last_step_lies_nearest_to_the_end_of_its_minutes(tmp_path, recipe):
+    minutes = recipe.model_copy(update={"budget": BudgetConfig(minutes=0.35)})  # 21 seconds; a step takes 2
+    for steps, state, share in ((9, "running", "86%"), (10, "evaluating", "100%")):
+        run = written(tmp_path / f"run{steps}", [line(n) for n in range(steps)], minutes)
+        with locked(run):
+            text = shown(run)
+        assert f"arm v, {state} (" in text
+        assert share in text
 
 
 @pytest.mark.parametrize("log", [None, "", '{"step": 0, "seco', "null\n[1]\nnonsense\n" + '{"step": "x"}\n'])

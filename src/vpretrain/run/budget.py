@@ -28,8 +28,6 @@ class Budget:
     ) -> None:
         self.until = until
         self._config = config
-        self.limit_seconds = None if config.minutes is None else 60 * config.minutes
-        self.limit_steps = config.steps
         self.step = 0
         self._clock = clock
         self._spent = 0.0
@@ -67,7 +65,7 @@ class Budget:
     @property
     def spent(self) -> bool:
         """Whether all of it is spent."""
-        return self._reached(1.0)
+        return self._config.reached(self.step, self._spent)
 
     def stop(self) -> None:
         """End after the present step."""
@@ -89,11 +87,4 @@ class Budget:
         self._spent, self._running_since = world.first(self.seconds), None
 
     def _done(self) -> bool:
-        return world.any_of(self._stopped) or self._reached(self.until)
-
-    def _reached(self, share: float) -> bool:
-        if self.limit_steps is not None and self.step >= share * self.limit_steps:
-            return True
-        if self.limit_seconds is None:
-            return False
-        return self._spent + 0.5 * self._spent / max(1, self.step) >= share * self.limit_seconds
+        return world.any_of(self._stopped) or self._config.reached(self.step, self._spent, self.until)
