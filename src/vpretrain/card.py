@@ -77,9 +77,7 @@ def write_card(run: Path, model: Path, *, result: dict[str, Any] | None = None) 
     recipe = load_recipe(run / "recipe.yaml")
     result = result or _read(run / "result.json")
     made = _read(run / "provenance.json") or provenance(recipe)
-    comparison = _read(run.absolute().parent / "results.json")
-    if not _is_of(result, comparison):
-        comparison = {}
+    comparison = _comparison(run.absolute().parent / "results.json", result)
     write_whole(model / "README.md", model_card(recipe, result, made, comparison))
 
 
@@ -238,13 +236,15 @@ def without_folders(name: str) -> str:
     return Path(name).name if name.startswith(("/", "~")) else name
 
 
-def _is_of(result: Mapping[str, Any], comparison: Mapping[str, Any]) -> bool:
-    """Whether a run is one of a comparison's, as it is now."""
-    arm = comparison.get("arms", {}).get(result.get("arm"), {})
-    return any(
-        (run["seed"], run["seconds"]) == (result["seed"], result["seconds"])
-        for run in arm.get("runs", [arm] if arm else [])
-    )
+def _comparison(file: Path, result: Mapping[str, Any]) -> dict[str, Any]:
+    """The comparison that a run is one of, as it is now; empty: there is none, or the file is something else."""
+    try:
+        comparison = _read(file)
+        arm = comparison["arms"][result["arm"]]
+        runs = {(run["seed"], run["seconds"]) for run in arm.get("runs", [arm])}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
+    return comparison if (result["seed"], result["seconds"]) in runs else {}
 
 
 def _read(file: Path) -> dict[str, Any]:

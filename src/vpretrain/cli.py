@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from vpretrain.errors import Elsewhere, Interrupted, Paused, UserError
 from vpretrain.estimate import DEVICES, LATENCY_US, UTILISATION
 from vpretrain.recipe import settings_help
 
+_LARGEST = sys.float_info.max
 _OVERRIDES = (
     "settings to change, as field=value with dots for nesting, e.g. optimizer.lr=1e-5 stream.sources.0.limit=100"
 )
@@ -60,10 +62,10 @@ def _terminated(number: int, frame: Any) -> None:
 
 
 def _seeds(text: str) -> list[int]:
-    seeds = [int(word) for word in text.split(",")]
-    if min(seeds) < 0:
-        raise argparse.ArgumentTypeError(f"{text}: seeds are numbers from 0")
-    return seeds
+    words = text.split(",")
+    if not all(word.strip().isdecimal() for word in words):
+        raise argparse.ArgumentTypeError(f"{text}: give whole numbers from 0, with commas between them, as 0,1,2")
+    return [int(word) for word in words]
 
 
 def _count(least: int, text: str) -> int:
@@ -72,18 +74,13 @@ def _count(least: int, text: str) -> int:
     return int(text)
 
 
-def _positive(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: give a number above 0")
-    return number
-
-
-def _share(text: str) -> float:
-    share = float(text)
-    if not 0 < share <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is no share: give a number above 0 and up to 1")
-    return share
+def _number(most: float, text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < (number := float(text)) <= most:
+            return number
+    raise argparse.ArgumentTypeError(
+        f"{text}: give a number above 0" + (f" and up to {most:g}" if most < _LARGEST else "")
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -143,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--until",
-        type=_share,
+        type=partial(_number, 1.0),
         default=1.0,
         metavar="SHARE",
         help="save and leave off at this share of the budget, e.g. 0.5 (exit code 75); --resume goes on",
@@ -276,7 +273,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_count(command, "--ngram", 5, "words an n-gram")
     command.add_argument(
-        "--jaccard", type=_share, default=0.7, metavar="J", help="the least similarity that is dropped (default: 0.7)"
+        "--jaccard",
+        type=partial(_number, 1.0),
+        default=0.7,
+        metavar="J",
+        help="the least similarity that is dropped (default: 0.7)",
     )
     command.add_argument("--overwrite", action="store_true", help="write over an earlier result there")
     add(
@@ -302,17 +303,19 @@ def _parser() -> argparse.ArgumentParser:
         "--memory-gib": "its memory",
         "--bandwidth-gbs": "GB/s that collectives reach",
     }.items():
-        command.add_argument(option, type=_positive, metavar="X", help=f"{what} (default: the device's)")
+        command.add_argument(
+            option, type=partial(_number, _LARGEST), metavar="X", help=f"{what} (default: the device's)"
+        )
     command.add_argument(
         "--utilisation",
-        type=_share,
+        type=partial(_number, 1.0),
         default=UTILISATION,
         metavar="SHARE",
         help="share of the peak that passes reach: an assumption (default: %(default)s)",
     )
     command.add_argument(
         "--latency-us",
-        type=_positive,
+        type=partial(_number, _LARGEST),
         default=LATENCY_US,
         metavar="X",
         help="microseconds of a message: an assumption (default: %(default)s)",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vpretrain.errors import UserError
+from vpretrain.files import check_writable
 from vpretrain.recipe import load_recipe, room
 
 _SHOWN = 8  # parameters of a replay
@@ -156,10 +157,7 @@ def report(options: argparse.Namespace) -> int:
     from vpretrain.report.page import report
 
     directories = [Path(run) for run in options.runs]
-    output = Path(options.output or directories[0] / "report.html")
-    if options.output is not None:
-        _prepare_file(output)
-    file = report(directories, output)
+    file = report(directories, Path(options.output or directories[0] / "report.html"))
     print(f"report: {file} ({file.stat().st_size / 2**20:.1f} MB; it needs nothing else)")
     return 0
 
@@ -249,7 +247,7 @@ def evaluate(options: argparse.Namespace) -> int:
     if options.tasks is not None:
         os.environ["TQDM_DISABLE"] = ""  # the harness shows its own progress; it is read at the first import
     if options.output is not None:
-        _prepare_file(Path(options.output))
+        check_writable(Path(options.output), "--output")
     results: dict[str, Any] = {}
     if options.recipe is not None:
         recipe = load_recipe(options.recipe, options.overrides)
@@ -299,15 +297,6 @@ def _print_results(results: Path, picture: Path | None) -> None:
 
 def _print_next(directory: Path) -> None:
     print(f"next:    vpretrain report {directory} (one HTML file of all this)")
-
-
-def _prepare_file(file: Path) -> None:
-    """Find out before the long work whether results can be written. Raises UserError."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
-    except OSError as error:
-        raise UserError(f"cannot write to {file}: {error.strerror}; change --output") from None
 
 
 def _console() -> Any:

@@ -8,6 +8,25 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from vpretrain.errors import UserError
+
+
+def check_writable(file: Path, setting: str) -> None:
+    """Find out before long work whether a file can be written, and leave nothing behind but its directory.
+
+    Raises:
+        UserError: it cannot; change `setting`.
+    """
+    there = file.exists()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("ab"):
+            pass
+        if not there:
+            file.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to {file}: {error.strerror}; change {setting}") from None
+
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that whoever reads it, now or after a crash, finds all of it, or what was there before."""

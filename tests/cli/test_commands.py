@@ -274,6 +274,7 @@ def test_export_uploads_if_asked_and_keeps_what_it_wrote_if_that_fails(recipe, c
         ({"value": {"subset": "first-2"}}, "must be last-N"),
         ({"learner": {"lora": {"target_modules": ["nothing"]}}}, "learner.lora: "),
         ({"feedback": {"length": 8}}, "no pair has a solution token within feedback.length=8"),
+        ({"evaluation": {"length": 8}}, "problems of the evaluation have no solution token within evaluation.length=8"),
     ],
 )  # fmt: skip
 def test_wrong_input_gets_one_line_with_the_remedy(recipe, capsys, command, changes, message):
@@ -329,6 +330,7 @@ def test_wrong_commands_get_one_line_too(recipe, capsys, tmp_path):
     (tmp_path / "bad.yaml").write_text("a: [")
     assert "is not valid YAML" in refusal(capsys, "run", str(tmp_path / "bad.yaml"))
     assert "unknown arm w: choose from" in refusal(capsys, "compare", recipe(), "--arms", "one-hot,w")
+    assert "budget.steps=0 trains nothing" in refusal(capsys, "compare", recipe(), "budget.steps=0")
     assert "is not the directory of a run" in refusal(
         capsys, "export", str(tmp_path / "learner"), str(tmp_path / "new")
     )
@@ -388,6 +390,25 @@ def test_an_interrupted_comparison_saves_the_running_arm_and_goes_on(recipe, tmp
     resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
     assert resumed.returncode == 0, resumed.stderr
     assert len(log.read_text().splitlines()) == 300
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["compare", "r.yaml", "--seeds", "0,a"], "0,a: give whole numbers from 0"),
+        (["compare", "r.yaml", "--seeds=-1"], "-1: give whole numbers from 0"),
+        (["run", "r.yaml", "--until", "half"], "half: give a number above 0 and up to 1"),
+        (["run", "r.yaml", "--until", "2"], "2: give a number above 0 and up to 1"),
+        (["estimate", "r.yaml", "--tflops", "x"], "x: give a number above 0"),
+        (["estimate", "r.yaml", "--tflops", "inf"], "inf: give a number above 0"),
+        (["estimate", "r.yaml", "--tflops", "nan"], "nan: give a number above 0"),
+    ],
+)
+def test_a_wrong_number_is_told_with_what_would_do(capsys, words, remedy):
+    with pytest.raises(SystemExit) as exit:
+        main(words)
+    assert exit.value.code == 2
+    assert f": {remedy}" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -180,6 +181,13 @@ def test_controls_have_nothing_to_inspect_and_what_is_missing_is_said(tmp_path, 
         (fragment,) = inspectors(bare)
         assert "is not what a run writes" in fragment
         assert "example.com" not in fragment
+
+
+def test_a_log_whose_last_line_is_being_written_is_read_up_to_it(vision_run, tmp_path):
+    at_work = shutil.copytree(vision_run.directory, tmp_path / vision_run.directory.name)
+    with (at_work / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 10, "val')
+    assert inspectors(at_work) == inspectors(vision_run.directory)
 
 
 def pixels(uri):

@@ -23,11 +23,12 @@ from report.directories import (
 
 from vpretrain import UserError
 from vpretrain.cli import main
+from vpretrain.recipe import load_recipe, save_recipe
 from vpretrain.report import page as page_module
 from vpretrain.report.collect import collect
 from vpretrain.report.curves import between_seeds, thin
 from vpretrain.report.page import report
-from vpretrain.report.verdict import verdict, warnings
+from vpretrain.report.verdict import notes, verdict, warnings
 
 
 class Page(HTMLParser):
@@ -104,18 +105,31 @@ def test_the_verdict_goes_no_further_than_its_interval(tmp_path, difference, rel
 def test_a_higher_figure_is_better_where_its_modality_says_so(tmp_path):
     from worlds import vision_recipe
 
-    from vpretrain.recipe import save_recipe
-
     results = write_comparison(tmp_path / "study")
     recipe = vision_recipe(tmp_path, name="study", output=str(tmp_path))
     save_recipe(recipe, tmp_path / "study/recipe.yaml")
-    arms = {name.replace("one-hot", "fixed"): arm for name, arm in results["arms"].items()}
+    keys = ("miou", "depth_rmse", "depth_abs_rel", "depth_delta_1", "accuracy", "retrieval_map", "images_per_s")
+    arms = {
+        name.replace("one-hot", "fixed"): arm | dict.fromkeys(keys) | {"images": arm["tokens"]}
+        for name, arm in results["arms"].items()
+    }
     gain = {"v": {"fixed": OPPOSITE, "step-0": OPPOSITE}}
     results |= {"arms": arms, "differences": {"miou": gain}, "of": {"miou": "mIoU a picture"}}
     write_json(tmp_path / "study/results.json", results)
     for run in (tmp_path / "study").glob("*/result.json"):
         run.write_text(run.read_text().replace("problems", "pictures"))
-    assert "v is better than fixed on probes" in verdict(collect(tmp_path / "study"))
+    assert "v is better than fixed on segmentation: v minus fixed is +0.0917 mIoU" in verdict(
+        collect(tmp_path / "study")
+    )
+    results["differences"]["depth_rmse"] = gain
+    results["of"]["depth_rmse"] = "metres a picture"
+    write_json(tmp_path / "study/results.json", results)
+    study = collect(tmp_path / "study")
+    assert "; on depth v is worse than fixed: +0.0917 metres a picture" in verdict(study)
+    assert [line[:30] for line in notes(study)[:2]] == [
+        "v minus fixed: +0.0917 mIoU a ",
+        "v minus fixed: +0.0917 metres ",
+    ]
 
 
 def test_the_tables_say_what_results_json_says(tmp_path):
@@ -202,6 +216,23 @@ def test_a_comparison_that_something_disturbed_says_so_in_its_first_sentence(tmp
     assert few.startswith("v had under 10 meta updates")
     assert differ.startswith("training times differ by more than 3%")
     assert slow.startswith("v read tokens at 4% of one-hot's rate")
+
+
+@pytest.mark.parametrize(
+    ("steps", "equal", "remedy"),
+    [((40, 40), "equal steps", None), ((40, 30), "unequal training times (129 and 120 s)", "leave it out")],
+)
+def test_where_a_budget_has_minutes_and_steps_it_counts_which_ended_the_runs(tmp_path, steps, equal, remedy):
+    results = write_comparison(tmp_path / "study", seeds=(0,))
+    recipe = load_recipe(tmp_path / "study/recipe.yaml", ["budget.steps=40"])
+    save_recipe(recipe, tmp_path / "study/recipe.yaml")
+    results["arms"]["one-hot"]["steps"], results["arms"]["v"]["steps"] = steps
+    results["arms"]["v"]["seconds"] = 129.0
+    write_json(tmp_path / "study/results.json", results)
+    study = collect(tmp_path / "study")
+    assert verdict(study).startswith(f"After {equal}, v is")
+    told = [line for line in warnings(study) if line.startswith("training times differ")]
+    assert [line.rsplit("; ")[-1] for line in told] == ([remedy] if remedy else [])
 
 
 def test_hostile_text_stays_text_and_nothing_is_loaded(tmp_path):
@@ -353,6 +384,36 @@ def test_directories_that_are_neither_are_refused_with_the_remedy(tmp_path, caps
         assert words in printed
         assert printed.count("\n") == 1
     assert not (tmp_path / "study/report.html").exists()
+
+
+def test_a_file_that_cannot_be_written_is_told_before_the_drawing_and_nothing_is_left(tmp_path, capsys):
+    write_comparison(tmp_path / "study")
+    (tmp_path / "taken").write_text("")
+    for output in (tmp_path / "study", tmp_path / "taken/report.html"):
+        assert main(["report", str(tmp_path / "study"), "--output", str(output)]) == 2
+        printed = capsys.readouterr().err
+        assert f"cannot write to {output}: " in printed
+        assert printed.count("\n") == 1
+    assert main(["report", str(tmp_path / "gone"), "--output", str(tmp_path / "new.html")]) == 2
+    assert not (tmp_path / "new.html").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"arms": {"step-0": 3}},
+        {"arms": {"v": {"steps": 1}}},
+        {"seeds": 3},
+        {"of": []},
+        {"differences": {"nll": {"v": {"one-hot": {"mean": "?"}}}}},
+        {"matched": {"seconds": {}}},
+    ],
+)
+def test_results_that_were_broken_by_hand_are_named(tmp_path, change):
+    results = write_comparison(tmp_path / "study")
+    write_json(tmp_path / "study/results.json", results | change)
+    with pytest.raises(UserError, match=r"results\.json is damaged"):
+        collect(tmp_path / "study")
 
 
 @pytest.mark.parametrize("name", ["results.json", "v.0/result.json", "v.0/metrics.jsonl", "probe.json"])

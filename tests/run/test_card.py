@@ -109,6 +109,15 @@ def test_a_run_of_a_comparison_shows_all_its_arms(tmp_path, tokenizer, in_this_p
     assert "step-0" not in (beside.directory / "model" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"arms": {"v": 3}}', '{"arms": {"v": {"runs": [{}]}}}', '{"arms": null}'])
+def test_a_results_file_that_is_something_else_does_not_stop_a_run(tmp_path, tokenizer, text):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "results.json").write_text(text)
+    recipe = tiny_recipe(tmp_path, tokenizer, output=str(tmp_path / "runs"))
+    assert run_recipe(recipe)["steps"] == 6
+    assert "step-0" not in (recipe.directory / "model" / "README.md").read_text()
+
+
 HOSTILE = (
     "a|b`c` <img src=x onerror=alert(1)> [t](http://x) ![i](y) **b** _e_ \\| | x\n\n# title\n\n---\nlicense: mit\n---\n"
 )

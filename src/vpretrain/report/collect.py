@@ -13,6 +13,7 @@ from vpretrain.compare import START, Lines, over_seeds, run_name
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.recipe import load_recipe, room
+from vpretrain.show import cells, remarks
 
 # What a report needs of these files.
 _COMPARED = {"arms", "differences", "of", "seeds", "versions"}
@@ -102,6 +103,10 @@ def _is_finished(run: Path) -> bool:
 def _comparison(directory: Path) -> Study:
     results = _json(directory / "results.json", _COMPARED)
     recipe, missing, runs = load_recipe(directory / "recipe.yaml"), [], {}
+    try:
+        cells(results["arms"], recipe), remarks(results, recipe)  # what can be said can be shown
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise _damaged(directory / "results.json") from None
     for arm in results["arms"]:
         names = [START] if arm == START else [run_name(arm, seed, results["seeds"]) for seed in results["seeds"]]
         there = [n for n in names if Path(n).name == n and (directory / n / "recipe.yaml").exists()]
@@ -133,8 +138,8 @@ def _run(directory: Path) -> Run:
         directory,
         load_recipe(directory / "recipe.yaml"),
         _json(directory / "result.json", {"seconds"}),
-        _lines(directory / "metrics.jsonl"),
-        _lines(directory / "scores.jsonl"),
+        read_log(directory / "metrics.jsonl"),
+        read_log(directory / "scores.jsonl"),
         _json(directory / "provenance.json", {"versions"}),
     )
 
@@ -148,12 +153,16 @@ def _json(file: Path, needed: set[str]) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or not needed <= found.keys():
-        raise UserError(f"{file} is damaged, or not what vpretrain writes: make it again, or take it away")
+        raise _damaged(file)
     return found
 
 
-def _lines(file: Path) -> Lines:
-    """Of a log. A last line that was never finished is left out: the run may be at work."""
+def _damaged(file: Path) -> UserError:
+    return UserError(f"{file} is damaged, or not what vpretrain writes: make it again, or take it away")
+
+
+def read_log(file: Path) -> Lines:
+    """Of a log of steps. A last line that was never finished is left out: the run may be at work. Raises UserError."""
     texts = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
     lines = []
     for number, text in enumerate(texts, start=1):

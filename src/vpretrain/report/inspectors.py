@@ -9,9 +9,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vpretrain.card import without_folders
-from vpretrain.compare import read_lines
 from vpretrain.errors import UserError
 from vpretrain.recipe import load_recipe, room
+from vpretrain.report.collect import read_log
 
 TITLES = {"language": "Token inspector", "vision": "Mask inspector"}
 
@@ -53,7 +53,7 @@ def _views(run: Path) -> dict[str, Any]:
     from vpretrain.vision.views import recorded_views
 
     recipe, points = load_recipe(run / "recipe.yaml"), recorded_views(run)
-    updates = [line for line in read_lines(run / "metrics.jsonl") if "value" in line]
+    updates = [line for line in read_log(run / "metrics.jsonl") if "value" in line]
     for point in points:
         before = [line["value"] for line in updates if line["step"] <= point["step"]]
         point["alignment"] = before[-1] if before else None

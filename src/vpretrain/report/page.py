@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from vpretrain.card import HASHES, data_cells, without_folders
 from vpretrain.compare import START
-from vpretrain.files import write_whole
+from vpretrain.files import check_writable, write_whole
 from vpretrain.recipe import flat, room
 from vpretrain.report import figures
 from vpretrain.report.collect import Study, collect
@@ -45,9 +45,10 @@ def report(directories: Sequence[Path], output: Path) -> Path:
         output: the file.
 
     Raises:
-        UserError: a directory is neither, or a file in it is damaged.
+        UserError: a directory is neither, a file in it is damaged, or the report cannot be written.
     """
     studies = [collect(directory) for directory in directories]  # mistakes show before the drawing
+    check_writable(output, "--output")
     write_whole(output, page(studies))
     return output
 

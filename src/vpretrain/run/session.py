@@ -277,8 +277,8 @@ class Session:
         """Steps of the schedule: the budget's, or as many as its minutes hold at the pace of a rehearsed step."""
         if self.recipe.budget.steps is not None:
             return max(1, self.recipe.budget.steps)
-        assert self.budget.limit_seconds is not None
-        return max(1, round(self.budget.limit_seconds / self._rehearse()))
+        assert self.recipe.budget.minutes is not None
+        return max(1, round(60 * self.recipe.budget.minutes / self._rehearse()))
 
     def _rehearse(self) -> float:
         """Seconds of a step with its share of a meta update, measured without changing anything.
@@ -360,7 +360,7 @@ def told(recipe: Recipe) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"cannot go on in {recipe.directory}: {error}; free space or mend the disk, then continue with --resume"
+            f"cannot go on in {recipe.directory}: {error}; mend that (make room, if the disk is full), then --resume"
         ) from error
     except (MemoryError, RuntimeError) as error:
         if world.size() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error)):
