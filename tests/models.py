@@ -99,7 +99,7 @@ def tiny_vision_model(family: str = "dinov2", *, seed: int = 0) -> Any:
     config: Any
     match family:
         case "dinov2":
-            config = Dinov2Config(**sizes, mlp_ratio=2, use_mask_token=False, drop_path_rate=0.1)
+            config = Dinov2Config(**sizes, mlp_ratio=2, drop_path_rate=0.1)
         case "dinov3":
             config = DINOv3ViTConfig(**sizes, intermediate_size=64, num_register_tokens=2)
         case "ijepa":

@@ -96,7 +96,7 @@ def summarise(runs: Runs, scores: Mapping[str, Sequence[Lines]], recipe: Recipe)
     figures = room(recipe.modality, "figures")
     results: dict[str, Any] = {"arms": {arm: over_seeds(of_arm, figures) for arm, of_arm in runs.items()}}
     cases = {arm: [run[figures.CASES] for run in of_arm] for arm, of_arm in runs.items()}
-    keys = [key for key in figures.PAIRED if all(key in case for case in cases[START][0])]
+    keys = [key for key in figures.PAIRED if any(key in case for case in cases[START][0])]
     results["differences"] = {key: _differences({a: _values(c, key) for a, c in cases.items()}) for key in keys}
     results["of"] = {key: figures.PAIRED[key] for key in keys}
     domains = list(dict.fromkeys(case["domain"] for case in cases[START][0] if "domain" in case))
@@ -157,8 +157,8 @@ def _by_domain(cases: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], keys:
 
 
 def _values(runs: Sequence[Sequence[Mapping[str, Any]]], key: str) -> list[list[float]]:
-    """A figure of every case, [S, N]."""
-    return [[case[key] for case in run] for run in runs]
+    """A figure of every case that has it, [S, N]: the same cases in every run."""
+    return [[case[key] for case in run if key in case] for run in runs]
 
 
 def _differences(values: Mapping[str, list[list[float]]]) -> dict[str, dict[str, dict[str, float]]]:
@@ -199,12 +199,12 @@ def _matched(
 
 
 def _read_off(curve: Sequence[Mapping[str, Any]], axis: str, at: float, cases: str, key: str) -> list[float]:
-    """A figure of every case where a curve's `axis` is `at`."""
+    """A figure of every case that has it, where a curve's `axis` is `at`."""
     for before, after in itertools.pairwise(curve):
         if at <= after[axis]:
             share = (at - before[axis]) / (after[axis] - before[axis]) if after[axis] > before[axis] else 1.0
-            pairs = zip(before[cases], after[cases], strict=True)
-            return [(1 - share) * one[key] + share * other[key] for one, other in pairs]
+            ((starts,), (ends,)) = _values([before[cases]], key), _values([after[cases]], key)
+            return [(1 - share) * one + share * other for one, other in zip(starts, ends, strict=True)]
     raise AssertionError("the curve ends before")
 
 

@@ -36,12 +36,13 @@ def pareto(
     """
     figures = room(recipe.modality, "figures")
     points = points or figures.PARETO_POINTS
+    names = _names(points)
     if not points:
         raise UserError(f"give the points: --point field=value,field=value for each; {recipe.modality} has none ready")
     members = {
         START: [f"arm={recipe.baseline}", "budget.steps=0"],
         recipe.baseline: [f"arm={recipe.baseline}"],
-        **{_name(point): ["arm=v", *point] for point in points},
+        **{name: ["arm=v", *point] for name, point in names.items()},
     }
     start = run_group(recipe, {START: members[START]}, resume=resume, overwrite=overwrite)[START]
     if missing := [title for key, (_, title) in figures.OBJECTIVES.items() if start[key] is None]:
@@ -123,18 +124,26 @@ def draw_pareto(results: dict[str, Any], recipe: Recipe) -> Path | None:
 def _differences(run: dict[str, Any], baseline: dict[str, Any], figures: Any) -> dict[str, Any]:
     """From the baseline, paired over what was evaluated on, with intervals."""
     return {
-        key: paired(*([[case[key] for case in each[figures.CASES]]] for each in (run, baseline)))
+        key: paired(*([[case[key] for case in each[figures.CASES] if key in case]] for each in (run, baseline)))
         for key in figures.PAIRED
-        if all(key in case for case in run[figures.CASES])
+        if any(key in case for case in run[figures.CASES])
     }
 
 
-def _name(point: Sequence[str]) -> str:
-    """A directory's name: the last word of every field with its value."""
+def _names(points: Sequence[Sequence[str]]) -> dict[str, Sequence[str]]:
+    """Points by their directories: the last word of each field with its value, or the whole field where two are alike."""
+    for whole in (False, True):
+        named = {_name(point, whole=whole): point for point in points}
+        if len(named) == len(points):
+            return named
+    raise UserError("--point: two points have the same settings; give each once")
+
+
+def _name(point: Sequence[str], *, whole: bool) -> str:
     words = []
     for setting in point:
         field, equals, value = setting.partition("=")
         if not equals:
             raise UserError(f"--point: '{setting}' must have the form field=value, several with commas between them")
-        words.append(f"{field.rsplit('.', 1)[-1]}-{value}")
+        words.append(f"{field if whole else field.rsplit('.', 1)[-1]}-{value}")
     return re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(words))

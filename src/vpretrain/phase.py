@@ -12,6 +12,13 @@ import torch
 _watching: Watch | None = None
 
 
+def now() -> float:
+    """Seconds, once everything that was queued on the device is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 class Watch:
     """Seconds spent in each phase; a phase within another counts for itself alone."""
 
@@ -22,11 +29,9 @@ class Watch:
 
     def switch(self, change: Callable[[], object]) -> None:
         """Charge the time since the last switch to the innermost open phase, then open or close one."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()  # work that was queued in a phase belongs to it
-        now = time.perf_counter()
+        end = now()  # work that was queued in a phase belongs to it
         if self._open:
-            self.seconds[self._open[-1]] += now - self._since
+            self.seconds[self._open[-1]] += end - self._since
         change()
         self._since = time.perf_counter()
 

@@ -53,8 +53,8 @@ class Prefetched:
             self._made.append(self._worker.submit(_step))
         batches, self._state = self._made.popleft().result()
         if self.device.type == "cuda":
-            return [batch.pin_memory().to(self.device) for batch in batches]
-        return batches
+            batches = [batch.pin_memory() for batch in batches]
+        return [batch.to(self.device) for batch in batches]
 
     def state_dict(self) -> dict[str, Any]:
         """The cursor."""

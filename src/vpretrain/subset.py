@@ -37,8 +37,12 @@ def alignment_subset(module: nn.Module, spec: str) -> tuple[str, ...]:
 
 
 def blocks_of(module: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The outermost longest list of modules: a transformer's blocks under any of the names in use (layers, h, blocks)."""
+    """The outermost longest list of modules: a transformer's blocks under any of the names in use (layers, h, blocks).
+
+    Where a module has a `backbone`, those are meant, however long a predictor on top of it is.
+    """
     lists = [(name, child) for name, child in module.named_modules() if isinstance(child, nn.ModuleList)]
+    lists = [(name, child) for name, child in lists if name.startswith("backbone.")] or lists
     if not lists:
         raise UserError("value.subset last-N: this learner has no list of blocks; use all or name:REGEX")
     return max(lists, key=lambda item: (len(item[1]), -item[0].count(".")))

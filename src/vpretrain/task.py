@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 Parameters = dict[str, Tensor]
@@ -105,6 +106,11 @@ class Learner(Protocol):
     @property
     def module(self) -> nn.Module:
         """The module that holds theta."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches must lie."""
         ...
 
     def forward(self, inputs: Any, parameters: Parameters | None = None) -> Any:

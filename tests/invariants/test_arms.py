@@ -293,7 +293,10 @@ def test_the_adamw_metric_is_the_preconditioner_of_the_step():
     parameter = torch.nn.Parameter(torch.randn(5))
     from vpretrain.config import OptimizerConfig
 
-    optimizer = AdamW([("w", parameter)], OptimizerConfig(lr=1e-3, clip_norm=1e9, betas=(0.0, 0.9)), horizon=100)
+    unused = torch.nn.Parameter(torch.randn(2))
+    optimizer = AdamW(
+        [("w", parameter), ("unused", unused)], OptimizerConfig(lr=1e-3, clip_norm=1e9, betas=(0.0, 0.9)), horizon=100
+    )
     assert optimizer.metric(["w"]) is None
     for _ in range(3):
         parameter.grad = torch.randn(5)
@@ -302,3 +305,4 @@ def test_the_adamw_metric_is_the_preconditioner_of_the_step():
         optimizer.step(1.0)
     # With beta_1 = 0 the realised step is exactly -lr P g.
     torch.testing.assert_close(parameter.detach() - before, -lr * optimizer.metric(["w"])["w"] * gradient)
+    assert set(optimizer.metric(["w", "unused"])) == {"w"}

@@ -7,7 +7,7 @@ import json
 from worlds import tiny_recipe, vision_recipe
 
 from vpretrain.cli import main
-from vpretrain.pareto import front
+from vpretrain.pareto import _names, front
 from vpretrain.recipe import save_recipe
 
 
@@ -44,6 +44,15 @@ def test_mistakes_in_points_come_before_the_long_work(tmp_path, capsys):
     assert main(["pareto", str(tmp_path / "recipe.yaml"), "--point", "4:1"]) == 2
     assert "must have the form field=value" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_points_of_fields_that_end_alike_are_told_apart_and_twins_refused(tmp_path, capsys):
+    sources = [["feedback.sources.0.limit=256"], ["feedback.sources.1.limit=256"]]
+    assert list(_names(sources)) == ["feedback.sources.0.limit-256", "feedback.sources.1.limit-256"]
+    assert list(_names([["a.limit=1"], ["a.limit=2"]])) == ["limit-1", "limit-2"]
+    save_recipe(vision_recipe(tmp_path), tmp_path / "recipe.yaml")
+    assert main(["pareto", str(tmp_path / "recipe.yaml"), *["--point", "feedback.depth=4"] * 2]) == 2
+    assert "two points have the same settings" in capsys.readouterr().err
 
 
 def test_an_objective_that_is_not_measured_is_named_after_the_first_run(tmp_path, tokenizer, capsys, in_this_process):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import h5py
 import numpy as np
 import pytest
@@ -94,6 +97,27 @@ def test_a_run_on_either(tmp_path, kind):
     assert result["accuracy"] is None
     assert result["retrieval_map"] is None
     assert set(result["pictures"][0]) == {"scene", "miou" if kind == "ade20k" else "depth_rmse"}
+
+
+def test_both_share_an_evaluation_and_each_picture_is_judged_by_what_it_has(tmp_path):
+    from vpretrain import run_recipe
+    from vpretrain.compare import summarise
+
+    ade, nyu = recipes_of("ade20k", tmp_path), recipes_of("nyuv2", tmp_path)
+    sources = {role: [*getattr(ade.evaluation, role), *getattr(nyu.evaluation, role)] for role in ("train", "test")}
+    recipe = ade.model_copy(update={"evaluation": ade.evaluation.model_copy(update=sources | {"points": 2})})
+    result = run_recipe(recipe)
+    assert [set(picture) - {"scene"} for picture in result["pictures"]] == [{"miou"}] * 3 + [{"depth_rmse"}] * 3
+    assert all(math.isfinite(result[key]) for key in ("miou", "depth_rmse"))
+    scores = [json.loads(line) for line in (recipe.directory / "scores.jsonl").read_text().splitlines()]
+    runs = {"step-0": [scores[0]], "fixed": [result], "v": [result]}
+    found = summarise(runs, {"step-0": [[]], "fixed": [scores], "v": [scores]}, recipe)
+    assert set(found["of"]) == {"miou", "depth_rmse"}
+    for differences in (
+        found["differences"],
+        {key: found["matched"]["images"][key]["differences"] for key in found["of"]},
+    ):
+        assert all(of_key["v"]["fixed"]["mean"] == 0 for of_key in differences.values())
 
 
 def test_what_is_wrong_is_said_in_one_line(tmp_path):

@@ -52,7 +52,7 @@ def test_probes_recover_planted_labels(tmp_path):
 def test_iou_ignores_what_has_no_label():
     label = torch.tensor([[[0, 0, 1, IGNORED]]])
     predicted = torch.tensor([[[0, 1, 1, 5]]])
-    assert picture_iou(predicted, label).item() == pytest.approx((1 / 2 + 1 / 2) / 2)
+    assert picture_iou(predicted[0], label[0]) == pytest.approx((1 / 2 + 1 / 2) / 2)
     both = mean_iou(torch.cat([predicted, predicted]), torch.cat([label, label]), 2)
     assert both == pytest.approx(1 / 2)
 

@@ -189,6 +189,23 @@ def test_the_mean_mask_counts_burn_in_as_views_that_nothing_hides(tmp_path):
     assert result["mean_mask"] == pytest.approx(sum(logged) / len(logged))
 
 
+@pytest.mark.parametrize("family", ["dinov2", "dinov3", "ijepa"])
+def test_a_loss_reaches_everything_that_is_trained(tmp_path, family):
+    parts = assemble(vision_recipe(tmp_path, family))  # what it does not reach, DDP waits for
+    (batch,) = parts.stream.next()
+    state = parts.learner.forward(batch)
+    parts.learner.loss(state, parts.construction.targets(batch, state.detach()).detach()).backward()
+    assert [name for name, p in parts.learner.named_parameters() if p.grad is None] == []
+
+
+def test_s_is_of_the_backbone_however_long_the_predictor_is(tmp_path):
+    recipe = vision_recipe(tmp_path, "ijepa")
+    ijepa = recipe.learner.ijepa.model_copy(update={"predictor_layers": 5})
+    recipe = recipe.model_copy(update={"learner": recipe.learner.model_copy(update={"ijepa": ijepa})})
+    parts = assemble(recipe)
+    assert all(name.startswith("backbone.") for name in parts.meta.subset)
+
+
 def test_the_rehearsal_of_the_horizon_changes_nothing(tmp_path):
     session = session_of(vision_recipe(tmp_path, budget={"steps": None, "minutes": 60}))
     parts = session.parts

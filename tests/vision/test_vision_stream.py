@@ -9,6 +9,7 @@ import torch
 from models import tiny_vision_model
 
 from vpretrain.errors import UserError
+from vpretrain.vision import stream as module
 from vpretrain.vision.backbone import Backbone
 from vpretrain.vision.config import DesignerConfig, IJepaConfig, StreamConfig
 from vpretrain.vision.construction import RandomMask
@@ -74,3 +75,23 @@ def test_what_cannot_be_shared_out_is_refused():
         group(3)
     with pytest.raises(ValueError, match="shards=3 does not divide batch_size=4"):
         group(1, shards=3)
+
+
+def test_oblong_pictures_are_cut_and_not_squeezed_and_large_ones_are_made_smaller(monkeypatch):
+    column = (torch.arange(400) % 256).byte().expand(3, 100, 400)  # each column is one brighter than the last
+    torch.manual_seed(0)
+    for picture in (column, column.mT):
+        parts = torch.stack([module._square(picture, 100) for _ in range(8)])
+        assert parts.shape == (8, 3, 100, 100)
+        brightness = 255 * (parts[:, 0, 0] if picture is column else parts[:, 0, :, 0])
+        assert set(brightness.diff().round().unique().tolist()) <= {1.0, -255.0}  # neighbours are still neighbours
+        assert len(brightness[:, 0].unique()) > 4
+    config = StreamConfig(sources=[SOURCE], batch_size=2, global_size=32, local_size=16, colour=False)
+    seen, made = [], module.augmentations(config)
+    monkeypatch.setattr(
+        module,
+        "augmentations",
+        lambda config: [lambda x, one=one: seen.append(tuple(x.shape)) or one(x) for one in made],
+    )
+    module.crops([torch.zeros(3, side, 2 * side, dtype=torch.uint8) for side in (300, 40)], config)
+    assert set(seen) == {(2, 3, 72, 72)}  # of 72 pixels a side a local crop of 5 % has 16

@@ -97,14 +97,16 @@ class AdamW:
     def metric(self, names: Iterable[str]) -> Parameters | None:
         """AdamW's preconditioner P = 1 / (sqrt(v_hat) + eps) over the named parameters (App B.4): fresh tensors.
 
-        None before the first step, when there is no v_hat yet.
+        None before the first step, when there is no v_hat yet; parameters that no loss has reached have none either.
         """
         if self.steps == 0:
             return None
         correction = 1 - self.config.betas[1] ** (self.steps - self.skipped)
+        states = {name: self.torch.state.get(self.parameters[name]) for name in names}
         return {
-            name: 1 / ((self.torch.state[self.parameters[name]]["exp_avg_sq"] / correction).sqrt() + self.config.eps)
-            for name in names
+            name: 1 / ((state["exp_avg_sq"] / correction).sqrt() + self.config.eps)
+            for name, state in states.items()
+            if state
         }
 
     def state_dict(self) -> dict[str, Any]:

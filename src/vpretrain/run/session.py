@@ -16,7 +16,6 @@ import os
 import resource
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -33,6 +32,7 @@ from vpretrain.config import Recipe
 from vpretrain.errors import Elsewhere, Interrupted, NonFinite, Paused, UserError
 from vpretrain.files import remove, whole_directory, write_whole
 from vpretrain.parts import Parts
+from vpretrain.phase import now
 from vpretrain.recipe import refuse_changes, save_recipe
 from vpretrain.run.budget import Budget
 from vpretrain.run.checkpoint import checkpoints, load_newest, save_checkpoint
@@ -292,7 +292,7 @@ class Session:
         random = random_state()
         feedback_gradients = {} if parts.meta is None else parts.meta.kept
         for _ in range(2):
-            start = time.perf_counter()
+            start = now()
             batches = parts.stream.next()
             with torch.no_grad():
                 inputs = parts.construction.inputs(batches[0])
@@ -300,14 +300,14 @@ class Session:
             with torch.no_grad():
                 task = parts.construction.targets(inputs, state.detach()).detach()
             parts.learner.loss(state, task).backward()
-            seconds = (time.perf_counter() - start) * len(batches)
+            seconds = (now() - start) * len(batches)
             self.optimizer.torch.zero_grad(set_to_none=True)
             if parts.meta is not None:
-                start = time.perf_counter()
+                start = now()
                 with parts.learner.meta_mode():
                     parts.meta.values(batches)
                 # As if each update had feedback of its own.
-                seconds += (time.perf_counter() - start) / self.recipe.value.every_steps
+                seconds += (now() - start) / self.recipe.value.every_steps
         parts.stream.load_state_dict(cursors[0])
         parts.feedback.load_state_dict(cursors[1])
         for part, state_dict in zip(stateful, kept, strict=True):

@@ -20,6 +20,8 @@ def begin(recipe: Recipe) -> Parts:
         torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.seed)
     parts: Parts = room(recipe.modality, "assemble").assemble(recipe)
+    if parts.learner.device.type == "cuda":
+        torch.cuda.set_device(parts.learner.device)  # whose memory is measured, and whose random numbers are kept
     return parts
 
 

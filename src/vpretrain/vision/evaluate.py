@@ -125,6 +125,7 @@ class Evaluation:
     def _probe(self, task: Task, features: _Features, done: Callable[[int], None]) -> nn.Module:
         """A linear-BN head, fitted on frozen features; the same start and batches for every backbone."""
         config = self.config
+        own = _with_labels(task, self.train)
         with torch.random.fork_rng(), torch.enable_grad():
             torch.manual_seed(0)
             head = dense_head("linear", features.width, self.train.classes if task == "segmentation" else 1)
@@ -133,9 +134,9 @@ class Evaluation:
             schedule = torch.optim.lr_scheduler.OneCycleLR(
                 optimizer, config.probe_lr, config.probe_steps, pct_start=0.05
             )
-            order = Shuffled(len(self.train), task)
+            order = Shuffled(len(own), task)
             for step in range(config.probe_steps):
-                rows = [order[step * _PROBE_BATCH + i] for i in range(_PROBE_BATCH)]
+                rows = [own[order[step * _PROBE_BATCH + i]] for i in range(_PROBE_BATCH)]
                 pictures = self.train[rows].to(features.device)
                 if task == "segmentation":
                     loss = segmentation_loss(head, features.grid(rows), pictures.label_BHW)
@@ -172,14 +173,22 @@ class Evaluation:
         if "segmentation" in heads:
             classes_NHW = torch.cat(predicted["segmentation"])
             figures["miou"] = mean_iou(classes_NHW, self.test.label_BHW, self.test.classes)
-            for picture, iou in zip(pictures, picture_iou(classes_NHW, self.test.label_BHW), strict=True):
-                picture["miou"] = float(iou)
+            for n in _with_labels("segmentation", self.test):
+                pictures[n]["miou"] = picture_iou(classes_NHW[n], self.test.label_BHW[n])
         if "depth" in heads:
             depth_NHW = torch.cat(predicted["depth"])
             figures |= depth_figures(depth_NHW, self.test.depth_BHW)
-            for picture, mine, true in zip(pictures, depth_NHW, self.test.depth_BHW, strict=True):
-                picture["depth_rmse"] = depth_figures(mine[None], true[None])["depth_rmse"]
+            for n in _with_labels("depth", self.test):
+                pictures[n]["depth_rmse"] = depth_figures(depth_NHW[n : n + 1], self.test.depth_BHW[n : n + 1])[
+                    "depth_rmse"
+                ]
         return figures | {"pictures": pictures}, torch.cat(summaries)
+
+
+def _with_labels(task: Task, pictures: Labelled) -> list[int]:
+    """The pictures that a probe of this task can learn from or be judged on: kinds of labels may share an evaluation."""
+    known = pictures.label_BHW != IGNORED if task == "segmentation" else valid_depth(pictures.depth_BHW)
+    return known.flatten(1).any(1).nonzero()[:, 0].tolist()
 
 
 class _Features:
@@ -237,17 +246,14 @@ def mean_iou(predicted_NHW: Shaped[Tensor, "N H W"], label_NHW: Shaped[Tensor, "
     )
 
 
-def picture_iou(predicted_NHW: Shaped[Tensor, "N H W"], label_NHW: Shaped[Tensor, "N H W"]) -> Float[Tensor, " N"]:
-    """Intersection over union of each picture, mean over the classes that it shows."""
-    scores = []
-    for predicted, label in zip(predicted_NHW, label_NHW, strict=True):
-        known = label != IGNORED
-        ious = []
-        for kind in label[known].unique():
-            mine, true = (predicted == kind) & known, label == kind
-            ious.append((mine & true).sum() / (mine | true).sum())
-        scores.append(torch.stack(ious).mean())
-    return torch.stack(scores)
+def picture_iou(predicted_HW: Shaped[Tensor, "H W"], label_HW: Shaped[Tensor, "H W"]) -> float:
+    """Intersection over union of a picture, mean over the classes that it shows."""
+    known = label_HW != IGNORED
+    ious = []
+    for kind in label_HW[known].unique():
+        mine, true = (predicted_HW == kind) & known, label_HW == kind
+        ious.append((mine & true).sum() / (mine | true).sum())
+    return float(torch.stack(ious).mean())
 
 
 def depth_figures(predicted_NHW: Float[Tensor, "N H W"], depth_NHW: Float[Tensor, "N H W"]) -> dict[str, float]:

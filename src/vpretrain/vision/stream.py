@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -108,8 +109,8 @@ class VisionStream:
 
 def crops(images: list[Tensor], config: StreamConfig) -> tuple[Tensor, Tensor]:
     """DINO's global and local crops [V, B, 3, H, W] of uint8 pictures; draws from torch's global random numbers."""
-    largest = max(max(image.shape[1:]) for image in images)
-    pictures_B3HW = torch.stack([_square(image, largest) for image in images])
+    side = min(max(min(image.shape[1:]) for image in images), _finest(config))
+    pictures_B3HW = torch.stack([_square(image, side) for image in images])
     *globals_, local = augmentations(config)
     global_views = [globals_[view % 2](pictures_B3HW) for view in range(config.global_views)]
     local_views = [local(pictures_B3HW) for _ in range(config.local_views)]
@@ -154,8 +155,19 @@ def augmentations(config: StreamConfig) -> tuple[nn.Module, nn.Module, nn.Module
     )
 
 
+def _finest(config: StreamConfig) -> int:
+    """Pixels a side of a picture of which even the smallest crop is not enlarged: more of them only take memory."""
+    crops = [(config.global_size, config.global_scale)]
+    crops += [(config.local_size, config.local_scale)] if config.local_views else []
+    return max(math.ceil(size / math.sqrt(smallest)) for size, (smallest, _) in crops)
+
+
 def _square(image_3HW: Tensor, side: int) -> Tensor:
-    image_3HW = image_3HW.float() / 255
-    if image_3HW.shape[1:] == (side, side):
+    """Of an oblong picture a square part, drawn anew each time: nothing is squeezed."""
+    height, width = image_3HW.shape[1:]
+    short = min(height, width)
+    start = int(torch.randint(max(height, width) - short + 1, ())) if height != width else 0
+    image_3HW = image_3HW.narrow(1 if height > width else 2, start, short).float() / 255
+    if short == side:
         return image_3HW
     return F.interpolate(image_3HW[None], (side, side), mode="bilinear", antialias=True, align_corners=False)[0]
