@@ -152,6 +152,11 @@ def test_what_was_saved_goes_on_bit_for_bit(tmp_path, value):
     for part, same in ((model, again), (v.designer, other.designer)):
         for (name, p), q in zip(part.named_parameters(), same.parameters(), strict=True):
             assert torch.equal(p, q), name
+    newer = attached(tiny_model(seed=2))  # of another training, after fewer meta updates
+    newer.save(tmp_path / "v")
+    other.load(tmp_path / "v")
+    assert other.meta.updates == 0
+    assert len(list((tmp_path / "v").iterdir())) == 1
     with pytest.raises(UserError, match="holds no designer"):
         other.load(tmp_path / "nothing")
     with pytest.raises(UserError, match="other parts"):

@@ -6,7 +6,7 @@ import pytest
 from conftest import character_tokenizer
 from tokenizers import processors
 
-from vpretrain.language.encode import collate, encode
+from vpretrain.language.encode import begin_ids, collate, encode
 from vpretrain.language.source import Example
 
 
@@ -32,6 +32,20 @@ def test_raw_text_is_predicted_from_its_second_token_on(tokenizer):
     document = encode(example("abc"), tokenizer)
     assert document.raw
     assert text(tokenizer, collate([document], tokenizer).targets_N) == "bc<eos>"
+
+
+@pytest.mark.parametrize(
+    ("added", "begin", "end", "expected"),
+    [([], 1, 2, []), ([1], 1, 2, [1]), ([1, 2], 1, 2, [1]), ([2], None, 2, []), ([2], 2, 2, [2]), ([2, 2], 2, 2, [2])],
+)
+def test_what_stands_before_a_text_is_the_begin_token_alone(added, begin, end, expected):
+    class Tokenizer:
+        bos_token_id, eos_token_id = begin, end
+
+        def __call__(self, text):
+            return {"input_ids": list(added)}
+
+    assert begin_ids(Tokenizer()) == expected
 
 
 def test_the_end_token_is_a_target_though_it_is_the_padding_token(pad_is_eos_tokenizer):

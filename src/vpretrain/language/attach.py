@@ -135,8 +135,9 @@ class VPretraining:
         groups["designer"] = self.designer.state_dict()
         state["feedback"] = self.feedback.state_dict()
         with world.alone():  # all processes have the same, and one of them may be asked
-            # Nothing of this changes between meta updates, so that their number names it.
-            save_checkpoint(Path(directory), self.meta.updates, groups, state, keep=1)
+            before = checkpoints(Path(directory))  # of this training, or of another that wrote there
+            number = 1 + int(before[-1].name.removeprefix("step-")) if before else 0
+            save_checkpoint(Path(directory), number, groups, state, keep=1)
 
     def load(self, directory: str | Path) -> None:
         """Go on from what `save` has written, bit for bit. Raises UserError."""

@@ -47,13 +47,20 @@ class Document:
 
 def encode(example: Example, tokenizer: Any, length: int | None = None) -> Document:
     """Tokens of prompt and response with an end token; the begin token too if the tokenizer uses one. Cut to `length`."""
-    begin = tokenizer("")["input_ids"]
-    if begin and begin[-1] == tokenizer.eos_token_id:  # some tokenizers add the end token themselves
-        begin = begin[:-1]
-    prompt = begin + (tokenizer(example.prompt, add_special_tokens=False)["input_ids"] if example.prompt else [])
+    prompt = begin_ids(tokenizer) + (
+        tokenizer(example.prompt, add_special_tokens=False)["input_ids"] if example.prompt else []
+    )
     response = [*tokenizer(example.response, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     document = Document((*prompt, *response), max(1, len(prompt)), not example.prompt, example.domain, example.key)
     return document if length is None else document.cut(0, length)
+
+
+def begin_ids(tokenizer: Any) -> list[int]:
+    """What the tokenizer puts before a text: its begin token, or nothing."""
+    ids = list(tokenizer("")["input_ids"])
+    adds_end = ids and ids[-1] == tokenizer.eos_token_id
+    only_begin = len(ids) == 1 and tokenizer.bos_token_id == tokenizer.eos_token_id  # one token for both: OPT's
+    return ids[:-1] if adds_end and not only_begin else ids
 
 
 def pad_id(tokenizer: Any) -> int:

@@ -193,9 +193,12 @@ class LanguageLearner:
         """The learner's own pass over the coming batch does not depend on the task: within this it is made as soon as a part
         of the batch is prepared, shares what its lower blocks make, and waits for `forward` to be asked for it.
 
-        Not under dropout, which a meta step goes without, and not in shards. It is never a compiled pass.
+        Not under dropout or activation checkpointing, which a meta step goes without, and not in shards. It is never a compiled
+        pass.
         """
-        self._ahead, self._coming = None, batch if self.theta.looks_ahead and self._draws_nothing else None
+        checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in self.module.modules())
+        ahead = self.theta.looks_ahead and not checkpointing and self._draws_nothing
+        self._ahead, self._coming = None, batch if ahead else None
         try:
             yield
         finally:

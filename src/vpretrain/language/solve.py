@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vpretrain.errors import UserError
+from vpretrain.language.encode import begin_ids
 from vpretrain.language.learner import LanguageLearner
 from vpretrain.language.source import Example
 
@@ -32,9 +33,8 @@ def solve(
     done: Callable[[float], None] = lambda share: None,
 ) -> list[list[str]]:
     """Solutions of each problem: `samples` drawn ones, or the greedy one. `done` hears what share of the tokens is there."""
-    prompts = [tokenizer(example.prompt, add_special_tokens=False)["input_ids"] for example in examples]
-    if prefix := tokenizer("")["input_ids"]:
-        prompts = [prefix + ids for ids in prompts]
+    begin = begin_ids(tokenizer)
+    prompts = [begin + tokenizer(example.prompt, add_special_tokens=False)["input_ids"] for example in examples]
     length = max(map(len, prompts))
     ids_BT = torch.zeros(len(prompts), length, dtype=torch.long)
     mask_BT = torch.zeros_like(ids_BT)

@@ -73,12 +73,12 @@ class VPretrainTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """The micro-batches of the coming step. Their losses, and the meta update, are computed when they are asked for."""
         samples, targets = super().get_batch_samples(epoch_iterator, num_batches, device)
-        processes = self.accelerator.num_processes
+        processes, whole = self.accelerator.num_processes, self.args.average_tokens_across_devices
         self._losses = self.vpretraining.losses(
             self.state.global_step,
             [self._prepare_inputs(sample) for sample in samples],
             # Of all processes, whose gradients are averaged and not summed.
-            total=None if processes == 1 or targets is None else float(targets) / processes,
+            total=float(targets) / processes if processes > 1 and whole and targets is not None else None,
         )
         return samples, targets
 
