@@ -290,7 +290,8 @@ def _parser() -> argparse.ArgumentParser:
         "estimate",
         commands.estimate,
         "say on paper what a recipe takes on many GPUs: memory, communication, time, and what to shard",
-        "vpretrain estimate recipes/qwen2.5-0.5b-numinamath-gsm8k.yaml --world-size 64 --device a100",
+        "vpretrain estimate recipes/qwen2.5-0.5b-numinamath-gsm8k.yaml --world-size 8 --device a100 \\\n"
+        "      stream.batch_size=32 stream.accumulation=4 value.batch_size=8",
     )
     command.add_argument(
         "--world-size", type=partial(_count, 1), required=True, metavar="N", help="GPUs in all, one process each"

@@ -184,7 +184,8 @@ class TrackingConfig(Strict):
     """Where a run's numbers go besides metrics.jsonl and scores.jsonl, which are always written."""
 
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
-        ["tensorboard"], description="Each is a package of that name; []: none. Only tensorboard stays on this machine."
+        ["tensorboard"],
+        description="Each is a package of that name; []: none. wandb sends to its service unless WANDB_MODE=offline.",
     )
     project: str = Field(
         "vpretrain", min_length=1, description="The project of wandb and trackio, the experiment of mlflow."

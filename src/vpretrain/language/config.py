@@ -185,7 +185,8 @@ class DesignerConfig(config.DesignerConfig):
     steps_per_update: int = Field(
         1,
         ge=1,
-        description="Optimizer steps of the designer in one meta update, along one value direction, which costs far more.",
+        description="Optimizer steps of the designer in one meta update, along one value direction: nearly free, but they fit "
+        "the designer to one small batch.",
     )
     tether: float = Field(
         1.0, ge=0, description="Weight of the alpha-weighted KL(r || p_C): keeps r near the learner's own."
@@ -247,7 +248,9 @@ class EvaluationConfig(config.EvaluationConfig):
     retention: list[SourceConfig] = Field(default_factory=list, description="Text unrelated to the feedback.")
     problems: int = Field(64, ge=2, description="Problems a source for the answer NLL.")
     pass_at_1_problems: int = Field(0, ge=0, description="Of these, how many are solved by greedy decoding; 0: none.")
-    samples: int = Field(0, ge=0, description="Solutions drawn for each of these, for Pass@k with k up to it; 0: none.")
+    samples: int = Field(
+        0, ge=0, description="Solutions drawn for each of the pass_at_1_problems, for Pass@k with k up to it; 0: none."
+    )
     temperature: float = Field(0.8, gt=0, description="Of these draws.")
     max_new_tokens: int = Field(192, ge=1, description="Length of a solution at most.")
     retention_tokens: int = Field(8192, ge=64, description="Tokens of retention text a source.")
