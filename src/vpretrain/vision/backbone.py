@@ -34,10 +34,9 @@ class Backbone(nn.Module):
                 f"{type(model).__name__} is not supported as a vision learner: use Dinov2Model, DINOv3ViTModel or IJepaModel"
             )
         self.model = model
-        if (unused := getattr(model.embeddings, "mask_token", None)) is not None:
-            unused.requires_grad_(
-                False
-            )  # it stands for patches that are hidden, and none are: DDP waits for its gradient
+        mask_token = getattr(model.embeddings, "mask_token", None)  # in the place of hidden patches: there are none
+        if mask_token is not None:
+            mask_token.requires_grad_(False)  # DDP would wait for its gradient
         self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(_STD).view(3, 1, 1), persistent=False)
 

@@ -179,9 +179,8 @@ class Evaluation:
             depth_NHW = torch.cat(predicted["depth"])
             figures |= depth_figures(depth_NHW, self.test.depth_BHW)
             for n in _with_labels("depth", self.test):
-                pictures[n]["depth_rmse"] = depth_figures(depth_NHW[n : n + 1], self.test.depth_BHW[n : n + 1])[
-                    "depth_rmse"
-                ]
+                one = slice(n, n + 1)
+                pictures[n]["depth_rmse"] = depth_figures(depth_NHW[one], self.test.depth_BHW[one])["depth_rmse"]
         return figures | {"pictures": pictures}, torch.cat(summaries)
 
 
