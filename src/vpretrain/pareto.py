@@ -36,13 +36,12 @@ def pareto(
     """
     figures = room(recipe.modality, "figures")
     points = points or figures.PARETO_POINTS
-    names = _names(points)
     if not points:
         raise UserError(f"give the points: --point field=value,field=value for each; {recipe.modality} has none ready")
     members = {
         START: [f"arm={recipe.baseline}", "budget.steps=0"],
         recipe.baseline: [f"arm={recipe.baseline}"],
-        **{name: ["arm=v", *point] for name, point in names.items()},
+        **{name: ["arm=v", *point] for name, point in _names(points).items()},
     }
     start = run_group(recipe, {START: members[START]}, resume=resume, overwrite=overwrite)[START]
     if missing := [title for key, (_, title) in figures.OBJECTIVES.items() if start[key] is None]:

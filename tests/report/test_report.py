@@ -233,6 +233,11 @@ def test_where_a_budget_has_minutes_and_steps_it_counts_which_ended_the_runs(tmp
     assert verdict(study).startswith(f"After {equal}, v is")
     told = [line for line in warnings(study) if line.startswith("training times differ")]
     assert [line.rsplit("; ")[-1] for line in told] == ([remedy] if remedy else [])
+    of = results["differences"]["nll"]  # an arm that the minutes ended says nothing of the two that are told
+    of["uniform"], of["v"]["uniform"] = {"one-hot": OPPOSITE}, DIFFERENCE
+    results["arms"]["uniform"] = results["arms"]["one-hot"] | {"arm": "uniform", "steps": 20}
+    write_json(tmp_path / "study/results.json", results)
+    assert verdict(collect(tmp_path / "study")).startswith(f"After {equal}, v is")
 
 
 def test_hostile_text_stays_text_and_nothing_is_loaded(tmp_path):

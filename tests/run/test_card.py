@@ -51,7 +51,7 @@ def test_a_run_has_a_card_beside_its_model(tmp_path, tokenizer):
     result = run_recipe(recipe)
     text = (recipe.directory / "model" / "README.md").read_text()
     front = ModelCard(text).data
-    assert front.library_name == "transformers"
+    assert front.to_dict()["library_name"] == "transformers"
     assert {"v-pretraining", "arm:v"} <= set(front.tags)
     assert (front.base_model, front.license, front.datasets) == (None, None, None)  # nobody knows
     (settings, data, figures), kinds = rendered(text)

@@ -93,10 +93,10 @@ def _of_run(study: Study) -> str:
 
 
 def _equal(study: Study, a: str, b: str) -> str:
-    arms = study.results["arms"]
+    arms = {name: study.results["arms"][name] for name in (a, b)}
     if not by_minutes(arms, study.recipe):
         return "equal steps"
-    if unequal({a: arms[a], b: arms[b]}, study.recipe):
+    if unequal(arms, study.recipe):
         return f"unequal training times ({arms[a]['seconds']:,.0f} and {arms[b]['seconds']:,.0f} s)"
     return "equal training time"
 
