@@ -14,9 +14,13 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
+    GPTNeoXConfig,
     IJepaConfig,
     LlamaConfig,
     MambaConfig,
+    MistralConfig,
+    OPTConfig,
+    PhiConfig,
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
@@ -41,6 +45,7 @@ _SIZES: dict[str, Any] = {
 }
 FAMILIES = ["llama", "llama-untied", "qwen2", "qwen2-untied", "gpt2", "gemma2"]
 FURTHER_FAMILIES = ["qwen3", "gemma3", "qwen3-moe", "mamba"]
+OTHER_SHAPES = ["mistral", "gpt-neox", "phi", "opt"]  # attention beside the MLP, or an MLP that is no module
 
 
 def tiny_model(family: str = "llama", *, seed: int = 0, vocabulary: int = VOCABULARY) -> Any:
@@ -71,6 +76,17 @@ def tiny_model(family: str = "llama", *, seed: int = 0, vocabulary: int = VOCABU
                 moe_intermediate_size=24,
                 tie_word_embeddings=tied,
             )
+        case "mistral":
+            config = MistralConfig(**sizes, sliding_window=64)
+        case "gpt-neox":
+            config = GPTNeoXConfig(**sizes, use_parallel_residual=True, hidden_dropout=0.1)
+        case "phi":
+            config = PhiConfig(**sizes, resid_pdrop=0.1)
+        case "opt":
+            config = OPTConfig(
+                vocab_size=vocabulary, hidden_size=32, ffn_dim=48, num_hidden_layers=3, num_attention_heads=4, init_std=0.1,
+                max_position_embeddings=128, word_embed_proj_dim=24, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+            )  # fmt: skip
         case "mamba":
             config = MambaConfig(
                 vocab_size=vocabulary, hidden_size=32, num_hidden_layers=3, state_size=4, expand=2, time_step_rank=4,

@@ -9,13 +9,16 @@ from torch import nn
 
 from vpretrain.errors import UserError
 
+_MIXES = re.compile(r"attn$|attention$|mixer|conv|ssm|mamba|rnn|recurrent|temporal|time")
+
 
 def alignment_subset(module: nn.Module, spec: str) -> tuple[str, ...]:
     """Names of the trainable parameters in S.
 
     Args:
         module: the learner.
-        spec: `last-N` (trainable parameters of the last N blocks: under LoRA, their adapters), `all`, or `name:REGEX`.
+        spec: `last-mlp` (the MLP of the last block, where a tangent costs next to nothing), `last-N` (trainable parameters of
+            the last N blocks: under LoRA, their adapters), `all`, or `name:REGEX`.
 
     Raises:
         UserError: the spec is malformed, or selects nothing.
@@ -23,12 +26,14 @@ def alignment_subset(module: nn.Module, spec: str) -> tuple[str, ...]:
     trainable = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
     if spec == "all":
         return tuple(trainable)
+    if spec == "last-mlp":
+        return mlp_names(module) or alignment_subset(module, "last-1")
     kind, _, pattern = spec.partition(":")
     if kind == "name" and pattern:
         return _nonempty((name for name in trainable if re.search(pattern, name)), spec, trainable)
     last = re.fullmatch(r"last-(\d+)", spec)
     if last is None or int(last[1]) == 0:
-        raise UserError(f"value.subset '{spec}' must be last-N (e.g. last-2), all, or name:REGEX")
+        raise UserError(f"value.subset '{spec}' must be last-mlp, last-N (e.g. last-2), all, or name:REGEX")
     prefix, blocks = blocks_of(module)
     if int(last[1]) > len(blocks):
         raise UserError(f"value.subset {spec}: the learner has {len(blocks)} blocks; use last-{len(blocks)} or all")
@@ -46,6 +51,26 @@ def blocks_of(module: nn.Module) -> tuple[str, nn.ModuleList]:
     if not lists:
         raise UserError("value.subset last-N: this learner has no list of blocks; use all or name:REGEX")
     return max(lists, key=lambda item: (len(item[1]), -item[0].count(".")))
+
+
+def mlp_names(module: nn.Module) -> tuple[str, ...]:
+    """Names of the trainable parameters of the last block's MLP (its experts and their router too); none where it has none.
+
+    That is what has matrices of its own beside the part that mixes tokens, whatever it is called.
+    """
+    prefix, blocks = blocks_of(module)
+    mixer, parts = mixer_of(blocks[-1]), dict(blocks[-1].named_children())
+    if mixer is None:
+        return ()
+    within = [name for name, part in parts.items() if name != mixer and any(p.ndim >= 2 for p in part.parameters())]
+    prefixes = tuple(f"{prefix}.{len(blocks) - 1}.{name}." for name in within)
+    return tuple(name for name, p in module.named_parameters() if p.requires_grad and name.startswith(prefixes))
+
+
+def mixer_of(block: nn.Module) -> str | None:
+    """The name of the one part of a block in which tokens see each other, if that is an attention."""
+    mixers = [name for name, _ in block.named_children() if _MIXES.search(name)]
+    return mixers[0] if len(mixers) == 1 and "att" in mixers[0] else None
 
 
 def _nonempty(names: Iterable[str], spec: str, trainable: list[str]) -> tuple[str, ...]:

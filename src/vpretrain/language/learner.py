@@ -11,10 +11,12 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vpretrain.errors import UserError
 from vpretrain.language.batch import TokenBatch
+from vpretrain.language.last_mlp import Entry, LastMLP
 from vpretrain.language.loss import Head, Logits, Turn, at_least_fp32, dense_logits, fused_logits, primal
 from vpretrain.language.lower import Lower
 from vpretrain.phase import phase
@@ -31,15 +33,17 @@ class LanguageState:
         hidden_BTD: states after the final norm, at every position.
         logits: what is kept of z_t at the positions whose next token is a target.
         embedding_VD: the output embedding.
+        entry: where a tangent through the last MLP starts; None where the learner has no such, or the parameters were replaced.
     """
 
     hidden_BTD: Float[Tensor, "B T D"]
     logits: Logits
     embedding_VD: Float[Tensor, "V D"]
+    entry: Entry | None = None
 
     def detach(self) -> LanguageState:
         """Values alone: neither graph nor tangent."""
-        return LanguageState(primal(self.hidden_BTD), self.logits.detach(), primal(self.embedding_VD))
+        return LanguageState(primal(self.hidden_BTD), self.logits.detach(), primal(self.embedding_VD), self.entry)
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class LanguageLearner:
         self._ahead: _Ahead | None = None
         self._answers_of: dict[int, bool] = {}
         self._check_head()
+        self._last_mlp = self._found_last_mlp()
         self.theta = theta_of(self.module, parallel)
         self.gradient, self.shifted, self.synchronise = self.theta.gradient, self.theta.shifted, self.theta.synchronise
 
@@ -169,6 +174,29 @@ class LanguageLearner:
 
         return slope
 
+    def candidate_tangents(
+        self, inputs: TokenBatch, state: LanguageState, direction: Parameters
+    ) -> Float[Tensor, "N K"]:
+        """D_u z_t(v) on the candidates of the learner's own pass.
+
+        Where S is the last MLP it starts from what that pass has left, else the blocks of S run once more.
+        """
+        if state.entry is not None and self._last_mlp is not None and direction.keys() <= self._last_mlp.names:
+            theta = dict(self.module.named_parameters())
+            with phase("tangent"), self.autocast():
+                turned_ND = self._last_mlp.tangent(state.entry, theta, direction)
+            turn = Turn(at_least_fp32(turned_ND), None, None)
+            return self.module.head(None).candidate_tangents(None, turn, state.logits.candidates_NK, state.logits.z_NK)
+        with phase("tangent"), self.meta_mode(), self.plain():
+            at = {name: p.detach() for name, p in self.named_parameters() if name in direction}
+
+            def hidden(parameters: Parameters) -> Tensor:
+                return self._run(inputs, parameters, dense=False)[0][inputs.predicts_BT]
+
+            hidden_ND, turned_ND = (t.detach() for t in torch.func.jvp(hidden, (at,), (direction,)))
+        turn = Turn(turned_ND, *(direction.get(name or "") for name in self.module.head_names))
+        return self.module.head(None).candidate_tangents(hidden_ND, turn, state.logits.candidates_NK, state.logits.z_NK)
+
     def evaluate(self, batch: TokenBatch, parameters: Parameters) -> Tensor:
         """L_down: mean answer-token NLL; the problem's tokens are no targets (Eq 38)."""
         logits = self._forward(batch, parameters, 1).logits
@@ -220,8 +248,14 @@ class LanguageLearner:
 
     def _forward(self, inputs: TokenBatch, parameters: Parameters | None, k: int, tail: int = 0) -> LanguageState:
         dense = self._plain or not self.module.linear_head
+        entry = None
         with self.autocast() if parameters is None else contextlib.nullcontext():
-            hidden_BTD, logits_NV = self._run(inputs, parameters, dense=dense)
+            if parameters is None and self._last_mlp is not None:
+                with self._last_mlp.recording(inputs.predicts_BT):
+                    hidden_BTD, logits_NV = self._run(inputs, parameters, dense=dense)
+                entry = self._last_mlp.entry
+            else:
+                hidden_BTD, logits_NV = self._run(inputs, parameters, dense=dense)
             head = self.module.head(None if parameters is None else self.theta.replaced(parameters))
             how = (inputs.targets_N, inputs.share_N, k, tail)
             if logits_NV is None:
@@ -229,7 +263,7 @@ class LanguageLearner:
             else:
                 logits = dense_logits(head.bend(at_least_fp32(logits_NV)), *how)
         embedding_VD = head.weight_VD if parameters is None else self.theta.lasting(head.weight_VD)
-        return LanguageState(hidden_BTD, logits, embedding_VD)
+        return LanguageState(hidden_BTD, logits, embedding_VD, entry)
 
     def _from_own_pass(self, inputs: TokenBatch, lower: Lower) -> Tensor | None:
         """What the lower blocks make of a part of the coming batch; None if the learner's own pass does not say."""
@@ -320,6 +354,31 @@ class LanguageLearner:
                 f"{type(self.module.causal).__name__} changes its logits in a way that vpretrain does not know "
                 f"(difference {float((ours - theirs).abs().max()):.2g}); use another architecture or report it"
             )
+
+    def _found_last_mlp(self) -> LastMLP | None:
+        """None where the tangent through it would not be the model's: no MLP that could be told from the rest, or a block of
+        another make."""
+        try:
+            found = LastMLP(self.module)
+        except UserError:
+            return None
+        ids_BT, positions_BT = self._sample()
+        everywhere_BT = torch.ones_like(ids_BT, dtype=torch.bool)
+        theta = dict(self.module.named_parameters())
+        with self.meta_mode(), torch.no_grad():
+            try:
+                with found.recording(everywhere_BT):
+                    self.module(ids_BT, positions_BT, None)
+                entry = found.entry
+                for scale in (1.0, 1.1):  # also away from where the pass was made
+                    moved = {name: scale * theta[name] for name in found.names}
+                    theirs_BTD = functional_call(self.module, theta | moved, (ids_BT, positions_BT, None))[0]
+                    ours_ND = found.hidden(entry, theta, moved)
+                    if not torch.allclose(ours_ND, theirs_BTD[0], rtol=1e-3, atol=1e-4):
+                        return None
+            except (TypeError, ValueError, KeyError, IndexError, RuntimeError, AttributeError):
+                return None
+        return found
 
     def _answers(self, first: int) -> bool:
         """Whether the blocks from this one up take nothing from those below but what the last of them hands on (keys, say)."""

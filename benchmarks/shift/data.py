@@ -1,0 +1,57 @@
+"""GSM8K's training problems in two notations, with a role for each: `python -m benchmarks.shift.data TRAIN.JSONL DIRECTORY`.
+
+The hash of a question decides its role. The stream's problems are rewritten: other headings, on one line, no calculator marks,
+the answer in a box. Feedback, validation and test keep GSM8K's own form: they are what the learner is to be steered to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from pathlib import Path
+
+ROLES = {"feedback": 0.14, "test": 0.24, "validation": 0.3, "stream": 1.0}  # upper bounds of the hash
+_MARK = re.compile(r"<<[^>]*>>")
+
+
+def role(question: str) -> str:
+    """Of a problem, whatever the order of the file."""
+    share = int(hashlib.sha256(question.encode()).hexdigest()[:12], 16) / 16**12
+    return next(name for name, bound in ROLES.items() if share < bound)
+
+
+def shifted(question: str, answer: str) -> dict[str, str]:
+    """A problem with its solution in the stream's notation."""
+    steps, _, final = answer.partition("####")
+    line = " ".join(_MARK.sub("", steps).split())
+    return {
+        "prompt": f"Problem: {' '.join(question.split())}\n\nSolution:",
+        "response": f" {line} Therefore the final answer is \\boxed{{{final.strip()}}}.",
+    }
+
+
+def own_form(question: str, answer: str) -> dict[str, str]:
+    """A problem with its solution as GSM8K has them."""
+    return {"prompt": f"Question: {question}\nAnswer:", "response": f" {answer}"}
+
+
+def write(train: Path, directory: Path) -> dict[str, int]:
+    """Write a file for every role; returns how many problems each has."""
+    rows = [json.loads(line) for line in train.read_text(encoding="utf-8").splitlines()]
+    by_role: dict[str, list[dict[str, str]]] = {name: [] for name in ROLES}
+    for row in rows:
+        name = role(row["question"])
+        by_role[name].append((shifted if name == "stream" else own_form)(row["question"], row["answer"]))
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, of_role in by_role.items():
+        text = "".join(json.dumps(row) + "\n" for row in of_role)
+        (directory / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    return {name: len(of_role) for name, of_role in by_role.items()}
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m benchmarks.shift.data TRAIN.JSONL DIRECTORY")
+    print(write(Path(sys.argv[1]), Path(sys.argv[2])))
