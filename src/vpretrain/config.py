@@ -197,6 +197,7 @@ class Recipe(Strict):
 
     arms: ClassVar[tuple[str, ...]]
     baseline: ClassVar[str]
+    designed: ClassVar[str]  # the arm on whose designer `doctor` compares engines
     unit: ClassVar[str]  # what a throughput counts
     memory_knobs: ClassVar[str]  # settings that ask for less of it
 

@@ -91,6 +91,10 @@ class TokenBatch:
             tuple(self.keys[row] for row in index),
         )
 
+    def apart(self) -> list[TokenBatch]:
+        """Each row that has a target as a batch of its own."""
+        return [self.rows([row]) for row in range(len(self.domains)) if bool((self.weights_BT[row, 1:] > 0).any())]
+
     def reweighted(self, weights_N: Float[Tensor, " N"]) -> TokenBatch:
         """The same targets with other weights, all above 0."""
         weights_BT = self.weights_BT.clone()
