@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from vpretrain import world
 from vpretrain.errors import NonFinite
 from vpretrain.phase import phase
 from vpretrain.strength import Strength, best_share
-from vpretrain.task import Construction, Feedback, Learner, Parameters, Task
+from vpretrain.task import Construction, Feedback, Learner, Parameters, Task, TiltedConstruction
 from vpretrain.value import Align, Valued, inner, mean, norm
 
 Metric = Callable[[Iterable[str]], Parameters | None]
@@ -29,8 +29,8 @@ Metric = Callable[[Iterable[str]], Parameters | None]
 class MetaUpdate:
     """Raises V(phi) - R(phi) by one optimizer step (Eq 26), domain by domain (Eq 46) or on one weighted sum (Eq 18).
 
-    Without phi it only finds the value direction u; with a strength that chooses itself it also judges, now and then, how much of
-    the tilted task to take.
+    Without phi it only finds the value direction u; with a strength that chooses itself it also judges, now and then, how much
+    of the tilted task to take.
 
     Args:
         learner: theta, read only.
@@ -110,7 +110,7 @@ class MetaUpdate:
         Afterwards all is as before but the feedback's cursor.
         """
         kept = self.direction, self.kept
-        share = None if self.strength is None else self.strength.share
+        share = 0.0 if self.strength is None else self.strength.share
         try:
             with self.learner.meta_mode():
                 self._find(batches, None)
@@ -154,7 +154,7 @@ class MetaUpdate:
     def _directions(
         self, batches: Sequence[Any], metric: Parameters | None
     ) -> tuple[list[tuple[float, Parameters]], dict[str, float]]:
-        """The (domain weight, u) of a construction without phi, and |g_down|: no tangent, and for a dot product no task either."""
+        """The (domain weight, u) of a construction without phi, and |g_down|: no tangent, and for a dot product no task."""
         align = Align(self.kind, metric, self.penalty)
         pairs, g_down_norm = self.pairs(batches)
         found = []
@@ -191,7 +191,7 @@ class MetaUpdate:
         return {n: p.detach() for n, p in self.learner.named_parameters() if n in chosen}
 
     def _judge(self, batches: Sequence[Any], metric: Metric | None) -> dict[str, float]:
-        """How much of the tilted task serves, over all parameters, on the feedback that comes next and has given no direction."""
+        """How much of the tilted task serves, over all parameters, on the coming feedback, which has given no direction."""
         strength = self.strength
         if strength is None or self.direction is None or not strength.due(self.updates):
             return {}
@@ -201,7 +201,7 @@ class MetaUpdate:
         at = self.at(n for n, _ in self.learner.named_parameters())
         P = metric(at) if metric is not None else None
         with phase("meta: judgement"):
-            base, tilted = self.construction.ends()
+            base, tilted = cast(TiltedConstruction, self.construction).ends()
             g_base = self._g_pre(batch, share, at, base)
             d = self._g_pre(batch, share, at, tilted)
             d = {n: g - g_base[n] for n, g in d.items()}
@@ -220,9 +220,7 @@ class MetaUpdate:
         counts = {d: sum(domain == d for domain, _ in found) for d, _ in found}
         return [(self.feedback.weights[d] * len(found) / counts[d], pair) for d, pair in found]
 
-    def _g_pre(
-        self, batch: Any, share: float, at: Parameters, targets: Callable[[Any, Any], Task]
-    ) -> Parameters:
+    def _g_pre(self, batch: Any, share: float, at: Parameters, targets: Callable[[Any, Any], Task]) -> Parameters:
         """Of L_pre on a batch by some parameters, in the learner's own precision."""
         inputs = self.construction.inputs(batch)
 

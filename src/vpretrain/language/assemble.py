@@ -250,6 +250,7 @@ def steered(
         case _:
             raise ValueError(f"{arm} follows no feedback")
     tilts = alignment_subset(learner.module, value.subset)
+    learner.keep_entries(tilts)
     # A designer on top of the exact task learns from a wider S than the tilt comes from.
     wider = alignment_subset(learner.module, designer.subset) if arm == "v-learned" else ()
     meta = MetaUpdate(

@@ -119,8 +119,8 @@ class VPretraining:
         Args:
             step: number of the learner step, from 0.
             batches: the micro-batches of one optimizer step, as data collators of transformers give them; see `token_batch`.
-            optimizer: the loop's own. With value.metric=adamw (the default) value and strength are measured in its metric, where it
-                is an Adam; without it, or with another, in the plain one.
+            optimizer: the loop's own. With value.metric=adamw (the default) value and strength are measured in its metric,
+                where it is an Adam; without it, or with another, in the plain one.
             total: number of targets that each loss is a share of; None: those of these micro-batches.
         """
         learner, burn_in = self.learner, self.designer_config.burn_in_steps
@@ -131,8 +131,10 @@ class VPretraining:
         burnt_in = step >= burn_in
         self.record = {}
         if burnt_in and (step - burn_in) % self.value_config.every_steps == 0:
-            aware = optimizer is not None and self.value_config.metric == "adamw"
-            self.record |= self.meta(rows, partial(self._metric, optimizer) if aware else None)
+            aware = self.value_config.metric == "adamw"
+            self.record |= self.meta(
+                rows, partial(self._metric, optimizer) if optimizer is not None and aware else None
+            )
         construction = self.construction if burnt_in else OneHot()
         weights = [batch.weight for batch in rows]
         everything = sum(weights)
@@ -149,7 +151,7 @@ class VPretraining:
             yield learner.loss(state, task) * (weight / (everything if total is None else total))
 
     def save(self, directory: str | Path) -> None:
-        """Write the direction, the designer with its optimizer, and all cursors; the model is the loop's own to save. Raises UserError."""
+        """Write direction, designer with its optimizer, and cursors; the model is the loop's own to save. Raises UserError."""
         groups, state = captured_meta(self.meta)
         if self.designer is not None:
             groups["designer"] = self.designer.state_dict()

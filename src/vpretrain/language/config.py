@@ -189,24 +189,27 @@ class ValueConfig(config.ValueConfig):
     )
     batch_size: int = Field(4, ge=1, description="Stream rows a domain in one meta update.")
     length: int = Field(256, ge=8, description="Tokens of these rows that are used.")
+    align: Literal["dot", "cosine"] = Field("dot", description="Inner product of the gradients, or its cosine (Eq 42).")
     metric: Literal["identity", "adamw"] = Field(
         "adamw", description="adamw: the inner product is preconditioned like the learner's own step (App B.4)."
     )
     subset: str = Field(
         "last-mlp",
-        description="S: last-mlp (the last block's MLP: a tangent costs next to nothing), last-N (blocks, or their adapters under "
-        "LoRA), all, or name:REGEX over parameter names.",
+        description="S: last-mlp (the last block's MLP: a tangent costs next to nothing), last-N (blocks, or their adapters "
+        "under LoRA), all, or name:REGEX over parameter names.",
     )
     strength: Fraction | Literal["auto"] = Field(
         "auto",
-        description="Share of the tilted task in the targets, the rest one-hot; auto: as much as serves on feedback that gave no "
-        "direction, 0 where no gain is predicted.",
+        description="Share of the tilted task in the targets, the rest one-hot; auto: as much as serves on feedback that gave "
+        "no direction, 0 where no gain is predicted.",
     )
     temperature: float = Field(
         1.0, gt=0, description="lambda: the targets are tilted by a / lambda, with the values a at RMS 1."
     )
     alpha0: Fraction = Field(
-        0.02, lt=1, description="Mass of the task that is tilted on the learner's own distribution; the rest is one-hot."
+        0.02,
+        lt=1,
+        description="Mass of the task that is tilted on the learner's own distribution; the rest is one-hot.",
     )
 
 
@@ -278,8 +281,8 @@ class Recipe(config.Recipe):
     def _whole_models(self) -> Recipe:
         if self.parallel == "fsdp" and self.arm in TANGENT and self.value.subset != "last-mlp":
             raise ValueError(
-                f"value.subset={self.value.subset}: shards have no tangent but that of the last MLP: set value.subset=last-mlp, or "
-                "parallel=ddp"
+                f"value.subset={self.value.subset}: shards have no tangent but the last MLP's: set value.subset=last-mlp, "
+                "or parallel=ddp"
             )
         if self.parallel == "fsdp" and self.learner.compile:
             raise ValueError("learner.compile is for whole learners: set it to false, or parallel=ddp")

@@ -22,7 +22,7 @@ from vpretrain.language.values import centred_values, rms
 from vpretrain.task import Task
 
 Values = Callable[[TokenBatch, LanguageState], Float[Tensor, "N K"] | None]
-"""a_t(v) of a batch, on the candidates of its state, in their unit (see `vpretrain.language.values`); None before there is a u."""
+"""a_t(v) of a batch on the candidates of its state, see `vpretrain.language.values`; None before there is a u."""
 
 Targets = Callable[[TokenBatch, LanguageState], Task]
 
@@ -71,8 +71,8 @@ class ExactTask(OneHot):
         q0_t = (1 - alpha0) [v = w_t] + alpha0 p_C(v)
         q_t  = (1 - beta) [v = w_t] + beta q*_t(v)
 
-    The gate alpha_t = 1 - q_t(w_t) opens where the feedback opposes the true token and closes where it wants it. At beta = 0 the
-    targets are one-hot, and so they are before the first meta update; with alpha0 = 0 at any lambda.
+    The gate alpha_t = 1 - q_t(w_t) opens where the feedback opposes the true token and closes where it wants it. At beta = 0
+    the targets are one-hot, as they are before the first meta update, and with alpha0 = 0 at any lambda.
 
     Args:
         alpha0: mass of the base task on the learner's own distribution: what a tilt can reach.
@@ -115,15 +115,17 @@ class ExactTask(OneHot):
 class ResidualTargets(ExactTask):
     """The exact task with a designer's scores on top: log q* ~ log q0 + a / lambda + scores, the scores 0 at the start.
 
-    The designer learns from the value over a wider S than a comes from, against lambda KL(q* || q0): its best scores are the a of
-    the wider S, over lambda, minus this one.
+    The designer learns from the value over a wider S than a comes from, against lambda KL(q* || q0): its best scores are the
+    a of the wider S, over lambda, minus this one.
 
     Args:
         designer: phi.
         alpha0, temperature, strength, values: as in `ExactTask`.
     """
 
-    def __init__(self, designer: TopKDesigner, alpha0: float, temperature: float, strength: Callable[[], float], values: Values) -> None:
+    def __init__(
+        self, designer: TopKDesigner, alpha0: float, temperature: float, strength: Callable[[], float], values: Values
+    ) -> None:
         super().__init__(alpha0, temperature, strength, values)
         self.designer = designer
 

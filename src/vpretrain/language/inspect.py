@@ -41,7 +41,9 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
     if parts.meta is not None:
         if parts.meta.strength is not None and not parts.meta.strength.fixed:
             parts.meta.strength.share = 1.0  # a run starts at 0 and judges
-            console.print("\nTargets below are the tilted task whole; a run takes as much of it as serves, at first nothing")
+            console.print(
+                "\nTargets below are the tilted task whole; a run takes as much of it as serves, at first nothing"
+            )
         parts.meta([batch])
     found = steering(parts, batch)
     at = batch.predicts_BT[0].nonzero()[:, 0]

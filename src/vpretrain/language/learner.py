@@ -33,7 +33,7 @@ class LanguageState:
         hidden_BTD: states after the final norm, at every position.
         logits: what is kept of z_t at the positions whose next token is a target.
         embedding_VD: the output embedding.
-        entry: where a tangent through the last MLP starts; None where the learner has no such.
+        entry: where a tangent through the last MLP starts; None unless asked for, see `LanguageLearner.keep_entries`.
     """
 
     hidden_BTD: Float[Tensor, "B T D"]
@@ -122,6 +122,13 @@ class LanguageLearner:
             logits = self._forward(inputs, None, 1).logits
         return logits.lse_N - logits.z_NK[:, 0]
 
+    def keep_entries(self, subset: Iterable[str]) -> bool:
+        """From now on states have their `entry`; False where S is not the last MLP, or the learner has none."""
+        fits = self._last_mlp is not None and self._last_mlp.names >= set(subset)
+        if self._last_mlp is not None and fits:
+            self._last_mlp.watch(compiled=self._compiled is not None)
+        return fits
+
     def observe(self, inputs: TokenBatch) -> LanguageState:
         """The state for a batch that is only looked at: no gradient, no dropout, no trace."""
         with self.meta_mode(), torch.no_grad():
@@ -187,7 +194,7 @@ class LanguageLearner:
         Where S is the last MLP it starts from what that pass has left, else the blocks of S run once more.
         """
         if state.entry is not None and self._last_mlp is not None and direction.keys() <= self._last_mlp.names:
-            theta = dict(self.module.named_parameters())
+            theta: Parameters = dict(self.module.named_parameters())
             with phase("tangent"), self.autocast():
                 turned_ND = self._last_mlp.tangent(state.entry, theta, direction)
             turn = Turn(at_least_fp32(turned_ND), None, None)
@@ -254,7 +261,9 @@ class LanguageLearner:
     def _forward(self, inputs: TokenBatch, parameters: Parameters | None, k: int) -> LanguageState:
         dense = self._plain or not self.module.linear_head
         with self.autocast() if parameters is None else contextlib.nullcontext():
-            recording = contextlib.nullcontext() if self._last_mlp is None else self._last_mlp.recording(inputs.predicts_BT)
+            recording = (
+                contextlib.nullcontext() if self._last_mlp is None else self._last_mlp.recording(inputs.predicts_BT)
+            )
             with recording:
                 hidden_BTD, logits_NV = self._run(inputs, parameters, dense=dense)
             entry = None if self._last_mlp is None else self._last_mlp.entry
@@ -366,12 +375,14 @@ class LanguageLearner:
             return None
         ids_BT, positions_BT = self._sample()
         everywhere_BT = torch.ones_like(ids_BT, dtype=torch.bool)
-        theta = dict(self.module.named_parameters())
+        theta: Parameters = dict(self.module.named_parameters())
         with self.meta_mode(), torch.no_grad():
+            found.watch()
             try:
                 with found.recording(everywhere_BT):
                     self.module(ids_BT, positions_BT, None)
                 entry = found.entry
+                assert entry is not None
                 for scale in (1.0, 1.1):  # also away from where the pass was made
                     moved = {name: scale * theta[name] for name in found.names}
                     theirs_BTD = functional_call(self.module, theta | moved, (ids_BT, positions_BT, None))[0]
@@ -380,6 +391,8 @@ class LanguageLearner:
                         return None
             except (TypeError, ValueError, KeyError, IndexError, RuntimeError, AttributeError):
                 return None
+            finally:
+                found.watch(False)
         return found
 
     def _answers(self, first: int) -> bool:

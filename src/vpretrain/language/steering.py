@@ -31,8 +31,7 @@ class Steering:
         p_NK: the learner's probabilities of them.
         q_NK: the target.
         alpha_N: the gate.
-        values_NK: a_t(v) along the present value direction, at RMS 1, see `vpretrain.language.values`; None before the first meta
-            update.
+        values_NK: a_t(v) along the present value direction, see `vpretrain.language.values`; None before the first meta update.
     """
 
     candidates_NK: Int[Tensor, "N K"]
@@ -61,8 +60,8 @@ def at_newest_checkpoint(run: Path) -> tuple[Recipe, Parts, int]:
         run: its directory, wherever that has gone since.
 
     Raises:
-        UserError: the directory is not that of a language run, or its targets follow no feedback, or it has no checkpoint, or its learner or
-            data are out of reach.
+        UserError: the directory is not that of a language run, or its targets follow no feedback, or it has no checkpoint, or
+            its learner or data are out of reach.
     """
     recipe = _recipe_of(run)
     parts = begin(recipe)

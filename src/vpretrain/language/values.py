@@ -5,8 +5,8 @@ V is linear in the targets (METHOD: the linear engine): <u, g_pre> = mean_t sum_
     a_t(v) = -(D_u z_t(v) - sum_w p_t(w) D_u z_t(w))
 
 Targets sum to 1, so that a constant per token changes nothing: a is centred under p_C, p restricted to the candidates, and
-the tangent of the logsumexp cancels. Then it is scaled to RMS 1 under p_C over the micro-batch: neither the scale of V, nor that
-of the metric, nor that of g_down has any effect.
+the tangent of the logsumexp cancels. Then it is scaled to RMS 1 under p_C over the micro-batch: the scales of V, of the metric
+and of g_down have no effect.
 
 Shapes: N targets, K candidates.
 """
