@@ -223,9 +223,14 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _shards(self) -> Recipe:
-        if self.parallel == "fsdp" and self.value.engine != "finite_difference":
+        if self.parallel == "fsdp" and self.has_designer and self.value.engine != "finite_difference":
             raise ValueError("parallel=fsdp shards what a tangent needs whole: set value.engine=finite_difference")
         return self
+
+    @property
+    def has_designer(self) -> bool:
+        """Whether the arm trains a designer."""
+        raise NotImplementedError
 
     @property
     def effective_value(self) -> ValueConfig:

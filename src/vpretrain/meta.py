@@ -7,7 +7,9 @@ reference to the learner's optimizer, and nothing it computes reaches the learne
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
 
@@ -205,20 +207,31 @@ class MetaUpdate:
             g_base = self._g_pre(batch, share, at, base)
             d = self._g_pre(batch, share, at, tilted)
             d = {n: g - g_base[n] for n, g in d.items()}
-            A, B = [], []
-            for number, (weight, pair) in enumerate(self._judges()):
-                G = self._feedback_gradient(pair, self._noise(self.updates, 1 + number), at)
-                A.append(weight * float(inner(G, g_base, P)))
-                B.append(weight * float(inner(G, d, P)))
-            found = best_share(A, B, *(float(inner(*ab, P)) for ab in ((g_base, g_base), (g_base, d), (d, d))))
+            products = self._products(at, g_base, d, P)
+            found = best_share(*products, *(float(inner(*ab, P)) for ab in ((g_base, g_base), (g_base, d), (d, d))))
         strength.judged(self.updates, world.first(found))
         return {"strength": strength.share}
 
-    def _judges(self) -> list[tuple[float, Any]]:
-        """Feedback pairs one by one, weighted so that their mean is the weighted sum over domains."""
-        found = [(d, pair) for d, batch in self.feedback.next().items() for pair in batch.apart()]
-        counts = {d: sum(domain == d for domain, _ in found) for d, _ in found}
-        return [(self.feedback.weights[d] * len(found) / counts[d], pair) for d, pair in found]
+    def _products(
+        self, at: Parameters, g_base: Parameters, d: Parameters, metric: Parameters | None
+    ) -> tuple[list[float], list[float]]:
+        """<G, P g_base> and <G, P d> for each pair of the next feedback batch, in all processes.
+
+        Each process has its own. Where theta lies in shards, all go backward together, and a G is the mean of their pairs.
+        """
+        found = [(domain, pair) for domain, batch in self.feedback.next().items() for pair in batch.apart()]
+        counts = Counter(itertools.chain(*world.gather([domain for domain, _ in found])))
+        weights = {domain: self.feedback.weights[domain] * counts.total() / n for domain, n in counts.items()}
+        products = []
+        for turn in range(max(world.gather(len(found)))):
+            domain, pair = found[turn % len(found)]
+            noise = self._noise(self.updates, 1 + world.rank() + turn * world.size())
+            G = self._feedback_gradient(pair, noise, at, self.learner.own_gradient)
+            products.append(tuple(weights[domain] * float(inner(G, g, metric)) for g in (g_base, d)))
+        if self.learner.has_own_gradient:
+            products = list(itertools.chain(*world.gather(products[: len(found)])))
+        a, b = zip(*products, strict=True)
+        return list(a), list(b)
 
     def _g_pre(self, batch: Any, share: float, at: Parameters, targets: Callable[[Any, Any], Task]) -> Parameters:
         """Of L_pre on a batch by some parameters, in the learner's own precision."""
@@ -231,15 +244,21 @@ class MetaUpdate:
 
         return self.learner.gradient(loss, at)
 
-    def _feedback_gradient(self, batch: Any, noise: torch.Generator | None, at: Parameters) -> Parameters:
+    def _feedback_gradient(
+        self,
+        batch: Any,
+        noise: torch.Generator | None,
+        at: Parameters,
+        gradient: Callable[[Callable[[Parameters], Tensor], Parameters], Parameters],
+        share: float = 1.0,
+    ) -> Parameters:
         """Of L_down, in the learner's own precision, which is enough for a direction; or noise of the same norm."""
-        share = batch.weight / world.mean(batch.weight)
 
         def loss(parameters: Parameters) -> Tensor:
             with self.learner.autocast():
                 return share * self.learner.evaluate(batch, parameters)
 
-        g_down = self.learner.gradient(loss, at)
+        g_down = gradient(loss, at)
         if noise is None:
             return g_down
         drawn = {n: _like(torch.randn(g.shape, generator=noise), g) for n, g in g_down.items()}
@@ -257,7 +276,10 @@ class MetaUpdate:
         if self.kept and self.updates % self.feedback_every:
             return self.kept
         noise, at = self._noise(self.updates, 0), self.at()
-        g_down = {d: self._feedback_gradient(batch, noise, at) for d, batch in self.feedback.next().items()}
+        g_down = {}
+        for domain, batch in self.feedback.next().items():
+            share = batch.weight / world.mean(batch.weight)
+            g_down[domain] = self._feedback_gradient(batch, noise, at, self.learner.gradient, share)
         if self.beta and self.kept:
             g_down = {
                 domain: {n: torch.lerp(g, self.kept[domain][n].to(g), self.beta) for n, g in of_domain.items()}

@@ -146,6 +146,15 @@ class Learner(Protocol):
         """The mean over processes of a loss's gradient by the parameters of S; no other parameter gets one."""
         ...
 
+    def own_gradient(self, loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters:
+        """The same of this process alone, where `has_own_gradient`."""
+        ...
+
+    @property
+    def has_own_gradient(self) -> bool:
+        """Whether a process can take a gradient of its own: not where theta lies in shards."""
+        ...
+
     def shifted(self, at: Parameters, by: Parameters, step: float) -> Any:
         """Context that gives the parameters of S at theta_S + step * u, to evaluate at within."""
         ...

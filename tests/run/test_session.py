@@ -41,7 +41,7 @@ def everything(session):
     return groups, state
 
 
-@pytest.mark.parametrize("arm", ["v", "closed-form", "one-hot", "random-feedback"])
+@pytest.mark.parametrize("arm", ["v", "v-learned", "v-paper", "one-hot", "random-feedback"])
 @pytest.mark.parametrize("lora", [None, {"r": 2, "dropout": 0.2, "target_modules": ["q_proj", "down_proj"]}])
 def test_an_interrupted_run_ends_bit_equal(tmp_path, tokenizer, arm, lora):
     recipe = tiny_recipe(

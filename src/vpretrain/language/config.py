@@ -289,6 +289,11 @@ class Recipe(config.Recipe):
         return self
 
     @property
+    def has_designer(self) -> bool:
+        """Whether the arm trains a designer."""
+        return self.arm in DESIGNED
+
+    @property
     def candidates(self) -> int:
         """K of the arm: 1 where targets are one-hot."""
         return self.designer.top_k if self.arm in STEERED | SMOOTHED | TANGENT else 1

@@ -206,3 +206,8 @@ class Recipe(config.Recipe):
     designer: DesignerConfig = DesignerConfig()
     value: ValueConfig = ValueConfig()
     evaluation: EvaluationConfig
+
+    @property
+    def has_designer(self) -> bool:
+        """Whether the arm trains a designer."""
+        return self.arm in DESIGNED
