@@ -9,7 +9,7 @@ gradient's, so that the gain of a step is the cosine of g_pre with g_down; their
     A = <G, P g_base>,  B = <G, P d>,  C = |g_base|_P^2,  E = <g_base, P d>,  F = |d|_P^2
 
 the cosine (A + beta B) / sqrt(C + 2 beta E + beta^2 F) is largest at an end or at beta = (B C - A E) / (A F - B E). B is an
-average over feedback pairs; the part of it that its standard error can explain is taken off (James and Stein's factor).
+average over feedback pairs; beta shrinks by as much of B as two standard errors can explain (James and Stein's form).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 
 LONGEST = 64  # meta updates between two judgements
+_ERRORS = 2.0  # standard errors below which a B is none
 _TINY = 1e-300
 
 
@@ -54,7 +55,7 @@ class Strength:
 
 
 def best_share(a: Sequence[float], b: Sequence[float], c: float, e: float, f: float) -> float:
-    """The beta with the largest cosine, shrunk by as much of B as the scatter of the pairs can explain.
+    """The beta with the largest cosine, shrunk by as much of B as the scatter of the pairs can explain: 0 below two errors.
 
     Args:
         a: A of each feedback pair.
@@ -71,4 +72,4 @@ def best_share(a: Sequence[float], b: Sequence[float], c: float, e: float, f: fl
     slope = A * f - B * e
     stationary = [min(1.0, max(0.0, (B * c - A * e) / slope))] if slope else []
     error = stdev(b) / math.sqrt(len(b)) if len(b) > 1 else 0.0
-    return max([0.0, 1.0, *stationary], key=cosine) * max(0.0, 1 - (error / B) ** 2)
+    return max([0.0, 1.0, *stationary], key=cosine) * max(0.0, 1 - (_ERRORS * error / B) ** 2)
