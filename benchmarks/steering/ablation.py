@@ -23,7 +23,6 @@ from benchmarks.steering.learner import pretrained
 from benchmarks.steering.table import ablation_markdown
 from vpretrain.compare import paired, versions
 from vpretrain.config import Recipe
-from vpretrain.language.figures import FOLLOW_V
 from vpretrain.run import run_recipe
 
 # What the variants vary: the benchmark's own recipe.
@@ -95,8 +94,6 @@ def _run(recipe: Recipe, variant: str, seed: int) -> dict[str, Any]:
 
         v = Path(recipe.output) / f"v.{seed}"
         settings = [f"name={name}", f"seed={seed}", *BASE, *VARIANTS[variant]]
-        if variant in FOLLOW_V:
-            settings += FOLLOW_V[variant](json.loads((v / "result.json").read_text(encoding="utf-8")))
         run_recipe(parse_recipe(with_overrides(recipe.model_dump(mode="json"), settings)), overwrite=True)
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return found

@@ -161,7 +161,9 @@ def _parser() -> argparse.ArgumentParser:
         "vpretrain compare recipes/quickstart.yaml --arms one-hot,v,self-distillation",
     )
     command.add_argument(
-        "--arms", help="comma-separated, such as one-hot,v,random-feedback (default: the baseline and v)"
+        "--arms",
+        help="comma-separated, such as one-hot,v,random-feedback (default: the baseline and v); an arm can have settings of its "
+        "own, such as v:value.align=dot:value.every_steps=4",
     )
     add_seeds(command)
     turns = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import platform
+import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.files import write_whole
-from vpretrain.recipe import room
+from vpretrain.recipe import parse_recipe, room, with_overrides
 from vpretrain.run.group import Process, run_group
 
 START = "step-0"
@@ -38,7 +39,7 @@ def compare(
 
     Args:
         recipe: what all arms share.
-        arms: names of arms, e.g. ["one-hot", "v"].
+        arms: names of arms, each with settings of its own if it has any, e.g. ["one-hot", "v", "v:value.align=dot"].
         seeds: of stream order, designer and dropout; none: the recipe's own.
         rounds: turns of each run, over equal shares of its budget, so that a machine that slows down hits all arms alike.
         resume: keep the runs that are finished, continue the one that was interrupted.
@@ -46,12 +47,17 @@ def compare(
         start: as in `run_group`.
 
     Raises:
-        UserError: an unknown arm, a budget of no steps, a taken directory, or a run that failed (its own message stands above).
+        UserError: an unknown arm or setting, a budget of no steps, a taken directory, or a run that failed (its own message stands above).
         Interrupted: a signal stopped it, after the present run had saved itself.
     """
-    unknown = [arm for arm in arms if arm not in recipe.arms]
+    unknown = [arm for arm in arms if arm_and_settings(arm)[0] not in recipe.arms]
     if unknown or not arms:
         raise UserError(f"unknown arm {', '.join(unknown) or '(none given)'}: choose from {', '.join(recipe.arms)}")
+    for label in arms:  # before any of them runs
+        arm, settings = arm_and_settings(label)
+        parse_recipe(
+            with_overrides(recipe.model_dump(mode="json"), [f"arm={arm}", *settings]), origin=f"--arms {label}"
+        )
     if recipe.budget.steps == 0:
         raise UserError(
             "budget.steps=0 trains nothing that could be compared: give at least 1, or budget.minutes alone"
@@ -61,7 +67,7 @@ def compare(
     members = {START: [f"arm={recipe.baseline}", "budget.steps=0"]}
     for turn, seed in enumerate(seeds):  # each seed starts with another arm
         order = [*arms[turn % len(arms) :], *arms[: turn % len(arms)]]
-        members |= {run_name(a, seed, seeds): [f"arm={a}", f"seed={seed}"] for a in order if a not in follow}
+        members |= {run_name(a, seed, seeds): _overrides(a, seed) for a in order if a not in follow}
     results = run_group(recipe, members, rounds=rounds, resume=resume, overwrite=overwrite, start=start)
     members = {  # what is set to match V can only come after it
         run_name(arm, seed, seeds): [f"arm={arm}", f"seed={seed}", *settings(results[run_name("v", seed, seeds)])]
@@ -208,9 +214,21 @@ def _read_off(curve: Sequence[Mapping[str, Any]], axis: str, at: float, cases: s
     raise AssertionError("the curve ends before")
 
 
+def arm_and_settings(label: str) -> tuple[str, list[str]]:
+    """`v:value.align=dot:value.every_steps=4` is the arm v with two settings."""
+    arm, *settings = label.split(":")
+    return arm, settings
+
+
 def run_name(arm: str, seed: int, seeds: Sequence[int]) -> str:
-    """Of an arm's run, and of its directory."""
-    return arm if len(seeds) == 1 else f"{arm}.{seed}"
+    """Of a run of an arm, with or without settings, and of its directory."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", arm)
+    return name if len(seeds) == 1 else f"{name}.{seed}"
+
+
+def _overrides(label: str, seed: int) -> list[str]:
+    arm, settings = arm_and_settings(label)
+    return [f"arm={arm}", f"seed={seed}", *settings]
 
 
 def read_lines(file: Path) -> Lines:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 import yaml
@@ -51,18 +49,12 @@ def test_arms_take_turns_over_seeds_and_end_where_they_would_alone(tmp_path, tok
     recipe = tiny_recipe(tmp_path, tokenizer, evaluation=_with_points(tmp_path, tokenizer, 2))
     results = compare.compare(recipe, ["one-hot", "v", "self-distillation"], seeds=[0, 1], rounds=2)
     ran = [[word for word in command if word.startswith(("name=", "--until"))] for command in in_this_process]
-    turn = ["name=step-0", "name=one-hot.0", "name=v.0", "name=v.1", "name=one-hot.1"]
-    after = ["name=self-distillation.0", "name=self-distillation.1"]
-    assert ran == [["--until=0.5", n] for n in turn] + [[n] for n in turn[1:]] + [["--until=0.5", n] for n in after] + [
-        [n] for n in after
-    ]
+    turn = ["step-0", "one-hot.0", "v.0", "self-distillation.0", "v.1", "self-distillation.1", "one-hot.1"]
+    turn = [f"name={name}" for name in turn]
+    assert ran == [["--until=0.5", n] for n in turn] + [[n] for n in turn[1:]]
     alone = tiny_recipe(tmp_path, tokenizer, name="alone", arm="v", seed=1)
     run_recipe(alone)
     assert_equal(final(alone.directory), final(recipe.directory / "v.1"))
-
-    saved = yaml.safe_load((recipe.directory / "self-distillation.1/recipe.yaml").read_text())
-    v = json.loads((recipe.directory / "v.1/result.json").read_text())
-    assert saved["control"]["alpha"] == pytest.approx(v["mean_alpha"], abs=1e-6)
 
     arms = results["arms"]
     assert list(arms) == ["step-0", "one-hot", "v", "self-distillation"]
@@ -84,6 +76,32 @@ def test_arms_take_turns_over_seeds_and_end_where_they_would_alone(tmp_path, tok
     assert "paired over problems and 2 seeds" in told
     assert "tokens, v minus one-hot" in told
     assert draw_curves(recipe, results).stat().st_size > 1000
+
+
+def test_an_arm_may_have_settings_of_its_own(tmp_path, tokenizer, in_this_process):
+    recipe = tiny_recipe(tmp_path, tokenizer)
+    labels = ["v", "v:value.strength=1:value.align=cosine"]
+    results = compare.compare(recipe, [*labels, labels[1]])
+    assert list(results["arms"]) == ["step-0", *labels]
+    plain, changed = (
+        yaml.safe_load((recipe.directory / name / "recipe.yaml").read_text())
+        for name in ("v", "v-value.strength-1-value.align-cosine")
+    )
+    assert (plain["value"]["strength"], changed["value"]["strength"], changed["value"]["align"]) == (
+        "auto",
+        1,
+        "cosine",
+    )
+    assert changed["arm"] == "v"
+    assert f"v minus {labels[1]}" in "\n".join(remarks(results, recipe))
+
+
+@pytest.mark.parametrize("label", ["w:value.strength=1", "v:value.strength=2", "v:value.alline=dot", "v:strength"])
+def test_wrong_settings_of_an_arm_are_refused_before_any_run(tmp_path, tokenizer, in_this_process, label):
+    with pytest.raises(UserError, match=r"unknown|strength|override"):
+        compare.compare(tiny_recipe(tmp_path, tokenizer), ["one-hot", label])
+    assert not in_this_process
+    assert not (tmp_path / "runs").exists()
 
 
 def _with_points(root, tokenizer, points):
