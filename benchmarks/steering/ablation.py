@@ -92,7 +92,6 @@ def _run(recipe: Recipe, variant: str, seed: int) -> dict[str, Any]:
     if not file.exists():
         from vpretrain.recipe import parse_recipe, with_overrides
 
-        v = Path(recipe.output) / f"v.{seed}"
         settings = [f"name={name}", f"seed={seed}", *BASE, *VARIANTS[variant]]
         run_recipe(parse_recipe(with_overrides(recipe.model_dump(mode="json"), settings)), overwrite=True)
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

@@ -162,8 +162,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--arms",
-        help="comma-separated, such as one-hot,v,random-feedback (default: the baseline and v); an arm can have settings of its "
-        "own, such as v:value.align=dot:value.every_steps=4",
+        help="comma-separated, such as one-hot,v,random-feedback (default: the baseline and v); an arm can have settings of "
+        "its own, such as v:value.align=dot:value.every_steps=4",
     )
     add_seeds(command)
     turns = (

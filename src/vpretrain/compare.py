@@ -47,7 +47,8 @@ def compare(
         start: as in `run_group`.
 
     Raises:
-        UserError: an unknown arm or setting, a budget of no steps, a taken directory, or a run that failed (its own message stands above).
+        UserError: an unknown arm or setting, a budget of no steps, a taken directory, or a run that failed (its own message
+            stands above).
         Interrupted: a signal stopped it, after the present run had saved itself.
     """
     unknown = [arm for arm in arms if arm_and_settings(arm)[0] not in recipe.arms]
