@@ -27,8 +27,8 @@ def gradients(recipe, count):
 
 
 def test_the_average_is_the_running_mean_of_the_batches_gradients(tmp_path, tokenizer):
-    alone = gradients(tiny_recipe(tmp_path, tokenizer, arm="v-learned"), 3)
-    averaged = gradients(tiny_recipe(tmp_path, tokenizer, arm="v-learned", value={"average": 0.75}), 3)
+    alone = gradients(tiny_recipe(tmp_path, tokenizer, arm="v-learned", value={"strength": 1.0}), 3)
+    averaged = gradients(tiny_recipe(tmp_path, tokenizer, arm="v-learned", value={"strength": 1.0, "average": 0.75}), 3)
     for name, first in alone[0].items():
         second = 0.75 * first + 0.25 * alone[1][name]
         torch.testing.assert_close(averaged[0][name], first)
@@ -43,7 +43,7 @@ def test_a_warm_started_designer_is_that_of_the_earlier_run(tmp_path, tokenizer,
         "language": lambda **c: tiny_recipe(tmp_path, tokenizer, **c),
         "vision": lambda **c: vision_recipe(tmp_path, **c),
     }[modality]
-    arm = {"language": "v-learned", "vision": "v"}[modality]
+    arm = {"language": "v-paper", "vision": "v"}[modality]
     first = make(name="first", arm=arm, budget={"steps": 3})
     run_recipe(first)
     groups, _ = load_checkpoint(checkpoints(first.directory / "checkpoints")[-1])
