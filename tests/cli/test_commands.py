@@ -100,7 +100,6 @@ def test_inspect_shows_masks_and_candidates(recipe, capsys, arm):
     assert text.count("(true)") == 3
     assert "Feedback pairs, domain" in text
     assert ("the tilted task whole" in text) == (arm == "v")
-    assert ("+" in text.split("value a")[1]) == (arm in ("v", "v-paper"))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -160,7 +159,7 @@ def test_compare_tables_every_figure_and_resumes(recipe, capsys, tmp_path):
         "peak_memory_bytes",
     }
     assert all(figures <= arm.keys() for arm in results["arms"].values())
-    assert results["arms"]["v"]["meta_updates"] == 3
+    assert results["arms"]["v"]["meta_updates"] == 2
     assert results["arms"]["v"]["mean_alpha"] >= 0
     difference = results["differences"]["nll"]["v"]["one-hot"]
     assert difference["low"] <= difference["mean"] <= difference["high"]

@@ -146,7 +146,7 @@ def test_the_numbers_are_our_loops_bit_for_bit(tmp_path, accumulation, bf16, arm
     assert [line["alpha"] for line in logs] == [record.side["alpha_N"] for record in records]
     for name in ("strength", "value", "g_down_norm"):
         assert [line.get(name) for line in logs] == [record.meta.get(name) for record in records]
-    assert sum("g_down_norm" in line for line in logs) == 3
+    assert sum("g_down_norm" in line for line in logs) == (2 if arm == "v-exact" else 3)  # it begins at the second
     assert max(line["alpha"] for line in logs) > 0.001
     for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         assert torch.equal(p, q), name
