@@ -271,7 +271,7 @@ def test_export_uploads_if_asked_and_keeps_what_it_wrote_if_that_fails(recipe, c
         ({"designer": {"top_k": 5000}}, "designer.top_k=5000 is above the vocabulary of 61"),
         ({"arm": "selection", "stream": {"batch_size": 1}}, "stream.batch_size=1 leaves no choice"),
         ({"value": {"subset": "last-9"}}, "the learner has 3 blocks; use last-3 or all"),
-        ({"value": {"subset": "first-2"}}, "must be last-N"),
+        ({"value": {"subset": "first-2"}}, "must be last-mlp, last-N"),
         ({"learner": {"lora": {"target_modules": ["nothing"]}}}, "learner.lora: "),
         ({"feedback": {"length": 8}}, "no pair has a solution token within feedback.length=8"),
         ({"evaluation": {"length": 8}}, "problems of the evaluation have no solution token within evaluation.length=8"),

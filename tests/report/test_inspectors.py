@@ -42,7 +42,7 @@ def language_run(tmp_path_factory):
     data = recipe_data(root, character_tokenizer())
     data["stream"]["sources"][1]["domain"] = HOSTILE
     data["designer"]["lr"] = 0.05
-    recipe = parse_recipe(data)
+    recipe = parse_recipe(data | {"arm": "v-paper"})
     run_recipe(recipe)
     return recipe
 
@@ -55,7 +55,10 @@ def vision_run(tmp_path_factory):
 
 
 def oracle(parts, batch):
-    """alpha, q, p and the candidates' values of a whole batch: D_u log p by going backwards twice, without any tangent."""
+    """alpha, q, p and the candidates' values of a whole batch: D_u log p by going backwards twice, without any tangent.
+
+    Values have the mean 0 under p on the candidates at every token, and RMS 1 over the batch.
+    """
     module, u = parts.learner.module.eval(), parts.meta.direction
     at = {name: p.detach().clone().requires_grad_(name in u) for name, p in module.named_parameters()}
     with parts.learner.plain():
@@ -67,8 +70,13 @@ def oracle(parts, batch):
         a_NV = -torch.autograd.grad(slope, weights_NV)[0]
     with torch.no_grad():
         state = parts.learner.forward(batch).detach()
-        log_r_NK, alpha_N = parts.designer(batch, state)
-    q_NV = torch.zeros_like(a_NV).scatter(1, state.logits.candidates_NK, alpha_N[:, None] * log_r_NK.exp())
+        scores_NK, alpha_N = parts.designer(batch, state)
+        candidates_NK, p_NK = state.logits.candidates_NK, state.logits.log_p_NK.softmax(-1)
+        a_NK = a_NV.gather(1, candidates_NK)
+        a_NK = a_NK - (p_NK * a_NK).sum(-1, keepdim=True)
+        a_NK = a_NK / (batch.share_N @ (p_NK * a_NK**2).sum(-1)).sqrt()
+        a_NV = torch.zeros_like(a_NV).scatter(1, candidates_NK, a_NK)
+    q_NV = torch.zeros_like(a_NV).scatter(1, candidates_NK, alpha_N[:, None] * scores_NK.softmax(-1))
     q_NV[torch.arange(len(q_NV)), batch.targets_N] += 1 - alpha_N
     return alpha_N.tolist(), q_NV, log_p_NV.exp().detach(), a_NV
 
@@ -76,7 +84,7 @@ def oracle(parts, batch):
 def test_tokens_are_those_of_the_stream_with_the_numbers_of_the_tasks(language_run):
     (fragment,) = inspectors(language_run.directory)
     data = data_of(fragment)
-    assert (data["arm"], data["step"], data["alpha_max"]) == ("v", 6, 0.5)
+    assert (data["arm"], data["step"], data["alpha_max"]) == ("v-paper", 6, 0.5)
     assert {row["domain"] for row in data["rows"]} == {"sums", HOSTILE}
 
     parts = assemble(language_run)

@@ -212,8 +212,7 @@ def test_a_comparison_that_something_disturbed_says_so_in_its_first_sentence(tmp
     said = verdict(collect(tmp_path / "study"))
     assert said.startswith("After unequal training times (129 and 120 s), v is")
     assert said.endswith("; v made 4 steps with 1 meta update, one-hot 96 steps.")
-    few, differ, slow, _ = warnings(collect(tmp_path / "study"))
-    assert few.startswith("v had under 10 meta updates")
+    differ, slow, _ = warnings(collect(tmp_path / "study"))
     assert differ.startswith("training times differ by more than 3%")
     assert slow.startswith("v read tokens at 4% of one-hot's rate")
 

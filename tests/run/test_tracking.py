@@ -112,7 +112,14 @@ def test_tensorboard_shows_what_the_logs_hold(tmp_path, tokenizer):
     run_recipe(recipe)
     shown = events(recipe)
     assert shown == as_events(recipe)
-    assert {"train/loss", "train/lr", "train/grad_norm", "train/value", "train/alpha_N", "train/tokens"} <= shown.keys()
+    assert {
+        "train/loss",
+        "train/lr",
+        "train/grad_norm",
+        "train/g_down_norm",
+        "train/alpha_N",
+        "train/tokens",
+    } <= shown.keys()
     assert set(shown["train/loss"]) == set(range(6))
     assert set(shown["evaluation/answer_nll"]) == {1, 3, 6}
     assert list((recipe.directory / "tensorboard").glob("*/hparams.yml"))

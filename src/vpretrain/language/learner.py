@@ -206,7 +206,8 @@ class LanguageLearner:
             def hidden(parameters: Parameters) -> Tensor:
                 return self._run(inputs, parameters, dense=False)[0][inputs.predicts_BT]
 
-            hidden_ND, turned_ND = (t.detach() for t in torch.func.jvp(hidden, (at,), (direction,)))
+            along = {name: direction[name] for name in at}  # a resumed run has them in another order
+            hidden_ND, turned_ND = (t.detach() for t in torch.func.jvp(hidden, (at,), (along,)))
         turn = Turn(turned_ND, *(direction.get(name or "") for name in self.module.head_names))
         return self.module.head(None).candidate_tangents(hidden_ND, turn, state.logits.candidates_NK, state.logits.z_NK)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +50,30 @@ def tokens(run: Path) -> dict[str, Any]:
     pieces = list(_pieces(parts, {source.domain for source in recipe.stream.sources}))
     rows: list[dict[str, Any]] = []
     with steady("            tokens", len(pieces)) as done:
-        for piece, start in pieces:
-            rows.append({"domain": piece.domains[0], "tokens": _tokens(parts, piece, text)[start:]})
+        for piece in pieces:
+            rows.append({"domain": piece.batch.domains[piece.row], "tokens": _tokens(parts, piece, text)})
             done(len(rows))
     targets = [token for row in rows for token in row["tokens"] if "alpha" in token]
     most = sorted((token["moved"] for token in targets), reverse=True)
     for token in targets:
         token["steered"] = token["moved"] > 0 and token["moved"] >= most[math.ceil(len(most) / 10) - 1]
-    return {"arm": recipe.arm, "step": step, "alpha_max": recipe.designer.alpha_max, "rows": rows}
+    highest = max((token["alpha"] for token in targets), default=0.0)
+    alpha_max = recipe.designer.alpha_max if recipe.arm == "v-paper" else highest or 1.0
+    return {"arm": recipe.arm, "step": step, "alpha_max": alpha_max, "rows": rows}
 
 
-def _pieces(parts: Parts, domains: set[str]) -> Iterator[tuple[TokenBatch, int]]:
-    """One row each, up to the last token that is shown of it; and the number of the first one."""
+@dataclass(frozen=True)
+class _Piece:
+    """The tokens of a row of a micro-batch from `start` to `end`. Targets are made for all of it: values have its unit."""
+
+    batch: TokenBatch
+    row: int
+    start: int
+    end: int
+
+
+def _pieces(parts: Parts, domains: set[str]) -> Iterator[_Piece]:
+    """One row each."""
     left = dict.fromkeys(domains, max(_STRETCH // 2, TOKENS // len(domains)))
     total = TOKENS
     for batch in (batch for _ in range(_STEPS) for batch in parts.stream.next()):
@@ -70,23 +83,25 @@ def _pieces(parts: Parts, domains: set[str]) -> Iterator[tuple[TokenBatch, int]]
             end = min(target_M[-1] + 1, start + min(_STRETCH, left[domain], total))
             if end > target_M[0]:
                 left[domain], total = left[domain] - (end - start), total - (end - start)
-                yield batch.rows([row], end), start
+                yield _Piece(batch, row, start, end)
         if total <= _CONTEXT or max(left.values()) <= _CONTEXT:
             return
 
 
-def _tokens(parts: Parts, piece: TokenBatch, text: Callable[[int], str]) -> list[dict[str, Any]]:
-    """Of a row."""
-    (ids_T,), (positions_T,), (weights_T,) = (
-        tensor.tolist() for tensor in (piece.ids_BT, piece.positions_BT, piece.weights_BT)
-    )
+def _tokens(parts: Parts, piece: _Piece, text: Callable[[int], str]) -> list[dict[str, Any]]:
+    """Of a piece."""
+    batch = piece.batch
+    ids_T, positions_T = (tensor[piece.row, : piece.end].tolist() for tensor in (batch.ids_BT, batch.positions_BT))
     shown: list[dict[str, Any]] = [{"text": text(token)} for token in ids_T]
     for number in range(1, len(shown)):
         if positions_T[number] == 0:
             shown[number]["begins"] = True
-    found = steering(parts, piece)
+    found = steering(parts, batch)
     order_NK = found.q_NK[:, 1:].argsort(dim=1, descending=True)[:, : CANDIDATES - 1] + 1
-    for n, number in enumerate(t for t, weight in enumerate(weights_T) if t and weight > 0):
+    for n, (row, before) in enumerate(batch.predicts_BT.nonzero().tolist()):
+        number = before + 1
+        if row != piece.row or number >= piece.end:
+            continue
         chosen = [0, *order_NK[n].tolist()]
         q_K = found.q_NK[n].tolist()
         values_K: list[float | None] = [None] * len(q_K)
@@ -101,7 +116,7 @@ def _tokens(parts: Parts, piece: TokenBatch, text: Callable[[int], str]) -> list
             "candidates": [[texts[k], *map(_short, (p_K[k], q_K[k], values_K[k]))] for k in chosen],
             "rest": _short(max(0.0, 1 - sum(q_K[k] for k in chosen))),
         }
-    return shown
+    return shown[piece.start :]
 
 
 def _short(number: float | None) -> float | None:
