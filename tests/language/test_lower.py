@@ -191,7 +191,7 @@ def test_a_run_that_looks_ahead_ends_as_one_that_does_not(tmp_path, tokenizer, m
         value = {"every_steps": 1, "batch_size": 2, "length": 40, "engine": engine}
         run_recipe(tiny_recipe(tmp_path, tokenizer, name=name, arm=arm, value=value, stream={"accumulation": 2}))
         lines = (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()
-        return [(line["loss"], line.get("value")) for line in map(json.loads, lines)]
+        return [(line["loss"], line.get("value", 0.0)) for line in map(json.loads, lines)]
 
     together = losses("together")
     monkeypatch.setattr(LanguageLearner, "_draws_nothing", False)

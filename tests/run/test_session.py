@@ -227,4 +227,4 @@ def test_the_python_of_the_readme_runs_in_under_ten_lines(tmp_path, tokenizer, c
     exec(compile(code, "README.md", "exec"), {})
     nll, retention, alpha = map(float, capsys.readouterr().out.split())
     assert min(nll, retention) > 0
-    assert alpha > 0.01
+    assert 0 <= alpha < 1
