@@ -269,7 +269,7 @@ class MetaUpdate:
         """Of the random-feedback control."""
         if self.random_seed is None:
             return None
-        return torch.Generator().manual_seed((self.random_seed * 1_000_003 + update) * 1_009 + number)
+        return torch.Generator().manual_seed(self.random_seed * 1_000_003 + update + number * 1_000_000_007)
 
     def _feedback_gradients(self) -> dict[str, Parameters]:
         """g_down by domain: of the next feedback batch, its running mean, or what there is from the last one."""
