@@ -134,19 +134,27 @@ def test_v_dot_is_the_plain_dot_product_beside_a_penalised_v(tmp_path, tokenizer
     assert any(not torch.equal(plain[name], penalised[name]) for name in plain)
 
 
+def poisoned(root, tokenizer, **changes):
+    """A recipe whose feedback is wrong; `tiny_recipe` has just written the right one, so that this comes after it."""
+    recipe = tiny_recipe(root, tokenizer, **changes)
+    write_jsonl(root / "feedback.jsonl", [{"question": f"2: {i} + 0 ?", "answer": "zzz #### 7"} for i in range(12)])
+    return recipe
+
+
 def test_firewall_poisoned_feedback_with_a_frozen_designer_changes_nothing(tmp_path, tokenizer):
     frozen = {"lr": 1e-30}  # too small to change an fp32 weight
-    clean, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, designer=frozen))
-    recipe = tiny_recipe(tmp_path, tokenizer, designer=frozen)
-    poison = [{"question": f"2: {i} + 0 ?", "answer": "zzz #### 7"} for i in range(12)]
-    write_jsonl(tmp_path / "feedback.jsonl", poison)
-    poisoned, *_ = trajectory(recipe)
-    assert_bit_equal(clean, poisoned)
-    moving, *_ = trajectory(tiny_recipe(tmp_path, tokenizer))
-    write_jsonl(tmp_path / "feedback.jsonl", poison)
-    moving_poisoned, *_ = trajectory(tiny_recipe(tmp_path, tokenizer).model_copy(update={"name": "p"}))
-    del moving_poisoned
-    assert any(not torch.equal(clean[name], moving[name]) for name in clean)
+    clean, _, parts = trajectory(tiny_recipe(tmp_path, tokenizer, designer=frozen))
+    changed, _, parts_poisoned = trajectory(poisoned(tmp_path, tokenizer, designer=frozen))
+    assert parts.feedback.keys.isdisjoint(parts_poisoned.feedback.keys)
+    assert parts_poisoned.meta.updates == 3
+    assert_bit_equal(clean, changed)
+
+
+def test_poisoned_feedback_with_a_designer_that_moves_changes_the_learner(tmp_path, tokenizer):
+    """The positive control of the test above: the poison is read, and there is a way for it to the learner."""
+    clean, *_ = trajectory(tiny_recipe(tmp_path, tokenizer))
+    changed, *_ = trajectory(poisoned(tmp_path, tokenizer))
+    assert any(not torch.equal(clean[name], changed[name]) for name in clean)
 
 
 def test_firewall_the_object_that_holds_g_down_cannot_reach_the_learners_optimizer(tmp_path, tokenizer):
