@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from worlds import tiny_recipe
 
 from vpretrain import UserError, compare
 from vpretrain.cli import main
+from vpretrain.entry import parse_entry, split_entries
 from vpretrain.errors import Paused
-from vpretrain.recipe import room, save_recipe
+from vpretrain.recipe import load_recipe, room, save_recipe
+from vpretrain.report.collect import collect
 from vpretrain.run import run_recipe
 from vpretrain.run.checkpoint import load_checkpoint
 from vpretrain.show import draw_curves, remarks, table
@@ -118,6 +121,56 @@ def test_pass_at_k_is_averaged_over_seeds_and_shown_at_its_largest_k():
 def test_unknown_arms_are_named(tmp_path, tokenizer):
     with pytest.raises(UserError, match="unknown arm two-hot: choose from v, one-hot"):
         compare.compare(tiny_recipe(tmp_path, tokenizer), ["two-hot"])
+
+
+def test_an_arm_may_carry_settings_of_its_own(tmp_path, tokenizer, in_this_process):
+    recipe = tiny_recipe(tmp_path, tokenizer)
+    dot = "v:value.align=dot:value.every_steps=3"
+    arms = ["one-hot", dot, "self-distillation:control.temperature=2", "v:value.every_steps=3:value.align=dot"]
+    results = compare.compare(recipe, arms, seeds=[0, 1])
+    ran = [next(word for word in command if word.startswith("name=")) for command in in_this_process]
+    own = ["v-value.align-dot-value.every_steps-3", "self-distillation-control.temperature-2"]
+    members = ["step-0", "one-hot.0", f"{own[0]}.0", f"{own[0]}.1", "one-hot.1", f"{own[1]}.0", f"{own[1]}.1"]
+    assert ran == [f"name={member}" for member in members]
+    assert list(results["arms"]) == ["step-0", *arms[:3]]
+    assert results["arms"][dot]["arm"] == "v"
+    assert set(results["differences"]["nll"][dot]) == {"step-0", "one-hot", arms[2]}
+
+    saved = load_recipe(recipe.directory / members[3] / "recipe.yaml")
+    assert (saved.arm, saved.seed, saved.value.align, saved.value.every_steps) == ("v", 1, "dot", 3)
+    assert load_recipe(recipe.directory / "one-hot.1/recipe.yaml").value == recipe.value
+    # Set to match the only V there is, and otherwise its own.
+    after = load_recipe(recipe.directory / members[6] / "recipe.yaml").control
+    v = json.loads((recipe.directory / members[3] / "result.json").read_text())
+    assert (after.alpha, after.temperature) == (pytest.approx(v["mean_alpha"], abs=1e-6), 2)
+
+    assert dot in list(table(results, recipe).columns[0].cells)
+    told = "\n".join(remarks(results, recipe))
+    assert f"{dot} minus one-hot" in told
+    assert f"warning: {dot} had under 10 meta updates" in told
+    assert draw_curves(recipe, results).stat().st_size > 1000
+    study = collect(recipe.directory)
+    assert {arm: len(runs) for arm, runs in study.runs.items()} == {"step-0": 1} | dict.fromkeys(arms[:3], 2)
+    card = (recipe.directory / members[3] / "model/README.md").read_text()
+    assert "All arms of the comparison" in card
+
+
+def test_names_of_directories_tell_entries_apart():
+    plain = {
+        "v": "v",
+        "v:value.subset=last-1": "v-value.subset-last-1",
+        "one-hot:optimizer.lr=1e-5:seed=1": "one-hot-optimizer.lr-1e-5-seed-1",
+    }
+    assert {text: parse_entry(text).directory for text in plain} == plain
+    others = [
+        "v:optimizer.lr=1e-5", "v:optimizer.lr=1e+5", "v:value.subset=name:a/b", "v:value.subset=name:a.b",
+        f"v:value.subset=name:{'x' * 300}", f"v:value.subset=name:{'x' * 301}", "v:optimizer.betas=[0.9, 0.95]",
+    ]  # fmt: skip
+    names = [parse_entry(text).directory for text in others]
+    assert len(set(names)) == len(others)
+    assert all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) and len(name) < 120 for name in names)
+    assert parse_entry("v:value.subset=name:a:value.align=dot").settings == ("value.subset=name:a", "value.align=dot")
+    assert split_entries("one-hot,v:optimizer.betas=[0.9,0.95],v") == ["one-hot", "v:optimizer.betas=[0.9,0.95]", "v"]
 
 
 def test_an_interval_over_seeds_and_cases_counts_both():
