@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help install docs notebook wheel quickstart quickstart-vision bench-steering bench-steering-ablation bench-gsm8k bench-multitask bench-posttrain bench-decontaminate bench-speed bench-scaling check test test-slow test-browser test-reliability test-distributed audit doctor clean
+.PHONY: help install docs notebook wheel quickstart quickstart-vision bench-steering bench-steering-ablation bench-gsm8k bench-shift bench-multitask bench-posttrain bench-decontaminate bench-speed bench-scaling check test test-slow test-browser test-reliability test-distributed audit doctor clean
 
 help: ## what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -67,8 +67,11 @@ bench-steering-ablation: .venv/.installed-quickstart ## one setting at a time, o
 	$(BIN)/python -m benchmarks.steering.ablation $(ARGS)
 
 bench-gsm8k: .venv/.installed-quickstart ## the real learner on data/gsm8k/train.jsonl, three seeds; two hours
-	$(BIN)/vpretrain compare recipes/smollm2-gsm8k.yaml --arms one-hot,v,self-distillation,closed-form,mixed-in \
+	$(BIN)/vpretrain compare recipes/smollm2-gsm8k.yaml --arms one-hot,v,uniform,self-distillation,mixed-in,v-mixed-in \
 		--seeds 0,1,2 $(ARGS)
+
+bench-shift: .venv/.installed-quickstart ## the real learner, its stream in another notation than the target; three hours, ARGS=--quick eight minutes
+	$(BIN)/python -m benchmarks.shift $(ARGS)
 
 bench-multitask: .venv/.installed-quickstart ## three domains in one run on the real learner, two seeds; forty minutes
 	$(BIN)/python -m benchmarks.multitask $(ARGS)

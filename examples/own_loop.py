@@ -40,20 +40,19 @@ stream = DataLoader(
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
 
 pairs = [(f"{a} + {b} =", f" {a + b}") for a in range(31, 99, 4) for b in range(3, 99, 7)]  # +
-designer = DesignerConfig(hidden_size=32, layers=2, top_k=16, lr=1e-3)  # +
-value = ValueConfig(every_steps=4)  # +
-v = VPretraining(model, feedback_rows(pairs, tokenizer), designer=designer, value=value)  # +
+settings = {"designer": DesignerConfig(top_k=16), "value": ValueConfig(every_steps=2)}  # +
+v = VPretraining(model, feedback_rows(pairs, tokenizer), **settings)  # +
 
 model.train()
 batches = iter(stream)
 for step in range(STEPS):
     micro_batches = [next(batches) for _ in range(ACCUMULATION)]
     total = 0.0
-    for loss in v.losses(step, micro_batches):  # + (it was: model(**batch).loss / ACCUMULATION for each batch)
+    for loss in v.losses(step, micro_batches, optimizer=optimizer):  # + (it was: model(**batch).loss / ACCUMULATION for each batch)
         loss.backward()
         total += loss.item()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()
-    value_now = f"  value {v.record['value']:+.4f}" if "value" in v.record else ""  # +
-    print(f"step {step:2}  loss {total:.4f}  alpha {v.record['alpha']:.4f}{value_now}")  # +
+    judged = f"  strength {v.record['strength']:.2f}" if "strength" in v.record else ""  # +
+    print(f"step {step:2}  loss {total:.4f}  alpha {v.record['alpha']:.4f}{judged}")  # +

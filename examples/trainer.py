@@ -60,8 +60,8 @@ with tempfile.TemporaryDirectory() as directory:
         train_dataset=rows[:-80],
         eval_dataset=rows[-80:],
         feedback_dataset=feedback_rows(pairs, tokenizer),
-        designer=DesignerConfig(hidden_size=32, layers=2, top_k=16, lr=1e-3),
-        value=ValueConfig(every_steps=4),
+        designer=DesignerConfig(top_k=16),
+        value=ValueConfig(every_steps=2),
     )
     trainer.train()
     print({"eval_loss": trainer.evaluate()["eval_loss"]})

@@ -35,8 +35,8 @@ from vpretrain.statistics import bootstrap_interval
 
 CONDITIONS = ("clean", "off-topic", "noisy", "format-shift")
 ARMS = (
-    "one-hot", "uniform", "self-distillation", "random-feedback", "closed-form", "mixed-in", "selection", "token-weights",
-    "v", "v-dot", "v-cosine",
+    "one-hot", "v", "uniform", "self-distillation", "random-feedback", "selection", "token-weights", "v-learned", "v-paper",
+    "mixed-in", "v-mixed-in",
 )  # fmt: skip
 SEEDS, MINUTES, PROBE_STEPS = 10, 0.35, 24
 _ROOT = Path("runs/steering")
@@ -90,7 +90,7 @@ def recipe_of(condition: str, learner: Path, options: argparse.Namespace) -> Rec
         "stream": {"length": LENGTH, "batch_size": 4, "sources": stream_of(condition, _ROOT / "data")},
         "feedback": {"sources": [problems("feedback", 2, 1024)], "length": LENGTH, "batch_size": 4},
         "designer": {"hidden_size": 32, "layers": 1, "heads": 2, "top_k": 32, "lr": 1e-2, "alpha_start": 0.2},
-        "value": {"every_steps": 8, "batch_size": 2, "length": LENGTH, "metric": "adamw", "subset": "last-1"},
+        "value": {"every_steps": 8, "batch_size": 2, "length": LENGTH},
         "budget": {"minutes": 0.1 if options.quick else options.minutes},
         "evaluation": {
             "sources": [problems(role, 3, 64)],

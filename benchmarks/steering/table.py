@@ -21,12 +21,17 @@ def markdown(report: dict[str, Any]) -> str:
             f"{found['seeds']} seeds; probe of V: r {found['probe']['pearson']:.3f}, slope {found['probe']['slope']:.2f} "
             f"(S alone: r {found['probe']['pearson_subset']:.3f}). {_matched(found)}",
             "",
-            f"| {' | '.join(_COLUMNS)} |",
-            f"|{'---|' * len(_COLUMNS)}",
+            arms_markdown(found),
         ]
-        lines += [f"| {' | '.join(_row(arm, figures, found))} |" for arm, figures in found["arms"].items()]
         blocks.append("\n".join(lines))
-    return "\n\n".join(blocks) + "\n"
+    return "\n".join(blocks)
+
+
+def arms_markdown(found: dict[str, Any]) -> str:
+    """The arms of one condition."""
+    lines = [f"| {' | '.join(_COLUMNS)} |", f"|{'---|' * len(_COLUMNS)}"]
+    lines += [f"| {' | '.join(_row(arm, figures, found))} |" for arm, figures in found["arms"].items()]
+    return "\n".join(lines) + "\n"
 
 
 def _row(arm: str, figures: dict[str, Any], found: dict[str, Any]) -> list[str]:

@@ -68,7 +68,7 @@ def continue_pretraining(
         meta: updates phi from feedback; None for a control that has no use for feedback.
         every_steps: r.
         burn_in_steps: learner steps on the base recipe before the first meta update.
-        optimizer_aware: whether the value is measured in the metric of the learner's optimizer.
+        optimizer_aware: whether value and strength are measured in the metric of the learner's optimizer.
         steps: step numbers, until the budget is spent.
         after_step: called after each step: logging, checkpoints.
     """
@@ -82,7 +82,7 @@ def continue_pretraining(
 
         learner.synchronise(len(batches) == 1)
         if meta is not None and burnt_in and (step - burn_in_steps) % every_steps == 0:  # line 2: update phi
-            record.meta = meta(batches, optimizer.metric(meta.subset) if optimizer_aware else None)
+            record.meta = meta(batches, optimizer.metric if optimizer_aware else None)
 
         weights = [batch.weight for batch in batches]
         whole = world.mean(sum(weights))

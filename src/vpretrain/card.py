@@ -52,7 +52,7 @@ _TOLD_ELSEWHERE = {
     "tracking",
     "evaluation",
 }
-_FEEDBACK = {"feedback", "designer", "value", "guard"}  # sections that shape a run only where there are meta updates
+_FEEDBACK = {"feedback", "designer", "value"}  # sections that shape a run only where there are meta updates
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _MARKUP = re.compile(r"([\\`*_\[\]#|~$@]|:(?=//))")
 

@@ -197,6 +197,7 @@ class Recipe(Strict):
 
     arms: ClassVar[tuple[str, ...]]
     baseline: ClassVar[str]
+    designed: ClassVar[str]  # the arm on whose designer `doctor` compares engines
     unit: ClassVar[str]  # what a throughput counts
     memory_knobs: ClassVar[str]  # settings that ask for less of it
 
@@ -222,9 +223,14 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _shards(self) -> Recipe:
-        if self.parallel == "fsdp" and self.value.engine != "finite_difference":
+        if self.parallel == "fsdp" and self.has_designer and self.value.engine != "finite_difference":
             raise ValueError("parallel=fsdp shards what a tangent needs whole: set value.engine=finite_difference")
         return self
+
+    @property
+    def has_designer(self) -> bool:
+        """Whether the arm trains a designer."""
+        raise NotImplementedError
 
     @property
     def effective_value(self) -> ValueConfig:

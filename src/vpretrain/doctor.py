@@ -87,7 +87,9 @@ def diagnose_recipe(recipe: Recipe) -> dict[str, Any]:
 
 
 def _patient_of(recipe: Recipe) -> Patient:
-    parts = room(recipe.modality, "assemble").assemble(recipe.model_copy(update={"arm": "v"}))
+    recipe = recipe.model_copy(update={"arm": recipe.designed})
+    value = recipe.effective_value
+    parts = room(recipe.modality, "assemble").assemble(recipe)
     assert parts.meta is not None
     assert parts.designer is not None
     if parts.warm_up is not None:
@@ -107,9 +109,9 @@ def _patient_of(recipe: Recipe) -> Patient:
         batch=batch,
         at=parts.meta.at(),
         g_down=g_down,
-        align=Align(recipe.value.align, penalty=recipe.value.penalty),
+        align=Align(value.align, penalty=value.penalty),
         parts=room(recipe.modality, "doctor").PARTS,
-        about=about(parts.learner, recipe.value.subset, recipe.value.align, f"{batch.tokens} {recipe.unit}"),
+        about=about(parts.learner, value.subset, value.align, f"{batch.tokens} {recipe.unit}"),
     )
 
 

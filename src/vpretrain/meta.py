@@ -1,45 +1,53 @@
-"""Line 2 of Algorithm 1: one update of the task designer from feedback.
+"""Line 2 of Algorithm 1: what feedback changes about the task, a new value direction, the designer, the strength of the tilt.
 
 This object holds g_down. It has the learner as a function, the designer and the designer's optimizer; it has no
-reference to the learner's optimizer, and nothing it computes reaches the learner except through the designer.
+reference to the learner's optimizer, and nothing it computes reaches the learner except through the task.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vpretrain import world
 from vpretrain.errors import NonFinite
-from vpretrain.guard import guarded
 from vpretrain.phase import phase
-from vpretrain.task import Construction, Feedback, Learner, Parameters
-from vpretrain.value import Align, Valued, mean, norm
+from vpretrain.strength import Strength, best_share
+from vpretrain.task import Construction, Feedback, Learner, Parameters, Task, TiltedConstruction
+from vpretrain.value import Align, Valued, inner, mean, norm
+
+Metric = Callable[[Iterable[str]], Parameters | None]
+"""AdamW's preconditioner P over the named parameters; None while it has no statistics."""
 
 
 class MetaUpdate:
     """Raises V(phi) - R(phi) by one optimizer step (Eq 26), domain by domain (Eq 46) or on one weighted sum (Eq 18).
 
+    Without phi it only finds the value direction u; with a strength that chooses itself it also judges, now and then, how much
+    of the tilted task to take.
+
     Args:
         learner: theta, read only.
-        construction: c_phi. One without parameters only gets a new value direction.
+        construction: c_phi.
         feedback: D_fb.
         subset: names of the parameters in S, see `alignment_subset`.
-        engine: one of `vpretrain.value.ENGINES`.
+        engine: one of `vpretrain.value.ENGINES`; for constructions with phi.
         kind: Align, `dot` or `cosine`.
         penalty: c of a dot's norm penalty, see `Align`.
         part: how much of the learner's batch a domain's g_pre is computed on, as `Batch.restrict` takes it.
         matched: align each domain with stream rows of the same domain.
-        general: the retention guard's batch for the n-th meta update, n from 0; None for no guard. See `vpretrain.guard`.
-        steps: optimizer steps of the designer in one update, all along the same value direction.
         average: beta of the running mean of g_down over feedback batches, per domain; 0 for the present one alone.
         feedback_every: meta updates that one feedback batch serves.
+        tilts: names of the parameters that `direction` keeps; None for all of S.
+        strength: how much of the tilted task the learner gets; None where that is not asked.
         random_seed: if given, g_down is replaced by Gaussian noise of the same norm: the random-feedback control.
     """
 
@@ -57,55 +65,105 @@ class MetaUpdate:
         lr: float,
         clip_norm: float,
         penalty: float = 0.0,
-        general: Callable[[int], Any] | None = None,
-        steps: int = 1,
         average: float = 0.0,
         feedback_every: int = 1,
+        tilts: Sequence[str] | None = None,
+        strength: Strength | None = None,
         random_seed: int | None = None,
     ) -> None:
         self.learner, self.construction, self.feedback = learner, construction, feedback
         self.subset = tuple(subset)
+        self.tilts = self.subset if tilts is None else tuple(tilts)
         self.engine, self.kind, self.penalty = engine, kind, penalty
         self.part, self.matched = part, matched
-        self.general = general
-        self.steps = steps
         self.beta, self.feedback_every = average, feedback_every
         self.kept: dict[str, Parameters] = {}  # g_down by domain, where a later update needs it
         self.clip_norm, self.random_seed = clip_norm, random_seed
+        self.strength = strength
         self.phi = list(construction.parameters())
         self.optimizer = torch.optim.AdamW(self.phi, lr=lr, weight_decay=0.0) if self.phi else None
         self.direction: Parameters | None = None
         self.updates = 0
 
-    def __call__(self, batches: Sequence[Any], metric: Parameters | None = None) -> dict[str, float]:
+    def __call__(self, batches: Sequence[Any], metric: Metric | None = None) -> dict[str, float]:
         """One meta update on (a part of) the learner's next batches.
 
         Args:
             batches: the micro-batches of the coming learner step.
-            metric: P over S for the optimizer-aware value; None for the identity.
+            metric: gives P for the optimizer-aware value, and for judging the strength; None for the identity.
 
         Returns:
-            What happened, as numbers: value, |g_down|, R, the designer's gradient norm; with a guard the cosine of g_down and
-            g_gen, and whether g_down had to give way.
+            What happened, as numbers: |g_down|; the value, R and the designer's gradient norm where there is a designer; the
+            strength where it was judged. Nothing where there was nothing to do.
         """
+        if self.strength is not None and self.strength.idle(self.updates):
+            self.updates += 1
+            return {}
         with self.learner.meta_mode(), self.learner.looking_ahead(batches[0]):
-            valued, record = self._values(batches, metric)
-            if not valued:
-                return {}
-            self.direction = {n: torch.stack([w * v.direction[n] for w, v in valued]).sum(0) for n in self.subset}
-            record["value"] = float(mean([(w, v.value) for w, v in valued]))
-            for what in ("value", "g_down_norm"):
-                _refuse(what.replace("_norm", ""), record[what])
-            if self.optimizer is not None:
-                regulariser = mean([(w, v.share * self.construction.regulariser(v.task)) for w, v in valued])
-                record["regulariser"] = world.mean(float(regulariser.detach()))
-                record["designer_grad_norm"] = self._step(regulariser - mean([(w, v.surrogate) for w, v in valued]))
-                for _ in range(self.steps - 1):
-                    renewed = [(w, v.share, *v.again()) for w, v in valued if v.again is not None]
-                    regulariser = mean([(w, s * self.construction.regulariser(task)) for w, s, _, task in renewed])
-                    self._step(regulariser - mean([(w, surrogate) for w, _, surrogate, _ in renewed]))
+            record = self._judge(batches, metric) if self.strength is not None else {}
+            record |= self._update(batches, None if metric is None else metric(self.subset))
         self.updates += 1
         return record
+
+    @contextlib.contextmanager
+    def rehearsal(self, batches: Sequence[Any]) -> Iterator[None]:
+        """Find a direction as a meta update does, and hold it, with the whole of the tilt, until the end of the context.
+
+        Afterwards all is as before but the feedback's cursor.
+        """
+        kept = self.direction, self.kept
+        share = 0.0 if self.strength is None else self.strength.share
+        try:
+            with self.learner.meta_mode():
+                self._find(batches, None)
+            if self.strength is not None and not self.strength.fixed:
+                self.strength.share = 1.0
+            yield
+        finally:
+            self.direction, self.kept = kept
+            if self.strength is not None:
+                self.strength.share = share
+
+    def _find(
+        self, batches: Sequence[Any], metric: Parameters | None
+    ) -> tuple[list[tuple[float, Valued]], dict[str, float]]:
+        """A new direction; the values by which the designer learns, none where there is no designer; |g_down|."""
+        valued: list[tuple[float, Valued]] = []
+        if self.phi:
+            valued, record = self._values(batches, metric)
+            directions = [(weight, v.direction) for weight, v in valued]
+        else:
+            directions, record = self._directions(batches, metric)
+        if directions:
+            self.direction = {n: torch.stack([weight * u[n] for weight, u in directions]).sum(0) for n in self.tilts}
+        return valued, record if directions else {}
+
+    def _update(self, batches: Sequence[Any], metric: Parameters | None) -> dict[str, float]:
+        valued, record = self._find(batches, metric)
+        if record:
+            _refuse("g_down", record["g_down_norm"])
+        if self.optimizer is not None and valued:
+            record["value"] = float(mean([(w, v.value) for w, v in valued]))
+            _refuse("value", record["value"])
+            units = [self.construction.unit(v.surrogate, v.task) for _, v in valued]
+            surrogate = mean([(w, v.surrogate / unit) for (w, v), unit in zip(valued, units, strict=True)])
+            regulariser = mean([(w, v.share * self.construction.regulariser(v.task)) for w, v in valued])
+            record["regulariser"] = world.mean(float(regulariser.detach()))
+            if (regulariser - surrogate).requires_grad:  # at strength 0 phi changes nothing
+                record["designer_grad_norm"] = self._step(regulariser - surrogate)
+        return record
+
+    def _directions(
+        self, batches: Sequence[Any], metric: Parameters | None
+    ) -> tuple[list[tuple[float, Parameters]], dict[str, float]]:
+        """The (domain weight, u) of a construction without phi, and |g_down|: no tangent, and for a dot product no task."""
+        align = Align(self.kind, metric, self.penalty)
+        pairs, g_down_norm = self.pairs(batches)
+        found = []
+        for weight, batch, share, g_down in pairs:
+            g_pre = None if align.linear else self._g_pre(batch, share, self.at(), self.construction.targets)
+            found.append((weight, align.direction(g_down, g_pre)))
+        return found, {"g_down_norm": g_down_norm}
 
     def values(
         self, batches: Sequence[Any], metric: Parameters | None = None
@@ -129,48 +187,99 @@ class MetaUpdate:
         found = [(weight, *self._meta_batch(batches, domain), g) for weight, domain, g in aligned]
         return [pair for pair in found if pair[1] is not None], g_down_norm
 
-    def at(self) -> Parameters:
-        """theta_S."""
-        names = set(self.subset)
-        return {n: p.detach() for n, p in self.learner.named_parameters() if n in names}
+    def at(self, names: Iterable[str] | None = None) -> Parameters:
+        """theta_S, or theta over other names."""
+        chosen = set(self.subset if names is None else names)
+        return {n: p.detach() for n, p in self.learner.named_parameters() if n in chosen}
 
-    def along(self, inputs: Any) -> Any:
-        """The learner's state with its tangent along the present value direction; None before the first update."""
-        if self.direction is None:
-            return None
-        theta = dict(self.learner.named_parameters())
-        with self.learner.meta_mode(), self.learner.plain():
-            return self.learner.forward(
-                inputs, {n: forward_ad.make_dual(theta[n].detach(), u) for n, u in self.direction.items()}
-            )
+    def _judge(self, batches: Sequence[Any], metric: Metric | None) -> dict[str, float]:
+        """How much of the tilted task serves, over all parameters, on the coming feedback, which has given no direction."""
+        strength = self.strength
+        if strength is None or self.direction is None or not strength.due(self.updates):
+            return {}
+        batch, share = self._meta_batch(batches, None)
+        if batch is None:
+            return {}
+        at = self.at(n for n, _ in self.learner.named_parameters())
+        P = metric(at) if metric is not None else None
+        with phase("meta: judgement"):
+            base, tilted = cast(TiltedConstruction, self.construction).ends()
+            g_base = self._g_pre(batch, share, at, base)
+            d = self._g_pre(batch, share, at, tilted)
+            d = {n: g - g_base[n] for n, g in d.items()}
+            products = self._products(at, g_base, d, P)
+            found = best_share(*products, *(float(inner(*ab, P)) for ab in ((g_base, g_base), (g_base, d), (d, d))))
+        strength.judged(self.updates, world.first(found))
+        return {"strength": strength.share}
 
-    def _gradient(self, batch: Any) -> Parameters:
-        """Of L_down by theta_S, in the learner's own precision, which is enough for a direction."""
+    def _products(
+        self, at: Parameters, g_base: Parameters, d: Parameters, metric: Parameters | None
+    ) -> tuple[list[float], list[float]]:
+        """<G, P g_base> and <G, P d> for each pair of the next feedback batch, in all processes.
 
-        share = batch.weight / world.mean(batch.weight)
+        Each process has its own. Where theta lies in shards, all go backward together, and a G is the mean of their pairs.
+        """
+        found = [(domain, pair) for domain, batch in self.feedback.next().items() for pair in batch.apart()]
+        counts = Counter(itertools.chain(*world.gather([domain for domain, _ in found])))
+        weights = {domain: self.feedback.weights[domain] * counts.total() / n for domain, n in counts.items()}
+        products = []
+        for turn in range(max(world.gather(len(found)))):
+            domain, pair = found[turn % len(found)]
+            noise = self._noise(self.updates, 1 + world.rank() + turn * world.size())
+            G = self._feedback_gradient(pair, noise, at, self.learner.own_gradient)
+            products.append(tuple(weights[domain] * float(inner(G, g, metric)) for g in (g_base, d)))
+        if self.learner.has_own_gradient:
+            products = list(itertools.chain(*world.gather(products[: len(found)])))
+        a, b = zip(*products, strict=True)
+        return list(a), list(b)
+
+    def _g_pre(self, batch: Any, share: float, at: Parameters, targets: Callable[[Any, Any], Task]) -> Parameters:
+        """Of L_pre on a batch by some parameters, in the learner's own precision."""
+        inputs = self.construction.inputs(batch)
+
+        def loss(parameters: Parameters) -> Tensor:
+            with self.learner.autocast():
+                state = self.learner.forward(inputs, parameters)
+                return share * self.learner.loss(state, targets(inputs, state.detach()).detach())
+
+        return self.learner.gradient(loss, at)
+
+    def _feedback_gradient(
+        self,
+        batch: Any,
+        noise: torch.Generator | None,
+        at: Parameters,
+        gradient: Callable[[Callable[[Parameters], Tensor], Parameters], Parameters],
+        share: float = 1.0,
+    ) -> Parameters:
+        """Of L_down, in the learner's own precision, which is enough for a direction; or noise of the same norm."""
 
         def loss(parameters: Parameters) -> Tensor:
             with self.learner.autocast():
                 return share * self.learner.evaluate(batch, parameters)
 
-        return self.learner.gradient(loss, self.at())
-
-    def _feedback_gradient(self, batch: Any, generator: torch.Generator | None) -> Parameters:
-        g_down = self._gradient(batch)
-        if generator is None:
+        g_down = gradient(loss, at)
+        if noise is None:
             return g_down
-        noise = {n: _like(torch.randn(g.shape, generator=generator), g) for n, g in g_down.items()}
-        scale = norm(g_down) / norm(noise)
-        return {n: scale * g for n, g in noise.items()}
+        drawn = {n: _like(torch.randn(g.shape, generator=noise), g) for n, g in g_down.items()}
+        scale = norm(g_down) / norm(drawn)
+        return {n: scale * g for n, g in drawn.items()}
+
+    def _noise(self, update: int, number: int) -> torch.Generator | None:
+        """Of the random-feedback control."""
+        if self.random_seed is None:
+            return None
+        return torch.Generator().manual_seed((self.random_seed * 1_000_003 + update) * 1_009 + number)
 
     def _feedback_gradients(self) -> dict[str, Parameters]:
         """g_down by domain: of the next feedback batch, its running mean, or what there is from the last one."""
         if self.kept and self.updates % self.feedback_every:
             return self.kept
-        generator = None
-        if self.random_seed is not None:
-            generator = torch.Generator().manual_seed(self.random_seed * 1_000_003 + self.updates)
-        g_down = {domain: self._feedback_gradient(batch, generator) for domain, batch in self.feedback.next().items()}
+        noise, at = self._noise(self.updates, 0), self.at()
+        g_down = {}
+        for domain, batch in self.feedback.next().items():
+            share = batch.weight / world.mean(batch.weight)
+            g_down[domain] = self._feedback_gradient(batch, noise, at, self.learner.gradient, share)
         if self.beta and self.kept:
             g_down = {
                 domain: {n: torch.lerp(g, self.kept[domain][n].to(g), self.beta) for n, g in of_domain.items()}
@@ -186,20 +295,11 @@ class MetaUpdate:
         align = Align(self.kind, metric, self.penalty)
         pairs, g_down_norm = self.pairs(batches)
         at = self.at()
-        record = {"g_down_norm": g_down_norm}
-        if self.general is not None and pairs:
-            general = self.general(self.updates)
-            with phase("meta: general gradient"):
-                g_gen = self._gradient(general)
-            cosines = [(weight, Align("cosine", metric)(g_down, g_gen)) for weight, _, _, g_down in pairs]
-            record["general_alignment"] = float(mean(cosines))
-            record["guard_active"] = float(any(cosine < 0 for _, cosine in cosines))
-            pairs = [(*which, guarded(g_down, g_gen, metric)) for *which, g_down in pairs]
         with phase("meta: tangent"):
             return [
                 (weight, self.engine(self.learner, self.construction, batch, at, g_down, align, share))
                 for weight, batch, share, g_down in pairs
-            ], record
+            ], {"g_down_norm": g_down_norm}
 
     def _meta_batch(self, batches: Sequence[Any], domain: str | None) -> tuple[Any, float]:
         """A few rows of the first micro-batch that has any of the domain, and their share of what all processes have found.

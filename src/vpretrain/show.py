@@ -115,9 +115,9 @@ def _disturbances(trained: Mapping[str, dict[str, Any]], recipe: Recipe) -> list
         if any(run["steps"] == budget.steps for run in _runs(trained)):
             why, remedy = "budget.steps ended some of the runs", "leave it out"
         lines.append(f"warning: training times differ by more than {SECONDS_TOLERANCE:.0%}, as {why}; {remedy}")
-    base, designed = trained.get(recipe.baseline, {}).get(rate), room(recipe.modality, "config").DESIGNED
+    base, steered = trained.get(recipe.baseline, {}).get(rate), room(recipe.modality, "config").STEERED
     for name, arm in trained.items():
-        if base and arm["arm"] in designed and arm[rate] < SLOW * base:
+        if base and arm["arm"] in steered and arm[rate] < SLOW * base:
             lines.append(
                 f"warning: {name} read {recipe.unit} at {arm[rate] / base:.0%} of {recipe.baseline}'s rate; where "
                 "`vpretrain profile` does not say why, something else used the machine: run again alone, or with --rounds 4"

@@ -37,6 +37,10 @@ class Batch(Protocol):
         """A part of it (of one domain): a meta batch. None if there is none."""
         ...
 
+    def apart(self) -> Sequence[Batch]:
+        """Its examples, each as a batch of its own: what a judgement averages over."""
+        ...
+
 
 class State(Protocol):
     """What a learner computed for a batch, as far as the loss and the construction need it."""
@@ -142,6 +146,15 @@ class Learner(Protocol):
         """The mean over processes of a loss's gradient by the parameters of S; no other parameter gets one."""
         ...
 
+    def own_gradient(self, loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters:
+        """The same of this process alone, where `has_own_gradient`."""
+        ...
+
+    @property
+    def has_own_gradient(self) -> bool:
+        """Whether a process can take a gradient of its own: not where theta lies in shards."""
+        ...
+
     def shifted(self, at: Parameters, by: Parameters, step: float) -> Any:
         """Context that gives the parameters of S at theta_S + step * u, to evaluate at within."""
         ...
@@ -190,6 +203,18 @@ class Construction(Protocol):
         """R(phi) of Eq 26, weighted: keeps the task near the base recipe."""
         ...
 
+    def unit(self, surrogate: Tensor, task: Task) -> Tensor | float:
+        """What the value is divided by before the regulariser is weighed against it; `surrogate` has the value's gradient."""
+        ...
+
     def parameters(self) -> Iterable[nn.Parameter]:
         """phi; empty for a control."""
+        ...
+
+
+class TiltedConstruction(Construction, Protocol):
+    """A construction that mixes the base task with a tilted one, see `vpretrain.strength`."""
+
+    def ends(self) -> tuple[Callable[[Any, Any], Task], Callable[[Any, Any], Task]]:
+        """The targets of the base task and those of the tilted one, of inputs and state."""
         ...

@@ -29,6 +29,7 @@ class Theta:
         module: the module with theta in it.
     """
 
+    has_own_gradient = True  # whether a process can take a gradient that is not the mean over processes
     looks_ahead = True  # whether the learner's own pass can be made before a meta update and go backward after it
 
     def __init__(self, module: nn.Module) -> None:
@@ -63,6 +64,10 @@ class Theta:
         found = gradient(loss, at)
         return dict(zip(found, world.mean_of(list(found.values())), strict=True))
 
+    def own_gradient(self, loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters:
+        """This process's own; in shards the mean over processes all the same."""
+        return gradient(loss, at)
+
     @contextlib.contextmanager
     def shifted(self, at: Parameters, by: Parameters, step: float) -> Iterator[Parameters]:
         """The parameters of S at theta_S + step * u, to evaluate at within."""
@@ -94,6 +99,7 @@ class ShardedTheta(Theta):
     else can see it.
     """
 
+    has_own_gradient = False
     looks_ahead = False
 
     def __init__(self, module: nn.Module) -> None:
@@ -132,6 +138,9 @@ class ShardedTheta(Theta):
         finally:
             for p in self.trainable.values():
                 p.grad = None
+
+    def own_gradient(self, loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters:
+        return self.gradient(loss, at)
 
     @contextlib.contextmanager
     def shifted(self, at: Parameters, by: Parameters, step: float) -> Iterator[Parameters]:

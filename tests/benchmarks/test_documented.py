@@ -14,10 +14,10 @@ from benchmarks.table import comparison_markdown, domains_markdown, paths_markdo
 ROOT = Path(__file__).parents[2]
 TABLES = {
     "steering/results.json": ("results.md", markdown),
-    "steering/ablation.json": ("results.md", ablation_markdown),
-    "gsm8k.json": ("results.md", comparison_markdown),
-    "multitask.json": ("results.md", domains_markdown),
-    "posttrain.json": ("results.md", paths_markdown),
+    "steering/ablation.json": ("results-designer.md", ablation_markdown),
+    "gsm8k.json": ("results-designer.md", comparison_markdown),
+    "multitask.json": ("results-designer.md", domains_markdown),
+    "posttrain.json": ("results-designer.md", paths_markdown),
     "speed/results.json": ("speed.md", speed.markdown),
 }
 

@@ -92,14 +92,14 @@ def test_check_says_what_it_found(recipe, capsys):
     assert "memory: about" in text
 
 
-@pytest.mark.parametrize("arm", ["v", "one-hot", "closed-form", "self-distillation"])
+@pytest.mark.parametrize("arm", ["v", "one-hot", "v-paper", "self-distillation"])
 def test_inspect_shows_masks_and_candidates(recipe, capsys, arm):
     assert main(["inspect", recipe(arm=arm), "--examples", "2", "--positions", "3"]) == 0
     text = capsys.readouterr().out
     assert text.count("row ") == 2
     assert text.count("(true)") == 3
     assert "Feedback pairs, domain" in text
-    assert ("value of the task" in text) == (arm in ("v", "closed-form"))
+    assert ("the tilted task whole" in text) == (arm == "v")
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -159,8 +159,8 @@ def test_compare_tables_every_figure_and_resumes(recipe, capsys, tmp_path):
         "peak_memory_bytes",
     }
     assert all(figures <= arm.keys() for arm in results["arms"].values())
-    assert results["arms"]["v"]["meta_updates"] == 3
-    assert results["arms"]["v"]["mean_alpha"] > 0.01
+    assert results["arms"]["v"]["meta_updates"] == 2
+    assert results["arms"]["v"]["mean_alpha"] >= 0
     difference = results["differences"]["nll"]["v"]["one-hot"]
     assert difference["low"] <= difference["mean"] <= difference["high"]
     expected = results["arms"]["v"]["answer_nll"] - results["arms"]["one-hot"]["answer_nll"]

@@ -44,39 +44,44 @@ def family(request):
 
 def test_alpha_zero_is_one_hot_bit_for_bit(tmp_path, tokenizer, family):
     one_hot, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, family, arm="one-hot"))
-    v, _, parts = trajectory(tiny_recipe(tmp_path, tokenizer, family, designer={"alpha_max": 0.0}))
+    v, _, parts = trajectory(tiny_recipe(tmp_path, tokenizer, family, arm="v-paper", designer={"alpha_max": 0.0}))
     assert parts.meta.updates == 3
     assert_bit_equal(one_hot, v)
 
 
-def test_one_candidate_is_one_hot_bit_for_bit(tmp_path, tokenizer):
-    one_hot, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, arm="one-hot"))
-    v, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, designer={"top_k": 1}))
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_without_a_tilt_the_exact_task_is_one_hot_bit_for_bit(tmp_path, tokenizer, family, strength):
+    one_hot, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, family, arm="one-hot"))
+    none = {"strength": strength, **({"alpha0": 0.0, "temperature": 1e30} if strength else {})}
+    v, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, family, arm="v-exact", value=none))
     assert_bit_equal(one_hot, v)
 
 
-@pytest.mark.parametrize("arm", ["v", "closed-form", "self-distillation"])
-def test_a_tail_changes_the_targets_and_is_drawn_alike_in_every_run(tmp_path, tokenizer, arm):
-    cut, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, arm=arm))
-    drawn, again = (trajectory(tiny_recipe(tmp_path, tokenizer, arm=arm, designer={"tail": 3}))[0] for _ in range(2))
-    assert_bit_equal(drawn, again)
-    assert any(not torch.equal(cut[name], drawn[name]) for name in cut)
+@pytest.mark.parametrize("arm", ["v-paper", "v-exact"])
+def test_one_candidate_is_one_hot_bit_for_bit(tmp_path, tokenizer, arm):
+    one_hot, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, arm="one-hot"))
+    changes = {"designer": {"top_k": 1}, "value": {"strength": 1.0}}
+    v, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, arm=arm, **changes))
+    assert_bit_equal(one_hot, v)
 
 
 def test_burn_in_is_one_hot_and_then_no_longer(tmp_path, tokenizer):
     one_hot, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, arm="one-hot"))
-    burning, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, designer={"burn_in_steps": 6}))
+    how = {"value": {"every_steps": 1, "strength": 1.0}}
+    burning, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, designer={"burn_in_steps": 6}, **how))
     assert_bit_equal(one_hot, burning)
-    burnt, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, designer={"burn_in_steps": 4}))
+    burnt, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, designer={"burn_in_steps": 4}, **how))
     assert any(not torch.equal(one_hot[name], burnt[name]) for name in one_hot)
 
 
 @pytest.mark.filterwarnings("ignore")  # compiling looks at more than it should
-def test_a_compiled_learner_takes_the_same_course(tmp_path, tokenizer, monkeypatch):
-    plain, *_ = trajectory(tiny_recipe(tmp_path, tokenizer))
+@pytest.mark.parametrize("arm", ["v-paper", "v-exact"])
+def test_a_compiled_learner_takes_the_same_course(tmp_path, tokenizer, monkeypatch, arm):
+    how = {"arm": arm, "value": {"strength": 1.0}}
+    plain, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, **how))
     traced = functools.partial(torch.compile, backend="aot_eager")  # all but the C++ compiler
     monkeypatch.setattr(torch, "compile", traced)
-    compiled, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, learner={"compile": True}))
+    compiled, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, learner={"compile": True}, **how))
     for name, theta in plain.items():
         torch.testing.assert_close(compiled[name], theta, rtol=1e-3, atol=1e-5)
 
@@ -84,7 +89,7 @@ def test_a_compiled_learner_takes_the_same_course(tmp_path, tokenizer, monkeypat
 def test_lora_arms_share_dropout_and_batches(tmp_path, tokenizer):
     lora = {"learner": {"lora": {"r": 2, "dropout": 0.2, "target_modules": ["q_proj", "down_proj"]}}}
     one_hot, seen_one_hot, _ = trajectory(tiny_recipe(tmp_path, tokenizer, arm="one-hot", **lora))
-    v, seen_v, _ = trajectory(tiny_recipe(tmp_path, tokenizer, designer={"alpha_max": 0.0}, **lora))
+    v, seen_v, _ = trajectory(tiny_recipe(tmp_path, tokenizer, arm="v-paper", designer={"alpha_max": 0.0}, **lora))
     assert_bit_equal(one_hot, v)
     for ours, theirs in zip(seen_one_hot, seen_v, strict=False):
         assert all(torch.equal(a.ids_BT, b.ids_BT) for a, b in zip(ours, theirs, strict=True))
@@ -93,72 +98,64 @@ def test_lora_arms_share_dropout_and_batches(tmp_path, tokenizer):
 @pytest.mark.parametrize(
     "arm",
     [
-        "uniform", "self-distillation", "random-feedback", "closed-form", "v", "v-dot", "v-cosine", "v-adamw",
-        "selection", "token-weights",
+        "uniform", "self-distillation", "random-feedback", "v", "v-exact", "v-learned", "v-paper", "selection", "token-weights",
     ],
 )  # fmt: skip
 def test_every_arm_sees_the_batches_of_one_hot_and_learns_something_else(tmp_path, tokenizer, arm):
     one_hot, seen_one_hot, _ = trajectory(tiny_recipe(tmp_path, tokenizer, arm="one-hot"))
-    other, seen, _ = trajectory(tiny_recipe(tmp_path, tokenizer, arm=arm))
+    other, seen, _ = trajectory(tiny_recipe(tmp_path, tokenizer, arm=arm, value={"strength": 1.0}))
     for ours, theirs in zip(seen, seen_one_hot, strict=True):
         assert all(torch.equal(a.ids_BT, b.ids_BT) for a, b in zip(ours, theirs, strict=True))
     assert any(not torch.equal(one_hot[name], other[name]) for name in one_hot)
 
 
+@pytest.fixture
+def poisoned(tmp_path, tokenizer):
+    """Makes a recipe whose feedback has wrong answers, or the right ones; both in directories of their own."""
+
+    def make(poison: bool, **changes):
+        root = tmp_path / ("poisoned" if poison else "clean")
+        root.mkdir(exist_ok=True)
+        recipe = tiny_recipe(root, tokenizer, **changes)  # writes the right ones
+        if poison:
+            rows = [{"question": f"2: {i} + 0 ?", "answer": "zzz #### 7"} for i in range(12)]
+            write_jsonl(root / "feedback.jsonl", rows)
+        return recipe
+
+    return make
+
+
 @pytest.mark.parametrize(
-    ("arm", "align", "metric"),
-    [("v-dot", "dot", "identity"), ("v-cosine", "cosine", "identity"), ("v-adamw", "cosine", "adamw")],
+    ("arm", "changes"),
+    [
+        ("v-paper", {"designer": {"lr": 1e-30}}),  # too small to change an fp32 weight
+        ("v-exact", {"value": {"strength": 0.0}}),
+        ("v-learned", {"value": {"strength": 0.0}}),
+    ],
 )
-def test_an_arm_that_names_its_value_is_v_with_these_settings_whatever_the_recipe_says(
-    tmp_path, tokenizer, arm, align, metric
-):
-    others = {"align": "cosine" if align == "dot" else "dot", "metric": "adamw" if metric == "identity" else "identity"}
-    every = {"every_steps": 2, "batch_size": 2, "length": 48}
-    # Nor does the recipe's penalty follow into an arm of another align.
-    penalty = {"penalty": 0.5} if others["align"] == "dot" else {}
-    named, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, arm=arm, value=every | others | penalty))
-    v, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, value=every | {"align": align, "metric": metric}))
-    assert_bit_equal(named, v)
-    for setting, other in others.items():
-        same = {"align": align, "metric": metric} | {setting: other}
-        different, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, value=every | same))
-        assert any(not torch.equal(named[name], different[name]) for name in named), setting
+def test_firewall_poisoned_feedback_changes_nothing_where_the_task_is_frozen(poisoned, arm, changes):
+    clean, other = (trajectory(poisoned(poison, arm=arm, **changes))[0] for poison in (False, True))
+    assert_bit_equal(clean, other)
 
 
-def test_v_dot_is_the_plain_dot_product_beside_a_penalised_v(tmp_path, tokenizer):
-    value = {"every_steps": 2, "batch_size": 2, "length": 48, "align": "dot"}
-    plain, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, value=value))
-    v_dot, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, arm="v-dot", value=value | {"penalty": 0.5}))
-    penalised, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, value=value | {"penalty": 0.5}))
-    assert_bit_equal(plain, v_dot)
-    assert any(not torch.equal(plain[name], penalised[name]) for name in plain)
-
-
-def poisoned(root, tokenizer, **changes):
-    """A recipe whose feedback is wrong; `tiny_recipe` has just written the right one, so that this comes after it."""
-    recipe = tiny_recipe(root, tokenizer, **changes)
-    write_jsonl(root / "feedback.jsonl", [{"question": f"2: {i} + 0 ?", "answer": "zzz #### 7"} for i in range(12)])
-    return recipe
-
-
-def test_firewall_poisoned_feedback_with_a_frozen_designer_changes_nothing(tmp_path, tokenizer):
-    frozen = {"lr": 1e-30}  # too small to change an fp32 weight
-    clean, _, parts = trajectory(tiny_recipe(tmp_path, tokenizer, designer=frozen))
-    changed, _, parts_poisoned = trajectory(poisoned(tmp_path, tokenizer, designer=frozen))
-    assert parts.feedback.keys.isdisjoint(parts_poisoned.feedback.keys)
-    assert parts_poisoned.meta.updates == 3
-    assert_bit_equal(clean, changed)
-
-
-def test_poisoned_feedback_with_a_designer_that_moves_changes_the_learner(tmp_path, tokenizer):
-    """The positive control of the test above: the poison is read, and there is a way for it to the learner."""
-    clean, *_ = trajectory(tiny_recipe(tmp_path, tokenizer))
-    changed, *_ = trajectory(poisoned(tmp_path, tokenizer))
-    assert any(not torch.equal(clean[name], changed[name]) for name in clean)
+@pytest.mark.parametrize(
+    ("arm", "changes"),
+    [
+        ("v-paper", {}),
+        ("v-exact", {"value": {"strength": 1.0}}),
+        ("v-learned", {"value": {"strength": 1.0}}),
+        ("selection", {}),
+        ("token-weights", {}),
+    ],
+)
+def test_the_same_poison_reaches_the_learner_through_a_task_that_follows_it(poisoned, arm, changes):
+    """What makes the test above worth something: the poison is read, and would show."""
+    clean, other = (trajectory(poisoned(poison, arm=arm, **changes))[0] for poison in (False, True))
+    assert any(not torch.equal(clean[name], other[name]) for name in clean)
 
 
 def test_firewall_the_object_that_holds_g_down_cannot_reach_the_learners_optimizer(tmp_path, tokenizer):
-    recipe = tiny_recipe(tmp_path, tokenizer)
+    recipe = tiny_recipe(tmp_path, tokenizer, arm="v-learned")
     prepare_directory(recipe, resume=False, overwrite=False)
     parts = assemble(recipe)
     session = Session(recipe, parts)
@@ -185,7 +182,7 @@ def test_firewall_no_problem_of_feedback_or_evaluation_enters_a_learner_batch(tm
     assert parts.stream.held_back_count > 0
 
 
-@pytest.mark.parametrize("arm", ["v", "closed-form", "selection", "token-weights"])
+@pytest.mark.parametrize("arm", ["v-exact", "v-learned", "v-paper", "selection", "token-weights"])
 def test_a_meta_update_leaves_no_trace_on_the_learner(tmp_path, tokenizer, arm):
     recipe = tiny_recipe(tmp_path, tokenizer, "gpt2", arm=arm)
     parts = assemble(recipe)
@@ -203,12 +200,12 @@ def test_a_meta_update_leaves_no_trace_on_the_learner(tmp_path, tokenizer, arm):
     assert torch.equal(torch.get_rng_state(), random_state)
     assert parts.learner.module.training == training
     assert all(not p.requires_grad or p.grad is None for p in parts.construction.parameters())
-    if arm == "v":
+    if arm == "v-paper":
         assert any(not torch.equal(a, b) for a, b in zip(designer, parts.construction.parameters(), strict=True))
 
 
 def test_constructed_targets_carry_a_graph_in_a_meta_step_and_none_for_the_learner(tmp_path, tokenizer):
-    parts = assemble(tiny_recipe(tmp_path, tokenizer))
+    parts = assemble(tiny_recipe(tmp_path, tokenizer, arm="v-paper"))
     batch = parts.stream.next()[0]
     state = parts.learner.forward(batch)
     assert state.logits.z_NK.requires_grad
@@ -221,7 +218,7 @@ def test_constructed_targets_carry_a_graph_in_a_meta_step_and_none_for_the_learn
     assert not any(value.requires_grad for value in detached.side.values())
 
 
-@pytest.mark.parametrize("arm", ["v", "closed-form", "self-distillation", "selection", "token-weights"])
+@pytest.mark.parametrize("arm", ["v-exact", "v-learned", "v-paper", "self-distillation", "selection", "token-weights"])
 def test_the_loop_hands_the_learner_tasks_without_a_graph(tmp_path, tokenizer, monkeypatch, arm):
     tasks = []
     loss = LanguageLearner.loss
@@ -286,14 +283,26 @@ def test_controls_are_what_they_say():
     assert OneHot().targets(batch, state).target.q_NK[0].tolist() == [1, 0, 0, 0]
 
 
-def test_a_new_designer_starts_at_r_equal_p_and_at_its_gate(tmp_path, tokenizer):
-    parts = assemble(tiny_recipe(tmp_path, tokenizer))
+def test_a_new_designer_scores_all_candidates_alike_and_starts_at_its_gate(tmp_path, tokenizer):
+    parts = assemble(tiny_recipe(tmp_path, tokenizer, arm="v-paper"))
     assert isinstance(parts.construction, LearnedTargets)
     batch = parts.stream.next()[0]
     task = parts.construction.targets(batch, parts.learner.forward(batch).detach())
-    torch.testing.assert_close(task.side["log_r_NK"], task.side["log_p_NK"])
+    torch.testing.assert_close(task.side["log_r_NK"].exp(), torch.full_like(task.side["log_r_NK"], 1 / 8))
     assert float(task.side["alpha_N"].detach().mean()) == pytest.approx(0.1)
-    assert float(parts.construction.regulariser(task).detach()) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_new_residual_leaves_the_exact_task_as_it_is(tmp_path, tokenizer):
+    value = {"strength": 0.7, "subset": "last-1"}
+    made = [assemble(tiny_recipe(tmp_path, tokenizer, arm=arm, value=value)) for arm in ("v-exact", "v-learned")]
+    tasks = []
+    for parts in made:
+        batches = parts.stream.next()
+        parts.meta.phi = []  # directions alone
+        parts.meta(batches)
+        tasks.append(parts.construction.targets(batches[0], parts.learner.observe(batches[0])))
+    torch.testing.assert_close(tasks[1].target.q_NK, tasks[0].target.q_NK)
+    assert float((1 - tasks[0].target.q_NK[:, 0]).mean()) > 0.01
 
 
 def test_the_adamw_metric_is_the_preconditioner_of_the_step():

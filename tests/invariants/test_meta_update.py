@@ -1,4 +1,4 @@
-"""Averaged feedback gradients, designers that start where an earlier run's ended, several designer steps an update."""
+"""Averaged feedback gradients, and designers that start where an earlier run's ended."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def gradients(recipe, count):
 
 
 def test_the_average_is_the_running_mean_of_the_batches_gradients(tmp_path, tokenizer):
-    alone = gradients(tiny_recipe(tmp_path, tokenizer), 3)
-    averaged = gradients(tiny_recipe(tmp_path, tokenizer, value={"average": 0.75}), 3)
+    alone = gradients(tiny_recipe(tmp_path, tokenizer, arm="v-learned", value={"strength": 1.0}), 3)
+    averaged = gradients(tiny_recipe(tmp_path, tokenizer, arm="v-learned", value={"strength": 1.0, "average": 0.75}), 3)
     for name, first in alone[0].items():
         second = 0.75 * first + 0.25 * alone[1][name]
         torch.testing.assert_close(averaged[0][name], first)
@@ -43,12 +43,13 @@ def test_a_warm_started_designer_is_that_of_the_earlier_run(tmp_path, tokenizer,
         "language": lambda **c: tiny_recipe(tmp_path, tokenizer, **c),
         "vision": lambda **c: vision_recipe(tmp_path, **c),
     }[modality]
-    first = make(name="first", arm="v", budget={"steps": 3})
+    arm = {"language": "v-paper", "vision": "v"}[modality]
+    first = make(name="first", arm=arm, budget={"steps": 3})
     run_recipe(first)
     groups, _ = load_checkpoint(checkpoints(first.directory / "checkpoints")[-1])
-    recipe = make(designer={"warm_start": str(first.directory)})
+    recipe = make(arm=arm, designer={"warm_start": str(first.directory)})
     designer = {"language": assemble, "vision": assemble_vision}[modality](recipe).designer
-    cold = {"language": assemble, "vision": assemble_vision}[modality](make()).designer
+    cold = {"language": assemble, "vision": assemble_vision}[modality](make(arm=arm)).designer
     for (name, phi), other in zip(designer.named_parameters(), cold.parameters(), strict=True):
         assert torch.equal(phi, groups["designer"][name]), name
         assert not torch.equal(phi, other) or not other.any()
@@ -57,42 +58,19 @@ def test_a_warm_started_designer_is_that_of_the_earlier_run(tmp_path, tokenizer,
 def test_a_start_that_does_not_fit_is_refused(tmp_path, tokenizer):
     plain = tiny_recipe(tmp_path, tokenizer, name="plain", arm="one-hot", budget={"steps": 1})
     run_recipe(plain)
-    run_recipe(tiny_recipe(tmp_path, tokenizer, name="first", budget={"steps": 1}))
+    run_recipe(tiny_recipe(tmp_path, tokenizer, name="first", arm="v-paper", budget={"steps": 1}))
     for run, changes, words in (
         (plain.directory, {}, "no checkpoint with a designer"),
         (tmp_path / "nothing", {}, "no checkpoint with a designer"),
         (tmp_path / "runs/first", {"layers": 2}, "another shape"),
     ):
         with pytest.raises(UserError, match=words):
-            assemble(tiny_recipe(tmp_path, tokenizer, designer={"warm_start": str(run), **changes}))
-
-
-def test_several_designer_steps_are_as_many_updates_on_the_same_batches(tmp_path, tokenizer):
-    """For a dot product, whose direction does not depend on phi, and a learner that has not moved."""
-
-    def designer(steps, updates):
-        changes = {"value": {"align": "dot"}, "designer": {"steps_per_update": steps}}
-        parts = assemble(tiny_recipe(tmp_path, tokenizer, **changes))
-        batches, pairs = parts.stream.next(), parts.feedback.next()
-        parts.feedback.next = lambda: pairs
-        for _ in range(updates):
-            parts.meta(batches)
-        return dict(parts.designer.named_parameters())
-
-    once, thrice, one = designer(3, 1), designer(1, 3), designer(1, 1)
-    for name, phi in once.items():
-        torch.testing.assert_close(phi, thrice[name], rtol=1e-4, atol=1e-6)
-    assert any(not torch.allclose(phi, one[name], atol=1e-4) for name, phi in once.items())
-
-
-def test_several_steps_need_the_engine_whose_slope_serves_them_all(tmp_path, tokenizer):
-    with pytest.raises(ValueError, match="engine=jvp"):
-        tiny_recipe(tmp_path, tokenizer, designer={"steps_per_update": 2}, value={"engine": "finite_difference"})
+            assemble(tiny_recipe(tmp_path, tokenizer, arm="v-paper", designer={"warm_start": str(run), **changes}))
 
 
 def test_one_feedback_batch_may_serve_several_updates(tmp_path, tokenizer):
-    alone = gradients(tiny_recipe(tmp_path, tokenizer), 4)
-    shared = gradients(tiny_recipe(tmp_path, tokenizer, value={"feedback_every": 3}), 4)
+    alone = gradients(tiny_recipe(tmp_path, tokenizer, arm="v-paper"), 4)
+    shared = gradients(tiny_recipe(tmp_path, tokenizer, arm="v-paper", value={"feedback_every": 3}), 4)
     for name in alone[0]:
         for update in range(3):
             assert torch.equal(shared[update][name], alone[0][name])

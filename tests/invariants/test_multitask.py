@@ -28,7 +28,7 @@ class TwoDomains:
 def make(matched: bool, kind: str, construction=None):
     learner = LanguageLearner(tiny_model().eval(), top_k=6)
     construction = construction or LearnedTargets(
-        random_designer(learner, DesignerConfig(hidden_size=32, layers=1, heads=2, top_k=6)), tether=0.0
+        random_designer(learner, DesignerConfig(hidden_size=32, layers=1, heads=2, top_k=6))
     )
     return MetaUpdate(
         learner=learner, construction=construction, feedback=TwoDomains(), engine=jvp, kind=kind,

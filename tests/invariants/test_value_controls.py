@@ -18,7 +18,8 @@ from vpretrain.value import gradient
 def after_a_meta_update(tmp_path, tokenizer, average="tokens", **changes):
     """Parts whose value direction is set, and a batch of five rows."""
     stream = {"batch_size": 5, "accumulation": 2, "average": average}
-    parts = assemble(tiny_recipe(tmp_path, tokenizer, stream=stream, **changes))
+    whole = {"top_k": 61}  # all of the vocabulary: then values are centred under p itself
+    parts = assemble(tiny_recipe(tmp_path, tokenizer, stream=stream, designer=whole, **changes))
     batches = parts.stream.next()
     parts.meta(batches)
     return parts, batches

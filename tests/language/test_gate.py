@@ -26,7 +26,7 @@ def test_kinds_of_token(text, expected):
 
 
 def test_groups_partition_the_targets_and_means_are_those_of_the_next_tasks(tmp_path, tokenizer):
-    recipe = tiny_recipe(tmp_path, tokenizer, designer={"lr": 0.05})
+    recipe = tiny_recipe(tmp_path, tokenizer, value={"strength": 1.0})
     run_recipe(recipe)
     results = gate(recipe.directory, 3)
     for grouping, groups in results["by"].items():
@@ -65,7 +65,11 @@ def test_the_command_and_its_refusals(tmp_path, tokenizer, capsys):
     vision = vision_recipe(tmp_path, name="views", budget={"steps": 1})
     run_recipe(vision)
     capsys.readouterr()
-    for run, words in ((tmp_path, "no recipe.yaml"), (plain.directory, "no designer"), (vision.directory, "views.png")):
+    for run, words in (
+        (tmp_path, "no recipe.yaml"),
+        (plain.directory, "follow no feedback"),
+        (vision.directory, "views.png"),
+    ):
         assert main(["gate", str(run)]) == 2
         error = capsys.readouterr().err
         assert words in error

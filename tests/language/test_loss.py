@@ -192,46 +192,6 @@ def test_candidates_are_the_true_token_and_the_best_others():
     assert logits.candidates_NK.tolist() == [[2, 1, 3], [0, 1, 2]]
 
 
-@pytest.mark.parametrize("kind", ["plain", "cap"])
-def test_with_a_tail_the_candidates_stand_for_the_whole_vocabulary(kind):
-    hidden_ND, head, targets_N, share_N = draw(kind)
-    drawn_in_chunks = fused_logits(hidden_ND, head, targets_N, share_N, K, 2)
-    drawn_at_once = dense_logits(head.bend(F.linear(hidden_ND, head.weight_VD, head.bias_V)), targets_N, share_N, K, 2)
-    assert torch.equal(drawn_in_chunks.candidates_NK, drawn_at_once.candidates_NK)
-    hidden_ND, targets_N, share_N = hidden_ND[:1].detach(), targets_N[:1], torch.ones(1, dtype=torch.float64)
-    whole = dense_logits(head.bend(F.linear(hidden_ND, head.weight_VD, head.bias_V)), targets_N, share_N, V)
-    p_NV = torch.zeros(1, V, dtype=torch.float64).scatter(1, whole.candidates_NK, whole.log_p_NK.exp())
-    f_NV = torch.randn(1, V, dtype=torch.float64)
-    logits = fused_logits(hidden_ND, head, targets_N, share_N, 4000, 3990)
-    torch.testing.assert_close(logits.log_p_NK.exp().sum(-1), torch.ones(1, dtype=torch.float64))
-    assert torch.equal(logits.candidates_NK[:, :10], whole.candidates_NK[:, :10])
-    assert not set(logits.candidates_NK[0, 10:].tolist()) & set(logits.candidates_NK[0, :10].tolist())
-    estimate = (logits.log_p_NK.exp() * f_NV.gather(1, logits.candidates_NK)).sum()
-    cut = whole.log_p_NK[:, :10].softmax(-1)  # what is left without a tail is not p
-    error, error_cut = (
-        float((value - (p_NV * f_NV).sum()).abs())
-        for value in (estimate, (cut * f_NV.gather(1, whole.candidates_NK[:, :10])).sum())
-    )
-    assert error < 0.2 * error_cut
-    dense = dense_logits(head.bend(F.linear(hidden_ND, head.weight_VD, head.bias_V)), targets_N, share_N, 4000, 3990)
-    assert torch.equal(dense.candidates_NK, logits.candidates_NK)
-    for name in ("z_NK", "log_p_NK", "lse_N"):
-        torch.testing.assert_close(getattr(dense, name), getattr(logits, name))
-
-
-def test_a_tail_has_the_gradient_of_the_dense_formula():
-    hidden_ND, head, targets_N, share_N = draw()
-    logits = fused_logits(hidden_ND, head, targets_N, share_N, K, 2)
-    q_NK = random_q()
-    q_NV = torch.zeros(N, V, dtype=torch.float64).scatter_add(1, logits.candidates_NK, q_NK)
-    theirs = (share_N * F.cross_entropy(hidden_ND @ head.weight_VD.T, q_NV, reduction="none")).sum()
-    ours = logits.cross_entropy(SoftTarget(logits.candidates_NK, q_NK))
-    torch.testing.assert_close(ours, theirs)
-    found, expected = (torch.autograd.grad(value, leaves(hidden_ND, head)) for value in (ours, theirs))
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other)
-
-
 def test_gather_dot_has_the_products_and_gradients_of_the_whole():
     hidden_ND, head, *_ = draw()
     candidates_NK = torch.randint(V, (N, K))

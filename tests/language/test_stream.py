@@ -10,9 +10,9 @@ import torch
 from worlds import sums, write_jsonl
 
 from vpretrain.errors import UserError
-from vpretrain.language.config import GuardConfig, StreamConfig
+from vpretrain.language.config import StreamConfig
 from vpretrain.language.source import Example
-from vpretrain.language.stream import LanguageStream, general_batches, rows_of
+from vpretrain.language.stream import LanguageStream, rows_of
 
 PAIR = {"prompt": "{question} ", "response": "{answer}", "domain": "sums"}
 WORDS = "the quick brown fox jumps over the lazy dog "
@@ -227,14 +227,3 @@ def test_what_cannot_be_shared_out_is_refused(sources, tokenizer):
         make([sources["pairs"]], tokenizer, batch_size=3, processes=4)
     with pytest.raises(ValueError, match="shards=2 does not divide batch_size=3"):
         make([sources["pairs"]], tokenizer, batch_size=3, shards=2)
-
-
-def test_the_guards_batches_are_dealt_out(sources, tokenizer):
-    guard = GuardConfig(sources=[sources["raw"]], length=24, batch_size=3)
-    how = {"seed": 0, "held_back": frozenset(), "device": torch.device("cpu"), "packing": True}
-    whole = general_batches(guard, tokenizer, **how)(5)
-    parts = [general_batches(guard, tokenizer, **how, rank=rank, processes=2)(5) for rank in range(2)]
-    assert torch.equal(parts[0].ids_BT, whole.ids_BT[[0, 2]])
-    assert torch.equal(parts[1].ids_BT, whole.ids_BT[[1]])
-    with pytest.raises(UserError, match=r"guard.batch_size=3 is below the 4 processes"):
-        general_batches(guard, tokenizer, **how, processes=4)

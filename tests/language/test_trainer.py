@@ -17,10 +17,10 @@ from transformers import Trainer, TrainingArguments
 from vpretrain import UserError
 from vpretrain.algorithm import continue_pretraining
 from vpretrain.config import OptimizerConfig
-from vpretrain.language.assemble import meta_update, new_designer
+from vpretrain.language.assemble import steered
 from vpretrain.language.batch import TokenBatch
-from vpretrain.language.config import DesignerConfig, ValueConfig
-from vpretrain.language.construction import LearnedTargets, OneHot
+from vpretrain.language.config import PAPER, DesignerConfig, ValueConfig
+from vpretrain.language.construction import OneHot
 from vpretrain.language.learner import LanguageLearner
 from vpretrain.language.trainer import VPretrainTrainer, _answering
 from vpretrain.order import Shuffled
@@ -64,12 +64,13 @@ def arguments(directory, **changes):
     return TrainingArguments(str(directory), **settings | changes)
 
 
-def made(model, args, *, cls=VPretrainTrainer, data=None, designer=None, value=None, **more):
+def made(model, args, *, cls=VPretrainTrainer, arm="v-paper", data=None, designer=None, value=None, **more):
     return cls(
         model,
         args,
         train_dataset=rows(2 * STEPS) if data is None else data,
         feedback_dataset=feedback(),
+        arm=arm,
         designer=DesignerConfig(**DESIGNER | (designer or {})),
         value=ValueConfig(**VALUE | (value or {})),
         feedback_batch_size=2,
@@ -103,11 +104,12 @@ class Feedback:
         return {"general": TokenBatch(ids, positions, (positions >= 5).float(), ("general",) * 2, ((), ()))}
 
 
-def by_our_loop(model, accumulation, bf16):
-    designer_config, value = DesignerConfig(**DESIGNER), ValueConfig(**VALUE)
+def by_our_loop(model, accumulation, bf16, arm, value):
+    designer_config = DesignerConfig(**DESIGNER)
     learner = LanguageLearner(model, top_k=designer_config.top_k, bf16=bf16)
-    designer = new_designer(designer_config, learner, length=value.length, seed=0)
-    construction = LearnedTargets(designer, designer_config.tether)
+    construction, meta, designer = steered(
+        arm, learner, Feedback(), designer_config, value, length=value.length, seed=0
+    )
     records = []
     continue_pretraining(
         learner=learner,
@@ -115,34 +117,42 @@ def by_our_loop(model, accumulation, bf16):
         construction=construction,
         base=OneHot(),
         optimizer=AdamW(learner.named_parameters(), OptimizerConfig(lr=LR, warmup_fraction=0), horizon=STEPS),
-        meta=meta_update(learner, construction, Feedback(), designer_config, value),
+        meta=meta,
         every_steps=value.every_steps,
         burn_in_steps=0,
-        optimizer_aware=False,
+        optimizer_aware=value.metric == "adamw",
         steps=range(STEPS),
         after_step=records.append,
     )
     return records, designer
 
 
+PAPER_VALUE = ValueConfig(**VALUE | PAPER)
+ARMS = {"v-paper": PAPER_VALUE, "v-exact": ValueConfig(**VALUE), "v-learned": ValueConfig(**VALUE, strength=1.0)}
+
+
+@pytest.mark.parametrize("arm", list(ARMS))
 @pytest.mark.parametrize(("accumulation", "bf16"), [(1, False), (2, False), (2, True)])
-def test_the_numbers_are_our_loops_bit_for_bit(tmp_path, accumulation, bf16):
+def test_the_numbers_are_our_loops_bit_for_bit(tmp_path, accumulation, bf16, arm):
     ours, theirs = tiny_model(), tiny_model()
-    records, designer = by_our_loop(ours, accumulation, bf16)
-    trainer = made(theirs, arguments(tmp_path, gradient_accumulation_steps=accumulation, bf16=bf16))
+    records, designer = by_our_loop(ours, accumulation, bf16, arm, ARMS[arm])
+    args = arguments(tmp_path, gradient_accumulation_steps=accumulation, bf16=bf16)
+    trainer = made(theirs, args, arm=arm, value=ARMS[arm].model_dump(exclude_unset=True))
     assert trainer.vpretraining.learner.bf16 == bf16
     trainer.train()
     logs = [line for line in trainer.state.log_history if "loss" in line]
     assert [line["loss"] for line in logs] == [record.loss for record in records]
     assert [line["grad_norm"] for line in logs] == [record.optimizer["grad_norm"] for record in records]
     assert [line["alpha"] for line in logs] == [record.side["alpha_N"] for record in records]
-    for name in ("value", "g_down_norm"):
+    for name in ("strength", "value", "g_down_norm"):
         assert [line.get(name) for line in logs] == [record.meta.get(name) for record in records]
-    assert sum("value" in line for line in logs) == 3
+    assert sum("g_down_norm" in line for line in logs) == (2 if arm == "v-exact" else 3)  # it begins at the second
+    assert max(line["alpha"] for line in logs) > 0.001
     for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         assert torch.equal(p, q), name
-    for (name, p), q in zip(designer.named_parameters(), trainer.vpretraining.designer.parameters(), strict=True):
-        assert torch.equal(p, q), name
+    if designer is not None:
+        for (name, p), q in zip(designer.named_parameters(), trainer.vpretraining.designer.parameters(), strict=True):
+            assert torch.equal(p, q), name
 
 
 def test_a_closed_gate_is_the_trainers_own_training(tmp_path):

@@ -58,7 +58,7 @@ def parts():
     designer = TopKDesigner(
         DesignerConfig(hidden_size=16, layers=2, heads=2, top_k=K), learner.model.get_output_embeddings().weight, LENGTH
     )
-    construction = LearnedTargets(designer, tether=1.0)
+    construction = LearnedTargets(designer)
     feedback = Pairs()
     meta = MetaUpdate(
         learner=learner, construction=construction, feedback=feedback, subset=alignment_subset(learner.module, "last-2"),

@@ -36,7 +36,7 @@ def setting(family: str = "llama", subset: str = "last-2", *, dtype: torch.dtype
                 torch.nn.init.normal_(parameter, std=0.1)
         subset = "last-2"
     learner = LanguageLearner(model.to(dtype), top_k=DESIGNER.top_k)
-    construction = LearnedTargets(random_designer(learner, DESIGNER).to(dtype), tether=1.0)
+    construction = LearnedTargets(random_designer(learner, DESIGNER).to(dtype))
     names = alignment_subset(learner.module, subset)
     at = {name: p.detach() for name, p in learner.named_parameters() if name in names}
     with learner.meta_mode():

@@ -12,7 +12,7 @@ from reliability.faults import MODALITIES, STEPS, assert_same_end, end_of, sessi
 pytestmark = pytest.mark.reliability
 
 ARMS = {
-    "language": ("v", "one-hot", "closed-form", "random-feedback", "mixed-in", "selection"),
+    "language": ("v", "one-hot", "v-learned", "v-paper", "random-feedback", "mixed-in", "selection"),
     "vision": ("v", "fixed", "random-feedback"),
 }
 LONG = [(modality, arm) for modality in MODALITIES for arm in ARMS[modality]]

@@ -162,7 +162,7 @@ def saved(recipe, directory):
 
 def test_controls_have_nothing_to_inspect_and_what_is_missing_is_said(tmp_path, tokenizer, vision_run):
     bare = tmp_path / "bare"
-    for arm in ("one-hot", "closed-form"):
+    for arm in ("one-hot", "uniform"):
         assert inspectors(saved(tiny_recipe(tmp_path, tokenizer, arm=arm), bare)) == []
     for arm in ("fixed", "random-mask"):
         assert inspectors(saved(vision_recipe(tmp_path, arm=arm), bare)) == []

@@ -58,7 +58,7 @@ def test_points_of_fields_that_end_alike_are_told_apart_and_twins_refused(tmp_pa
 def test_an_objective_that_is_not_measured_is_named_after_the_first_run(tmp_path, tokenizer, capsys, in_this_process):
     evaluation = tiny_recipe(tmp_path, tokenizer).evaluation.model_dump(mode="json") | {"retention": []}
     save_recipe(tiny_recipe(tmp_path, tokenizer, evaluation=evaluation), tmp_path / "recipe.yaml")
-    assert main(["pareto", str(tmp_path / "recipe.yaml"), "--point", "designer.tether=3"]) == 2
+    assert main(["pareto", str(tmp_path / "recipe.yaml"), "--point", "designer.lr=3e-3"]) == 2
     assert "the evaluation does not measure retention NLL" in capsys.readouterr().err
     assert len(in_this_process) == 1
     assert main(["pareto", str(tmp_path / "recipe.yaml")]) == 2

@@ -9,22 +9,44 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vpretrain import world
 from vpretrain.errors import UserError
 from vpretrain.language.batch import TokenBatch
-from vpretrain.language.config import DIRECT, DesignerConfig, Recipe, SourceConfig, ValueConfig
-from vpretrain.language.construction import ClosedFormTilt, LearnedTargets, OneHot, Selection, Smoothing, TokenWeights
+from vpretrain.language.config import (
+    CHOSEN,
+    DESIGNED,
+    DIRECT,
+    EXACT,
+    MIXED_IN,
+    STEERED,
+    DesignerConfig,
+    Recipe,
+    SourceConfig,
+    ValueConfig,
+)
+from vpretrain.language.construction import (
+    ExactTask,
+    LearnedTargets,
+    OneHot,
+    ResidualTargets,
+    Selection,
+    Smoothing,
+    TokenWeights,
+)
 from vpretrain.language.designer import TopKDesigner
 from vpretrain.language.evaluate import Evaluation
 from vpretrain.language.feedback import LanguageFeedback, check_roles, problems
-from vpretrain.language.learner import LanguageLearner
+from vpretrain.language.learner import LanguageLearner, LanguageState
 from vpretrain.language.load import load_config, load_model, load_tokenizer
-from vpretrain.language.stream import LanguageStream, general_batches, rows_of
+from vpretrain.language.stream import LanguageStream, rows_of
+from vpretrain.language.values import candidate_values
 from vpretrain.meta import MetaUpdate
 from vpretrain.parts import Parts
 from vpretrain.prefetch import prefetched
 from vpretrain.run.checkpoint import load_designer
+from vpretrain.strength import Strength
 from vpretrain.subset import alignment_subset
 from vpretrain.task import Construction, Feedback
 from vpretrain.value import engine
@@ -50,7 +72,7 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
     evaluation_keys = frozenset(example.key for example in evaluation.problems)
     check_roles(feedback.keys, evaluation_keys)
     held_back = feedback.keys | evaluation_keys
-    mixed_in = _mixed_in(recipe) if recipe.arm == "mixed-in" else ()
+    mixed_in = _mixed_in(recipe) if recipe.arm in MIXED_IN else ()
     stream = LanguageStream(recipe.stream, tokenizer, seed=recipe.seed, held_back=held_back, mixed_in=mixed_in, **where)
 
     if model is None:
@@ -58,12 +80,7 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
     learner, export = load_learner(recipe, model)
     feedback.device = learner.device
 
-    general = None
-    if recipe.guard is not None:
-        own = held_back | {key for batch in evaluation.retention for row in batch.keys for key in row}
-        how: dict[str, Any] = {"seed": recipe.seed, "held_back": own, "packing": packing, **where}
-        general = general_batches(recipe.guard, tokenizer, device=learner.device, **how)
-    construction, meta, designer = _construction(recipe, learner, feedback, general)
+    construction, meta, designer = _construction(recipe, learner, feedback)
     train = None
     if recipe.arm in DIRECT:
         if world.size() > 1:
@@ -83,7 +100,7 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
         designer=designer,
         evaluate=partial(evaluation, learner),
         export=export,
-        warning=_idle if designer is not None else lambda result: None,
+        warning=_idle if recipe.arm in STEERED and recipe.arm != "random-feedback" else lambda result: None,
         train=train,
     )
 
@@ -92,8 +109,7 @@ def load_learner(recipe: Recipe, model: Any = None) -> tuple[LanguageLearner, Ca
     """The learner, and what writes it into a directory in its community's format. Raises UserError."""
     model = load_model(recipe.learner) if model is None else model
     bf16, compiled = recipe.learner.precision == "bf16", recipe.learner.compile
-    k, tail = recipe.candidates
-    learner = LanguageLearner(model, top_k=k, tail=tail, bf16=bf16, compiled=compiled, parallel=recipe.parallel)
+    learner = LanguageLearner(model, top_k=recipe.candidates, bf16=bf16, compiled=compiled, parallel=recipe.parallel)
     if recipe.stream.packing and not learner.keeps_documents_apart():
         raise UserError(
             f"{recipe.learner.name} carries what it read into the next document of its row: set stream.packing=false"
@@ -131,7 +147,7 @@ def check_sizes(recipe: Recipe, config: Any) -> None:
         "stream.length": recipe.stream.length,
         "feedback.length": recipe.feedback.length,
         "evaluation.length": recipe.evaluation.length,
-    } | ({"guard.length": recipe.guard.length} if recipe.guard else {})
+    }
     for field, length in lengths.items():
         if context is not None and length > context:
             raise UserError(
@@ -159,6 +175,11 @@ def export_model(model: Any, tokenizer: Any, directory: Path) -> None:
     tokenizer.save_pretrained(directory)
 
 
+def new_strength(value: ValueConfig) -> Strength:
+    """As the recipe gives it, or one that chooses itself."""
+    return Strength() if value.strength == "auto" else Strength(share=value.strength, fixed=True)
+
+
 def new_designer(config: DesignerConfig, learner: LanguageLearner, *, length: int, seed: int) -> TopKDesigner:
     """A new designer for rows of so many tokens, or one that starts where an earlier run's ended. Raises UserError.
 
@@ -172,73 +193,109 @@ def new_designer(config: DesignerConfig, learner: LanguageLearner, *, length: in
     return designer.to(learner.device)
 
 
-def meta_update(
+def steered(
+    arm: str,
     learner: LanguageLearner,
-    construction: Construction,
     feedback: Feedback,
     designer: DesignerConfig,
     value: ValueConfig,
     *,
-    general: Callable[[int], TokenBatch] | None = None,
-    random_seed: int | None = None,
-) -> MetaUpdate:
-    """The meta update that these settings describe; see `MetaUpdate`. Raises UserError if S selects nothing."""
-    return MetaUpdate(
+    keep: float = 1.0,
+    length: int,
+    seed: int,
+    random_feedback: bool = False,
+) -> tuple[Construction, MetaUpdate, TopKDesigner | None]:
+    """An arm whose task follows the feedback: its construction, its meta update, and its designer if it has one.
+
+    Args:
+        arm: v-exact, v-learned, v-paper, selection or token-weights.
+        keep: selection's share of the rows.
+        length: tokens that the designer sees in a row at most.
+        seed: of the initial designer, and of the noise in place of g_down.
+        random_feedback: whether that is what steers: a control.
+
+    Raises:
+        UserError: S selects nothing.
+    """
+    strength = new_strength(value) if arm in EXACT else None
+    phi = new_designer(designer, learner, length=length, seed=seed) if arm in DESIGNED else None
+
+    def share() -> float:
+        assert strength is not None
+        return strength.share
+
+    def values(batch: TokenBatch, state: LanguageState) -> Tensor | None:
+        return candidate_values(learner, batch, state, meta.direction)
+
+    def true_values(batch: TokenBatch) -> Tensor | None:
+        if meta.direction is None:
+            return None
+        values_NK = values(batch, learner.observe(batch))
+        return None if values_NK is None else values_NK[:, 0]
+
+    construction: Construction
+    match arm:
+        case "v-exact":
+            construction = ExactTask(value.alpha0, value.temperature, share, values)
+        case "v-learned":
+            assert phi is not None
+            construction = ResidualTargets(phi, value.alpha0, value.temperature, share, values)
+        case "v-paper":
+            assert phi is not None
+            construction = LearnedTargets(phi)
+        case "selection":
+            construction = Selection(keep, true_values)
+        case "token-weights":
+            construction = TokenWeights(true_values)
+        case _:
+            raise ValueError(f"{arm} follows no feedback")
+    tilts = alignment_subset(learner.module, value.subset)
+    learner.keep_entries(tilts)
+    # A designer on top of the exact task learns from a wider S than the tilt comes from.
+    wider = alignment_subset(learner.module, designer.subset) if arm == "v-learned" else ()
+    meta = MetaUpdate(
         learner=learner,
         construction=construction,
         feedback=feedback,
-        subset=alignment_subset(learner.module, value.subset),
+        subset=list(dict.fromkeys([*wider, *tilts])),
+        tilts=tilts,
         engine=engine(value),
         kind=value.align,
         penalty=value.penalty,
-        steps=designer.steps_per_update,
         average=value.average,
         feedback_every=value.feedback_every,
-        general=general,
         part={"rows": world.portion("value.batch_size", value.batch_size), "length": value.length},
         matched=value.domains == "matched",
         lr=designer.lr,
         clip_norm=designer.clip_norm,
-        random_seed=random_seed,
+        strength=strength,
+        random_seed=seed if random_feedback else None,
     )
+    return construction, meta, phi
 
 
 def _construction(
-    recipe: Recipe,
-    learner: LanguageLearner,
-    feedback: LanguageFeedback,
-    general: Callable[[int], TokenBatch] | None,
+    recipe: Recipe, learner: LanguageLearner, feedback: LanguageFeedback
 ) -> tuple[Construction, MetaUpdate | None, TopKDesigner | None]:
-    alpha, value = recipe.control.alpha, recipe.effective_value
-    designer: TopKDesigner | None = None
-    construction: Construction
     match recipe.arm:
         case "one-hot" | "mixed-in" | "sft" | "grpo" | "sft-feedback" | "grpo-feedback":
             return OneHot(), None, None
         case "uniform":
-            return Smoothing(alpha, "uniform"), None, None
+            return Smoothing(recipe.control.alpha, "uniform"), None, None
         case "self-distillation":
-            return Smoothing(alpha, "self"), None, None
-        case "closed-form":
-            construction = ClosedFormTilt(alpha, recipe.control.temperature, lambda batch: meta.along(batch))
-        case "selection":
-            construction = Selection(recipe.control.keep, lambda batch: meta.along(batch))
-        case "token-weights":
-            construction = TokenWeights(lambda batch: meta.along(batch))
-        case "v" | "v-dot" | "v-cosine" | "v-adamw" | "random-feedback":
-            length = max(recipe.stream.length, recipe.value.length)
-            designer = new_designer(recipe.designer, learner, length=length, seed=recipe.seed)
-            construction = LearnedTargets(designer, recipe.designer.tether)
-    meta = meta_update(
+            return Smoothing(recipe.control.alpha, "self"), None, None
+    value = recipe.effective_value
+    return steered(
+        CHOSEN.get(recipe.arm, recipe.arm),
         learner,
-        construction,
         feedback,
         recipe.designer,
         value,
-        general=general,
-        random_seed=recipe.seed if recipe.arm == "random-feedback" else None,
+        keep=recipe.control.keep,
+        length=max(recipe.stream.length, value.length),
+        seed=recipe.seed,
+        random_feedback=recipe.arm == "random-feedback",
     )
-    return construction, meta, designer
 
 
 def _mixed_in(recipe: Recipe) -> list[SourceConfig]:
@@ -257,5 +314,5 @@ def _idle(result: dict[str, Any]) -> str | None:
         return None
     return (
         f"the targets stayed one-hot (mean alpha {result['mean_alpha']:.4f} after {result['meta_updates']} meta "
-        "updates): raise designer.alpha_start or designer.lr, or lower value.every_steps"
+        "updates): the feedback predicted no gain from a tilt of this stream's targets, or the run was too short to tell"
     )

@@ -6,8 +6,9 @@ Shapes: B rows, T tokens a row.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
@@ -16,16 +17,18 @@ from torch.nn.utils.rnn import pad_sequence
 
 from vpretrain import world
 from vpretrain.errors import UserError
-from vpretrain.language.assemble import check_candidates, meta_update, new_designer
+from vpretrain.language.assemble import check_candidates, steered
 from vpretrain.language.batch import TokenBatch
-from vpretrain.language.config import DesignerConfig, ValueConfig, check_steps
-from vpretrain.language.construction import LearnedTargets, OneHot
+from vpretrain.language.config import CHOSEN, PAPER, DesignerConfig, ValueConfig
+from vpretrain.language.construction import OneHot
 from vpretrain.language.encode import encode
 from vpretrain.language.learner import LanguageLearner
 from vpretrain.language.source import Example
 from vpretrain.order import Shuffled
 from vpretrain.run.checkpoint import checkpoints, load_newest, save_checkpoint
+from vpretrain.run.optimizer import adamw_metric
 from vpretrain.run.state import captured_meta, fitting, restore_meta
+from vpretrain.task import Parameters
 
 NO_TARGET = -100  # transformers' label of a token that is not predicted
 _DOMAIN = "general"  # rows of other people's loops name none
@@ -37,16 +40,17 @@ class VPretraining:
 
         v = VPretraining(model, feedback_rows(pairs, tokenizer))
         for step, batches in enumerate(...):
-            for loss in v.losses(step, batches):
+            for loss in v.losses(step, batches, optimizer=optimizer):
                 loss.backward()
             optimizer.step()
 
-    The optimizer stays the loop's own and is never seen here; the designer has one of its own.
+    The optimizer stays the loop's own: of AdamW the second moments are read, and nothing is kept or changed.
 
     Args:
         model: a causal language model of transformers (or a PEFT model around one), in float32, on its device.
         feedback: rows with `input_ids` and `labels` (-100: not predicted), as `feedback_rows` makes them. They steer, and are
             never trained on: keep them out of the batches.
+        arm: v, or v-exact, v-learned, v-paper.
         designer, value: the sections of a recipe. `value.domains` says nothing here: there is one domain.
         feedback_batch_size: rows of feedback in one meta update.
         bf16: the learner's own passes, and the feedback's, are under bf16 autocast.
@@ -66,6 +70,7 @@ class VPretraining:
         model: Any,
         feedback: Iterable[Mapping[str, Any]],
         *,
+        arm: Literal["v", "v-exact", "v-learned", "v-paper"] = "v",
         designer: DesignerConfig | None = None,
         value: ValueConfig | None = None,
         feedback_batch_size: int = 8,
@@ -74,27 +79,38 @@ class VPretraining:
         replicated: bool = False,
     ) -> None:
         self.designer_config, self.value_config = designer or DesignerConfig(), value or ValueConfig()
+        if arm == "v-paper":
+            self.value_config = self.value_config.model_copy(update=PAPER)
         self.record: dict[str, Any] = {}
         if world.size() > 1 and not replicated:
             raise UserError(
                 "a loop of one's own trains in one process: use VPretrainTrainer under torchrun, or `vpretrain run`"
             )
         self._check_settings(model)
-        k, tail = self.designer_config.top_k, self.designer_config.tail
-        self.learner = LanguageLearner(model, top_k=k, tail=tail, bf16=bf16, parallel=None)
+        self.learner = LanguageLearner(model, top_k=self.designer_config.top_k, bf16=bf16, parallel=None)
         if not self.learner.keeps_documents_apart():
             raise UserError(
                 f"{type(model).__name__} reads on over padding and into the next document of a row; "
                 "train it by `vpretrain run` with stream.packing=false"
             )
         self.feedback = _Rows(feedback, feedback_batch_size, f"{seed}/{_DOMAIN}", self.learner.device)
-        # The designer's positions are rotary, and go on beyond any length.
-        self.designer = new_designer(self.designer_config, self.learner, length=self.value_config.length, seed=seed)
-        self.construction = LearnedTargets(self.designer, self.designer_config.tether)
-        self.meta = meta_update(self.learner, self.construction, self.feedback, self.designer_config, self.value_config)
+        self.construction, self.meta, self.designer = steered(
+            CHOSEN.get(arm, arm),
+            self.learner,
+            self.feedback,
+            self.designer_config,
+            self.value_config,
+            length=self.value_config.length,  # its positions are rotary, and go on beyond any length
+            seed=seed,
+        )
 
     def losses(
-        self, step: int, batches: Sequence[Mapping[str, Tensor]], *, total: float | None = None
+        self,
+        step: int,
+        batches: Sequence[Mapping[str, Tensor]],
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+        total: float | None = None,
     ) -> Iterator[Tensor]:
         """The losses of a step's micro-batches, which sum up to the step's: lines 2 to 4 of Algorithm 1.
 
@@ -103,6 +119,8 @@ class VPretraining:
         Args:
             step: number of the learner step, from 0.
             batches: the micro-batches of one optimizer step, as data collators of transformers give them; see `token_batch`.
+            optimizer: the loop's own. With value.metric=adamw (the default) value and strength are measured in its metric,
+                where it is an Adam; without it, or with another, in the plain one.
             total: number of targets that each loss is a share of; None: those of these micro-batches.
         """
         learner, burn_in = self.learner, self.designer_config.burn_in_steps
@@ -113,7 +131,10 @@ class VPretraining:
         burnt_in = step >= burn_in
         self.record = {}
         if burnt_in and (step - burn_in) % self.value_config.every_steps == 0:
-            self.record |= self.meta(rows)
+            aware = self.value_config.metric == "adamw"
+            self.record |= self.meta(
+                rows, partial(self._metric, optimizer) if optimizer is not None and aware else None
+            )
         construction = self.construction if burnt_in else OneHot()
         weights = [batch.weight for batch in rows]
         everything = sum(weights)
@@ -130,9 +151,10 @@ class VPretraining:
             yield learner.loss(state, task) * (weight / (everything if total is None else total))
 
     def save(self, directory: str | Path) -> None:
-        """Write the designer, its optimizer and all cursors; the model is the loop's own to save. Raises UserError."""
+        """Write direction, designer with its optimizer, and cursors; the model is the loop's own to save. Raises UserError."""
         groups, state = captured_meta(self.meta)
-        groups["designer"] = self.designer.state_dict()
+        if self.designer is not None:
+            groups["designer"] = self.designer.state_dict()
         state["feedback"] = self.feedback.state_dict()
         with world.alone():  # all processes have the same, and one of them may be asked
             before = checkpoints(Path(directory))  # of this training, or of another that wrote there
@@ -145,15 +167,17 @@ class VPretraining:
             raise UserError(f"{directory} holds no designer: it is not of a run with V-pretraining, or has lost it")
         groups, state = load_newest(Path(directory))
         with fitting():
-            self.designer.load_state_dict(groups["designer"])
+            if self.designer is not None:
+                self.designer.load_state_dict(groups["designer"])
             restore_meta(self.meta, groups, state)
             self.feedback.load_state_dict(state["feedback"])
 
+    def _metric(self, optimizer: torch.optim.Optimizer, names: Iterable[str]) -> Parameters | None:
+        chosen = set(names)
+        return adamw_metric(optimizer, {n: p for n, p in self.learner.named_parameters() if n in chosen})
+
     def _check_settings(self, model: Any) -> None:
-        check_steps(self.designer_config, self.value_config)
         check_candidates(self.designer_config, model.config.get_text_config().vocab_size)
-        if self.value_config.metric != "identity":
-            raise UserError("value.metric=adamw needs the optimizer of `vpretrain run`: set value.metric=identity")
         for name, parameter in model.named_parameters():
             if any(hasattr(parameter, mark) for mark in ("device_mesh", "ds_id")):  # of a DTensor, of ZeRO-3
                 raise UserError(

@@ -5,8 +5,10 @@ Shapes: B rows, T tokens a row, N targets (tokens that are predicted, over all r
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -90,6 +92,19 @@ class TokenBatch:
             tuple(self.domains[row] for row in index),
             tuple(self.keys[row] for row in index),
         )
+
+    def apart(self) -> list[TokenBatch]:
+        """Each document that has a target as a batch of its own."""
+        documents = []
+        for row in range(len(self.domains)):
+            starts = (self.positions_BT[row] == 0).nonzero()[:, 0].tolist()
+            for start, end in itertools.pairwise([*starts, self.ids_BT.shape[1]]):
+                of_row = self.rows([row])
+                within: dict[str, Any] = {
+                    name: t[:, start:end] for name, t in vars(of_row).items() if isinstance(t, Tensor)
+                }
+                documents.append(replace(of_row, **within))
+        return [document for document in documents if document.weight > 0]
 
     def reweighted(self, weights_N: Float[Tensor, " N"]) -> TokenBatch:
         """The same targets with other weights, all above 0."""

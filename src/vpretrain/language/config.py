@@ -11,19 +11,20 @@ from vpretrain import config
 from vpretrain.config import Fraction, Strict
 
 Arm = Literal[
-    "v", "one-hot", "uniform", "self-distillation", "random-feedback", "closed-form", "v-dot", "v-cosine", "v-adamw",
-    "selection", "token-weights", "mixed-in", "sft", "grpo", "sft-feedback", "grpo-feedback",
+    "v", "one-hot", "uniform", "self-distillation", "random-feedback", "selection", "token-weights", "mixed-in", "v-mixed-in",
+    "v-exact", "v-learned", "v-paper", "sft", "grpo", "sft-feedback", "grpo-feedback",
 ]  # fmt: skip
-# Arms that differ from v in how V is measured only: these settings take the place of the recipe's.
-VALUE_OF: dict[str, dict[str, Any]] = {
-    "v-dot": {"align": "dot", "metric": "identity", "penalty": 0.0},
-    "v-cosine": {"align": "cosine", "metric": "identity", "penalty": 0.0},
-    "v-adamw": {"align": "cosine", "metric": "adamw", "penalty": 0.0},
-}
-DESIGNED = {"v", "random-feedback", *VALUE_OF}  # arms with a designer
-SMOOTHED = {"uniform", "self-distillation", "closed-form"}  # arms with soft targets and none
-TANGENT = {"closed-form", "selection", "token-weights"}  # arms that take a tangent at every step
+# v is the one of v-exact, v-learned and v-paper that validation chose; these two differ from it in their data only.
+CHOSEN = dict.fromkeys(["v", "random-feedback", "v-mixed-in"], "v-exact")
+DESIGNED = {"v-learned", "v-paper"}  # arms with a designer
+EXACT = {"v", "v-exact", "v-learned", "random-feedback", "v-mixed-in"}  # arms whose targets are the exact task
+STEERED = EXACT | DESIGNED  # arms whose targets follow the feedback
+SMOOTHED = {"uniform", "self-distillation"}  # arms with soft targets that do not
+TANGENT = EXACT | {"selection", "token-weights"}  # arms that take a tangent at every step
+MIXED_IN = {"mixed-in", "v-mixed-in"}  # arms that train on the feedback, among other things
 DIRECT = {"sft", "grpo", "sft-feedback", "grpo-feedback"}  # arms that train on the pairs, by TRL
+# The paper's V as printed: these settings take the place of the recipe's.
+PAPER: dict[str, Any] = {"align": "dot", "metric": "identity", "penalty": 0.0, "average": 0.0, "subset": "last-2"}
 
 
 class LoraConfig(Strict):
@@ -158,16 +159,6 @@ class FeedbackConfig(Strict):
     batch_size: int = Field(8, ge=1, description="Pairs a domain in one meta update.")
 
 
-class GuardConfig(Strict):
-    """The retention guard: general text whose own gradient the value direction may not work against, to first order."""
-
-    sources: list[SourceConfig] = Field(
-        min_length=1, description="General text or pairs; what feedback and evaluation show is skipped."
-    )
-    length: int = Field(512, ge=8, description="Tokens a row.")
-    batch_size: int = Field(4, ge=1, description="Rows in one meta update.")
-
-
 class DesignerConfig(config.DesignerConfig):
     """The task designer (TopKAugmentor) and how it is trained."""
 
@@ -175,27 +166,14 @@ class DesignerConfig(config.DesignerConfig):
     layers: int = Field(6, ge=1, description="Blocks of the designer's transformer.")
     heads: int = Field(4, ge=1, description="Attention heads of the designer's transformer.")
     top_k: int = Field(64, ge=1, description="K: candidates a token, the true one included (Eq 14).")
-    tail: int = Field(
-        0,
-        ge=0,
-        description="Of the K candidates, so many are drawn by p from the rest of the vocabulary and stand for it.",
-    )
     alpha_max: Fraction = Field(0.5, description="Upper bound of the gate alpha (Eq 15).")
     alpha_start: Fraction = Field(0.1, description="The gate's value before training.")
-    steps_per_update: int = Field(
-        1,
-        ge=1,
-        description="Optimizer steps of the designer in one meta update, along one value direction: nearly free, but they fit "
-        "the designer to one small batch.",
-    )
-    tether: float = Field(
-        1.0, ge=0, description="Weight of the alpha-weighted KL(r || p_C): keeps r near the learner's own."
+    subset: str = Field(
+        "last-1", description="v-learned: the wider S over which the designer's own value is taken; see value.subset."
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> DesignerConfig:
-        if self.tail >= self.top_k:
-            raise ValueError(f"tail={self.tail} leaves no candidate of the top: it must be below top_k={self.top_k}")
         if self.hidden_size % (2 * self.heads):
             raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of 2 x heads = {2 * self.heads}")
         if self.alpha_max > 0 and not 0 < self.alpha_start < self.alpha_max:
@@ -211,20 +189,39 @@ class ValueConfig(config.ValueConfig):
     )
     batch_size: int = Field(4, ge=1, description="Stream rows a domain in one meta update.")
     length: int = Field(256, ge=8, description="Tokens of these rows that are used.")
+    align: Literal["dot", "cosine"] = Field("dot", description="Inner product of the gradients, or its cosine (Eq 42).")
+    metric: Literal["identity", "adamw"] = Field(
+        "adamw", description="adamw: the inner product is preconditioned like the learner's own step (App B.4)."
+    )
+    subset: str = Field(
+        "last-mlp",
+        description="S: last-mlp (the last block's MLP: a tangent costs next to nothing), last-N (blocks, or their adapters "
+        "under LoRA), all, or name:REGEX over parameter names.",
+    )
+    strength: Fraction | Literal["auto"] = Field(
+        "auto",
+        description="Share of the tilted task in the targets, the rest one-hot; auto: as much as serves on feedback that gave "
+        "no direction, 0 where no gain is predicted.",
+    )
+    temperature: float = Field(
+        1.0, gt=0, description="lambda: the targets are tilted by a / lambda, with the values a at RMS 1."
+    )
+    alpha0: Fraction = Field(
+        0.02,
+        lt=1,
+        description="Mass of the task that is tilted on the learner's own distribution; the rest is one-hot.",
+    )
 
 
 class ControlConfig(Strict):
     """Settings of the controls that have no designer."""
 
-    alpha: Fraction = Field(0.25, description="Gate of uniform, self-distillation and closed-form.")
-    temperature: float = Field(
-        1.0, gt=0, description="closed-form: lambda of r = softmax(log p + a / lambda), a at unit RMS."
-    )
+    alpha: Fraction = Field(0.25, description="Gate of uniform and self-distillation.")
     mixed_in: float = Field(
         0.1,
         gt=0,
         lt=1,
-        description="mixed-in: share of the stream's rows that hold feedback pairs, to be learned from.",
+        description="mixed-in, v-mixed-in: share of the stream's rows that hold feedback pairs, to be learned from.",
     )
     keep: float = Field(
         0.5, gt=0, le=1, description="selection: share of the rows of a micro-batch that are learned from."
@@ -263,6 +260,7 @@ class Recipe(config.Recipe):
 
     arms: ClassVar[tuple[str, ...]] = get_args(Arm)
     baseline: ClassVar[str] = "one-hot"
+    designed: ClassVar[str] = "v-paper"
     unit: ClassVar[str] = "tokens"
     memory_knobs: ClassVar[str] = (
         "halve stream.batch_size and double stream.accumulation, shorten stream.length, or lower value.batch_size"
@@ -275,45 +273,38 @@ class Recipe(config.Recipe):
     feedback: FeedbackConfig
     designer: DesignerConfig = DesignerConfig()
     value: ValueConfig = ValueConfig()
-    guard: GuardConfig | None = Field(None, description="Keep the value from working against general text; null: off.")
     control: ControlConfig = ControlConfig()
     direct: DirectConfig = DirectConfig()
     evaluation: EvaluationConfig
 
     @model_validator(mode="after")
-    def _steps_need_slopes(self) -> Recipe:
-        check_steps(self.designer, self.value)
-        return self
-
-    @model_validator(mode="after")
     def _whole_models(self) -> Recipe:
-        if self.parallel == "fsdp" and self.arm in TANGENT:
+        if self.parallel == "fsdp" and self.arm in TANGENT and self.value.subset != "last-mlp":
             raise ValueError(
-                f"arm={self.arm} takes a tangent at every step, which shards have none of: set parallel=ddp"
+                f"value.subset={self.value.subset}: shards have no tangent but the last MLP's: set value.subset=last-mlp, "
+                "or parallel=ddp"
             )
         if self.parallel == "fsdp" and self.learner.compile:
             raise ValueError("learner.compile is for whole learners: set it to false, or parallel=ddp")
         return self
 
     @property
-    def candidates(self) -> tuple[int, int]:
-        """K of the arm, and how many of them are the tail: 1 and 0 where targets are one-hot."""
-        tail = 0 if self.arm == "uniform" else self.designer.tail
-        return (self.designer.top_k, tail) if self.arm in DESIGNED | SMOOTHED else (1, 0)
+    def has_designer(self) -> bool:
+        """Whether the arm trains a designer."""
+        return self.arm in DESIGNED
+
+    @property
+    def candidates(self) -> int:
+        """K of the arm: 1 where targets are one-hot."""
+        return self.designer.top_k if self.arm in STEERED | SMOOTHED | TANGENT else 1
 
     @property
     def effective_value(self) -> ValueConfig:
-        """The value section as the arm has it, see `VALUE_OF`."""
-        return self.value.model_copy(update=VALUE_OF.get(self.arm, {}))
+        """The value section as the arm has it."""
+        return self.value.model_copy(update=PAPER if self.arm == "v-paper" else {})
 
     @property
     def effective_optimizer(self) -> config.OptimizerConfig:
         """The optimizer section as the arm has it: grpo may have a rate of its own."""
         own = self.arm.startswith("grpo") and self.direct.lr is not None
         return self.optimizer.model_copy(update={"lr": self.direct.lr}) if own else self.optimizer
-
-
-def check_steps(designer: DesignerConfig, value: ValueConfig) -> None:
-    """Raises ValueError if a meta update is to take steps that its engine has no slope for."""
-    if designer.steps_per_update > 1 and value.engine != "jvp":
-        raise ValueError("designer.steps_per_update above 1 needs value.engine=jvp")

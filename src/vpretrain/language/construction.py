@@ -1,23 +1,30 @@
-"""Language constructions: the learned soft targets, and the controls, which differ from them in this file only.
+"""Language constructions: the exact task, the learned targets, and the controls, which differ from them in this file only.
 
 Shapes: N targets, K candidates, V vocabulary.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from vpretrain.language.batch import TokenBatch
 from vpretrain.language.designer import TopKDesigner
 from vpretrain.language.learner import LanguageState
 from vpretrain.language.loss import SoftTarget
+from vpretrain.language.values import centred_values, rms
 from vpretrain.task import Task
+
+Values = Callable[[TokenBatch, LanguageState], Float[Tensor, "N K"] | None]
+"""a_t(v) of a batch on the candidates of its state, see `vpretrain.language.values`; None before there is a u."""
+
+Targets = Callable[[TokenBatch, LanguageState], Task]
 
 
 class OneHot:
@@ -34,6 +41,10 @@ class OneHot:
     def regulariser(self, task: Task) -> Tensor:
         """Nothing to hold back."""
         return torch.zeros(())
+
+    def unit(self, surrogate: Tensor, task: Task) -> Tensor | float:
+        """What a value is divided by before the regulariser is weighed against it."""
+        return 1.0
 
     def parameters(self) -> Iterable[nn.Parameter]:
         """None."""
@@ -53,51 +64,115 @@ class Smoothing(OneHot):
         return mixed_task(batch, state, log_r_NK, torch.full_like(log_p_NK[:, 0], self.alpha))
 
 
-class ClosedFormTilt(OneHot):
-    """The best tethered r without a designer: r* = softmax_C(log p + a / lambda), a centred under p_C, at unit RMS.
+class ExactTask(OneHot):
+    """V's optimum inside a trust region, in closed form (METHOD: the exact task), as much of it as serves.
+
+        q*_t = argmax_q  sum_v q(v) a_t(v) - lambda KL(q || q0_t)  ~  q0_t(v) exp(a_t(v) / lambda)
+        q0_t = (1 - alpha0) [v = w_t] + alpha0 p_C(v)
+        q_t  = (1 - beta) [v = w_t] + beta q*_t(v)
+
+    The gate alpha_t = 1 - q_t(w_t) opens where the feedback opposes the true token and closes where it wants it. At beta = 0
+    the targets are one-hot, as they are before the first meta update, and with alpha0 = 0 at any lambda.
 
     Args:
-        alpha: the constant gate.
+        alpha0: mass of the base task on the learner's own distribution: what a tilt can reach.
         temperature: lambda.
-        along: gives the learner's state for a batch with its tangent along the present value direction, or None
-            before the first meta update. It must be called inside a dual level.
+        strength: gives beta.
+        values: gives a_t(v).
     """
 
-    def __init__(self, alpha: float, temperature: float, along: Callable[[TokenBatch], LanguageState | None]) -> None:
-        self.alpha, self.temperature, self.along = alpha, temperature, along
+    def __init__(self, alpha0: float, temperature: float, strength: Callable[[], float], values: Values) -> None:
+        self.alpha0, self.temperature, self.strength, self.values = alpha0, temperature, strength, values
 
     def targets(self, batch: TokenBatch, state: LanguageState) -> Task:
-        """p tilted towards the candidates whose target mass would help the feedback."""
-        log_p_NK = state.logits.log_p_NK
-        log_r_NK = torch.log_softmax(log_p_NK, dim=-1)
-        with torch.no_grad(), forward_ad.dual_level():
-            dual = self.along(batch)
-            if dual is not None:
-                p_NK = log_r_NK.exp()
-                a_NK = candidate_values(dual, state.logits.candidates_NK)
-                a_NK = a_NK - (p_NK * a_NK).sum(-1, keepdim=True)
-                rms = (p_NK * a_NK.square()).sum(-1).mean().sqrt().clamp_min(torch.finfo(a_NK.dtype).tiny)
-                log_r_NK = torch.log_softmax(log_p_NK + a_NK / rms / self.temperature, dim=-1)
-        return mixed_task(batch, state, log_r_NK, torch.full_like(log_p_NK[:, 0], self.alpha))
+        """The tilted base task, mixed with one-hot."""
+        return self.at_share(batch, state, self.strength())
+
+    def ends(self) -> tuple[Targets, Targets]:
+        """The targets at beta = 0 and at beta = 1: what a judgement weighs."""
+        return partial(self.at_share, share=0.0), partial(self.at_share, share=1.0)
+
+    def at_share(self, batch: TokenBatch, state: LanguageState, share: float) -> Task:
+        """The targets at a beta."""
+        values_NK = self.values(batch, state) if share else None
+        if values_NK is None:
+            return super().targets(batch, state)
+        log_p_NK = torch.log_softmax(state.logits.log_p_NK, dim=-1)
+        log_q0_NK = log_p_NK + (math.log(self.alpha0) if self.alpha0 else -math.inf)
+        true_N1 = torch.logaddexp(log_q0_NK[:, :1], log_q0_NK.new_tensor(math.log1p(-self.alpha0)))
+        log_q0_NK = torch.cat([true_N1, log_q0_NK[:, 1:]], dim=-1)
+        log_q_NK = torch.log_softmax(log_q0_NK + self.tilt(batch, state, values_NK), dim=-1)
+        q_NK = share * log_q_NK.exp()
+        q_NK = torch.cat([1 - share + q_NK[:, :1], q_NK[:, 1:]], dim=-1)
+        side = {"alpha_N": 1 - q_NK[:, 0], "log_q_NK": log_q_NK, "log_q0_NK": log_q0_NK, "log_p_NK": log_p_NK}
+        return Task(batch, SoftTarget(state.logits.candidates_NK, q_NK), side)
+
+    def tilt(self, batch: TokenBatch, state: LanguageState, values_NK: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+        """What is added to log q0."""
+        return values_NK / self.temperature
+
+
+class ResidualTargets(ExactTask):
+    """The exact task with a designer's scores on top: log q* ~ log q0 + a / lambda + scores, the scores 0 at the start.
+
+    The designer learns from the value over a wider S than a comes from, against lambda KL(q* || q0): its best scores are the
+    a of the wider S, over lambda, minus this one.
+
+    Args:
+        designer: phi.
+        alpha0, temperature, strength, values: as in `ExactTask`.
+    """
+
+    def __init__(
+        self, designer: TopKDesigner, alpha0: float, temperature: float, strength: Callable[[], float], values: Values
+    ) -> None:
+        super().__init__(alpha0, temperature, strength, values)
+        self.designer = designer
+
+    def tilt(self, batch: TokenBatch, state: LanguageState, values_NK: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+        """With a graph to phi, unless under no_grad."""
+        scores_NK, _ = self.designer(batch, state)
+        return super().tilt(batch, state, values_NK) + scores_NK
+
+    def regulariser(self, task: Task) -> Tensor:
+        """lambda KL(q* || q0), averaged over targets like the loss, times beta like the value."""
+        if "log_q_NK" not in task.side:
+            return torch.zeros(())
+        log_q_NK, log_q0_NK = task.side["log_q_NK"], task.side["log_q0_NK"]
+        divergence_N = (log_q_NK.exp() * (log_q_NK - log_q0_NK)).sum(-1)
+        return self.strength() * self.temperature * (task.inputs.share_N * divergence_N).sum()
+
+    def unit(self, surrogate: Tensor, task: Task) -> Tensor | float:
+        """RMS of the a that the value has over its own S, so that V - R is largest at the exact task of that S."""
+        q_NK = task.target.q_NK
+        if not q_NK.requires_grad:
+            return 1.0
+        (slope_NK,) = torch.autograd.grad(surrogate, q_NK, retain_graph=True)
+        values_NK = centred_values(-slope_NK / task.inputs.share_N[:, None], task.side["log_p_NK"])
+        return rms(values_NK, task.side["log_p_NK"], task.inputs.weights_N)
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """phi."""
+        return self.designer.parameters()
 
 
 class Selection(OneHot):
     """One-hot on the rows of a micro-batch whose own gradient g(row) aligns best with the value direction u.
 
-    The value of a row is <u, g(row)>, the weighted mean of a_t(w_t) over its targets. The rows left out are read, by the
-    tangent pass, and are not learned from; before the first meta update there is no u and all rows stay.
+    The value of a row is <u, g(row)>, the weighted mean of a_t(w_t) over its targets. The rows left out are read once, without
+    a gradient, and are not learned from; before the first meta update there is no u and all rows stay.
 
     Args:
         keep: share of the rows of each micro-batch that stay: rounded, one at least.
-        along: as in `ClosedFormTilt`.
+        true_values: gives a_t(w_t) of a batch, [N], from a pass of its own; None before there is a u.
     """
 
-    def __init__(self, keep: float, along: Callable[[TokenBatch], LanguageState | None]) -> None:
-        self.keep, self.along = keep, along
+    def __init__(self, keep: float, true_values: Callable[[TokenBatch], Tensor | None]) -> None:
+        self.keep, self.true_values = keep, true_values
 
     def inputs(self, batch: TokenBatch) -> TokenBatch:
         """The chosen rows, in their order."""
-        values_N = true_token_values(batch, self.along)
+        values_N = self.true_values(batch)
         if values_N is None:
             return batch
         row_N, rows = batch.predicts_BT.nonzero()[:, 0], len(batch.domains)
@@ -109,20 +184,20 @@ class Selection(OneHot):
 
 
 class TokenWeights(OneHot):
-    """One-hot with target t weighted by 2 sigmoid(a_t(w_t) / rms(a)), rescaled so that the micro-batch keeps its weight.
+    """One-hot with target t weighted by 2 sigmoid(a_t(w_t) / rms), rescaled so that the micro-batch keeps its weight.
 
     Before the first meta update there is no u and all weights stay as they are.
 
     Args:
-        along: as in `ClosedFormTilt`.
+        true_values: as in `Selection`.
     """
 
-    def __init__(self, along: Callable[[TokenBatch], LanguageState | None]) -> None:
-        self.along = along
+    def __init__(self, true_values: Callable[[TokenBatch], Tensor | None]) -> None:
+        self.true_values = true_values
 
     def inputs(self, batch: TokenBatch) -> TokenBatch:
         """The same targets, with other weights in the loss."""
-        values_N = true_token_values(batch, self.along)
+        values_N = self.true_values(batch)
         if values_N is None:
             return batch
         share_N = batch.weights_N / batch.weights_N.sum()
@@ -134,30 +209,19 @@ class TokenWeights(OneHot):
 
 
 class LearnedTargets(OneHot):
-    """V-pretraining's construction: r_t and alpha_t come from the designer.
+    """The paper's construction (Eq 15): r_t and alpha_t come from the designer, and nothing holds r near the learner.
 
     Args:
         designer: phi.
-        tether: weight of mean_t alpha_t KL(r_t || p_C), which keeps r near the learner's own distribution: V is linear
-            in q, so an untethered r runs to the candidate with the largest value, likely or not.
     """
 
-    def __init__(self, designer: TopKDesigner, tether: float) -> None:
-        self.designer, self.tether = designer, tether
+    def __init__(self, designer: TopKDesigner) -> None:
+        self.designer = designer
 
     def targets(self, batch: TokenBatch, state: LanguageState) -> Task:
         """Soft targets with a graph to phi, unless under no_grad."""
-        log_p_NK = state.logits.log_p_NK
-        log_r_NK, alpha_N = self.designer(batch, state)
-        task = mixed_task(batch, state, log_r_NK, alpha_N)
-        task.side["log_p_NK"] = torch.log_softmax(log_p_NK, dim=-1)
-        return task
-
-    def regulariser(self, task: Task) -> Tensor:
-        """The alpha-weighted tether, averaged over targets like the loss."""
-        log_r_NK, log_p_NK, weights_N = task.side["log_r_NK"], task.side["log_p_NK"], task.inputs.weights_N
-        divergence_N = (log_r_NK.exp() * (log_r_NK - log_p_NK)).sum(-1)
-        return self.tether * (weights_N * task.side["alpha_N"] * divergence_N).sum() / weights_N.sum()
+        scores_NK, alpha_N = self.designer(batch, state)
+        return mixed_task(batch, state, torch.log_softmax(scores_NK, dim=-1), alpha_N)
 
     def parameters(self) -> Iterable[nn.Parameter]:
         """phi."""
@@ -170,27 +234,3 @@ def mixed_task(batch: TokenBatch, state: LanguageState, log_r_NK: Tensor, alpha_
     q_NK = torch.cat([1 - alpha_N[:, None] + q_NK[:, :1], q_NK[:, 1:]], dim=-1)
     target = SoftTarget(state.logits.candidates_NK, q_NK)
     return Task(batch, target, {"alpha_N": alpha_N, "log_r_NK": log_r_NK})
-
-
-def candidate_values(dual: LanguageState, candidates_NK: Tensor) -> Float[Tensor, "N K"]:
-    """a_t(v) = -(D_u z_t(v) - sum_w p_t(w) D_u z_t(w)): what target mass on v adds to the value, up to the mean over t.
-
-    `dual` carries the tangent along u; call within the dual level.
-    """
-    turn_NK = forward_ad.unpack_dual(dual.logits.at(candidates_NK)).tangent
-    turn_N = forward_ad.unpack_dual(dual.logits.lse_N).tangent
-    if turn_NK is None or turn_N is None:
-        raise RuntimeError("the tangent was lost on its way through the learner")
-    return turn_N[:, None] - turn_NK
-
-
-def true_token_values(
-    batch: TokenBatch, along: Callable[[TokenBatch], LanguageState | None]
-) -> Float[Tensor, " N"] | None:
-    """a_t(w_t) = D_u of target t's one-hot loss, from one tangent pass: <u, g_pre> of one-hot is its weighted mean over t.
-
-    None before the first meta update.
-    """
-    with torch.no_grad(), forward_ad.dual_level():
-        dual = along(batch)
-        return None if dual is None else candidate_values(dual, batch.targets_N[:, None])[:, 0]

@@ -34,7 +34,7 @@ def patient(name: str) -> Patient:
     stream, feedback = (_random_tokens(config.vocab_size, seed).to(learner.device) for seed in (0, 1))
     with learner.meta_mode():
         g_down = gradient(lambda parameters: learner.evaluate(feedback, parameters), at)
-    construction = LearnedTargets(designer, tether=1.0)
+    construction = LearnedTargets(designer)
     told = about(learner, subset, "cosine", f"{_ROWS * _LENGTH} tokens")
     return Patient(learner, construction, designer, stream, at, g_down, Align("cosine"), PARTS, told)
 

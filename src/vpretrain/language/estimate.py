@@ -60,7 +60,7 @@ def workload(recipe: Recipe) -> Workload:
     bf16, width, vocabulary = recipe.learner.precision == "bf16", text.hidden_size, text.vocab_size
     element = BF16 if bf16 else FP32
     phi = _designer_size(recipe, head) if designed else 0
-    k = recipe.candidates[0]
+    k = recipe.candidates
 
     # An RMS norm keeps the states and what it made of them, a layer norm the states alone.
     norm = 1 if any(isinstance(part, nn.LayerNorm) for part in blocks[-1].modules()) else 2

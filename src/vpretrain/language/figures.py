@@ -12,9 +12,7 @@ ON = {"nll": "held-out answers"}  # what each of them judges
 BETTER = {"nll": "lower"}
 
 # What is set to match V, and so runs after it: its settings from V's result.
-FOLLOW_V: dict[str, Callable[[dict[str, Any]], list[str]]] = {
-    "self-distillation": lambda v: [f"control.alpha={v['mean_alpha']:.6f}"]
-}
+FOLLOW_V: dict[str, Callable[[dict[str, Any]], list[str]]] = {}
 
 # What is traded by settings: -1 where less is better; with its title. There are no points that suit every recipe.
 OBJECTIVES = {"answer_nll": (-1, "answer NLL"), "retention_nll": (-1, "retention NLL")}

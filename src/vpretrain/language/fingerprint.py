@@ -18,7 +18,6 @@ def fingerprints(recipe: Recipe) -> list[dict[str, Any]]:
     roles = {
         "stream": recipe.stream.sources,
         "feedback": recipe.feedback.sources,
-        "guard": recipe.guard.sources if recipe.guard else [],
         "evaluation": recipe.evaluation.sources,
         "retention": recipe.evaluation.retention,
     }

@@ -39,13 +39,12 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
 
     batch = batches[0].rows([0])
     if parts.meta is not None:
-        with parts.learner.meta_mode():
-            valued, _ = parts.meta.values([batch])
-        if valued:
-            parts.meta.direction = valued[0][1].direction
+        if parts.meta.strength is not None and not parts.meta.strength.fixed:
+            parts.meta.strength.share = 1.0  # a run starts at 0 and judges
             console.print(
-                f"\nvalue of the task on this row: {float(valued[0][1].value):+.4f} ({recipe.effective_value.align})"
+                "\nTargets below are the tilted task whole; a run takes as much of it as serves, at first nothing"
             )
+        parts.meta([batch])
     found = steering(parts, batch)
     at = batch.predicts_BT[0].nonzero()[:, 0]
     for n in torch.linspace(0, len(at) - 1, min(positions, len(at))).round().long().tolist():

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.func import functional_call
+from torch.utils.hooks import RemovableHandle
 
 from vpretrain.errors import UserError
 from vpretrain.subset import blocks_of, mixer_of, mlp_names
@@ -36,10 +38,13 @@ class Entry:
 
 
 class LastMLP:
-    """The last block and the norm behind it as a function of the MLP's parameters alone. Raises UserError where there is no such.
+    """The last block and the norm behind it as a function of the MLP's parameters alone.
 
     Args:
         module: holds the model; whole, in no shards yet.
+
+    Raises:
+        UserError: there is no MLP beside an attention.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -62,10 +67,24 @@ class LastMLP:
         wholes = nn.ModuleDict({"block": block, "following": nn.ModuleList(following)})
         own = {name for name, _ in self._skeleton.named_buffers()}
         self._buffers = {name: buffer for name, buffer in wholes.named_buffers() if name in own}
+        self._block, self._attention = block, getattr(block, attention)
         self._predicts_BT: Tensor | None = None
         self._seen: dict[str, Tensor] = {}
-        block.register_forward_pre_hook(self._enter, with_kwargs=True)
-        getattr(block, attention).register_forward_hook(self._attend)
+        self._hooks: list[RemovableHandle] = []
+
+    def watch(self, on: bool = True, *, compiled: bool = False) -> None:
+        """Whether passes of the model can be recorded from now on. In a compiled model this block then runs as it is."""
+        if on and not self._hooks:
+            self._hooks = [
+                self._block.register_forward_pre_hook(torch.compiler.disable(self._enter), with_kwargs=True),
+                self._attention.register_forward_hook(self._attend),
+            ]
+            if compiled:  # a compiled block loses the hook on its attention
+                vars(self._block)["forward"] = torch.compiler.disable(self._block.forward)
+        elif not on:
+            for hook in self._hooks:
+                hook.remove()
+            self._hooks = []
 
     @contextlib.contextmanager
     def recording(self, predicts_BT: Bool[Tensor, "B T"]) -> Iterator[None]:
@@ -77,9 +96,9 @@ class LastMLP:
             self._predicts_BT = None
 
     @property
-    def entry(self) -> Entry:
-        """Of the last recorded pass."""
-        return Entry(self._seen["block"], self._seen["attention"])
+    def entry(self) -> Entry | None:
+        """Of the last recorded pass; None if nothing is watched."""
+        return Entry(self._seen["block"], self._seen["attention"]) if self._hooks else None
 
     def hidden(self, entry: Entry, theta: Parameters, mlp: Parameters) -> Float[Tensor, "N D"]:
         """The last hidden states at the targets, with these values of the MLP's parameters."""
@@ -136,6 +155,7 @@ class _Skeleton(nn.Module):
     def forward(self, block_1ND: Tensor, attention_1ND: Tensor) -> Tensor:
         self._given.output = attention_1ND if self.bare else (attention_1ND, None)
         output = self.block(block_1ND, **self._unused)
+        self._given.output = None
         hidden: Tensor = output if isinstance(output, Tensor) else output[0]
         for part in self.following:
             hidden = part(hidden)
@@ -183,14 +203,16 @@ def _without_weights(part: nn.Module) -> nn.Module:
     """A copy that has no weights, no hooks, and goes no ways of its own."""
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in part.parameters()}
     memo |= {id(b): b.detach().to("meta") for b in part.buffers()}
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    memo |= {id(getattr(inner, name)): OrderedDict() for inner in part.modules() for name in hooks}
     copied = copy.deepcopy(part, memo)
     for inner in copied.modules():
-        for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
-            getattr(inner, hooks).clear()
+        vars(inner).pop("forward", None)
         if hasattr(inner, "gradient_checkpointing"):
-            inner.gradient_checkpointing = False
-        if hasattr(getattr(inner, "config", None), "_experts_implementation"):
-            inner.config._experts_implementation = "eager"  # the fused ones have no forward mode
+            vars(inner)["gradient_checkpointing"] = False
+        config: Any = getattr(inner, "config", None)
+        if hasattr(config, "_experts_implementation"):
+            config._experts_implementation = "eager"  # the fused ones have no forward mode
     return copied
 
 

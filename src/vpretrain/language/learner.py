@@ -33,7 +33,7 @@ class LanguageState:
         hidden_BTD: states after the final norm, at every position.
         logits: what is kept of z_t at the positions whose next token is a target.
         embedding_VD: the output embedding.
-        entry: where a tangent through the last MLP starts; None where the learner has no such, or the parameters were replaced.
+        entry: where a tangent through the last MLP starts; None unless asked for, see `LanguageLearner.keep_entries`.
     """
 
     hidden_BTD: Float[Tensor, "B T D"]
@@ -62,7 +62,6 @@ class LanguageLearner:
     Args:
         model: an AutoModelForCausalLM, or a PEFT model around one.
         top_k: K, candidates a token.
-        tail: how many of them stand for the rest of the vocabulary, see `Logits.log_p_NK`.
         bf16: the learner's own passes, and the feedback's, are under bf16 autocast. Values and tangents are always fp32, from
             states below S as the learner's own pass gives them.
         compiled: compile its own passes. Meta steps, whose blocks answer by turns, are not.
@@ -74,14 +73,13 @@ class LanguageLearner:
         model: Any,
         *,
         top_k: int = 1,
-        tail: int = 0,
         bf16: bool = False,
         compiled: bool = False,
         parallel: Literal["ddp", "fsdp"] | None = "ddp",
     ) -> None:
         self.module = _Core(model)
         self._compiled = torch.compile(self.module.causal.base_model) if compiled else None
-        self.top_k, self.tail, self.bf16 = top_k, tail, bf16
+        self.top_k, self.bf16 = top_k, bf16
         self._plain = False
         self._coming: TokenBatch | None = None
         self._ahead: _Ahead | None = None
@@ -90,6 +88,7 @@ class LanguageLearner:
         self._last_mlp = self._found_last_mlp()
         self.theta = theta_of(self.module, parallel)
         self.gradient, self.shifted, self.synchronise = self.theta.gradient, self.theta.shifted, self.theta.synchronise
+        self.own_gradient, self.has_own_gradient = self.theta.own_gradient, self.theta.has_own_gradient
 
     @property
     def model(self) -> Any:
@@ -116,13 +115,27 @@ class LanguageLearner:
                 and torch.is_grad_enabled()
             ):
                 return ahead.state
-        return self._forward(inputs, parameters, self.top_k, self.tail)
+        return self._forward(inputs, parameters, self.top_k)
 
     def nll(self, inputs: TokenBatch) -> Float[Tensor, " N"]:
         """NLL of every target, in nats, without gradient."""
         with torch.no_grad():
             logits = self._forward(inputs, None, 1).logits
         return logits.lse_N - logits.z_NK[:, 0]
+
+    def keep_entries(self, subset: Iterable[str]) -> bool:
+        """From now on states have their `entry`; False where S is not the last MLP, or the learner has none."""
+        fits = self._last_mlp is not None and self._last_mlp.names >= set(subset)
+        if self._last_mlp is not None and fits:
+            self._last_mlp.watch(compiled=self._compiled is not None)
+        return fits
+
+    def observe(self, inputs: TokenBatch) -> LanguageState:
+        """The state for a batch that is only looked at: no gradient, no dropout, no trace."""
+        with self.meta_mode(), torch.no_grad():
+            state = self._forward(inputs, None, self.top_k).detach()
+        self.theta.settle()
+        return state
 
     def prepare(self, inputs: TokenBatch, parameters: Parameters) -> TokenBatch:
         """The same batch with room for what the blocks below S make of it: the first pass leaves it for the others.
@@ -182,7 +195,7 @@ class LanguageLearner:
         Where S is the last MLP it starts from what that pass has left, else the blocks of S run once more.
         """
         if state.entry is not None and self._last_mlp is not None and direction.keys() <= self._last_mlp.names:
-            theta = dict(self.module.named_parameters())
+            theta: Parameters = dict(self.module.named_parameters())
             with phase("tangent"), self.autocast():
                 turned_ND = self._last_mlp.tangent(state.entry, theta, direction)
             turn = Turn(at_least_fp32(turned_ND), None, None)
@@ -246,18 +259,17 @@ class LanguageLearner:
             self.module.causal.set_experts_implementation(experts)
             self._plain = plain
 
-    def _forward(self, inputs: TokenBatch, parameters: Parameters | None, k: int, tail: int = 0) -> LanguageState:
+    def _forward(self, inputs: TokenBatch, parameters: Parameters | None, k: int) -> LanguageState:
         dense = self._plain or not self.module.linear_head
-        entry = None
         with self.autocast() if parameters is None else contextlib.nullcontext():
-            if parameters is None and self._last_mlp is not None:
-                with self._last_mlp.recording(inputs.predicts_BT):
-                    hidden_BTD, logits_NV = self._run(inputs, parameters, dense=dense)
-                entry = self._last_mlp.entry
-            else:
+            recording = (
+                contextlib.nullcontext() if self._last_mlp is None else self._last_mlp.recording(inputs.predicts_BT)
+            )
+            with recording:
                 hidden_BTD, logits_NV = self._run(inputs, parameters, dense=dense)
+            entry = None if self._last_mlp is None else self._last_mlp.entry
             head = self.module.head(None if parameters is None else self.theta.replaced(parameters))
-            how = (inputs.targets_N, inputs.share_N, k, tail)
+            how = (inputs.targets_N, inputs.share_N, k)
             if logits_NV is None:
                 logits = fused_logits(hidden_BTD[inputs.predicts_BT], head, *how)
             else:
@@ -273,7 +285,7 @@ class LanguageLearner:
         if self._ahead is None:
             whole = Lower(lower.blocks)
             with phase("learner forward"), torch.enable_grad():
-                state = self._forward(replace(batch, lower=whole), None, self.top_k, self.tail)
+                state = self._forward(replace(batch, lower=whole), None, self.top_k)
             self._ahead = _Ahead(batch, self._versions(), state, whole.output)
         if not isinstance(self._ahead.below, Tensor):
             return None
@@ -364,12 +376,14 @@ class LanguageLearner:
             return None
         ids_BT, positions_BT = self._sample()
         everywhere_BT = torch.ones_like(ids_BT, dtype=torch.bool)
-        theta = dict(self.module.named_parameters())
+        theta: Parameters = dict(self.module.named_parameters())
         with self.meta_mode(), torch.no_grad():
+            found.watch()
             try:
                 with found.recording(everywhere_BT):
                     self.module(ids_BT, positions_BT, None)
                 entry = found.entry
+                assert entry is not None
                 for scale in (1.0, 1.1):  # also away from where the pass was made
                     moved = {name: scale * theta[name] for name in found.names}
                     theirs_BTD = functional_call(self.module, theta | moved, (ids_BT, positions_BT, None))[0]
@@ -378,6 +392,8 @@ class LanguageLearner:
                         return None
             except (TypeError, ValueError, KeyError, IndexError, RuntimeError, AttributeError):
                 return None
+            finally:
+                found.watch(False)
         return found
 
     def _answers(self, first: int) -> bool:

@@ -127,9 +127,7 @@ class Logits:
     Attributes:
         candidates_NK: C_t = {w_t} u TopK_{K-1}(p without w_t), the true token first, the others by falling probability (Eq 14).
         z_NK: their logits, in fp32.
-        log_p_NK: log of the probability that each stands for, its own. With a tail of m, the last m candidates are drawn from
-            the rest of the vocabulary by p, and each stands for an m-th of the rest's: sums over C_t are then unbiased
-            estimates of sums over the vocabulary. Without a graph.
+        log_p_NK: log of their probabilities, without a graph.
         lse_N: logsumexp(z_t). It has a graph, or a tangent, where the logits were dense; else `mean_lse` has.
         mean_lse: its mean over the targets by their weights.
         share_N: these weights; their sum is 1.
@@ -182,16 +180,14 @@ def at_least_fp32(tensor: Tensor) -> Tensor:
 
 
 def dense_logits(
-    logits_NV: Float[Tensor, "N V"], targets_N: Int[Tensor, " N"], share_N: Float[Tensor, " N"], k: int, tail: int = 0
+    logits_NV: Float[Tensor, "N V"], targets_N: Int[Tensor, " N"], share_N: Float[Tensor, " N"], k: int
 ) -> Logits:
     """From all logits: differentiable as often as one likes, in both modes."""
     logits_NV = at_least_fp32(logits_NV)
     with torch.no_grad():
         z_NV = primal(logits_NV)
-        top_NK = with_true_token_first(z_NV.topk(k - tail, dim=-1).indices, targets_N)
-        drawn_NM, log_each_NM = drawn_tail(z_NV.softmax(-1), top_NK, uniforms(targets_N, tail))
-        candidates_NK = torch.cat([top_NK, drawn_NM], dim=-1)
-        log_p_NK = torch.cat([z_NV.log_softmax(-1).gather(-1, top_NK), log_each_NM], dim=-1)
+        candidates_NK = with_true_token_first(z_NV.topk(k, dim=-1).indices, targets_N)
+        log_p_NK = z_NV.log_softmax(-1).gather(-1, candidates_NK)
     lse_N = logits_NV.logsumexp(-1)
     z_NK = logits_NV.gather(-1, candidates_NK)
     mean_lse = (share_N * lse_N).sum()
@@ -209,12 +205,11 @@ def fused_logits(
     targets_N: Int[Tensor, " N"],
     share_N: Float[Tensor, " N"],
     k: int,
-    tail: int = 0,
 ) -> Logits:
     """The same from the last hidden states in one pass over chunks of targets, differentiable once and backwards."""
     form, learns = (head.factor, head.cap), torch.is_grad_enabled()
     mean_lse, z_NK, log_p_NK, lse_N, candidates_NK = _Fused.apply(
-        hidden_ND, head.weight_VD, head.bias_V, form, share_N, targets_N, (k, tail), learns
+        hidden_ND, head.weight_VD, head.bias_V, form, share_N, targets_N, k, learns
     )
 
     def others(others_NK: Tensor) -> Tensor:
@@ -239,11 +234,9 @@ class _Fused(torch.autograd.Function):
         form: tuple[float, float | None],
         share_N: Tensor,
         targets_N: Tensor,
-        sizes: tuple[int, int],
+        k: int,
         learns: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        k, tail = sizes
-        u_NM = uniforms(targets_N, tail)
         device, (n, d) = hidden_ND.device.type, hidden_ND.shape
         low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
         high = at_least_fp32(weight_VD).dtype
@@ -258,9 +251,9 @@ class _Fused(torch.autograd.Function):
             for rows in _chunks(n, CHUNK // len(weight_VD)):
                 h_nD, share_n1 = hidden_ND[rows].to(low), share_N[rows, None].to(high)
                 z_nV = head.bend(at_least_fp32(F.linear(h_nD, head.weight_VD, head.bias_V)))
-                best_nK, ids_nK = z_nV.topk(k - tail, dim=-1)
-                top_nK = with_true_token_first(ids_nK, targets_N[rows])
-                z_nK = z_nV.gather(-1, top_nK)
+                best_nK, ids_nK = z_nV.topk(k, dim=-1)
+                candidates_NK[rows] = with_true_token_first(ids_nK, targets_N[rows])
+                z_NK[rows] = z_nV.gather(-1, candidates_NK[rows])
                 slope = head.slope(z_nV)
                 # On a CPU torch.softmax adds up one by one: over 49,152 tokens its p sum to 1 within 1e-5 only, the same way in
                 # every row. With the mean row of the head, which p and q have in common, this was 2.5e-4 of a g_pre.
@@ -268,12 +261,8 @@ class _Fused(torch.autograd.Function):
                 sum_n1 = p_nV.sum(dim=-1, keepdim=True)
                 p_nV /= sum_n1
                 lse_n1 = best_nK[:, :1] + sum_n1.log()
-                drawn_nM, log_each_nM = drawn_tail(p_nV, top_nK, u_NM[rows])
-                log_p_nM = p_nV.gather(-1, drawn_nM).clamp_min(torch.finfo(high).tiny).log()
                 lse_N[rows] = lse_n1[:, 0]
-                candidates_NK[rows] = torch.cat([top_nK, drawn_nM], dim=-1)
-                z_NK[rows] = torch.cat([z_nK, lse_n1 + log_p_nM], dim=-1)
-                log_p_NK[rows] = torch.cat([z_nK - lse_n1, log_each_nM], dim=-1)
+                log_p_NK[rows] = z_NK[rows] - lse_n1
                 if isinstance(slope, Tensor) or slope != 1:
                     p_nV *= slope
                 # The true token's p is taken off in backward, in high precision: of a token that is known there is little left.
@@ -320,27 +309,6 @@ def with_true_token_first(top_NK: Int[Tensor, "N K"], targets_N: Int[Tensor, " N
         dim=-1, stable=True
     )
     return torch.cat([targets_N[:, None], top_NK.gather(-1, order_NK[:, : k - 1])], dim=-1)
-
-
-def uniforms(targets_N: Int[Tensor, " N"], tail: int) -> Float[Tensor, "N M"]:
-    """Random numbers for a tail. They follow from what the learner read: a resumed run, and the next arm, draw the same."""
-    if tail == 0:
-        return torch.empty(len(targets_N), 0, device=targets_N.device)
-    generator = torch.Generator(targets_N.device).manual_seed(int(targets_N.sum()))
-    return torch.rand(len(targets_N), tail, generator=generator, device=targets_N.device)
-
-
-def drawn_tail(
-    p_NV: Float[Tensor, "N V"], top_NK: Int[Tensor, "N K"], u_NM: Float[Tensor, "N M"]
-) -> tuple[Int[Tensor, "N M"], Float[Tensor, "N M"]]:
-    """Tokens from the rest by p (one may come twice), and the log of the share of the rest that each stands for."""
-    if u_NM.shape[1] == 0:
-        return top_NK[:, :0], p_NV[:, :0]
-    sums_NV = p_NV.scatter(-1, top_NK, 0).cumsum(-1)
-    total_N1 = sums_NV[:, -1:]
-    drawn_NM = torch.searchsorted(sums_NV, u_NM.to(sums_NV) * total_N1, right=True).clamp_max(p_NV.shape[1] - 1)
-    log_each_N1 = (total_N1 / u_NM.shape[1]).clamp_min(torch.finfo(p_NV.dtype).tiny).log()
-    return drawn_NM, log_each_N1.expand_as(drawn_NM)
 
 
 def gather_dot(

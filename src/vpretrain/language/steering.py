@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from vpretrain.errors import UserError
 from vpretrain.language.batch import TokenBatch
-from vpretrain.language.config import DESIGNED, Recipe
-from vpretrain.language.construction import candidate_values
+from vpretrain.language.config import STEERED, Recipe
+from vpretrain.language.values import candidate_values
 from vpretrain.parts import Parts
 from vpretrain.recipe import load_recipe
 from vpretrain.run.checkpoint import checkpoints, load_newest
@@ -31,7 +31,7 @@ class Steering:
         p_NK: the learner's probabilities of them.
         q_NK: the target.
         alpha_N: the gate.
-        values_NK: a_t(v) along the present value direction, see `candidate_values`; None before the first meta update.
+        values_NK: a_t(v) along the present value direction, see `vpretrain.language.values`; None before the first meta update.
     """
 
     candidates_NK: Int[Tensor, "N K"]
@@ -43,14 +43,12 @@ class Steering:
 
 def steering(parts: Parts, batch: TokenBatch) -> Steering:
     """Of a batch, as a meta step sees it: without dropout, and without a trace."""
-    with torch.no_grad(), parts.learner.meta_mode():
-        state = parts.learner.forward(batch).detach()
+    learner: Any = parts.learner
+    with torch.no_grad(), learner.meta_mode():
+        state = learner.observe(batch)
         task = parts.construction.targets(batch, state)
-        target, values_NK = task.target, None
-        if parts.meta is not None:
-            with forward_ad.dual_level():
-                dual = parts.meta.along(batch)
-                values_NK = None if dual is None else candidate_values(dual, target.candidates_NK)
+        target = task.target
+        values_NK = candidate_values(learner, batch, state, None if parts.meta is None else parts.meta.direction)
         p_NK = (state.logits.at(target.candidates_NK) - state.logits.lse_N[:, None]).exp()
     return Steering(target.candidates_NK, p_NK, target.q_NK, task.side["alpha_N"], values_NK)
 
@@ -62,8 +60,8 @@ def at_newest_checkpoint(run: Path) -> tuple[Recipe, Parts, int]:
         run: its directory, wherever that has gone since.
 
     Raises:
-        UserError: the directory is not that of a language run, or the run has no designer, or no checkpoint, or its learner or
-            data are out of reach.
+        UserError: the directory is not that of a language run, or its targets follow no feedback, or it has no checkpoint, or
+            its learner or data are out of reach.
     """
     recipe = _recipe_of(run)
     parts = begin(recipe)
@@ -77,9 +75,9 @@ def _recipe_of(run: Path) -> Recipe:
         raise UserError(f"{run} is not the directory of a run: it has no recipe.yaml")
     recipe = load_recipe(run / "recipe.yaml").model_copy(update={"output": str(run.parent), "name": run.name})
     if not isinstance(recipe, Recipe):
-        raise UserError("a gate is what language designers have: for views see views.png in the run's directory")
-    if recipe.arm not in DESIGNED:
-        raise UserError(f"{run} is a run of {recipe.arm}, which has no designer: name one of an arm like v")
+        raise UserError("a gate is what language targets have: for views see views.png in the run's directory")
+    if recipe.arm not in STEERED:
+        raise UserError(f"{run} is a run of {recipe.arm}, whose targets follow no feedback: name one of an arm like v")
     if not checkpoints(run / "checkpoints"):
-        raise UserError(f"{run} has no checkpoint with a designer yet: run it first")
+        raise UserError(f"{run} has no checkpoint yet: run it first")
     return recipe

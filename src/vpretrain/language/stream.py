@@ -6,20 +6,19 @@ Shapes: B rows, T tokens.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from vpretrain.errors import UserError
 from vpretrain.language.batch import TokenBatch
-from vpretrain.language.config import GuardConfig, SourceConfig, StreamConfig
+from vpretrain.language.config import SourceConfig, StreamConfig
 from vpretrain.language.encode import Document, collate, encode
 from vpretrain.language.source import Example, IndexedSource, StreamingSource, open_source
 from vpretrain.order import Shuffled
 
 HOPELESS = 2000  # so many examples in a row without a usable one end the run
-_POOL = 64  # batches of general text: at r = 8 the first comes again after 512 learner steps
 
 
 class LanguageStream:
@@ -123,36 +122,6 @@ def rows_of(
         tokens -= length if packing else sum(map(len, documents[-1]))  # packed rows are full, or nearly
     chunks = [documents[i : i + batch_size] for i in range(0, len(documents), batch_size)]
     return [collate(chunk, tokenizer, length=length) for chunk in chunks]
-
-
-def general_batches(
-    config: GuardConfig,
-    tokenizer: Any,
-    *,
-    seed: int,
-    held_back: frozenset[str],
-    device: torch.device,
-    packing: bool,
-    rank: int = 0,
-    processes: int = 1,
-) -> Callable[[int], TokenBatch]:
-    """The retention guard's n-th batch: from a pool that is drawn once, so that the number is all the state there is.
-
-    Of several processes each draws all rows and keeps its own. Raises UserError if there are fewer rows than processes.
-    """
-    if config.batch_size < processes:
-        raise UserError(f"guard.batch_size={config.batch_size} is below the {processes} processes: raise it")
-    shape = StreamConfig(
-        sources=config.sources,
-        length=config.length,
-        batch_size=config.batch_size,
-        accumulation=_POOL,
-        packing=packing,
-    )
-    stream = LanguageStream(shape, tokenizer, seed=seed, held_back=held_back)
-    stream.device = device
-    pool = [batch.rows(range(rank, config.batch_size, processes)) for batch in stream.next()]
-    return lambda number: pool[number % len(pool)]
 
 
 class _Packer:

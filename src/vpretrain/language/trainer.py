@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from transformers import Trainer
@@ -15,7 +15,7 @@ from vpretrain.language.attach import VPretraining
 from vpretrain.language.config import DesignerConfig, ValueConfig
 
 _DIRECTORY = "vpretrain"  # in a checkpoint of the Trainer
-_LOGGED = ("value", "g_down_norm", "alpha")
+_LOGGED = ("strength", "value", "g_down_norm", "alpha")
 # Arguments that would be passed over in silence, or that the tangent pass does not survive.
 _REFUSED = {
     "fp16": "values in half precision are noise: set bf16=True, or neither",
@@ -35,7 +35,7 @@ class VPretrainTrainer(Trainer):
 
     Args:
         feedback_dataset: rows with `input_ids` and `labels`, see `VPretraining`.
-        designer, value, feedback_batch_size: as in `VPretraining`.
+        arm, designer, value, feedback_batch_size: as in `VPretraining`.
         arguments, keywords: the Trainer's own. The batches need what `token_batch` reads, and nothing else.
 
     Raises:
@@ -48,6 +48,7 @@ class VPretrainTrainer(Trainer):
         self,
         *arguments: Any,
         feedback_dataset: Iterable[Mapping[str, Any]],
+        arm: Literal["v", "v-exact", "v-learned", "v-paper"] = "v",
         designer: DesignerConfig | None = None,
         value: ValueConfig | None = None,
         feedback_batch_size: int = 8,
@@ -60,6 +61,7 @@ class VPretrainTrainer(Trainer):
         self.vpretraining = VPretraining(
             self.model,
             feedback_dataset,
+            arm=arm,
             designer=designer,
             value=value,
             feedback_batch_size=feedback_batch_size,
@@ -77,6 +79,7 @@ class VPretrainTrainer(Trainer):
         self._losses = self.vpretraining.losses(
             self.state.global_step,
             [self._prepare_inputs(sample) for sample in samples],
+            optimizer=getattr(self.optimizer, "optimizer", self.optimizer),  # Accelerate's wraps it
             # Of all processes, whose gradients are averaged and not summed.
             total=float(targets) / processes if processes > 1 and whole and targets is not None else None,
         )

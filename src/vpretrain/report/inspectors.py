@@ -29,7 +29,7 @@ def inspectors(run: Path) -> list[Markup]:
         UserError: it has no recipe that can be read.
     """
     recipe = load_recipe(run / "recipe.yaml")
-    if recipe.arm not in room(recipe.modality, "config").DESIGNED:
+    if recipe.arm not in room(recipe.modality, "config").STEERED:
         return []
     kind, find = {"language": ("tokens", _tokens), "vision": ("views", _views)}[recipe.modality]
     shown: dict[str, Any] = {"kind": kind, "title": TITLES[recipe.modality], "missing": None}

@@ -99,15 +99,7 @@ class AdamW:
 
         None before the first step, when there is no v_hat yet; parameters that no loss has reached have none either.
         """
-        if self.steps == 0:
-            return None
-        correction = 1 - self.config.betas[1] ** (self.steps - self.skipped)
-        states = {name: self.torch.state.get(self.parameters[name]) for name in names}
-        return {
-            name: 1 / ((state["exp_avg_sq"] / correction).sqrt() + self.config.eps)
-            for name, state in states.items()
-            if state
-        }
+        return adamw_metric(self.torch, {name: self.parameters[name] for name in names})
 
     def state_dict(self) -> dict[str, Any]:
         """Counters and recent losses; the moments are in `optimizer_tensors`."""
@@ -126,6 +118,22 @@ class AdamW:
         leapt = len(self._losses) >= _FEWEST and loss > self.config.skip_above * median(self._losses)
         self._losses.append(loss)  # so that a level which stays becomes the level
         return leapt
+
+
+def adamw_metric(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> Parameters | None:
+    """AdamW's preconditioner P = 1 / (sqrt(v_hat) + eps) over some parameters (App B.4): fresh tensors.
+
+    None where the optimizer has no such statistics: before its first step, or because it is another than Adam or AdamW.
+    """
+    metric = {}
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in parameters.items():
+        state = optimizer.state.get(parameter)
+        if state and "exp_avg_sq" in state:
+            group = groups[id(parameter)]
+            correction = 1 - group["betas"][1] ** float(state["step"])
+            metric[name] = 1 / ((state["exp_avg_sq"] / correction).sqrt() + group["eps"])
+    return metric or None
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

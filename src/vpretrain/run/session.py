@@ -290,31 +290,26 @@ class Session:
         stateful: list[Any] = [*parts.modules.values(), *parts.optimizers.values()]
         kept = [copy.deepcopy(part.state_dict()) for part in stateful]
         random = random_state()
-        feedback_gradients = {} if parts.meta is None else parts.meta.kept
         for _ in range(2):
             start = now()
             batches = parts.stream.next()
-            with torch.no_grad():
-                inputs = parts.construction.inputs(batches[0])
-            state = parts.learner.forward(inputs)
-            with torch.no_grad():
-                task = parts.construction.targets(inputs, state.detach()).detach()
-            parts.learner.loss(state, task).backward()
-            seconds = (now() - start) * len(batches)
-            self.optimizer.torch.zero_grad(set_to_none=True)
-            if parts.meta is not None:
-                start = now()
-                with parts.learner.meta_mode():
-                    parts.meta.values(batches)
+            with contextlib.nullcontext() if parts.meta is None else parts.meta.rehearsal(batches):
                 # As if each update had feedback of its own.
-                seconds += (now() - start) / self.recipe.value.every_steps
+                seconds = (now() - start) / self.recipe.value.every_steps
+                start = now()
+                with torch.no_grad():
+                    inputs = parts.construction.inputs(batches[0])
+                state = parts.learner.forward(inputs)
+                with torch.no_grad():
+                    task = parts.construction.targets(inputs, state.detach()).detach()
+                parts.learner.loss(state, task).backward()
+                seconds += (now() - start) * len(batches)
+            self.optimizer.torch.zero_grad(set_to_none=True)
         parts.stream.load_state_dict(cursors[0])
         parts.feedback.load_state_dict(cursors[1])
         for part, state_dict in zip(stateful, kept, strict=True):
             part.load_state_dict(state_dict)
         set_random_state(random)
-        if parts.meta is not None:
-            parts.meta.kept = feedback_gradients
         return seconds
 
     @contextlib.contextmanager

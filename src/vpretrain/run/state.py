@@ -69,13 +69,16 @@ def captured_meta(meta: MetaUpdate) -> tuple[Groups, dict[str, Any]]:
     groups = _kept(meta)
     if meta.optimizer is not None:
         groups["designer-optimizer"] = optimizer_tensors(meta.optimizer)
-    return groups, {"meta_updates": meta.updates}
+    strength = None if meta.strength is None else dict(vars(meta.strength))
+    return groups, {"meta_updates": meta.updates, "strength": strength}
 
 
 def restore_meta(meta: MetaUpdate, groups: Groups, state: dict[str, Any]) -> None:
     """The reverse of `captured_meta`. Raises UserError: it is of a run with other parts."""
     with fitting():
         meta.updates = state["meta_updates"]
+        if meta.strength is not None:
+            vars(meta.strength).update(state["strength"])
         at = meta.at()
         meta.direction = {name: placed(u, at[name]) for name, u in groups["direction"].items()} or None
         meta.kept = {}
@@ -101,7 +104,7 @@ def fitting() -> Iterator[None]:
 class Before:
     """What a step of Algorithm 1 may have changed by the time that it fails: enough to make it again.
 
-    theta and its optimizer change last, and so need no copy. Nor does phi, unless one meta update takes it several steps.
+    theta and its optimizer change last, and so need no copy. Nor does phi.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -113,13 +116,12 @@ class Before:
         if parts.meta is None:
             return
         self.updates = parts.meta.updates
+        self.strength = captured_meta(parts.meta)[1]["strength"]
         self.groups |= _kept(parts.meta)
         changing: dict[str, tuple[nn.Module, torch.optim.Optimizer | None]] = {
             name: (parts.modules[name], optimizer)  # heads, which are fitted with every feedback batch
             for name, optimizer in parts.optimizers.items()
         }
-        if parts.designer is not None and parts.meta.steps > 1:
-            changing["designer"] = parts.designer, parts.meta.optimizer
         for name, (module, optimizer) in changing.items():
             self.groups[name] = {key: value.clone() for key, value in module.state_dict().items()}
             if optimizer is not None:
@@ -137,7 +139,9 @@ class Before:
         self.parts.stream.load_state_dict(self.cursors["stream"])
         self.parts.feedback.load_state_dict(self.cursors["feedback"])
         groups, state = captured(self.parts, optimizer)
-        return groups if self.updated else groups | self.groups, state
+        if self.updated or self.parts.meta is None:
+            return groups, state
+        return groups | self.groups, state | {"strength": self.strength}
 
 
 def _kept(meta: MetaUpdate) -> Groups:

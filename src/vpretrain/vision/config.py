@@ -11,6 +11,7 @@ from vpretrain.config import Fraction, Strict
 
 Arm = Literal["v", "fixed", "random-mask", "regulariser-only", "random-feedback"]
 DESIGNED = {"v", "regulariser-only", "random-feedback"}  # arms with a designer
+STEERED = DESIGNED  # arms whose task follows the feedback, or their designer's regulariser
 Scale = tuple[float, float]
 Side = Annotated[int, Field(ge=14)]
 
@@ -193,6 +194,7 @@ class Recipe(config.Recipe):
 
     arms: ClassVar[tuple[str, ...]] = get_args(Arm)
     baseline: ClassVar[str] = "fixed"
+    designed: ClassVar[str] = "v"
     unit: ClassVar[str] = "images"
     memory_knobs: ClassVar[str] = "lower stream.batch_size, stream.global_size, stream.local_views or value.batch_size"
 
@@ -204,3 +206,8 @@ class Recipe(config.Recipe):
     designer: DesignerConfig = DesignerConfig()
     value: ValueConfig = ValueConfig()
     evaluation: EvaluationConfig
+
+    @property
+    def has_designer(self) -> bool:
+        """Whether the arm trains a designer."""
+        return self.arm in DESIGNED

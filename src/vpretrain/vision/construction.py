@@ -49,6 +49,10 @@ class Fixed:
         """Nothing to hold back."""
         return torch.zeros(())
 
+    def unit(self, surrogate: Tensor, task: Task) -> Tensor | float:
+        """The value in its own unit."""
+        return 1.0
+
     def parameters(self) -> Iterable[nn.Parameter]:
         """None."""
         return ()

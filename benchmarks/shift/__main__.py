@@ -1,0 +1,117 @@
+"""`make bench-shift`: every arm and seed on the real learner, then V with smaller feedback sets; resumable. Prints tables and
+writes results.json and results.md beside this file.
+
+Anything but the full benchmark (--quick, other arms, seeds, sizes, minutes, settings, --validation) is written below runs/
+instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.command import command
+from benchmarks.shift.data import ROLES, write
+from benchmarks.steering.__main__ import summary
+from benchmarks.steering.table import arms_markdown
+from vpretrain.compare import compare, versions
+from vpretrain.config import Recipe
+from vpretrain.errors import UserError
+from vpretrain.recipe import load_recipe
+from vpretrain.show import draw_curves, remarks, table
+
+ARMS = (
+    "one-hot", "v", "uniform", "self-distillation", "random-feedback", "selection", "token-weights", "v-learned", "v-paper",
+    "mixed-in", "v-mixed-in",
+)  # fmt: skip
+SEEDS, MINUTES, SIZES = 5, 1.5, (16, 64, 256, 1024)  # the last size is that of all arms
+_TRAIN, _DATA = Path("data/gsm8k/train.jsonl"), Path("data/gsm8k-shift")
+_ROOT, _HERE = Path("runs/shift"), Path(__file__).parent
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark, or a part of it."""
+    options = _parser().parse_args(arguments)
+    if not all((_DATA / f"{role}.jsonl").exists() for role in ROLES):
+        if not _TRAIN.exists():
+            raise UserError(f"{_TRAIN} is missing: it is GSM8K's training split, see docs/comparison.md")
+        print(f"problems by role: {write(_TRAIN, _DATA)}")
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    arms = ["one-hot", "v"] if options.quick else options.arms.split(",")
+    seeds = list(range(1 if options.quick else options.seeds))
+    *smaller, whole = map(int, options.sizes.split(","))
+    full = not (options.quick or options.settings or options.validation)
+    full = full and (tuple(arms), len(seeds), (*smaller, whole)) == (ARMS, SEEDS, SIZES) and options.minutes == MINUTES
+    report: dict[str, Any] = {}
+    for size in (whole, *([] if options.quick else smaller)):
+        recipe = recipe_of(size, options)
+        of_size = arms if size == whole else ["v"]
+        resume = (recipe.directory / "recipe.yaml").exists()
+        results = compare(recipe, of_size, seeds=seeds, resume=resume)
+        console.print(table(results, recipe))
+        for line in remarks(results, recipe):
+            console.print(line, highlight=False)
+        if size == whole:
+            draw_curves(recipe, results)
+            report |= summary(recipe, results)
+            report["feedback_pairs"] = {str(size): report["arms"]["v"]["target_nll"]}
+        else:
+            report["feedback_pairs"][str(size)] = _target(results["arms"]["v"])
+    report |= {
+        "command": "make bench-shift" + (f' ARGS="{" ".join(sys.argv[1:])}"' if len(sys.argv) > 1 else ""),
+        "minutes_a_run": options.minutes,
+        "versions": versions(),
+    }
+    _ROOT.mkdir(parents=True, exist_ok=True)
+    file = _HERE / "results.json" if full else _ROOT / f"results-{_variant(options)}.json"
+    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    file.with_suffix(".md").write_text(arms_markdown(report), encoding="utf-8")
+    console.print(f"results: {file}")
+
+
+def recipe_of(size: int, options: argparse.Namespace) -> Recipe:
+    """The recipe that all arms share, with so many feedback pairs."""
+    role = "validation" if options.validation else "test"
+    settings = [
+        f"name={size}-pairs-{_variant(options)}",
+        f"output={_ROOT}",
+        f"feedback.sources.0.limit={size}",
+        f"evaluation.sources.0.path={_DATA / role}.jsonl",
+        f"budget.minutes={options.minutes}",
+        "tracking.trackers=[]",
+    ]
+    return load_recipe("recipes/smollm2-gsm8k-shift.yaml", [*settings, *options.settings])
+
+
+def _target(figures: dict[str, Any]) -> dict[str, float]:
+    return {"mean": figures["answer_nll"], "low": figures["answer_nll_low"], "high": figures["answer_nll_high"]}
+
+
+def _variant(options: argparse.Namespace) -> str:
+    words = [f"{options.minutes:g}min", *(["validation"] if options.validation else [])]
+    return "-".join([*words, *(setting.replace("=", "-").replace("/", "-") for setting in options.settings)])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="make bench-shift ARGS=...", description=__doc__)
+    parser.add_argument("settings", metavar="field=value", nargs="*", help="settings to change in every recipe")
+    parser.add_argument("--quick", action="store_true", help="one-hot and v, one seed")
+    parser.add_argument("--arms", default=",".join(ARMS), help="default: %(default)s")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="training time of a run (default: %(default)s)")
+    sizes = ",".join(map(str, SIZES))
+    parser.add_argument("--sizes", default=sizes, help="feedback pairs; all arms have the last (default: %(default)s)")
+    parser.add_argument(
+        "--validation", action="store_true", help="evaluate on validation problems: for every choice of settings"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,295 @@
+"""The exact task: its closed form, its values and its tangent, each against an independent reference."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from models import FAMILIES, FURTHER_FAMILIES, OTHER_SHAPES, all_logits, random_batch, tiny_model
+from peft import LoraConfig, get_peft_model
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from worlds import tiny_recipe
+
+from vpretrain.language.assemble import assemble
+from vpretrain.language.construction import ExactTask
+from vpretrain.language.learner import LanguageLearner
+from vpretrain.language.values import candidate_values
+from vpretrain.strength import Strength, best_share
+from vpretrain.subset import alignment_subset
+
+WITH_MLP = [*FAMILIES, *[f for f in FURTHER_FAMILIES if f != "mamba"], *OTHER_SHAPES]
+
+
+def adapted(model, targets):
+    model = get_peft_model(model, LoraConfig(r=4, target_modules=targets, lora_dropout=0.1))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def learner_and_direction(model, *, subset="last-mlp", top_k=8, **how):
+    """A learner that keeps entries, and a random u over S."""
+    learner = LanguageLearner(model, top_k=top_k, **how)
+    names = alignment_subset(learner.module, subset)
+    fast = learner.keep_entries(names)
+    generator = torch.Generator().manual_seed(1)
+    u = {
+        n: torch.randn(p.shape, generator=generator, dtype=p.dtype) for n, p in learner.named_parameters() if n in names
+    }
+    return learner, u, fast
+
+
+def dense_tangent(learner, batch, u):
+    """D_u of all logits of the targets, by forward mode through the whole model."""
+    at = {n: p.detach() for n, p in learner.named_parameters() if n in u}
+    with learner.meta_mode(), learner.plain(), sdpa_kernel(SDPBackend.MATH):
+        return torch.func.jvp(lambda ps: all_logits(learner.forward(batch, ps)), (at,), (u,))[1].detach()
+
+
+@pytest.mark.parametrize("family", WITH_MLP)
+def test_the_tangent_from_the_own_pass_is_that_of_the_whole_model(family):
+    learner, u, fast = learner_and_direction(tiny_model(family).eval())
+    assert fast
+    batch = random_batch()
+    state = learner.forward(batch).detach()
+    found = learner.candidate_tangents(batch, state, u)
+    expected = dense_tangent(learner, batch, u).gather(-1, state.logits.candidates_NK)
+    assert float(expected.norm()) > 1
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("targets", [["down_proj"], ["q_proj", "gate_proj", "up_proj"], "all-linear"])
+def test_under_lora_it_is_that_of_the_adapters_in_the_mlp(targets):
+    learner, u, fast = learner_and_direction(adapted(tiny_model().eval(), targets))
+    assert fast
+    assert all("lora" in name and ".mlp." in name for name in u)
+    batch = random_batch()
+    state = learner.observe(batch)
+    expected = dense_tangent(learner, batch, u).gather(-1, state.logits.candidates_NK)
+    torch.testing.assert_close(learner.candidate_tangents(batch, state, u), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("subset", ["last-1", "last-2", "all"])
+def test_a_wider_s_has_the_tangent_of_the_whole_model_too(subset):
+    learner, u, fast = learner_and_direction(tiny_model("llama-untied").eval(), subset=subset)
+    assert not fast
+    batch = random_batch()
+    state = learner.observe(batch)
+    assert state.entry is None
+    expected = dense_tangent(learner, batch, u).gather(-1, state.logits.candidates_NK)
+    torch.testing.assert_close(learner.candidate_tangents(batch, state, u), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "targets"), [("mamba", None), ("llama", ["q_proj"])])
+def test_without_an_mlp_to_train_s_is_the_last_block(family, targets):
+    model = tiny_model(family) if targets is None else adapted(tiny_model(family), targets)
+    learner, u, fast = learner_and_direction(model)
+    assert not fast
+    assert set(u) == set(alignment_subset(learner.module, "last-1"))
+
+
+def test_a_block_of_another_make_is_not_taken_for_what_it_is_not():
+    model = tiny_model().eval()
+    block = model.model.layers[-1]
+
+    class Deep(type(block)):
+        """Adds what entered the first block, which a copy of the last one cannot know."""
+
+        def forward(self, hidden_states, *arguments, **keywords):
+            return super().forward(hidden_states, *arguments, **keywords) + getattr(self, "first", 0.0)
+
+    block.__class__ = Deep
+    model.model.layers[0].register_forward_pre_hook(lambda first, given: vars(block).update(first=given[0]))
+    learner = LanguageLearner(model)
+    assert not learner.keep_entries(alignment_subset(learner.module, "last-mlp"))
+
+
+def test_under_activation_checkpointing_and_in_bf16_the_values_stay():
+    batch = random_batch()
+
+    def values(*, checkpointing=False, bf16=False):
+        model = tiny_model().train()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        learner, u, _ = learner_and_direction(model, bf16=bf16)
+        state = learner.forward(batch)
+        state.logits.mean_lse.backward()  # runs the blocks once more
+        return candidate_values(learner, batch, state.detach(), u), state.logits.candidates_NK
+
+    plain, candidates = values()
+    torch.testing.assert_close(values(checkpointing=True)[0], plain)
+    low, candidates_too = values(bf16=True)
+    same = candidates == candidates_too
+    assert float((low - plain)[same].square().mean().sqrt()) < 0.05  # of an RMS of 1
+
+
+def test_values_are_those_of_the_dense_definition_in_float64():
+    learner, u, _ = learner_and_direction(tiny_model("qwen2-untied").double().eval(), top_k=61)
+    batch = random_batch()
+    state = learner.observe(batch)
+    found_NK = candidate_values(learner, batch, state, u)
+    dz_NV = dense_tangent(learner, batch, u)
+    p_NV = all_logits(state).softmax(-1)
+    a_NV = (p_NV * dz_NV).sum(-1, keepdim=True) - dz_NV  # with K = V p_C is p
+    a_NV = a_NV / (batch.share_N.double() @ (p_NV * a_NV**2).sum(-1)).sqrt()
+    torch.testing.assert_close(found_NK, a_NV.gather(-1, state.logits.candidates_NK), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [1e-12, 1e9])
+def test_the_scale_of_u_has_no_effect(factor):
+    learner, u, _ = learner_and_direction(tiny_model().eval())
+    batch = random_batch()
+    state = learner.observe(batch)
+    scaled = candidate_values(learner, batch, state, {n: factor * g for n, g in u.items()})
+    torch.testing.assert_close(scaled, candidate_values(learner, batch, state, u), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("align", ["dot", "cosine"])
+def test_the_scales_of_g_down_and_of_the_metric_have_no_effect_on_the_task(tmp_path, tokenizer, monkeypatch, align):
+    def target(feedback=1.0, metric=1.0):
+        value = {"strength": 1.0, "align": align}
+        parts = assemble(tiny_recipe(tmp_path, tokenizer, arm="v-exact", value=value))
+        evaluate = parts.learner.evaluate
+        parts.learner.evaluate = lambda *arguments: feedback * evaluate(*arguments)
+        batches = parts.stream.next()
+        generator = torch.Generator().manual_seed(0)
+        P = {n: metric * (0.1 + torch.rand(p.shape, generator=generator)) for n, p in parts.meta.at().items()}
+        parts.meta(batches, lambda names: P)
+        return parts.construction.targets(batches[0], parts.learner.observe(batches[0])).target.q_NK
+
+    plain = target()
+    assert float((1 - plain[:, 0]).mean()) > 0.005
+    for scaled in (target(feedback=1e3), target(metric=1e-4)):
+        torch.testing.assert_close(scaled, plain, rtol=1e-3, atol=1e-5)
+
+
+def exact(values_NK, **how):
+    settings = {"alpha0": 0.05, "temperature": 0.7, "strength": lambda: 1.0} | how
+    return ExactTask(values=lambda batch, state: values_NK, **settings)
+
+
+def test_the_closed_form_is_the_maximum_of_its_objective():
+    learner = LanguageLearner(tiny_model().double().eval(), top_k=6)
+    batch = random_batch(1, 12)
+    state = learner.observe(batch)
+    values_NK = torch.randn(state.logits.z_NK.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    q_NK = exact(values_NK).targets(batch, state).target.q_NK
+    p_NK = state.logits.log_p_NK.softmax(-1)
+    q0_NK = 0.05 * p_NK
+    q0_NK[:, 0] += 0.95
+    free_NK = q0_NK.log().clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([free_NK], max_iter=2000, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimizer.zero_grad()
+        log_q_NK = free_NK.log_softmax(-1)
+        objective = (log_q_NK.exp() * (values_NK - 0.7 * (log_q_NK - q0_NK.log()))).sum()
+        (-objective).backward()
+        return -objective
+
+    optimizer.step(loss)
+    torch.testing.assert_close(q_NK, free_NK.detach().softmax(-1), rtol=1e-4, atol=1e-6)
+
+
+def test_a_share_of_the_task_is_that_share_and_nothing_is_one_hot():
+    learner = LanguageLearner(tiny_model().eval(), top_k=6)
+    batch = random_batch()
+    state = learner.observe(batch)
+    values_NK = torch.randn(state.logits.z_NK.shape, generator=torch.Generator().manual_seed(0))
+    whole, half, none = (
+        exact(values_NK, strength=lambda s=s: s).targets(batch, state).target.q_NK for s in (1.0, 0.5, 0.0)
+    )
+    one_hot = state.logits.one_hot().q_NK
+    assert torch.equal(none, one_hot)
+    torch.testing.assert_close(half, (whole + one_hot) / 2)
+    assert torch.equal(exact(values_NK, alpha0=0.0, temperature=1e30).targets(batch, state).target.q_NK, one_hot)
+    before = ExactTask(0.05, 1.0, lambda: 1.0, lambda batch, state: None)
+    assert torch.equal(before.targets(batch, state).target.q_NK, one_hot)
+
+
+def test_a_step_of_the_exact_task_makes_nothing_of_the_size_of_all_logits_or_of_attention():
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            made = function(*arguments, **(keywords or {}))
+            for tensor in made if isinstance(made, tuple | list) else [made]:
+                if isinstance(tensor, torch.Tensor) and not tensor.is_sparse:
+                    self.numel = max(self.numel, tensor.numel())
+            return made
+
+    learner, u, _ = learner_and_direction(tiny_model(vocabulary=997).eval(), top_k=4)
+    batch = random_batch(4, 120)
+    state = learner.observe(batch)
+    targets, heads = len(batch.targets_N), 4
+    with Largest() as fast:
+        construction = ExactTask(0.02, 1.0, lambda: 1.0, lambda *given: candidate_values(learner, *given, u))
+        construction.targets(batch, state)
+    assert fast.numel < targets * 997 / 4
+    assert fast.numel < 4 * heads * 120 * 120 / 4
+    with Largest() as dense, torch.no_grad(), learner.plain():
+        learner.forward(batch)
+    assert dense.numel >= targets * 997
+
+
+def test_the_share_is_where_a_grid_of_cosines_has_its_maximum():
+    generator = torch.Generator().manual_seed(0)
+    inside = 0
+    for _ in range(60):
+        G, g, d = torch.randn(3, 5, generator=generator, dtype=torch.float64)
+        grid = torch.linspace(0, 1, 2001, dtype=torch.float64)
+        along = g + grid[:, None] * d
+        cosines = along @ G / along.norm(dim=1)
+        expected = float(grid[cosines.argmax()]) if float(G @ d) > 0 else 0.0
+        found = best_share([float(G @ g)], [float(G @ d)], float(g @ g), float(g @ d), float(d @ d))
+        assert found == pytest.approx(expected, abs=1e-3)
+        inside += 0 < expected < 1
+    assert inside > 5
+
+
+def test_the_share_shrinks_with_the_scatter_of_the_pairs():
+    how = {"a": [0.0] * 4, "c": 1.0, "e": 0.0, "f": 1.0}
+    assert best_share(b=[1.0] * 4, **how) == 1.0
+    scattered = [1 - math.sqrt(0.75), 1 + math.sqrt(0.75)] * 2  # a standard error of a half
+    assert best_share(b=scattered, **how) == pytest.approx(0.0, abs=1e-9)
+    half = [1 - math.sqrt(0.375), 1 + math.sqrt(0.375)] * 2
+    assert best_share(b=half, **how) == pytest.approx(0.5)
+    assert best_share(b=[-1.0] * 4, **how) == 0.0
+
+
+def test_judgements_become_rare_and_nothing_is_done_between_them_while_nothing_is_taken():
+    strength = Strength()
+    busy, judged = [], []
+    for update in range(200):
+        if strength.idle(update):
+            continue
+        busy.append(update)
+        if strength.due(update):
+            judged.append(update)
+            strength.judged(update, 0.0)
+    assert judged == [2, 6, 14, 30, 62, 126, 190]
+    assert busy == sorted({u for j in judged for u in (j - 1, j)})
+
+
+def run_lines(recipe):
+    import json
+
+    from vpretrain.run import run_recipe
+
+    result = run_recipe(recipe, overwrite=True)
+    return result, [json.loads(line) for line in (recipe.directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_strength_that_chooses_itself_ignores_noise_and_follows_a_planted_direction(tmp_path, tokenizer):
+    """The stream contradicts the feedback's notation, so that the tilt has something to say."""
+    how = {"budget": {"steps": 40}, "feedback": {"batch_size": 6}, "value": {"every_steps": 1, "batch_size": 2}}
+    noise, _ = run_lines(tiny_recipe(tmp_path, tokenizer, arm="random-feedback", **how))
+    one_hot, _ = run_lines(tiny_recipe(tmp_path, tokenizer, arm="one-hot", **how))
+    v, lines = run_lines(tiny_recipe(tmp_path, tokenizer, arm="v", **how))
+    assert noise["mean_alpha"] < 1e-3 < 5e-3 < v["mean_alpha"]
+    assert noise["answer_nll"] == pytest.approx(one_hot["answer_nll"], abs=0.02)
+    assert [line["step"] for line in lines if "strength" in line] == [2, 6, 14, 30]
+    assert max(line["strength"] for line in lines if "strength" in line) > 0.5
