@@ -208,7 +208,8 @@ def _counted(data: dict[str, Any], shape: PreTrainedConfig) -> Workload:
     """A recipe's counts on a learner that exists as a configuration alone."""
     with tempfile.TemporaryDirectory() as directory:
         shape.save_pretrained(directory)
-        recipe: Recipe = parse_recipe(data | {"learner": data["learner"] | {"name": directory}})
+        arm = "v" if data.get("modality") == "vision" else "v-paper"  # the arm with a designer
+        recipe: Recipe = parse_recipe(data | {"arm": arm, "learner": data["learner"] | {"name": directory}})
         counts: Workload = room(recipe.modality, "estimate").workload(recipe)
         return counts
 

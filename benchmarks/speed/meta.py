@@ -26,7 +26,7 @@ class Meta:
     """A learner with a stream batch and a feedback batch, and the engines on them."""
 
     def __init__(self) -> None:
-        recipe: Any = language_recipe("smollm2-135m", "v", rows=4 * META_ROWS, accumulation=1)
+        recipe: Any = language_recipe("smollm2-135m", "v-paper", rows=4 * META_ROWS, accumulation=1)
         self.parts: Any = assemble(recipe)
         torch.manual_seed(1)
         with torch.no_grad():  # away from a start at which much of the designer's gradient is zero

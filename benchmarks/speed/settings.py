@@ -16,8 +16,8 @@ LANGUAGE: dict[str, dict[str, Any]] = {
     "qwen2.5-0.5b": {"precision": "bf16", "accumulation": 2, "together": False},
 }
 ROWS, LENGTH = 2, 512  # of a micro-batch
-LEAN = "v-lean"  # V with less of what it costs: a designer of the recipes' size, half the feedback batches
-LEAN_LANGUAGE = ["designer.hidden_size=64", "designer.layers=2", "value.feedback_every=2"]
+LEAN = "v-lean"  # V with less of what it costs: half the meta updates; in vision a designer of the recipes' size
+LEAN_LANGUAGE = ["value.every_steps=16"]
 LEAN_VISION = ["designer.width=8", "value.batch_size=2", "value.feedback_every=2"]
 PAIRS, META_ROWS, META_LENGTH = 4, 2, 256  # of a meta update: feedback pairs, and rows of the stream
 
@@ -37,7 +37,7 @@ def language_recipe(learner: str, arm: str, *, rows: int = ROWS, accumulation: i
             "sources": [problems | {"options": {"seed": 1_000_000}}],
         },
         "feedback": {"length": META_LENGTH, "batch_size": PAIRS, "sources": [problems | {"size": 64}]},
-        "value": {"every_steps": PERIOD, "batch_size": META_ROWS, "length": META_LENGTH, "subset": "last-2"},
+        "value": {"every_steps": PERIOD, "batch_size": META_ROWS, "length": META_LENGTH},
         "budget": {"steps": 1000},
         "evaluation": {
             "sources": [problems | {"size": 4, "options": {"seed": 2_000_000}}],

@@ -118,7 +118,7 @@ def test_the_least_period_makes_meta_updates_negligible():
 
 @pytest.mark.parametrize("family", ["llama", "llama-untied", "gpt2", "gemma2"])
 def test_counts_of_a_language_learner_are_those_of_the_real_one(family, tmp_path, tokenizer):
-    recipe = tiny_recipe(tmp_path, tokenizer, family)
+    recipe = tiny_recipe(tmp_path, tokenizer, family, arm="v-paper")
     work = workload(recipe)
     parts = room("language", "assemble").assemble(recipe)
     theta = dict(parts.learner.named_parameters())
@@ -131,7 +131,7 @@ def test_counts_of_a_language_learner_are_those_of_the_real_one(family, tmp_path
 
 def test_under_lora_adapters_alone_have_gradients_and_states(tmp_path, tokenizer):
     lora = {"lora": {"r": 2, "target_modules": ["q_proj", "down_proj"]}}
-    data = recipe_data(tmp_path, tokenizer)
+    data = recipe_data(tmp_path, tokenizer) | {"arm": "v-paper"}
     recipe = parse_recipe(data | {"learner": data["learner"] | lora})
     work, full = workload(recipe), workload(parse_recipe(data))
     parts = room("language", "assemble").assemble(recipe)
@@ -143,7 +143,17 @@ def test_under_lora_adapters_alone_have_gradients_and_states(tmp_path, tokenizer
     assert ddp["AdamW (fp32)"] == 8 * work.trained
 
 
-def test_arms_without_a_designer_have_no_meta_update(tmp_path, tokenizer):
+def test_the_exact_task_has_a_tangent_in_place_of_a_designer(tmp_path, tokenizer):
+    recipe = tiny_recipe(tmp_path, tokenizer)
+    work = workload(recipe)
+    theta = dict(room("language", "assemble").load_learner(recipe)[0].named_parameters())
+    mlp = sum(p.numel() for name, p in theta.items() if ".layers.2.mlp." in name)
+    assert (work.designer, work.subset, work.meta_rows, work.feedback_rows) == (0, mlp, 2, 2)
+    assert work.replicated.value_flops == 0 < work.replicated.feedback_flops
+    assert 0 < work.designer_flops < 0.2 * work.step_flops
+
+
+def test_arms_without_feedback_have_no_meta_update(tmp_path, tokenizer):
     work = workload(tiny_recipe(tmp_path, tokenizer, arm="one-hot"))
     assert (work.designer, work.meta_rows, work.subset, work.designer_flops) == (0, 0, 0, 0)
     plan = on_gpus(work, 2).plans[0]

@@ -13,20 +13,20 @@ from vpretrain.cost import Read, Transformer, designer_floor
 from vpretrain.errors import UserError
 from vpretrain.estimate import BF16, FP32, MetaCost, Workload, block_bytes
 from vpretrain.language.assemble import check_sizes
-from vpretrain.language.config import DESIGNED, SMOOTHED, Recipe
+from vpretrain.language.config import EXACT, MIXED_IN, SMOOTHED, STEERED, Recipe
 from vpretrain.language.designer import TopKDesigner
 from vpretrain.language.load import load_config, with_adapters
 from vpretrain.language.loss import CHUNK
 from vpretrain.language.lower import Lower
 from vpretrain.subset import alignment_subset, blocks_of
 
-_WITHOUT_FEEDBACK = {"one-hot", "mixed-in"} | (SMOOTHED - {"closed-form"})
+_WITHOUT_FEEDBACK = {"one-hot"} | SMOOTHED | (MIXED_IN - EXACT)
 _CANDIDATE_BYTES = 40  # of a candidate and target: its number, logit, log p, score, log r and q
 
 
 def workload(recipe: Recipe) -> Workload:
     """Counts of a recipe, from the learner's configuration alone. Raises UserError for what is not known here."""
-    if recipe.arm not in DESIGNED | _WITHOUT_FEEDBACK:
+    if recipe.arm not in STEERED | _WITHOUT_FEEDBACK:
         raise UserError(
             f"arm={recipe.arm} has passes of its own that estimate does not know: use arm=v, or arm=one-hot"
         )
@@ -49,9 +49,9 @@ def workload(recipe: Recipe) -> Workload:
         trained_head=head.requires_grad,
     )
     stream, value, feedback = recipe.stream, recipe.effective_value, recipe.feedback
-    designed = recipe.arm in DESIGNED
-    subset = alignment_subset(module, value.subset) if designed else ()
-    lower = Lower.below(module, subset) if designed else None
+    steered, designed = recipe.arm in STEERED, recipe.has_designer
+    subset = alignment_subset(module, value.subset) if steered else ()
+    lower = Lower.below(module, subset) if steered else None
     above = len(blocks) - (len(lower.blocks) if lower else 0)
     domains = len({source.domain for source in feedback.sources})
     directions = domains if value.domains == "matched" else 1
@@ -83,8 +83,8 @@ def workload(recipe: Recipe) -> Workload:
         batch_size=stream.batch_size,
         accumulation=stream.accumulation,
         every_steps=value.every_steps,
-        meta_rows=value.batch_size if designed else 0,
-        feedback_rows=feedback.batch_size if designed else 0,
+        meta_rows=value.batch_size if steered else 0,
+        feedback_rows=feedback.batch_size if steered else 0,
         feedback_every=value.feedback_every,
         domains=domains,
         directions=directions,
@@ -104,9 +104,11 @@ def workload(recipe: Recipe) -> Workload:
         + domains * (value.average > 0 or value.feedback_every > 1),
         designer=phi,
         step_flops=size.step(row),
-        designer_flops=designer_floor(phi, row.tokens),
+        # In place of a designer the exact task has a tangent: along u, and through what it changes, in each matrix of S.
+        designer_flops=designer_floor(phi, row.tokens)
+        + (4.0 * sum(trained[n] for n in subset) * row.targets if recipe.arm in EXACT else 0.0),
         # Scores read the candidates' embeddings; the loss reads them for the states' gradient, and adds to the head's.
-        gathered_bytes=row.targets * k * width * (FP32 + element + 2 * FP32 * size.trained_head) if designed else 0.0,
+        gathered_bytes=row.targets * k * width * (FP32 + element + 2 * FP32 * size.trained_head) if steered else 0.0,
         # Besides the blocks: the last norm's, the states that the head reads and their gradient, what is kept of candidates.
         activation_bytes=row.tokens * (kept(len(blocks), bf16) + 4 * width * FP32 + 4 * k * FP32),
         entry_bytes=row.tokens * len(blocks) * width * FP32,
@@ -114,11 +116,13 @@ def workload(recipe: Recipe) -> Workload:
         chunk_bytes=CHUNK * (FP32 + BF16 * bf16),
         head_gradient_bytes=size.head * FP32 * size.trained_head,
         below_bytes=row.tokens * width * FP32 if lower else 0.0,
-        construction_bytes=row.tokens * (4 * width * FP32 + k * _CANDIDATE_BYTES) if designed else 0.0,
-        replicated=meta_cost(size.feedback_floor(share, fed), size.value_floor(share, meta, phi), above),
+        construction_bytes=row.tokens * (4 * width * FP32 + k * _CANDIDATE_BYTES) if steered else 0.0,
+        replicated=meta_cost(
+            size.feedback_floor(share, fed), size.value_floor(share, meta, phi) if designed else 0.0, above
+        ),
         sharded=meta_cost(
             size.feedback_floor(share, fed),
-            size.difference_floor(share, meta, phi),
+            size.difference_floor(share, meta, phi) if designed else 0.0,
             above,
             # g_down and g_pre forward, and back through S; the two differences, in which blocks that only answer are
             # collected as well.
