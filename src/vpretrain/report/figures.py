@@ -63,8 +63,6 @@ _TITLES = {
     "designer_grad_norm": "norm of the designer's gradient",
     "regulariser": "designer's regulariser",
     "lr": "learning rate",
-    "general_alignment": "cosine of g_down and g_gen",
-    "guard_active": "share of updates in which g_down gave way",
 }
 
 
