@@ -26,6 +26,7 @@ from benchmarks.steering.learner import LENGTH, pretrained
 from benchmarks.steering.table import markdown
 from vpretrain.compare import START, compare, read_lines, run_name, versions
 from vpretrain.config import Recipe
+from vpretrain.entry import split_entries
 from vpretrain.errors import UserError
 from vpretrain.probe import probe
 from vpretrain.recipe import parse_recipe, with_overrides
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     full = not (options.quick or options.settings or options.validation)
     full = full and (options.conditions, options.arms) == (",".join(CONDITIONS), ",".join(ARMS))
     full = full and (options.seeds, options.minutes) == (SEEDS, MINUTES)
-    arms = ["one-hot", "v"] if options.quick else options.arms.split(",")
+    arms = ["one-hot", "v"] if options.quick else split_entries(options.arms)
     seeds = list(range(1 if options.quick else options.seeds))
     conditions = {}
     for condition in options.conditions.split(","):
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results = compare(recipe, arms, seeds=seeds, resume=resume, start=start_fork)
         console.print(table(results, recipe))
         for line in remarks(results, recipe):
-            console.print(line, highlight=False)
+            console.print(line, highlight=False, markup=False)
         draw_curves(recipe, results)
         probed = recipe.model_copy(update={"arm": "v", "name": f"{recipe.name}-probe"})
         conditions[condition] = summary(recipe, results) | {"probe": _probed(probed)}
@@ -182,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("settings", metavar="field=value", nargs="*", help="settings to change in every recipe")
     parser.add_argument("--quick", action="store_true", help="one-hot and v, one seed, six seconds a run")
     parser.add_argument("--conditions", default=",".join(CONDITIONS), help="default: %(default)s")
-    parser.add_argument("--arms", default=",".join(ARMS), help="default: %(default)s")
+    parser.add_argument("--arms", default=",".join(ARMS), help="as in vpretrain compare (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="how many (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="training time of a run (default: %(default)s)")
     parser.add_argument(

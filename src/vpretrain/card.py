@@ -240,8 +240,8 @@ def _comparison(file: Path, result: Mapping[str, Any]) -> dict[str, Any]:
     """The comparison that a run is one of, as it is now; empty: there is none, or the file is something else."""
     try:
         comparison = _read(file)
-        arm = comparison["arms"][result["arm"]]
-        runs = {(run["seed"], run["seconds"]) for run in arm.get("runs", [arm])}
+        arms = [arm for arm in comparison["arms"].values() if arm["arm"] == result["arm"]]
+        runs = {(run["seed"], run["seconds"]) for arm in arms for run in arm.get("runs", [arm])}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
     return comparison if (result["seed"], result["seconds"]) in runs else {}

@@ -162,8 +162,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--arms",
-        help="comma-separated, such as one-hot,v,random-feedback (default: the baseline and v); an arm can have settings of "
-        "its own, such as v:value.align=dot:value.every_steps=4",
+        help="comma-separated, such as one-hot,v,random-feedback (default: the baseline and v); an arm may carry settings "
+        "of its own, each after a colon: v:value.align=dot:value.every_steps=4",
     )
     add_seeds(command)
     turns = (
@@ -191,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
         "compare paths of several trainings under one budget, such as V-pretraining, then GRPO",
         "vpretrain posttrain recipe.yaml --paths v,sft,grpo,sft+grpo,v+sft,v+grpo evaluation.points=3",
     )
-    paths = "comma-separated: arms, with + between those of a path; sft and grpo are TRL's"
+    paths = "comma-separated: arms, with + between those of a path, and settings as in compare; sft and grpo are TRL's"
     command.add_argument("--paths", required=True, metavar="ARM,ARM+ARM", help=paths)
     add_seeds(command)
     add_resume(command, "the paths")

@@ -43,21 +43,23 @@ def watch(options: argparse.Namespace) -> int:
 
 def compare(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.overrides)
-    from vpretrain.compare import compare, run_name
+    from vpretrain.compare import START, compare, run_name
+    from vpretrain.entry import split_entries
     from vpretrain.show import draw_curves, remarks, table
 
-    arms = options.arms.split(",") if options.arms else [recipe.baseline, "v"]
+    arms = split_entries(options.arms) if options.arms else [recipe.baseline, "v"]
     again = {"resume": options.resume, "overwrite": options.overwrite}
     results = compare(recipe, arms, seeds=options.seeds, rounds=options.rounds, **again)
     console = _console()
     console.print(table(results, recipe))
     for line in remarks(results, recipe):
-        console.print(line, highlight=False, style="yellow" if line.startswith("warning") else None)
+        console.print(line, highlight=False, markup=False, style="yellow" if line.startswith("warning") else None)
     directory = recipe.directory
     curves = draw_curves(recipe, results)
     print(f"results: {directory / 'results.json'}")
     print(f"curves:  {curves or 'not drawn; pip install matplotlib'}")
-    for name in (run_name(arm, seed, results["seeds"]) for arm in arms for seed in results["seeds"]):
+    trained = [arm for arm in results["arms"] if arm != START]
+    for name in (run_name(arm, seed, results["seeds"]) for arm in trained for seed in results["seeds"]):
         print(f"model:   {directory / name / 'model'}")
         if (sheet := directory / name / "views.png").exists():
             print(f"views:   {sheet}")
@@ -82,11 +84,12 @@ def pareto(options: argparse.Namespace) -> int:
 
 def posttrain(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.overrides)
+    from vpretrain.entry import split_entries
     from vpretrain.posttrain import draw_posttrain, posttrain, posttrain_table
 
     recipe = recipe.model_copy(update={"name": f"{recipe.name}-posttrain"})  # not to meet a comparison of this name
     again = {"resume": options.resume, "overwrite": options.overwrite}
-    results = posttrain(recipe, options.paths.split(","), seeds=options.seeds, **again)
+    results = posttrain(recipe, split_entries(options.paths), seeds=options.seeds, **again)
     _console().print(posttrain_table(results, recipe))
     picture = draw_posttrain(results, recipe)
     _print_results(recipe.directory / "posttrain.json", picture)

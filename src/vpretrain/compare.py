@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import platform
-import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -13,9 +12,10 @@ from statistics import mean
 from typing import Any
 
 from vpretrain.config import Recipe
+from vpretrain.entry import Entry, check_entries, parse_entry
 from vpretrain.errors import UserError
 from vpretrain.files import write_whole
-from vpretrain.recipe import parse_recipe, room, with_overrides
+from vpretrain.recipe import room
 from vpretrain.run.group import Process, run_group
 
 START = "step-0"
@@ -39,7 +39,7 @@ def compare(
 
     Args:
         recipe: what all arms share.
-        arms: names of arms, each with settings of its own if it has any, e.g. ["one-hot", "v", "v:value.align=dot"].
+        arms: names of arms, with or without settings of their own, e.g. ["one-hot", "v", "v:value.align=dot"].
         seeds: of stream order, designer and dropout; none: the recipe's own.
         rounds: turns of each run, over equal shares of its budget, so that a machine that slows down hits all arms alike.
         resume: keep the runs that are finished, continue the one that was interrupted.
@@ -47,37 +47,31 @@ def compare(
         start: as in `run_group`.
 
     Raises:
-        UserError: an unknown arm or setting, a budget of no steps, a taken directory, or a run that failed (its own message
-            stands above).
+        UserError: an unknown arm, a setting that does not fit, a budget of no steps, a taken directory, or a run that failed
+            (its own message stands above).
         Interrupted: a signal stopped it, after the present run had saved itself.
     """
-    unknown = [arm for arm in arms if arm_and_settings(arm)[0] not in recipe.arms]
-    if unknown or not arms:
-        raise UserError(f"unknown arm {', '.join(unknown) or '(none given)'}: choose from {', '.join(recipe.arms)}")
-    for label in arms:  # before any of them runs
-        arm, settings = arm_and_settings(label)
-        parse_recipe(
-            with_overrides(recipe.model_dump(mode="json"), [f"arm={arm}", *settings]), origin=f"--arms {label}"
-        )
+    entries = check_entries(recipe, arms)
     if recipe.budget.steps == 0:
         raise UserError(
             "budget.steps=0 trains nothing that could be compared: give at least 1, or budget.minutes alone"
         )
-    arms, seeds = list(dict.fromkeys(arms)), list(dict.fromkeys(seeds)) or [recipe.seed]
-    follow = room(recipe.modality, "figures").FOLLOW_V if "v" in arms else {}
+    seeds = list(dict.fromkeys(seeds)) or [recipe.seed]
+    v = min((entry for entry in entries if entry.arm == "v"), key=lambda entry: len(entry.settings), default=None)
+    follow = room(recipe.modality, "figures").FOLLOW_V if v else {}
     members = {START: [f"arm={recipe.baseline}", "budget.steps=0"]}
     for turn, seed in enumerate(seeds):  # each seed starts with another arm
-        order = [*arms[turn % len(arms) :], *arms[: turn % len(arms)]]
-        members |= {run_name(a, seed, seeds): _overrides(a, seed) for a in order if a not in follow}
+        order = [*entries[turn % len(entries) :], *entries[: turn % len(entries)]]
+        members |= {run_name(e.label, seed, seeds): _settings(e, seed) for e in order if e.arm not in follow}
     results = run_group(recipe, members, rounds=rounds, resume=resume, overwrite=overwrite, start=start)
     members = {  # what is set to match V can only come after it
-        run_name(arm, seed, seeds): [f"arm={arm}", f"seed={seed}", *settings(results[run_name("v", seed, seeds)])]
-        for seed, (arm, settings) in itertools.product(seeds, follow.items())
-        if arm in arms
+        run_name(e.label, seed, seeds): _settings(e, seed, follow[e.arm](results[run_name(v.label, seed, seeds)]))
+        for seed, e in itertools.product(seeds, entries)
+        if v and e.arm in follow
     }
     if members:
         results |= run_group(recipe, members, rounds=rounds, resume=True, start=start)
-    names = {START: [START]} | {arm: [run_name(arm, seed, seeds) for seed in seeds] for arm in arms}
+    names = {START: [START]} | {e.label: [run_name(e.label, seed, seeds) for seed in seeds] for e in entries}
     runs = {arm: [results[name] for name in of_arm] for arm, of_arm in names.items()}
     scores = {
         arm: [read_lines(recipe.directory / name / "scores.jsonl") for name in of_arm] for arm, of_arm in names.items()
@@ -215,21 +209,15 @@ def _read_off(curve: Sequence[Mapping[str, Any]], axis: str, at: float, cases: s
     raise AssertionError("the curve ends before")
 
 
-def arm_and_settings(label: str) -> tuple[str, list[str]]:
-    """`v:value.align=dot:value.every_steps=4` is the arm v with two settings."""
-    arm, *settings = label.split(":")
-    return arm, settings
+def _settings(entry: Entry, seed: int, following: Sequence[str] = ()) -> list[str]:
+    """Of an entry's run; its own go before those that follow from V."""
+    return [f"arm={entry.arm}", *following, *entry.settings, f"seed={seed}"]
 
 
 def run_name(arm: str, seed: int, seeds: Sequence[int]) -> str:
-    """Of a run of an arm, with or without settings, and of its directory."""
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", arm)
+    """Of the run of an arm, with or without settings of its own, and of its directory."""
+    name = parse_entry(arm).directory
     return name if len(seeds) == 1 else f"{name}.{seed}"
-
-
-def _overrides(label: str, seed: int) -> list[str]:
-    arm, settings = arm_and_settings(label)
-    return [f"arm={arm}", f"seed={seed}", *settings]
 
 
 def read_lines(file: Path) -> Lines:

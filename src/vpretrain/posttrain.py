@@ -16,7 +16,7 @@ from rich.table import Table
 
 from vpretrain.compare import START, over_seeds, paired, read_lines, versions
 from vpretrain.config import Recipe
-from vpretrain.errors import UserError
+from vpretrain.entry import check_entries, parse_entry
 from vpretrain.files import write_whole
 from vpretrain.plot import pyplot
 from vpretrain.recipe import room
@@ -31,17 +31,15 @@ def posttrain(
 
     Args:
         recipe: what all share; its budget is that of a whole path, in equal parts for its stages.
-        paths: arms with + between them.
+        paths: arms, with or without settings of their own, with + between them.
         seeds: none: the recipe's own.
         resume, overwrite: as in `compare`.
 
     Raises:
-        UserError: an unknown arm, or what `run_group` raises.
+        UserError: an unknown arm, a setting that does not fit, or what `run_group` raises.
         Interrupted: a signal stopped it, after the running stage had saved itself.
     """
-    unknown = [arm for path in paths for arm in path.split("+") if arm not in recipe.arms]
-    if unknown or not paths:
-        raise UserError(f"unknown arm {', '.join(unknown) or '(no path)'}: choose from {', '.join(recipe.arms)}")
+    check_entries(recipe, [stage for path in paths for stage in path.split("+")])
     paths, seeds = list(dict.fromkeys(paths)), list(dict.fromkeys(seeds)) or [recipe.seed]
     members: dict[str, list[str]] = {START: [f"arm={recipe.baseline}", "budget.steps=0"]}
     stages: dict[str, list[list[str]]] = {path: [] for path in paths}  # path -> seed -> its runs
@@ -123,15 +121,15 @@ def draw_posttrain(results: dict[str, Any], recipe: Recipe) -> Path | None:
 
 def _stages(recipe: Recipe, path: str, seed: int) -> dict[str, list[str]]:
     """Runs of a path: name -> settings. Paths that begin alike share their first runs."""
-    arms = path.split("+")
+    entries = [parse_entry(stage) for stage in path.split("+")]
     minutes, steps = recipe.budget.minutes, recipe.budget.steps
-    shares = [] if minutes is None else [f"budget.minutes={minutes / len(arms)}"]
-    shares += [] if steps is None else [f"budget.steps={max(1, steps // len(arms))}"]
+    shares = [] if minutes is None else [f"budget.minutes={minutes / len(entries)}"]
+    shares += [] if steps is None else [f"budget.steps={max(1, steps // len(entries))}"]
     runs: dict[str, list[str]] = {}
-    for number, arm in enumerate(arms, start=1):
+    for number, entry in enumerate(entries, start=1):
         before = list(runs)[-1:]
-        name = f"{'_'.join(arms[:number])}.{number}of{len(arms)}.{seed}"
-        runs[name] = [f"arm={arm}", f"seed={seed}", *shares]
+        name = f"{'_'.join(e.directory for e in entries[:number])}.{number}of{len(entries)}.{seed}"
+        runs[name] = [f"arm={entry.arm}", *entry.settings, f"seed={seed}", *shares]
         runs[name] += [f"learner.name={recipe.directory / run}" for run in before]
     return runs
 

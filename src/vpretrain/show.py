@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
-from vpretrain.compare import SECONDS_TOLERANCE, START, arm_and_settings, read_lines, run_name
+from vpretrain.compare import SECONDS_TOLERANCE, START, read_lines, run_name
 from vpretrain.config import Recipe
 from vpretrain.plot import pyplot
 from vpretrain.recipe import room
@@ -32,7 +33,7 @@ def grid(title: str, rows: Sequence[Sequence[str]]) -> Table:
     for number, column in enumerate(rows[0]):
         view.add_column(column, justify="right" if number else "left", vertical="bottom")
     for row in rows[1:]:
-        view.add_row(*row)
+        view.add_row(*map(escape, row))
     return view
 
 
@@ -83,7 +84,7 @@ def remarks(results: dict[str, Any], recipe: Recipe) -> list[str]:
             lines.append(f"{name}: {means}{arm['meta_updates']:g} meta update{'' if arm['meta_updates'] == 1 else 's'}")
         if "warning" in arm:
             lines.append(f"warning: {name}: {arm['warning']}")
-        if arm_and_settings(name)[0] in designed and 0 < arm["meta_updates"] < FEW_UPDATES:
+        if arm["arm"] in designed and 0 < arm["meta_updates"] < FEW_UPDATES:
             lines.append(
                 f"warning: {name} had under {FEW_UPDATES} meta updates, so its designer has hardly begun; raise the budget"
             )
@@ -116,7 +117,7 @@ def _disturbances(trained: Mapping[str, dict[str, Any]], recipe: Recipe) -> list
         lines.append(f"warning: training times differ by more than {SECONDS_TOLERANCE:.0%}, as {why}; {remedy}")
     base, steered = trained.get(recipe.baseline, {}).get(rate), room(recipe.modality, "config").STEERED
     for name, arm in trained.items():
-        if base and arm_and_settings(name)[0] in steered and arm[rate] < SLOW * base:
+        if base and arm["arm"] in steered and arm[rate] < SLOW * base:
             lines.append(
                 f"warning: {name} read {recipe.unit} at {arm[rate] / base:.0%} of {recipe.baseline}'s rate; where "
                 "`vpretrain profile` does not say why, something else used the machine: run again alone, or with --rounds 4"

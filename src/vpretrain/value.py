@@ -80,8 +80,6 @@ class Valued:
         task: the constructed task, with its graph to phi (for the regulariser).
         direction: u.
         share: of this process's part of the batch, relative to the mean over processes.
-        again: the surrogate and the task for what phi has become since, along the same u; None where that is not cheaper than
-            a new value.
     """
 
     value: Tensor
@@ -89,7 +87,6 @@ class Valued:
     task: Task
     direction: Parameters
     share: float = 1.0
-    again: Callable[[], tuple[Tensor, Task]] | None = None
 
 
 def gradient(loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters:
@@ -156,20 +153,14 @@ def jvp(
 ) -> Valued:
     """V by one tangent pass along u; exact up to rounding (METHOD: the linear engine)."""
     inputs = learner.prepare(construction.inputs(batch), at)
-    value, u, task, state = _linearise(learner, construction, inputs, at, g_down, align, share)
+    value, u, task = _linearise(learner, construction, inputs, at, g_down, align, share)
     # A linear Align has no value yet, and takes it from the slope.
-    slope = learner.slope(inputs, {n: at[n].detach() for n in u}, u, whole=value is None)
-    surrogate = share * slope(task)
+    surrogate = share * learner.slope(inputs, {n: at[n].detach() for n in u}, u, whole=value is None)(task)
     # Any other u may be orthogonal to g_pre; and a process may have no part in this batch.
     if align.linear and share > 0 and float(surrogate.detach()) == 0 and float(norm(u)) > 0:
         raise RuntimeError("the tangent was lost on its way through the learner; use value.engine=finite_difference")
-
-    def again() -> tuple[Tensor, Task]:
-        task = construction.targets(inputs, state)
-        return share * slope(task), task
-
     (mean,) = world.mean_of([surrogate]) if value is None else (value,)
-    return Valued(mean.detach(), surrogate, task, u, share, again)
+    return Valued(mean.detach(), surrogate, task, u, share)
 
 
 def finite_difference(
@@ -188,7 +179,7 @@ def finite_difference(
     At each of the two points L_pre is differentiated by what phi has made, at once: behind it theta_S may lie elsewhere again.
     """
     inputs = learner.prepare(construction.inputs(batch), at)
-    value, u, task, _ = _linearise(learner, construction, inputs, at, g_down, align, share)
+    value, u, task = _linearise(learner, construction, inputs, at, g_down, align, share)
     h = relative_step * float(norm(at)) / max(float(norm(u)), torch.finfo(torch.float32).tiny)
     made: list[Tensor] = []  # by phi
     seen, target = _cut(inputs, made), _cut(task.target, made)
@@ -247,26 +238,24 @@ def _linearise(
     g_down: Parameters,
     align: Align,
     share: float,
-) -> tuple[Tensor | None, Parameters, Task, Any]:
-    """The value, where it takes g_pre to know it; the direction u; the task; the learner's detached state."""
+) -> tuple[Tensor | None, Parameters, Task]:
+    """The value, where it takes g_pre to know it; the direction u; the task."""
     if align.linear:
         with torch.no_grad():
             state = learner.forward(inputs, at).detach()
-        return None, align.direction(g_down, None), construction.targets(inputs, state), state
+        return None, align.direction(g_down, None), construction.targets(inputs, state)
     task: Task | None = None
-    seen: Any = None
 
     def loss(parameters: Parameters) -> Tensor:
-        nonlocal task, seen
+        nonlocal task
         state = learner.forward(inputs, parameters)
-        seen = state.detach()
-        task = construction.targets(inputs, seen)
+        task = construction.targets(inputs, state.detach())
         return share * learner.loss(state, task.detach())
 
     with phase("meta: g_pre"):
         g_pre = learner.gradient(loss, at)
     assert task is not None
-    return align(g_down, g_pre).detach(), align.direction(g_down, g_pre), task, seen
+    return align(g_down, g_pre).detach(), align.direction(g_down, g_pre), task
 
 
 def _cut(thing: Any, made: list[Tensor]) -> Callable[[Sequence[Tensor]], Any]:

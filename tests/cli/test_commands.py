@@ -330,6 +330,18 @@ def test_wrong_commands_get_one_line_too(recipe, capsys, tmp_path):
     (tmp_path / "bad.yaml").write_text("a: [")
     assert "is not valid YAML" in refusal(capsys, "run", str(tmp_path / "bad.yaml"))
     assert "unknown arm w: choose from" in refusal(capsys, "compare", recipe(), "--arms", "one-hot,w")
+    for entry, message in {
+        "v:value.align=dto": "v: 'value.align': 'dto' is unknown: choose from 'dot' or 'cosine'",
+        "v:value.algn=dot": "v: unknown key 'value.algn': did you mean 'align'?",
+        "v:value.penalty=0.1:value.align=cosine": "penalty belongs to align=dot",
+        "v:value.align": "override 'value.align' must have the form field=value",
+        "v:": "override '' must have the form field=value",
+        "w:value.align=dot": "unknown arm w: choose from",
+        "v:budget.steps=9": "v: all runs share budget.steps; set it for the whole comparison",
+        "v:seed=1": "all runs share seed",
+    }.items():
+        assert message in refusal(capsys, "compare", recipe(), "--arms", f"one-hot,{entry}")
+    assert not (tmp_path / "runs").exists()
     assert "budget.steps=0 trains nothing" in refusal(capsys, "compare", recipe(), "budget.steps=0")
     assert "is not the directory of a run" in refusal(
         capsys, "export", str(tmp_path / "learner"), str(tmp_path / "new")

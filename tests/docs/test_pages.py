@@ -23,6 +23,7 @@ from worlds import recipe_data
 
 from vpretrain import commands
 from vpretrain.cli import _parser, main
+from vpretrain.entry import check_entries, split_entries
 from vpretrain.recipe import load_recipe, parse_recipe, settings_help
 
 ROOT = Path(__file__).parents[2]
@@ -93,7 +94,9 @@ def test_every_command_parses_and_its_recipe_takes_its_settings(page, monkeypatc
         assert all("=" in word and not word.startswith("-") for word in settings), command
         recipe = getattr(options, "recipe", None)
         if recipe and recipe.startswith("recipes/"):
-            load_recipe(recipe, settings)
+            loaded = load_recipe(recipe, settings)
+            if getattr(options, "arms", None):
+                check_entries(loaded, split_entries(options.arms))
         for point in getattr(options, "point", []):
             load_recipe(recipe, point.split(","))
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
-import yaml
 from worlds import tiny_recipe
 
 from vpretrain import UserError, compare
 from vpretrain.cli import main
+from vpretrain.entry import parse_entry, split_entries
 from vpretrain.errors import Paused
-from vpretrain.recipe import room, save_recipe
+from vpretrain.recipe import load_recipe, room, save_recipe
+from vpretrain.report.collect import collect
 from vpretrain.run import run_recipe
 from vpretrain.run.checkpoint import load_checkpoint
 from vpretrain.show import draw_curves, remarks, table
@@ -78,24 +81,6 @@ def test_arms_take_turns_over_seeds_and_end_where_they_would_alone(tmp_path, tok
     assert draw_curves(recipe, results).stat().st_size > 1000
 
 
-def test_an_arm_may_have_settings_of_its_own(tmp_path, tokenizer, in_this_process):
-    recipe = tiny_recipe(tmp_path, tokenizer)
-    labels = ["v", "v:value.strength=1:value.align=cosine"]
-    results = compare.compare(recipe, [*labels, labels[1]])
-    assert list(results["arms"]) == ["step-0", *labels]
-    plain, changed = (
-        yaml.safe_load((recipe.directory / name / "recipe.yaml").read_text())
-        for name in ("v", "v-value.strength-1-value.align-cosine")
-    )
-    assert (plain["value"]["strength"], changed["value"]["strength"], changed["value"]["align"]) == (
-        "auto",
-        1,
-        "cosine",
-    )
-    assert changed["arm"] == "v"
-    assert f"v minus {labels[1]}" in "\n".join(remarks(results, recipe))
-
-
 @pytest.mark.parametrize("label", ["w:value.strength=1", "v:value.strength=2", "v:value.alline=dot", "v:strength"])
 def test_wrong_settings_of_an_arm_are_refused_before_any_run(tmp_path, tokenizer, in_this_process, label):
     with pytest.raises(UserError, match=r"unknown|strength|override"):
@@ -136,6 +121,55 @@ def test_pass_at_k_is_averaged_over_seeds_and_shown_at_its_largest_k():
 def test_unknown_arms_are_named(tmp_path, tokenizer):
     with pytest.raises(UserError, match="unknown arm two-hot: choose from v, one-hot"):
         compare.compare(tiny_recipe(tmp_path, tokenizer), ["two-hot"])
+
+
+def test_an_arm_may_have_settings_of_its_own(tmp_path, tokenizer, in_this_process, monkeypatch):
+    follow = {"self-distillation": lambda v: [f"control.alpha={v['seed'] / 4 + 0.25}", "control.keep=0.25"]}
+    monkeypatch.setattr(room("language", "figures"), "FOLLOW_V", follow)
+    recipe = tiny_recipe(tmp_path, tokenizer)
+    dot = "v:value.align=dot:value.strength=1"
+    arms = ["one-hot", dot, "self-distillation:control.keep=0.75", "v:value.strength=1:value.align=dot"]
+    results = compare.compare(recipe, arms, seeds=[0, 1])
+    ran = [next(word for word in command if word.startswith("name=")) for command in in_this_process]
+    own = ["v-value.align-dot-value.strength-1", "self-distillation-control.keep-0.75"]
+    members = ["step-0", "one-hot.0", f"{own[0]}.0", f"{own[0]}.1", "one-hot.1", f"{own[1]}.0", f"{own[1]}.1"]
+    assert ran == [f"name={member}" for member in members]
+    assert list(results["arms"]) == ["step-0", *arms[:3]]
+    assert results["arms"][dot]["arm"] == "v"
+    assert set(results["differences"]["nll"][dot]) == {"step-0", "one-hot", arms[2]}
+
+    saved = load_recipe(recipe.directory / members[3] / "recipe.yaml")
+    assert (saved.arm, saved.seed, saved.value.align, saved.value.strength) == ("v", 1, "dot", 1)
+    assert load_recipe(recipe.directory / "one-hot.1/recipe.yaml").value == recipe.value
+    # What is set to match V follows the only V there is, and keeps its own settings.
+    after = load_recipe(recipe.directory / members[6] / "recipe.yaml").control
+    assert (after.alpha, after.keep) == (0.5, 0.75)
+
+    assert dot in list(table(results, recipe).columns[0].cells)
+    assert f"{dot} minus one-hot" in "\n".join(remarks(results, recipe))
+    assert draw_curves(recipe, results).stat().st_size > 1000
+    study = collect(recipe.directory)
+    assert {arm: len(runs) for arm, runs in study.runs.items()} == {"step-0": 1} | dict.fromkeys(arms[:3], 2)
+    card = (recipe.directory / members[3] / "model/README.md").read_text()
+    assert "All arms of the comparison" in card
+
+
+def test_names_of_directories_tell_entries_apart():
+    plain = {
+        "v": "v",
+        "v:value.subset=last-1": "v-value.subset-last-1",
+        "one-hot:optimizer.lr=1e-5:seed=1": "one-hot-optimizer.lr-1e-5-seed-1",
+    }
+    assert {text: parse_entry(text).directory for text in plain} == plain
+    others = [
+        "v:optimizer.lr=1e-5", "v:optimizer.lr=1e+5", "v:value.subset=name:a/b", "v:value.subset=name:a.b",
+        f"v:value.subset=name:{'x' * 300}", f"v:value.subset=name:{'x' * 301}", "v:optimizer.betas=[0.9, 0.95]",
+    ]  # fmt: skip
+    names = [parse_entry(text).directory for text in others]
+    assert len(set(names)) == len(others)
+    assert all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) and len(name) < 120 for name in names)
+    assert parse_entry("v:value.subset=name:a:value.align=dot").settings == ("value.subset=name:a", "value.align=dot")
+    assert split_entries("one-hot,v:optimizer.betas=[0.9,0.95],v") == ["one-hot", "v:optimizer.betas=[0.9,0.95]", "v"]
 
 
 def test_an_interval_over_seeds_and_cases_counts_both():

@@ -58,4 +58,17 @@ def test_paths_share_first_stages_and_pay_for_all_of_theirs(tmp_path, tokenizer,
 def test_unknown_arms_are_refused_before_the_long_work(tmp_path, tokenizer):
     with pytest.raises(UserError, match="unknown arm dpo"):
         posttrain(tiny_recipe(tmp_path, tokenizer), ["v+dpo"])
+    with pytest.raises(UserError, match="'dto' is unknown: choose from 'dot'"):
+        posttrain(tiny_recipe(tmp_path, tokenizer), ["one-hot+v:value.align=dto"])
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_stage_may_have_settings_of_its_own(tmp_path, tokenizer, in_this_process):
+    recipe = tiny_recipe(tmp_path, tokenizer, budget={"steps": 2})
+    path = "v:value.align=dot+one-hot"
+    results = posttrain(recipe, [path])
+    assert list(results["paths"]) == [path]
+    first = load_recipe(recipe.directory / "v-value.align-dot.1of2.0/recipe.yaml")
+    assert (first.value.align, first.budget.steps) == ("dot", 1)
+    second = load_recipe(recipe.directory / "v-value.align-dot_one-hot.2of2.0/recipe.yaml")
+    assert (second.arm, second.value.align) == ("one-hot", recipe.value.align)

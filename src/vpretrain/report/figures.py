@@ -63,8 +63,6 @@ _TITLES = {
     "designer_grad_norm": "norm of the designer's gradient",
     "regulariser": "designer's regulariser",
     "lr": "learning rate",
-    "general_alignment": "cosine of g_down and g_gen",
-    "guard_active": "share of updates in which g_down gave way",
 }
 
 
@@ -284,9 +282,9 @@ def _label(axis: Any, ends: Mapping[str, tuple[int | None, float]]) -> None:
 
 
 def _short(text: str, longest: int = _LONGEST) -> str:
-    """On one line, and short enough for a picture."""
+    """On one line, and short enough for a picture; cut in the middle, since arms with settings differ at their ends."""
     line = "".join(c if c.isprintable() else " " for c in str(text))
-    return line if len(line) <= longest else line[: longest - 1] + "…"
+    return line if len(line) <= longest else f"{line[: longest // 2]}…{line[longest // 2 + 1 - longest :]}"
 
 
 def _svg(

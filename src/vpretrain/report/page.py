@@ -144,7 +144,8 @@ def _cost(study: Study) -> Table | None:
     runs = [run for arm, of_arm in study.runs.items() if arm != START for run in of_arm if run.result]
     if not runs:
         return None
-    rates = [r.result[f"{unit}_per_s"] for r in runs if r.recipe.arm == study.recipe.baseline and r.result["steps"]]
+    of_baseline = [run.result for run in study.runs.get(study.recipe.baseline, ()) if run.result]
+    rates = [result[f"{unit}_per_s"] for result in of_baseline if result["steps"]]
     base = sum(rates) / len(rates) if rates else None
     share = [f"of {study.recipe.baseline}'s rate"] if base else []
     rows = [["run", "seconds", "steps", f"{unit}/s", *share, "seconds a step", "meta updates", "processes", "memory"]]

@@ -1,0 +1,75 @@
+"""An entry of a comparison: an arm, or an arm with settings of its own, such as `v:value.align=dot:value.every_steps=4`."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vpretrain.config import Recipe
+from vpretrain.errors import UserError
+from vpretrain.recipe import parse_recipe, with_overrides
+
+# What all runs of a comparison share, or what it sets itself.
+_COMMON = ("modality", "name", "output", "arm", "seed", "learner.name", "budget", "evaluation")
+_LONGEST = 100  # of a directory's name, without what follows a run's
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An arm with settings (`field=value`) of its own."""
+
+    arm: str
+    settings: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """As it was asked for: its name in tables and results."""
+        return ":".join([self.arm, *self.settings])
+
+    @property
+    def directory(self) -> str:
+        """Its label as the name of a run: `v-value.align-dot`; with a hash where dashes alone would not tell it apart."""
+        name = re.sub(r"[^A-Za-z0-9._-]", "-", self.label)
+        if len(name) <= _LONGEST and all(re.fullmatch(r"[\w.]+=[\w.-]+", text, re.ASCII) for text in self.settings):
+            return name
+        return f"{name[:_LONGEST]}-{hashlib.sha256(self.label.encode()).hexdigest()[:8]}"
+
+
+def parse_entry(text: str) -> Entry:
+    """`ARM` or `ARM:field=value:field=value`; a value may hold colons (`value.subset=name:REGEX`)."""
+    arm, colon, settings = text.strip().partition(":")
+    return Entry(arm, tuple(re.split(r":(?=[\w.]+=)", settings)) if colon else ())
+
+
+def split_entries(text: str) -> list[str]:
+    """Entries with commas between them; commas in square brackets belong to a value."""
+    return re.split(r",(?![^\[\]]*\])", text)
+
+
+def check_entries(recipe: Recipe, texts: Sequence[str]) -> list[Entry]:
+    """The entries, each once.
+
+    Args:
+        recipe: what they are to run with.
+        texts: see `parse_entry`.
+
+    Raises:
+        UserError: none, an unknown arm, a setting that all runs share, or one that the recipe does not take.
+    """
+    entries = [parse_entry(text) for text in texts]
+    unknown = [entry.arm for entry in entries if entry.arm not in recipe.arms]
+    if unknown or not entries:
+        raise UserError(f"unknown arm {', '.join(unknown) or '(none given)'}: choose from {', '.join(recipe.arms)}")
+    for entry in entries:
+        for setting in entry.settings:
+            field = setting.partition("=")[0].strip()
+            if any(field == common or field.startswith(f"{common}.") for common in _COMMON):
+                raise UserError(f"{entry.arm}: all runs share {field}; set it for the whole comparison")
+        own = with_overrides(recipe.model_dump(mode="json"), [f"arm={entry.arm}", *entry.settings])
+        parse_recipe(own, origin=entry.arm)
+    different: dict[tuple[str, frozenset[str]], Entry] = {}
+    for entry in entries:
+        different.setdefault((entry.arm, frozenset(entry.settings)), entry)
+    return list(different.values())
