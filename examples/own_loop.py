@@ -48,7 +48,7 @@ batches = iter(stream)
 for step in range(STEPS):
     micro_batches = [next(batches) for _ in range(ACCUMULATION)]
     total = 0.0
-    for loss in v.losses(step, micro_batches, optimizer=optimizer):  # + (it was: model(**batch).loss / ACCUMULATION for each batch)
+    for loss in v.losses(step, micro_batches, optimizer=optimizer):  # + (was model(**batch).loss / ACCUMULATION)
         loss.backward()
         total += loss.item()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
