@@ -145,7 +145,7 @@ class MetaUpdate:
         if self.optimizer is not None and valued:
             record["value"] = float(mean([(w, v.value) for w, v in valued]))
             _refuse("value", record["value"])
-            units = [self.construction.unit(v.surrogate, v.task) for _, v in valued]
+            units = [self.construction.unit(v.surrogate / (v.share or 1.0), v.task) for _, v in valued]
             surrogate = mean([(w, v.surrogate / unit) for (w, v), unit in zip(valued, units, strict=True)])
             regulariser = mean([(w, v.share * self.construction.regulariser(v.task)) for w, v in valued])
             record["regulariser"] = world.mean(float(regulariser.detach()))

@@ -77,6 +77,8 @@ def recipe_of(case, parallel, root, tokenizer, name):
     stream = {"batch_size": 4, **changes.pop("stream", {})}
     feedback = {"batch_size": 4} | ({"sources": two_domains(root)} if "domains" in case else {})
     value = {"batch_size": 4, **value}
+    if parallel == "fsdp":  # shards judge the strength on means of pairs, and so a little differently
+        value.setdefault("strength", 1.0)
     return tiny_recipe(root, tokenizer, name=name, value=value, stream=stream, feedback=feedback, **changes)
 
 
