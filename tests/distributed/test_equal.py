@@ -20,7 +20,8 @@ PARTS = {"learner": "", "teacher": "", "designer": "", "designer-optimizer": "ex
 SMALL = {"predictor_width": 16, "predictor_layers": 1, "predictor_heads": 2, "warm_up_steps": 5}
 LORA = {"r": 4, "alpha": 8, "dropout": 0.0}
 FSDP = {"parallel": "fsdp"}
-# fp32: sums in another order. A difference quotient magnifies their rounding, and Adam that of gradients near 0, in phi alone.
+# fp32: sums in another order. A difference quotient magnifies their rounding, Adam that of gradients near 0, in phi alone, and
+# the exponent of a tilt that of values near 0, in the gate.
 TOLERANCE = {"ddp": 1e-4, "fsdp": 1e-2}
 OF_PHI = {"ddp": 1e-3, "fsdp": 5e-2}
 
@@ -125,7 +126,7 @@ def test_two_processes_are_one(tmp_path, tokenizer, many, differences_seen, case
     together(2, run, two)
     found = differences(one, two)
     differences_seen[f"{case} {parallel}"] = dict(found)
-    phi = found.pop("designer", 0.0)
+    phi = max(found.pop("designer", 0.0), found.pop("alpha_N", 0.0))
     if parallel == "fsdp" and two.value.align == "dot":  # the value itself is the quotient, and no product of gradients
         assert found.pop("value", 0.0) < 5e-2
     assert max(found.values()) < TOLERANCE[parallel], found
