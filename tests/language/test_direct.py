@@ -8,7 +8,7 @@ from itertools import islice, pairwise
 
 import pytest
 import torch
-from worlds import sums, tiny_recipe, write_jsonl
+from worlds import recipe_data, sums, tiny_recipe, write_jsonl
 
 from vpretrain.config import BudgetConfig
 from vpretrain.errors import Paused, UserError
@@ -141,6 +141,23 @@ def test_pairs_come_by_weight_without_those_that_are_held_back(tmp_path, tokeniz
 
 def test_the_reward_is_what_verifies_solutions_elsewhere():
     assert reward(["so #### 12", "it is 13", "1,200.0"], truth=["12", "12", "1200"]) == [1.0, 0.0, 1.0]
+
+
+def test_the_reward_is_for_what_stands_before_the_stop_string():
+    attempts = ["it is 12.\nQuestion: 3 + 3 #### 6", "it is 6.\nQuestion: 6 + 6 #### 12"]
+    assert reward(attempts, truth=["12", "12"], stop=["\nQuestion:"]) == [1.0, 0.0]
+    assert reward(attempts, truth=["12", "12"]) == [0.0, 1.0]
+
+
+def test_grpo_is_told_the_recipes_stop_strings(tmp_path, tokenizer, monkeypatch):
+    heard = []
+    monkeypatch.setattr(
+        direct, "reward", lambda completions, *, stop, **_: heard.append(stop) or [0.0] * len(completions)
+    )
+    evaluation = recipe_data(tmp_path, tokenizer)["evaluation"] | {"stop": ["\n\n"]}
+    run_recipe(recipe_of(tmp_path, tokenizer, "grpo", evaluation=evaluation))
+    assert heard
+    assert all(stop == ["\n\n"] for stop in heard)
 
 
 def test_raw_text_alone_is_refused_before_the_long_work(tmp_path, tokenizer):

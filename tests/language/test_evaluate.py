@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from models import tiny_model
+from tokenizers import decoders
 from torch.nn import functional as F
 from worlds import recipe_data, tiny_recipe
 
 from vpretrain.language.assemble import assemble, load_evaluation
 from vpretrain.language.learner import LanguageLearner
-from vpretrain.language.solve import final_answer, is_correct, pass_at_k, solve
+from vpretrain.language.solve import before_stop, final_answer, is_correct, pass_at_k, solve
 from vpretrain.recipe import parse_recipe
 from vpretrain.statistics import bootstrap_interval, paired_difference
 
@@ -130,3 +131,86 @@ def test_sampled_solutions_are_the_same_twice_and_leave_the_random_numbers_alone
     assert [("correct_samples" in problem) for problem in result["problems"]] == [True] * 2 + [False] * 4
     torch.manual_seed(5)
     assert parts.evaluate() == result
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "before"),
+    [
+        ("it is 4\nquestion: 3 + 3", ["\nquestion:"], "it is 4"),
+        ("4\nproblem: 5\nquestion: 6", ["\nquestion:", "\nproblem:"], "4"),  # the first in the text, not in the list
+        ("a question: 4", ["\nquestion:"], "a question: 4"),
+        ("4\nquestion: 5", [], "4\nquestion: 5"),
+        ("\nquestion: 5", ["\nquestion:"], ""),
+    ],
+)
+def test_a_solution_ends_before_the_first_stop_string(text, stop, before):
+    assert before_stop(text, stop) == before
+
+
+@pytest.fixture
+def scripted(tmp_path, tokenizer):
+    """Solutions written beforehand, through transformers' own decoding: the learner may choose among one token only."""
+    tokenizer.backend_tokenizer.decoder = decoders.Fuse()
+    recipe = tiny_recipe(tmp_path, tokenizer)
+    learner, problems = assemble(recipe).learner, load_evaluation(recipe, tokenizer).problems
+    generate = learner.generate
+
+    def solved(scripts, **how):
+        ids = [tokenizer(script)["input_ids"] + [tokenizer.eos_token_id] for script in scripts]
+
+        def generate_script(**arguments):
+            start = arguments["input_ids"].shape[1]
+
+            def force(ids_BT, scores_BV):
+                only_BV = torch.full_like(scores_BV, -torch.inf)
+                for row in range(len(ids_BT)):
+                    script = ids[row // (len(ids_BT) // len(ids))]
+                    only_BV[row, script[min(ids_BT.shape[1] - start, len(script) - 1)]] = 0.0
+                return only_BV
+
+            return generate(**arguments, logits_processor=[force])
+
+        learner.generate = generate_script
+        return solve(learner, tokenizer, problems[: len(scripts)], 60, **how)
+
+    return solved
+
+
+RIGHT_THEN_WRONG = "the sum is 4.\nquestion: 3 + 3\n#### 7"
+WRONG_THEN_RIGHT = "the sum is 7.\nquestion: 2 + 2\n#### 4"
+
+
+@pytest.mark.parametrize("samples", [0, 2])
+def test_a_solution_is_judged_by_what_stands_before_the_stop_string(scripted, samples):
+    scripts = [RIGHT_THEN_WRONG, WRONG_THEN_RIGHT, "it is 4"]
+
+    def correct(**how):
+        return [[is_correct(text, "4") for text in texts] for texts in scripted(scripts, samples=samples, **how)]
+
+    each = max(1, samples)
+    assert correct(stop=["\nquestion:"]) == [[True] * each, [False] * each, [True] * each]
+    assert correct(stop=["\nproblem:", "\nquestion:"]) == correct(stop=["\nquestion:"])
+    assert correct() == [[False] * each, [True] * each, [True] * each]  # without one all of the text counts
+
+
+def test_problems_of_a_batch_stop_each_by_itself(scripted):
+    scripts = ["4.\nquestion: 3", "a longer solution which is 12.\nquestion: 3", "no stop string at all", "\nquestion:"]
+    together = scripted(scripts, stop=["\nquestion:"])
+    assert together == [scripted([script], stop=["\nquestion:"])[0] for script in scripts]
+    assert together == [["4."], ["a longer solution which is 12."], ["no stop string at all"], [""]]
+
+
+def test_decoding_ends_with_the_stop_string(scripted):
+    for stop, tokens in ((["\nquestion:"], len("4.\nquestion:")), ([], len("4.\nquestion: 3 + 3") + 1)):
+        heard = []
+        scripted(["4.\nquestion: 3 + 3"], stop=stop, done=heard.append)
+        assert heard == pytest.approx([number / 60 for number in range(1, tokens + 1)])
+
+
+def test_an_evaluation_stops_where_its_recipe_says(tmp_path, tokenizer, monkeypatch):
+    heard = []
+    monkeypatch.setattr("vpretrain.language.evaluate.solve", lambda *_, stop, **how: heard.append(stop) or [["4"]] * 2)
+    for settings in ({}, {"stop": ["\n\n"]}, {"stop": []}):
+        evaluation = recipe_data(tmp_path, tokenizer)["evaluation"] | settings
+        assemble(tiny_recipe(tmp_path, tokenizer, evaluation=evaluation)).evaluate()
+    assert heard == [["\nQuestion:", "\nProblem:"], ["\n\n"], []]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -250,6 +250,11 @@ class EvaluationConfig(config.EvaluationConfig):
     )
     temperature: float = Field(0.8, gt=0, description="Of these draws.")
     max_new_tokens: int = Field(192, ge=1, description="Length of a solution at most.")
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
+        ["\nQuestion:", "\nProblem:"],
+        description="A solution ends before the first of these strings: a base model that has answered makes up the next "
+        "problem. grpo's attempts are judged by the same part. []: nowhere.",
+    )
     retention_tokens: int = Field(8192, ge=64, description="Tokens of retention text a source.")
     length: int = Field(512, ge=8, description="Longer examples are cut to this many tokens.")
     batch_size: int = Field(8, ge=1, description="Examples a forward pass.")

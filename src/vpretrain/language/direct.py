@@ -12,6 +12,7 @@ import math
 import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -23,7 +24,7 @@ from vpretrain.errors import NonFinite, UserError
 from vpretrain.language.config import Recipe, SourceConfig
 from vpretrain.language.encode import encode
 from vpretrain.language.learner import LanguageLearner
-from vpretrain.language.solve import is_correct, marked_answer, math_verify, needs_mathematics, reference
+from vpretrain.language.solve import before_stop, is_correct, marked_answer, math_verify, needs_mathematics, reference
 from vpretrain.language.source import Example, StreamingSource, open_source
 from vpretrain.language.stream import HOPELESS
 from vpretrain.order import Shuffled
@@ -144,7 +145,7 @@ class DirectTraining:
             **common,
         )
         config._n_gpu = 1
-        return GRPOTrainer(args=config, reward_funcs=reward, **given)
+        return GRPOTrainer(args=config, reward_funcs=partial(reward, stop=recipe.evaluation.stop), **given)
 
 
 def rows(
@@ -166,9 +167,9 @@ def rows(
         yield {"prompt": example.prompt, **other}
 
 
-def reward(completions: Sequence[str], truth: Sequence[str], **other: Any) -> list[float]:
-    """1 for the right final answer, else 0: what verifies a solution verifies it everywhere."""
-    return [float(is_correct(text, answer)) for text, answer in zip(completions, truth, strict=True)]
+def reward(completions: Sequence[str], truth: Sequence[str], *, stop: Sequence[str] = (), **other: Any) -> list[float]:
+    """1 for the right final answer before the first stop string, else 0: attempts are judged as the evaluation's are."""
+    return [float(is_correct(before_stop(text, stop), answer)) for text, answer in zip(completions, truth, strict=True)]
 
 
 def mixture(sources: Sequence[SourceConfig], *, seed: int, usable: Callable[[Example], bool]) -> Iterator[Example]:

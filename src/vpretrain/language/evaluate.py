@@ -124,6 +124,7 @@ class Evaluation:
             config.max_new_tokens,
             samples=samples,
             temperature=config.temperature,
+            stop=config.stop,
             **how,
         )
         return [

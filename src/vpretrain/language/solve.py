@@ -30,9 +30,24 @@ def solve(
     *,
     samples: int = 0,
     temperature: float = 1.0,
+    stop: Sequence[str] = (),
     done: Callable[[float], None] = lambda share: None,
 ) -> list[list[str]]:
-    """Solutions of each problem: `samples` drawn ones, or the greedy one. `done` hears what share of the tokens is there."""
+    """Solutions of each problem: `samples` drawn ones, or the greedy one.
+
+    Args:
+        learner: theta.
+        tokenizer: the learner's.
+        examples: the problems, decoded as one batch.
+        max_new_tokens: of a solution at most.
+        samples: solutions drawn for each problem; 0: the greedy one.
+        temperature: of the draws.
+        stop: a solution ends before the first of these strings, and its decoding once one is there.
+        done: hears after each token what share of `max_new_tokens` is there.
+
+    Returns:
+        a list of texts for each problem, none with a stop string in it.
+    """
     begin = begin_ids(tokenizer)
     prompts = [begin + tokenizer(example.prompt, add_special_tokens=False)["input_ids"] for example in examples]
     length = max(map(len, prompts))
@@ -44,26 +59,32 @@ def solve(
     how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if samples:
         how = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0, "num_return_sequences": samples}
+    # The newest token completes a stop string, and each of the string's tokens holds at least one byte of it.
+    tail = 1 + max((len(string.encode()) for string in stop), default=0)
+
+    def ended(ids_BT: Tensor, scores: Any, **_: Any) -> Tensor:
+        """A criterion of transformers: which rows have met a stop string, [B]."""
+        done((ids_BT.shape[1] - length) / max_new_tokens)
+        texts = tokenizer.batch_decode(ids_BT[:, length:][:, -tail:], skip_special_tokens=True)
+        return torch.tensor([before_stop(text, stop) != text for text in texts], device=ids_BT.device)
+
     generated = learner.generate(
         input_ids=ids_BT.to(learner.device),
         attention_mask=mask_BT.to(learner.device),
         max_new_tokens=max_new_tokens,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id,
-        stopping_criteria=[
-            lambda ids_BT, scores, **_: _told(ids_BT, (ids_BT.shape[1] - length) / max_new_tokens, done)
-        ],
+        stopping_criteria=[ended],
         **how,
     )[:, length:]
-    texts = tokenizer.batch_decode(generated, skip_special_tokens=True)
+    texts = [before_stop(text, stop) for text in tokenizer.batch_decode(generated, skip_special_tokens=True)]
     each = max(1, samples)
     return [texts[first : first + each] for first in range(0, len(texts), each)]
 
 
-def _told(ids_BT: Tensor, share: float, done: Callable[[float], None]) -> Tensor:
-    """A criterion that stops no row."""
-    done(share)
-    return torch.zeros(len(ids_BT), dtype=torch.bool, device=ids_BT.device)
+def before_stop(text: str, stop: Sequence[str]) -> str:
+    """What stands before the first stop string in a text: all of it if there is none."""
+    return text[: min((text.index(string) for string in stop if string in text), default=len(text))]
 
 
 @contextlib.contextmanager
