@@ -33,6 +33,7 @@ trainer = VPretrainTrainer(
     train_dataset=rows(96, 1),
     feedback_dataset=rows(12, 2),
     feedback_batch_size=4,
+    arm="v-paper",
     designer=DesignerConfig(hidden_size=16, layers=1, heads=2, top_k=8, lr=1e-2),
     # As many rows as a micro-batch has: the first four of one process are not the first two of each of two.
     value=ValueConfig(every_steps=2, batch_size=8, length=16),
