@@ -65,7 +65,8 @@ def test_a_number_that_is_none_stops_the_run_and_is_made_again(
     tmp_path, tokenizer, capsys, monkeypatch, fault, modality, what
 ):
     changes = {"value": {"average": 0.5, "metric": "adamw"}, "stream": {"accumulation": 2, "prefetch": 0}}
-    recipe = small_recipe(modality, tmp_path, tokenizer, checkpoint={"every_steps": 1}, **changes)
+    arm = {"language": "v-paper", "vision": "v"}[modality]  # has a designer
+    recipe = small_recipe(modality, tmp_path, tokenizer, arm=arm, checkpoint={"every_steps": 1}, **changes)
     session = session_of(recipe)
     before = poisoned(session, what, monkeypatch)
     with fault(), pytest.raises(UserError) as caught:
