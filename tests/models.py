@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -101,6 +102,19 @@ def tiny_model(family: str = "llama", *, seed: int = 0, vocabulary: int = VOCABU
             raise ValueError(family)
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config).train()
+
+
+class Largest(TorchDispatchMode):
+    """Within, `numel` is that of the largest dense tensor that any operation has made."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        made = function(*arguments, **(keywords or {}))
+        for tensor in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(tensor, Tensor) and not tensor.is_sparse:
+                self.numel = max(self.numel, tensor.numel())
+        return made
 
 
 VISION_FAMILIES = ["dinov2", "dinov3", "ijepa"]

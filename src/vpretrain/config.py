@@ -198,6 +198,7 @@ class Recipe(Strict):
     arms: ClassVar[tuple[str, ...]]
     baseline: ClassVar[str]
     designed: ClassVar[str]  # the arm on whose designer `doctor` compares engines
+    designing: ClassVar[set[str]]  # arms that train a designer
     unit: ClassVar[str]  # what a throughput counts
     memory_knobs: ClassVar[str]  # settings that ask for less of it
 
@@ -230,7 +231,7 @@ class Recipe(Strict):
     @property
     def has_designer(self) -> bool:
         """Whether the arm trains a designer."""
-        raise NotImplementedError
+        return self.arm in self.designing
 
     @property
     def effective_value(self) -> ValueConfig:

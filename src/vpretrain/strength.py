@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 
 LONGEST = 64  # meta updates between two judgements
-_ERRORS = 2.0  # standard errors below which a B is none
+_ERRORS = 2.0  # a B within so many standard errors of 0 counts as 0
 _TINY = 1e-300
 
 

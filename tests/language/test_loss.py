@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import FAMILIES, random_batch, tiny_model
+from models import FAMILIES, Largest, random_batch, tiny_model
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from vpretrain.language import loss
 from vpretrain.language.learner import LanguageLearner
@@ -166,16 +165,6 @@ def test_a_second_backward_pass_is_refused():
 
 
 def test_no_tensor_over_all_targets_and_the_vocabulary_is_ever_made():
-    class Largest(TorchDispatchMode):
-        numel = 0
-
-        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-            made = function(*arguments, **(keywords or {}))
-            for tensor in made if isinstance(made, tuple | list) else [made]:
-                if isinstance(tensor, torch.Tensor) and not tensor.is_sparse:
-                    self.numel = max(self.numel, tensor.numel())
-            return made
-
     hidden_ND, head, targets_N, share_N = draw(dtype=torch.float32)
     with Largest() as fused:
         logits = fused_logits(hidden_ND, head, targets_N, share_N, K)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 import torch
-from models import FAMILIES, FURTHER_FAMILIES, OTHER_SHAPES, all_logits, random_batch, tiny_model
+from models import FAMILIES, FURTHER_FAMILIES, OTHER_SHAPES, Largest, all_logits, random_batch, tiny_model
 from peft import LoraConfig, get_peft_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 from worlds import tiny_recipe
 
 from vpretrain.language.assemble import assemble
 from vpretrain.language.construction import ExactTask
 from vpretrain.language.learner import LanguageLearner
 from vpretrain.language.values import candidate_values
+from vpretrain.run import run_recipe
 from vpretrain.strength import Strength, best_share
 from vpretrain.subset import alignment_subset
 
@@ -72,6 +73,17 @@ def test_under_lora_it_is_that_of_the_adapters_in_the_mlp(targets):
     torch.testing.assert_close(learner.candidate_tangents(batch, state, u), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("subset", ["last-mlp", "last-1", "all"])
+def test_a_head_with_an_adapter_is_in_the_tangent(subset):
+    model = adapted(tiny_model("llama-untied").eval(), ["q_proj", "down_proj", "lm_head"])
+    learner, u, fast = learner_and_direction(model, subset=subset)
+    assert (fast, learner.module.linear_head) == (subset == "last-mlp", False)
+    batch = random_batch()
+    state = learner.observe(batch)
+    expected = dense_tangent(learner, batch, u).gather(-1, state.logits.candidates_NK)
+    torch.testing.assert_close(learner.candidate_tangents(batch, state, u), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("subset", ["last-1", "last-2", "all"])
 def test_a_wider_s_has_the_tangent_of_the_whole_model_too(subset):
     learner, u, fast = learner_and_direction(tiny_model("llama-untied").eval(), subset=subset)
@@ -89,6 +101,13 @@ def test_without_an_mlp_to_train_s_is_the_last_block(family, targets):
     learner, u, fast = learner_and_direction(model)
     assert not fast
     assert set(u) == set(alignment_subset(learner.module, "last-1"))
+
+
+@pytest.mark.parametrize("targets", [None, ["q_proj"]])
+def test_where_s_is_not_the_last_mlp_a_line_says_so(tmp_path, tokenizer, capsys, targets):
+    learner = {} if targets is None else {"learner": {"lora": {"r": 2, "target_modules": targets}}}
+    assemble(tiny_recipe(tmp_path, tokenizer, **learner))
+    assert ("no last MLP can be taken apart" in capsys.readouterr().err) == (targets is not None)
 
 
 def test_a_block_of_another_make_is_not_taken_for_what_it_is_not():
@@ -211,16 +230,6 @@ def test_a_share_of_the_task_is_that_share_and_nothing_is_one_hot():
 
 
 def test_a_step_of_the_exact_task_makes_nothing_of_the_size_of_all_logits_or_of_attention():
-    class Largest(TorchDispatchMode):
-        numel = 0
-
-        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-            made = function(*arguments, **(keywords or {}))
-            for tensor in made if isinstance(made, tuple | list) else [made]:
-                if isinstance(tensor, torch.Tensor) and not tensor.is_sparse:
-                    self.numel = max(self.numel, tensor.numel())
-            return made
-
     learner, u, _ = learner_and_direction(tiny_model(vocabulary=997).eval(), top_k=4)
     batch = random_batch(4, 120)
     state = learner.observe(batch)
@@ -275,10 +284,6 @@ def test_judgements_become_rare_and_nothing_is_done_between_them_while_nothing_i
 
 
 def run_lines(recipe):
-    import json
-
-    from vpretrain.run import run_recipe
-
     result = run_recipe(recipe, overwrite=True)
     return result, [json.loads(line) for line in (recipe.directory / "metrics.jsonl").read_text().splitlines()]
 

@@ -21,6 +21,7 @@ from vpretrain.language.config import (
     EXACT,
     MIXED_IN,
     STEERED,
+    TANGENT,
     DesignerConfig,
     Recipe,
     SourceConfig,
@@ -46,8 +47,9 @@ from vpretrain.meta import MetaUpdate
 from vpretrain.parts import Parts
 from vpretrain.prefetch import prefetched
 from vpretrain.run.checkpoint import load_designer
+from vpretrain.run.progress import console
 from vpretrain.strength import Strength
-from vpretrain.subset import alignment_subset
+from vpretrain.subset import alignment_subset, mlp_names
 from vpretrain.task import Construction, Feedback
 from vpretrain.value import engine
 
@@ -250,7 +252,19 @@ def steered(
         case _:
             raise ValueError(f"{arm} follows no feedback")
     tilts = alignment_subset(learner.module, value.subset)
-    learner.keep_entries(tilts)
+    if not learner.keep_entries(tilts):
+        if not learner.has_own_gradient and arm in TANGENT:
+            raise UserError(
+                f"arm={arm} needs the tangent of the last MLP under fsdp, and this learner has none that vpretrain knows: set "
+                "parallel=ddp"
+            )
+        if value.subset == "last-mlp":
+            where = (
+                "through the model's own last block" if mlp_names(learner.module) else "of the last block: S is that"
+            )
+            console.print(
+                f"value.subset=last-mlp: no last MLP can be taken apart here; tangents are {where}, which costs more"
+            )
     # A designer on top of the exact task learns from a wider S than the tilt comes from.
     wider = alignment_subset(learner.module, designer.subset) if arm == "v-learned" else ()
     meta = MetaUpdate(

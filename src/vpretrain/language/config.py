@@ -14,7 +14,7 @@ Arm = Literal[
     "v", "one-hot", "uniform", "self-distillation", "random-feedback", "selection", "token-weights", "mixed-in", "v-mixed-in",
     "v-exact", "v-learned", "v-paper", "sft", "grpo", "sft-feedback", "grpo-feedback",
 ]  # fmt: skip
-# v is the one of v-exact, v-learned and v-paper that validation chose; these two differ from it in their data only.
+# What v is at present. random-feedback differs from it in its feedback only, v-mixed-in in its stream.
 CHOSEN = dict.fromkeys(["v", "random-feedback", "v-mixed-in"], "v-exact")
 DESIGNED = {"v-learned", "v-paper"}  # arms with a designer
 EXACT = {"v", "v-exact", "v-learned", "random-feedback", "v-mixed-in"}  # arms whose targets are the exact task
@@ -209,7 +209,7 @@ class ValueConfig(config.ValueConfig):
     alpha0: Fraction = Field(
         0.02,
         lt=1,
-        description="Mass of the task that is tilted on the learner's own distribution; the rest is one-hot.",
+        description="Share of the learner's own distribution in the base task, which is tilted; the rest of it is one-hot.",
     )
 
 
@@ -266,6 +266,7 @@ class Recipe(config.Recipe):
     arms: ClassVar[tuple[str, ...]] = get_args(Arm)
     baseline: ClassVar[str] = "one-hot"
     designed: ClassVar[str] = "v-paper"
+    designing: ClassVar[set[str]] = DESIGNED
     unit: ClassVar[str] = "tokens"
     memory_knobs: ClassVar[str] = (
         "halve stream.batch_size and double stream.accumulation, shorten stream.length, or lower value.batch_size"
@@ -292,11 +293,6 @@ class Recipe(config.Recipe):
         if self.parallel == "fsdp" and self.learner.compile:
             raise ValueError("learner.compile is for whole learners: set it to false, or parallel=ddp")
         return self
-
-    @property
-    def has_designer(self) -> bool:
-        """Whether the arm trains a designer."""
-        return self.arm in DESIGNED
 
     @property
     def candidates(self) -> int:

@@ -30,7 +30,7 @@ from vpretrain.task import Parameters
 
 
 @dataclass(frozen=True)
-class Entry:
+class MLPEntry:
     """Where the tangent starts, at the targets: what entered the last block, and what its attention gave."""
 
     block_ND: Float[Tensor, "N D"]
@@ -96,18 +96,18 @@ class LastMLP:
             self._predicts_BT = None
 
     @property
-    def entry(self) -> Entry | None:
+    def entry(self) -> MLPEntry | None:
         """Of the last recorded pass; None if nothing is watched."""
-        return Entry(self._seen["block"], self._seen["attention"]) if self._hooks else None
+        return MLPEntry(self._seen["block"], self._seen["attention"]) if self._hooks else None
 
-    def hidden(self, entry: Entry, theta: Parameters, mlp: Parameters) -> Float[Tensor, "N D"]:
+    def hidden(self, entry: MLPEntry, theta: Parameters, mlp: Parameters) -> Float[Tensor, "N D"]:
         """The last hidden states at the targets, with these values of the MLP's parameters."""
         values = {name: mlp.get(place, theta[place]) for name, place in self._places.items()}
         arguments = (entry.block_ND[None], entry.attention_ND[None])
         hidden_1ND: Tensor = functional_call(self._skeleton, values | self._buffers, arguments)
         return hidden_1ND[0]
 
-    def tangent(self, entry: Entry, theta: Parameters, direction: Parameters) -> Float[Tensor, "N D"]:
+    def tangent(self, entry: MLPEntry, theta: Parameters, direction: Parameters) -> Float[Tensor, "N D"]:
         """D_u of the last hidden states at the targets.
 
         Args:
@@ -181,11 +181,11 @@ def _following(module: nn.Module, owner: nn.Module, block: nn.Module) -> list[nn
         reached = True
 
     def note(part: nn.Module, *_: Any) -> None:
-        if reached and part is not block:
+        if reached:
             ran.append(part)
 
     handles = [block.register_forward_hook(end)]
-    handles += [part.register_forward_hook(note) for part in owner.children() if part is not block]
+    handles += [part.register_forward_hook(note) for part in owner.children()]
     training = module.training
     try:
         with torch.no_grad():
@@ -196,11 +196,11 @@ def _following(module: nn.Module, owner: nn.Module, block: nn.Module) -> list[nn
         module.train(training)
         for handle in handles:
             handle.remove()
-    return [part for part in ran if not isinstance(part, nn.ModuleList)]
+    return ran
 
 
 def _without_weights(part: nn.Module) -> nn.Module:
-    """A copy that has no weights, no hooks, and goes no ways of its own."""
+    """A copy without weights, hooks, activation checkpointing or a replaced `forward`."""
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in part.parameters()}
     memo |= {id(b): b.detach().to("meta") for b in part.buffers()}
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

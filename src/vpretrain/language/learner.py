@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vpretrain.errors import UserError
 from vpretrain.language.batch import TokenBatch
-from vpretrain.language.last_mlp import Entry, LastMLP
+from vpretrain.language.last_mlp import LastMLP, MLPEntry
 from vpretrain.language.loss import Head, Logits, Turn, at_least_fp32, dense_logits, fused_logits, primal
 from vpretrain.language.lower import Lower
 from vpretrain.phase import phase
@@ -39,7 +39,7 @@ class LanguageState:
     hidden_BTD: Float[Tensor, "B T D"]
     logits: Logits
     embedding_VD: Float[Tensor, "V D"]
-    entry: Entry | None = None
+    entry: MLPEntry | None = None
 
     def detach(self) -> LanguageState:
         """Values alone: neither graph nor tangent."""
@@ -62,8 +62,8 @@ class LanguageLearner:
     Args:
         model: an AutoModelForCausalLM, or a PEFT model around one.
         top_k: K, candidates a token.
-        bf16: the learner's own passes, and the feedback's, are under bf16 autocast. Values and tangents are always fp32, from
-            states below S as the learner's own pass gives them.
+        bf16: the learner's own passes, the feedback's, and the tangent through the last MLP are under bf16 autocast. Values and
+            tangents over another S are fp32, from states below S as the learner's own pass gives them.
         compiled: compile its own passes. Meta steps, whose blocks answer by turns, are not.
         parallel: how several processes hold it, see `vpretrain.theta`.
     """
@@ -194,22 +194,29 @@ class LanguageLearner:
 
         Where S is the last MLP it starts from what that pass has left, else the blocks of S run once more.
         """
+        candidates_NK, z_NK = state.logits.candidates_NK, state.logits.z_NK
         if state.entry is not None and self._last_mlp is not None and direction.keys() <= self._last_mlp.names:
             theta: Parameters = dict(self.module.named_parameters())
             with phase("tangent"), self.autocast():
                 turned_ND = self._last_mlp.tangent(state.entry, theta, direction)
+            if not self.module.linear_head:
+                return self._dense_tangents(turned_ND, candidates_NK, z_NK)
             turn = Turn(at_least_fp32(turned_ND), None, None)
-            return self.module.head(None).candidate_tangents(None, turn, state.logits.candidates_NK, state.logits.z_NK)
+            return self.module.head(None).candidate_tangents(None, turn, candidates_NK, z_NK)
+        at = {name: p.detach() for name, p in self.named_parameters() if name in direction}
+        along = {name: direction[name] for name in at}  # a resumed run has them in another order
+        dense = not self.module.linear_head
+
+        def run(parameters: Parameters) -> Tensor:
+            hidden_BTD, logits_NV = self._run(inputs, parameters, dense=dense)
+            return hidden_BTD[inputs.predicts_BT] if logits_NV is None else self.module.head(None).bend(logits_NV)
+
         with phase("tangent"), self.meta_mode(), self.plain():
-            at = {name: p.detach() for name, p in self.named_parameters() if name in direction}
-
-            def hidden(parameters: Parameters) -> Tensor:
-                return self._run(inputs, parameters, dense=False)[0][inputs.predicts_BT]
-
-            along = {name: direction[name] for name in at}  # a resumed run has them in another order
-            hidden_ND, turned_ND = (t.detach() for t in torch.func.jvp(hidden, (at,), (along,)))
-        turn = Turn(turned_ND, *(direction.get(name or "") for name in self.module.head_names))
-        return self.module.head(None).candidate_tangents(hidden_ND, turn, state.logits.candidates_NK, state.logits.z_NK)
+            made, turned = (t.detach() for t in torch.func.jvp(run, (at,), (along,)))
+        if dense:
+            return turned.gather(-1, candidates_NK)
+        turn = Turn(turned, *(direction.get(name or "") for name in self.module.head_names))
+        return self.module.head(None).candidate_tangents(made, turn, candidates_NK, z_NK)
 
     def evaluate(self, batch: TokenBatch, parameters: Parameters) -> Tensor:
         """L_down: mean answer-token NLL; the problem's tokens are no targets (Eq 38)."""
@@ -337,6 +344,13 @@ class LanguageLearner:
             return (inputs.share_N * (mean_N - (task.target.q_NK * turn_NK).sum(-1))).sum()
 
         return slope
+
+    def _dense_tangents(self, turned_ND: Tensor, candidates_NK: Tensor, z_NK: Tensor) -> Tensor:
+        """The candidates' tangents from those of the states, where a head is more than a matrix: it is affine all the same."""
+        layer = self.module.causal.get_output_embeddings()
+        with self.meta_mode(), torch.no_grad():
+            raw_NV = layer(turned_ND) - layer(torch.zeros_like(turned_ND[:1]))
+        return at_least_fp32(raw_NV.gather(-1, candidates_NK)) * self.module.head(None).slope(z_NK)
 
     def keeps_documents_apart(self) -> bool:
         """Whether a document's states are the same behind another one in its row, where positions restart.

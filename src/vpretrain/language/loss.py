@@ -72,27 +72,29 @@ class Head:
         self, hidden_ND: Float[Tensor, "N D"], turn: Turn, candidates_NK: Int[Tensor, "N K"]
     ) -> Float[Tensor, "N K"]:
         """The tangent of `at`."""
-        raw_NK = gather_dot(turn.hidden_ND, self.weight_VD, candidates_NK)
-        if turn.weight_VD is not None:
-            raw_NK = raw_NK + gather_dot(hidden_ND, turn.weight_VD, candidates_NK)
-        if turn.bias_V is not None:
-            raw_NK = raw_NK + turn.bias_V[candidates_NK]
-        return raw_NK * (self.factor if self.cap is None else self.slope(self.at(hidden_ND, candidates_NK)))
+        z_NK = None if self.cap is None else self.at(hidden_ND, candidates_NK)
+        return self.candidate_tangents(hidden_ND, turn, candidates_NK, z_NK)
 
     def candidate_tangents(
         self,
         hidden_ND: Float[Tensor, "N D"] | None,
         turn: Turn,
         candidates_NK: Int[Tensor, "N K"],
-        z_NK: Float[Tensor, "N K"],
+        z_NK: Float[Tensor, "N K"] | None,
     ) -> Float[Tensor, "N K"]:
-        """The tangent of the candidates' logits z; `hidden_ND` matters where the head's own parameters turn."""
+        """The tangent of the candidates' logits z.
+
+        `hidden_ND` is needed where the head's own parameters have a tangent, `z_NK` where the logits are capped.
+        """
         raw_NK = gather_dot(turn.hidden_ND, self.weight_VD, candidates_NK)
         if turn.weight_VD is not None:
             assert hidden_ND is not None
             raw_NK = raw_NK + gather_dot(hidden_ND, turn.weight_VD, candidates_NK)
         if turn.bias_V is not None:
             raw_NK = raw_NK + turn.bias_V[candidates_NK]
+        if self.cap is None:
+            return raw_NK * self.factor
+        assert z_NK is not None
         return raw_NK * self.slope(z_NK)
 
     def turn_of_mean_lse(

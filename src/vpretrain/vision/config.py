@@ -195,6 +195,7 @@ class Recipe(config.Recipe):
     arms: ClassVar[tuple[str, ...]] = get_args(Arm)
     baseline: ClassVar[str] = "fixed"
     designed: ClassVar[str] = "v"
+    designing: ClassVar[set[str]] = DESIGNED
     unit: ClassVar[str] = "images"
     memory_knobs: ClassVar[str] = "lower stream.batch_size, stream.global_size, stream.local_views or value.batch_size"
 
@@ -206,8 +207,3 @@ class Recipe(config.Recipe):
     designer: DesignerConfig = DesignerConfig()
     value: ValueConfig = ValueConfig()
     evaluation: EvaluationConfig
-
-    @property
-    def has_designer(self) -> bool:
-        """Whether the arm trains a designer."""
-        return self.arm in DESIGNED
