@@ -113,7 +113,8 @@ def test_a_disk_that_refuses_one_process_ends_all_with_the_cause(tmp_path, token
 @pytest.mark.parametrize("damaged", ["learner.1-of-2.safetensors", "designer.safetensors"])
 def test_a_damaged_shard_sends_all_to_the_checkpoint_before(tmp_path, tokenizer, damaged):
     recipe = recipe_of("language", "fsdp", tmp_path, tokenizer, "two")
-    recipe = recipe.model_copy(update={"checkpoint": recipe.checkpoint.model_copy(update={"every_steps": 2})})
+    every = recipe.checkpoint.model_copy(update={"every_steps": 2})
+    recipe = recipe.model_copy(update={"arm": "v-learned", "checkpoint": every})
     together(2, run, recipe)
     whole = end_of(recipe)
     file = checkpoint.checkpoints(recipe.directory / "checkpoints")[-1] / damaged
