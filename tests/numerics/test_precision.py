@@ -16,7 +16,7 @@ def test_the_designer_is_taught_the_same_in_bf16(tmp_path, tokenizer, modality):
     for precision in ("fp32", "bf16"):
         changes = {"name": precision, "learner": {"precision": precision}, "value": {"subset": "last-1"}}
         recipe = (
-            tiny_recipe(tmp_path, tokenizer, arm="v-learned", **changes)
+            tiny_recipe(tmp_path, tokenizer, arm="v-paper", **changes)
             if modality == "language"
             else vision_recipe(tmp_path, **changes)
         )
