@@ -147,7 +147,7 @@ def test_the_numbers_are_our_loops_bit_for_bit(tmp_path, accumulation, bf16, arm
     for name in ("strength", "value", "g_down_norm"):
         assert [line.get(name) for line in logs] == [record.meta.get(name) for record in records]
     assert sum("g_down_norm" in line for line in logs) == (2 if arm == "v-exact" else 3)  # it begins at the second
-    if arm != "v-exact":  # whose judgements find no gain in so few steps
+    if arm != "v-exact":  # whose one judgement, at the last step, finds no gain
         assert max(line["alpha"] for line in logs) > 0.001
     for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         assert torch.equal(p, q), name
