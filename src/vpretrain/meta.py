@@ -11,6 +11,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Any, Literal, cast
 
 import torch
@@ -20,12 +21,14 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from vpretrain import world
 from vpretrain.errors import NonFinite
 from vpretrain.phase import phase
-from vpretrain.strength import Strength, best_share
+from vpretrain.strength import Judgement, Strength
 from vpretrain.task import Construction, Feedback, Learner, Parameters, Task, TiltedConstruction
 from vpretrain.value import Align, Valued, inner, mean, norm
 
 Metric = Callable[[Iterable[str]], Parameters | None]
 """AdamW's preconditioner P over the named parameters; None while it has no statistics."""
+
+_TINY = torch.finfo(torch.float32).tiny
 
 
 class MetaUpdate:
@@ -94,14 +97,19 @@ class MetaUpdate:
 
         Returns:
             What happened, as numbers: |g_down|; the value, R and the designer's gradient norm where there is a designer; the
-            strength where it was judged. Nothing where there was nothing to do.
+            strength where it was judged. Nothing where there was nothing to do, or where P is still to come: at the start of
+            training a direction without it leads astray.
         """
-        if self.strength is not None and self.strength.idle(self.updates):
+        idle = self.strength is not None and self.strength.idle(self.updates)
+        P = None if idle or metric is None else metric(self.subset)
+        early = self.updates == 0 and metric is not None and P is None  # before the learner's first step
+        if idle or early:
             self.updates += 1
             return {}
         with self.learner.meta_mode(), self.learner.looking_ahead(batches[0]):
-            record = self._judge(batches, metric) if self.strength is not None else {}
-            record |= self._update(batches, None if metric is None else metric(self.subset))
+            record = self._update(batches, P)
+            if self.strength is not None:
+                record |= self._judge(batches, metric)
         self.updates += 1
         return record
 
@@ -193,7 +201,11 @@ class MetaUpdate:
         return {n: p.detach() for n, p in self.learner.named_parameters() if n in chosen}
 
     def _judge(self, batches: Sequence[Any], metric: Metric | None) -> dict[str, float]:
-        """How much of the tilted task serves, over all parameters, on the coming feedback, which has given no direction."""
+        """How much of the tilted task serves, over all parameters, on the coming feedback, which has given no direction.
+
+        The direction is the one that was just found. An older one has been followed for r steps, is used up, and can look
+        harmful where the next one helps.
+        """
         strength = self.strength
         if strength is None or self.direction is None or not strength.due(self.updates):
             return {}
@@ -207,15 +219,16 @@ class MetaUpdate:
             g_base = self._g_pre(batch, share, at, base)
             d = self._g_pre(batch, share, at, tilted)
             d = {n: g - g_base[n] for n, g in d.items()}
-            products = self._products(at, g_base, d, P)
-            found = best_share(*products, *(float(inner(*ab, P)) for ab in ((g_base, g_base), (g_base, d), (d, d))))
-        strength.judged(self.updates, world.first(found))
+            C, E, F = (float(inner(*ab, P)) for ab in ((g_base, g_base), (g_base, d), (d, d)))
+            unit = max(C, _TINY)
+            a, b = ([x / math.sqrt(unit) for x in of_pairs] for of_pairs in self._products(at, g_base, d, P))
+        strength.judge(self.updates, world.first(Judgement(a, b, E / unit, F / unit)))
         return {"strength": strength.share}
 
     def _products(
         self, at: Parameters, g_base: Parameters, d: Parameters, metric: Parameters | None
     ) -> tuple[list[float], list[float]]:
-        """<G, P g_base> and <G, P d> for each pair of the next feedback batch, in all processes.
+        """<G, P g_base> and <G, P d> for each pair of the next feedback batch, in all processes; the mean |G|_P is 1.
 
         Each process has its own. Where theta lies in shards, all go backward together, and a G is the mean of their pairs.
         """
@@ -227,15 +240,17 @@ class MetaUpdate:
             domain, pair = found[turn % len(found)]
             noise = self._noise(self.updates, 1 + world.rank() + turn * world.size())
             G = self._feedback_gradient(pair, noise, at, self.learner.own_gradient)
-            products.append(tuple(weights[domain] * float(inner(G, g, metric)) for g in (g_base, d)))
+            length = float(inner(G, G, metric)) ** 0.5
+            products.append((length, *(weights[domain] * float(inner(G, g, metric)) for g in (g_base, d))))
         if self.learner.has_own_gradient:
             products = list(itertools.chain(*world.gather(products[: len(found)])))
-        a, b = zip(*products, strict=True)
-        return list(a), list(b)
+        lengths, a, b = zip(*products, strict=True)
+        unit = max(fmean(lengths), _TINY)
+        return [x / unit for x in a], [x / unit for x in b]
 
     def _g_pre(self, batch: Any, share: float, at: Parameters, targets: Callable[[Any, Any], Task]) -> Parameters:
         """Of L_pre on a batch by some parameters, in the learner's own precision."""
-        inputs = self.construction.inputs(batch)
+        inputs = self.learner.prepare(self.construction.inputs(batch), at)
 
         def loss(parameters: Parameters) -> Tensor:
             with self.learner.autocast():

@@ -4,24 +4,48 @@
 
 The direction of the tilt comes from S alone, at every step. Whether it serves is asked seldom, over all parameters and on
 feedback that gave no direction, in the metric P of the learner's optimizer. AdamW's steps have one length whatever the
-gradient's, so that the gain of a step is the cosine of g_pre with g_down; their product grows with the tilt without limit. With
+gradient's, so that the gain of a step is the cosine of g_pre with g_down; their product grows with the tilt without limit. For
+the gradient G of one feedback pair, in units in which |g_base|_P = 1, the tilt adds
 
-    A = <G, P g_base>,  B = <G, P d>,  C = |g_base|_P^2,  E = <g_base, P d>,  F = |d|_P^2
+    gain(beta) = (A + beta B) / sqrt(1 + 2 beta E + beta^2 F) - A
+    A = <G, P g_base>,  B = <G, P d>,  E = <g_base, P d>,  F = |d|_P^2
 
-the cosine (A + beta B) / sqrt(C + 2 beta E + beta^2 F) is largest at an end or at beta = (B C - A E) / (A F - B E). B is an
-average over feedback pairs; beta shrinks by as much of B as two standard errors can explain (James and Stein's form).
+beta has the largest mean gain, over the pairs of this judgement and of those before it, and shrinks by as much of that gain as
+the scatter of the pairs can explain (James and Stein's form).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import mean, stdev
+from typing import Any, NamedTuple
 
 LONGEST = 64  # meta updates between two judgements
-_ERRORS = 2.0  # a B within so many standard errors of 0 counts as 0
-_TINY = 1e-300
+_REMEMBERED, _MEMORY = 4, 0.5  # judgements; an earlier one counts this much less each time
+_ERRORS = 2.0  # a gain within so many standard errors of 0 counts as 0
+_GRID = [i / 100 for i in range(101)]
+
+
+class Judgement(NamedTuple):
+    """What one judgement saw, in units in which |g_base|_P = 1; A and B in one unit for all judgements.
+
+    Attributes:
+        a: A of each feedback pair.
+        b: B of each.
+        e, f: E and F.
+    """
+
+    a: list[float]
+    b: list[float]
+    e: float
+    f: float
+
+    def gains(self, beta: float) -> list[float]:
+        """Of each pair."""
+        length = math.sqrt(max(1 + 2 * beta * self.e + beta**2 * self.f, 1e-12))
+        return [(a + beta * b) / length - a for a, b in zip(self.a, self.b, strict=True)]
 
 
 @dataclass
@@ -33,43 +57,51 @@ class Strength:
         fixed: whether the recipe gives it.
         next: the meta update at which the next judgement is due.
         gap: meta updates from the last judgement to that one.
+        judgements: the last ones, the latest first.
     """
 
     share: float = 0.0
     fixed: bool = False
-    next: int = 2  # the optimizer's metric needs some steps before it says anything
-    gap: int = 2
+    next: int = 1  # before the learner's first steps its optimizer has no metric
+    gap: int = 1
+    judgements: list[Judgement] = field(default_factory=list)
 
     def due(self, update: int) -> bool:
-        """Whether the meta update of this number begins with a judgement."""
+        """Whether the meta update of this number ends with a judgement."""
         return not self.fixed and update >= self.next
 
     def idle(self, update: int) -> bool:
-        """Whether the meta update has nothing to do: no tilt is taken, and there is none to judge now or at the next one."""
-        return self.share == 0 and not self.due(update) and not self.due(update + 1)
+        """Whether the meta update has nothing to do: no tilt is taken, and there is none to judge."""
+        return self.share == 0 and not self.due(update)
 
-    def judged(self, update: int, share: float) -> None:
-        """Take the share that a judgement found; the gap to the next one doubles."""
-        self.share, self.gap = share, min(LONGEST, 2 * self.gap)
+    def judge(self, update: int, judgement: Judgement) -> None:
+        """Take the share that serves best by what is known; the gap to the next judgement doubles."""
+        self.judgements = [judgement, *self.judgements][:_REMEMBERED]
+        self.share, self.gap = best_share(self.judgements), min(LONGEST, 2 * self.gap)
         self.next = update + self.gap
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds, as JSON does."""
+        return dict(vars(self))
 
-def best_share(a: Sequence[float], b: Sequence[float], c: float, e: float, f: float) -> float:
-    """The beta with the largest cosine, shrunk by as much of B as the scatter of the pairs can explain: 0 below two errors.
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The reverse."""
+        vars(self).update(state, judgements=[Judgement(*seen) for seen in state["judgements"]])
 
-    Args:
-        a: A of each feedback pair.
-        b: B of each.
-        c, e, f: C, E and F.
-    """
-    A, B = mean(a), mean(b)
-    if B <= 0 or f <= 0:
+
+def best_share(judgements: Sequence[Judgement]) -> float:
+    """The beta with the largest mean gain, the latest judgement first; 0 where that gain is below two standard errors."""
+    weights = [_MEMORY**age for age in range(len(judgements))]
+
+    def gain(beta: float) -> float:
+        return sum(w * mean(j.gains(beta)) for w, j in zip(weights, judgements, strict=True))
+
+    best = max(_GRID, key=gain)
+    if not gain(best) > 0:  # or NaN
         return 0.0
+    square = sum((w * _standard_error(j.gains(best))) ** 2 for w, j in zip(weights, judgements, strict=True))
+    return best * max(0.0, 1 - square * (_ERRORS / gain(best)) ** 2)
 
-    def cosine(beta: float) -> float:
-        return (A + beta * B) / math.sqrt(max(c + 2 * beta * e + beta**2 * f, _TINY))
 
-    slope = A * f - B * e
-    stationary = [min(1.0, max(0.0, (B * c - A * e) / slope))] if slope else []
-    error = stdev(b) / math.sqrt(len(b)) if len(b) > 1 else 0.0
-    return max([0.0, 1.0, *stationary], key=cosine) * max(0.0, 1 - (_ERRORS * error / B) ** 2)
+def _standard_error(values: Sequence[float]) -> float:
+    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0

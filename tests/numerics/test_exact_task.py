@@ -17,7 +17,7 @@ from vpretrain.language.construction import ExactTask
 from vpretrain.language.learner import LanguageLearner
 from vpretrain.language.values import candidate_values
 from vpretrain.run import run_recipe
-from vpretrain.strength import Strength, best_share
+from vpretrain.strength import Judgement, Strength, best_share
 from vpretrain.subset import alignment_subset
 
 WITH_MLP = [*FAMILIES, *[f for f in FURTHER_FAMILIES if f != "mamba"], *OTHER_SHAPES]
@@ -244,29 +244,42 @@ def test_a_step_of_the_exact_task_makes_nothing_of_the_size_of_all_logits_or_of_
     assert dense.numel >= targets * 997
 
 
-def test_the_share_is_where_a_grid_of_cosines_has_its_maximum():
+def test_the_share_is_where_the_cosine_has_its_maximum():
+    """Which lies at an end, or where its derivative says: beta = (B C - A E) / (A F - B E)."""
     generator = torch.Generator().manual_seed(0)
     inside = 0
     for _ in range(60):
         G, g, d = torch.randn(3, 5, generator=generator, dtype=torch.float64)
-        grid = torch.linspace(0, 1, 2001, dtype=torch.float64)
-        along = g + grid[:, None] * d
-        cosines = along @ G / along.norm(dim=1)
-        expected = float(grid[cosines.argmax()]) if float(G @ d) > 0 else 0.0
-        found = best_share([float(G @ g)], [float(G @ d)], float(g @ g), float(g @ d), float(d @ d))
-        assert found == pytest.approx(expected, abs=1e-3)
+        g /= g.norm()
+        A, B, E, F = float(G @ g), float(G @ d), float(g @ d), float(d @ d)
+        ends = [0.0, 1.0, min(1.0, max(0.0, (B - A * E) / (A * F - B * E)))]
+        expected = max(ends, key=lambda beta: float((g + beta * d) @ G / (g + beta * d).norm()))
+        assert best_share([Judgement([A], [B], E, F)]) == pytest.approx(expected, abs=0.01)
         inside += 0 < expected < 1
     assert inside > 5
 
 
+def judgement(gains):
+    """Of pairs that gain so much from the whole tilt, which leaves the length of the step as it is."""
+    return Judgement([0.0] * len(gains), gains, 0.0, 0.0)
+
+
 def test_the_share_shrinks_with_the_scatter_of_the_pairs():
-    how = {"a": [0.0] * 4, "c": 1.0, "e": 0.0, "f": 1.0}
-    assert best_share(b=[1.0] * 4, **how) == 1.0
+    assert best_share([judgement([1.0] * 4)]) == 1.0
     scattered = [1 - math.sqrt(0.75), 1 + math.sqrt(0.75)] * 2  # a standard error of a half
-    assert best_share(b=scattered, **how) == pytest.approx(0.0, abs=1e-9)
+    assert best_share([judgement(scattered)]) == pytest.approx(0.0, abs=1e-9)
     half = [1 - math.sqrt(0.375), 1 + math.sqrt(0.375)] * 2
-    assert best_share(b=half, **how) == pytest.approx(0.5)
-    assert best_share(b=[-1.0] * 4, **how) == 0.0
+    assert best_share([judgement(half)]) == pytest.approx(0.5)
+    assert best_share([judgement([-1.0] * 4)]) == 0.0
+
+
+def test_a_judgement_counts_twice_as_much_as_the_one_before_it():
+    good, bad = judgement([1.0] * 4), judgement([-1.0] * 4)
+    assert best_share([good, bad]) == 1.0
+    assert best_share([bad, good]) == 0.0
+    # Two that agree say more than one.
+    scattered = judgement([1 - math.sqrt(0.75), 1 + math.sqrt(0.75)] * 2)
+    assert best_share([scattered, scattered]) == pytest.approx(1 - 1.25 / 2.25)
 
 
 def test_judgements_become_rare_and_nothing_is_done_between_them_while_nothing_is_taken():
@@ -278,9 +291,26 @@ def test_judgements_become_rare_and_nothing_is_done_between_them_while_nothing_i
         busy.append(update)
         if strength.due(update):
             judged.append(update)
-            strength.judged(update, 0.0)
-    assert judged == [2, 6, 14, 30, 62, 126, 190]
-    assert busy == sorted({u for j in judged for u in (j - 1, j)})
+            strength.judge(update, judgement([-1.0]))
+    assert judged == [1, 3, 7, 15, 31, 63, 127, 191]
+    assert busy == judged
+
+
+def test_a_judgement_is_of_the_direction_that_was_just_found(tmp_path, tokenizer, monkeypatch):
+    """An older one has been followed for r steps."""
+    parts = assemble(tiny_recipe(tmp_path, tokenizer, arm="v", value={"align": "dot"}))  # which needs no task for u
+    asked = []
+    monkeypatch.setattr(
+        "vpretrain.language.assemble.candidate_values",
+        lambda learner, batch, state, u: asked.append(u) or candidate_values(learner, batch, state, u),
+    )
+    parts.meta.strength.share = 1.0
+    for update in range(2):
+        parts.meta.strength.next = update
+        parts.meta(parts.stream.next())
+        assert asked
+        assert all(u is parts.meta.direction for u in asked)
+        asked.clear()
 
 
 def run_lines(recipe):
@@ -296,5 +326,5 @@ def test_a_strength_that_chooses_itself_ignores_noise_and_follows_a_planted_dire
     v, lines = run_lines(tiny_recipe(tmp_path, tokenizer, arm="v", **how))
     assert noise["mean_alpha"] < 1e-3 < 5e-3 < v["mean_alpha"]
     assert noise["answer_nll"] == pytest.approx(one_hot["answer_nll"], abs=0.02)
-    assert [line["step"] for line in lines if "strength" in line] == [2, 6, 14, 30]
+    assert [line["step"] for line in lines if "strength" in line] == [1, 3, 7, 15, 31]
     assert max(line["strength"] for line in lines if "strength" in line) > 0.5

@@ -189,7 +189,6 @@ class ValueConfig(config.ValueConfig):
     )
     batch_size: int = Field(4, ge=1, description="Stream rows a domain in one meta update.")
     length: int = Field(256, ge=8, description="Tokens of these rows that are used.")
-    align: Literal["dot", "cosine"] = Field("dot", description="Inner product of the gradients, or its cosine (Eq 42).")
     metric: Literal["identity", "adamw"] = Field(
         "adamw", description="adamw: the inner product is preconditioned like the learner's own step (App B.4)."
     )

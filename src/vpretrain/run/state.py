@@ -69,7 +69,7 @@ def captured_meta(meta: MetaUpdate) -> tuple[Groups, dict[str, Any]]:
     groups = _kept(meta)
     if meta.optimizer is not None:
         groups["designer-optimizer"] = optimizer_tensors(meta.optimizer)
-    strength = None if meta.strength is None else dict(vars(meta.strength))
+    strength = None if meta.strength is None else meta.strength.state_dict()
     return groups, {"meta_updates": meta.updates, "strength": strength}
 
 
@@ -78,7 +78,7 @@ def restore_meta(meta: MetaUpdate, groups: Groups, state: dict[str, Any]) -> Non
     with fitting():
         meta.updates = state["meta_updates"]
         if meta.strength is not None:
-            vars(meta.strength).update(state["strength"])
+            meta.strength.load_state_dict(state["strength"])
         at = meta.at()
         meta.direction = {name: placed(u, at[name]) for name, u in groups["direction"].items()} or None
         meta.kept = {}
