@@ -131,7 +131,7 @@ def test_the_notebook_was_executed_whole_and_in_order_and_tells_nothing_of_the_m
 @pytest.mark.slow
 def test_the_notebook_runs(monkeypatch, tmp_path):
     """With the real learner, and next to no budget."""
-    small = ["name=notebook", f"output={tmp_path}", "budget.minutes=null", "budget.steps=4"]
+    small = ["name=notebook", f"output={tmp_path}", "budget.minutes=null", "budget.steps=4", "value.every_steps=2"]
     small += ["evaluation.problems=4", "evaluation.pass_at_1_problems=1", "evaluation.max_new_tokens=4"]
     monkeypatch.chdir(ROOT)
     namespace = {"__name__": "notebook"}
