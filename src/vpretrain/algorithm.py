@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from vpretrain import world
 from vpretrain.meta import MetaUpdate
 from vpretrain.phase import phase
-from vpretrain.task import Construction, Learner, Parameters, Stream
+from vpretrain.task import Construction, Learner, Stream
 
 
 class LearnerOptimizer(Protocol):
@@ -26,8 +27,8 @@ class LearnerOptimizer(Protocol):
         """How far the run has come, as a share of its horizon."""
         ...
 
-    def metric(self, names: Iterable[str]) -> Parameters | None:
-        """AdamW's preconditioner P over these parameters (a copy); None while it has no statistics."""
+    def metric(self, names: Iterable[str]) -> Mapping[str, Tensor] | None:
+        """AdamW's preconditioner P over these parameters; None while it has no statistics."""
         ...
 
 

@@ -16,16 +16,16 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vpretrain import world
 from vpretrain.errors import NonFinite
 from vpretrain.phase import phase
+from vpretrain.products import Products, like
 from vpretrain.strength import Judgement, Strength
 from vpretrain.task import Construction, Feedback, Learner, Parameters, Task, TiltedConstruction
 from vpretrain.value import Align, Valued, inner, mean, norm
 
-Metric = Callable[[Iterable[str]], Parameters | None]
+Metric = Callable[[Iterable[str]], Mapping[str, Tensor] | None]
 """AdamW's preconditioner P over the named parameters; None while it has no statistics."""
 
 _TINY = torch.finfo(torch.float32).tiny
@@ -133,7 +133,7 @@ class MetaUpdate:
                 self.strength.share = share
 
     def _find(
-        self, batches: Sequence[Any], metric: Parameters | None
+        self, batches: Sequence[Any], metric: Mapping[str, Tensor] | None
     ) -> tuple[list[tuple[float, Valued]], dict[str, float]]:
         """A new direction; the values by which the designer learns, none where there is no designer; |g_down|."""
         valued: list[tuple[float, Valued]] = []
@@ -146,7 +146,7 @@ class MetaUpdate:
             self.direction = {n: torch.stack([weight * u[n] for weight, u in directions]).sum(0) for n in self.tilts}
         return valued, record if directions else {}
 
-    def _update(self, batches: Sequence[Any], metric: Parameters | None) -> dict[str, float]:
+    def _update(self, batches: Sequence[Any], metric: Mapping[str, Tensor] | None) -> dict[str, float]:
         valued, record = self._find(batches, metric)
         if record:
             _refuse("g_down", record["g_down_norm"])
@@ -162,19 +162,28 @@ class MetaUpdate:
         return record
 
     def _directions(
-        self, batches: Sequence[Any], metric: Parameters | None
+        self, batches: Sequence[Any], metric: Mapping[str, Tensor] | None
     ) -> tuple[list[tuple[float, Parameters]], dict[str, float]]:
-        """The (domain weight, u) of a construction without phi, and |g_down|: no tangent, and for a dot product no task."""
+        """The (domain weight, u) of a construction without phi, and |g_down|: no tangent, and for a dot product no task.
+
+        A cosine's u is that at the base task: at the tilted one it would depend on the u before it.
+        """
         align = Align(self.kind, metric, self.penalty)
         pairs, g_down_norm = self.pairs(batches)
         found = []
         for weight, batch, share, g_down in pairs:
-            g_pre = None if align.linear else self._g_pre(batch, share, self.at(), self.construction.targets)
+            g_pre = None if align.linear else self._g_pre(batch, share, self.at(), self._base())
             found.append((weight, align.direction(g_down, g_pre)))
         return found, {"g_down_norm": g_down_norm}
 
+    def _base(self) -> Callable[[Any, Any], Task]:
+        """The targets of the base task, where the construction tilts it."""
+        if self.strength is None:
+            return self.construction.targets
+        return cast(TiltedConstruction, self.construction).ends()[0]
+
     def values(
-        self, batches: Sequence[Any], metric: Parameters | None = None
+        self, batches: Sequence[Any], metric: Mapping[str, Tensor] | None = None
     ) -> tuple[list[tuple[float, Valued]], float]:
         """The (domain weight, value) pairs on these batches, and |g_down|. Call in the learner's meta mode."""
         valued, record = self._values(batches, metric)
@@ -218,15 +227,15 @@ class MetaUpdate:
             base, tilted = cast(TiltedConstruction, self.construction).ends()
             g_base = self._g_pre(batch, share, at, base)
             d = self._g_pre(batch, share, at, tilted)
-            d = {n: g - g_base[n] for n, g in d.items()}
+            d = {n: d.pop(n) - g_base[n] for n in list(d)}
             C, E, F = (float(inner(*ab, P)) for ab in ((g_base, g_base), (g_base, d), (d, d)))
             unit = max(C, _TINY)
-            a, b = ([x / math.sqrt(unit) for x in of_pairs] for of_pairs in self._products(at, g_base, d, P))
+            a, b = ([x / math.sqrt(unit) for x in of_pairs] for of_pairs in self._along(at, g_base, d, P))
         strength.judge(self.updates, world.first(Judgement(a, b, E / unit, F / unit)))
         return {"strength": strength.share}
 
-    def _products(
-        self, at: Parameters, g_base: Parameters, d: Parameters, metric: Parameters | None
+    def _along(
+        self, at: Parameters, g_base: Parameters, d: Parameters, metric: Mapping[str, Tensor] | None
     ) -> tuple[list[float], list[float]]:
         """<G, P g_base> and <G, P d> for each pair of the next feedback batch, in all processes; the mean |G|_P is 1.
 
@@ -235,16 +244,17 @@ class MetaUpdate:
         found = [(domain, pair) for domain, batch in self.feedback.next().items() for pair in batch.apart()]
         counts = Counter(itertools.chain(*world.gather([domain for domain, _ in found])))
         weights = {domain: self.feedback.weights[domain] * counts.total() / n for domain, n in counts.items()}
-        products = []
+        seen = []
         for turn in range(max(world.gather(len(found)))):
             domain, pair = found[turn % len(found)]
             noise = self._noise(self.updates, 1 + world.rank() + turn * world.size())
-            G = self._feedback_gradient(pair, noise, at, self.learner.own_gradient)
-            length = float(inner(G, G, metric)) ** 0.5
-            products.append((length, *(weights[domain] * float(inner(G, g, metric)) for g in (g_base, d))))
+            products = Products(g_base, d, metric=metric, noise=noise)
+            self.learner.own_gradient(self._down(pair), at, products.add)
+            square, *along = products()
+            seen.append((math.sqrt(square), *(weights[domain] * product for product in along)))
         if self.learner.has_own_gradient:
-            products = list(itertools.chain(*world.gather(products[: len(found)])))
-        lengths, a, b = zip(*products, strict=True)
+            seen = list(itertools.chain(*world.gather(seen[: len(found)])))
+        lengths, a, b = zip(*seen, strict=True)
         unit = max(fmean(lengths), _TINY)
         return [x / unit for x in a], [x / unit for x in b]
 
@@ -259,24 +269,21 @@ class MetaUpdate:
 
         return self.learner.gradient(loss, at)
 
-    def _feedback_gradient(
-        self,
-        batch: Any,
-        noise: torch.Generator | None,
-        at: Parameters,
-        gradient: Callable[[Callable[[Parameters], Tensor], Parameters], Parameters],
-        share: float = 1.0,
-    ) -> Parameters:
-        """Of L_down, in the learner's own precision, which is enough for a direction; or noise of the same norm."""
+    def _down(self, batch: Any, share: float = 1.0) -> Callable[[Parameters], Tensor]:
+        """L_down as a function of some parameters, in the learner's own precision, which is enough for a direction."""
 
         def loss(parameters: Parameters) -> Tensor:
             with self.learner.autocast():
                 return share * self.learner.evaluate(batch, parameters)
 
-        g_down = gradient(loss, at)
+        return loss
+
+    def _g_down(self, batch: Any, share: float, at: Parameters, noise: torch.Generator | None) -> Parameters:
+        """The gradient of L_down, or noise of the same norm."""
+        g_down = self.learner.gradient(self._down(batch, share), at)
         if noise is None:
             return g_down
-        drawn = {n: _like(torch.randn(g.shape, generator=noise), g) for n, g in g_down.items()}
+        drawn = {n: like(torch.randn(g.shape, generator=noise), g) for n, g in g_down.items()}
         scale = norm(g_down) / norm(drawn)
         return {n: scale * g for n, g in drawn.items()}
 
@@ -294,7 +301,7 @@ class MetaUpdate:
         g_down = {}
         for domain, batch in self.feedback.next().items():
             share = batch.weight / world.mean(batch.weight)
-            g_down[domain] = self._feedback_gradient(batch, noise, at, self.learner.gradient, share)
+            g_down[domain] = self._g_down(batch, share, at, noise)
         if self.beta and self.kept:
             g_down = {
                 domain: {n: torch.lerp(g, self.kept[domain][n].to(g), self.beta) for n, g in of_domain.items()}
@@ -305,7 +312,7 @@ class MetaUpdate:
         return g_down
 
     def _values(
-        self, batches: Sequence[Any], metric: Parameters | None
+        self, batches: Sequence[Any], metric: Mapping[str, Tensor] | None
     ) -> tuple[list[tuple[float, Valued]], dict[str, float]]:
         align = Align(self.kind, metric, self.penalty)
         pairs, g_down_norm = self.pairs(batches)
@@ -341,13 +348,6 @@ class MetaUpdate:
             self.optimizer.step()
             self.optimizer.zero_grad()
         return grad_norm
-
-
-def _like(values: Tensor, other: Tensor) -> Tensor:
-    """On the device of another, and in shards as it is."""
-    if isinstance(other, DTensor):
-        return distribute_tensor(values.to(other.dtype), other.device_mesh, other.placements)
-    return values.to(other)
 
 
 def _refuse(what: str, number: float) -> None:

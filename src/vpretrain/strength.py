@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 LONGEST = 64  # meta updates between two judgements
 _REMEMBERED, _MEMORY = 4, 0.5  # judgements; an earlier one counts this much less each time
 _ERRORS = 2.0  # a gain within so many standard errors of 0 counts as 0
-_GRID = [i / 100 for i in range(101)]
 
 
 class Judgement(NamedTuple):
@@ -96,7 +95,10 @@ def best_share(judgements: Sequence[Judgement]) -> float:
     def gain(beta: float) -> float:
         return sum(w * mean(j.gains(beta)) for w, j in zip(weights, judgements, strict=True))
 
-    best = max(_GRID, key=gain)
+    best, reach = 0.5, 0.5
+    while reach > 1e-6:  # on ever finer grids of 101
+        best = max((min(1.0, max(0.0, best + reach * i / 50)) for i in range(-50, 51)), key=gain)
+        reach /= 25
     if not gain(best) > 0:  # or NaN
         return 0.0
     square = sum((w * _standard_error(j.gains(best))) ** 2 for w, j in zip(weights, judgements, strict=True))

@@ -146,8 +146,10 @@ class Learner(Protocol):
         """The mean over processes of a loss's gradient by the parameters of S; no other parameter gets one."""
         ...
 
-    def own_gradient(self, loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters:
-        """The same of this process alone, where `has_own_gradient`."""
+    def own_gradient(
+        self, loss: Callable[[Parameters], Tensor], at: Parameters, visit: Callable[[str, Tensor], None]
+    ) -> None:
+        """The same of this process alone, where `has_own_gradient`; `visit` gets it parameter by parameter."""
         ...
 
     @property

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vpretrain import world
 from vpretrain.subset import blocks_of
 from vpretrain.task import Parameters
-from vpretrain.value import gradient
+from vpretrain.value import gradient, visit_gradient
 
 
 class Theta:
@@ -64,9 +64,11 @@ class Theta:
         found = gradient(loss, at)
         return dict(zip(found, world.mean_of(list(found.values())), strict=True))
 
-    def own_gradient(self, loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters:
-        """This process's own; in shards the mean over processes all the same."""
-        return gradient(loss, at)
+    def own_gradient(
+        self, loss: Callable[[Parameters], Tensor], at: Parameters, visit: Callable[[str, Tensor], None]
+    ) -> None:
+        """This process's own, parameter by parameter; in shards the mean over processes all the same."""
+        visit_gradient(loss, at, visit)
 
     @contextlib.contextmanager
     def shifted(self, at: Parameters, by: Parameters, step: float) -> Iterator[Parameters]:
@@ -139,8 +141,11 @@ class ShardedTheta(Theta):
             for p in self.trainable.values():
                 p.grad = None
 
-    def own_gradient(self, loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters:
-        return self.gradient(loss, at)
+    def own_gradient(
+        self, loss: Callable[[Parameters], Tensor], at: Parameters, visit: Callable[[str, Tensor], None]
+    ) -> None:
+        for name, g in self.gradient(loss, at).items():
+            visit(name, g)
 
     @contextlib.contextmanager
     def shifted(self, at: Parameters, by: Parameters, step: float) -> Iterator[Parameters]:

@@ -14,7 +14,7 @@ surrogate is a process's own, and the mean of its gradients over processes is dV
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -42,7 +42,7 @@ class Align:
     """
 
     kind: Literal["dot", "cosine"]
-    metric: Parameters | None = None
+    metric: Mapping[str, Tensor] | None = None
     penalty: float = 0.0
 
     def __call__(self, g_down: Parameters, g_pre: Parameters) -> Tensor:
@@ -97,7 +97,22 @@ def gradient(loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters
     return dict(zip(at, gradients, strict=True))
 
 
-def inner(a: Parameters, b: Parameters, metric: Parameters | None) -> Tensor:
+def visit_gradient(loss: Callable[[Parameters], Tensor], at: Parameters, visit: Callable[[str, Tensor], None]) -> None:
+    """The same, parameter by parameter: each gradient goes to `visit` when backward has made it, and is let go of."""
+
+    def hand_over(name: str, leaf: Tensor) -> None:
+        assert leaf.grad is not None
+        visit(name, leaf.grad)
+        leaf.grad = None
+
+    leaves = {name: value.detach().requires_grad_() for name, value in at.items()}
+    for name, leaf in leaves.items():
+        leaf.register_post_accumulate_grad_hook(partial(hand_over, name))
+    with torch.enable_grad():
+        loss(leaves).backward()
+
+
+def inner(a: Parameters, b: Parameters, metric: Mapping[str, Tensor] | None) -> Tensor:
     """<a, P b> over all of S; no metric is the identity."""
     metric = metric or {}
     return _whole(torch.stack([(a[n] * metric[n] * b[n] if n in metric else a[n] * b[n]).sum() for n in a]).sum())

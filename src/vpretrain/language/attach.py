@@ -28,7 +28,6 @@ from vpretrain.order import Shuffled
 from vpretrain.run.checkpoint import checkpoints, load_newest, save_checkpoint
 from vpretrain.run.optimizer import adamw_metric
 from vpretrain.run.state import captured_meta, fitting, restore_meta
-from vpretrain.task import Parameters
 
 NO_TARGET = -100  # transformers' label of a token that is not predicted
 _DOMAIN = "general"  # rows of other people's loops name none
@@ -172,7 +171,7 @@ class VPretraining:
             restore_meta(self.meta, groups, state)
             self.feedback.load_state_dict(state["feedback"])
 
-    def _metric(self, optimizer: torch.optim.Optimizer, names: Iterable[str]) -> Parameters | None:
+    def _metric(self, optimizer: torch.optim.Optimizer, names: Iterable[str]) -> Mapping[str, Tensor] | None:
         chosen = set(names)
         return adamw_metric(optimizer, {n: p for n, p in self.learner.named_parameters() if n in chosen})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from statistics import median
 from typing import Any
 
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from vpretrain.config import OptimizerConfig
 from vpretrain.errors import NonFinite
 from vpretrain.run.checkpoint import placed
-from vpretrain.task import Parameters
 
 _RECENT, _FEWEST = 64, 8  # losses that a leap is measured against
 FINAL_SHARE = 0.1  # linear and cosine schedules end at this share of the peak rate
@@ -94,8 +93,8 @@ class AdamW:
         self.steps += 1
         return {"lr": lr, "grad_norm": grad_norm, **({"skipped": 1.0} if leapt else {})}
 
-    def metric(self, names: Iterable[str]) -> Parameters | None:
-        """AdamW's preconditioner P = 1 / (sqrt(v_hat) + eps) over the named parameters (App B.4): fresh tensors.
+    def metric(self, names: Iterable[str]) -> Preconditioner | None:
+        """AdamW's preconditioner over the named parameters, as it is whenever it is asked.
 
         None before the first step, when there is no v_hat yet; parameters that no loss has reached have none either.
         """
@@ -120,20 +119,39 @@ class AdamW:
         return leapt
 
 
-def adamw_metric(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> Parameters | None:
-    """AdamW's preconditioner P = 1 / (sqrt(v_hat) + eps) over some parameters (App B.4): fresh tensors.
+class Preconditioner(Mapping[str, Tensor]):
+    """AdamW's P = 1 / (sqrt(v_hat) + eps) over some parameters (App B.4), made anew whenever one is asked for."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> None:
+        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        self._known = {
+            name: (state, groups[id(p)])
+            for name, p in parameters.items()
+            if "exp_avg_sq" in (state := optimizer.state.get(p, {}))
+        }
+
+    def __getitem__(self, name: str) -> Tensor:
+        state, group = self._known[name]
+        correction = 1 - group["betas"][1] ** float(state["step"])
+        metric: Tensor = 1 / ((state["exp_avg_sq"] / correction).sqrt() + group["eps"])
+        return metric
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._known
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+
+def adamw_metric(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> Preconditioner | None:
+    """AdamW's preconditioner over some parameters.
 
     None where the optimizer has no such statistics: before its first step, or because it is another than Adam or AdamW.
     """
-    metric = {}
-    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    for name, parameter in parameters.items():
-        state = optimizer.state.get(parameter)
-        if state and "exp_avg_sq" in state:
-            group = groups[id(parameter)]
-            correction = 1 - group["betas"][1] ** float(state["step"])
-            metric[name] = 1 / ((state["exp_avg_sq"] / correction).sqrt() + group["eps"])
-    return metric or None
+    return Preconditioner(optimizer, parameters) or None
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
