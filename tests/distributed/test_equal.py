@@ -133,6 +133,20 @@ def test_two_processes_are_one(tmp_path, tokenizer, many, differences_seen, case
     assert phi < OF_PHI[parallel], phi
 
 
+def test_shards_judge_the_strength_as_one_process_does(tmp_path, tokenizer):
+    """On the mean of the pairs of a turn: two turns of two in place of four pairs, so that the scatter is another."""
+    one, two = (recipe_of("language-exact", "fsdp", tmp_path, tokenizer, name) for name in ("one", "two"))
+    found = []
+    for processes, recipe in ((1, one), (2, two)):
+        recipe = recipe.model_copy(update={"value": recipe.value.model_copy(update={"strength": "auto"})})
+        together(processes, run, recipe)
+        lines = [json.loads(line) for line in (recipe.directory / "metrics.jsonl").read_text().splitlines()]
+        found.append([line["strength"] for line in lines if "strength" in line])
+    assert len(found[0]) == len(found[1]) == 1
+    assert found[1] == pytest.approx(found[0], abs=0.2)
+    assert found[1][0] > 0
+
+
 def local_shares(recipe):
     """Of every parameter of the learner, and of the teacher, the share of its rows that lie here."""
     learner = begin(recipe).learner
