@@ -145,7 +145,8 @@ def _done(recipe: Recipe, result: Mapping[str, Any]) -> Iterator[str]:
     yield f"- Arm: {_text(recipe.arm)}" + (" (V-pretraining)" if recipe.arm == "v" else "")
     yield (
         f"- Training: {result['steps']:,} steps, {result[unit]:,} {unit}, {result['seconds']:.1f} seconds (evaluation, "
-        f"saving and loading not counted)" + (f", {updates} meta updates from feedback" if updates else "")
+        f"saving and loading not counted)"
+        + (f", {updates} meta update{'' if updates == 1 else 's'} from feedback" if updates else "")
     )
     limits = [f"{recipe.budget.minutes:g} minutes"] if recipe.budget.minutes is not None else []
     limits += [f"{recipe.budget.steps:,} steps"] if recipe.budget.steps is not None else []
