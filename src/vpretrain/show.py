@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,42 +126,48 @@ def _disturbances(trained: Mapping[str, dict[str, Any]], recipe: Recipe) -> list
 
 
 def draw_curves(recipe: Recipe, results: dict[str, Any]) -> Path | None:
-    """As a picture: loss, what the designer does, and value against training seconds; scores where they were taken.
+    """As a picture: loss, gate and value against training seconds, whichever there are; scores where they were taken.
 
-    A thin line is a seed. None without matplotlib.
+    A thin line is a seed. None without matplotlib, and where no arm has made a step.
     """
     plot = pyplot()
-    if plot is None:
+    if plot is None or not any(arm["steps"] for arm in results["arms"].values()):
         return None
     figures, unit = room(recipe.modality, "figures"), recipe.unit
     panels = [("metrics", "seconds", key, title) for key, title in figures.CURVES.items()]
     if recipe.evaluation.points:
         key, (_, title) = next(iter(figures.OBJECTIVES.items()))
         panels += [("scores", axis, key, title) for axis in ("seconds", unit)]
-    picture, axes = plot.subplots(1, len(panels), figsize=(4.3 * len(panels), 3.8), layout="constrained")
-    trained = [name for name, arm in results["arms"].items() if arm["steps"]]
-    for axis, (file, x, y, title) in zip(axes, panels, strict=True):
-        for index, arm in enumerate(trained):
-            for number, run in enumerate(
-                recipe.directory / run_name(arm, seed, results["seeds"]) for seed in results["seeds"]
-            ):
-                points = [(line[x], line[y]) for line in _lines(run, file, results) if line.get(y) is not None]
-                if points and (file == "scores" or y == "loss" or any(value for _, value in points)):
-                    axis.plot(
-                        *zip(*points, strict=True),
-                        label=arm if number == 0 else None,
-                        color=f"C{index % 10}",
-                        linestyle=["-", "--", ":", "-."][index % 4],
-                        linewidth=1.5 if len(results["seeds"]) == 1 else 0.8,
-                        marker="." if file == "scores" else None,
-                    )
+    drawn = [(panel, curves) for panel in panels if (curves := list(_curves(recipe, results, *panel[:3])))]
+    picture, axes = plot.subplots(1, len(drawn), figsize=(4.3 * len(drawn), 3.8), layout="constrained", squeeze=False)
+    for axis, ((file, x, _, title), curves) in zip(axes[0], drawn, strict=True):
+        for index, number, arm, points in curves:
+            axis.plot(
+                *zip(*points, strict=True),
+                label=arm if number == 0 else None,
+                color=f"C{index % 10}",
+                linestyle=["-", "--", ":", "-."][index % 4],
+                linewidth=1.5 if len(results["seeds"]) == 1 else 0.8,
+                marker="." if file == "scores" else None,
+            )
         axis.set_xlabel("training seconds" if x == "seconds" else x)
         axis.set_title(title)
-        if axis.lines:
-            axis.legend(fontsize=8)
+        axis.legend(fontsize=8)
     picture.savefig(recipe.directory / "curves.png", dpi=120)
     plot.close(picture)
     return recipe.directory / "curves.png"
+
+
+def _curves(
+    recipe: Recipe, results: dict[str, Any], file: str, x: str, y: str
+) -> Iterator[tuple[int, int, str, list[tuple[float, float]]]]:
+    """(arm's number, seed's number, arm, points) of all runs that have any of y, which is not 0 throughout."""
+    for index, arm in enumerate(name for name, figures in results["arms"].items() if figures["steps"]):
+        for number, seed in enumerate(results["seeds"]):
+            run = recipe.directory / run_name(arm, seed, results["seeds"])
+            points = [(line[x], line[y]) for line in _lines(run, file, results) if line.get(y) is not None]
+            if points and (file == "scores" or y == "loss" or any(value for _, value in points)):
+                yield index, number, arm, points
 
 
 def _lines(run: Path, file: str, results: dict[str, Any]) -> list[dict[str, Any]]:
