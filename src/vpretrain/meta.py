@@ -20,10 +20,10 @@ from torch import Tensor
 from vpretrain import world
 from vpretrain.errors import NonFinite
 from vpretrain.phase import phase
-from vpretrain.products import Products, like
+from vpretrain.products import Products, dot, like, whole
 from vpretrain.strength import Judgement, Strength
 from vpretrain.task import Construction, Feedback, Learner, Parameters, Task, TiltedConstruction
-from vpretrain.value import Align, Valued, inner, mean, norm
+from vpretrain.value import Align, Valued, mean, norm
 
 Metric = Callable[[Iterable[str]], Mapping[str, Tensor] | None]
 """AdamW's preconditioner P over the named parameters; None while it has no statistics."""
@@ -227,17 +227,23 @@ class MetaUpdate:
             base, tilted = cast(TiltedConstruction, self.construction).ends()
             g_base = self._g_pre(batch, share, at, base)
             d = self._g_pre(batch, share, at, tilted)
-            d = {n: d.pop(n) - g_base[n] for n in list(d)}
-            C, E, F = (float(inner(*ab, P)) for ab in ((g_base, g_base), (g_base, d), (d, d)))
-            unit = max(C, _TINY)
-            a, b = ([x / math.sqrt(unit) for x in of_pairs] for of_pairs in self._along(at, g_base, d, P))
-        strength.judge(self.updates, world.first(Judgement(a, b, E / unit, F / unit)))
+            sums = []
+            for n, g in g_base.items():
+                d[n] = (tilt := d[n] - g)
+                if (
+                    P is not None and n in P
+                ):  # from here on both are times P: a pair is compared with them at no more cost
+                    p = P[n]
+                    g_base[n], d[n] = p * g, p * tilt
+                sums.append(torch.stack([dot(g, g), dot(g, g_base[n]), dot(tilt, g_base[n]), dot(tilt, d[n])]))
+            square, C, E, F = whole(torch.stack(sums).sum(0)).tolist()
+            C = max(C, _TINY)
+            a, b = ([math.sqrt(square) / C * x for x in of_pairs] for of_pairs in self._along(at, g_base, d))
+        strength.judge(self.updates, world.first(Judgement(a, b, E / C, F / C)))
         return {"strength": strength.share}
 
-    def _along(
-        self, at: Parameters, g_base: Parameters, d: Parameters, metric: Mapping[str, Tensor] | None
-    ) -> tuple[list[float], list[float]]:
-        """<G, P g_base> and <G, P d> for each pair of the next feedback batch, in all processes; the mean |G|_P is 1.
+    def _along(self, at: Parameters, *others: Parameters) -> list[tuple[float, ...]]:
+        """<G, v> for some v, for each pair of the next feedback batch, in all processes; the mean |G| is 1.
 
         Each process has its own. Where theta lies in shards, all go backward together, and a G is the mean of their pairs.
         """
@@ -248,15 +254,15 @@ class MetaUpdate:
         for turn in range(max(world.gather(len(found)))):
             domain, pair = found[turn % len(found)]
             noise = self._noise(self.updates, 1 + world.rank() + turn * world.size())
-            products = Products(g_base, d, metric=metric, noise=noise)
+            products = Products(*others, noise=noise)
             self.learner.own_gradient(self._down(pair), at, products.add)
             square, *along = products()
             seen.append((math.sqrt(square), *(weights[domain] * product for product in along)))
         if self.learner.has_own_gradient:
             seen = list(itertools.chain(*world.gather(seen[: len(found)])))
-        lengths, a, b = zip(*seen, strict=True)
+        lengths, *along_others = zip(*seen, strict=True)
         unit = max(fmean(lengths), _TINY)
-        return [x / unit for x in a], [x / unit for x in b]
+        return [tuple(x / unit for x in of_pairs) for of_pairs in along_others]
 
     def _g_pre(self, batch: Any, share: float, at: Parameters, targets: Callable[[Any, Any], Task]) -> Parameters:
         """Of L_pre on a batch by some parameters, in the learner's own precision."""

@@ -28,7 +28,8 @@ _ERRORS = 2.0  # a gain within so many standard errors of 0 counts as 0
 
 
 class Judgement(NamedTuple):
-    """What one judgement saw, in units in which |g_base|_P = 1; A and B in one unit for all judgements.
+    """What one judgement saw, in units in which |g_base|_P = 1; A and B in one unit for all judgements (a cosine's, if P is the
+    identity).
 
     Attributes:
         a: A of each feedback pair.

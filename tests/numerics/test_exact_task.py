@@ -19,6 +19,7 @@ from vpretrain.language.values import candidate_values
 from vpretrain.run import run_recipe
 from vpretrain.strength import Judgement, Strength, best_share
 from vpretrain.subset import alignment_subset
+from vpretrain.value import gradient, inner, norm
 
 WITH_MLP = [*FAMILIES, *[f for f in FURTHER_FAMILIES if f != "mamba"], *OTHER_SHAPES]
 
@@ -311,6 +312,32 @@ def test_a_judgement_is_of_the_direction_that_was_just_found(tmp_path, tokenizer
         assert asked
         assert all(u is parts.meta.direction for u in asked)
         asked.clear()
+
+
+def test_a_judgement_sees_the_inner_products_in_the_metric(tmp_path, tokenizer):
+    """Against whole gradients of every pair that has not given the direction."""
+    parts = assemble(tiny_recipe(tmp_path, tokenizer, arm="v"))
+    meta, learner = parts.meta, parts.learner
+    generator = torch.Generator().manual_seed(0)
+    P = {n: torch.rand(p.shape, generator=generator) + 0.1 for n, p in learner.named_parameters()}
+    meta.strength.next = 0
+    batches, before = parts.stream.next(), parts.feedback.state_dict()
+    meta(batches, lambda names: {n: P[n] for n in names})
+    (seen,) = meta.strength.judgements
+    parts.feedback.load_state_dict(before)
+    parts.feedback.next()
+    pairs = [pair for batch in parts.feedback.next().values() for pair in batch.apart()]
+    theta = meta.at(P)
+    batch = batches[0].restrict(**meta.part)
+    with learner.meta_mode():
+        base, tilted = (meta._g_pre(batch, 1.0, theta, targets) for targets in parts.construction.ends())
+        G = [gradient(lambda at, pair=pair: learner.evaluate(pair, at), theta) for pair in pairs]
+    d = {n: g - base[n] for n, g in tilted.items()}
+    C, E, F = (float(inner(one, other, P)) for one, other in ((base, base), (base, d), (d, d)))
+    assert (seen.e, seen.f) == pytest.approx((E / C, F / C), rel=1e-4)
+    unit = sum(float(norm(g)) for g in G) / len(G) * C / float(norm(base))
+    assert seen.a == pytest.approx([float(inner(g, base, P)) / unit for g in G], rel=1e-4)
+    assert seen.b == pytest.approx([float(inner(g, d, P)) / unit for g in G], rel=1e-4, abs=1e-6)
 
 
 def run_lines(recipe):
