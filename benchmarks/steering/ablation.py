@@ -46,7 +46,7 @@ VARIANTS: dict[str, list[str]] = {
     "S = last block": ["value.subset=last-1"],
     "S = all": ["value.subset=all"],
     "metric identity": ["value.metric=identity"],
-    "cosine": ["value.align=cosine"],
+    "dot product": ["value.align=dot"],
     "g_down averaged 0.8": ["value.average=0.8"],
     "every 16 steps": ["value.every_steps=16"],
 }
