@@ -20,7 +20,7 @@ from torch import Tensor
 from vpretrain import world
 from vpretrain.errors import NonFinite
 from vpretrain.phase import phase
-from vpretrain.products import Products, dot, like, whole
+from vpretrain.products import Products, Scaled, like
 from vpretrain.strength import Judgement, Strength
 from vpretrain.task import Construction, Feedback, Learner, Parameters, Task, TiltedConstruction
 from vpretrain.value import Align, Valued, mean, norm
@@ -106,7 +106,10 @@ class MetaUpdate:
         if idle or early:
             self.updates += 1
             return {}
-        with self.learner.meta_mode(), self.learner.looking_ahead(batches[0]):
+        judged = self.strength is not None and self.strength.due(self.updates)
+        # The learner's own pass is not held in memory beside a judgement's.
+        ahead = contextlib.nullcontext() if judged else self.learner.looking_ahead(batches[0])
+        with self.learner.meta_mode(), ahead:
             record = self._update(batches, P)
             if self.strength is not None:
                 record |= self._judge(batches, metric)
@@ -172,7 +175,8 @@ class MetaUpdate:
         pairs, g_down_norm = self.pairs(batches)
         found = []
         for weight, batch, share, g_down in pairs:
-            g_pre = None if align.linear else self._g_pre(batch, share, self.at(), self._base())
+            at = self.at()
+            g_pre = None if align.linear else self.learner.gradient(self._pre(batch, share, at, self._base()), at)
             found.append((weight, align.direction(g_down, g_pre)))
         return found, {"g_down_norm": g_down_norm}
 
@@ -225,20 +229,13 @@ class MetaUpdate:
         P = metric(at) if metric is not None else None
         with phase("meta: judgement"):
             base, tilted = cast(TiltedConstruction, self.construction).ends()
-            g_base = self._g_pre(batch, share, at, base)
-            d = self._g_pre(batch, share, at, tilted)
-            sums = []
-            for n, g in g_base.items():
-                d[n] = (tilt := d[n] - g)
-                if (
-                    P is not None and n in P
-                ):  # from here on both are times P: a pair is compared with them at no more cost
-                    p = P[n]
-                    g_base[n], d[n] = p * g, p * tilt
-                sums.append(torch.stack([dot(g, g), dot(g, g_base[n]), dot(tilt, g_base[n]), dot(tilt, d[n])]))
-            square, C, E, F = whole(torch.stack(sums).sum(0)).tolist()
+            g_base = Scaled(at, P)
+            self.learner.visit_gradient(self._pre(batch, share, at, base), at, g_base.add, own=False)
+            d = Scaled(at, P, g_base.held)
+            self.learner.visit_gradient(self._pre(batch, share, at, tilted, base), at, d.add, own=False)
+            (C, square), (F, _, E) = g_base(), d()
             C = max(C, _TINY)
-            a, b = ([math.sqrt(square) / C * x for x in of_pairs] for of_pairs in self._along(at, g_base, d))
+            a, b = ([math.sqrt(square) / C * x for x in along] for along in self._along(at, g_base.held, d.held))
         strength.judge(self.updates, world.first(Judgement(a, b, E / C, F / C)))
         return {"strength": strength.share}
 
@@ -255,7 +252,7 @@ class MetaUpdate:
             domain, pair = found[turn % len(found)]
             noise = self._noise(self.updates, 1 + world.rank() + turn * world.size())
             products = Products(*others, noise=noise)
-            self.learner.own_gradient(self._down(pair), at, products.add)
+            self.learner.visit_gradient(self._down(pair), at, products.add, own=True)
             square, *along = products()
             seen.append((math.sqrt(square), *(weights[domain] * product for product in along)))
         if self.learner.has_own_gradient:
@@ -264,16 +261,26 @@ class MetaUpdate:
         unit = max(fmean(lengths), _TINY)
         return [tuple(x / unit for x in of_pairs) for of_pairs in along_others]
 
-    def _g_pre(self, batch: Any, share: float, at: Parameters, targets: Callable[[Any, Any], Task]) -> Parameters:
-        """Of L_pre on a batch by some parameters, in the learner's own precision."""
+    def _pre(
+        self,
+        batch: Any,
+        share: float,
+        at: Parameters,
+        targets: Callable[[Any, Any], Task],
+        minus: Callable[[Any, Any], Task] | None = None,
+    ) -> Callable[[Parameters], Tensor]:
+        """L_pre on a batch, minus that by other targets, as a function of the parameters; in the learner's own precision."""
         inputs = self.learner.prepare(self.construction.inputs(batch), at)
 
         def loss(parameters: Parameters) -> Tensor:
             with self.learner.autocast():
                 state = self.learner.forward(inputs, parameters)
-                return share * self.learner.loss(state, targets(inputs, state.detach()).detach())
+                found = self.learner.loss(state, targets(inputs, state.detach()).detach())
+                if minus is not None:
+                    found = found - self.learner.loss(state, minus(inputs, state.detach()).detach())
+                return share * found
 
-        return self.learner.gradient(loss, at)
+        return loss
 
     def _down(self, batch: Any, share: float = 1.0) -> Callable[[Parameters], Tensor]:
         """L_down as a function of some parameters, in the learner's own precision, which is enough for a direction."""

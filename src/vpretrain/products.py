@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vpretrain.task import Parameters
+
+_HELD = {torch.float32: torch.bfloat16}
+_PART = 2**22  # entries of which a copy in another precision is made at a time
 
 
 class Products:
@@ -24,8 +29,11 @@ class Products:
     @torch.no_grad()
     def add(self, name: str, g: Tensor) -> None:
         """Count in a parameter's part."""
-        G = g if self.noise is None else like(torch.randn(g.shape, generator=self.noise), g)
-        self._sums.append(torch.stack([dot(g, g), dot(G, G), *(dot(G, other[name]) for other in self.others)]))
+        own = drawn = dot(g, g)
+        if self.noise is not None:
+            g = like(torch.randn(g.shape, generator=self.noise), g)
+            drawn = dot(g, g)
+        self._sums.append(torch.stack([own, drawn, *(dot(g, other[name]) for other in self.others)]))
 
     def __call__(self) -> list[float]:
         """<G, G> first, then the others in their order."""
@@ -34,11 +42,41 @@ class Products:
         return [own, *(scale * product for product in products)]
 
 
+class Scaled:
+    """P G of a gradient G, to be compared with others: held in half precision, while G itself is not.
+
+    Args:
+        at: the parameters that G is taken by.
+        metric: P, diagonal; None, and where it has no parameter of the name, is the identity.
+        others: v, as in `Products`.
+    """
+
+    def __init__(self, at: Parameters, metric: Mapping[str, Tensor] | None, *others: Parameters) -> None:
+        self.metric = {} if metric is None else metric
+        # Made before the pass, so that they do not lie between what it lets go of.
+        self.held = {n: torch.zeros_like(p, dtype=_HELD.get(p.dtype, p.dtype)) for n, p in at.items()}
+        self._products = Products(*others)
+        self._squares: list[Tensor] = []
+
+    @torch.no_grad()
+    def add(self, name: str, g: Tensor) -> None:
+        """Count in a parameter's part, and hold it times P."""
+        scaled = self.metric[name] * g if name in self.metric else g
+        self._products.add(name, g)
+        self._squares.append(dot(g, scaled))
+        self.held[name].copy_(scaled)
+
+    def __call__(self) -> list[float]:
+        """<G, P G> first, then <G, G> and the others in their order."""
+        return [float(whole(torch.stack(self._squares).sum())), *self._products()]
+
+
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of the products of all entries, without a tensor of their products."""
-    if isinstance(a, DTensor) or a.dtype != b.dtype:
+    """Sum of the products of all entries, in a's precision and without a tensor of their products."""
+    if isinstance(a, DTensor):
         return (a * b).sum()
-    return torch.dot(a.flatten(), b.flatten())
+    parts = zip(a.flatten().split(_PART), b.flatten().split(_PART), strict=True)
+    return torch.stack([torch.dot(x, y.to(x.dtype)) for x, y in parts]).sum()
 
 
 def like(values: Tensor, other: Tensor) -> Tensor:

@@ -146,10 +146,10 @@ class Learner(Protocol):
         """The mean over processes of a loss's gradient by the parameters of S; no other parameter gets one."""
         ...
 
-    def own_gradient(
-        self, loss: Callable[[Parameters], Tensor], at: Parameters, visit: Callable[[str, Tensor], None]
+    def visit_gradient(
+        self, loss: Callable[[Parameters], Tensor], at: Parameters, visit: Callable[[str, Tensor], None], *, own: bool
     ) -> None:
-        """The same of this process alone, where `has_own_gradient`; `visit` gets it parameter by parameter."""
+        """The same, or that of this process alone where `has_own_gradient`; `visit` gets it parameter by parameter."""
         ...
 
     @property

@@ -64,11 +64,15 @@ class Theta:
         found = gradient(loss, at)
         return dict(zip(found, world.mean_of(list(found.values())), strict=True))
 
-    def own_gradient(
-        self, loss: Callable[[Parameters], Tensor], at: Parameters, visit: Callable[[str, Tensor], None]
+    def visit_gradient(
+        self, loss: Callable[[Parameters], Tensor], at: Parameters, visit: Callable[[str, Tensor], None], *, own: bool
     ) -> None:
-        """This process's own, parameter by parameter; in shards the mean over processes all the same."""
-        visit_gradient(loss, at, visit)
+        """The same, parameter by parameter; or this process's `own`, where it can have one."""
+        if world.size() == 1 or (own and self.has_own_gradient):
+            visit_gradient(loss, at, visit)
+        else:
+            for name, g in self.gradient(loss, at).items():
+                visit(name, g)
 
     @contextlib.contextmanager
     def shifted(self, at: Parameters, by: Parameters, step: float) -> Iterator[Parameters]:
@@ -140,12 +144,6 @@ class ShardedTheta(Theta):
         finally:
             for p in self.trainable.values():
                 p.grad = None
-
-    def own_gradient(
-        self, loss: Callable[[Parameters], Tensor], at: Parameters, visit: Callable[[str, Tensor], None]
-    ) -> None:
-        for name, g in self.gradient(loss, at).items():
-            visit(name, g)
 
     @contextlib.contextmanager
     def shifted(self, at: Parameters, by: Parameters, step: float) -> Iterator[Parameters]:

@@ -9,7 +9,7 @@ import torch
 from models import random_batch, tiny_model
 
 from vpretrain.language.learner import LanguageLearner
-from vpretrain.products import Products
+from vpretrain.products import Products, Scaled
 from vpretrain.value import gradient, inner, visit_gradient
 
 
@@ -59,3 +59,26 @@ def test_noise_has_the_norm_of_what_it_replaces_and_one_scale():
     assert one[0] == pytest.approx(float(inner(whole, whole, None)))
     assert two == pytest.approx([4 * one[0], 2 * one[1]])
     assert abs(one[1]) < 0.5 * one[0]  # it is another direction
+
+
+@pytest.mark.parametrize(("precision", "near"), [(torch.float64, 1e-12), (torch.float32, 1e-3)])
+def test_what_is_held_of_a_gradient_is_it_times_the_metric(precision, near):
+    """A parameter that a loss does not touch has 0; a metric is none where the optimizer has not seen a parameter."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"w": (2**11, 2**11 + 3), "b": (7,), "untouched": (3,)}
+    theta, x, y, P = (
+        {n: torch.randn(s, generator=generator, dtype=precision) for n, s in shapes.items()} for _ in range(4)
+    )
+    del x["untouched"], P["b"]
+    one = Scaled(theta, P)
+    visit_gradient(lambda at: sum((at[n] * x[n]).sum() for n in x), theta, one.add)
+    two = Scaled(theta, P, one.held)
+    visit_gradient(lambda at: sum((at[n] * y[n]).sum() for n in shapes), theta, two.add)
+    x["untouched"] = torch.zeros_like(y["untouched"])
+    square, own = one()
+    assert (square, own) == pytest.approx((float(inner(x, x, P)), float(inner(x, x, None))), rel=near)
+    square, own, product = two()
+    scale = float(inner(y, y, P).abs())
+    assert (square, product) == pytest.approx((float(inner(y, y, P)), float(inner(y, x, P))), abs=near * scale)
+    for n, held in one.held.items():
+        torch.testing.assert_close(held.to(precision), P[n] * x[n] if n in P else x[n], rtol=max(near, 4e-3), atol=near)

@@ -88,7 +88,7 @@ class LanguageLearner:
         self._last_mlp = self._found_last_mlp()
         self.theta = theta_of(self.module, parallel)
         self.gradient, self.shifted, self.synchronise = self.theta.gradient, self.theta.shifted, self.theta.synchronise
-        self.own_gradient, self.has_own_gradient = self.theta.own_gradient, self.theta.has_own_gradient
+        self.visit_gradient, self.has_own_gradient = self.theta.visit_gradient, self.theta.has_own_gradient
 
     @property
     def model(self) -> Any:

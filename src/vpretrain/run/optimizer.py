@@ -133,7 +133,7 @@ class Preconditioner(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         state, group = self._known[name]
         correction = 1 - group["betas"][1] ** float(state["step"])
-        metric: Tensor = 1 / ((state["exp_avg_sq"] / correction).sqrt() + group["eps"])
+        metric: Tensor = (state["exp_avg_sq"] / correction).sqrt_().add_(group["eps"]).reciprocal_()
         return metric
 
     def __contains__(self, name: object) -> bool:

@@ -111,7 +111,7 @@ class VisionLearner:
         self.teacher = Teacher(self.module, outputs)
         self.theta = theta_of(self.module, parallel)
         self.gradient, self.shifted, self.synchronise = self.theta.gradient, self.theta.shifted, self.theta.synchronise
-        self.own_gradient, self.has_own_gradient = self.theta.own_gradient, self.theta.has_own_gradient
+        self.visit_gradient, self.has_own_gradient = self.theta.visit_gradient, self.theta.has_own_gradient
         if isinstance(self.theta, ShardedTheta):
             sharded(self.teacher)
 
