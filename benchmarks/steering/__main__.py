@@ -88,9 +88,9 @@ def recipe_of(condition: str, learner: Path, options: argparse.Namespace) -> Rec
         "learner": {"name": str(learner)},
         "optimizer": {"lr": 5e-4, "warmup_fraction": 0.05},
         "stream": {"length": LENGTH, "batch_size": 4, "sources": stream_of(condition, _ROOT / "data")},
-        "feedback": {"sources": [problems("feedback", 2, 1024)], "length": LENGTH, "batch_size": 4},
+        "feedback": {"sources": [problems("feedback", 2, 1024)], "length": LENGTH, "batch_size": 2},
         "designer": {"hidden_size": 32, "layers": 1, "heads": 2, "top_k": 32, "lr": 1e-2, "alpha_start": 0.2},
-        "value": {"every_steps": 8, "batch_size": 2, "length": LENGTH},
+        "value": {"batch_size": 2, "length": LENGTH},
         "budget": {"minutes": 0.1 if options.quick else options.minutes},
         "evaluation": {
             "sources": [problems(role, 3, 64)],

@@ -48,7 +48,8 @@ VARIANTS: dict[str, list[str]] = {
     "metric identity": ["value.metric=identity"],
     "dot product": ["value.align=dot"],
     "g_down averaged 0.8": ["value.average=0.8"],
-    "every 16 steps": ["value.every_steps=16"],
+    "every 8 steps with 4 pairs": ["value.every_steps=8", "feedback.batch_size=4"],
+    "every 2 steps with 1 pair": ["value.every_steps=2", "feedback.batch_size=1"],
 }
 _ROOT, _HERE = Path("runs/steering"), Path(__file__).parent
 

@@ -87,7 +87,12 @@ class DesignerConfig(Strict):
 class ValueConfig(Strict):
     """V = Align(g_down, g_pre) over the alignment subset S, and the meta update that raises it."""
 
-    every_steps: int = Field(8, ge=1, description="r: one meta update every r learner steps.")
+    every_steps: int = Field(
+        4,
+        ge=1,
+        description="r: one meta update every r learner steps. A direction is used up as it is followed: few pairs often serve "
+        "better than many seldom.",
+    )
     align: Literal["dot", "cosine"] = Field(
         "cosine", description="Inner product of the gradients, or its cosine (Eq 42)."
     )

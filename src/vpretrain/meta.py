@@ -28,6 +28,7 @@ from vpretrain.value import Align, Valued, mean, norm
 Metric = Callable[[Iterable[str]], Mapping[str, Tensor] | None]
 """AdamW's preconditioner P over the named parameters; None while it has no statistics."""
 
+_JUDGES = 4  # pairs, at least; more if a feedback batch has more
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -240,11 +241,13 @@ class MetaUpdate:
         return {"strength": strength.share}
 
     def _along(self, at: Parameters, *others: Parameters) -> list[tuple[float, ...]]:
-        """<G, v> for some v, for each pair of the next feedback batch, in all processes; the mean |G| is 1.
+        """<G, v> for some v, for each pair of the next feedback, in all processes; the mean |G| is 1.
 
         Each process has its own. Where theta lies in shards, all go backward together, and a G is the mean of their pairs.
         """
-        found = [(domain, pair) for domain, batch in self.feedback.next().items() for pair in batch.apart()]
+        found: list[tuple[str, Any]] = []
+        while sum(world.gather(len(found))) < _JUDGES:
+            found += [(domain, pair) for domain, batch in self.feedback.next().items() for pair in batch.apart()]
         counts = Counter(itertools.chain(*world.gather([domain for domain, _ in found])))
         weights = {domain: self.feedback.weights[domain] * counts.total() / n for domain, n in counts.items()}
         seen = []

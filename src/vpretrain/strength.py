@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-LONGEST = 64  # meta updates between two judgements
+FIRST, LONGEST = 8, 512  # learner steps until the first judgement, and at most between two
 _REMEMBERED, _MEMORY = 4, 0.5  # judgements; an earlier one counts this much less each time
 _ERRORS = 2.0  # a gain within so many standard errors of 0 counts as 0
 
@@ -56,7 +56,8 @@ class Strength:
         share: beta.
         fixed: whether the recipe gives it.
         next: the meta update at which the next judgement is due.
-        gap: meta updates from the last judgement to that one.
+        gap: meta updates from the last judgement to that one; it doubles.
+        longest: the most that it becomes.
         judgements: the last ones, the latest first.
     """
 
@@ -64,7 +65,18 @@ class Strength:
     fixed: bool = False
     next: int = 1  # before the learner's first steps its optimizer has no metric
     gap: int = 1
+    longest: int = 64
     judgements: list[Judgement] = field(default_factory=list)
+
+    @classmethod
+    def that_chooses_itself(cls, every_steps: int) -> Strength:
+        """Judged after as many learner steps however often the direction is found.
+
+        Args:
+            every_steps: r.
+        """
+        first = max(1, FIRST // every_steps)
+        return cls(next=first, gap=first, longest=max(first, LONGEST // every_steps))
 
     def due(self, update: int) -> bool:
         """Whether the meta update of this number ends with a judgement."""
@@ -77,7 +89,7 @@ class Strength:
     def judge(self, update: int, judgement: Judgement) -> None:
         """Take the share that serves best by what is known; the gap to the next judgement doubles."""
         self.judgements = [judgement, *self.judgements][:_REMEMBERED]
-        self.share, self.gap = best_share(self.judgements), min(LONGEST, 2 * self.gap)
+        self.share, self.gap = best_share(self.judgements), min(self.longest, 2 * self.gap)
         self.next = update + self.gap
 
     def state_dict(self) -> dict[str, Any]:

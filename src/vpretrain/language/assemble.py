@@ -179,7 +179,9 @@ def export_model(model: Any, tokenizer: Any, directory: Path) -> None:
 
 def new_strength(value: ValueConfig) -> Strength:
     """As the recipe gives it, or one that chooses itself."""
-    return Strength() if value.strength == "auto" else Strength(share=value.strength, fixed=True)
+    if value.strength == "auto":
+        return Strength.that_chooses_itself(value.every_steps)
+    return Strength(share=value.strength, fixed=True)
 
 
 def new_designer(config: DesignerConfig, learner: LanguageLearner, *, length: int, seed: int) -> TopKDesigner:

@@ -156,7 +156,7 @@ class FeedbackConfig(Strict):
 
     sources: list[SourceConfig] = Field(min_length=1, description="Pairs, each source in its domain.")
     length: int = Field(512, ge=8, description="Longer pairs are cut to this many tokens.")
-    batch_size: int = Field(8, ge=1, description="Pairs a domain in one meta update.")
+    batch_size: int = Field(4, ge=1, description="Pairs a domain in one meta update.")
 
 
 class DesignerConfig(config.DesignerConfig):
