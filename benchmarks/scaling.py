@@ -113,7 +113,11 @@ def work(shape: PreTrainedConfig, designer: dict[str, Any] | None = None) -> Wor
             "sources": [{"path": "stream.jsonl", "text": "{text}"}],
         },
         "learner": {"precision": "bf16"},
-        "feedback": {"sources": [{"path": "feedback.jsonl", "prompt": "{question}", "response": "{answer}"}]},
+        "feedback": {
+            "batch_size": 8,
+            "sources": [{"path": "feedback.jsonl", "prompt": "{question}", "response": "{answer}"}],
+        },
+        "value": {"every_steps": 8},
         "designer": designer or {},
         "budget": {"steps": 1},
         "evaluation": {"sources": [{"path": "evaluation.jsonl", "prompt": "{question}", "response": "{answer}"}]},

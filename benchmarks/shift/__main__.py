@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from vpretrain.compare import compare, versions
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.recipe import load_recipe
+from vpretrain.run.group import Process, start_process
 from vpretrain.show import draw_curves, remarks, table
 
 ARMS = (
@@ -53,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         recipe = recipe_of(size, options)
         of_size = arms if size == whole else ["v"]
         resume = (recipe.directory / "recipe.yaml").exists()
-        results = compare(recipe, of_size, seeds=seeds, resume=resume)
+        results = compare(recipe, of_size, seeds=seeds, resume=resume, start=partial(start_lean, recipe.directory))
         console.print(table(results, recipe))
         for line in remarks(results, recipe):
             console.print(line, highlight=False)
@@ -73,6 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     file.with_suffix(".md").write_text(arms_markdown(report), encoding="utf-8")
     console.print(f"results: {file}")
+
+
+def start_lean(directory: Path, command: Sequence[str]) -> Process:
+    """Start a run, and let go of the models and checkpoints of those that are finished: 2 GB each, 70 runs."""
+    for result in directory.glob("*/result.json"):
+        for part in ("model", "checkpoints"):
+            shutil.rmtree(result.parent / part, ignore_errors=True)
+    return start_process(command)
 
 
 def recipe_of(size: int, options: argparse.Namespace) -> Recipe:

@@ -283,17 +283,19 @@ def test_a_judgement_counts_twice_as_much_as_the_one_before_it():
     assert best_share([scattered, scattered]) == pytest.approx(1 - 1.25 / 2.25)
 
 
-def test_judgements_become_rare_and_nothing_is_done_between_them_while_nothing_is_taken():
-    strength = Strength()
+@pytest.mark.parametrize("every_steps", [1, 2, 8])
+def test_judgements_become_rare_and_nothing_is_done_between_them_while_nothing_is_taken(every_steps):
+    strength = Strength.that_chooses_itself(every_steps)
     busy, judged = [], []
-    for update in range(200):
+    for step in range(0, 1600, every_steps):
+        update = step // every_steps
         if strength.idle(update):
             continue
-        busy.append(update)
+        busy.append(step)
         if strength.due(update):
-            judged.append(update)
+            judged.append(step)
             strength.judge(update, judgement([-1.0]))
-    assert judged == [1, 3, 7, 15, 31, 63, 127, 191]
+    assert judged == [8, 24, 56, 120, 248, 504, 1016, 1528]
     assert busy == judged
 
 
@@ -326,7 +328,9 @@ def test_a_judgement_sees_the_inner_products_in_the_metric(tmp_path, tokenizer):
     (seen,) = meta.strength.judgements
     parts.feedback.load_state_dict(before)
     parts.feedback.next()
-    pairs = [pair for batch in parts.feedback.next().values() for pair in batch.apart()]
+    pairs = []
+    while len(pairs) < 4:
+        pairs += [pair for batch in parts.feedback.next().values() for pair in batch.apart()]
     theta = meta.at(P)
     batch = batches[0].restrict(**meta.part)
     with learner.meta_mode():
@@ -354,5 +358,5 @@ def test_a_strength_that_chooses_itself_ignores_noise_and_follows_a_planted_dire
     v, lines = run_lines(tiny_recipe(tmp_path, tokenizer, arm="v", **how))
     assert noise["mean_alpha"] < 1e-3 < 5e-3 < v["mean_alpha"]
     assert noise["answer_nll"] == pytest.approx(one_hot["answer_nll"], abs=0.02)
-    assert [line["step"] for line in lines if "strength" in line] == [1, 3, 7, 15, 31]
+    assert [line["step"] for line in lines if "strength" in line] == [8, 24]
     assert max(line["strength"] for line in lines if "strength" in line) > 0.5
