@@ -17,7 +17,7 @@ from vpretrain.language.attach import VPretraining, feedback_rows  # +
 from vpretrain.language.config import DesignerConfig, ValueConfig  # +
 
 torch.manual_seed(0)
-STEPS, ACCUMULATION = 24, 2
+STEPS, ACCUMULATION = 28, 2
 
 # A tokenizer of single characters, and a model that has seen nothing.
 vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", *"0123456789+= abcdefghijklmnopqrstuvwxyz"])}

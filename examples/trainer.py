@@ -49,7 +49,7 @@ with tempfile.TemporaryDirectory() as directory:
             per_device_train_batch_size=8,
             gradient_accumulation_steps=2,
             learning_rate=1e-3,
-            max_steps=24,
+            max_steps=28,
             logging_steps=4,
             save_steps=12,
             report_to="none",

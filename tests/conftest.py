@@ -52,6 +52,12 @@ def pad_is_eos_tokenizer():
 
 
 @pytest.fixture
+def judged_early(monkeypatch):
+    """The first judgement after two learner steps: most runs of the tests end before the usual one."""
+    monkeypatch.setattr("vpretrain.strength.FIRST", 2)
+
+
+@pytest.fixture
 def in_this_process(monkeypatch):
     """Runs of a group in this process (a process costs seconds); yields the commands in their order."""
     from vpretrain.cli import main

@@ -117,6 +117,7 @@ def test_the_papers_settings(name):
     assert recipe.stream.batch_size * recipe.stream.accumulation == (32 if recipe.learner.lora else 128)
 
 
+@pytest.mark.usefixtures("judged_early")
 @pytest.mark.parametrize("name", PAPER)
 @pytest.mark.parametrize("arm", ["one-hot", "v"])
 def test_the_papers_recipes_run_through(name, arm, tmp_path, tokenizer):

@@ -138,6 +138,7 @@ CASES = [
 ]
 
 
+@pytest.mark.usefixtures("judged_early")
 @pytest.mark.parametrize(("arm", "value", "updates"), CASES)
 @pytest.mark.parametrize(("accumulation", "bf16"), [(1, False), (2, False), (2, True)])
 def test_the_numbers_are_our_loops_bit_for_bit(tmp_path, accumulation, bf16, arm, value, updates):

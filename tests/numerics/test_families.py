@@ -31,6 +31,7 @@ def test_whether_documents_of_a_row_are_kept_apart(family):
     assert LanguageLearner(tiny_model(family)).keeps_documents_apart() is (family != "mamba")
 
 
+@pytest.mark.usefixtures("judged_early")
 def test_a_state_space_model_has_one_document_a_row(tmp_path, tokenizer):
     recipe = tiny_recipe(tmp_path, tokenizer, "mamba")
     with pytest.raises(UserError, match=r"set stream\.packing=false"):
@@ -41,6 +42,7 @@ def test_a_state_space_model_has_one_document_a_row(tmp_path, tokenizer):
     assert result["answer_nll"] > 0
 
 
+@pytest.mark.usefixtures("judged_early")
 @pytest.mark.parametrize("family", ["qwen3", "gemma3", "qwen3-moe"])
 def test_whole_runs(tmp_path, tokenizer, family):
     torch.manual_seed(0)

@@ -47,6 +47,7 @@ def rendered(text):
     return tables, kinds
 
 
+@pytest.mark.usefixtures("judged_early")
 def test_a_run_has_a_card_beside_its_model(tmp_path, tokenizer):
     recipe = tiny_recipe(tmp_path, tokenizer)
     result = run_recipe(recipe)

@@ -69,6 +69,7 @@ def test_an_interrupted_run_ends_bit_equal(tmp_path, tokenizer, arm, lora):
     assert strip(log) == strip(log_again)
 
 
+@pytest.mark.usefixtures("judged_early")
 def test_a_result_holds_every_figure_and_the_exported_model_has_equal_logits(tmp_path, tokenizer):
     recipe = tiny_recipe(tmp_path, tokenizer)
     session, result = interrupted_and_resumed(recipe, [])

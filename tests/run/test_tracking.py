@@ -107,6 +107,7 @@ def as_events(recipe):
     return expected
 
 
+@pytest.mark.usefixtures("judged_early")
 def test_tensorboard_shows_what_the_logs_hold(tmp_path, tokenizer):
     recipe = tiny_recipe(tmp_path, tokenizer, evaluation={"points": 3})
     run_recipe(recipe)
