@@ -236,8 +236,11 @@ class MetaUpdate:
             self.learner.visit_gradient(self._pre(batch, share, at, tilted, base), at, d.add, own=False)
             (C, square), (F, _, E) = g_base(), d()
             C = max(C, _TINY)
-            a, b = ([math.sqrt(square) / C * x for x in along] for along in self._along(at, g_base.held, d.held))
-        strength.judge(self.updates, world.first(Judgement(a, b, E / C, F / C)))
+            *along, agreement = self._along(at, g_base.held, d.held, self.direction)
+            a, b = ([math.sqrt(square) / C * x for x in of_pairs] for of_pairs in along)
+            length = max(float(norm(self.direction)), _TINY)
+            agreed = [x / length for x in agreement]
+        strength.judge(self.updates, world.first(Judgement(a, b, E / C, F / C, agreed)))
         return {"strength": strength.share}
 
     def _along(self, at: Parameters, *others: Parameters) -> list[tuple[float, ...]]:

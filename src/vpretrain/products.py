@@ -18,7 +18,7 @@ class Products:
     """<G, G>, and <G, v> for some v; `add` takes G's part of one parameter at a time.
 
     Args:
-        others: v, each over all parameters that G has.
+        others: v, each over some of G's parameters, and 0 over the rest.
         noise: if given, G is noise of the same norm that it draws: the random-feedback control.
     """
 
@@ -33,7 +33,8 @@ class Products:
         if self.noise is not None:
             g = like(torch.randn(g.shape, generator=self.noise), g)
             drawn = dot(g, g)
-        self._sums.append(torch.stack([own, drawn, *(dot(g, other[name]) for other in self.others)]))
+        others = (dot(g, other[name]) if name in other else 0 * own for other in self.others)
+        self._sums.append(torch.stack([own, drawn, *others]))
 
     def __call__(self) -> list[float]:
         """<G, G> first, then the others in their order."""

@@ -2,16 +2,22 @@
 
     q_beta = (1 - beta) q_base + beta q*,     hence  g_pre(beta) = g_base + beta d,   d = g_pre(q*) - g_base
 
-The direction of the tilt comes from S alone, at every step. Whether it serves is asked seldom, over all parameters and on
-feedback that gave no direction, in the metric P of the learner's optimizer. AdamW's steps have one length whatever the
-gradient's, so that the gain of a step is the cosine of g_pre with g_down; their product grows with the tilt without limit. For
-the gradient G of one feedback pair, in units in which |g_base|_P = 1, the tilt adds
+The direction u of the tilt comes from S alone, at every step. Whether it serves is asked seldom, on a few feedback pairs that
+gave no direction, by their gradients G over all parameters. Two questions:
 
-    gain(beta) = (A + beta B) / sqrt(1 + 2 beta E + beta^2 F) - A
-    A = <G, P g_base>,  B = <G, P d>,  E = <g_base, P d>,  F = |d|_P^2
+1. Is there a direction? Their <G, u>_S are above 0 by more than two standard errors. Where they are not, as in noise, beta = 0.
+2. How far does it serve? AdamW's steps have one length whatever the gradient's, so that the gain of a step is the cosine of
+   g_pre with G in the metric P of the optimizer; their product grows with the tilt without limit. In units in which
+   |g_base|_P = 1, the tilt adds
 
-beta has the largest mean gain, over the pairs of this judgement and of those before it, and shrinks by as much of that gain as
-the scatter of the pairs can explain (James and Stein's form).
+       gain(beta) = (A + beta B) / sqrt(1 + 2 beta E + beta^2 F) - A
+       A = <G, P g_base>,  B = <G, P d>,  E = <g_base, P d>,  F = |d|_P^2
+
+   beta has the largest mean gain plus one standard error: where there is a direction, it is followed until it is seen to
+   harm. A few pairs tell a direction from noise by far, and a gain from none hardly; the trust region keeps a tilt that does
+   not serve cheap.
+
+The pairs of the judgements before count too.
 """
 
 from __future__ import annotations
@@ -19,12 +25,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import mean, stdev
+from statistics import fmean
 from typing import Any, NamedTuple
 
 FIRST, LONGEST = 8, 512  # learner steps until the first judgement, and at most between two
 _REMEMBERED, _MEMORY = 4, 0.5  # judgements; an earlier one counts this much less each time
-_ERRORS = 2.0  # a gain within so many standard errors of 0 counts as 0
+_ERRORS = 2.0  # a direction is one if it is so many standard errors from none
 
 
 class Judgement(NamedTuple):
@@ -35,12 +41,14 @@ class Judgement(NamedTuple):
         a: A of each feedback pair.
         b: B of each.
         e, f: E and F.
+        agreement: <G, u>_S of each pair, with |G| = |u|_S = 1.
     """
 
     a: list[float]
     b: list[float]
     e: float
     f: float
+    agreement: list[float]
 
     def gains(self, beta: float) -> list[float]:
         """Of each pair."""
@@ -102,21 +110,29 @@ class Strength:
 
 
 def best_share(judgements: Sequence[Judgement]) -> float:
-    """The beta with the largest mean gain, the latest judgement first; 0 where that gain is below two standard errors."""
-    weights = [_MEMORY**age for age in range(len(judgements))]
+    """The beta with the largest mean gain plus a standard error, the latest judgement first; 0 where there is no direction."""
+    agreement, error = _pooled([j.agreement for j in judgements])
+    if not agreement > _ERRORS * error:  # or NaN
+        return 0.0
 
-    def gain(beta: float) -> float:
-        return sum(w * mean(j.gains(beta)) for w, j in zip(weights, judgements, strict=True))
+    def hoped(beta: float) -> float:
+        return sum(_pooled([j.gains(beta) for j in judgements]))
 
     best, reach = 0.5, 0.5
     while reach > 1e-6:  # on ever finer grids of 101
-        best = max((min(1.0, max(0.0, best + reach * i / 50)) for i in range(-50, 51)), key=gain)
+        best = max((min(1.0, max(0.0, best + reach * i / 50)) for i in range(-50, 51)), key=hoped)
         reach /= 25
-    if not gain(best) > 0:  # or NaN
-        return 0.0
-    square = sum((w * _standard_error(j.gains(best))) ** 2 for w, j in zip(weights, judgements, strict=True))
-    return best * max(0.0, 1 - square * (_ERRORS / gain(best)) ** 2)
+    return best if hoped(best) > 0 else 0.0
 
 
-def _standard_error(values: Sequence[float]) -> float:
-    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+def _pooled(judgements: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Sum over judgements, the latest first, of the mean over pairs, an earlier one counting less; and its standard error."""
+    weights = [_MEMORY**age for age in range(len(judgements))]
+    means = [fmean(seen) for seen in judgements]
+    # Not of `statistics`, which refuses NaN.
+    errors = [
+        math.dist(seen, [m] * len(seen)) / math.sqrt(len(seen) * max(1, len(seen) - 1))
+        for seen, m in zip(judgements, means, strict=True)
+    ]
+    total = sum(w * m for w, m in zip(weights, means, strict=True))
+    return total, math.hypot(*(w * e for w, e in zip(weights, errors, strict=True)))

@@ -187,7 +187,7 @@ def test_the_scales_of_g_down_and_of_the_metric_have_no_effect_on_the_task(tmp_p
 
 
 def exact(values_NK, **how):
-    settings = {"alpha0": 0.05, "temperature": 0.7, "strength": lambda: 1.0} | how
+    settings = {"alpha0": 0.05, "divergence": 0.1, "strength": lambda: 1.0} | how
     return ExactTask(values=lambda batch, state: values_NK, **settings)
 
 
@@ -196,7 +196,8 @@ def test_the_closed_form_is_the_maximum_of_its_objective():
     batch = random_batch(1, 12)
     state = learner.observe(batch)
     values_NK = torch.randn(state.logits.z_NK.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    q_NK = exact(values_NK).targets(batch, state).target.q_NK
+    task = exact(values_NK).targets(batch, state)
+    q_NK, temperature = task.target.q_NK, float(task.side["temperature"])
     p_NK = state.logits.log_p_NK.softmax(-1)
     q0_NK = 0.05 * p_NK
     q0_NK[:, 0] += 0.95
@@ -206,12 +207,13 @@ def test_the_closed_form_is_the_maximum_of_its_objective():
     def loss():
         optimizer.zero_grad()
         log_q_NK = free_NK.log_softmax(-1)
-        objective = (log_q_NK.exp() * (values_NK - 0.7 * (log_q_NK - q0_NK.log()))).sum()
+        objective = (log_q_NK.exp() * (values_NK - temperature * (log_q_NK - q0_NK.log()))).sum()
         (-objective).backward()
         return -objective
 
     optimizer.step(loss)
     torch.testing.assert_close(q_NK, free_NK.detach().softmax(-1), rtol=1e-4, atol=1e-6)
+    assert float((q_NK * (q_NK / q0_NK).log()).sum(-1).mean()) == pytest.approx(0.1, rel=0.03)
 
 
 def test_a_share_of_the_task_is_that_share_and_nothing_is_one_hot():
@@ -225,7 +227,7 @@ def test_a_share_of_the_task_is_that_share_and_nothing_is_one_hot():
     one_hot = state.logits.one_hot().q_NK
     assert torch.equal(none, one_hot)
     torch.testing.assert_close(half, (whole + one_hot) / 2)
-    assert torch.equal(exact(values_NK, alpha0=0.0, temperature=1e30).targets(batch, state).target.q_NK, one_hot)
+    assert torch.equal(exact(values_NK, alpha0=0.0).targets(batch, state).target.q_NK, one_hot)
     before = ExactTask(0.05, 1.0, lambda: 1.0, lambda batch, state: None)
     assert torch.equal(before.targets(batch, state).target.q_NK, one_hot)
 
@@ -255,32 +257,39 @@ def test_the_share_is_where_the_cosine_has_its_maximum():
         A, B, E, F = float(G @ g), float(G @ d), float(g @ d), float(d @ d)
         ends = [0.0, 1.0, min(1.0, max(0.0, (B - A * E) / (A * F - B * E)))]
         expected = max(ends, key=lambda beta: float((g + beta * d) @ G / (g + beta * d).norm()))
-        assert best_share([Judgement([A], [B], E, F)]) == pytest.approx(expected, abs=0.01)
+        assert best_share([Judgement([A], [B], E, F, [1.0])]) == pytest.approx(expected, abs=0.01)
         inside += 0 < expected < 1
     assert inside > 5
 
 
-def judgement(gains):
+def judgement(gains, agreement=(1.0,)):
     """Of pairs that gain so much from the whole tilt, which leaves the length of the step as it is."""
-    return Judgement([0.0] * len(gains), gains, 0.0, 0.0)
+    return Judgement([0.0] * len(gains), gains, 0.0, 0.0, list(agreement))
 
 
-def test_the_share_shrinks_with_the_scatter_of_the_pairs():
-    assert best_share([judgement([1.0] * 4)]) == 1.0
-    scattered = [1 - math.sqrt(0.75), 1 + math.sqrt(0.75)] * 2  # a standard error of a half
-    assert best_share([judgement(scattered)]) == pytest.approx(0.0, abs=1e-9)
-    half = [1 - math.sqrt(0.375), 1 + math.sqrt(0.375)] * 2
-    assert best_share([judgement(half)]) == pytest.approx(0.5)
-    assert best_share([judgement([-1.0] * 4)]) == 0.0
+def scattered(mean, error):
+    """Four numbers with this mean, and this standard error."""
+    return [mean - error * math.sqrt(3), mean + error * math.sqrt(3)] * 2
+
+
+def test_without_a_direction_nothing_is_taken():
+    for error, share in ((0.45, 1.0), (0.55, 0.0)):
+        assert best_share([judgement([1.0] * 4, scattered(1.0, error))]) == share
+    assert best_share([judgement([1.0] * 4, scattered(-1.0, 0.1))]) == 0.0
+    assert best_share([judgement([1.0] * 4, [math.nan] * 4)]) == 0.0
+    # Two that agree say more than one.
+    assert best_share([judgement([1.0] * 4, scattered(1.0, 0.55))] * 2) == 1.0
+
+
+def test_a_direction_is_followed_until_it_is_seen_to_harm():
+    for error, share in ((0.0, 0.0), (0.9, 0.0), (1.1, 1.0)):
+        assert best_share([judgement(scattered(-1.0, error))]) == pytest.approx(share, abs=1e-5)
 
 
 def test_a_judgement_counts_twice_as_much_as_the_one_before_it():
     good, bad = judgement([1.0] * 4), judgement([-1.0] * 4)
     assert best_share([good, bad]) == 1.0
     assert best_share([bad, good]) == 0.0
-    # Two that agree say more than one.
-    scattered = judgement([1 - math.sqrt(0.75), 1 + math.sqrt(0.75)] * 2)
-    assert best_share([scattered, scattered]) == pytest.approx(1 - 1.25 / 2.25)
 
 
 @pytest.mark.parametrize("every_steps", [1, 2, 8])
@@ -343,6 +352,9 @@ def test_a_judgement_sees_the_inner_products_in_the_metric(tmp_path, tokenizer):
     unit = sum(float(norm(g)) for g in G) / len(G) * C / float(norm(base))
     assert seen.a == pytest.approx([float(inner(g, base, P)) / unit for g in G], **near)
     assert seen.b == pytest.approx([float(inner(g, d, P)) / unit for g in G], **near)
+    u, mean_norm = meta.direction, sum(float(norm(g)) for g in G) / len(G)
+    agreement = [float(sum((g[n] * u[n]).sum() for n in u)) / mean_norm / float(norm(u)) for g in G]
+    assert seen.agreement == pytest.approx(agreement, rel=1e-4, abs=1e-6)
 
 
 def run_lines(recipe):

@@ -240,10 +240,10 @@ def steered(
     construction: Construction
     match arm:
         case "v-exact":
-            construction = ExactTask(value.alpha0, value.temperature, share, values)
+            construction = ExactTask(value.alpha0, value.divergence, share, values)
         case "v-learned":
             assert phi is not None
-            construction = ResidualTargets(phi, value.alpha0, value.temperature, share, values)
+            construction = ResidualTargets(phi, value.alpha0, value.divergence, share, values)
         case "v-paper":
             assert phi is not None
             construction = LearnedTargets(phi)

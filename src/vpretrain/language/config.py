@@ -202,8 +202,10 @@ class ValueConfig(config.ValueConfig):
         description="Share of the tilted task in the targets, the rest one-hot; auto: as much as serves on feedback that gave "
         "no direction, 0 where no gain is predicted.",
     )
-    temperature: float = Field(
-        1.0, gt=0, description="lambda: the targets are tilted by a / lambda, with the values a at RMS 1."
+    divergence: float = Field(
+        0.15,
+        gt=0,
+        description="Trust region: mean KL of the tilted targets from the base task, nats per target; lambda follows from it.",
     )
     alpha0: Fraction = Field(
         0.02,

@@ -18,6 +18,7 @@ from vpretrain.language.batch import TokenBatch
 from vpretrain.language.designer import TopKDesigner
 from vpretrain.language.learner import LanguageState
 from vpretrain.language.loss import SoftTarget
+from vpretrain.language.trust_region import inverse_temperature
 from vpretrain.language.values import centred_values, rms
 from vpretrain.task import Task
 
@@ -67,22 +68,22 @@ class Smoothing(OneHot):
 class ExactTask(OneHot):
     """V's optimum inside a trust region, in closed form (METHOD: the exact task), as much of it as serves.
 
-        q*_t = argmax_q  sum_v q(v) a_t(v) - lambda KL(q || q0_t)  ~  q0_t(v) exp(a_t(v) / lambda)
-        q0_t = (1 - alpha0) [v = w_t] + alpha0 p_C(v)
+        q* = argmax_q  mean_t sum_v q_t(v) a_t(v)   with  mean_t KL(q_t || q0_t) <= divergence
+        q*_t(v) ~ q0_t(v) exp(a_t(v) / lambda),     q0_t = (1 - alpha0) [v = w_t] + alpha0 p_C(v)
         q_t  = (1 - beta) [v = w_t] + beta q*_t(v)
 
-    The gate alpha_t = 1 - q_t(w_t) opens where the feedback opposes the true token and closes where it wants it. At beta = 0
-    the targets are one-hot, as they are before the first meta update, and with alpha0 = 0 at any lambda.
+    lambda is the constraint's multiplier. The gate alpha_t = 1 - q_t(w_t) opens where the feedback opposes the true token and
+    closes where it wants it. At beta = 0 and before the first meta update the targets are one-hot, as with alpha0 = 0.
 
     Args:
         alpha0: mass of the base task on the learner's own distribution: what a tilt can reach.
-        temperature: lambda.
+        divergence: nats per target.
         strength: gives beta.
         values: gives a_t(v).
     """
 
-    def __init__(self, alpha0: float, temperature: float, strength: Callable[[], float], values: Values) -> None:
-        self.alpha0, self.temperature, self.strength, self.values = alpha0, temperature, strength, values
+    def __init__(self, alpha0: float, divergence: float, strength: Callable[[], float], values: Values) -> None:
+        self.alpha0, self.divergence, self.strength, self.values = alpha0, divergence, strength, values
 
     def targets(self, batch: TokenBatch, state: LanguageState) -> Task:
         """The tilted base task, mixed with one-hot."""
@@ -101,15 +102,16 @@ class ExactTask(OneHot):
         log_q0_NK = log_p_NK + (math.log(self.alpha0) if self.alpha0 else -math.inf)
         true_N1 = torch.logaddexp(log_q0_NK[:, :1], log_q0_NK.new_tensor(math.log1p(-self.alpha0)))
         log_q0_NK = torch.cat([true_N1, log_q0_NK[:, 1:]], dim=-1)
-        log_q_NK = torch.log_softmax(log_q0_NK + self.tilt(batch, state, values_NK), dim=-1)
+        scale = inverse_temperature(log_q0_NK, values_NK, batch.weights_N, self.divergence)
+        log_q_NK = torch.log_softmax(log_q0_NK + self.tilt(batch, state, scale * values_NK), dim=-1)
         q_NK = share * log_q_NK.exp()
         q_NK = torch.cat([1 - share + q_NK[:, :1], q_NK[:, 1:]], dim=-1)
         side = {"alpha_N": 1 - q_NK[:, 0], "log_q_NK": log_q_NK, "log_q0_NK": log_q0_NK, "log_p_NK": log_p_NK}
-        return Task(batch, SoftTarget(state.logits.candidates_NK, q_NK), side)
+        return Task(batch, SoftTarget(state.logits.candidates_NK, q_NK), side | {"temperature": 1 / scale})
 
-    def tilt(self, batch: TokenBatch, state: LanguageState, values_NK: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
-        """What is added to log q0."""
-        return values_NK / self.temperature
+    def tilt(self, batch: TokenBatch, state: LanguageState, tilt_NK: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+        """What is added to log q0, of which a / lambda is given."""
+        return tilt_NK
 
 
 class ResidualTargets(ExactTask):
@@ -120,19 +122,19 @@ class ResidualTargets(ExactTask):
 
     Args:
         designer: phi.
-        alpha0, temperature, strength, values: as in `ExactTask`.
+        alpha0, divergence, strength, values: as in `ExactTask`; lambda is that of a, without the scores.
     """
 
     def __init__(
-        self, designer: TopKDesigner, alpha0: float, temperature: float, strength: Callable[[], float], values: Values
+        self, designer: TopKDesigner, alpha0: float, divergence: float, strength: Callable[[], float], values: Values
     ) -> None:
-        super().__init__(alpha0, temperature, strength, values)
+        super().__init__(alpha0, divergence, strength, values)
         self.designer = designer
 
-    def tilt(self, batch: TokenBatch, state: LanguageState, values_NK: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+    def tilt(self, batch: TokenBatch, state: LanguageState, tilt_NK: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
         """With a graph to phi, unless under no_grad."""
         scores_NK, _ = self.designer(batch, state)
-        return super().tilt(batch, state, values_NK) + scores_NK
+        return tilt_NK + scores_NK
 
     def regulariser(self, task: Task) -> Tensor:
         """lambda KL(q* || q0), averaged over targets like the loss, times beta like the value."""
@@ -140,7 +142,7 @@ class ResidualTargets(ExactTask):
             return torch.zeros(())
         log_q_NK, log_q0_NK = task.side["log_q_NK"], task.side["log_q0_NK"]
         divergence_N = (log_q_NK.exp() * (log_q_NK - log_q0_NK)).sum(-1)
-        return self.strength() * self.temperature * (task.inputs.share_N * divergence_N).sum()
+        return self.strength() * task.side["temperature"] * (task.inputs.share_N * divergence_N).sum()
 
     def unit(self, surrogate: Tensor, task: Task) -> Tensor | float:
         """RMS of the a that the value has over its own S, so that V - R is largest at the exact task of that S."""
