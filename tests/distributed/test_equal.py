@@ -138,8 +138,11 @@ def test_shards_judge_the_strength_as_one_process_does(tmp_path, tokenizer):
     one, two = (recipe_of("language-exact", "fsdp", tmp_path, tokenizer, name) for name in ("one", "two"))
     found = []
     for processes, recipe in ((1, one), (2, two)):
-        recipe = recipe.model_copy(update={"value": recipe.value.model_copy(update={"strength": "auto"})})
-        together(processes, run, recipe)
+        value, budget = (
+            recipe.value.model_copy(update={"strength": "auto"}),
+            recipe.budget.model_copy(update={"steps": 9}),
+        )
+        together(processes, run, recipe.model_copy(update={"value": value, "budget": budget}))
         lines = [json.loads(line) for line in (recipe.directory / "metrics.jsonl").read_text().splitlines()]
         found.append([line["strength"] for line in lines if "strength" in line])
     assert len(found[0]) == len(found[1]) == 1
