@@ -15,6 +15,7 @@ from worlds import tiny_recipe
 from vpretrain.language.assemble import assemble
 from vpretrain.language.construction import ExactTask
 from vpretrain.language.learner import LanguageLearner
+from vpretrain.language.trust_region import divergence_from, inverse_temperature
 from vpretrain.language.values import candidate_values
 from vpretrain.run import run_recipe
 from vpretrain.strength import Judgement, Strength, best_share
@@ -214,6 +215,21 @@ def test_the_closed_form_is_the_maximum_of_its_objective():
     optimizer.step(loss)
     torch.testing.assert_close(q_NK, free_NK.detach().softmax(-1), rtol=1e-4, atol=1e-6)
     assert float((q_NK * (q_NK / q0_NK).log()).sum(-1).mean()) == pytest.approx(0.1, rel=0.03)
+
+
+@pytest.mark.parametrize("tail", [1.0, 3.0])
+def test_targets_stay_within_the_trust_region_whatever_the_tails_of_the_values(tail):
+    generator = torch.Generator().manual_seed(0)
+    log_q0_NK = torch.log_softmax(4 * torch.randn(60, 8, generator=generator), -1)
+    normal_NK = torch.randn(60, 8, generator=generator)
+    values_NK = normal_NK.sign() * normal_NK.abs() ** tail
+    weights_N = torch.rand(60, generator=generator)
+    for divergence in (0.02, 0.15, 0.6):
+        scale = inverse_temperature(log_q0_NK, values_NK, weights_N, divergence)
+        found = (weights_N * divergence_from(log_q0_NK, scale * values_NK)).sum() / weights_N.sum()
+        assert float(found) == pytest.approx(divergence, rel=0.08)
+    # Where no tilt goes so far, as with one candidate, there is one all the same.
+    assert float(inverse_temperature(log_q0_NK[:, :1] * 0, values_NK[:, :1], weights_N, 0.15)) == 8.0
 
 
 def test_a_share_of_the_task_is_that_share_and_nothing_is_one_hot():

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vpretrain import world
 
-_LOG2_SCALES = torch.arange(-8.0, 4.5, 0.5)  # of 1 / lambda, for values at RMS 1
+_LOG2_SCALES = torch.arange(-5.0, 3.5, 0.5)  # of 1 / lambda, for values at RMS 1
 
 
 @torch.no_grad()
@@ -28,6 +28,8 @@ def inverse_temperature(
     log_q0_NK: Float[Tensor, "N K"], values_NK: Float[Tensor, "N K"], weights_N: Float[Tensor, " N"], divergence: float
 ) -> Float[Tensor, ""]:
     """1 / lambda, over the targets of a micro-batch of all processes; the largest of the grid where none goes so far.
+
+    Off by some per cent of the divergence, as is all between two points of the grid.
 
     Args:
         log_q0_NK: the base task.
