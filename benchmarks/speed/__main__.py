@@ -23,7 +23,6 @@ from rich.console import Console
 from benchmarks.command import command
 from benchmarks.speed import settings
 from benchmarks.speed.floor import flops
-from benchmarks.speed.judgement import judgement
 from benchmarks.speed.loss import SHAPES, compare_losses
 from benchmarks.speed.meta import SHORT, Meta
 from benchmarks.speed.table import markdown
@@ -82,7 +81,6 @@ def main() -> None:
             engines = list(ENGINES) if setting["align"] == "cosine" else SHORT
             report["meta"] += meta.rows(engines, REPEATS, **setting)
             done(number)
-    report["judgement"] = judgement(REPEATS)
     report["loss"] = compare_losses(["49k"] if quick else list(SHAPES), REPEATS)
     report = headline(report) | report
     write()
@@ -187,14 +185,10 @@ def meta_settings(quick: bool) -> list[dict[str, Any]]:
 def headline(report: dict[str, Any]) -> dict[str, float]:
     """The figures that the aims are about."""
     arms = report["language"]["smollm2-135m"]
-    peaks = report["judgement"]["peak_bytes"]
     default = {row["engine"]: row["seconds"] for row in report["meta"][: len(ENGINES)]}
     ratios = {
         "tokens_per_s_ratio_v_over_one_hot": arms["v"]["per_second"] / arms["one-hot"]["per_second"],
         "tokens_per_s_ratio_v_over_one_hot_within_v": 1 / (1 + arms["v"]["added_over_ordinary"]),
-        "tangent_over_one_hot_step": arms["v"]["microseconds"]["tangent"] * arms["one-hot"]["per_second"] / 1e6,
-        "judgement_over_long_run": report["judgement"]["share"],
-        "peak_bytes_ratio_judgement_over_one_hot": peaks["judgement"] / peaks["one-hot"],
         "tokens_per_s_ratio_v_over_hf": arms["v"]["per_second"] / arms[HF]["per_second"],
         "peak_memory_ratio_v_over_hf": arms["v"]["peak_bytes"] / arms[HF]["peak_bytes"],
         "meta_seconds_double_backward_over_jvp": default["double_backward"] / default["jvp"],

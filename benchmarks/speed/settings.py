@@ -7,7 +7,7 @@ from typing import Any
 from vpretrain.config import Recipe
 from vpretrain.recipe import load_recipe, parse_recipe, with_overrides
 
-PERIOD = 4  # r, in language
+PERIOD = 8  # r, in language
 VISION_PERIOD = 4
 
 LANGUAGE: dict[str, dict[str, Any]] = {
@@ -17,18 +17,13 @@ LANGUAGE: dict[str, dict[str, Any]] = {
 }
 ROWS, LENGTH = 2, 512  # of a micro-batch
 LEAN = "v-lean"  # V with less of what it costs: half the meta updates; in vision a designer of the recipes' size
-LEAN_LANGUAGE = ["value.every_steps=8"]
+LEAN_LANGUAGE = ["value.every_steps=16"]
 LEAN_VISION = ["designer.width=8", "value.batch_size=2", "value.feedback_every=2"]
-PAIRS, META_ROWS, META_LENGTH = 2, 2, 256  # of a meta update: feedback pairs, and rows of the stream
+PAIRS, META_ROWS, META_LENGTH = 4, 2, 256  # of a meta update: feedback pairs, and rows of the stream
 
 
-def language_recipe(
-    learner: str, arm: str, *, rows: int = ROWS, accumulation: int | None = None, strength: float | str = 1.0
-) -> Recipe:
-    """Packed problems in, with their solutions as targets. The tokenizer is SmolLM2's whatever the learner.
-
-    Steps are timed with the whole of the tilt, and a judgement of how much to take apart from them.
-    """
+def language_recipe(learner: str, arm: str, *, rows: int = ROWS, accumulation: int | None = None) -> Recipe:
+    """Packed problems in, with their solutions as targets. The tokenizer is SmolLM2's whatever the learner."""
     setting = LANGUAGE[learner]
     problems = {"reasoning_gym": "gsm_symbolic", "domain": "math"}
     data: dict[str, Any] = {
@@ -42,7 +37,7 @@ def language_recipe(
             "sources": [problems | {"options": {"seed": 1_000_000}}],
         },
         "feedback": {"length": META_LENGTH, "batch_size": PAIRS, "sources": [problems | {"size": 64}]},
-        "value": {"every_steps": PERIOD, "batch_size": META_ROWS, "length": META_LENGTH, "strength": strength},
+        "value": {"every_steps": PERIOD, "batch_size": META_ROWS, "length": META_LENGTH},
         "budget": {"steps": 1000},
         "evaluation": {
             "sources": [problems | {"size": 4, "options": {"seed": 2_000_000}}],

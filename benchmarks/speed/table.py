@@ -61,10 +61,6 @@ def markdown(report: dict[str, Any]) -> str:
             ],
         )
     )  # fmt: skip
-    found = report["judgement"]
-    steps = [(kind, f"{peak / _MIB:,.0f}") for kind, peak in found["peak_bytes"].items()]
-    seconds = f"A judgement takes {found['seconds']:.1f} s, {found['share']:.2%} of a long run's time.\n"
-    parts += [seconds, markdown_table(("smollm2-135m: step with", "peak MiB of what it makes"), steps)]
     losses = [
         (
             row["loss"],
