@@ -14,10 +14,10 @@ gave no direction, by their gradients G over all parameters. Two questions:
        A = <G, P g_base>,  B = <G, P d>,  E = <g_base, P d>,  F = |d|_P^2
 
    beta has the largest mean gain plus one standard error: where there is a direction, it is followed until it is seen to
-   harm. A few pairs tell a direction from noise by far, and a gain from none hardly; the trust region keeps a tilt that does
-   not serve cheap.
+   harm. A few pairs tell a direction from noise easily, but hardly a gain from no gain, and the trust region limits what a
+   wrong tilt costs.
 
-The pairs of the judgements before count too.
+Pairs of earlier judgements count too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 FIRST, LONGEST = 8, 512  # learner steps until the first judgement, and at most between two
 _REMEMBERED, _MEMORY = 4, 0.5  # judgements; an earlier one counts this much less each time
-_ERRORS = 2.0  # a direction is one if it is so many standard errors from none
+_ERRORS = 2.0  # from 0, for pairs to agree on a direction
 
 
 class Judgement(NamedTuple):

@@ -330,5 +330,5 @@ def _idle(result: dict[str, Any]) -> str | None:
         return None
     return (
         f"the targets stayed one-hot (mean alpha {result['mean_alpha']:.4f} after {result['meta_updates']} meta "
-        "updates): the feedback predicted no gain from a tilt of this stream's targets, or the run was too short to tell"
+        "updates): the feedback pairs agreed on no direction, a tilt would have done harm, or the run was too short to tell"
     )

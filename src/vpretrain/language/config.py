@@ -199,8 +199,8 @@ class ValueConfig(config.ValueConfig):
     )
     strength: Fraction | Literal["auto"] = Field(
         "auto",
-        description="Share of the tilted task in the targets, the rest one-hot; auto: as much as serves on feedback that gave "
-        "no direction, 0 where no gain is predicted.",
+        description="Share of the tilted task in the targets, the rest one-hot; auto: judged on feedback pairs that "
+        "did not give the direction; 0 where they agree on none, or where a tilt harms.",
     )
     divergence: float = Field(
         0.15,

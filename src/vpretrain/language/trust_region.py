@@ -1,7 +1,7 @@
 """How sharply the values tilt the base task: 1 / lambda, from how far from it the targets of a micro-batch may go.
 
 Values have heavy tails, and differently so for every direction: at one lambda the targets of one direction are nearly the base
-task's, those of the next far from it. The divergence from the base task is what a learner meets, so that is what is held:
+task's, those of the next far from it. So the divergence from the base task is fixed instead:
 
     mean_t KL(q*_t || q0_t) = divergence,     q*_t(v) ~ q0_t(v) exp(a_t(v) / lambda)
 
@@ -29,7 +29,7 @@ def inverse_temperature(
 ) -> Float[Tensor, ""]:
     """1 / lambda, over the targets of a micro-batch of all processes; the largest of the grid where none goes so far.
 
-    Off by some per cent of the divergence, as is all between two points of the grid.
+    Between grid points lambda is interpolated, which meets the divergence within some per cent.
 
     Args:
         log_q0_NK: the base task.
