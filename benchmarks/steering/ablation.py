@@ -47,7 +47,7 @@ VARIANTS: dict[str, list[str]] = {
     "S = all": ["value.subset=all"],
     "metric identity": ["value.metric=identity"],
     "dot product": ["value.align=dot"],
-    "g_down averaged 0.8": ["value.average=0.8"],
+    "one batch for two updates": ["value.feedback_every=2"],
     "every 8 steps with 4 pairs": ["value.every_steps=8", "feedback.batch_size=4"],
     "every 2 steps with 1 pair": ["value.every_steps=2", "feedback.batch_size=1"],
 }

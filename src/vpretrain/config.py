@@ -104,12 +104,6 @@ class ValueConfig(Strict):
         ge=0,
         description="dot: c of Prop 2.1's norm penalty: a longer g_pre pays only where its cosine is above c; 0: none.",
     )
-    average: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="g_down is averaged over feedback batches, an earlier one counting this much less each time; 0: alone.",
-    )
     feedback_every: int = Field(
         1,
         ge=1,

@@ -48,7 +48,6 @@ class MetaUpdate:
         penalty: c of a dot's norm penalty, see `Align`.
         part: how much of the learner's batch a domain's g_pre is computed on, as `Batch.restrict` takes it.
         matched: align each domain with stream rows of the same domain.
-        average: beta of the running mean of g_down over feedback batches, per domain; 0 for the present one alone.
         feedback_every: meta updates that one feedback batch serves.
         tilts: names of the parameters that `direction` keeps; None for all of S.
         strength: how much of the tilted task the learner gets; None where that is not asked.
@@ -69,7 +68,6 @@ class MetaUpdate:
         lr: float,
         clip_norm: float,
         penalty: float = 0.0,
-        average: float = 0.0,
         feedback_every: int = 1,
         tilts: Sequence[str] | None = None,
         strength: Strength | None = None,
@@ -80,7 +78,7 @@ class MetaUpdate:
         self.tilts = self.subset if tilts is None else tuple(tilts)
         self.engine, self.kind, self.penalty = engine, kind, penalty
         self.part, self.matched = part, matched
-        self.beta, self.feedback_every = average, feedback_every
+        self.feedback_every = feedback_every
         self.kept: dict[str, Parameters] = {}  # g_down by domain, where a later update needs it
         self.clip_norm, self.random_seed = clip_norm, random_seed
         self.strength = strength
@@ -313,7 +311,7 @@ class MetaUpdate:
         return torch.Generator().manual_seed(self.random_seed * 1_000_003 + update + number * 1_000_000_007)
 
     def _feedback_gradients(self) -> dict[str, Parameters]:
-        """g_down by domain: of the next feedback batch, its running mean, or what there is from the last one."""
+        """g_down by domain: of the next feedback batch, or what there is from the last one."""
         if self.kept and self.updates % self.feedback_every:
             return self.kept
         noise, at = self._noise(self.updates, 0), self.at()
@@ -321,12 +319,7 @@ class MetaUpdate:
         for domain, batch in self.feedback.next().items():
             share = batch.weight / world.mean(batch.weight)
             g_down[domain] = self._g_down(batch, share, at, noise)
-        if self.beta and self.kept:
-            g_down = {
-                domain: {n: torch.lerp(g, self.kept[domain][n].to(g), self.beta) for n, g in of_domain.items()}
-                for domain, of_domain in g_down.items()
-            }
-        if self.beta or self.feedback_every > 1:
+        if self.feedback_every > 1:
             self.kept = g_down
         return g_down
 

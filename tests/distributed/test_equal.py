@@ -46,7 +46,7 @@ CASES = {
     "language-exact-auto": {"arm": "v-exact"},
     "language-exact-cosine": {"arm": "v-exact", "value": {"strength": 1.0, "align": "cosine"}},
     "language-learned": {"arm": "v-learned", "value": {"strength": 1.0}},
-    "language-averaged": {"arm": "v-learned", "value": {"strength": 1.0, "average": 0.5, "feedback_every": 2}},
+    "language-kept": {"arm": "v-learned", "value": {"strength": 1.0, "feedback_every": 2}},
     "language-domains": {"value": {"domains": "matched"}},
     "language-random-feedback": {"arm": "random-feedback"},
     "language-one-hot": {"arm": "one-hot"},
@@ -56,7 +56,7 @@ CASES = {
     "vision-random-mask": {"arm": "random-mask"},
 }
 LONG = {
-    "language-averaged",
+    "language-kept",
     "language-random-feedback",
     "language-self-distillation",
     "vision-random-mask",

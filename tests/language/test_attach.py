@@ -135,7 +135,7 @@ def test_a_micro_batch_without_targets_counts_nothing():
     ("arm", "value"),
     [
         ("v-paper", {"feedback_every": 2}),
-        ("v-learned", {"strength": 1.0, "average": 0.5, "feedback_every": 2}),
+        ("v-learned", {"strength": 1.0, "feedback_every": 2}),
         ("v", {}),
         ("v", {"strength": 1.0}),
     ],

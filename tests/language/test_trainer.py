@@ -201,7 +201,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, make):
     """With dropout, a shuffled order, a running mean of g_down and a feedback batch that serves two updates."""
     changes = {"train_sampling_strategy": "random", "max_steps": 6, "save_strategy": "steps", "save_steps": 3}
     changes |= {"gradient_accumulation_steps": 2, "learning_rate": 1e-3}
-    value = {"every_steps": 1, "average": 0.5, "feedback_every": 2}
+    value = {"every_steps": 1, "feedback_every": 2}
     whole = made(make(0), arguments(tmp_path / "whole", **changes), value=value)
     whole.train()
     parts = made(make(1), arguments(tmp_path / "parts", **changes), value=value)

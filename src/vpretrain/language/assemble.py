@@ -278,7 +278,6 @@ def steered(
         engine=engine(value),
         kind=value.align,
         penalty=value.penalty,
-        average=value.average,
         feedback_every=value.feedback_every,
         part={"rows": world.portion("value.batch_size", value.batch_size), "length": value.length},
         matched=value.domains == "matched",

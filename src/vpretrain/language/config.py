@@ -24,7 +24,7 @@ TANGENT = EXACT | {"selection", "token-weights"}  # arms that take a tangent at 
 MIXED_IN = {"mixed-in", "v-mixed-in"}  # arms that train on the feedback, among other things
 DIRECT = {"sft", "grpo", "sft-feedback", "grpo-feedback"}  # arms that train on the pairs, by TRL
 # The paper's V as printed: these settings take the place of the recipe's.
-PAPER: dict[str, Any] = {"align": "dot", "metric": "identity", "penalty": 0.0, "average": 0.0, "subset": "last-2"}
+PAPER: dict[str, Any] = {"align": "dot", "metric": "identity", "penalty": 0.0, "subset": "last-2"}
 
 
 class LoraConfig(Strict):

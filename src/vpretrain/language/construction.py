@@ -18,7 +18,7 @@ from vpretrain.language.batch import TokenBatch
 from vpretrain.language.designer import TopKDesigner
 from vpretrain.language.learner import LanguageState
 from vpretrain.language.loss import SoftTarget
-from vpretrain.language.trust_region import inverse_temperature
+from vpretrain.language.trust_region import divergence_from, inverse_temperature
 from vpretrain.language.values import centred_values, rms
 from vpretrain.task import Task
 
@@ -141,7 +141,7 @@ class ResidualTargets(ExactTask):
         if "log_q_NK" not in task.side:
             return torch.zeros(())
         log_q_NK, log_q0_NK = task.side["log_q_NK"], task.side["log_q0_NK"]
-        divergence_N = (log_q_NK.exp() * (log_q_NK - log_q0_NK)).sum(-1)
+        divergence_N = divergence_from(log_q0_NK, log_q_NK)
         return self.strength() * task.side["temperature"] * (task.inputs.share_N * divergence_N).sum()
 
     def unit(self, surrogate: Tensor, task: Task) -> Tensor | float:

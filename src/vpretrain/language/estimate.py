@@ -98,10 +98,7 @@ def workload(recipe: Recipe) -> Workload:
         root=sum(p.numel() for p in parameters.values()) - size.blocks,
         subset=sum(trained[name] for name in subset),
         # g_down and u a direction, g_pre, and the u that stays; AdamW's P; kept feedback gradients.
-        copies=2 * directions
-        + 2
-        + (value.metric == "adamw")
-        + domains * (value.average > 0 or value.feedback_every > 1),
+        copies=2 * directions + 2 + (value.metric == "adamw") + domains * (value.feedback_every > 1),
         designer=phi,
         step_flops=size.step(row),
         # In place of a designer the exact task has a tangent: along u, and through what it changes, in each matrix of S.

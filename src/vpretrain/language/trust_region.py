@@ -38,7 +38,8 @@ def inverse_temperature(
         divergence: nats per target.
     """
     log2_scales_G = _LOG2_SCALES.to(values_NK)
-    sums = [(weights_N * divergence_from(log_q0_NK, s * values_NK)).sum() for s in log2_scales_G.exp2()]
+    tilted = (torch.log_softmax(log_q0_NK + s * values_NK, dim=-1) for s in log2_scales_G.exp2())
+    sums = [(weights_N * divergence_from(log_q0_NK, log_q_NK)).sum() for log_q_NK in tilted]
     (sums_G,) = world.mean_of([torch.stack([*sums, weights_N.sum().to(values_NK)])])
     log_KL_G = (sums_G[:-1] / sums_G[-1]).clamp_min(torch.finfo(sums_G.dtype).tiny).log()
     # Between two points, on a line in logarithms: there KL is nearly a power of 1 / lambda.
@@ -48,8 +49,7 @@ def inverse_temperature(
     return torch.lerp(log2_scales_G[after - 1], log2_scales_G[after], part).exp2()
 
 
-def divergence_from(log_q0_NK: Float[Tensor, "N K"], tilt_NK: Float[Tensor, "N K"]) -> Float[Tensor, " N"]:
-    """KL(q || q0) of each target, with log q = log q0 + tilt, normalised."""
-    log_q_NK = torch.log_softmax(log_q0_NK + tilt_NK, dim=-1)
+def divergence_from(log_q0_NK: Float[Tensor, "N K"], log_q_NK: Float[Tensor, "N K"]) -> Float[Tensor, " N"]:
+    """KL(q || q0) of each target."""
     q_NK = log_q_NK.exp()
     return torch.where(q_NK > 0, q_NK * (log_q_NK - log_q0_NK), 0.0).sum(-1)

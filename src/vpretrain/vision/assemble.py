@@ -164,7 +164,6 @@ def _meta_update(
         engine=no_value if recipe.arm == "regulariser-only" else engine(recipe.value),
         kind=recipe.value.align,
         penalty=recipe.value.penalty,
-        average=recipe.value.average,
         feedback_every=recipe.value.feedback_every,
         part={"rows": world.portion("value.batch_size", recipe.value.batch_size)},
         matched=False,

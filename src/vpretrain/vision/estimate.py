@@ -103,7 +103,7 @@ def workload(recipe: Recipe) -> Workload:
         root=every - size.blocks,
         subset=sum(p.numel() for p in subset.values()),
         # g_down, u, g_pre, and the u that stays; AdamW's P; kept feedback gradients.
-        copies=4 + (value.metric == "adamw") + (value.average > 0 or value.feedback_every > 1),
+        copies=4 + (value.metric == "adamw") + (value.feedback_every > 1),
         designer=phi,
         step_flops=sum(map(size.through_blocks, step.student)) + backward(step) + teach(step),
         designer_flops=mask_flops,
