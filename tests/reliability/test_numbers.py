@@ -64,7 +64,7 @@ def poisoned(session, what, monkeypatch):
 def test_a_number_that_is_none_stops_the_run_and_is_made_again(
     tmp_path, tokenizer, capsys, monkeypatch, fault, modality, what
 ):
-    changes = {"value": {"average": 0.5, "metric": "adamw"}, "stream": {"accumulation": 2, "prefetch": 0}}
+    changes = {"value": {"feedback_every": 2, "metric": "adamw"}, "stream": {"accumulation": 2, "prefetch": 0}}
     arm = {"language": "v-paper", "vision": "v"}[modality]  # has a designer
     recipe = small_recipe(modality, tmp_path, tokenizer, arm=arm, checkpoint={"every_steps": 1}, **changes)
     session = session_of(recipe)

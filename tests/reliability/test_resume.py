@@ -25,7 +25,7 @@ def test_a_stopped_run_ends_bit_equal(tmp_path, tokenizer, fault, many, modality
     if arm != "v" and many(True, False):
         pytest.skip("in the long form")
     # 40 pairs of which two rows of 48 characters take some 14 a step: the third step crosses into the next epoch
-    changes = {"arm": arm, "value": {"metric": "adamw", "average": 0.5}, "optimizer": {"schedule": "cosine"}}
+    changes = {"arm": arm, "value": {"metric": "adamw", "feedback_every": 2}, "optimizer": {"schedule": "cosine"}}
     recipe = small_recipe(modality, tmp_path, tokenizer, **changes)
     session_of(recipe).run()
     whole = end_of(recipe)

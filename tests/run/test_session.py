@@ -50,7 +50,7 @@ def test_an_interrupted_run_ends_bit_equal(tmp_path, tokenizer, arm, lora):
         arm=arm,
         learner={"lora": lora},
         optimizer={"schedule": "cosine", "warmup_fraction": 0.3},
-        value={"metric": "adamw", "average": 0.5},
+        value={"metric": "adamw", "feedback_every": 2},
         stream={"accumulation": 2},
     )
     whole, result = interrupted_and_resumed(recipe, [])
