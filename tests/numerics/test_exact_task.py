@@ -325,6 +325,18 @@ def test_judgements_become_rare_and_nothing_is_done_between_them_while_nothing_i
     assert busy == judged
 
 
+@pytest.mark.parametrize("arm", ["v", "v-learned", "selection"])
+def test_without_a_tilt_a_learner_step_keeps_the_true_token_alone_as_one_hots_does(tmp_path, tokenizer, arm):
+    parts = assemble(tiny_recipe(tmp_path, tokenizer, arm=arm))
+    batch = parts.stream.next()[0]
+    kept = []
+    for share in (0.0, 0.5):
+        if parts.meta.strength is not None:
+            parts.meta.strength.share = share
+        kept.append(parts.learner.forward(batch).logits.candidates_NK.shape[1])
+    assert kept == [1, 1 if arm == "selection" else 8]  # which looks at candidates in a pass of its own
+
+
 def test_a_judgement_is_of_the_direction_that_was_just_found(tmp_path, tokenizer, monkeypatch):
     """An older one has been followed for r steps."""
     parts = assemble(tiny_recipe(tmp_path, tokenizer, arm="v", value={"align": "dot"}))  # which needs no task for u

@@ -237,7 +237,7 @@ def steered(
         values_NK = values(batch, learner.observe(batch))
         return None if values_NK is None else values_NK[:, 0]
 
-    construction: Construction
+    construction: OneHot
     match arm:
         case "v-exact":
             construction = ExactTask(value.alpha0, value.divergence, share, values)
@@ -253,6 +253,7 @@ def steered(
             construction = TokenWeights(true_values)
         case _:
             raise ValueError(f"{arm} follows no feedback")
+    learner.keep_candidates_when(construction.asks_for_candidates)
     tilts = alignment_subset(learner.module, value.subset)
     if not learner.keep_entries(tilts):
         if not learner.has_own_gradient and arm in TANGENT:

@@ -35,6 +35,10 @@ class OneHot:
         """Language inputs are the tokens themselves, whatever the construction."""
         return batch
 
+    def asks_for_candidates(self) -> bool:
+        """Whether the learner's own pass is to keep more than the true token."""
+        return False
+
     def targets(self, batch: TokenBatch, state: LanguageState) -> Task:
         """All mass on the true token."""
         return Task(batch, state.logits.one_hot(), {"alpha_N": torch.zeros_like(batch.weights_N)})
@@ -57,6 +61,10 @@ class Smoothing(OneHot):
 
     def __init__(self, alpha: float, reference: Literal["uniform", "self"]) -> None:
         self.alpha, self.reference = alpha, reference
+
+    def asks_for_candidates(self) -> bool:
+        """Always."""
+        return True
 
     def targets(self, batch: TokenBatch, state: LanguageState) -> Task:
         """Uniform top-K smoothing, or self top-K distillation."""
@@ -84,6 +92,10 @@ class ExactTask(OneHot):
 
     def __init__(self, alpha0: float, divergence: float, strength: Callable[[], float], values: Values) -> None:
         self.alpha0, self.divergence, self.strength, self.values = alpha0, divergence, strength, values
+
+    def asks_for_candidates(self) -> bool:
+        """While a tilt is taken; without one a step is one-hot's, and costs as much."""
+        return self.strength() > 0
 
     def targets(self, batch: TokenBatch, state: LanguageState) -> Task:
         """The tilted base task, mixed with one-hot."""
@@ -219,6 +231,10 @@ class LearnedTargets(OneHot):
 
     def __init__(self, designer: TopKDesigner) -> None:
         self.designer = designer
+
+    def asks_for_candidates(self) -> bool:
+        """Always."""
+        return True
 
     def targets(self, batch: TokenBatch, state: LanguageState) -> Task:
         """Soft targets with a graph to phi, unless under no_grad."""

@@ -81,6 +81,7 @@ class LanguageLearner:
         self._compiled = torch.compile(self.module.causal.base_model) if compiled else None
         self.top_k, self.bf16 = top_k, bf16
         self._plain = False
+        self._asked: Callable[[], bool] = lambda: True
         self._coming: TokenBatch | None = None
         self._ahead: _Ahead | None = None
         self._answers_of: dict[int, bool] = {}
@@ -115,7 +116,7 @@ class LanguageLearner:
                 and torch.is_grad_enabled()
             ):
                 return ahead.state
-        return self._forward(inputs, parameters, self.top_k)
+        return self._forward(inputs, parameters, self._own_k if parameters is None else self.top_k)
 
     def nll(self, inputs: TokenBatch) -> Float[Tensor, " N"]:
         """NLL of every target, in nats, without gradient."""
@@ -129,6 +130,10 @@ class LanguageLearner:
         if self._last_mlp is not None and fits:
             self._last_mlp.watch(compiled=self._compiled is not None)
         return fits
+
+    def keep_candidates_when(self, asked: Callable[[], bool]) -> None:
+        """From now on its own pass keeps K candidates a token only while the task asks for them, else the true token alone."""
+        self._asked = asked
 
     def observe(self, inputs: TokenBatch) -> LanguageState:
         """The state for a batch that is only looked at: no gradient, no dropout, no trace."""
@@ -293,11 +298,15 @@ class LanguageLearner:
         if self._ahead is None:
             whole = Lower(lower.blocks)
             with phase("learner forward"), torch.enable_grad():
-                state = self._forward(replace(batch, lower=whole), None, self.top_k)
+                state = self._forward(replace(batch, lower=whole), None, self._own_k)
             self._ahead = _Ahead(batch, self._versions(), state, whole.output)
         if not isinstance(self._ahead.below, Tensor):
             return None
         return at_least_fp32(self._ahead.below[list(rows), : inputs.ids_BT.shape[1]])
+
+    @property
+    def _own_k(self) -> int:
+        return self.top_k if self._asked() else 1
 
     def _versions(self) -> tuple[int, ...]:
         """Changes whenever theta does."""

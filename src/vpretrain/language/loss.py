@@ -304,13 +304,11 @@ class _Fused(torch.autograd.Function):
 def with_true_token_first(top_NK: Int[Tensor, "N K"], targets_N: Int[Tensor, " N"]) -> Int[Tensor, "N K"]:
     """C_t = {w_t} u TopK_{K-1}(p without w_t) of the top K (Eq 14), the others by falling probability.
 
-    The true token, wherever it is among them, moves to the end of the others, and the last is dropped.
+    From the true token's place on, if it is among them, each other is the next one.
     """
-    k = top_NK.shape[1]
-    order_NK = torch.where(top_NK == targets_N[:, None], k, torch.arange(k, device=top_NK.device)).argsort(
-        dim=-1, stable=True
-    )
-    return torch.cat([targets_N[:, None], top_NK.gather(-1, order_NK[:, : k - 1])], dim=-1)
+    next_NK = (top_NK == targets_N[:, None]).cumsum(dim=-1)[:, :-1]
+    places_NK = torch.arange(top_NK.shape[1] - 1, device=top_NK.device) + next_NK
+    return torch.cat([targets_N[:, None], top_NK.gather(-1, places_NK)], dim=-1)
 
 
 def gather_dot(

@@ -13,6 +13,7 @@ Shapes: N targets, K candidates, G points of a grid.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
@@ -38,8 +39,7 @@ def inverse_temperature(
         divergence: nats per target.
     """
     log2_scales_G = _LOG2_SCALES.to(values_NK)
-    tilted = (torch.log_softmax(log_q0_NK + s * values_NK, dim=-1) for s in log2_scales_G.exp2())
-    sums = [(weights_N * divergence_from(log_q0_NK, log_q_NK)).sum() for log_q_NK in tilted]
+    sums = [(weights_N * KL_N).sum() for KL_N in _divergences(log_q0_NK.exp(), values_NK, log2_scales_G.exp2())]
     (sums_G,) = world.mean_of([torch.stack([*sums, weights_N.sum().to(values_NK)])])
     log_KL_G = (sums_G[:-1] / sums_G[-1]).clamp_min(torch.finfo(sums_G.dtype).tiny).log()
     # Between two points, on a line in logarithms: there KL is nearly a power of 1 / lambda.
@@ -47,6 +47,19 @@ def inverse_temperature(
     low, high = log_KL_G[after - 1], log_KL_G[after]
     part = ((math.log(divergence) - low) / (high - low)).nan_to_num(1.0).clamp(0, 1)
     return torch.lerp(log2_scales_G[after - 1], log2_scales_G[after], part).exp2()
+
+
+def _divergences(
+    q0_NK: Float[Tensor, "N K"], values_NK: Float[Tensor, "N K"], scales_G: Float[Tensor, " G"]
+) -> Iterator[Float[Tensor, " N"]]:
+    """KL(q || q0) of each target for q ~ q0 exp(s a), as s E_q[b] - log E_q0[exp(s b)], with b = a + constant."""
+    largest_N1 = values_NK.masked_fill(q0_NK == 0, -math.inf).amax(-1, keepdim=True)
+    below_NK = (values_NK - largest_N1).clamp_max(0)  # no exponential overflows, and not all of them vanish
+    weighted_NK = q0_NK * below_NK
+    for scale in scales_G:
+        factor_NK = (scale * below_NK).exp_()
+        whole_N = torch.linalg.vecdot(factor_NK, q0_NK)
+        yield scale * torch.linalg.vecdot(factor_NK, weighted_NK) / whole_N - whole_N.log()
 
 
 def divergence_from(log_q0_NK: Float[Tensor, "N K"], log_q_NK: Float[Tensor, "N K"]) -> Float[Tensor, " N"]:
