@@ -239,7 +239,7 @@ class MetaUpdate:
             length = max(float(norm(self.direction)), _TINY)
             agreed = [x / length for x in agreement]
         strength.judge(self.updates, world.first(Judgement(a, b, E / C, F / C, agreed)))
-        return {"strength": strength.share}
+        return {"strength": strength.share, "radius": strength.radius}
 
     def _along(self, at: Parameters, *others: Parameters) -> list[tuple[float, ...]]:
         """<G, v> for some v, for each pair of the next feedback, in all processes; the mean |G| is 1.

@@ -17,6 +17,10 @@ gave no direction, by their gradients G over all parameters. Two questions:
    harm. A few pairs tell a direction from noise easily, but hardly a gain from no gain, and the trust region limits what a
    wrong tilt costs.
 
+Where beta = 1, more of the same may serve better still. So the trust region grows as such regions do: its radius doubles where
+the whole tilt is taken and its mean gain, over more than one judgement, is above 0 by more than two standard errors. It halves
+where less than the whole is taken.
+
 Pairs of earlier judgements count too.
 """
 
@@ -30,7 +34,8 @@ from typing import Any, NamedTuple
 
 FIRST, LONGEST = 8, 512  # learner steps until the first judgement, and at most between two
 _REMEMBERED, _MEMORY = 4, 0.5  # judgements; an earlier one counts this much less each time
-_ERRORS = 2.0  # from 0, for pairs to agree on a direction
+_ERRORS = 2.0  # from 0, for pairs to agree on a direction, or on a gain
+_WIDEST = 4.0  # radius
 
 
 class Judgement(NamedTuple):
@@ -62,6 +67,7 @@ class Strength:
 
     Attributes:
         share: beta.
+        radius: of the trust region, as a multiple of the recipe's: 1 at least.
         fixed: whether the recipe gives it.
         next: the meta update at which the next judgement is due.
         gap: meta updates from the last judgement to that one; it doubles.
@@ -70,6 +76,7 @@ class Strength:
     """
 
     share: float = 0.0
+    radius: float = 1.0
     fixed: bool = False
     next: int = 1  # before the learner's first steps its optimizer has no metric
     gap: int = 1
@@ -95,10 +102,15 @@ class Strength:
         return self.share == 0 and not self.due(update)
 
     def judge(self, update: int, judgement: Judgement) -> None:
-        """Take the share that serves best by what is known; the gap to the next judgement doubles."""
+        """Take the share and the radius that serve best by what is known; the gap to the next judgement doubles."""
         self.judgements = [judgement, *self.judgements][:_REMEMBERED]
         self.share, self.gap = best_share(self.judgements), min(self.longest, 2 * self.gap)
         self.next = update + self.gap
+        gain, error = _pooled([j.gains(1.0) for j in self.judgements])
+        if self.share < 1:
+            self.radius = max(1.0, self.radius / 2)
+        elif len(self.judgements) > 1 and gain > _ERRORS * error:
+            self.radius = min(_WIDEST, self.radius * 2)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds, as JSON does."""

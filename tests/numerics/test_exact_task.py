@@ -188,7 +188,7 @@ def test_the_scales_of_g_down_and_of_the_metric_have_no_effect_on_the_task(tmp_p
 
 
 def exact(values_NK, **how):
-    settings = {"alpha0": 0.05, "divergence": 0.1, "strength": lambda: 1.0} | how
+    settings = {"alpha0": 0.05, "divergence": 0.1, "strength": Strength(share=1.0)} | how
     return ExactTask(values=lambda batch, state: values_NK, **settings)
 
 
@@ -233,19 +233,30 @@ def test_targets_stay_within_the_trust_region_whatever_the_tails_of_the_values(t
     assert float(inverse_temperature(log_q0_NK[:, :1] * 0, values_NK[:, :1], weights_N, 0.15)) == 8.0
 
 
+def test_the_radius_multiplies_the_divergence():
+    learner = LanguageLearner(tiny_model().eval(), top_k=6)
+    batch = random_batch()
+    state = learner.observe(batch)
+    values_NK = torch.randn(state.logits.z_NK.shape, generator=torch.Generator().manual_seed(0))
+    wide = exact(values_NK, strength=Strength(share=1.0, radius=3.0))
+    same = exact(values_NK, divergence=0.3, strength=Strength(share=1.0))
+    q_NK, other_NK = (construction.targets(batch, state).target.q_NK for construction in (wide, same))
+    torch.testing.assert_close(q_NK, other_NK)
+
+
 def test_a_share_of_the_task_is_that_share_and_nothing_is_one_hot():
     learner = LanguageLearner(tiny_model().eval(), top_k=6)
     batch = random_batch()
     state = learner.observe(batch)
     values_NK = torch.randn(state.logits.z_NK.shape, generator=torch.Generator().manual_seed(0))
     whole, half, none = (
-        exact(values_NK, strength=lambda s=s: s).targets(batch, state).target.q_NK for s in (1.0, 0.5, 0.0)
+        exact(values_NK, strength=Strength(share=s)).targets(batch, state).target.q_NK for s in (1.0, 0.5, 0.0)
     )
     one_hot = state.logits.one_hot().q_NK
     assert torch.equal(none, one_hot)
     torch.testing.assert_close(half, (whole + one_hot) / 2)
     assert torch.equal(exact(values_NK, alpha0=0.0).targets(batch, state).target.q_NK, one_hot)
-    before = ExactTask(0.05, 1.0, lambda: 1.0, lambda batch, state: None)
+    before = ExactTask(0.05, 1.0, Strength(share=1.0), lambda batch, state: None)
     assert torch.equal(before.targets(batch, state).target.q_NK, one_hot)
 
 
@@ -255,7 +266,7 @@ def test_a_step_of_the_exact_task_makes_nothing_of_the_size_of_all_logits_or_of_
     state = learner.observe(batch)
     targets, heads = len(batch.targets_N), 4
     with Largest() as fast:
-        construction = ExactTask(0.02, 1.0, lambda: 1.0, lambda *given: candidate_values(learner, *given, u))
+        construction = ExactTask(0.02, 1.0, Strength(share=1.0), lambda *given: candidate_values(learner, *given, u))
         construction.targets(batch, state)
     assert fast.numel < targets * 997 / 4
     assert fast.numel < 4 * heads * 120 * 120 / 4
@@ -307,6 +318,18 @@ def test_a_judgement_counts_twice_as_much_as_the_one_before_it():
     good, bad = judgement([1.0] * 4), judgement([-1.0] * 4)
     assert best_share([good, bad]) == 1.0
     assert best_share([bad, good]) == 0.0
+
+
+def test_the_trust_region_grows_where_the_whole_tilt_is_seen_to_help_and_shrinks_where_less_is_taken():
+    helps, may_help, harms = scattered(1.0, 0.45), scattered(1.0, 0.9), scattered(-9.0, 0.1)
+    for seen, radii in (
+        ([helps, helps, helps, helps, harms, harms, harms], [1, 2, 4, 4, 2, 1, 1]),
+        ([may_help, may_help], [1, 1]),
+    ):
+        strength = Strength()
+        for update, (gains, radius) in enumerate(zip(seen, radii, strict=True)):
+            strength.judge(update, judgement(gains))
+            assert strength.radius == radius
 
 
 @pytest.mark.parametrize("every_steps", [1, 2, 8])
@@ -371,6 +394,7 @@ def test_a_judgement_sees_the_inner_products_in_the_metric(tmp_path, tokenizer):
         pairs += [pair for batch in parts.feedback.next().values() for pair in batch.apart()]
     theta = meta.at(P)
     batch = batches[0].restrict(**meta.part)
+    meta.strength.radius = 1.0  # at which it was made
     with learner.meta_mode():
         base, tilted = (gradient(meta._pre(batch, 1.0, theta, targets), theta) for targets in parts.construction.ends())
         G = [gradient(lambda at, pair=pair: learner.evaluate(pair, at), theta) for pair in pairs]

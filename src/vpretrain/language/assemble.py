@@ -224,10 +224,6 @@ def steered(
     strength = new_strength(value) if arm in EXACT else None
     phi = new_designer(designer, learner, length=length, seed=seed) if arm in DESIGNED else None
 
-    def share() -> float:
-        assert strength is not None
-        return strength.share
-
     def values(batch: TokenBatch, state: LanguageState) -> Tensor | None:
         return candidate_values(learner, batch, state, meta.direction)
 
@@ -240,10 +236,12 @@ def steered(
     construction: OneHot
     match arm:
         case "v-exact":
-            construction = ExactTask(value.alpha0, value.divergence, share, values)
+            assert strength is not None
+            construction = ExactTask(value.alpha0, value.divergence, strength, values)
         case "v-learned":
             assert phi is not None
-            construction = ResidualTargets(phi, value.alpha0, value.divergence, share, values)
+            assert strength is not None
+            construction = ResidualTargets(phi, value.alpha0, value.divergence, strength, values)
         case "v-paper":
             assert phi is not None
             construction = LearnedTargets(phi)

@@ -205,7 +205,8 @@ class ValueConfig(config.ValueConfig):
     divergence: float = Field(
         0.15,
         gt=0,
-        description="Trust region: mean KL of the tilted targets from the base task, nats per target; lambda follows from it.",
+        description="Trust region: mean KL of the tilted targets from the base task, nats per target; lambda follows from it. "
+        "auto: it grows up to fourfold where feedback pairs agree that the whole tilt helps.",
     )
     alpha0: Fraction = Field(
         0.02,

@@ -20,6 +20,7 @@ from vpretrain.language.learner import LanguageState
 from vpretrain.language.loss import SoftTarget
 from vpretrain.language.trust_region import divergence_from, inverse_temperature
 from vpretrain.language.values import centred_values, rms
+from vpretrain.strength import Strength
 from vpretrain.task import Task
 
 Values = Callable[[TokenBatch, LanguageState], Float[Tensor, "N K"] | None]
@@ -85,21 +86,21 @@ class ExactTask(OneHot):
 
     Args:
         alpha0: mass of the base task on the learner's own distribution: what a tilt can reach.
-        divergence: nats per target.
-        strength: gives beta.
+        divergence: nats per target, at radius 1.
+        strength: gives beta, and the radius.
         values: gives a_t(v).
     """
 
-    def __init__(self, alpha0: float, divergence: float, strength: Callable[[], float], values: Values) -> None:
+    def __init__(self, alpha0: float, divergence: float, strength: Strength, values: Values) -> None:
         self.alpha0, self.divergence, self.strength, self.values = alpha0, divergence, strength, values
 
     def asks_for_candidates(self) -> bool:
         """While a tilt is taken; without one a step is one-hot's, and costs as much."""
-        return self.strength() > 0
+        return self.strength.share > 0
 
     def targets(self, batch: TokenBatch, state: LanguageState) -> Task:
         """The tilted base task, mixed with one-hot."""
-        return self.at_share(batch, state, self.strength())
+        return self.at_share(batch, state, self.strength.share)
 
     def ends(self) -> tuple[Targets, Targets]:
         """The targets at beta = 0 and at beta = 1: what a judgement weighs."""
@@ -114,7 +115,8 @@ class ExactTask(OneHot):
         log_q0_NK = log_p_NK + (math.log(self.alpha0) if self.alpha0 else -math.inf)
         true_N1 = torch.logaddexp(log_q0_NK[:, :1], log_q0_NK.new_tensor(math.log1p(-self.alpha0)))
         log_q0_NK = torch.cat([true_N1, log_q0_NK[:, 1:]], dim=-1)
-        scale = inverse_temperature(log_q0_NK, values_NK, batch.weights_N, self.divergence)
+        divergence = self.strength.radius * self.divergence
+        scale = inverse_temperature(log_q0_NK, values_NK, batch.weights_N, divergence)
         log_q_NK = torch.log_softmax(log_q0_NK + self.tilt(batch, state, scale * values_NK), dim=-1)
         q_NK = share * log_q_NK.exp()
         q_NK = torch.cat([1 - share + q_NK[:, :1], q_NK[:, 1:]], dim=-1)
@@ -138,7 +140,7 @@ class ResidualTargets(ExactTask):
     """
 
     def __init__(
-        self, designer: TopKDesigner, alpha0: float, divergence: float, strength: Callable[[], float], values: Values
+        self, designer: TopKDesigner, alpha0: float, divergence: float, strength: Strength, values: Values
     ) -> None:
         super().__init__(alpha0, divergence, strength, values)
         self.designer = designer
@@ -154,7 +156,7 @@ class ResidualTargets(ExactTask):
             return torch.zeros(())
         log_q_NK, log_q0_NK = task.side["log_q_NK"], task.side["log_q0_NK"]
         divergence_N = divergence_from(log_q0_NK, log_q_NK)
-        return self.strength() * task.side["temperature"] * (task.inputs.share_N * divergence_N).sum()
+        return self.strength.share * task.side["temperature"] * (task.inputs.share_N * divergence_N).sum()
 
     def unit(self, surrogate: Tensor, task: Task) -> Tensor | float:
         """RMS of the a that the value has over its own S, so that V - R is largest at the exact task of that S."""
