@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks.speed import table as speed
-from benchmarks.steering.table import ablation_markdown, markdown
+from benchmarks.steering.table import ablation_markdown, arms_markdown, markdown
 from benchmarks.table import comparison_markdown, domains_markdown, paths_markdown
 
 ROOT = Path(__file__).parents[2]
 TABLES = {
     "steering/results.json": ("results.md", markdown),
     "steering/ablation.json": ("results-designer.md", ablation_markdown),
+    "shift/results.json": ("results.md", arms_markdown),
     "gsm8k.json": ("results-designer.md", comparison_markdown),
     "multitask.json": ("results-designer.md", domains_markdown),
     "posttrain.json": ("results-designer.md", paths_markdown),
