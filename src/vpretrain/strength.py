@@ -17,9 +17,9 @@ gave no direction, by their gradients G over all parameters. Two questions:
    harm. A few pairs tell a direction from noise easily, but hardly a gain from no gain, and the trust region limits what a
    wrong tilt costs.
 
-Where beta = 1, more of the same may serve better still. So the trust region grows as such regions do: its radius doubles where
-the whole tilt is taken and its mean gain, over more than one judgement, is above 0 by more than two standard errors. It halves
-where less than the whole is taken.
+Where beta = 1, more of the same may serve better still. So the radius of the trust region adapts, as in optimization: it
+doubles where the whole tilt is taken and its mean gain, over more than one judgement, is above 0 by more than two standard
+errors, and halves where less than the whole is taken.
 
 Pairs of earlier judgements count too.
 """
@@ -34,8 +34,8 @@ from typing import Any, NamedTuple
 
 FIRST, LONGEST = 8, 512  # learner steps until the first judgement, and at most between two
 _REMEMBERED, _MEMORY = 4, 0.5  # judgements; an earlier one counts this much less each time
-_ERRORS = 2.0  # from 0, for pairs to agree on a direction, or on a gain
-_WIDEST = 4.0  # radius
+_ERRORS = 2.0  # standard errors from 0, for pairs to agree on a direction or on a gain
+_WIDEST = 4.0  # the largest radius
 
 
 class Judgement(NamedTuple):
@@ -102,7 +102,7 @@ class Strength:
         return self.share == 0 and not self.due(update)
 
     def judge(self, update: int, judgement: Judgement) -> None:
-        """Take the share and the radius that serve best by what is known; the gap to the next judgement doubles."""
+        """Take the share that serves best by what is known, adapt the radius, and double the gap to the next judgement."""
         self.judgements = [judgement, *self.judgements][:_REMEMBERED]
         self.share, self.gap = best_share(self.judgements), min(self.longest, 2 * self.gap)
         self.next = update + self.gap

@@ -198,7 +198,7 @@ def with_adapters(model):
 
 @pytest.mark.parametrize("make", [lambda seed: tiny_model("gpt2", seed=seed), lambda seed: with_adapters(tiny_model())])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, make):
-    """With dropout, a shuffled order, a running mean of g_down and a feedback batch that serves two updates."""
+    """With dropout, a shuffled order and a feedback batch that serves two updates."""
     changes = {"train_sampling_strategy": "random", "max_steps": 6, "save_strategy": "steps", "save_steps": 3}
     changes |= {"gradient_accumulation_steps": 2, "learning_rate": 1e-3}
     value = {"every_steps": 1, "feedback_every": 2}

@@ -132,7 +132,7 @@ class LanguageLearner:
         return fits
 
     def keep_candidates_when(self, asked: Callable[[], bool]) -> None:
-        """From now on its own pass keeps K candidates a token only while the task asks for them, else the true token alone."""
+        """From now on its own pass keeps K candidates per token while the task asks for them, else the true token alone."""
         self._asked = asked
 
     def observe(self, inputs: TokenBatch) -> LanguageState:
