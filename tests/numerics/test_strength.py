@@ -1,0 +1,156 @@
+"""The strength that chooses itself: its share and radius, when it is judged, and what a judgement sees."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from worlds import tiny_recipe
+
+from vpretrain.language.assemble import assemble
+from vpretrain.language.values import candidate_values
+from vpretrain.run import run_recipe
+from vpretrain.strength import Judgement, Strength, best_share
+from vpretrain.value import gradient, inner, norm
+
+
+def test_the_share_is_where_the_cosine_has_its_maximum():
+    """Which lies at an end, or where its derivative says: beta = (B C - A E) / (A F - B E)."""
+    generator = torch.Generator().manual_seed(0)
+    inside = 0
+    for _ in range(60):
+        G, g, d = torch.randn(3, 5, generator=generator, dtype=torch.float64)
+        g /= g.norm()
+        A, B, E, F = float(G @ g), float(G @ d), float(g @ d), float(d @ d)
+        ends = [0.0, 1.0, min(1.0, max(0.0, (B - A * E) / (A * F - B * E)))]
+        expected = max(ends, key=lambda beta: float((g + beta * d) @ G / (g + beta * d).norm()))
+        assert best_share([Judgement([A], [B], E, F, [1.0])]) == pytest.approx(expected, abs=0.01)
+        inside += 0 < expected < 1
+    assert inside > 5
+
+
+def judgement(gains, agreement=(1.0,)):
+    """Of pairs that gain so much from the whole tilt, which leaves the length of the step as it is."""
+    return Judgement([0.0] * len(gains), gains, 0.0, 0.0, list(agreement))
+
+
+def scattered(mean, error):
+    """Four numbers with this mean, and this standard error."""
+    return [mean - error * math.sqrt(3), mean + error * math.sqrt(3)] * 2
+
+
+def test_without_a_direction_nothing_is_taken():
+    for error, share in ((0.45, 1.0), (0.55, 0.0)):
+        assert best_share([judgement([1.0] * 4, scattered(1.0, error))]) == share
+    assert best_share([judgement([1.0] * 4, scattered(-1.0, 0.1))]) == 0.0
+    assert best_share([judgement([1.0] * 4, [math.nan] * 4)]) == 0.0
+    # Two that agree say more than one.
+    assert best_share([judgement([1.0] * 4, scattered(1.0, 0.55))] * 2) == 1.0
+
+
+def test_a_direction_is_followed_until_it_is_seen_to_harm():
+    for error, share in ((0.0, 0.0), (0.9, 0.0), (1.1, 1.0)):
+        assert best_share([judgement(scattered(-1.0, error))]) == pytest.approx(share, abs=1e-5)
+
+
+def test_a_judgement_counts_twice_as_much_as_the_one_before_it():
+    good, bad = judgement([1.0] * 4), judgement([-1.0] * 4)
+    assert best_share([good, bad]) == 1.0
+    assert best_share([bad, good]) == 0.0
+
+
+def test_the_trust_region_grows_where_the_whole_tilt_is_seen_to_help_and_shrinks_where_less_is_taken():
+    helps, may_help, harms = scattered(1.0, 0.45), scattered(1.0, 0.9), scattered(-9.0, 0.1)
+    for seen, radii in (
+        ([helps, helps, helps, helps, harms, harms, harms], [1, 2, 4, 4, 2, 1, 1]),
+        ([may_help, may_help], [1, 1]),
+    ):
+        strength = Strength()
+        for update, (gains, radius) in enumerate(zip(seen, radii, strict=True)):
+            strength.judge(update, judgement(gains))
+            assert strength.radius == radius
+
+
+@pytest.mark.parametrize("every_steps", [1, 2, 8])
+def test_judgements_become_rare_and_nothing_is_done_between_them_while_nothing_is_taken(every_steps):
+    strength = Strength.that_chooses_itself(every_steps)
+    busy, judged = [], []
+    for step in range(0, 1600, every_steps):
+        update = step // every_steps
+        if strength.idle(update):
+            continue
+        busy.append(step)
+        if strength.due(update):
+            judged.append(step)
+            strength.judge(update, judgement([-1.0]))
+    assert judged == [8, 24, 56, 120, 248, 504, 1016, 1528]
+    assert busy == judged
+
+
+def test_a_judgement_is_of_the_direction_that_was_just_found(tmp_path, tokenizer, monkeypatch):
+    """An older one has been followed for r steps."""
+    parts = assemble(tiny_recipe(tmp_path, tokenizer, arm="v", value={"align": "dot"}))  # which needs no task for u
+    asked = []
+    monkeypatch.setattr(
+        "vpretrain.language.assemble.candidate_values",
+        lambda learner, batch, state, u: asked.append(u) or candidate_values(learner, batch, state, u),
+    )
+    parts.meta.strength.share = 1.0
+    for update in range(2):
+        parts.meta.strength.next = update
+        parts.meta(parts.stream.next())
+        assert asked
+        assert all(u is parts.meta.direction for u in asked)
+        asked.clear()
+
+
+def test_a_judgement_sees_the_inner_products_in_the_metric(tmp_path, tokenizer):
+    """Against whole gradients of every pair that has not given the direction."""
+    parts = assemble(tiny_recipe(tmp_path, tokenizer, arm="v"))
+    meta, learner = parts.meta, parts.learner
+    generator = torch.Generator().manual_seed(0)
+    P = {n: torch.rand(p.shape, generator=generator) + 0.1 for n, p in learner.named_parameters()}
+    meta.strength.next = 0
+    batches, before = parts.stream.next(), parts.feedback.state_dict()
+    meta(batches, lambda names: {n: P[n] for n in names})
+    (seen,) = meta.strength.judgements
+    parts.feedback.load_state_dict(before)
+    parts.feedback.next()
+    pairs = []
+    while len(pairs) < 4:
+        pairs += [pair for batch in parts.feedback.next().values() for pair in batch.apart()]
+    theta = meta.at(P)
+    batch = batches[0].restrict(**meta.part)
+    meta.strength.radius = 1.0  # at which it was made
+    with learner.meta_mode():
+        base, tilted = (gradient(meta._pre(batch, 1.0, theta, targets), theta) for targets in parts.construction.ends())
+        G = [gradient(lambda at, pair=pair: learner.evaluate(pair, at), theta) for pair in pairs]
+    d = {n: g - base[n] for n, g in tilted.items()}
+    C, E, F = (float(inner(one, other, P)) for one, other in ((base, base), (base, d), (d, d)))
+    near = {"rel": 2e-3, "abs": 2e-4 * math.sqrt(F / C)}  # P g_base and P d are held in half precision
+    assert (seen.e, seen.f) == pytest.approx((E / C, F / C), **near)
+    unit = sum(float(norm(g)) for g in G) / len(G) * C / float(norm(base))
+    assert seen.a == pytest.approx([float(inner(g, base, P)) / unit for g in G], **near)
+    assert seen.b == pytest.approx([float(inner(g, d, P)) / unit for g in G], **near)
+    u, mean_norm = meta.direction, sum(float(norm(g)) for g in G) / len(G)
+    agreement = [float(sum((g[n] * u[n]).sum() for n in u)) / mean_norm / float(norm(u)) for g in G]
+    assert seen.agreement == pytest.approx(agreement, rel=1e-4, abs=1e-6)
+
+
+def run_lines(recipe):
+    result = run_recipe(recipe, overwrite=True)
+    return result, [json.loads(line) for line in (recipe.directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_strength_that_chooses_itself_ignores_noise_and_follows_a_planted_direction(tmp_path, tokenizer):
+    """The stream contradicts the feedback's notation, so that the tilt has something to say."""
+    how = {"budget": {"steps": 40}, "feedback": {"batch_size": 6}, "value": {"every_steps": 1, "batch_size": 2}}
+    noise, _ = run_lines(tiny_recipe(tmp_path, tokenizer, arm="random-feedback", **how))
+    one_hot, _ = run_lines(tiny_recipe(tmp_path, tokenizer, arm="one-hot", **how))
+    v, lines = run_lines(tiny_recipe(tmp_path, tokenizer, arm="v", **how))
+    assert noise["mean_alpha"] < 1e-3 < 5e-3 < v["mean_alpha"]
+    assert noise["answer_nll"] == pytest.approx(one_hot["answer_nll"], abs=0.02)
+    assert [line["step"] for line in lines if "strength" in line] == [8, 24]
+    assert max(line["strength"] for line in lines if "strength" in line) > 0.5
