@@ -83,7 +83,7 @@ def continue_pretraining(
 
         learner.synchronise(len(batches) == 1)
         if meta is not None and burnt_in and (step - burn_in_steps) % every_steps == 0:  # line 2: update phi
-            record.meta = meta(batches, optimizer.metric if optimizer_aware else None)
+            record.meta = meta(batches, optimizer.metric if optimizer_aware else None, optimizer.progress)
 
         weights = [batch.weight for batch in batches]
         whole = world.mean(sum(weights))

@@ -33,9 +33,9 @@ class OptimizerConfig(Strict):
         gt=1,
         description="Leave out steps whose loss is above so many times the median of recent ones; null: none. Not in grpo.",
     )
-    warmup_fraction: Fraction = Field(0.03, description="Share of the horizon over which the rate rises linearly.")
+    warmup_fraction: Fraction = Field(0.03, description="Share of the budget over which the rate rises linearly.")
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="Shape after warm-up, over the horizon in steps (down to a tenth of the peak)."
+        "constant", description="Shape after warm-up, over the budget (down to a tenth of the peak)."
     )
 
 

@@ -87,30 +87,31 @@ class MetaUpdate:
         self.direction: Parameters | None = None
         self.updates = 0
 
-    def __call__(self, batches: Sequence[Any], metric: Metric | None = None) -> dict[str, float]:
+    def __call__(self, batches: Sequence[Any], metric: Metric | None = None, progress: float = 0.0) -> dict[str, float]:
         """One meta update on (a part of) the learner's next batches.
 
         Args:
             batches: the micro-batches of the coming learner step.
             metric: gives P for the optimizer-aware value, and for judging the strength; None for the identity.
+            progress: the share of the run that is done; late in it the strength is not judged any more.
 
         Returns:
             What happened, as numbers: |g_down|; the value, R and the designer's gradient norm where there is a designer; the
             strength where it was judged. Nothing where there was nothing to do, or where P is still to come: at the start of
             training a direction without it leads astray.
         """
-        idle = self.strength is not None and self.strength.idle(self.updates)
+        idle = self.strength is not None and self.strength.idle(self.updates, progress)
         P = None if idle or metric is None else metric(self.subset)
         early = self.updates == 0 and metric is not None and P is None  # before the learner's first step
         if idle or early:
             self.updates += 1
             return {}
-        judged = self.strength is not None and self.strength.due(self.updates)
+        judged = self.strength is not None and self.strength.due(self.updates, progress)
         # The learner's own pass is not held in memory beside a judgement's.
         ahead = contextlib.nullcontext() if judged else self.learner.looking_ahead(batches[0])
         with self.learner.meta_mode(), ahead:
             record = self._update(batches, P)
-            if self.strength is not None:
+            if judged:
                 record |= self._judge(batches, metric)
         self.updates += 1
         return record
@@ -219,7 +220,7 @@ class MetaUpdate:
         harmful where the next one helps.
         """
         strength = self.strength
-        if strength is None or self.direction is None or not strength.due(self.updates):
+        if strength is None or self.direction is None:
             return {}
         batch, share = self._meta_batch(batches, None)
         if batch is None:

@@ -36,6 +36,8 @@ FIRST, LONGEST = 8, 512  # learner steps until the first judgement, and at most 
 _REMEMBERED, _MEMORY = 4, 0.5  # judgements; an earlier one counts this much less each time
 _ERRORS = 2.0  # standard errors from 0, for pairs to agree on a direction or on a gain
 _WIDEST = 4.0  # the largest radius
+_AFTER_TILT, _AFTER_NONE = 4, 2  # how much longer it is until the next judgement: few pairs may refuse a tilt by chance
+_LATE = 2 / 3  # of a run: from there on a judgement would take more than it can bring
 
 
 class Judgement(NamedTuple):
@@ -70,7 +72,7 @@ class Strength:
         radius: of the trust region, as a multiple of the recipe's: 1 at least.
         fixed: whether the recipe gives it.
         next: the meta update at which the next judgement is due.
-        gap: meta updates from the last judgement to that one; it doubles.
+        gap: meta updates from the last judgement to that one; it grows each time.
         longest: the most that it becomes.
         judgements: the last ones, the latest first.
     """
@@ -93,18 +95,19 @@ class Strength:
         first = max(1, FIRST // every_steps)
         return cls(next=first, gap=first, longest=max(first, LONGEST // every_steps))
 
-    def due(self, update: int) -> bool:
-        """Whether the meta update of this number ends with a judgement."""
-        return not self.fixed and update >= self.next
+    def due(self, update: int, progress: float) -> bool:
+        """Whether the meta update of this number, made when so much of the run is done, ends with a judgement."""
+        return not self.fixed and update >= self.next and progress < _LATE
 
-    def idle(self, update: int) -> bool:
+    def idle(self, update: int, progress: float) -> bool:
         """Whether the meta update has nothing to do: no tilt is taken, and there is none to judge."""
-        return self.share == 0 and not self.due(update)
+        return self.share == 0 and not self.due(update, progress)
 
     def judge(self, update: int, judgement: Judgement) -> None:
-        """Take the share that serves best by what is known, adapt the radius, and double the gap to the next judgement."""
+        """Take the share that serves best by what is known, adapt the radius, and lengthen the gap to the next judgement."""
         self.judgements = [judgement, *self.judgements][:_REMEMBERED]
-        self.share, self.gap = best_share(self.judgements), min(self.longest, 2 * self.gap)
+        self.share = best_share(self.judgements)
+        self.gap = min(self.longest, self.gap * (_AFTER_TILT if self.share else _AFTER_NONE))
         self.next = update + self.gap
         gain, error = _pooled([j.gains(1.0) for j in self.judgements])
         if self.share < 1:

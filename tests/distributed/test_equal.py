@@ -140,7 +140,7 @@ def test_shards_judge_the_strength_as_one_process_does(tmp_path, tokenizer):
     for processes, recipe in ((1, one), (2, two)):
         value, budget = (
             recipe.value.model_copy(update={"strength": "auto"}),
-            recipe.budget.model_copy(update={"steps": 9}),
+            recipe.budget.model_copy(update={"steps": 13}),
         )
         together(processes, run, recipe.model_copy(update={"value": value, "budget": budget}))
         lines = [json.loads(line) for line in (recipe.directory / "metrics.jsonl").read_text().splitlines()]

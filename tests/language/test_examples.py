@@ -20,7 +20,7 @@ def test_it_runs_and_says_what_v_pretraining_does(name, capsys):
     losses = [float(re.search(r"loss\W+([\d.]+)", line)[1]) for line in lines]
     assert losses[-1] < losses[0]
     assert sum("alpha" in line for line in lines) >= 6
-    assert sum("strength" in line for line in lines) >= 2
+    assert any("strength" in line for line in lines)
 
 
 def test_a_loop_of_ones_own_needs_fewer_than_twenty_lines_more():

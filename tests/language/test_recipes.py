@@ -88,7 +88,7 @@ def in_miniature(name: str, root: Path, tokenizer):
     recipe["feedback"] |= {"length": 64, "batch_size": 2}
     recipe["designer"] |= {"hidden_size": 16, "layers": 1, "heads": 2, "top_k": 8}
     recipe["value"] |= {"length": 64, "every_steps": 2}
-    recipe["budget"] = {"steps": 3}
+    recipe["budget"] = {"steps": 4}
     recipe["evaluation"] |= {
         "problems": 4,
         "pass_at_1_problems": 2,
@@ -125,7 +125,7 @@ def test_the_papers_recipes_run_through(name, arm, tmp_path, tokenizer):
     lines = list(check(recipe))
     assert "disjoint" in lines[1]
     result = run_recipe(recipe)
-    assert result["steps"] == 3
+    assert result["steps"] == 4
     assert result["meta_updates"] == (1 if arm == "v" else 0)
     if "multitask" in name:
         assert set(result["answer_nll_by_domain"]) == {"math", "code", "general"}

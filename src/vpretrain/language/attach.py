@@ -110,6 +110,7 @@ class VPretraining:
         *,
         optimizer: torch.optim.Optimizer | None = None,
         total: float | None = None,
+        progress: float = 0.0,
     ) -> Iterator[Tensor]:
         """The losses of a step's micro-batches, which sum up to the step's: lines 2 to 4 of Algorithm 1.
 
@@ -121,6 +122,8 @@ class VPretraining:
             optimizer: the loop's own. With value.metric=adamw (the default) value and strength are measured in its metric,
                 where it is an Adam; without it, or with another, in the plain one.
             total: number of targets that each loss is a share of; None: those of these micro-batches.
+            progress: the share of the training that is done. In its last third the strength is not judged any more, which
+                saves time.
         """
         learner, burn_in = self.learner, self.designer_config.burn_in_steps
         learner.module.train(learner.model.training)  # the loop may have switched the model alone
@@ -131,9 +134,8 @@ class VPretraining:
         self.record = {}
         if burnt_in and (step - burn_in) % self.value_config.every_steps == 0:
             aware = self.value_config.metric == "adamw"
-            self.record |= self.meta(
-                rows, partial(self._metric, optimizer) if optimizer is not None and aware else None
-            )
+            metric = partial(self._metric, optimizer) if optimizer is not None and aware else None
+            self.record |= self.meta(rows, metric, progress)
         construction = self.construction if burnt_in else OneHot()
         weights = [batch.weight for batch in rows]
         everything = sum(weights)

@@ -82,6 +82,7 @@ class VPretrainTrainer(Trainer):
             optimizer=getattr(self.optimizer, "optimizer", self.optimizer),  # Accelerate's wraps it
             # Of all processes, whose gradients are averaged and not summed.
             total=float(targets) / processes if processes > 1 and whole and targets is not None else None,
+            progress=self.state.global_step / max(1, self.state.max_steps),
         )
         return samples, targets
 

@@ -172,8 +172,8 @@ class Session:
         with self.budget.paused():
             points, before = self.recipe.evaluation.points, self._share
             self._share = self.budget.share(record.step + 1)
-            if self.parts.train is not None and self.recipe.budget.steps is None:  # its steps are unlike rehearsed ones
-                self.optimizer.horizon = max(1, round((record.step + 1) / self._share))
+            if self.recipe.budget.steps is None:  # by the clock, so that every arm's schedule ends with its budget
+                self.optimizer.horizon = round((record.step + 1) / self._share)
             self.totals["read"] += record.tokens
             self.totals["meta_updates"] += bool(record.meta)
             for name, value in record.side.items():
