@@ -126,14 +126,18 @@ def summary(recipe: Recipe, results: dict[str, Any]) -> dict[str, Any]:
         if arm != START:
             arms[arm]["seconds_to_one_hot"] = _time_to(recipe, results, arm, goals)
             arms[arm] |= {key: figures[key] for key in figures if key.startswith("mean_")}
-    matched = results["matched"]["tokens"]
+    matched = results.get("matched")
     v = differences.get("v", {})
     return {
         "seeds": len(results["seeds"]),
         "arms": arms,
         "v_minus": {arm: difference for arm, difference in v.items() if arm != START},
-        "after_equal_tokens": {"tokens": matched["at"], "v_minus": matched["nll"]["differences"].get("v", {})},
+        **({} if matched is None else {"after_equal_tokens": _after_equal(matched["tokens"])}),
     }
+
+
+def _after_equal(matched: dict[str, Any]) -> dict[str, Any]:
+    return {"tokens": matched["at"], "v_minus": matched["nll"]["differences"].get("v", {})}
 
 
 _ENDS = {"mean": "", "low": "_low", "high": "_high"}

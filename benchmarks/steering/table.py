@@ -19,7 +19,7 @@ def markdown(report: dict[str, Any]) -> str:
             f"### {condition}",
             "",
             f"{found['seeds']} seeds; probe of V: r {found['probe']['pearson']:.3f}, slope {found['probe']['slope']:.2f} "
-            f"(S alone: r {found['probe']['pearson_subset']:.3f}). {_matched(found)}",
+            f"(S alone: r {found['probe']['pearson_subset']:.3f}).{_matched(found)}",
             "",
             arms_markdown(found),
         ]
@@ -52,11 +52,11 @@ def _row(arm: str, figures: dict[str, Any], found: dict[str, Any]) -> list[str]:
 
 
 def _matched(found: dict[str, Any]) -> str:
-    matched = found["after_equal_tokens"]
-    one_hot = matched["v_minus"].get("one-hot")
-    if one_hot is None:
+    matched = found.get("after_equal_tokens")
+    if matched is None or "one-hot" not in matched["v_minus"]:
         return ""
-    return f"After equal tokens ({matched['tokens']:,.0f}): V minus one-hot {interval(one_hot, '+')}."
+    one_hot = matched["v_minus"]["one-hot"]
+    return f" After equal tokens ({matched['tokens']:,.0f}): V minus one-hot {interval(one_hot, '+')}."
 
 
 def ablation_markdown(report: dict[str, Any]) -> str:

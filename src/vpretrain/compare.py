@@ -103,7 +103,7 @@ def summarise(runs: Runs, scores: Mapping[str, Sequence[Lines]], recipe: Recipe)
     domains = list(dict.fromkeys(case["domain"] for case in cases[START][0] if "domain" in case))
     if len(domains) > 1:
         results["by_domain"] = {domain: _by_domain(cases, keys, domain) for domain in domains}
-    if recipe.evaluation.points:
+    if recipe.evaluation.points and recipe.optimizer.schedule == "constant":
         results["matched"] = {
             axis: _matched(runs, scores, axis, keys, figures.CASES) for axis in ("seconds", recipe.unit)
         }
@@ -178,7 +178,8 @@ def _matched(
 ) -> dict[str, Any]:
     """What the arms had reached when all had spent as much: read off their curves, linear between evaluations.
 
-    The rate is constant after warm-up, so that one run shows where it stood after so many tokens, and after so many seconds.
+    The rate must be constant after warm-up, so that one run shows where it stood after so many tokens, and after so many
+    seconds: where it falls, an arm that makes fewer steps has fallen further at as many tokens.
     A falling curve lies below its chords, so that an arm read off between two evaluations looks a little worse than it was,
     next to one that is read off at its end: the more points, the less.
     """

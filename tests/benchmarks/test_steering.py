@@ -109,3 +109,6 @@ def test_a_summary_has_the_promised_form_and_reads_times_off_the_curves(root, mo
     assert found["arms"]["v"]["seconds_to_one_hot"] == {"mean": pytest.approx(15.0), "reached": 2, "of": 2}
     assert found["arms"]["one-hot"]["seconds_to_one_hot"]["mean"] == pytest.approx(30.0)
     assert found["v_minus"] == {"one-hot": {"mean": -1.0}}
+    assert found["after_equal_tokens"] == {"tokens": 5, "v_minus": {"one-hot": {"mean": -0.5}}}
+    del results["matched"]
+    assert "after_equal_tokens" not in steering.summary(recipe, results)

@@ -81,6 +81,17 @@ def test_arms_take_turns_over_seeds_and_end_where_they_would_alone(tmp_path, tok
     assert draw_curves(recipe, results).stat().st_size > 1000
 
 
+@pytest.mark.usefixtures("in_this_process")
+def test_arms_whose_rate_falls_are_not_read_off_along_the_way(tmp_path, tokenizer):
+    recipe = tiny_recipe(
+        tmp_path,
+        tokenizer,
+        evaluation=_with_points(tmp_path, tokenizer, 2),
+        optimizer={"lr": 1e-3, "schedule": "linear"},
+    )
+    assert "matched" not in compare.compare(recipe, ["one-hot"])
+
+
 @pytest.mark.parametrize("label", ["w:value.strength=1", "v:value.strength=2", "v:value.alline=dot", "v:strength"])
 def test_wrong_settings_of_an_arm_are_refused_before_any_run(tmp_path, tokenizer, in_this_process, label):
     with pytest.raises(UserError, match=r"unknown|strength|override"):

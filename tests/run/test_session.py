@@ -215,6 +215,15 @@ def test_rehearsal_of_the_horizon_changes_nothing(tmp_path, tokenizer):
     assert all(p.grad is None for p in after)
 
 
+def test_a_schedule_ends_with_the_minutes_however_the_rehearsal_went(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(Session, "_rehearse", lambda self: 1e-3)
+    recipe = tiny_recipe(tmp_path, tokenizer, optimizer={"lr": 1e-3, "schedule": "linear"})
+    result = run_recipe(recipe.model_copy(update={"budget": BudgetConfig(minutes=0.03)}))
+    assert result["horizon"] == pytest.approx(result["steps"], rel=0.1, abs=1)
+    rates = [json.loads(line)["lr"] for line in (recipe.directory / "metrics.jsonl").read_text().splitlines()]
+    assert rates[-1] < 0.4 * max(rates)
+
+
 def test_the_python_of_the_readme_runs_in_under_ten_lines(tmp_path, tokenizer, capsys):
     from vpretrain.recipe import save_recipe
 
