@@ -37,8 +37,8 @@ def poisoned(session, what, monkeypatch):
     if what == "theta after the meta update":
         update = MetaUpdate.__call__
 
-        def updating(self, batches, metric=None):
-            record = update(self, batches, metric)
+        def updating(self, *arguments):
+            record = update(self, *arguments)
             if session.budget.step == 2 and not before:
                 poison()
             return record
