@@ -137,7 +137,7 @@ def calibration(speed: dict[str, Any]) -> dict[str, dict[str, float]]:
     Args:
         speed: benchmarks/speed/results.json: SmolLM2-135M, and a ViT-S whose FLOPs are counted here.
     """
-    arm, flops = speed["language"]["smollm2-135m"]["v"], speed["flops"]
+    arm, flops = speed["language"]["smollm2-135m"]["v-paper"], speed["flops"]
     a_token = settings.ROWS * settings.LENGTH  # the counted step is one micro-batch
     language = _over_floor(
         arm, settings.PERIOD, flops["step"] / a_token, flops["designer_floor"] / a_token, flops["meta_floor"]

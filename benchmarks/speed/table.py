@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from benchmarks.table import markdown_table
@@ -41,7 +42,8 @@ def markdown(report: dict[str, Any]) -> str:
         unit = "an image" if learner == "vision" else "a token"
         watched = {arm: found["microseconds"] for arm, found in arms.items() if found["microseconds"]}
         phases = [
-            (name, *(f"{of[name]:.2f}" if name in of else "-" for of in watched.values())) for name in watched["v"]
+            (name, *(f"{of[name]:.2f}" if name in of else "-" for of in watched.values()))
+            for name in dict.fromkeys(itertools.chain(*watched.values()))
         ]
         parts.append(markdown_table((f"{learner}: phase, us {unit}", *watched), phases))
     engines = [
@@ -61,6 +63,10 @@ def markdown(report: dict[str, Any]) -> str:
             ],
         )
     )  # fmt: skip
+    found = report["judgement"]
+    steps = [(kind, f"{peak / _MIB:,.0f}") for kind, peak in found["peak_bytes"].items()]
+    seconds = f"A judgement takes {found['seconds']:.1f} s, {found['share']:.2%} of a long run's time.\n"
+    parts += [seconds, markdown_table(("smollm2-135m: step with", "peak MiB of what it makes"), steps)]
     losses = [
         (
             row["loss"],
