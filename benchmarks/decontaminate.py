@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.command import command
-from vpretrain.compare import versions
 from vpretrain.language.config import SourceConfig
-from vpretrain.language.source import open_source
+from vpretrain.language.data.source import open_source
+from vpretrain.run.versions import versions
 
 N, THRESHOLD = 5, 0.7
 PROBLEMS, EVERY, PARAGRAPHS, WORDS = 1000, 500, 6, 80

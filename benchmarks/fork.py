@@ -15,7 +15,7 @@ from typing import Any
 
 
 class Fork:
-    """A function at work in a fork, as `vpretrain.run.group.Process` has it."""
+    """A function at work in a fork, as `vpretrain.compare.runs.Process` has it."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self._process = multiprocessing.get_context("fork").Process(target=_alone, args=(function, *arguments))
@@ -49,7 +49,7 @@ def _alone(function: Callable[..., Any], *arguments: Any) -> None:
 
 
 def _quietly(command: Sequence[str]) -> int:
-    from vpretrain.cli import main
+    from vpretrain.cli.parser import main
 
     with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
         return main(command)

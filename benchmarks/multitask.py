@@ -17,9 +17,10 @@ from rich.table import Table
 
 from benchmarks.command import command
 from benchmarks.table import domains_table
-from vpretrain.compare import START, read_lines, summarise
+from vpretrain.compare.results import START, summarise
+from vpretrain.compare.runs import run_group
+from vpretrain.files import read_lines
 from vpretrain.recipe import load_recipe
-from vpretrain.run.group import run_group
 
 ARMS = {
     "one-hot": ["arm=one-hot"],

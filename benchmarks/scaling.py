@@ -18,9 +18,9 @@ from benchmarks.command import command
 from benchmarks.speed import settings
 from benchmarks.table import markdown_table
 from vpretrain.config import Recipe
-from vpretrain.estimate import DEVICES, FP32, LATENCY_US, OVER_FLOOR, UTILISATION, Plan, Workload, on_gpus
 from vpretrain.recipe import load_recipe, parse_recipe, room
-from vpretrain.show_estimate import NEGLIGIBLE, least_period
+from vpretrain.scaling.estimate import DEVICES, FP32, LATENCY_US, OVER_FLOOR, UTILISATION, Plan, Workload, on_gpus
+from vpretrain.scaling.tables import NEGLIGIBLE, least_period
 
 _HERE = Path(__file__).parent
 GPUS = (8, 64, 256, 1024)
@@ -214,7 +214,7 @@ def _counted(data: dict[str, Any], shape: PreTrainedConfig) -> Workload:
         shape.save_pretrained(directory)
         arm = "v" if data.get("modality") == "vision" else "v-paper"  # the arm with a designer
         recipe: Recipe = parse_recipe(data | {"arm": arm, "learner": data["learner"] | {"name": directory}})
-        counts: Workload = room(recipe.modality, "estimate").workload(recipe)
+        counts: Workload = room(recipe.modality, "inspection.estimate").workload(recipe)
         return counts
 
 

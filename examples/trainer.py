@@ -20,9 +20,9 @@ from transformers import (
     set_seed,
 )
 
-from vpretrain.language.attach import feedback_rows
+from vpretrain.language.adapters.attach import feedback_rows
+from vpretrain.language.adapters.trainer import VPretrainTrainer
 from vpretrain.language.config import DesignerConfig, ValueConfig
-from vpretrain.language.trainer import VPretrainTrainer
 
 set_seed(0)
 

@@ -18,12 +18,21 @@ from jaxtyping import install_import_hook
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-CHECKED = (
-    "backbone", "batch", "construction", "designer", "encode", "evaluate", "feedback", "heads", "learner", "loss", "stream",
-)  # fmt: skip
-# The shapes that the rooms promise are checked, in tests only.
+CHECKED = {
+    "model": ("backbone", "batch", "heads", "learner", "loss"),
+    "data": ("encode", "feedback", "stream"),
+    "task": ("construction", "designer"),
+    "evaluation": ("evaluate",),
+}
+# The shapes that these modules promise are checked, in tests only.
 install_import_hook(
-    [f"vpretrain.{modality}.{room}" for modality in ("language", "vision") for room in CHECKED], "beartype.beartype"
+    [
+        f"vpretrain.{modality}.{folder}.{module}"
+        for modality in ("language", "vision")
+        for folder, modules in CHECKED.items()
+        for module in modules
+    ],
+    "beartype.beartype",
 )
 
 torch.set_num_threads(1)  # tiny tensors gain nothing from more, and lose much beside other work
@@ -54,14 +63,14 @@ def pad_is_eos_tokenizer():
 @pytest.fixture
 def judged_early(monkeypatch):
     """The first judgement after two learner steps: most runs of the tests end before the usual one."""
-    monkeypatch.setattr("vpretrain.strength.FIRST", 2)
+    monkeypatch.setattr("vpretrain.method.strength.FIRST", 2)
 
 
 @pytest.fixture
 def in_this_process(monkeypatch):
     """Runs of a group in this process (a process costs seconds); yields the commands in their order."""
-    from vpretrain.cli import main
-    from vpretrain.run import group
+    from vpretrain.cli.parser import main
+    from vpretrain.compare import runs
 
     commands = []
 
@@ -69,7 +78,7 @@ def in_this_process(monkeypatch):
         commands.append(list(command))
         return SimpleNamespace(wait=lambda: main(command))
 
-    monkeypatch.setattr(group, "start_process", start)
+    monkeypatch.setattr(runs, "start_process", start)
     return commands
 
 

@@ -27,8 +27,8 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from vpretrain.language.batch import TokenBatch
-from vpretrain.language.learner import LanguageState
+from vpretrain.language.model.batch import TokenBatch
+from vpretrain.language.model.learner import LanguageState
 
 VOCABULARY = 61
 _SIZES: dict[str, Any] = {

@@ -22,12 +22,13 @@ from benchmarks.command import command
 from benchmarks.shift.data import ROLES, write
 from benchmarks.steering.__main__ import summary
 from benchmarks.steering.table import arms_markdown
-from vpretrain.compare import compare, versions
+from vpretrain.compare.compare import compare
+from vpretrain.compare.runs import Process, start_process
+from vpretrain.compare.tables import draw_curves, remarks, table
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.recipe import load_recipe
-from vpretrain.run.group import Process, start_process
-from vpretrain.show import draw_curves, remarks, table
+from vpretrain.run.versions import versions
 
 ARMS = (
     "one-hot", "v", "uniform", "self-distillation", "random-feedback", "selection", "token-weights", "v-learned", "v-paper",

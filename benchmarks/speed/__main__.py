@@ -28,11 +28,11 @@ from benchmarks.speed.loss import SHAPES, compare_losses
 from benchmarks.speed.meta import SHORT, Meta
 from benchmarks.speed.table import markdown
 from benchmarks.speed.worker import HF
-from vpretrain.compare import versions
+from vpretrain.console import steady
 from vpretrain.errors import UserError
-from vpretrain.profile import ORDINARY
-from vpretrain.run.progress import steady
-from vpretrain.value import ENGINES
+from vpretrain.inspection.profile import ORDINARY
+from vpretrain.method.value import ENGINES
+from vpretrain.run.versions import versions
 
 _HERE = Path(__file__).parent
 REPEATS = 2  # of a meta update and of a loss

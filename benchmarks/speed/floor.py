@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vpretrain.cost import Read, Transformer, designer_floor
-from vpretrain.parts import Parts
-from vpretrain.subset import blocks_of
+from vpretrain.method.subset import blocks_of
+from vpretrain.run.parts import Parts
+from vpretrain.scaling.cost import Read, Transformer, designer_floor
 
 
 def flops(parts: Parts, batch: Any) -> dict[str, float]:

@@ -10,9 +10,9 @@ from typing import Any
 from benchmarks.speed.peak import PeakBytes
 from benchmarks.speed.settings import PERIOD, language_recipe
 from vpretrain.language.assemble import assemble
+from vpretrain.method.strength import LONGEST
 from vpretrain.run.optimizer import AdamW
 from vpretrain.run.train import train
-from vpretrain.strength import LONGEST
 
 
 def judgement(repeats: int) -> dict[str, Any]:

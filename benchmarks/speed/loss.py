@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torch.nn.modules.linear_cross_entropy_options import LinearCrossEntropyOptions
 
 from benchmarks.speed.peak import PeakBytes
-from vpretrain.language.loss import CHUNK, Head, SoftTarget, dense_logits, fused_logits
-from vpretrain.run.progress import steady
+from vpretrain.console import steady
+from vpretrain.language.model.loss import CHUNK, Head, SoftTarget, dense_logits, fused_logits
 
 SHAPES = {
     "32k": (32_000, 576),

@@ -14,10 +14,10 @@ import torch
 
 from benchmarks.speed.peak import PeakBytes
 from benchmarks.speed.settings import META_ROWS, language_recipe
-from vpretrain.doctor import designer_gradient
+from vpretrain.inspection.doctor import designer_gradient
 from vpretrain.language.assemble import assemble
-from vpretrain.subset import alignment_subset
-from vpretrain.value import ENGINES, Align, gradient
+from vpretrain.method.subset import alignment_subset
+from vpretrain.method.value import ENGINES, Align, gradient
 
 SHORT = ("jvp", "double_backward")
 

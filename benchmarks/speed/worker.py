@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from benchmarks.speed.settings import LANGUAGE, language_model, language_recipe, vision_recipe
-from vpretrain.phase import watching
 from vpretrain.recipe import room
 from vpretrain.run.optimizer import AdamW
 from vpretrain.run.session import peak_memory_bytes
 from vpretrain.run.train import train
+from vpretrain.timing import watching
 
 HF = "hf"  # plain transformers: model(labels=...).loss, backward, clip, AdamW
 

@@ -24,14 +24,17 @@ from benchmarks.fork import Fork, start_fork
 from benchmarks.steering.data import MANUAL_TEXTS, problems, stream_of
 from benchmarks.steering.learner import LENGTH, pretrained
 from benchmarks.steering.table import markdown
-from vpretrain.compare import START, compare, read_lines, run_name, versions
+from vpretrain.compare.compare import compare
+from vpretrain.compare.entry import split_entries
+from vpretrain.compare.results import START, run_name
+from vpretrain.compare.statistics import bootstrap_interval
+from vpretrain.compare.tables import draw_curves, remarks, table
 from vpretrain.config import Recipe
-from vpretrain.entry import split_entries
 from vpretrain.errors import UserError
-from vpretrain.probe import probe
+from vpretrain.files import read_lines
+from vpretrain.inspection.probe import probe
 from vpretrain.recipe import parse_recipe, with_overrides
-from vpretrain.show import draw_curves, remarks, table
-from vpretrain.statistics import bootstrap_interval
+from vpretrain.run.versions import versions
 
 CONDITIONS = ("clean", "off-topic", "noisy", "format-shift")
 ARMS = (

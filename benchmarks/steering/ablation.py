@@ -21,9 +21,10 @@ from benchmarks.command import command
 from benchmarks.steering.__main__ import CONDITIONS, recipe_of
 from benchmarks.steering.learner import pretrained
 from benchmarks.steering.table import ablation_markdown
-from vpretrain.compare import paired, versions
+from vpretrain.compare.results import paired
 from vpretrain.config import Recipe
 from vpretrain.run import run_recipe
+from vpretrain.run.versions import versions
 
 # What the variants vary: the benchmark's own recipe.
 BASE: list[str] = []

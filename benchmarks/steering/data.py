@@ -66,7 +66,7 @@ def stream_of(condition: str, root: Path) -> list[dict[str, Any]]:
 
 def _rows(condition: str) -> list[dict[str, str]]:
     from vpretrain.language.config import SourceConfig
-    from vpretrain.language.source import IndexedSource, open_source
+    from vpretrain.language.data.source import IndexedSource, open_source
 
     source = open_source(SourceConfig.model_validate(problems("stream", 1, PROBLEMS)))
     assert isinstance(source, IndexedSource)

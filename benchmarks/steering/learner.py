@@ -14,7 +14,7 @@ from benchmarks.fork import Fork
 from benchmarks.steering.data import GENERAL, mixture, other_texts, problems
 from vpretrain.errors import UserError
 from vpretrain.language.config import SourceConfig
-from vpretrain.language.source import IndexedSource, open_source
+from vpretrain.language.data.source import IndexedSource, open_source
 from vpretrain.recipe import parse_recipe
 from vpretrain.run import run_recipe
 

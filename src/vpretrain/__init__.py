@@ -5,12 +5,36 @@ result = run_recipe(load_recipe("recipes/quickstart.yaml", ["budget.steps=10", "
 print(result["answer_nll"])
 """
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
+from vpretrain.compare.compare import compare
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.recipe import load_recipe
 from vpretrain.run import run_recipe
 
-__all__ = ["Recipe", "UserError", "__version__", "load_recipe", "run_recipe"]
+if TYPE_CHECKING:
+    from vpretrain.language.adapters.attach import VPretraining as VPretraining
+    from vpretrain.language.adapters.trainer import VPretrainTrainer as VPretrainTrainer
+
+__all__ = [
+    "Recipe",
+    "UserError",
+    "VPretrainTrainer",
+    "VPretraining",
+    "__version__",
+    "compare",
+    "load_recipe",
+    "run_recipe",
+]
 __version__ = version("vpretrain")
+# Imported when they are asked for: transformers' Trainer takes seconds.
+_LATE = {"VPretrainTrainer": "language.adapters.trainer", "VPretraining": "language.adapters.attach"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATE:
+        return getattr(import_module(f"vpretrain.{_LATE[name]}"), name)
+    raise AttributeError(f"module 'vpretrain' has no attribute '{name}'")

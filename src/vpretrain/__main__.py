@@ -1,5 +1,5 @@
 """`python -m vpretrain` is the `vpretrain` command."""
 
-from vpretrain.cli import main
+from vpretrain.cli.parser import main
 
 raise SystemExit(main())

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from vpretrain.errors import UserError
+
+Lines = list[dict[str, Any]]
 
 
 def check_writable(file: Path, setting: str) -> None:
@@ -69,3 +73,8 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_lines(file: Path) -> Lines:
+    """Of a log; none if there is no such file."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vpretrain.console import console
 from vpretrain.errors import UserError
-from vpretrain.run.progress import console
 
 PREFIX = "pypi:"
 trusted = (

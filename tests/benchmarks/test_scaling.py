@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import scaling
-from vpretrain.estimate import OVER_FLOOR
+from vpretrain.scaling.estimate import OVER_FLOOR
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,8 +10,8 @@ import pytest
 
 from benchmarks.steering import __main__ as steering
 from benchmarks.steering.data import SIZES, stream_of, templates
-from vpretrain.compare import START
-from vpretrain.language.source import open_source
+from vpretrain.compare.results import START
+from vpretrain.language.data.source import open_source
 
 
 def texts(condition, root, count=200):

@@ -18,7 +18,7 @@ from models import tiny_model
 from transformers import AutoModelForCausalLM
 from worlds import recipe_data, sums, write_jsonl
 
-from vpretrain.cli import main
+from vpretrain.cli.parser import main
 from vpretrain.language.config import Recipe
 from vpretrain.recipe import settings_help
 
@@ -129,7 +129,7 @@ def test_doctor_examines_a_recipe_as_its_run_would_meet_it(recipe, capsys, engin
 
 
 def test_doctor_fails_loudly_on_a_silent_zero_or_a_wrong_engine():
-    from vpretrain.doctor import failures
+    from vpretrain.inspection.doctor import failures
 
     engines = {"jvp": {"relative_error": 1e-7}, "finite_difference": {"relative_error": 1e-4}}
     assert failures({"designer_gradient_norm": 0.1, "engines": engines}) == []
@@ -439,8 +439,8 @@ def test_a_wrong_count_is_told_in_a_line(capsys, words):
 def test_where_nothing_can_move_progress_is_plain_lines(tmp_path):
     """Jupyter wishes for colours from the processes it starts, but their stderr is a pipe."""
     code = (
-        "from vpretrain.run import progress; progress.PLAIN_SECONDS = 0\n"
-        "with progress.console.status('loading'), progress.steady('work', 2) as done: done(1)"
+        "from vpretrain import console; console.PLAIN_SECONDS = 0\n"
+        "with console.console.status('loading'), console.steady('work', 2) as done: done(1)"
     )
     environment = os.environ | {"FORCE_COLOR": "1"}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

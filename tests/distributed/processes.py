@@ -11,7 +11,7 @@ import traceback
 
 import torch
 
-from vpretrain import world
+from vpretrain import distributed
 from vpretrain.run.checkpoint import checkpoints, load_checkpoint
 from vpretrain.run.session import Session, prepare_directory
 from vpretrain.run.train import begin
@@ -56,7 +56,7 @@ def together(processes, act, *arguments):
 def _child(pipe, environment, act, arguments):
     os.environ.update({name: str(value) for name, value in environment.items()})
     try:
-        with world.joined():
+        with distributed.joined():
             pipe.send((act(*arguments), None))
     except BaseException:
         pipe.send((None, traceback.format_exc()))
@@ -67,7 +67,7 @@ def _child(pipe, environment, act, arguments):
 
 def session_of(recipe, *, resume=False):
     """A run as its processes would begin it, or go on with it."""
-    world.lead(lambda: prepare_directory(recipe, resume=resume, overwrite=not resume))
+    distributed.lead(lambda: prepare_directory(recipe, resume=resume, overwrite=not resume))
     return Session(recipe, begin(recipe), resume=resume)
 
 

@@ -18,7 +18,7 @@ from distributed.test_equal import OF_PHI, TOLERANCE, ends_apart, recipe_of
 from reliability.faults import assert_same_end
 from worlds import stop
 
-from vpretrain import world
+from vpretrain import distributed
 from vpretrain.errors import UserError
 from vpretrain.recipe import save_recipe
 from vpretrain.run import checkpoint, run_recipe
@@ -31,7 +31,7 @@ PARALLEL = ("ddp", "fsdp")
 def stopped(recipe, step, resume=False):
     """Leaves off after a step, as at a signal that one process alone was sent."""
     session = session_of(recipe, resume=resume)
-    return stop(session, step if world.rank() == world.size() - 1 else None).exit_code
+    return stop(session, step if distributed.rank() == distributed.size() - 1 else None).exit_code
 
 
 @pytest.mark.parametrize("parallel", PARALLEL)
@@ -87,7 +87,7 @@ def refused_on_one_disk(recipe):
     real = checkpoint.save_file
 
     def full(tensors, path):
-        if world.rank() == 1 and session.budget.step >= 3:
+        if distributed.rank() == 1 and session.budget.step >= 3:
             raise OSError(28, "No space left on device")
         real(tensors, path)
 
@@ -234,7 +234,7 @@ def test_one_process_fails_and_all_end_with_the_cause(tmp_path, tokenizer):
 
 
 def test_other_commands_are_refused_under_torchrun(tmp_path, monkeypatch, capsys):
-    from vpretrain.cli import main
+    from vpretrain.cli.parser import main
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit) as stop:

@@ -7,8 +7,8 @@ import torch
 from models import tiny_model
 from transformers import TrainingArguments, default_data_collator
 
+from vpretrain.language.adapters.trainer import VPretrainTrainer
 from vpretrain.language.config import DesignerConfig, ValueConfig
-from vpretrain.language.trainer import VPretrainTrainer
 
 output, processes = sys.argv[1], int(sys.argv[2])
 torch.set_num_threads(1)

@@ -21,9 +21,9 @@ import pytest
 import yaml
 from worlds import recipe_data
 
-from vpretrain import commands
-from vpretrain.cli import _parser, main
-from vpretrain.entry import check_entries, split_entries
+from vpretrain.cli import commands
+from vpretrain.cli.parser import _parser, main
+from vpretrain.compare.entry import check_entries, split_entries
 from vpretrain.recipe import load_recipe, parse_recipe, settings_help
 
 ROOT = Path(__file__).parents[2]

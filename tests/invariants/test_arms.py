@@ -11,8 +11,8 @@ from models import all_logits, random_batch, tiny_model
 from worlds import sums, tiny_recipe, write_jsonl
 
 from vpretrain.language.assemble import assemble
-from vpretrain.language.construction import LearnedTargets, OneHot, Smoothing
-from vpretrain.language.learner import LanguageLearner
+from vpretrain.language.model.learner import LanguageLearner
+from vpretrain.language.task.construction import LearnedTargets, OneHot, Smoothing
 from vpretrain.run.optimizer import AdamW
 from vpretrain.run.session import Session, prepare_directory
 

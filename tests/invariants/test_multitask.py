@@ -7,13 +7,13 @@ import torch
 from models import all_logits, random_batch, tiny_model
 
 from vpretrain.language.config import DesignerConfig
-from vpretrain.language.construction import LearnedTargets, OneHot
-from vpretrain.language.doctor import random_designer
-from vpretrain.language.learner import LanguageLearner
-from vpretrain.meta import MetaUpdate
-from vpretrain.subset import alignment_subset
-from vpretrain.task import Task
-from vpretrain.value import Align, gradient, jvp, norm
+from vpretrain.language.inspection.doctor import random_designer
+from vpretrain.language.model.learner import LanguageLearner
+from vpretrain.language.task.construction import LearnedTargets, OneHot
+from vpretrain.method.meta import MetaUpdate
+from vpretrain.method.protocols import Task
+from vpretrain.method.subset import alignment_subset
+from vpretrain.method.value import Align, gradient, jvp, norm
 
 
 class TwoDomains:

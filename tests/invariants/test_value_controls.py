@@ -10,9 +10,9 @@ from test_arms import assert_bit_equal, trajectory
 from worlds import tiny_recipe
 
 from vpretrain.language.assemble import assemble
-from vpretrain.language.construction import Selection, TokenWeights
-from vpretrain.language.learner import LanguageLearner
-from vpretrain.value import gradient
+from vpretrain.language.model.learner import LanguageLearner
+from vpretrain.language.task.construction import Selection, TokenWeights
+from vpretrain.method.value import gradient
 
 
 def after_a_meta_update(tmp_path, tokenizer, average="tokens", **changes):

@@ -6,10 +6,10 @@ import pytest
 import torch
 from models import VOCABULARY, tiny_model
 
-from vpretrain import UserError, world
-from vpretrain.language.attach import VPretraining, feedback_rows, token_batch
+from vpretrain import UserError, distributed
+from vpretrain.language.adapters.attach import VPretraining, feedback_rows, token_batch
 from vpretrain.language.config import DesignerConfig, ValueConfig
-from vpretrain.language.learner import LanguageLearner
+from vpretrain.language.model.learner import LanguageLearner
 
 DESIGNER = {"hidden_size": 16, "layers": 1, "heads": 2, "top_k": 8, "lr": 1e-2}
 VALUE = {"every_steps": 2, "batch_size": 2, "length": 32}
@@ -224,6 +224,6 @@ def test_what_cannot_work_is_refused_at_once(model, changes, words):
 
 
 def test_a_loop_of_ones_own_is_refused_in_several_processes(monkeypatch):
-    monkeypatch.setattr(world, "size", lambda: 2)
+    monkeypatch.setattr(distributed, "size", lambda: 2)
     with pytest.raises(UserError, match="use VPretrainTrainer under torchrun"):
         attached(tiny_model())

@@ -8,10 +8,10 @@ import datasets
 import pytest
 from worlds import recipe_data, sums, write_jsonl
 
-from vpretrain.cli import main
+from vpretrain.cli.parser import main
 from vpretrain.language.assemble import assemble
 from vpretrain.language.config import SourceConfig
-from vpretrain.language.source import count_rows
+from vpretrain.language.data.source import count_rows
 from vpretrain.recipe import load_recipe, save_recipe
 from vpretrain.recipe import parse_recipe as parse
 

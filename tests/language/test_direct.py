@@ -15,10 +15,10 @@ from vpretrain.errors import Paused, UserError
 from vpretrain.language import direct
 from vpretrain.language.assemble import assemble
 from vpretrain.language.config import SourceConfig
+from vpretrain.language.data.encode import collate, encode
 from vpretrain.language.direct import mixture, reward
-from vpretrain.language.encode import collate, encode
+from vpretrain.method.protocols import Task
 from vpretrain.run import run_recipe
-from vpretrain.task import Task
 
 
 def recipe_of(tmp_path, tokenizer, arm, **changes):

@@ -6,8 +6,8 @@ import pytest
 from conftest import character_tokenizer
 from tokenizers import processors
 
-from vpretrain.language.encode import begin_ids, collate, encode
-from vpretrain.language.source import Example
+from vpretrain.language.data.encode import begin_ids, collate, encode
+from vpretrain.language.data.source import Example
 
 
 def example(response: str, prompt: str = "", domain: str = "sums") -> Example:

@@ -9,11 +9,11 @@ from tokenizers import decoders
 from torch.nn import functional as F
 from worlds import recipe_data, tiny_recipe
 
+from vpretrain.compare.statistics import bootstrap_interval, paired_difference
 from vpretrain.language.assemble import assemble, load_evaluation
-from vpretrain.language.learner import LanguageLearner
-from vpretrain.language.solve import before_stop, final_answer, is_correct, pass_at_k, solve
+from vpretrain.language.evaluation.solve import before_stop, final_answer, is_correct, pass_at_k, solve
+from vpretrain.language.model.learner import LanguageLearner
 from vpretrain.recipe import parse_recipe
-from vpretrain.statistics import bootstrap_interval, paired_difference
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,9 @@ def test_decoding_ends_with_the_stop_string(scripted):
 
 def test_an_evaluation_stops_where_its_recipe_says(tmp_path, tokenizer, monkeypatch):
     heard = []
-    monkeypatch.setattr("vpretrain.language.evaluate.solve", lambda *_, stop, **how: heard.append(stop) or [["4"]] * 2)
+    monkeypatch.setattr(
+        "vpretrain.language.evaluation.evaluate.solve", lambda *_, stop, **how: heard.append(stop) or [["4"]] * 2
+    )
     for settings in ({}, {"stop": ["\n\n"]}, {"stop": []}):
         evaluation = recipe_data(tmp_path, tokenizer)["evaluation"] | settings
         assemble(tiny_recipe(tmp_path, tokenizer, evaluation=evaluation)).evaluate()

@@ -9,8 +9,8 @@ from worlds import sums, write_jsonl
 
 from vpretrain.errors import UserError
 from vpretrain.language.config import FeedbackConfig, SourceConfig
-from vpretrain.language.feedback import LanguageFeedback, check_roles, pairs, problems
-from vpretrain.language.learner import LanguageLearner
+from vpretrain.language.data.feedback import LanguageFeedback, check_roles, pairs, problems
+from vpretrain.language.model.learner import LanguageLearner
 
 PAIR = {"prompt": "{question} ", "response": "{answer}"}
 

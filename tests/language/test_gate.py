@@ -8,9 +8,9 @@ import pytest
 import torch
 from worlds import tiny_recipe, vision_recipe
 
-from vpretrain.cli import main
+from vpretrain.cli.parser import main
 from vpretrain.language.assemble import assemble
-from vpretrain.language.gate import KINDS, gate, kind
+from vpretrain.language.inspection.gate import KINDS, gate, kind
 from vpretrain.run import run_recipe
 from vpretrain.run.session import Session
 

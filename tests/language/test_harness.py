@@ -9,13 +9,13 @@ import yaml
 from models import tiny_model
 from worlds import save_learner, tiny_recipe
 
-from vpretrain.cli import main
+from vpretrain.cli.parser import main
 from vpretrain.errors import UserError
-from vpretrain.language import harness
-from vpretrain.language.evaluate import Evaluation
-from vpretrain.language.feedback import problems
-from vpretrain.language.solve import is_correct
-from vpretrain.language.source import SourceConfig
+from vpretrain.language.data.feedback import problems
+from vpretrain.language.data.source import SourceConfig
+from vpretrain.language.evaluation import harness
+from vpretrain.language.evaluation.evaluate import Evaluation
+from vpretrain.language.evaluation.solve import is_correct
 from vpretrain.recipe import save_recipe
 from vpretrain.run import run_recipe
 
@@ -118,9 +118,11 @@ def test_our_own_pass_at_1_agrees_on_the_same_outputs(tmp_path, tokenizer, tasks
         path=str(tmp_path / "rows.jsonl"), prompt="Question: {question}\nAnswer:", response=" {answer}"
     )
     evaluation = Evaluation(config, problems([source], len(OUTPUTS)), [], tokenizer)
-    monkeypatch.setattr("vpretrain.language.evaluate.solve", lambda learner, tokenizer, examples, length, **options: [
-        [said[example.prompt]] for example in examples])  # fmt: skip
-    from vpretrain.language.learner import LanguageLearner
+    monkeypatch.setattr(
+        "vpretrain.language.evaluation.evaluate.solve",
+        lambda learner, tokenizer, examples, length, **options: [[said[example.prompt]] for example in examples],
+    )
+    from vpretrain.language.model.learner import LanguageLearner
 
     ours = evaluation(LanguageLearner(tiny_model()))["pass_at_1"]
     best = [

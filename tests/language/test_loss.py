@@ -7,9 +7,9 @@ import torch
 from models import FAMILIES, Largest, random_batch, tiny_model
 from torch.nn import functional as F
 
-from vpretrain.language import loss
-from vpretrain.language.learner import LanguageLearner
-from vpretrain.language.loss import (
+from vpretrain.language.model import loss
+from vpretrain.language.model.learner import LanguageLearner
+from vpretrain.language.model.loss import (
     Head,
     SoftTarget,
     Turn,
@@ -17,7 +17,7 @@ from vpretrain.language.loss import (
     fused_logits,
     gather_dot,
 )
-from vpretrain.task import Task
+from vpretrain.method.protocols import Task
 
 N, V, D, K = 23, 61, 8, 5
 HEADS = {

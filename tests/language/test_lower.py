@@ -10,10 +10,10 @@ from models import FAMILIES, FURTHER_FAMILIES, random_batch, tiny_model
 from numerics.test_engines import gradient_by, setting
 from worlds import tiny_recipe
 
-from vpretrain.language.learner import LanguageLearner
-from vpretrain.language.lower import Lower
+from vpretrain.language.model.learner import LanguageLearner
+from vpretrain.language.model.lower import Lower
+from vpretrain.method.subset import alignment_subset, blocks_of
 from vpretrain.run import run_recipe
-from vpretrain.subset import alignment_subset, blocks_of
 
 
 def subset(learner, spec):

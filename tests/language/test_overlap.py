@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from vpretrain.language.overlap import OverlapIndex, bands_and_rows, jaccard, ngrams
+from vpretrain.language.data.overlap import OverlapIndex, bands_and_rows, jaccard, ngrams
 
 WORDS = [f"word{i}" for i in range(500)]
 

@@ -9,7 +9,7 @@ import yaml
 from worlds import save_learner, sums, write_jsonl
 
 from vpretrain import load_recipe, run_recipe
-from vpretrain.language.check import check
+from vpretrain.language.inspection.check import check
 from vpretrain.recipe import parse_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from vpretrain.errors import UserError
 from vpretrain.language.config import SourceConfig
-from vpretrain.language.source import StreamingSource, open_source
+from vpretrain.language.data.source import StreamingSource, open_source
 from vpretrain.order import Shuffled
 
 ROWS = [{"question": f"{i}+{i}?", "answer": f"{2 * i}", "kind": "odd" if i % 2 else "even"} for i in range(6)]

@@ -11,8 +11,8 @@ from worlds import sums, write_jsonl
 
 from vpretrain.errors import UserError
 from vpretrain.language.config import StreamConfig
-from vpretrain.language.source import Example
-from vpretrain.language.stream import LanguageStream, rows_of
+from vpretrain.language.data.source import Example
+from vpretrain.language.data.stream import LanguageStream, rows_of
 
 PAIR = {"prompt": "{question} ", "response": "{answer}", "domain": "sums"}
 WORDS = "the quick brown fox jumps over the lazy dog "

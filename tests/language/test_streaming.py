@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from vpretrain.errors import UserError
-from vpretrain.language import source as source_module
 from vpretrain.language.config import SourceConfig, StreamConfig
-from vpretrain.language.source import open_source
-from vpretrain.language.stream import LanguageStream
-from vpretrain.prefetch import Prefetched
+from vpretrain.language.data import source as source_module
+from vpretrain.language.data.source import open_source
+from vpretrain.language.data.stream import LanguageStream
+from vpretrain.run.prefetch import Prefetched
 
 COUNT = 26
 ROWS = [{"question": f"number {i} ?", "answer": f"{i}", "kind": "odd" if i % 2 else "even"} for i in range(COUNT)]

@@ -15,14 +15,14 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainingArguments
 
 from vpretrain import UserError
-from vpretrain.algorithm import continue_pretraining
 from vpretrain.config import OptimizerConfig
+from vpretrain.language.adapters.trainer import VPretrainTrainer, _answering
 from vpretrain.language.assemble import steered
-from vpretrain.language.batch import TokenBatch
 from vpretrain.language.config import PAPER, DesignerConfig, ValueConfig
-from vpretrain.language.construction import OneHot
-from vpretrain.language.learner import LanguageLearner
-from vpretrain.language.trainer import VPretrainTrainer, _answering
+from vpretrain.language.model.batch import TokenBatch
+from vpretrain.language.model.learner import LanguageLearner
+from vpretrain.language.task.construction import OneHot
+from vpretrain.method.algorithm import continue_pretraining
 from vpretrain.order import Shuffled
 from vpretrain.run.optimizer import AdamW
 

@@ -11,14 +11,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.speed.floor import counted, flops
 from benchmarks.speed.peak import PeakBytes
-from vpretrain.language.batch import TokenBatch
 from vpretrain.language.config import DesignerConfig
-from vpretrain.language.construction import LearnedTargets, OneHot
-from vpretrain.language.designer import TopKDesigner
-from vpretrain.language.learner import LanguageLearner
-from vpretrain.meta import MetaUpdate
-from vpretrain.subset import alignment_subset
-from vpretrain.value import jvp
+from vpretrain.language.model.batch import TokenBatch
+from vpretrain.language.model.learner import LanguageLearner
+from vpretrain.language.task.construction import LearnedTargets, OneHot
+from vpretrain.language.task.designer import TopKDesigner
+from vpretrain.method.meta import MetaUpdate
+from vpretrain.method.subset import alignment_subset
+from vpretrain.method.value import jvp
 
 VOCABULARY = 4096
 ROWS, LENGTH, K = 8, 64, 16

@@ -9,13 +9,13 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from vpretrain.doctor import designer_gradient, relative_errors
+from vpretrain.inspection.doctor import designer_gradient, relative_errors
 from vpretrain.language.config import DesignerConfig
-from vpretrain.language.construction import LearnedTargets
-from vpretrain.language.doctor import PARTS, random_designer
-from vpretrain.language.learner import LanguageLearner
-from vpretrain.subset import alignment_subset
-from vpretrain.value import ENGINES, Align, gradient
+from vpretrain.language.inspection.doctor import PARTS, random_designer
+from vpretrain.language.model.learner import LanguageLearner
+from vpretrain.language.task.construction import LearnedTargets
+from vpretrain.method.subset import alignment_subset
+from vpretrain.method.value import ENGINES, Align, gradient
 
 DESIGNER = DesignerConfig(hidden_size=32, layers=2, heads=2, top_k=12)
 

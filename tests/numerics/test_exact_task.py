@@ -10,12 +10,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from worlds import tiny_recipe
 
 from vpretrain.language.assemble import assemble
-from vpretrain.language.construction import ExactTask
-from vpretrain.language.learner import LanguageLearner
-from vpretrain.language.trust_region import divergence_from, inverse_temperature
-from vpretrain.language.values import candidate_values
-from vpretrain.strength import Strength
-from vpretrain.subset import alignment_subset
+from vpretrain.language.model.learner import LanguageLearner
+from vpretrain.language.task.construction import ExactTask
+from vpretrain.language.task.trust_region import divergence_from, inverse_temperature
+from vpretrain.language.task.values import candidate_values
+from vpretrain.method.strength import Strength
+from vpretrain.method.subset import alignment_subset
 
 WITH_MLP = [*FAMILIES, *[f for f in FURTHER_FAMILIES if f != "mamba"], *OTHER_SHAPES]
 

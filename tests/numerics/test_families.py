@@ -8,10 +8,10 @@ from models import FAMILIES, FURTHER_FAMILIES, tiny_model
 from numerics.test_engines import gradient_by, setting
 from worlds import tiny_recipe
 
-from vpretrain.doctor import relative_errors
 from vpretrain.errors import UserError
+from vpretrain.inspection.doctor import relative_errors
 from vpretrain.language.assemble import assemble
-from vpretrain.language.learner import LanguageLearner
+from vpretrain.language.model.learner import LanguageLearner
 from vpretrain.run import run_recipe
 
 

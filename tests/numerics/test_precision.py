@@ -6,7 +6,7 @@ import pytest
 import torch
 from worlds import tiny_recipe, vision_recipe
 
-from vpretrain.doctor import designer_gradient
+from vpretrain.inspection.doctor import designer_gradient
 from vpretrain.run.train import begin
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from models import random_batch, tiny_model
 
-from vpretrain.language.learner import LanguageLearner
-from vpretrain.products import Products, Scaled
-from vpretrain.value import gradient, inner, visit_gradient
+from vpretrain.language.model.learner import LanguageLearner
+from vpretrain.method.products import Products, Scaled
+from vpretrain.method.value import gradient, inner, visit_gradient
 
 
 def loss_and_theta():

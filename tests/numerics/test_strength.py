@@ -10,10 +10,10 @@ import torch
 from worlds import tiny_recipe
 
 from vpretrain.language.assemble import assemble
-from vpretrain.language.values import candidate_values
+from vpretrain.language.task.values import candidate_values
+from vpretrain.method.strength import Judgement, Strength, best_share
+from vpretrain.method.value import gradient, inner, norm
 from vpretrain.run import run_recipe
-from vpretrain.strength import Judgement, Strength, best_share
-from vpretrain.value import gradient, inner, norm
 
 
 def test_the_share_is_where_the_cosine_has_its_maximum():

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from vpretrain import __version__
-from vpretrain.card import _CITATION
+from vpretrain.run.card import _CITATION
 
 ROOT = Path(__file__).parents[2]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
@@ -39,7 +39,7 @@ def test_the_wheel_holds_every_file_of_the_package(wheel):
     source = ROOT / "src"
     files = {path.relative_to(source).as_posix() for path in (source / "vpretrain").rglob("*") if path.is_file()}
     wanted = {name for name in files if "__pycache__" not in name}
-    assert {"vpretrain/py.typed", "vpretrain/language/tasks/omega.yaml"} <= wanted
+    assert {"vpretrain/py.typed", "vpretrain/language/evaluation/tasks/omega.yaml"} <= wanted
     packed = set(zipfile.ZipFile(wheel).namelist())
     assert wanted - packed == set()
     assert {name for name in packed if ".dist-info/" not in name} == wanted

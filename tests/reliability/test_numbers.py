@@ -10,9 +10,9 @@ import torch
 from reliability.faults import MODALITIES, session_of, small_recipe
 
 from vpretrain import UserError, run_recipe
-from vpretrain.cli import main
+from vpretrain.cli.parser import main
 from vpretrain.config import OptimizerConfig
-from vpretrain.meta import MetaUpdate
+from vpretrain.method.meta import MetaUpdate
 from vpretrain.run.checkpoint import checkpoints, load_checkpoint
 from vpretrain.run.optimizer import AdamW
 from vpretrain.run.replay import replay

@@ -11,7 +11,7 @@ import pytest
 from reliability.faults import MODALITIES, assert_same_end, end_of, session_of, small_recipe
 
 from vpretrain import UserError, run_recipe
-from vpretrain.cli import main
+from vpretrain.cli.parser import main
 from vpretrain.errors import Interrupted
 from vpretrain.recipe import save_recipe
 from vpretrain.run import session as sessions

@@ -18,14 +18,14 @@ from torch.func import functional_call
 from worlds import recipe_data, stop, tiny_recipe, vision_recipe
 
 from vpretrain.language.assemble import assemble
+from vpretrain.method.value import Align, double_backward
 from vpretrain.recipe import parse_recipe, save_recipe
 from vpretrain.report.inspectors import inspectors
 from vpretrain.run import run_recipe
 from vpretrain.run.checkpoint import checkpoints, load_checkpoint
 from vpretrain.run.session import Session, prepare_directory
-from vpretrain.value import Align, double_backward
 from vpretrain.vision.assemble import assemble as assemble_vision
-from vpretrain.vision.stream import VisionStream
+from vpretrain.vision.data.stream import VisionStream
 
 HOSTILE = "</script><script>alert(1)</script>"
 

@@ -22,7 +22,7 @@ from report.directories import (
 )
 
 from vpretrain import UserError
-from vpretrain.cli import main
+from vpretrain.cli.parser import main
 from vpretrain.recipe import load_recipe, save_recipe
 from vpretrain.report import page as page_module
 from vpretrain.report.collect import collect
@@ -189,7 +189,7 @@ def test_single_runs_finished_and_at_work(tmp_path):
 def test_without_matplotlib_there_are_numbers(tmp_path, monkeypatch):
     write_comparison(tmp_path / "study")
     write_probe(tmp_path / "study")
-    monkeypatch.setattr("vpretrain.report.figures.pyplot", lambda: None)
+    monkeypatch.setattr("vpretrain.report.plots.pyplot", lambda: None)
     page = made(tmp_path, tmp_path / "study")
     assert "pip install matplotlib" in page.text()
     assert not [tag for tag, _ in page.tags if tag == "svg"]

@@ -13,11 +13,12 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from worlds import recipe_data, tiny_recipe, vision_recipe, write_jsonl
 
-from vpretrain import compare, run_recipe
-from vpretrain.card import model_card, provenance
-from vpretrain.fingerprint import of_files, of_hub
+from vpretrain import run_recipe
+from vpretrain.compare.compare import compare
 from vpretrain.recipe import parse_recipe
+from vpretrain.run.card import model_card, provenance
 from vpretrain.run.export import export
+from vpretrain.run.fingerprint import of_files, of_hub
 
 RESULT = {
     "name": "x",
@@ -98,7 +99,7 @@ def test_an_export_has_it_too_and_so_has_that_of_a_checkpoint(tmp_path, tokenize
 
 def test_a_run_of_a_comparison_shows_all_its_arms(tmp_path, tokenizer, in_this_process):
     recipe = tiny_recipe(tmp_path, tokenizer, name="both")
-    results = compare.compare(recipe, ["one-hot", "v"])
+    results = compare(recipe, ["one-hot", "v"])
     text = (recipe.directory / "v" / "model" / "README.md").read_text()
     controls = rendered(text)[0][-1]
     assert [row[0] for row in controls] == ["arm", "step-0", "one-hot", "v"]
@@ -209,7 +210,7 @@ def test_the_hash_of_several_files_is_that_of_what_sha256sum_prints(tmp_path):
 
 
 def test_much_data_is_known_by_its_ends_and_the_card_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("vpretrain.fingerprint.MOST", 3 * 2**20)
+    monkeypatch.setattr("vpretrain.run.fingerprint.MOST", 3 * 2**20)
     file = tmp_path / "much"
     content = bytearray(b"x" * (4 * 2**20))
     digests = set()

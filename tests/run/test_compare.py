@@ -8,16 +8,19 @@ import pytest
 import torch
 from worlds import tiny_recipe
 
-from vpretrain import UserError, compare
-from vpretrain.cli import main
-from vpretrain.entry import parse_entry, split_entries
+from vpretrain import UserError
+from vpretrain.cli.parser import main
+from vpretrain.compare.compare import compare
+from vpretrain.compare.entry import parse_entry, split_entries
+from vpretrain.compare.results import _read_off, over_seeds
+from vpretrain.compare.statistics import bootstrap_interval, paired_difference
+from vpretrain.compare.tables import draw_curves, remarks, table
 from vpretrain.errors import Paused
+from vpretrain.files import read_lines
 from vpretrain.recipe import load_recipe, room, save_recipe
 from vpretrain.report.collect import collect
 from vpretrain.run import run_recipe
 from vpretrain.run.checkpoint import load_checkpoint
-from vpretrain.show import draw_curves, remarks, table
-from vpretrain.statistics import bootstrap_interval, paired_difference
 
 
 def final(directory):
@@ -42,7 +45,7 @@ def test_evaluations_along_the_run_change_nothing_and_are_kept(tmp_path, tokeniz
         run_recipe(scored, until=0.5)
     result = run_recipe(scored, resume=True)
     assert_equal(final(plain.directory), final(scored.directory))
-    lines = compare.read_lines(scored.directory / "scores.jsonl")
+    lines = read_lines(scored.directory / "scores.jsonl")
     assert [line["step"] for line in lines] == [1, 3]  # after 2 and 4 of 6 steps; the last is the result
     assert lines[0]["tokens"] < lines[1]["tokens"] < result["tokens"]
     assert all(len(line["problems"]) == 6 for line in lines)
@@ -50,7 +53,7 @@ def test_evaluations_along_the_run_change_nothing_and_are_kept(tmp_path, tokeniz
 
 def test_arms_take_turns_over_seeds_and_end_where_they_would_alone(tmp_path, tokenizer, in_this_process):
     recipe = tiny_recipe(tmp_path, tokenizer, evaluation=_with_points(tmp_path, tokenizer, 2))
-    results = compare.compare(recipe, ["one-hot", "v", "self-distillation"], seeds=[0, 1], rounds=2)
+    results = compare(recipe, ["one-hot", "v", "self-distillation"], seeds=[0, 1], rounds=2)
     ran = [[word for word in command if word.startswith(("name=", "--until"))] for command in in_this_process]
     turn = ["step-0", "one-hot.0", "v.0", "self-distillation.0", "v.1", "self-distillation.1", "one-hot.1"]
     turn = [f"name={name}" for name in turn]
@@ -89,13 +92,13 @@ def test_arms_whose_rate_falls_are_not_read_off_along_the_way(tmp_path, tokenize
         evaluation=_with_points(tmp_path, tokenizer, 2),
         optimizer={"lr": 1e-3, "schedule": "linear"},
     )
-    assert "matched" not in compare.compare(recipe, ["one-hot"])
+    assert "matched" not in compare(recipe, ["one-hot"])
 
 
 @pytest.mark.parametrize("label", ["w:value.strength=1", "v:value.strength=2", "v:value.alline=dot", "v:strength"])
 def test_wrong_settings_of_an_arm_are_refused_before_any_run(tmp_path, tokenizer, in_this_process, label):
     with pytest.raises(UserError, match=r"unknown|strength|override"):
-        compare.compare(tiny_recipe(tmp_path, tokenizer), ["one-hot", label])
+        compare(tiny_recipe(tmp_path, tokenizer), ["one-hot", label])
     assert not in_this_process
     assert not (tmp_path / "runs").exists()
 
@@ -106,9 +109,9 @@ def _with_points(root, tokenizer, points):
 
 def test_a_curve_is_read_off_between_its_evaluations():
     curve = [{"tokens": t, "cases": [{"nll": n}, {"nll": 2 * n}]} for t, n in ((0, 4.0), (100, 2.0), (300, 1.0))]
-    assert compare._read_off(curve, "tokens", 50, "cases", "nll") == [3.0, 6.0]
-    assert compare._read_off(curve, "tokens", 200, "cases", "nll") == [1.5, 3.0]
-    assert compare._read_off(curve, "tokens", 300, "cases", "nll") == [1.0, 2.0]
+    assert _read_off(curve, "tokens", 50, "cases", "nll") == [3.0, 6.0]
+    assert _read_off(curve, "tokens", 200, "cases", "nll") == [1.5, 3.0]
+    assert _read_off(curve, "tokens", 300, "cases", "nll") == [1.0, 2.0]
 
 
 def test_a_paused_run_says_how_to_go_on(tmp_path, tokenizer, capsys):
@@ -119,11 +122,11 @@ def test_a_paused_run_says_how_to_go_on(tmp_path, tokenizer, capsys):
 
 
 def test_pass_at_k_is_averaged_over_seeds_and_shown_at_its_largest_k():
-    figures = room("language", "figures")
+    figures = room("language", "metrics")
     runs = [
         {"arm": "v", "pass_at_k": {"1": p, "8": 3 * p, "16": 4 * p}, "problems": [{"nll": 1.0}]} for p in (0.1, 0.2)
     ]
-    summary = compare.over_seeds(runs, figures)
+    summary = over_seeds(runs, figures)
     assert summary["pass_at_k"] == pytest.approx({"1": 0.15, "8": 0.45, "16": 0.6})
     assert figures.COLUMNS["Pass@k"](summary) == "60.0% (k = 16)"
     assert figures.COLUMNS["Pass@k"]({}) == "-"
@@ -131,16 +134,16 @@ def test_pass_at_k_is_averaged_over_seeds_and_shown_at_its_largest_k():
 
 def test_unknown_arms_are_named(tmp_path, tokenizer):
     with pytest.raises(UserError, match="unknown arm two-hot: choose from v, one-hot"):
-        compare.compare(tiny_recipe(tmp_path, tokenizer), ["two-hot"])
+        compare(tiny_recipe(tmp_path, tokenizer), ["two-hot"])
 
 
 def test_an_arm_may_have_settings_of_its_own(tmp_path, tokenizer, in_this_process, monkeypatch):
     follow = {"self-distillation": lambda v: [f"control.alpha={v['seed'] / 4 + 0.25}", "control.keep=0.25"]}
-    monkeypatch.setattr(room("language", "figures"), "FOLLOW_V", follow)
+    monkeypatch.setattr(room("language", "metrics"), "FOLLOW_V", follow)
     recipe = tiny_recipe(tmp_path, tokenizer)
     dot = "v:value.align=dot:value.strength=1"
     arms = ["one-hot", dot, "self-distillation:control.keep=0.75", "v:value.strength=1:value.align=dot"]
-    results = compare.compare(recipe, arms, seeds=[0, 1])
+    results = compare(recipe, arms, seeds=[0, 1])
     ran = [next(word for word in command if word.startswith("name=")) for command in in_this_process]
     own = ["v-value.align-dot-value.strength-1", "self-distillation-control.keep-0.75"]
     members = ["step-0", "one-hot.0", f"{own[0]}.0", f"{own[0]}.1", "one-hot.1", f"{own[1]}.0", f"{own[1]}.1"]

@@ -18,24 +18,24 @@ from torch.utils.flop_counter import FlopCounterMode
 from worlds import recipe_data, tiny_recipe, vision_recipe
 
 from benchmarks.speed.floor import counted
-from vpretrain.cli import main
-from vpretrain.cost import Read, Transformer
+from vpretrain.cli.parser import main
 from vpretrain.errors import UserError
-from vpretrain.estimate import DEVICES, OVER_FLOOR, Device, MetaCost, Workload, estimate, on_gpus
-from vpretrain.language.batch import TokenBatch
-from vpretrain.language.construction import OneHot
-from vpretrain.language.learner import LanguageLearner
+from vpretrain.language.model.batch import TokenBatch
+from vpretrain.language.model.learner import LanguageLearner
+from vpretrain.language.task.construction import OneHot
 from vpretrain.recipe import parse_recipe, room
-from vpretrain.show_estimate import estimate_remarks, least_period
-from vpretrain.vision.batch import ViewBatch
-from vpretrain.vision.construction import Fixed
+from vpretrain.scaling.cost import Read, Transformer
+from vpretrain.scaling.estimate import DEVICES, OVER_FLOOR, Device, MetaCost, Workload, estimate, on_gpus
+from vpretrain.scaling.tables import estimate_remarks, least_period
+from vpretrain.vision.model.batch import ViewBatch
+from vpretrain.vision.task.construction import Fixed
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 GIB = 2**30
 
 
 def workload(recipe):
-    return room(recipe.modality, "estimate").workload(recipe)
+    return room(recipe.modality, "inspection.estimate").workload(recipe)
 
 
 # A learner of 1,000 parameters in 4 blocks of 200, whose numbers can be worked out by hand.

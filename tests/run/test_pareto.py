@@ -6,8 +6,8 @@ import json
 
 from worlds import tiny_recipe, vision_recipe
 
-from vpretrain.cli import main
-from vpretrain.pareto import _names, front
+from vpretrain.cli.parser import main
+from vpretrain.compare.pareto import _names, front
 from vpretrain.recipe import save_recipe
 
 

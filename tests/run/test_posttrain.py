@@ -7,9 +7,9 @@ import json
 import pytest
 from worlds import tiny_recipe
 
-from vpretrain.cli import main
+from vpretrain.cli.parser import main
+from vpretrain.compare.posttrain import posttrain
 from vpretrain.errors import UserError
-from vpretrain.posttrain import posttrain
 from vpretrain.recipe import load_recipe, save_recipe
 
 

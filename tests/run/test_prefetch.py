@@ -13,8 +13,8 @@ from worlds import tiny_recipe, vision_recipe
 
 from vpretrain import UserError, run_recipe
 from vpretrain.errors import Paused
-from vpretrain.prefetch import Prefetched
 from vpretrain.run.checkpoint import checkpoints, load_checkpoint
+from vpretrain.run.prefetch import Prefetched
 
 
 class Numbers:
@@ -57,7 +57,7 @@ def test_the_worker_ends_with_the_run(kill):
         import os, signal, sys, torch
         sys.path.insert(0, {os.path.dirname(os.path.dirname(__file__))!r})
         from run.test_prefetch import Numbers
-        from vpretrain.prefetch import Prefetched
+        from vpretrain.run.prefetch import Prefetched
 
         stream = Prefetched(Numbers(), 2, torch.device("cpu"))
         stream.next()

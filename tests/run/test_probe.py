@@ -8,8 +8,8 @@ import pytest
 import torch
 from worlds import tiny_recipe, vision_recipe
 
-from vpretrain.cli import main
-from vpretrain.probe import agreement, probe
+from vpretrain.cli.parser import main
+from vpretrain.inspection.probe import agreement, probe
 from vpretrain.recipe import save_recipe
 from vpretrain.run import run_recipe
 from vpretrain.run.checkpoint import checkpoints, load_checkpoint
@@ -36,7 +36,7 @@ def test_watching_changes_nothing(tmp_path, tokenizer, monkeypatch):
     run_recipe(recipe)
     groups, _ = load_checkpoint(checkpoints(recipe.directory / "checkpoints")[-1])
     seen = {}
-    from vpretrain.probe import OneStepProbe
+    from vpretrain.inspection.probe import OneStepProbe
 
     look = OneStepProbe._look
     monkeypatch.setattr(OneStepProbe, "_look", lambda self: seen.update(learner=self.parts.learner) or look(self))

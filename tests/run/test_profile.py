@@ -7,12 +7,12 @@ import json
 import pytest
 from worlds import tiny_recipe, vision_recipe
 
-from vpretrain import phase as phases
-from vpretrain.cli import main
-from vpretrain.phase import phase, watching
-from vpretrain.profile import ORDINARY, profile
+from vpretrain import timing as phases
+from vpretrain.cli.parser import main
+from vpretrain.inspection.profile import ORDINARY, profile
 from vpretrain.recipe import save_recipe
 from vpretrain.run import run_recipe
+from vpretrain.timing import phase, watching
 
 META = {
     "meta: feedback gradient", "meta: g_pre", "meta: tangent", "meta: designer gradient", "meta: designer optimizer",

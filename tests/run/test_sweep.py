@@ -9,11 +9,11 @@ import pytest
 import yaml
 from worlds import tiny_recipe, vision_recipe
 
-from vpretrain import sweep as module
-from vpretrain.cli import main
+from vpretrain.cli.parser import main
+from vpretrain.compare import sweep as module
+from vpretrain.compare.sweep import draw_sweep, load_space, sweep
 from vpretrain.errors import Interrupted, UserError
 from vpretrain.recipe import load_recipe, save_recipe
-from vpretrain.sweep import draw_sweep, load_space, sweep
 
 SPACES = sorted((Path(__file__).parents[2] / "recipes" / "sweeps").glob("*.yaml"))
 

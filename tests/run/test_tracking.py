@@ -11,8 +11,9 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, TensorBoardTracker
 from worlds import tiny_recipe
 
 from vpretrain import UserError, run_recipe
-from vpretrain.compare import compare, read_lines
+from vpretrain.compare.compare import compare
 from vpretrain.config import TrackingConfig
+from vpretrain.files import read_lines
 from vpretrain.language.assemble import assemble
 from vpretrain.run import tracking
 from vpretrain.run.session import Session, prepare_directory

@@ -13,13 +13,13 @@ import pytest
 from rich.console import Console
 from worlds import tiny_recipe
 
-from vpretrain import watch as module
-from vpretrain.cli import main
+from vpretrain.cli.parser import main
 from vpretrain.config import BudgetConfig
 from vpretrain.recipe import save_recipe
+from vpretrain.report import watch as module
+from vpretrain.report.watch import Curve, RunView, Tail, watch
 from vpretrain.run import run_recipe
 from vpretrain.run.lock import holder, locked
-from vpretrain.watch import Curve, RunView, Tail, watch
 
 
 def line(step, **more):

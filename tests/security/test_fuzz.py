@@ -17,10 +17,10 @@ from worlds import recipe_data
 
 from vpretrain import UserError
 from vpretrain.language.config import SourceConfig
-from vpretrain.language.source import open_source
+from vpretrain.language.data.source import open_source
 from vpretrain.recipe import load_recipe, parse_recipe, with_overrides
 from vpretrain.run.checkpoint import damage
-from vpretrain.vision.source import read_picture
+from vpretrain.vision.data.source import read_picture
 
 pytestmark = pytest.mark.security
 PROMISE = "19 fuzzed recipes, overrides, manifests, JSONL and pictures: a result, or an error of one line"

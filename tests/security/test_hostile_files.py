@@ -20,14 +20,14 @@ from safetensors.torch import load_file
 from worlds import recipe_data, save_learner
 
 from vpretrain import UserError, load_recipe, pretrained, run_recipe
-from vpretrain.cli import main
+from vpretrain.cli.parser import main
 from vpretrain.language.config import LearnerConfig
-from vpretrain.language.load import load_model
+from vpretrain.language.model.load import load_model
 from vpretrain.recipe import parse_recipe, save_recipe
 from vpretrain.run.checkpoint import MANIFEST, _described, checkpoints, damage, load_checkpoint
 from vpretrain.vision.config import SourceConfig
-from vpretrain.vision.load import load_backbone
-from vpretrain.vision.source import open_pictures
+from vpretrain.vision.data.source import open_pictures
+from vpretrain.vision.model.load import load_backbone
 
 pytestmark = pytest.mark.security
 

@@ -11,11 +11,11 @@ from PIL import Image
 from worlds import vision_recipe
 
 from vpretrain import UserError, run_recipe
-from vpretrain.show import table
+from vpretrain.compare.tables import table
 from vpretrain.vision.assemble import assemble
-from vpretrain.vision.classification import read_classes_of_folders
 from vpretrain.vision.config import ClassesConfig
-from vpretrain.vision.retrieval import Query, interpolated_precision, read_revisited, revisited_map
+from vpretrain.vision.evaluation.classification import read_classes_of_folders
+from vpretrain.vision.evaluation.retrieval import Query, interpolated_precision, read_revisited, revisited_map
 
 
 def save_revisited(root, change=lambda truth: None):

@@ -14,9 +14,9 @@ from worlds import vision_recipe
 
 from vpretrain import UserError
 from vpretrain.vision.assemble import assemble
-from vpretrain.vision.batch import IGNORED
 from vpretrain.vision.config import SourceConfig
-from vpretrain.vision.source import labelled
+from vpretrain.vision.data.source import labelled
+from vpretrain.vision.model.batch import IGNORED
 
 
 def save_ade20k(root, count=6, split="training"):
@@ -101,7 +101,7 @@ def test_a_run_on_either(tmp_path, kind):
 
 def test_both_share_an_evaluation_and_each_picture_is_judged_by_what_it_has(tmp_path):
     from vpretrain import run_recipe
-    from vpretrain.compare import summarise
+    from vpretrain.compare.results import summarise
 
     ade, nyu = recipes_of("ade20k", tmp_path), recipes_of("nyuv2", tmp_path)
     sources = {role: [*getattr(ade.evaluation, role), *getattr(nyu.evaluation, role)] for role in ("train", "test")}

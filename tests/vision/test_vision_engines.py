@@ -8,13 +8,13 @@ import pytest
 import torch
 from models import VISION_FAMILIES, tiny_vision_model
 
-from vpretrain.doctor import designer_gradient, relative_errors
-from vpretrain.value import ENGINES, Align
-from vpretrain.vision.backbone import Backbone
+from vpretrain.inspection.doctor import designer_gradient, relative_errors
+from vpretrain.method.value import ENGINES, Align
 from vpretrain.vision.config import DinoConfig, IJepaConfig
-from vpretrain.vision.dino import DinoLearner
-from vpretrain.vision.doctor import patient_of
-from vpretrain.vision.ijepa import IJepaLearner, draw_blocks
+from vpretrain.vision.inspection.doctor import patient_of
+from vpretrain.vision.model.backbone import Backbone
+from vpretrain.vision.model.dino import DinoLearner
+from vpretrain.vision.model.ijepa import IJepaLearner, draw_blocks
 
 PREDICTOR = IJepaConfig(predictor_width=16, predictor_heads=2, predictor_layers=1)
 

@@ -7,15 +7,15 @@ import torch
 from models import tiny_vision_model
 from worlds import vision_recipe
 
-from vpretrain.vision.backbone import Backbone
-from vpretrain.vision.batch import IGNORED
-from vpretrain.vision.classification import classification_accuracy
 from vpretrain.vision.config import DinoConfig, EvaluationConfig
-from vpretrain.vision.dino import DinoLearner
-from vpretrain.vision.evaluate import Evaluation, depth_figures, mean_iou, picture_iou
-from vpretrain.vision.heads import dense_head, depth_loss, segmentation_loss
-from vpretrain.vision.retrieval import scene_map
-from vpretrain.vision.scenes import CLASSES, rendered
+from vpretrain.vision.data.scenes import CLASSES, rendered
+from vpretrain.vision.evaluation.classification import classification_accuracy
+from vpretrain.vision.evaluation.evaluate import Evaluation, depth_figures, mean_iou, picture_iou
+from vpretrain.vision.evaluation.retrieval import scene_map
+from vpretrain.vision.model.backbone import Backbone
+from vpretrain.vision.model.batch import IGNORED
+from vpretrain.vision.model.dino import DinoLearner
+from vpretrain.vision.model.heads import dense_head, depth_loss, segmentation_loss
 
 
 def test_scenes_follow_from_their_seed_and_hold_what_they_say():

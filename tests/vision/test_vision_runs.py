@@ -15,10 +15,10 @@ from vpretrain.recipe import save_recipe
 from vpretrain.run.checkpoint import load_checkpoint
 from vpretrain.run.session import Session, prepare_directory
 from vpretrain.vision.assemble import assemble
-from vpretrain.vision.check import check
 from vpretrain.vision.config import SourceConfig
-from vpretrain.vision.construction import LearnedViews
-from vpretrain.vision.source import open_pictures
+from vpretrain.vision.data.source import open_pictures
+from vpretrain.vision.inspection.check import check
+from vpretrain.vision.task.construction import LearnedViews
 
 
 def session_of(recipe, *, resume=False, change=None):
@@ -109,7 +109,7 @@ def test_a_meta_update_leaves_no_trace_on_learner_and_teacher(tmp_path):
 
 
 def test_views_and_targets_reach_the_learner_detached(tmp_path, monkeypatch):
-    from vpretrain.vision.dino import DinoLearner
+    from vpretrain.vision.model.dino import DinoLearner
 
     inputs, forward = [], DinoLearner.forward
     monkeypatch.setattr(DinoLearner, "forward", lambda self, x, p=None: inputs.append((x, p)) or forward(self, x, p))
@@ -350,7 +350,7 @@ def test_a_hub_data_set_that_cannot_be_had_gets_one_line():
 
 
 def test_the_command_line_takes_vision_recipes(tmp_path, capsys):
-    from vpretrain.cli import main
+    from vpretrain.cli.parser import main
 
     save_recipe(vision_recipe(tmp_path), tmp_path / "recipe.yaml")
     path = str(tmp_path / "recipe.yaml")
@@ -370,7 +370,7 @@ def test_the_command_line_takes_vision_recipes(tmp_path, capsys):
 
 
 def test_doctor_examines_a_vision_recipe_with_its_own_heads(tmp_path, capsys):
-    from vpretrain.cli import main
+    from vpretrain.cli.parser import main
 
     save_recipe(vision_recipe(tmp_path), tmp_path / "recipe.yaml")
     assert main(["doctor", str(tmp_path / "recipe.yaml"), "value.engine=finite_difference", "--json"]) == 0
@@ -381,7 +381,7 @@ def test_doctor_examines_a_vision_recipe_with_its_own_heads(tmp_path, capsys):
 
 
 def test_one_gradient_serves_both_tasks(tmp_path):
-    from vpretrain.value import gradient
+    from vpretrain.method.value import gradient
 
     parts = assemble(vision_recipe(tmp_path, feedback={"segmentation": 2.0, "depth": 3.0}))
     with parts.learner.meta_mode():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vpretrain import load_recipe, run_recipe
-from vpretrain.doctor import diagnose_recipe, failures
+from vpretrain.inspection.doctor import diagnose_recipe, failures
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart-vision.yaml"
 

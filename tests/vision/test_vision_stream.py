@@ -9,12 +9,12 @@ import torch
 from models import tiny_vision_model
 
 from vpretrain.errors import UserError
-from vpretrain.vision import stream as module
-from vpretrain.vision.backbone import Backbone
 from vpretrain.vision.config import DesignerConfig, IJepaConfig, StreamConfig
-from vpretrain.vision.construction import RandomMask
-from vpretrain.vision.ijepa import IJepaLearner
-from vpretrain.vision.stream import VisionStream
+from vpretrain.vision.data import stream as module
+from vpretrain.vision.data.stream import VisionStream
+from vpretrain.vision.model.backbone import Backbone
+from vpretrain.vision.model.ijepa import IJepaLearner
+from vpretrain.vision.task.construction import RandomMask
 
 SOURCE = {"scenes": 10, "seed": 1, "size": 40}
 

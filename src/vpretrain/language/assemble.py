@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vpretrain import world
+from vpretrain import distributed
+from vpretrain.console import console
 from vpretrain.errors import UserError
-from vpretrain.language.batch import TokenBatch
 from vpretrain.language.config import (
     CHOSEN,
     DESIGNED,
@@ -27,7 +27,13 @@ from vpretrain.language.config import (
     SourceConfig,
     ValueConfig,
 )
-from vpretrain.language.construction import (
+from vpretrain.language.data.feedback import LanguageFeedback, check_roles, problems
+from vpretrain.language.data.stream import LanguageStream, rows_of
+from vpretrain.language.evaluation.evaluate import Evaluation
+from vpretrain.language.model.batch import TokenBatch
+from vpretrain.language.model.learner import LanguageLearner, LanguageState
+from vpretrain.language.model.load import load_config, load_model, load_tokenizer
+from vpretrain.language.task.construction import (
     ExactTask,
     LearnedTargets,
     OneHot,
@@ -36,22 +42,16 @@ from vpretrain.language.construction import (
     Smoothing,
     TokenWeights,
 )
-from vpretrain.language.designer import TopKDesigner
-from vpretrain.language.evaluate import Evaluation
-from vpretrain.language.feedback import LanguageFeedback, check_roles, problems
-from vpretrain.language.learner import LanguageLearner, LanguageState
-from vpretrain.language.load import load_config, load_model, load_tokenizer
-from vpretrain.language.stream import LanguageStream, rows_of
-from vpretrain.language.values import candidate_values
-from vpretrain.meta import MetaUpdate
-from vpretrain.parts import Parts
-from vpretrain.prefetch import prefetched
+from vpretrain.language.task.designer import TopKDesigner
+from vpretrain.language.task.values import candidate_values
+from vpretrain.method.meta import MetaUpdate
+from vpretrain.method.protocols import Construction, Feedback
+from vpretrain.method.strength import Strength
+from vpretrain.method.subset import alignment_subset, mlp_names
+from vpretrain.method.value import engine
 from vpretrain.run.checkpoint import load_designer
-from vpretrain.run.progress import console
-from vpretrain.strength import Strength
-from vpretrain.subset import alignment_subset, mlp_names
-from vpretrain.task import Construction, Feedback
-from vpretrain.value import engine
+from vpretrain.run.parts import Parts
+from vpretrain.run.prefetch import prefetched
 
 _ONE_HOT_ALPHA = 0.01  # a mean alpha below this leaves the targets one-hot for all practical purposes
 
@@ -67,7 +67,7 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
         UserError: something in the recipe cannot work; the message says what and how to mend it.
     """
     tokenizer = load_tokenizer(recipe.learner.name)
-    where = {"rank": world.rank(), "processes": world.size()}
+    where = {"rank": distributed.rank(), "processes": distributed.size()}
     packing = recipe.stream.packing
     feedback = LanguageFeedback(recipe.feedback, tokenizer, seed=recipe.seed, packing=packing, **where)
     evaluation = load_evaluation(recipe, tokenizer)
@@ -85,7 +85,7 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
     construction, meta, designer = _construction(recipe, learner, feedback)
     train = None
     if recipe.arm in DIRECT:
-        if world.size() > 1:
+        if distributed.size() > 1:
             raise UserError(f"arm={recipe.arm} trains in one process: start it without torchrun")
         from vpretrain.language.direct import DirectTraining  # its package is an extra
 
@@ -278,7 +278,7 @@ def steered(
         kind=value.align,
         penalty=value.penalty,
         feedback_every=value.feedback_every,
-        part={"rows": world.portion("value.batch_size", value.batch_size), "length": value.length},
+        part={"rows": distributed.portion("value.batch_size", value.batch_size), "length": value.length},
         matched=value.domains == "matched",
         lr=designer.lr,
         clip_norm=designer.clip_norm,

@@ -19,14 +19,21 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainerCallback
 
-from vpretrain.algorithm import StepRecord
 from vpretrain.errors import NonFinite, UserError
 from vpretrain.language.config import Recipe, SourceConfig
-from vpretrain.language.encode import encode
-from vpretrain.language.learner import LanguageLearner
-from vpretrain.language.solve import before_stop, is_correct, marked_answer, math_verify, needs_mathematics, reference
-from vpretrain.language.source import Example, StreamingSource, open_source
-from vpretrain.language.stream import HOPELESS
+from vpretrain.language.data.encode import encode
+from vpretrain.language.data.source import Example, StreamingSource, open_source
+from vpretrain.language.data.stream import HOPELESS
+from vpretrain.language.evaluation.solve import (
+    before_stop,
+    is_correct,
+    marked_answer,
+    math_verify,
+    needs_mathematics,
+    reference,
+)
+from vpretrain.language.model.learner import LanguageLearner
+from vpretrain.method.algorithm import StepRecord
 from vpretrain.order import Shuffled
 from vpretrain.run.optimizer import AdamW
 from vpretrain.run.random_state import random_state, set_random_state

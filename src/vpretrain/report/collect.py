@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vpretrain.compare import START, Lines, over_seeds, run_name
+from vpretrain.compare.results import START, over_seeds, run_name
+from vpretrain.compare.tables import cells, remarks
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
+from vpretrain.files import Lines
 from vpretrain.recipe import load_recipe, room
-from vpretrain.show import cells, remarks
 
 # What a report needs of these files.
 _COMPARED = {"arms", "differences", "of", "seeds", "versions"}
@@ -119,7 +120,7 @@ def _comparison(directory: Path) -> Study:
 
 def _alone(directory: Path) -> Study:
     run = _run(directory)
-    figures, missing = room(run.recipe.modality, "figures"), []
+    figures, missing = room(run.recipe.modality, "metrics"), []
     arms = {run.recipe.arm: over_seeds([run.result], figures)} if run.result else {}
     if not run.result:
         missing.append("result.json: the run is not finished; `vpretrain run ... --resume` goes on")

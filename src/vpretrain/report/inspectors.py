@@ -8,10 +8,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from vpretrain.card import without_folders
 from vpretrain.errors import UserError
 from vpretrain.recipe import load_recipe, room
 from vpretrain.report.collect import read_log
+from vpretrain.run.card import without_folders
 
 TITLES = {"language": "Token inspector", "vision": "Mask inspector"}
 
@@ -42,7 +42,7 @@ def inspectors(run: Path) -> list[Markup]:
 
 
 def _tokens(run: Path) -> dict[str, Any]:
-    from vpretrain.language.tokens import tokens
+    from vpretrain.language.inspection.tokens import tokens
 
     found = tokens(run)
     known = any(token.get("opposed") is not None for row in found["rows"] for token in row["tokens"])
@@ -50,7 +50,7 @@ def _tokens(run: Path) -> dict[str, Any]:
 
 
 def _views(run: Path) -> dict[str, Any]:
-    from vpretrain.vision.views import recorded_views
+    from vpretrain.vision.task.views import recorded_views
 
     recipe, points = load_recipe(run / "recipe.yaml"), recorded_views(run)
     updates = [line for line in read_log(run / "metrics.jsonl") if "value" in line]

@@ -16,15 +16,15 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from vpretrain.card import HASHES, data_cells, without_folders
-from vpretrain.compare import START
+from vpretrain.compare.results import START
+from vpretrain.compare.tables import cells
 from vpretrain.files import check_writable, write_whole
 from vpretrain.recipe import flat, room
-from vpretrain.report import figures
+from vpretrain.report import plots
 from vpretrain.report.collect import Study, collect
 from vpretrain.report.inspectors import TITLES, inspectors
 from vpretrain.report.verdict import notes, verdict, warnings
-from vpretrain.show import cells
+from vpretrain.run.card import HASHES, data_cells, without_folders
 
 _OWN = ("name", "output", "arm", "seed")  # settings in which the runs of a comparison differ in any case
 
@@ -64,8 +64,8 @@ def page(studies: Sequence[Study]) -> str:
 
 def _study(study: Study, number: int) -> dict[str, Any]:
     """What the template shows of a study."""
-    draws = figures.drawable()
-    first, others = figures.steps(study) if draws else ([], [])
+    draws = plots.drawable()
+    first, others = plots.steps(study) if draws else ([], [])
     return {
         "anchor": f"study-{number}",
         "name": study.recipe.name,
@@ -76,16 +76,16 @@ def _study(study: Study, number: int) -> dict[str, Any]:
         "warnings": warnings(study),
         "notes": notes(study),
         "results": _results(study),
-        "intervals": figures.differences(study) if draws and study.compared else [],
+        "intervals": plots.differences(study) if draws and study.compared else [],
         "differences": _differences(study),
-        "evaluation": figures.evaluation(study) if draws else [],
+        "evaluation": plots.evaluation(study) if draws else [],
         "scores": _scores(study),
-        "probe": figures.probe(study.probe) if draws and study.probe else [],
+        "probe": plots.probe(study.probe) if draws and study.probe else [],
         "probed": study.probe.get("arm"),
         "steps": first,
         "other_steps": others,
         "cost": _cost(study),
-        "profile": figures.profile(study.profile) if draws and study.profile else None,
+        "profile": plots.profile(study.profile) if draws and study.profile else None,
         "phases": _phases(study.profile),
         "settings": _settings(study),
         "data": _data(study),
@@ -100,7 +100,7 @@ def _results(study: Study) -> Table | None:
     if not arms:
         return None
     rows = cells(arms, study.recipe)
-    told = [f"Results on {room(study.recipe.modality, 'figures').HEADLINE}"]
+    told = [f"Results on {room(study.recipe.modality, 'metrics').HEADLINE}"]
     told += ["step-0 is the untouched learner"] if study.start else []
     told += ["means over seeds"] if len(study.results["seeds"]) > 1 else []
     told += ["[ ] are 95 % bootstrap intervals"] if any("[" in text for text in rows[-1]) else []
@@ -126,7 +126,7 @@ def _differences(study: Study) -> Table | None:
 def _scores(study: Study) -> Table:
     """The points of the evaluation's curves."""
     unit = study.recipe.unit
-    keys = list(room(study.recipe.modality, "figures").OBJECTIVES)
+    keys = list(room(study.recipe.modality, "metrics").OBJECTIVES)
     rows = [["arm", "seed", "steps", "seconds", unit, *keys]]
     for arm, runs in study.runs.items():
         for run in runs:

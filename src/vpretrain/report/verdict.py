@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 
-from vpretrain.compare import START
+from vpretrain.compare.results import START
+from vpretrain.compare.tables import by_minutes, interval, pairs, remarks, unequal
 from vpretrain.recipe import room
 from vpretrain.report.collect import Study
-from vpretrain.show import by_minutes, interval, pairs, remarks, unequal
 
 FEW_CASES = 30
 
@@ -17,7 +17,7 @@ def verdict(study: Study) -> str:
 
     Where the same pair looks otherwise after equal seconds or tokens, the sentence says so.
     """
-    results, recipe, figures = study.results, study.recipe, room(study.recipe.modality, "figures")
+    results, recipe, figures = study.results, study.recipe, room(study.recipe.modality, "metrics")
     if not study.compared:
         return _of_run(study)
     trained = {name: arm for name, arm in results["arms"].items() if arm["steps"]}
@@ -67,7 +67,7 @@ def warnings(study: Study) -> list[str]:
         lines += [line.removeprefix("warning: ") for line in said if line.startswith("warning")]
     runs, cases = (
         [run for of_arm in study.runs.values() for run in of_arm],
-        room(study.recipe.modality, "figures").CASES,
+        room(study.recipe.modality, "metrics").CASES,
     )
     if not study.compared:
         lines += [run.result["warning"] for run in runs if "warning" in run.result]
@@ -86,7 +86,7 @@ def _of_run(study: Study) -> str:
     arm = study.recipe.arm
     if arm not in study.results["arms"]:
         return f"A run of {arm} that is not finished: it has no result yet."
-    figures, result = room(study.recipe.modality, "figures"), study.results["arms"][arm]
+    figures, result = room(study.recipe.modality, "metrics"), study.results["arms"][arm]
     shown = {name: show(result) for name, show in figures.COLUMNS.items()}
     name, value = next(((n, v) for n, v in shown.items() if v != "-"), ("its evaluation", "nothing"))
     return f"A run of {arm} alone, with nothing to compare it with, so it shows no effect: {name} is {value}."
@@ -115,7 +115,7 @@ def _relation(difference: dict[str, float], better: str) -> str:
 
 
 def _over(study: Study) -> str:
-    figures, seeds = room(study.recipe.modality, "figures"), len(study.results["seeds"])
+    figures, seeds = room(study.recipe.modality, "metrics"), len(study.results["seeds"])
     counts = {len(run.result[figures.CASES]) for of_arm in study.runs.values() for run in of_arm if run.result}
     cases = f"{counts.pop()} {figures.CASES}" if len(counts) == 1 else figures.CASES
     return cases + (f" and {seeds} seeds" if seeds > 1 else " of one seed")

@@ -29,19 +29,19 @@ def run_recipe(
         Paused: `until` is reached.
     """
     # Imported late: torch and transformers take seconds, which `--help` and mistakes in a recipe need not wait for.
-    from vpretrain import world
+    from vpretrain import distributed
+    from vpretrain.console import console
     from vpretrain.run.lock import locked
-    from vpretrain.run.progress import console
     from vpretrain.run.session import Session, prepare_directory, told
     from vpretrain.run.train import begin
 
     how = {"resume": resume, "overwrite": overwrite, "accept_changes": accept_changes}
     with contextlib.ExitStack() as held:
-        held.enter_context(world.joined())
-        console.quiet = not world.leads()
+        held.enter_context(distributed.joined())
+        console.quiet = not distributed.leads()
         held.enter_context(told(recipe))
-        world.lead(lambda: held.enter_context(locked(recipe.directory)))
-        world.lead(lambda: prepare_directory(recipe, **how))
+        distributed.lead(lambda: held.enter_context(locked(recipe.directory)))
+        distributed.lead(lambda: prepare_directory(recipe, **how))
         with console.status(f"{recipe.arm}: loading the learner and the data"):
             session = Session(recipe, begin(recipe), resume=resume, until=until)
         return session.run()

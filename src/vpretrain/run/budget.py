@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from vpretrain import world
+from vpretrain import distributed
 from vpretrain.config import BudgetConfig
 
 
@@ -84,7 +84,7 @@ class Budget:
         self.step, self._spent = state["step"], state["seconds"]
 
     def _pause(self) -> None:
-        self._spent, self._running_since = world.first(self.seconds), None
+        self._spent, self._running_since = distributed.first(self.seconds), None
 
     def _done(self) -> bool:
-        return world.any_of(self._stopped) or self._config.reached(self.step, self._spent, self.until)
+        return distributed.any_of(self._stopped) or self._config.reached(self.step, self._spent, self.until)

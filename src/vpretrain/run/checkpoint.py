@@ -23,10 +23,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from vpretrain import world
+from vpretrain import distributed
+from vpretrain.console import console
 from vpretrain.errors import UserError
 from vpretrain.files import remove, sync
-from vpretrain.run.progress import console
 
 Groups = dict[str, Mapping[str, Tensor]]
 """Named groups of named tensors: one file each, or one a process where they lie in shards."""
@@ -46,19 +46,19 @@ def save_checkpoint(root: Path, step: int, groups: Groups, state: dict[str, Any]
     """
     final = root / f"step-{step:08d}"
     aside = root / f".writing-{step:08d}"
-    if world.lead(lambda: final.exists() and damage(final) is None):
+    if distributed.lead(lambda: final.exists() and damage(final) is None):
         return final
     trying = partial(partial, _try, final)
     try:
-        world.lead(trying(_begin, root, aside))
-        described = world.everyone(trying(_write_groups, aside, groups))
+        distributed.lead(trying(_begin, root, aside))
+        described = distributed.everyone(trying(_write_groups, aside, groups))
         manifest = {name: file for own in described for name, file in own.items()}
-        world.lead(trying(_finish, root, aside, final, state, manifest))
+        distributed.lead(trying(_finish, root, aside, final, state, manifest))
     except UserError:
-        if world.leads():
+        if distributed.leads():
             shutil.rmtree(aside, ignore_errors=True)
         raise
-    world.lead(partial(_thin_out, root, final, keep))
+    distributed.lead(partial(_thin_out, root, final, keep))
     return final
 
 
@@ -83,10 +83,10 @@ def _write_groups(aside: Path, groups: Groups) -> dict[str, Any]:
         own = {
             key: (value.to_local() if isinstance(value, DTensor) else value).detach().contiguous()
             for key, value in tensors.items()
-            if isinstance(value, DTensor) or world.leads()
+            if isinstance(value, DTensor) or distributed.leads()
         }
-        if sharded or world.leads():
-            of = f".{world.rank()}-of-{world.size()}" if sharded else ""
+        if sharded or distributed.leads():
+            of = f".{distributed.rank()}-of-{distributed.size()}" if sharded else ""
             file = aside / f"{name}{of}.safetensors"
             save_file(own, file)
             sync(file)
@@ -146,7 +146,7 @@ def load_checkpoint(path: Path) -> tuple[Groups, dict[str, Any]]:
     Raises:
         UserError: a file is missing or damaged.
     """
-    if found := world.lead(lambda: damage(path)):
+    if found := distributed.lead(lambda: damage(path)):
         raise UserError(f"the checkpoint {path} is damaged: {found}; remove it to use the one before")
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))

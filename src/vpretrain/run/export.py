@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from vpretrain.card import write_card
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.files import whole_directory
 from vpretrain.pretrained import first_line
 from vpretrain.recipe import load_recipe, room
+from vpretrain.run.card import write_card
 from vpretrain.run.checkpoint import checkpoints, load_newest, load_parameters
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vpretrain import world
+from vpretrain import distributed
 from vpretrain.config import Recipe
 from vpretrain.errors import NonFinite, UserError
-from vpretrain.parts import Parts
 from vpretrain.recipe import parse_recipe
 from vpretrain.run.checkpoint import load_checkpoint, save_checkpoint
 from vpretrain.run.optimizer import AdamW
+from vpretrain.run.parts import Parts
 from vpretrain.run.state import Before, restore
 from vpretrain.run.train import begin, train
 
@@ -31,10 +31,10 @@ def write_replay(recipe: Recipe, parts: Parts, optimizer: AdamW, before: Before,
         error: how it failed.
     """
     groups, state = before.captured(optimizer)
-    groups["batch"] = _tensors(parts.stream.next()) if world.size() == 1 else {}
+    groups["batch"] = _tensors(parts.stream.next()) if distributed.size() == 1 else {}
     state |= {"step": step, "error": error.what, "updated": before.updated, "recipe": recipe.model_dump(mode="json")}
     root = recipe.directory / "replay"
-    world.lead(
+    distributed.lead(
         lambda: shutil.rmtree(root / f"step-{step:08d}", ignore_errors=True)
     )  # of an earlier try with other settings
     return save_checkpoint(root, step, groups, state, keep=3)

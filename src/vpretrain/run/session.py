@@ -25,25 +25,25 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 
-from vpretrain import world
-from vpretrain.algorithm import StepRecord
-from vpretrain.card import provenance, write_card
+from vpretrain import distributed
 from vpretrain.config import Recipe
+from vpretrain.console import console, progress
 from vpretrain.errors import Elsewhere, Interrupted, NonFinite, Paused, UserError
 from vpretrain.files import remove, whole_directory, write_whole
-from vpretrain.parts import Parts
-from vpretrain.phase import now
+from vpretrain.method.algorithm import StepRecord
 from vpretrain.recipe import refuse_changes, save_recipe
 from vpretrain.run.budget import Budget
+from vpretrain.run.card import provenance, write_card
 from vpretrain.run.checkpoint import checkpoints, load_newest, save_checkpoint
 from vpretrain.run.export import export_checkpoint
 from vpretrain.run.optimizer import AdamW
-from vpretrain.run.progress import console, progress
+from vpretrain.run.parts import Parts
 from vpretrain.run.random_state import random_state, set_random_state
 from vpretrain.run.replay import write_replay
 from vpretrain.run.state import Before, captured, restore
 from vpretrain.run.tracking import KEPT, TENSORBOARD, Trackers, require
 from vpretrain.run.train import train
+from vpretrain.timing import now
 
 _LOGS = ("metrics.jsonl", "scores.jsonl", "views.jsonl")  # every line has its step
 _LOOKS = 5  # equal shares of the budget, after which the designer is looked at; and before the first step
@@ -74,8 +74,8 @@ class Session:
         self._resumed = resume
         if resume:
             self._load()
-        elif world.rank():
-            torch.manual_seed(recipe.seed + 1_000_003 * world.rank())  # dropout of its own
+        elif distributed.rank():
+            torch.manual_seed(recipe.seed + 1_000_003 * distributed.rank())  # dropout of its own
 
     def run(self) -> dict[str, Any]:
         """Train until the budget is spent, evaluate, export; returns and writes result.json.
@@ -91,13 +91,13 @@ class Session:
                 if self.parts.warm_up is not None and self.recipe.budget.steps != 0:
                     self.parts.warm_up()
                 with console.status(f"{self.recipe.arm}: measuring a step"):
-                    self.optimizer.horizon = world.first(self._horizon())
+                    self.optimizer.horizon = distributed.first(self._horizon())
             if not self._resumed:
                 self._look(-1)
             self._phase = "training"
             self._train()
             self._phase = "saving"
-            self._signal = next((number for number in world.gather(self._signal) if number is not None), None)
+            self._signal = next((number for number in distributed.gather(self._signal) if number is not None), None)
             if self._signal is not None:
                 name = signal.Signals(self._signal).name
                 raise Interrupted(self._signal, f"stopped by {name}; saved {self.save()}; continue with --resume")
@@ -156,11 +156,11 @@ class Session:
         self._saved_at, self._share = self.budget.seconds, self.budget.share(self.budget.step)
 
     def _open_trackers(self) -> Trackers:
-        return Trackers(self.recipe, self.budget.step, resumed=self._resumed, main=world.leads())
+        return Trackers(self.recipe, self.budget.step, resumed=self._resumed, main=distributed.leads())
 
     def _begin(self) -> None:
         """The directory as the run begins, or goes on: only now that everything has been found to fit."""
-        if not world.leads():
+        if not distributed.leads():
             return
         if self._resumed:
             for name in _LOGS:
@@ -217,7 +217,7 @@ class Session:
         """Write a line, with what is found, that no later step depends on; returns what was found."""
         random = random_state()
         found = find()
-        if world.leads():
+        if distributed.leads():
             with (self.directory / log).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line | found) + "\n")
         set_random_state(random)
@@ -236,7 +236,7 @@ class Session:
             "arm": self.recipe.arm,
             "seed": self.recipe.seed,
             "steps": steps,
-            "processes": world.size(),
+            "processes": distributed.size(),
             unit: self.totals["read"],
             "seconds": seconds,
             f"{unit}_per_s": self.totals["read"] / seconds if seconds else None,
@@ -250,10 +250,10 @@ class Session:
             console.print(f"warning: {warning}", style="yellow")
         if steps:
             with console.status(f"{self.recipe.arm}: exporting the model"):
-                sharded = self.recipe.parallel == "fsdp" and world.size() > 1
-                world.lead(partial(self._export, sharded))
+                sharded = self.recipe.parallel == "fsdp" and distributed.size() > 1
+                distributed.lead(partial(self._export, sharded))
         result |= self.parts.evaluate()
-        world.lead(partial(self._write_result, result))
+        distributed.lead(partial(self._write_result, result))
         return result
 
     def _write_result(self, result: dict[str, Any]) -> None:
@@ -344,7 +344,7 @@ class Session:
         raise Interrupted(self._signal, f"stopped by {signal.Signals(self._signal).name}; {how}")
 
     def _log(self) -> Any:
-        path = self.directory / "metrics.jsonl" if world.leads() else Path(os.devnull)
+        path = self.directory / "metrics.jsonl" if distributed.leads() else Path(os.devnull)
         return path.open("a", encoding="utf-8")
 
 
@@ -358,7 +358,7 @@ def told(recipe: Recipe) -> Iterator[None]:
             f"cannot go on in {recipe.directory}: {error}; mend that (make room, if the disk is full), then --resume"
         ) from error
     except (MemoryError, RuntimeError) as error:
-        if world.size() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error)):
+        if distributed.size() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise Elsewhere("another process has ended: see what it says, then continue with --resume") from error
         if not any(words in str(error) for words in _OUT_OF_MEMORY) and not isinstance(error, MemoryError):
             raise

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from vpretrain import world
+from vpretrain import distributed
 from vpretrain.errors import UserError
-from vpretrain.meta import MetaUpdate
-from vpretrain.parts import Parts
+from vpretrain.method.meta import MetaUpdate
 from vpretrain.run.checkpoint import Groups, load_parameters, load_tensors, placed
 from vpretrain.run.optimizer import AdamW, load_optimizer_tensors, optimizer_tensors
+from vpretrain.run.parts import Parts
 from vpretrain.run.random_state import random_state, set_random_state
 
 
@@ -24,12 +24,14 @@ def captured(parts: Parts, optimizer: AdamW) -> tuple[Groups, dict[str, Any]]:
         "learner": {name: p.detach() for name, p in parts.learner.named_parameters()},
         "learner-optimizer": optimizer_tensors(optimizer.torch),
         "random": {
-            f"{rank}/{name}": t for rank, own in enumerate(world.gather(random_state())) for name, t in own.items()
+            f"{rank}/{name}": t
+            for rank, own in enumerate(distributed.gather(random_state()))
+            for name, t in own.items()
         },
     }
     state: dict[str, Any] = {
         "optimizer": optimizer.state_dict(),
-        "stream": parts.stream.merge(world.gather(parts.stream.state_dict())),
+        "stream": parts.stream.merge(distributed.gather(parts.stream.state_dict())),
         "feedback": parts.feedback.state_dict(),
     }
     groups |= {name: module.state_dict() for name, module in _modules(parts).items()}
@@ -59,7 +61,7 @@ def restore(parts: Parts, optimizer: AdamW, groups: Groups, state: dict[str, Any
             restore_meta(parts.meta, groups, state)
         parts.stream.load_state_dict(state["stream"])
         parts.feedback.load_state_dict(state["feedback"])
-        own = f"{world.rank()}/"
+        own = f"{distributed.rank()}/"
         if random := {n.removeprefix(own): t for n, t in groups["random"].items() if n.startswith(own)}:
             set_random_state(random)  # one process more than there were goes on with the numbers that it began with
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from vpretrain.config import Recipe, TrackingConfig
+from vpretrain.console import console
 from vpretrain.errors import UserError
 from vpretrain.files import write_whole
 from vpretrain.pretrained import first_line
 from vpretrain.recipe import flat, secret
-from vpretrain.run.progress import console
 
 TENSORBOARD = "tensorboard"  # the default, and the name of its directory
 KEPT = "trackers.json"  # by tracker: the id of the run there, and the first step that it has not been told

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from vpretrain.algorithm import StepRecord, continue_pretraining
 from vpretrain.config import Recipe
-from vpretrain.parts import Parts
+from vpretrain.method.algorithm import StepRecord, continue_pretraining
 from vpretrain.recipe import room
 from vpretrain.run.optimizer import AdamW
+from vpretrain.run.parts import Parts
 
 
 def begin(recipe: Recipe) -> Parts:

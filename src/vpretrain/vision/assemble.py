@@ -9,28 +9,28 @@ from typing import Any
 
 import torch
 
-from vpretrain import world
+from vpretrain import distributed
 from vpretrain.errors import UserError
-from vpretrain.meta import MetaUpdate
-from vpretrain.parts import Parts
-from vpretrain.prefetch import prefetched
+from vpretrain.method.meta import MetaUpdate
+from vpretrain.method.subset import alignment_subset
+from vpretrain.method.value import engine, no_value
 from vpretrain.run.checkpoint import load_designer
-from vpretrain.subset import alignment_subset
-from vpretrain.value import engine, no_value
-from vpretrain.vision.backbone import Backbone
+from vpretrain.run.parts import Parts
+from vpretrain.run.prefetch import prefetched
 from vpretrain.vision.config import DESIGNED, Recipe
-from vpretrain.vision.construction import Fixed, LearnedViews, RandomMask
-from vpretrain.vision.designer import make_designer
-from vpretrain.vision.dino import DinoLearner
-from vpretrain.vision.evaluate import Evaluation
-from vpretrain.vision.feedback import VisionFeedback
-from vpretrain.vision.ijepa import IJepaLearner
-from vpretrain.vision.learner import VisionLearner
-from vpretrain.vision.load import load_backbone
-from vpretrain.vision.sheet import draw_sheet
-from vpretrain.vision.source import check_disjoint
-from vpretrain.vision.stream import VisionStream
-from vpretrain.vision.views import record_views
+from vpretrain.vision.data.feedback import VisionFeedback
+from vpretrain.vision.data.source import check_disjoint
+from vpretrain.vision.data.stream import VisionStream
+from vpretrain.vision.evaluation.evaluate import Evaluation
+from vpretrain.vision.model.backbone import Backbone
+from vpretrain.vision.model.dino import DinoLearner
+from vpretrain.vision.model.ijepa import IJepaLearner
+from vpretrain.vision.model.learner import VisionLearner
+from vpretrain.vision.model.load import load_backbone
+from vpretrain.vision.task.construction import Fixed, LearnedViews, RandomMask
+from vpretrain.vision.task.designer import make_designer
+from vpretrain.vision.task.sheet import draw_sheet
+from vpretrain.vision.task.views import record_views
 from vpretrain.vision.warm_up import warm_up
 
 
@@ -56,7 +56,7 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
     learner, export = load_learner(recipe, model)
     check_sizes(recipe, learner.backbone.patch_size)
     evaluation = Evaluation(recipe.evaluation)
-    own = VisionStream(recipe.stream, seed=recipe.seed, rank=world.rank(), processes=world.size())
+    own = VisionStream(recipe.stream, seed=recipe.seed, rank=distributed.rank(), processes=distributed.size())
     stream = prefetched(own, recipe.stream.prefetch, learner.device)
     feedback = VisionFeedback(recipe.feedback, learner, seed=recipe.seed)
     construction: Fixed = Fixed()
@@ -165,7 +165,7 @@ def _meta_update(
         kind=recipe.value.align,
         penalty=recipe.value.penalty,
         feedback_every=recipe.value.feedback_every,
-        part={"rows": world.portion("value.batch_size", recipe.value.batch_size)},
+        part={"rows": distributed.portion("value.batch_size", recipe.value.batch_size)},
         matched=False,
         lr=recipe.designer.lr,
         clip_norm=recipe.designer.clip_norm,

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vpretrain.run.progress import steady
-from vpretrain.task import Parameters, Task
-from vpretrain.vision.batch import ViewBatch
+from vpretrain.console import steady
+from vpretrain.method.protocols import Parameters, Task
 from vpretrain.vision.config import Recipe
-from vpretrain.vision.dino import DinoLearner, DinoState
-from vpretrain.vision.learner import VisionLearner
-from vpretrain.vision.stream import VisionStream
-from vpretrain.vision.target import TeacherTarget
+from vpretrain.vision.data.stream import VisionStream
+from vpretrain.vision.model.batch import ViewBatch
+from vpretrain.vision.model.dino import DinoLearner, DinoState
+from vpretrain.vision.model.learner import VisionLearner
+from vpretrain.vision.task.target import TeacherTarget
 
 Loss = Callable[[Parameters], Tensor]  # as a function of the head
 _POOL = 24  # batches whose features DINO's steps go round

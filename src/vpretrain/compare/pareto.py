@@ -1,0 +1,149 @@
+"""`vpretrain pareto`: what one objective costs the other, over weights of the feedback (the paper's Fig 3d)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from vpretrain.compare.results import START, paired
+from vpretrain.compare.runs import run_group
+from vpretrain.compare.tables import grid
+from vpretrain.config import Recipe
+from vpretrain.errors import UserError
+from vpretrain.files import write_whole
+from vpretrain.plot import pyplot
+from vpretrain.recipe import room
+from vpretrain.run.versions import versions
+
+
+def pareto(
+    recipe: Recipe, points: Sequence[Sequence[str]], *, resume: bool = False, overwrite: bool = False
+) -> dict[str, Any]:
+    """Run the untouched learner, the baseline, and V-pretraining at every point; returns and writes pareto.json.
+
+    Args:
+        recipe: what all share.
+        points: settings (`field=value`) of each point; none: the modality's own.
+        resume, overwrite: as in `compare`.
+
+    Raises:
+        UserError: no points, or what `run_group` raises.
+        Interrupted: a signal stopped it, after the running point had saved itself.
+    """
+    figures = room(recipe.modality, "metrics")
+    points = points or figures.PARETO_POINTS
+    if not points:
+        raise UserError(f"give the points: --point field=value,field=value for each; {recipe.modality} has none ready")
+    members = {
+        START: [f"arm={recipe.baseline}", "budget.steps=0"],
+        recipe.baseline: [f"arm={recipe.baseline}"],
+        **{name: ["arm=v", *point] for name, point in _names(points).items()},
+    }
+    start = run_group(recipe, {START: members[START]}, resume=resume, overwrite=overwrite)[START]
+    if missing := [title for key, (_, title) in figures.OBJECTIVES.items() if start[key] is None]:
+        raise UserError(f"the evaluation does not measure {' and '.join(missing)}: give it such sources")
+    runs = run_group(recipe, members, resume=True)
+    scores = {
+        name: tuple(sign * run[key] for key, (sign, _) in figures.OBJECTIVES.items()) for name, run in runs.items()
+    }
+    efficient = front(scores)
+    results = {
+        "objectives": {key: "higher" if sign > 0 else "lower" for key, (sign, _) in figures.OBJECTIVES.items()},
+        "points": {
+            name: {
+                "settings": members[name],
+                "on_front": name in efficient,
+                **{key: value for key, value in run.items() if key not in ("name", figures.CASES)},
+                f"minus_{recipe.baseline}".replace("-", "_"): _differences(run, runs[recipe.baseline], figures),
+            }
+            for name, run in runs.items()
+        },
+        "recipe": recipe.model_dump(mode="json"),
+        "versions": versions(),
+    }
+    write_whole(recipe.directory / "pareto.json", json.dumps(results, indent=1))
+    return results
+
+
+def front(scores: Mapping[str, tuple[float, ...]]) -> list[str]:
+    """Names of the scores (higher is better) that no other beats in one objective without losing in another."""
+
+    def beats(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+        return a != b and all(x >= y for x, y in zip(a, b, strict=True))
+
+    return [name for name, score in scores.items() if not any(beats(other, score) for other in scores.values())]
+
+
+def pareto_table(results: dict[str, Any], recipe: Recipe) -> Table:
+    """The points for a terminal."""
+    figures = room(recipe.modality, "metrics")
+    titles = [title for _, title in figures.OBJECTIVES.values()]
+    rows = [["point", *titles, "steps", "seconds", "on the front"]]
+    for name, point in results["points"].items():
+        scores = [f"{point[key]:.4f}" for key in figures.OBJECTIVES]
+        on_front = "yes" if point["on_front"] else ""
+        rows.append([name, *scores, f"{point['steps']:,}", f"{point['seconds']:.1f}", on_front])
+    return grid(f"{recipe.name}: {' against '.join(titles)}", rows)
+
+
+def draw_pareto(results: dict[str, Any], recipe: Recipe) -> Path | None:
+    """The points in the plane of the two objectives, the front as a line; None without matplotlib."""
+    plot = pyplot()
+    if plot is None:
+        return None
+    objectives = room(recipe.modality, "metrics").OBJECTIVES
+    (x, (x_sign, x_title)), (y, (y_sign, y_title)) = objectives.items()
+    figure, panel = plot.subplots(figsize=(8.4, 4.6), layout="constrained")
+    markers = ["s", "D", "o", "^", "v", "<", ">", "P", "X", "*"]
+    for number, (name, point) in enumerate(results["points"].items()):
+        marker = markers[number % len(markers)]
+        panel.plot(point[x], point[y], marker, label=name, color=f"C{number % 10}", markersize=8, alpha=0.8)
+    efficient = sorted((point[x], point[y]) for point in results["points"].values() if point["on_front"])
+    panel.plot(*zip(*efficient, strict=True), "--", color="grey", label="front", zorder=0)
+    for sign, title, setter, invert in (
+        (x_sign, f"{x_title}, better to the right", panel.set_xlabel, panel.invert_xaxis),
+        (y_sign, f"{y_title}, better above", panel.set_ylabel, panel.invert_yaxis),
+    ):
+        setter(title)
+        if sign < 0:
+            invert()
+    panel.margins(0.1)
+    panel.locator_params(nbins=5)
+    panel.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+    file = recipe.directory / "pareto.png"
+    figure.savefig(file, dpi=120)
+    plot.close(figure)
+    return file
+
+
+def _differences(run: dict[str, Any], baseline: dict[str, Any], figures: Any) -> dict[str, Any]:
+    """From the baseline, paired over what was evaluated on, with intervals."""
+    return {
+        key: paired(*([[case[key] for case in each[figures.CASES] if key in case]] for each in (run, baseline)))
+        for key in figures.PAIRED
+        if any(key in case for case in run[figures.CASES])
+    }
+
+
+def _names(points: Sequence[Sequence[str]]) -> dict[str, Sequence[str]]:
+    """Points by their directories: the last word of each field with its value, or the whole field where two are alike."""
+    for whole in (False, True):
+        named = {_name(point, whole=whole): point for point in points}
+        if len(named) == len(points):
+            return named
+    raise UserError("--point: two points have the same settings; give each once")
+
+
+def _name(point: Sequence[str], *, whole: bool) -> str:
+    words = []
+    for setting in point:
+        field, equals, value = setting.partition("=")
+        if not equals:
+            raise UserError(f"--point: '{setting}' must have the form field=value, several with commas between them")
+        words.append(f"{field if whole else field.rsplit('.', 1)[-1]}-{value}")
+    return re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(words))

@@ -1,0 +1,152 @@
+"""`vpretrain posttrain`: paths of several trainings, one after the other, under one budget (the paper's Fig 2).
+
+A path such as v+grpo is V-pretraining for the first half of the budget, and GRPO from there for the second. Everything that a
+path does is charged to it, GRPO's attempts among it, so that scores can be read against seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from rich.table import Table
+
+from vpretrain.compare.entry import check_entries, parse_entry
+from vpretrain.compare.results import START, over_seeds, paired
+from vpretrain.compare.runs import run_group
+from vpretrain.compare.tables import grid
+from vpretrain.config import Recipe
+from vpretrain.files import read_lines, write_whole
+from vpretrain.plot import pyplot
+from vpretrain.recipe import room
+from vpretrain.run.versions import versions
+
+
+def posttrain(
+    recipe: Recipe, paths: Sequence[str], *, seeds: Sequence[int] = (), resume: bool = False, overwrite: bool = False
+) -> dict[str, Any]:
+    """Run the untouched learner and every path with every seed; returns and writes posttrain.json.
+
+    Args:
+        recipe: what all share; its budget is that of a whole path, in equal parts for its stages.
+        paths: arms, with or without settings of their own, with + between them.
+        seeds: none: the recipe's own.
+        resume, overwrite: as in `compare`.
+
+    Raises:
+        UserError: an unknown arm, a setting that does not fit, or what `run_group` raises.
+        Interrupted: a signal stopped it, after the running stage had saved itself.
+    """
+    check_entries(recipe, [stage for path in paths for stage in path.split("+")])
+    paths, seeds = list(dict.fromkeys(paths)), list(dict.fromkeys(seeds)) or [recipe.seed]
+    members: dict[str, list[str]] = {START: [f"arm={recipe.baseline}", "budget.steps=0"]}
+    stages: dict[str, list[list[str]]] = {path: [] for path in paths}  # path -> seed -> its runs
+    for seed in seeds:
+        for path in paths:
+            own = _stages(recipe, path, seed)
+            members |= own
+            stages[path].append(list(own))
+    results = run_group(recipe, members, resume=resume, overwrite=overwrite)
+    figures = room(recipe.modality, "metrics")
+    start = results[START]
+    lines = {path: [_line(recipe, start, runs, results) for runs in of_path] for path, of_path in stages.items()}
+    ends = {path: [results[runs[-1]] for runs in of_path] for path, of_path in stages.items()}
+    key = next(key for key in figures.PAIRED if key in start[figures.CASES][0])
+    cases = {path: [[case[key] for case in run[figures.CASES]] for run in runs] for path, runs in ends.items()}
+    summary = {
+        START: {k: v for k, v in start.items() if k != figures.CASES},
+        "paths": {
+            path: {
+                "end": over_seeds(runs, figures),  # of the last stage: seconds and the like are its own
+                "seconds": mean(line[-1]["seconds"] for line in lines[path]),
+                recipe.unit: mean(line[-1][recipe.unit] for line in lines[path]),
+                "curve": lines[path],
+                "minus": {other: paired(cases[path], cases[other]) for other in paths if other != path},
+            }
+            for path, runs in ends.items()
+        },
+        "of": figures.PAIRED[key],
+        "seeds": seeds,
+        "recipe": recipe.model_dump(mode="json"),
+        "versions": versions(),
+    }
+    write_whole(recipe.directory / "posttrain.json", json.dumps(summary, indent=1))
+    return summary
+
+
+def posttrain_table(results: dict[str, Any], recipe: Recipe) -> Table:
+    """Where the paths ended, for a terminal: means over seeds."""
+    figures = room(recipe.modality, "metrics")
+    first = next(iter(results["paths"]))
+    rows = [["path", *figures.COLUMNS, f"minus {first} [95 %]", "seconds", recipe.unit]]
+    for path, found in {START: {"end": results[START]}, **results["paths"]}.items():
+        minus = found.get("minus", {}).get(first)
+        difference = "-" if minus is None else f"{minus['mean']:+.4f} [{minus['low']:+.4f}, {minus['high']:+.4f}]"
+        spent = f"{found.get('seconds', 0.0):.1f}", f"{found.get(recipe.unit, 0):,.0f}"
+        rows.append([path, *(show(found["end"]) for show in figures.COLUMNS.values()), difference, *spent])
+    return grid(f"{recipe.name}: paths of equal budget", rows)
+
+
+def draw_posttrain(results: dict[str, Any], recipe: Recipe) -> Path | None:
+    """Scores against seconds; a dot ends a stage, a thin line is a seed. None without matplotlib."""
+    plot = pyplot()
+    if plot is None:
+        return None
+    objectives = [
+        (key, title)
+        for key, (_, title) in room(recipe.modality, "metrics").OBJECTIVES.items()
+        if results[START].get(key) is not None
+    ]
+    picture, axes = plot.subplots(
+        1, len(objectives), figsize=(5.2 * len(objectives), 3.8), layout="constrained", squeeze=False
+    )
+    for axis, (key, title) in zip(axes[0], objectives, strict=True):
+        for number, (path, found) in enumerate(results["paths"].items()):
+            for turn, curve in enumerate(found["curve"]):
+                label, colour = (path if turn == 0 else None), f"C{number % 10}"
+                x, y = [point["seconds"] for point in curve], [point[key] for point in curve]
+                axis.plot(x, y, label=label, color=colour, linewidth=1.5 if turn == 0 else 0.7)
+                ended = [point for point in curve if point["ends"]]
+                axis.plot([p["seconds"] for p in ended], [p[key] for p in ended], "o", color=colour, markersize=4)
+        axis.set_xlabel("training seconds, attempts included")
+        axis.set_title(title)
+    axes[0][0].legend(fontsize=8)
+    file = recipe.directory / "posttrain.png"
+    picture.savefig(file, dpi=120)
+    plot.close(picture)
+    return file
+
+
+def _stages(recipe: Recipe, path: str, seed: int) -> dict[str, list[str]]:
+    """Runs of a path: name -> settings. Paths that begin alike share their first runs."""
+    entries = [parse_entry(stage) for stage in path.split("+")]
+    minutes, steps = recipe.budget.minutes, recipe.budget.steps
+    shares = [] if minutes is None else [f"budget.minutes={minutes / len(entries)}"]
+    shares += [] if steps is None else [f"budget.steps={max(1, steps // len(entries))}"]
+    runs: dict[str, list[str]] = {}
+    for number, entry in enumerate(entries, start=1):
+        before = list(runs)[-1:]
+        name = f"{'_'.join(e.directory for e in entries[:number])}.{number}of{len(entries)}.{seed}"
+        runs[name] = [f"arm={entry.arm}", *entry.settings, f"seed={seed}", *shares]
+        runs[name] += [f"learner.name={recipe.directory / run}" for run in before]
+    return runs
+
+
+def _line(
+    recipe: Recipe, start: dict[str, Any], runs: Sequence[str], results: dict[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """A path's scores by what they cost: the untouched learner, evaluations along each stage, each stage's end."""
+    unit, objectives = recipe.unit, room(recipe.modality, "metrics").OBJECTIVES
+    curve = [{"seconds": 0.0, unit: 0, "ends": False, **{key: start[key] for key in objectives}}]
+    for run in runs:
+        spent, read = curve[-1]["seconds"], curve[-1][unit]
+        points = [(line, False) for line in read_lines(recipe.directory / run / "scores.jsonl")]
+        for point, ends in [*points, (results[run], True)]:
+            figures = {key: point[key] for key in objectives}
+            curve.append(
+                {"seconds": spent + point["seconds"], unit: read + point[unit], "ends": ends, "run": run, **figures}
+            )
+    return curve

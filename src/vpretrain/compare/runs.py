@@ -1,0 +1,173 @@
+"""Several runs that belong together: in one directory, from one recipe, each in its own process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from vpretrain import pretrained
+from vpretrain.config import Recipe
+from vpretrain.console import console
+from vpretrain.errors import Interrupted, Paused, UserError
+from vpretrain.recipe import refuse_changes, save_recipe
+from vpretrain.run.lock import LOCK, locked
+from vpretrain.run.tracking import require
+
+_MAY_CHANGE = {"arm", "checkpoint", "output", "threads", "tracking"}  # what a resumed group may set anew
+
+
+class Process(Protocol):
+    """A command at work."""
+
+    def send_signal(self, number: int) -> None: ...
+
+    def wait(self) -> int:
+        """Its exit code."""
+        ...
+
+
+def start_process(command: Sequence[str]) -> Process:
+    """Start `vpretrain COMMAND` in a process of its own, and in a process group of its own."""
+    trust = ["--trust-remote-code"] if pretrained.trusted else []
+    whole = [sys.executable, "-m", "vpretrain", *trust, *command]
+    return subprocess.Popen(whole, stdout=subprocess.DEVNULL, process_group=0)
+
+
+def run_group(
+    recipe: Recipe,
+    members: Mapping[str, Sequence[str]],
+    *,
+    rounds: int = 1,
+    resume: bool = False,
+    overwrite: bool = False,
+    start: Callable[[Sequence[str]], Process] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Run all members in turn, each alone on the machine.
+
+    Args:
+        recipe: what they share; its directory holds theirs.
+        members: name -> settings (`field=value`) that are a member's own.
+        rounds: turns of each member, over equal shares of its budget, so that a machine that slows down hits all alike.
+        resume: keep those that are finished, continue the one that was interrupted.
+        overwrite: throw away an earlier group of this name.
+        start: starts a member's command, the words after `vpretrain`; None: `start_process`.
+
+    Returns:
+        Every member's result.
+
+    Raises:
+        UserError: the directory is taken, or a member failed (its own message stands above).
+        Interrupted: a signal stopped it, after the running member had saved itself.
+    """
+    with locked(recipe.directory):
+        prepare_group(recipe, resume=resume, overwrite=overwrite)
+        return _run_members(recipe.directory, members, rounds, resume, start)
+
+
+def _run_members(
+    directory: Path,
+    members: Mapping[str, Sequence[str]],
+    rounds: int,
+    resume: bool,
+    start: Callable[[Sequence[str]], Process] | None,
+) -> dict[str, dict[str, Any]]:
+    finished = {name for name in members if resume and (directory / name / "result.json").exists()}
+    for name in finished:
+        console.print(f"{name}: finished already")
+    begun: set[str] = set()
+    for turn in range(1, rounds + 1):
+        for number, name in enumerate(members, start=1):
+            if name not in finished:
+                part = f", round {turn} of {rounds}" if rounds > 1 else ""
+                console.print(f"{name}: run {number} of {len(members)}{part}", highlight=False)
+                again = resume or name in begun
+                done = run_member(directory, name, members[name], until=turn / rounds, resume=again, start=start)
+                begun.add(name)
+                finished |= {name} if done else set()
+    return {name: json.loads((directory / name / "result.json").read_text(encoding="utf-8")) for name in members}
+
+
+def run_member(
+    directory: Path,
+    name: str,
+    settings: Sequence[str],
+    *,
+    until: float = 1.0,
+    resume: bool,
+    start: Callable[[Sequence[str]], Process] | None = None,
+) -> bool:
+    """Run one member up to a share of its budget.
+
+    Args:
+        directory: of the group; it holds the recipe.
+        name: of the member, and of its directory.
+        settings: as in `run_group`.
+        until: the share.
+        resume: go on from its newest checkpoint, if it has one.
+        start: as in `run_group`.
+
+    Returns:
+        Whether it is finished, rather than paused.
+
+    Raises: as `run_group`.
+    """
+    again = "--resume" if resume and any((directory / name / "checkpoints").glob("step-*")) else "--overwrite"
+    how = [again] if until == 1 else [again, f"--until={until}"]
+    command = ["run", str(directory / "recipe.yaml"), *how, f"name={name}", f"output={directory}", *settings]
+    return _finished(name, _wait((start or start_process)(command)))
+
+
+def prepare_group(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    """Make the group's directory, with its recipe, or refuse it before any long work. Raises UserError."""
+    require(recipe.tracking)
+    directory = recipe.directory
+    if overwrite and not resume and (directory / "recipe.yaml").exists():
+        for path in directory.iterdir():
+            if path.name != LOCK:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if (directory / "recipe.yaml").exists() and not resume:
+        raise UserError(
+            f"{directory} holds runs already: add --resume to finish them, --overwrite to start anew, or name=..."
+        )
+    if (directory / "recipe.yaml").exists():
+        refuse_changes(recipe, directory / "recipe.yaml", except_for=_MAY_CHANGE)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {directory}: {error.strerror}; change `output`") from None
+    save_recipe(recipe, directory / "recipe.yaml")
+
+
+def _finished(name: str, code: int) -> bool:
+    """What a member's exit code says: whether it is finished, rather than paused."""
+    if code == Paused.exit_code:
+        return False
+    number = -code if code < 0 else code - 128  # a process that had no answer to the signal yet, or one that had
+    if number in (signal.SIGINT, signal.SIGTERM):
+        raise Interrupted(number, "stopped; nothing is lost: go on with the same command and --resume")
+    if code:
+        raise UserError(f"{name} failed (exit code {code}); mend it and go on with the same command and --resume")
+    return True
+
+
+def _wait(process: Process) -> int:
+    """Signals that stop us are passed on, so that a run saves itself."""
+    passed_on: list[int] = []
+
+    def pass_on(number: int, frame: Any) -> None:
+        passed_on.append(number)
+        process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = process.wait()
+        return code if code or not passed_on else 128 + passed_on[0]  # it had come to its end already
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

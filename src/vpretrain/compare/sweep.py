@@ -1,0 +1,340 @@
+"""`vpretrain sweep`: settings searched for under a fixed budget a trial, with Optuna.
+
+Each trial is a run in a directory of its own. It pauses at equal shares of its budget, where its score decides whether it goes
+on: the rate is constant after warm-up, so that a score half-way is that of a run of half the budget.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import RootModel, ValidationError, model_validator
+from rich.table import Table
+
+from vpretrain.compare.runs import prepare_group, run_member
+from vpretrain.config import Recipe, Strict
+from vpretrain.console import console, minutes
+from vpretrain.errors import UserError
+from vpretrain.files import read_lines, write_whole
+from vpretrain.plot import pyplot
+from vpretrain.recipe import parse_recipe, room, save_recipe, with_overrides
+from vpretrain.run.lock import locked
+from vpretrain.run.versions import versions
+
+try:
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+except ImportError:
+    raise UserError('sweeps need a package: pip install "vpretrain[sweep]"') from None
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+_UNPRUNED = 5  # trials before the first one can be ended early, and before importances mean anything
+_LATE = 0.1  # of a rung: so long after a score the run pauses, so that the score is there
+
+
+class Dimension(Strict):
+    """What one setting may be: `choices`, or numbers from `low` to `high` (whole ones if both are), on a `log` scale or not."""
+
+    choices: tuple[str | int | float | bool | None, ...] | None = None
+    low: int | float | None = None
+    high: int | float | None = None
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Dimension:
+        ranged = self.low is not None and self.high is not None
+        if ranged == (self.choices is not None) or (self.low is None) != (self.high is None):
+            raise ValueError("give either choices, or low and high")
+        if self.choices is not None and len(set(self.choices)) < 2:
+            raise ValueError("choices must be two or more")
+        if (
+            self.low is not None
+            and self.high is not None
+            and not (self.low < self.high and (self.low > 0 or not self.log))
+        ):
+            raise ValueError("low must be below high, and above 0 on a log scale")
+        return self
+
+    def suggest(self, trial: optuna.Trial, field: str) -> Any:
+        """A value for a trial."""
+        if self.choices is not None:
+            return trial.suggest_categorical(field, self.choices)
+        assert self.low is not None
+        assert self.high is not None
+        if isinstance(self.low, int) and isinstance(self.high, int):
+            return trial.suggest_int(field, self.low, self.high, log=self.log)
+        return trial.suggest_float(field, self.low, self.high, log=self.log)
+
+
+class Space(RootModel[dict[str, Dimension]]):
+    """Settings of a recipe by their dotted names, each with what it may be."""
+
+
+def load_space(path: str | Path) -> dict[str, Dimension]:
+    """Read a space. Raises UserError: it is missing, or does not fit."""
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        space = Space.model_validate(data).root
+    except OSError as error:
+        raise UserError(f"cannot read the space {path}: {error.strerror}; recipes/sweeps/ holds ready ones") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+    if not space:
+        raise UserError(
+            f"{path} names no setting: write for instance optimizer.lr: {{low: 1.0e-6, high: 1.0e-4, log: true}}"
+        )
+    return space
+
+
+def sweep(
+    recipe: Recipe,
+    space: dict[str, Dimension],
+    *,
+    trials: int,
+    rungs: int = 3,
+    objective: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Search, one trial after the other; returns and writes sweep.json, and the best recipe as best.yaml.
+
+    Trial n is proposed by a sampler (TPE) of seed `recipe.seed + n` from the trials before it, so that an interrupted sweep
+    goes on as it would have. A trial ends early if its score at a rung is worse than the median there, after the first five.
+
+    Args:
+        recipe: what all trials share, the budget among it. Its evaluation is what settings are chosen on: give it problems
+            that nothing is reported on.
+        space: what is searched.
+        trials: how many in all.
+        rungs: shares of the budget at which a trial's score is looked at, its end included.
+        objective: a figure of the evaluation; None: the first that the modality has.
+        resume: go on with the trials that are missing.
+        overwrite: throw away an earlier sweep of this name.
+
+    Raises:
+        UserError: a setting does not exist, the directory is taken, or no trial of the first five could run.
+        Interrupted: a signal stopped it, after the running trial had saved itself.
+    """
+    objectives = room(recipe.modality, "metrics").OBJECTIVES
+    if objective is not None and objective not in objectives:
+        raise UserError(f"unknown objective {objective}: choose from {', '.join(objectives)}")
+    key = objective or next(iter(objectives))
+    recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"points": rungs})})
+    for field, dimension in space.items():
+        _refuse_unusable(recipe, field, dimension)
+    with locked(recipe.directory):
+        prepare_group(recipe, resume=resume, overwrite=overwrite)
+        return _search(recipe, space, trials, rungs, key, objectives[key][0] > 0)
+
+
+def _search(
+    recipe: Recipe, space: dict[str, Dimension], trials: int, rungs: int, key: str, more_is_better: bool
+) -> dict[str, Any]:
+    _keep_space(recipe.directory / "space.json", space)
+    study = optuna.create_study(
+        study_name=recipe.name,
+        storage=optuna.storages.JournalStorage(JournalFileBackend(str(recipe.directory / "study.journal"))),
+        direction="maximize" if more_is_better else "minimize",
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=_UNPRUNED),
+        load_if_exists=True,
+    )
+    start = time.monotonic()
+    for number in range(trials):
+        told = _trial(study, recipe, space, number, key=key, rungs=rungs)
+        left = (time.monotonic() - start) / (number + 1) * (trials - number - 1)
+        console.print(f"trial {number}: {told}; {minutes(left)} left", highlight=False, soft_wrap=True)
+        if number + 1 == _UNPRUNED and not _completed(study):
+            raise UserError(f"none of the first {_UNPRUNED} trials came to its end; the last one: {told}")
+    results = _results(study, recipe, space, key)
+    write_whole(recipe.directory / "sweep.json", json.dumps(results, indent=1))
+    return results
+
+
+def sweep_table(results: dict[str, Any]) -> Table:
+    """The trials for a terminal, best first."""
+    view = Table(title=f"{results['objective']} ({results['direction']}), {len(results['trials'])} trials")
+    for column in ("trial", results["objective"], "state", *results["space"]):
+        view.add_column(column, justify="left" if column == "state" else "right")
+    sign = 1 if results["direction"] == "minimize" else -1
+    worst = [trial for trial in results["trials"] if trial["value"] is None]
+    ranked = sorted(
+        (trial for trial in results["trials"] if trial["value"] is not None), key=lambda t: sign * t["value"]
+    )
+    for trial in [*ranked, *worst]:
+        value = "-" if trial["value"] is None else f"{trial['value']:.4f}"
+        settings = (_shown(trial["settings"].get(field)) for field in results["space"])
+        view.add_row(str(trial["number"]), value, trial["state"], *settings)
+    return view
+
+
+def draw_sweep(results: dict[str, Any], file: Path) -> Path | None:
+    """The objective by trial, and by each setting, those that mattered most first; None without matplotlib."""
+    plot = pyplot()
+    if plot is None:
+        return None
+    done = [trial for trial in results["trials"] if trial["value"] is not None]
+    fields = sorted(results["space"], key=lambda field: -results["importances"].get(field, 0.0))
+    picture, axes = plot.subplots(
+        1, 1 + len(fields), figsize=(3.2 * (1 + len(fields)), 3.4), layout="constrained", sharey=True
+    )
+    axes[0].plot([trial["number"] for trial in done], [trial["value"] for trial in done], "o", markersize=4)
+    best = next(trial for trial in done if trial["number"] == results["best"])
+    axes[0].set_xlabel("trial")
+    axes[0].set_ylabel(f"{results['objective']} ({results['direction']})")
+    for axis, field in zip(axes[1:], fields, strict=True):
+        values = [trial["settings"][field] for trial in done]
+        if results["space"][field]["choices"] is not None:  # in the order of the space
+            names = [_shown(choice) for choice in results["space"][field]["choices"]]
+            values = [names.index(_shown(value)) for value in values]
+            axis.set_xticks(range(len(names)), names)
+        elif results["space"][field]["log"]:
+            axis.set_xscale("log")
+        axis.plot(values, [trial["value"] for trial in done], "o", markersize=4)
+        axis.plot([values[done.index(best)]], [best["value"]], "*", color="C3", markersize=11, label="best")
+        importance = results["importances"].get(field)
+        axis.set_title("" if importance is None else f"importance {importance:.0%}", fontsize=9)
+        axis.set_xlabel(field)
+    axes[-1].legend(fontsize=8)
+    picture.savefig(file, dpi=120)
+    plot.close(picture)
+    return file
+
+
+def _refuse_unusable(recipe: Recipe, field: str, dimension: Dimension) -> None:
+    """Raises UserError if the recipe takes none of a setting's values: its name is wrong, or its unit."""
+    error = None
+    for value in dimension.choices or (dimension.low, dimension.high):
+        try:
+            _with(recipe, {field: value})
+            return
+        except UserError as refused:
+            error = refused
+    raise UserError(f"space: {error}")
+
+
+def _keep_space(file: Path, space: dict[str, Dimension]) -> None:
+    """Trials of different spaces would be told apart by nothing. Raises UserError if another one was begun with."""
+    text = json.dumps({field: dimension.model_dump(mode="json") for field, dimension in space.items()}, indent=1)
+    if file.exists() and file.read_text(encoding="utf-8") != text:
+        raise UserError(f"{file.parent} was begun with another space: go on with that one, or --overwrite")
+    write_whole(file, text)
+
+
+def _trial(
+    study: optuna.Study, recipe: Recipe, space: dict[str, Dimension], number: int, *, key: str, rungs: int
+) -> str:
+    """Bring one trial to its end, wherever it stands; returns what became of it."""
+    known = study.get_trials(deepcopy=False)
+    if number < len(known) and known[number].state.is_finished():
+        return "finished already"
+    study.sampler = optuna.samplers.TPESampler(seed=recipe.seed + number)
+    trial = study.ask() if number == len(known) else optuna.Trial(study, known[number]._trial_id)
+    chosen = {field: dimension.suggest(trial, field) for field, dimension in space.items()}
+    directory = recipe.directory / f"trial-{number}"
+    told = " ".join(f"{field}={_shown(value)}" for field, value in chosen.items())
+    try:
+        _with(recipe, chosen)
+    except UserError as error:
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        return f"{told}: {error}"
+    seen = len(study.get_trials(deepcopy=False)[number].intermediate_values)
+    for rung in range(seen + 1, rungs + 1):
+        until = 1.0 if rung == rungs else (rung + _LATE) / rungs
+        try:
+            if (directory / "result.json").exists() or run_member(
+                recipe.directory, directory.name, _settings(chosen), until=until, resume=True
+            ):
+                break
+        except UserError as error:  # its own line stands above: out of memory, a loss that is no number ...
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            return f"{told}: {error}"
+        scores = read_lines(directory / "scores.jsonl")
+        if len(scores) < rung:  # so few steps that the next one had been the one that is scored
+            continue
+        if scores[rung - 1][key] is None:
+            raise UserError(f"the evaluation does not measure {key}: choose another --objective")
+        trial.report(scores[rung - 1][key], rung)
+        if trial.should_prune():
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+            return f"{told}: left off at rung {rung} with {key} {scores[rung - 1][key]:.4f}"
+    value = json.loads((directory / "result.json").read_text(encoding="utf-8"))[key]
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+    if value is None or not math.isfinite(value):
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        return f"{told}: {key} is {value}"
+    study.tell(trial, value)
+    for other in _completed(study):  # of all the models only the best one's is kept
+        if other.number != study.best_trial.number:
+            shutil.rmtree(recipe.directory / f"trial-{other.number}" / "model", ignore_errors=True)
+    return f"{told}: {key} {value:.4f} (best: {study.best_value:.4f}, trial {study.best_trial.number})"
+
+
+def _results(study: optuna.Study, recipe: Recipe, space: dict[str, Dimension], key: str) -> dict[str, Any]:
+    completed = _completed(study)
+    if not completed:
+        raise UserError("no trial came to its end; see the lines above")
+    best = study.best_trial
+    save_recipe(
+        _with(recipe, best.params).model_copy(update={"name": f"{recipe.name}-best"}), recipe.directory / "best.yaml"
+    )
+    return {
+        "objective": key,
+        "direction": study.direction.name.lower(),
+        "best": best.number,
+        "importances": _importances(study),
+        "trials": [
+            {
+                "number": trial.number,
+                "state": trial.state.name.lower(),
+                "value": trial.value if trial.state.name == "COMPLETE" else None,
+                "settings": trial.params,
+                "rungs": {str(rung): value for rung, value in trial.intermediate_values.items()},
+            }
+            for trial in study.get_trials(deepcopy=False)
+        ],
+        "space": {field: dimension.model_dump(mode="json") for field, dimension in space.items()},
+        "recipe": recipe.model_dump(mode="json"),
+        "versions": versions(),
+    }
+
+
+def _importances(study: optuna.Study) -> dict[str, float]:
+    """Shares of what the settings made of the objective (PED-ANOVA); none where trials are few, or all as good."""
+    if len(_completed(study)) < _UNPRUNED:
+        return {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        try:
+            return optuna.importance.get_param_importances(study)
+        except UserWarning:
+            return {}
+
+
+def _completed(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
+
+
+def _with(recipe: Recipe, chosen: Mapping[str, Any]) -> Recipe:
+    return parse_recipe(with_overrides(recipe.model_dump(mode="json"), _settings(chosen)))
+
+
+def _settings(chosen: Mapping[str, Any]) -> list[str]:
+    return [f"{field}={json.dumps(value)}" for field, value in chosen.items()]
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

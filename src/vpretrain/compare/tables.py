@@ -1,0 +1,190 @@
+"""What a comparison looks like: a table, what must be known beside it, curves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from vpretrain.compare.results import SECONDS_TOLERANCE, START, run_name
+from vpretrain.config import Recipe
+from vpretrain.files import read_lines
+from vpretrain.plot import pyplot
+from vpretrain.recipe import room
+
+FEW_UPDATES = 10  # meta updates, before which a designer is close to its start
+SLOW = 0.7  # of the baseline's rate; the least that V has had undisturbed is 0.72 (benchmarks/gsm8k.json)
+
+
+def table(results: dict[str, Any], recipe: Recipe) -> Table:
+    """The results for a terminal."""
+    matched = "training time" if by_minutes(results["arms"], recipe) else "steps"
+    title = f"{recipe.name}: {room(recipe.modality, 'metrics').HEADLINE} after equal {matched}"
+    return grid(title, cells(results["arms"], recipe))
+
+
+def grid(title: str, rows: Sequence[Sequence[str]]) -> Table:
+    """Texts for a terminal, narrow enough for 80 columns; the first row names the columns, the first column the rows."""
+    view = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    for number, column in enumerate(rows[0]):
+        view.add_column(column, justify="right" if number else "left", vertical="bottom")
+    for row in rows[1:]:
+        view.add_row(*map(escape, row))
+    return view
+
+
+def cells(arms: Mapping[str, dict[str, Any]], recipe: Recipe) -> list[list[str]]:
+    """The table's texts, row by row; the first row names the columns."""
+    figures, unit = room(recipe.modality, "metrics"), recipe.unit
+    shown = {name: [show(arm) for arm in arms.values()] for name, show in figures.COLUMNS.items()}
+    shown = {name: column for name, column in shown.items() if set(column) != {"-"}}  # what was measured
+    rows = [["arm", *shown, "steps", unit, "seconds", f"{unit}/s", "peak memory"]]
+    for number, (name, arm) in enumerate(arms.items()):
+        rate = arm[f"{unit}_per_s"]
+        rows.append(
+            [
+                name,
+                *(column[number] for column in shown.values()),
+                f"{arm['steps']:,.0f}",
+                f"{arm[unit]:,.0f}",
+                f"{arm['seconds']:.1f}",
+                "-" if rate is None else f"{rate:.3g}" if rate < 100 else f"{rate:.0f}",
+                f"{arm['peak_memory_bytes'] / 2**30:.2f} GiB",
+            ]
+        )
+    return rows
+
+
+def remarks(results: dict[str, Any], recipe: Recipe) -> list[str]:
+    """What a reader of the table must know besides: differences with intervals, unequal times, idle designers."""
+    figures = room(recipe.modality, "metrics")
+    trained = {name: arm for name, arm in results["arms"].items() if arm["steps"]}
+    designed, seeds = room(recipe.modality, "config").DESIGNED, len(results["seeds"])
+    over = f", paired over {figures.CASES}" + (f" and {seeds} seeds" if seeds > 1 else "")
+    parts = [("", results["differences"], over)]
+    for axis, matched in results.get("matched", {}).items():
+        found = {key: matched[key]["differences"] for key in results["of"]}
+        parts.append((f"after {matched['at']:,.0f} {axis}, ", found, ""))
+    for domain, of_domain in results.get("by_domain", {}).items():
+        found = {key: of_domain[key]["differences"] for key in results["of"]}
+        parts.append((f"domain {domain}, ", found, ""))
+    lines = [
+        f"{where}{name} minus {other}: {interval(differences[key][name][other], unit)}{how}"
+        for where, differences, how in parts
+        for key, unit in results["of"].items()
+        for name, other in pairs(trained, recipe.baseline)
+    ]
+    for name, arm in trained.items():
+        if arm["meta_updates"]:
+            means = "".join(f"{key.replace('_', ' ')} {arm[key]:.3f}, " for key in arm if key.startswith("mean_"))
+            lines.append(f"{name}: {means}{arm['meta_updates']:g} meta update{'' if arm['meta_updates'] == 1 else 's'}")
+        if "warning" in arm:
+            lines.append(f"warning: {name}: {arm['warning']}")
+        if arm["arm"] in designed and 0 < arm["meta_updates"] < FEW_UPDATES:
+            lines.append(
+                f"warning: {name} had under {FEW_UPDATES} meta updates, so its designer has hardly begun; raise the budget"
+            )
+    return lines + _disturbances(trained, recipe)
+
+
+def by_minutes(arms: Mapping[str, dict[str, Any]], recipe: Recipe) -> bool:
+    """Whether a budget's minutes ended the runs, or some of them, and not its steps."""
+    return bool(recipe.budget.minutes) and any(run["steps"] != recipe.budget.steps for run in _runs(arms))
+
+
+def unequal(arms: Mapping[str, dict[str, Any]], recipe: Recipe) -> bool:
+    """Whether arms that had the same minutes trained for different times: a run ends with a step."""
+    seconds = [run["seconds"] for run in _runs(arms)]
+    return by_minutes(arms, recipe) and max(seconds) > (1 + SECONDS_TOLERANCE) * min(seconds)
+
+
+def _runs(arms: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that trained, one a seed."""
+    return [run for arm in arms.values() if arm["steps"] for run in arm.get("runs", [arm])]
+
+
+def _disturbances(trained: Mapping[str, dict[str, Any]], recipe: Recipe) -> list[str]:
+    """What speaks against a comparison by time."""
+    lines, rate, budget = [], f"{recipe.unit}_per_s", recipe.budget
+    if unequal(trained, recipe):
+        why, remedy = "a run ends with a step", "raise budget.minutes"
+        if any(run["steps"] == budget.steps for run in _runs(trained)):
+            why, remedy = "budget.steps ended some of the runs", "leave it out"
+        lines.append(f"warning: training times differ by more than {SECONDS_TOLERANCE:.0%}, as {why}; {remedy}")
+    base, steered = trained.get(recipe.baseline, {}).get(rate), room(recipe.modality, "config").STEERED
+    for name, arm in trained.items():
+        if base and arm["arm"] in steered and arm[rate] < SLOW * base:
+            lines.append(
+                f"warning: {name} read {recipe.unit} at {arm[rate] / base:.0%} of {recipe.baseline}'s rate; where "
+                "`vpretrain profile` does not say why, something else used the machine: run again alone, or with --rounds 4"
+            )
+    return lines
+
+
+def draw_curves(recipe: Recipe, results: dict[str, Any]) -> Path | None:
+    """As a picture: loss, gate and value against training seconds, whichever there are; scores where they were taken.
+
+    A thin line is a seed. None without matplotlib, and where no arm has made a step.
+    """
+    plot = pyplot()
+    if plot is None or not any(arm["steps"] for arm in results["arms"].values()):
+        return None
+    figures, unit = room(recipe.modality, "metrics"), recipe.unit
+    panels = [("metrics", "seconds", key, title) for key, title in figures.CURVES.items()]
+    if recipe.evaluation.points:
+        key, (_, title) = next(iter(figures.OBJECTIVES.items()))
+        panels += [("scores", axis, key, title) for axis in ("seconds", unit)]
+    drawn = [(panel, curves) for panel in panels if (curves := list(_curves(recipe, results, *panel[:3])))]
+    picture, axes = plot.subplots(1, len(drawn), figsize=(4.3 * len(drawn), 3.8), layout="constrained", squeeze=False)
+    for axis, ((file, x, _, title), curves) in zip(axes[0], drawn, strict=True):
+        for index, number, arm, points in curves:
+            axis.plot(
+                *zip(*points, strict=True),
+                label=arm if number == 0 else None,
+                color=f"C{index % 10}",
+                linestyle=["-", "--", ":", "-."][index % 4],
+                linewidth=1.5 if len(results["seeds"]) == 1 else 0.8,
+                marker="." if file == "scores" else None,
+            )
+        axis.set_xlabel("training seconds" if x == "seconds" else x)
+        axis.set_title(title)
+        axis.legend(fontsize=8)
+    picture.savefig(recipe.directory / "curves.png", dpi=120)
+    plot.close(picture)
+    return recipe.directory / "curves.png"
+
+
+def _curves(
+    recipe: Recipe, results: dict[str, Any], file: str, x: str, y: str
+) -> Iterator[tuple[int, int, str, list[tuple[float, float]]]]:
+    """(arm's number, seed's number, arm, points) of all runs that have any of y, which is not 0 throughout."""
+    for index, arm in enumerate(name for name, figures in results["arms"].items() if figures["steps"]):
+        for number, seed in enumerate(results["seeds"]):
+            run = recipe.directory / run_name(arm, seed, results["seeds"])
+            points = [(line[x], line[y]) for line in _lines(run, file, results) if line.get(y) is not None]
+            if points and (file == "scores" or y == "loss" or any(value for _, value in points)):
+                yield index, number, arm, points
+
+
+def _lines(run: Path, file: str, results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of a run's log; scores with the untouched learner before and the result behind."""
+    lines = read_lines(run / f"{file}.jsonl")
+    if file == "metrics":
+        return lines
+    return [results["arms"][START], *lines, json.loads((run / "result.json").read_text(encoding="utf-8"))]
+
+
+def pairs(trained: dict[str, Any], baseline: str) -> list[tuple[str, str]]:
+    """Which differences are told: of every arm from the baseline, then of V from every other."""
+    pairs = [(name, baseline) for name in trained if name != baseline and baseline in trained]
+    return pairs + [("v", name) for name in trained if "v" in trained and name not in ("v", baseline)]
+
+
+def interval(difference: Mapping[str, float], of: str) -> str:
+    """A difference with its unit."""
+    return f"{difference['mean']:+.4f} {of}, 95 % interval [{difference['low']:+.4f}, {difference['high']:+.4f}]"

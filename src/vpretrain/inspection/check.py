@@ -1,0 +1,38 @@
+"""What `vpretrain check` does in every modality: one meta update and one learner step, on a tiny copy of the learner."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+from vpretrain.config import Recipe
+from vpretrain.errors import UserError
+from vpretrain.run.optimizer import AdamW
+from vpretrain.run.parts import Parts
+
+
+def one_step(recipe: Recipe, parts: Parts) -> str:
+    """Says what was done. Raises UserError if no stream row can be aligned with the feedback."""
+    batches = parts.stream.next()
+    optimizer = AdamW(parts.learner.named_parameters(), recipe.effective_optimizer, horizon=1)
+    meta = parts.meta
+    if meta is not None:
+        meta.part = {**meta.part, "rows": 1}
+    with contextlib.nullcontext() if meta is None else meta.rehearsal(batches):
+        if meta is not None and meta.direction is None:
+            raise UserError(
+                "value.domains=matched, but no stream row has a domain of the feedback "
+                f"({', '.join(parts.feedback.weights)}): name the domains alike, or set value.domains=sum"
+            )
+        with torch.no_grad():
+            inputs = parts.construction.inputs(batches[0])
+        state = parts.learner.forward(inputs)
+        with torch.no_grad():
+            task = parts.construction.targets(inputs, state.detach()).detach()
+        loss = parts.learner.loss(state, task)
+        loss.backward()
+    optimizer.step(float(loss.detach()))
+    parts.learner.after_step([task], optimizer.progress)
+    done = "a learner step" if meta is None else "a meta update and a learner step"
+    return f"{done} on a tiny copy of the learner: fine"

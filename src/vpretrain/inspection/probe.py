@@ -1,0 +1,144 @@
+"""`vpretrain probe`: does the value predict what a step does? The drop of the feedback's loss, foretold and as it came.
+
+For the realised step d of the learner's optimizer the first-order prediction is -<g_down, d> (Eq 35), over all parameters and
+over S alone. Each step is judged on one feedback batch, before and after.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vpretrain.config import Recipe
+from vpretrain.console import steady
+from vpretrain.files import write_whole
+from vpretrain.method.algorithm import StepRecord
+from vpretrain.method.protocols import Parameters
+from vpretrain.method.value import gradient
+from vpretrain.plot import pyplot
+from vpretrain.recipe import room
+from vpretrain.run.optimizer import AdamW
+from vpretrain.run.parts import Parts
+from vpretrain.run.train import begin, train
+
+
+class OneStepProbe:
+    """Watches a learner from outside: it has no optimizer and changes nothing.
+
+    Args:
+        parts: of the run.
+        subset: names of the parameters in S.
+    """
+
+    def __init__(self, parts: Parts, subset: tuple[str, ...]) -> None:
+        self.parts, self.subset = parts, subset
+        self.steps: list[dict[str, float]] = []
+        self._look()
+
+    def __call__(self, record: StepRecord) -> None:
+        """Judge the step that was just made, and look ahead to the next one."""
+        with torch.no_grad():
+            step = {name: theta - self._theta[name] for name, theta in self._now().items()}
+            products = {name: float((self._g_down[name].double() * d.double()).sum()) for name, d in step.items()}
+        self.steps.append(
+            {
+                "step": record.step,
+                "realised": self._loss - self._evaluate(),
+                "predicted": -sum(products.values()),
+                "predicted_subset": -sum(products[name] for name in self.subset),
+            }
+        )
+        self._look()
+
+    def _look(self) -> None:
+        """A new feedback batch: its loss and its gradient here."""
+        self._feedback = copy.deepcopy(self.parts.feedback.next())  # vision's heads move on with every feedback batch
+        self._theta = {name: theta.clone() for name, theta in self._now().items()}
+        self._loss = self._evaluate()
+        with self.parts.learner.meta_mode():
+            self._g_down = gradient(self._weighted, self._theta)
+
+    def _evaluate(self) -> float:
+        with torch.no_grad(), self.parts.learner.meta_mode():
+            return float(self._weighted(self._now()).double())
+
+    def _weighted(self, parameters: Parameters) -> torch.Tensor:
+        """L_down over all domains by their weights (Eq 18)."""
+        weights = self.parts.feedback.weights
+        losses = [weights[d] * self.parts.learner.evaluate(batch, parameters) for d, batch in self._feedback.items()]
+        return torch.stack(losses).sum()
+
+    def _now(self) -> Parameters:
+        return {name: theta.detach() for name, theta in self.parts.learner.named_parameters()}
+
+
+def probe(recipe: Recipe, steps: int) -> dict[str, Any]:
+    """Make some steps of a recipe's run with a probe at each; returns and writes probe.json.
+
+    Returns:
+        `steps`: step, predicted and realised drops, in units of the evaluator's loss; `full` and `subset`: Pearson's r, and the
+        slope of realised on predicted.
+
+    Raises:
+        UserError: the recipe cannot work.
+    """
+    parts = begin(recipe)
+    if parts.warm_up is not None:
+        parts.warm_up()
+    optimizer = AdamW(
+        parts.learner.named_parameters(), recipe.effective_optimizer, horizon=recipe.budget.steps or steps
+    )
+    observer = OneStepProbe(parts, room(recipe.modality, "assemble").subset_of(recipe, parts.learner))
+    with steady("             probe", steps) as done:
+
+        def after_step(record: StepRecord) -> None:
+            observer(record)
+            done(record.step + 1)
+
+        train(recipe, parts, optimizer, steps=range(steps), after_step=after_step)
+    results = {
+        "arm": recipe.arm,
+        "full": agreement(observer.steps, "predicted"),
+        "subset": agreement(observer.steps, "predicted_subset"),
+        "steps": observer.steps,
+        "recipe": recipe.model_dump(mode="json"),
+    }
+    recipe.directory.mkdir(parents=True, exist_ok=True)
+    write_whole(recipe.directory / "probe.json", json.dumps(results, indent=1))
+    return results
+
+
+def agreement(steps: list[dict[str, float]], key: str) -> dict[str, float]:
+    """Pearson's r of predicted and realised drops, and the slope of realised on predicted (1 if the first order is all)."""
+    predicted, realised = [step[key] for step in steps], [step["realised"] for step in steps]
+    return {
+        "pearson_r": statistics.correlation(predicted, realised),
+        "slope": statistics.linear_regression(predicted, realised).slope,
+    }
+
+
+def draw_probe(results: dict[str, Any], file: Path) -> Path | None:
+    """Realised against predicted drops, for all parameters and for S; None without matplotlib."""
+    plot = pyplot()
+    if plot is None:
+        return None
+    picture, axes = plot.subplots(1, 2, figsize=(9, 4), layout="constrained", sharey=True)
+    realised = [step["realised"] for step in results["steps"]]
+    for axis, key, which, title in zip(
+        axes, ("predicted", "predicted_subset"), ("full", "subset"), ("all parameters", "S alone"), strict=True
+    ):
+        predicted = [step[key] for step in results["steps"]]
+        axis.axline((0, 0), slope=1, color="grey", linewidth=0.8)
+        axis.plot(predicted, realised, "o", markersize=4)
+        axis.set_xlabel("predicted drop of the feedback loss")
+        found = results[which]
+        axis.set_title(f"{title}: r = {found['pearson_r']:.3f}, slope {found['slope']:.2f}")
+    axes[0].set_ylabel("realised drop")
+    picture.savefig(file, dpi=120)
+    plot.close(picture)
+    return file

@@ -1,0 +1,108 @@
+"""`vpretrain profile`: where a step's time goes, phase by phase, and what the task designer adds to ordinary pretraining."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from vpretrain.config import Recipe
+from vpretrain.console import steady
+from vpretrain.errors import UserError
+from vpretrain.files import write_whole
+from vpretrain.method.algorithm import StepRecord
+from vpretrain.plot import pyplot
+from vpretrain.run.optimizer import AdamW
+from vpretrain.run.train import begin, train
+from vpretrain.timing import watching
+
+ORDINARY = ("stream", "learner forward", "learner backward", "learner optimizer")  # what the base recipe does as well
+
+
+def profile(recipe: Recipe, steps: int) -> dict[str, Any]:
+    """Time a recipe's steps; returns and writes profile.json.
+
+    Args:
+        recipe: the run. Its burn-in is left out: it says nothing of the steps that follow.
+        steps: rounded up to whole periods of `value.every_steps`, so that meta updates count for their share. One period
+            more, before these, warms up allocators and caches and is not timed.
+
+    Returns:
+        `phases`: name -> microseconds a token (an image, in vision); `added`: their sum over what ordinary pretraining has
+        not, and its ratio to the rest.
+
+    Raises:
+        UserError: the recipe cannot work.
+    """
+    recipe = recipe.model_copy(update={"designer": recipe.designer.model_copy(update={"burn_in_steps": 0})})
+    period = recipe.value.every_steps
+    steps = -(-steps // period) * period
+    parts = begin(recipe)
+    if parts.train is not None:
+        raise UserError(f"profile times the steps of Algorithm 1, and arm={recipe.arm} has a trainer of its own")
+    if parts.warm_up is not None:
+        parts.warm_up()
+    optimizer = AdamW(
+        parts.learner.named_parameters(), recipe.effective_optimizer, horizon=recipe.budget.steps or steps
+    )
+    read = 0
+    with steady("           profile", steps + period) as done:
+
+        def after_step(record: StepRecord) -> None:
+            nonlocal read
+            read += record.tokens
+            done(record.step + 1)
+
+        train(recipe, parts, optimizer, steps=range(period), after_step=after_step)
+        read = 0
+        with watching() as watch:
+            train(recipe, parts, optimizer, steps=range(period, period + steps), after_step=after_step)
+    phases = {name: 1e6 * seconds / read for name, seconds in watch.seconds.items()}
+    ordinary = sum(phases[name] for name in ORDINARY)
+    added = sum(phases.values()) - ordinary
+    results = {
+        "arm": recipe.arm,
+        "unit": recipe.unit,
+        "steps": steps,
+        recipe.unit: read,
+        "phases": phases,
+        "added": {"microseconds": added, "ratio": added / ordinary},
+        "threads": torch.get_num_threads(),
+        "recipe": recipe.model_dump(mode="json"),
+    }
+    recipe.directory.mkdir(parents=True, exist_ok=True)
+    write_whole(recipe.directory / "profile.json", json.dumps(results, indent=1))
+    return results
+
+
+def profile_table(results: dict[str, Any]) -> Table:
+    """The phases for a terminal, dearest first."""
+    unit, total = results["unit"].removesuffix("s"), sum(results["phases"].values())
+    view = Table(title=f"{results['arm']}: {results['steps']} steps, {1e6 / total:.4g} {results['unit']}/s")
+    for column in ("phase", f"microseconds a {unit}", "share"):
+        view.add_column(column, justify="left" if column == "phase" else "right")
+    for name, cost in sorted(results["phases"].items(), key=lambda item: -item[1]):
+        view.add_row(name, f"{cost:.2f}", f"{cost / total:.1%}")
+    return view
+
+
+def draw_profile(results: dict[str, Any], file: Path) -> Path | None:
+    """The phases as bars, what ordinary pretraining has not in another colour; None without matplotlib."""
+    plot = pyplot()
+    if plot is None:
+        return None
+    picture, axis = plot.subplots(figsize=(7, 3.6), layout="constrained")
+    names = sorted(results["phases"], key=results["phases"].get)
+    for which, colour, hatch in ((True, "C0", ""), (False, "C1", "//")):
+        chosen = [name for name in names if (name in ORDINARY) is which]
+        label = "ordinary pretraining" if which else f"added: {results['added']['ratio']:.1%} of it"
+        axis.barh(chosen, [results["phases"][n] for n in chosen], color=colour, hatch=hatch, label=label)
+    axis.set_xlabel(f"microseconds a {results['unit'].removesuffix('s')}")
+    axis.set_title(f"{results['arm']}: where a step's time goes")
+    axis.legend(loc="lower right")
+    picture.savefig(file, dpi=120)
+    plot.close(picture)
+    return file

@@ -1,0 +1,295 @@
+"""V-pretraining for a loop that is not ours: from a model and a few rows of feedback to the loss of a step.
+
+Shapes: B rows, T tokens a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from vpretrain import distributed
+from vpretrain.errors import UserError
+from vpretrain.language.assemble import check_candidates, steered
+from vpretrain.language.config import CHOSEN, PAPER, DesignerConfig, ValueConfig
+from vpretrain.language.data.encode import encode
+from vpretrain.language.data.source import Example
+from vpretrain.language.model.batch import TokenBatch
+from vpretrain.language.model.learner import LanguageLearner
+from vpretrain.language.task.construction import OneHot
+from vpretrain.order import Shuffled
+from vpretrain.run.checkpoint import checkpoints, load_newest, save_checkpoint
+from vpretrain.run.optimizer import adamw_metric
+from vpretrain.run.state import captured_meta, fitting, restore_meta
+
+NO_TARGET = -100  # transformers' label of a token that is not predicted
+_DOMAIN = "general"  # rows of other people's loops name none
+_READ = {"input_ids", "labels", "attention_mask", "position_ids"}
+
+
+class VPretraining:
+    """What V-pretraining adds to a training loop: `losses` takes the place of the model's own loss::
+
+        v = VPretraining(model, feedback_rows(pairs, tokenizer))
+        for step, batches in enumerate(...):
+            for loss in v.losses(step, batches, optimizer=optimizer):
+                loss.backward()
+            optimizer.step()
+
+    The optimizer stays the loop's own: of AdamW the second moments are read, and nothing is kept or changed.
+
+    Args:
+        model: a causal language model of transformers (or a PEFT model around one), in float32, on its device.
+        feedback: rows with `input_ids` and `labels` (-100: not predicted), as `feedback_rows` makes them. They steer, and are
+            never trained on: keep them out of the batches.
+        arm: v, or v-exact, v-learned, v-paper.
+        designer, value: the sections of a recipe. `value.domains` says nothing here: there is one domain.
+        feedback_batch_size: rows of feedback in one meta update.
+        bf16: the learner's own passes, and the feedback's, are under bf16 autocast.
+        seed: of the initial designer and of the feedback's order.
+        replicated: several processes hold the model, each with rows of its own, and what averages their gradients sees a
+            forward pass for every loss, as `VPretrainTrainer` arranges for DDP. They share out the feedback.
+
+    Attributes:
+        record: what the last step did: `alpha`, its mean gate, and if it made a meta update what `MetaUpdate` says of it.
+
+    Raises:
+        UserError: something cannot work; the message says what and how to mend it.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        feedback: Iterable[Mapping[str, Any]],
+        *,
+        arm: Literal["v", "v-exact", "v-learned", "v-paper"] = "v",
+        designer: DesignerConfig | None = None,
+        value: ValueConfig | None = None,
+        feedback_batch_size: int = 8,
+        bf16: bool = False,
+        seed: int = 0,
+        replicated: bool = False,
+    ) -> None:
+        self.designer_config, self.value_config = designer or DesignerConfig(), value or ValueConfig()
+        if arm == "v-paper":
+            self.value_config = self.value_config.model_copy(update=PAPER)
+        self.record: dict[str, Any] = {}
+        if distributed.size() > 1 and not replicated:
+            raise UserError(
+                "a loop of one's own trains in one process: use VPretrainTrainer under torchrun, or `vpretrain run`"
+            )
+        self._check_settings(model)
+        self.learner = LanguageLearner(model, top_k=self.designer_config.top_k, bf16=bf16, parallel=None)
+        if not self.learner.keeps_documents_apart():
+            raise UserError(
+                f"{type(model).__name__} reads on over padding and into the next document of a row; "
+                "train it by `vpretrain run` with stream.packing=false"
+            )
+        self.feedback = _Rows(feedback, feedback_batch_size, f"{seed}/{_DOMAIN}", self.learner.device)
+        self.construction, self.meta, self.designer = steered(
+            CHOSEN.get(arm, arm),
+            self.learner,
+            self.feedback,
+            self.designer_config,
+            self.value_config,
+            length=self.value_config.length,  # its positions are rotary, and go on beyond any length
+            seed=seed,
+        )
+
+    def losses(
+        self,
+        step: int,
+        batches: Sequence[Mapping[str, Tensor]],
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+        total: float | None = None,
+        progress: float = 0.0,
+    ) -> Iterator[Tensor]:
+        """The losses of a step's micro-batches, which sum up to the step's: lines 2 to 4 of Algorithm 1.
+
+        Go backward through each before taking the next. If one is due, a meta update comes before the first.
+
+        Args:
+            step: number of the learner step, from 0.
+            batches: the micro-batches of one optimizer step, as data collators of transformers give them; see `token_batch`.
+            optimizer: the loop's own. With value.metric=adamw (the default) value and strength are measured in its metric,
+                where it is an Adam; without it, or with another, in the plain one.
+            total: number of targets that each loss is a share of; None: those of these micro-batches.
+            progress: the share of the training that is done. In its last third the strength is not judged any more, which
+                saves time.
+        """
+        learner, burn_in = self.learner, self.designer_config.burn_in_steps
+        learner.module.train(learner.model.training)  # the loop may have switched the model alone
+        # What activation checkpointing puts on the embeddings has no forward mode, and only its reentrant form needs it.
+        learner.module.causal.disable_input_require_grads()
+        rows = [token_batch(batch).to(learner.device) for batch in batches]
+        burnt_in = step >= burn_in
+        self.record = {}
+        if burnt_in and (step - burn_in) % self.value_config.every_steps == 0:
+            aware = self.value_config.metric == "adamw"
+            metric = partial(self._metric, optimizer) if optimizer is not None and aware else None
+            self.record |= self.meta(rows, metric, progress)
+        construction = self.construction if burnt_in else OneHot()
+        weights = [batch.weight for batch in rows]
+        everything = sum(weights)
+        alpha: Tensor | float = 0.0
+        for batch, weight in zip(rows, weights, strict=True):
+            if weight == 0:  # still a graph to go backward through
+                yield torch.stack([0 * p.sum() for _, p in learner.named_parameters()]).sum()
+                continue
+            state = learner.forward(batch)
+            with torch.no_grad():
+                task = construction.targets(batch, state.detach()).detach()
+            alpha = alpha + weight / everything * task.summary()["alpha_N"]
+            self.record["alpha"] = alpha
+            yield learner.loss(state, task) * (weight / (everything if total is None else total))
+
+    def save(self, directory: str | Path) -> None:
+        """Write direction, designer with its optimizer, and cursors; the model is the loop's own to save. Raises UserError."""
+        groups, state = captured_meta(self.meta)
+        if self.designer is not None:
+            groups["designer"] = self.designer.state_dict()
+        state["feedback"] = self.feedback.state_dict()
+        with distributed.alone():  # all processes have the same, and one of them may be asked
+            before = checkpoints(Path(directory))  # of this training, or of another that wrote there
+            number = 1 + int(before[-1].name.removeprefix("step-")) if before else 0
+            save_checkpoint(Path(directory), number, groups, state, keep=1)
+
+    def load(self, directory: str | Path) -> None:
+        """Go on from what `save` has written, bit for bit. Raises UserError."""
+        if not checkpoints(Path(directory)):
+            raise UserError(f"{directory} holds no designer: it is not of a run with V-pretraining, or has lost it")
+        groups, state = load_newest(Path(directory))
+        with fitting():
+            if self.designer is not None:
+                self.designer.load_state_dict(groups["designer"])
+            restore_meta(self.meta, groups, state)
+            self.feedback.load_state_dict(state["feedback"])
+
+    def _metric(self, optimizer: torch.optim.Optimizer, names: Iterable[str]) -> Mapping[str, Tensor] | None:
+        chosen = set(names)
+        return adamw_metric(optimizer, {n: p for n, p in self.learner.named_parameters() if n in chosen})
+
+    def _check_settings(self, model: Any) -> None:
+        check_candidates(self.designer_config, model.config.get_text_config().vocab_size)
+        for name, parameter in model.named_parameters():
+            if any(hasattr(parameter, mark) for mark in ("device_mesh", "ds_id")):  # of a DTensor, of ZeRO-3
+                raise UserError(
+                    "the learner's parameters are sharded, and values need whole ones: use DDP or ZeRO-1/2 in place of FSDP, "
+                    "ZeRO-3 or tensor parallelism"
+                )
+            if parameter.dtype not in (torch.float32, torch.float64):
+                kind = str(parameter.dtype).removeprefix("torch.")
+                raise UserError(
+                    f"{name} is {kind}, and values need float32: load the model with dtype=torch.float32, and set bf16=True"
+                )
+
+
+def feedback_rows(
+    pairs: Iterable[tuple[str, str]], tokenizer: Any, *, length: int | None = None
+) -> list[dict[str, list[int]]]:
+    """Rows of (prompt, response) pairs, the labels on the response and its end token.
+
+    Args:
+        pairs: problems with their verified solutions.
+        tokenizer: the learner's.
+        length: longer rows are cut to this many tokens.
+    """
+    rows = []
+    for prompt, response in pairs:
+        document = encode(Example(prompt, response, _DOMAIN, prompt, response, {}), tokenizer, length)
+        labels = [NO_TARGET] * document.context + list(document.ids[document.context :])
+        rows.append({"input_ids": list(document.ids), "labels": labels})
+    return rows
+
+
+def token_batch(inputs: Mapping[str, Tensor]) -> TokenBatch:
+    """A micro-batch as transformers has it.
+
+    Args:
+        inputs: `input_ids`, [B, T]. `labels`, [B, T]: the ids themselves, or -100 where they are not predicted; without any,
+            all that is no padding is predicted. `attention_mask`, [B, T]: 0 is padding. `position_ids`, [B, T] or [1, T]:
+            attention stays between one 0 and the next, whatever the mask says.
+
+    Raises:
+        UserError: other inputs, a mask of another shape, or labels that are no copy of the ids.
+    """
+    if other := set(inputs) - _READ:
+        raise UserError(f"the batch has {min(other)}, which V-pretraining does not know: leave it out of the data")
+    ids_BT = inputs["input_ids"]
+    mask_BT = inputs.get("attention_mask", torch.ones_like(ids_BT)) != 0
+    if mask_BT.shape != ids_BT.shape:
+        raise UserError(
+            f"attention_mask has the shape {list(mask_BT.shape)}: it must be that of input_ids, {list(ids_BT.shape)}"
+        )
+    positions_BT = inputs.get("position_ids", _positions(mask_BT)).expand_as(ids_BT)
+    if "labels" in inputs:
+        predicted_BT = inputs["labels"] != NO_TARGET
+        if bool((predicted_BT & (inputs["labels"] != ids_BT)).any()):
+            raise UserError("labels must be the input_ids, or -100 where they are not predicted: this is another task")
+    else:
+        predicted_BT = mask_BT & (positions_BT > 0)
+    rows = ids_BT.shape[0]
+    return TokenBatch(ids_BT, positions_BT, predicted_BT.float(), (_DOMAIN,) * rows, ((),) * rows)
+
+
+def _positions(mask_BT: Tensor) -> Int[Tensor, "B T"]:
+    """From 0 wherever the mask changes: padding, on either side, is a document of its own."""
+    index_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
+    changes_BT = mask_BT != mask_BT.roll(1, dims=1)
+    return index_T - torch.where(changes_BT, index_T, 0).cummax(1).values
+
+
+class _Rows:
+    """D_fb from tokenised rows: `Feedback` of one domain, each epoch in an order of its own."""
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]], batch_size: int, seed: str, device: torch.device) -> None:
+        self.weights = {_DOMAIN: 1.0}
+        self.batch_size, self.device = batch_size, device
+        self.batches_drawn = 0
+        distributed.portion("feedback_batch_size", batch_size)
+        self._own = range(distributed.rank(), batch_size, distributed.size())
+        self.rows = [_checked(number, row) for number, row in enumerate(rows)]
+        if not self.rows:
+            raise UserError("the feedback is empty: it needs rows with input_ids and labels")
+        self._order = Shuffled(len(self.rows), seed)
+
+    def next(self) -> dict[str, TokenBatch]:
+        """Of the next rows those of this process, padded on the right."""
+        first = self.batches_drawn * self.batch_size
+        chosen = [self.rows[self._order[first + i]] for i in self._own]
+        self.batches_drawn += 1
+        ids, labels = zip(*chosen, strict=True)
+        batch = {
+            "input_ids": pad_sequence(list(ids), batch_first=True),
+            "labels": pad_sequence(list(labels), batch_first=True, padding_value=NO_TARGET),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+        }
+        return {_DOMAIN: token_batch(batch).to(self.device)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The cursor."""
+        return {"batches_drawn": self.batches_drawn}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at a cursor."""
+        self.batches_drawn = state["batches_drawn"]
+
+
+def _checked(number: int, row: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Its ids and labels. Raises UserError if there is nothing to learn from."""
+    if "input_ids" not in row or "labels" not in row:
+        raise UserError(f"feedback row {number} has {', '.join(row) or 'nothing'}: it needs input_ids and labels")
+    ids, labels = (torch.as_tensor(row[name]) for name in ("input_ids", "labels"))
+    if ids.shape != labels.shape or not bool((labels[1:] != NO_TARGET).any()):
+        raise UserError(
+            f"feedback row {number} has no label on any of its {ids.numel()} tokens: its prompt may fill it"
+        )
+    return ids, labels

@@ -1,0 +1,120 @@
+"""From examples to token batches. Labels follow from lengths here, once, for stream, feedback and evaluation alike.
+
+Shapes: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from vpretrain.language.data.source import Example
+from vpretrain.language.model.batch import TokenBatch
+
+
+@dataclass(frozen=True)
+class Document:
+    """A tokenised example.
+
+    Attributes:
+        ids: its tokens.
+        context: how many of the first tokens are no targets: the prompt, or the first token of raw text.
+        raw: whether it may be split across rows.
+        domain, key: of the example.
+    """
+
+    ids: tuple[int, ...]
+    context: int
+    raw: bool
+    domain: str
+    key: str
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def targets(self) -> int:
+        """How many of its tokens are predicted."""
+        return len(self.ids) - self.context
+
+    def cut(self, start: int, stop: int | None = None) -> Document:
+        """A piece of it; the first token of a piece is not predicted."""
+        return Document(self.ids[start:stop], max(1, self.context - start), self.raw, self.domain, self.key)
+
+
+def encode(example: Example, tokenizer: Any, length: int | None = None) -> Document:
+    """Tokens of prompt and response with an end token; the begin token too if the tokenizer uses one. Cut to `length`."""
+    prompt = begin_ids(tokenizer) + (
+        tokenizer(example.prompt, add_special_tokens=False)["input_ids"] if example.prompt else []
+    )
+    response = [*tokenizer(example.response, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    document = Document((*prompt, *response), max(1, len(prompt)), not example.prompt, example.domain, example.key)
+    return document if length is None else document.cut(0, length)
+
+
+def begin_ids(tokenizer: Any) -> list[int]:
+    """What the tokenizer puts before a text: its begin token, or nothing."""
+    ids = list(tokenizer("")["input_ids"])
+    adds_end = ids and ids[-1] == tokenizer.eos_token_id
+    only_begin = len(ids) == 1 and tokenizer.bos_token_id == tokenizer.eos_token_id  # one token for both: OPT's
+    return ids[:-1] if adds_end and not only_begin else ids
+
+
+def pad_id(tokenizer: Any) -> int:
+    """What fills rows; its value is never looked at."""
+    return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+
+
+def packed(documents: Sequence[Document], length: int) -> list[list[Document]]:
+    """Rows of at most `length` tokens: each document, longest first, in the first row that has room for it."""
+    rows: list[list[Document]] = []
+    for document in sorted(documents, key=len, reverse=True):
+        row = next((row for row in rows if sum(map(len, row)) + len(document) <= length), None)
+        if row is None:
+            rows.append([document])
+        else:
+            row.append(document)
+    return rows
+
+
+def collate(
+    rows: Sequence[Document | Sequence[Document]],
+    tokenizer: Any,
+    *,
+    length: int | None = None,
+    average: Literal["tokens", "examples"] = "tokens",
+) -> TokenBatch:
+    """Rows of one or more documents, padded on the right to `length` or to the longest row.
+
+    Args:
+        rows: the documents of each row.
+        tokenizer: gives the padding id.
+        length: T.
+        average: weight 1 for every target, or 1 / (targets of its document).
+    """
+    filled = [[row] if isinstance(row, Document) else list(row) for row in rows]
+    length = length or max(sum(map(len, documents)) for documents in filled)
+    ids_BT = torch.full((len(filled), length), pad_id(tokenizer), dtype=torch.long)
+    positions_BT = torch.zeros_like(ids_BT)
+    weights_BT = torch.zeros(ids_BT.shape)
+    for row, documents in enumerate(filled):
+        start = 0
+        for document in documents:
+            stop = start + len(document)
+            ids_BT[row, start:stop] = torch.tensor(document.ids)
+            positions_BT[row, start:stop] = torch.arange(len(document))
+            weights_BT[row, start + document.context : stop] = (
+                1 if average == "tokens" else 1 / max(1, document.targets)
+            )
+            start = stop
+        positions_BT[row, start:] = torch.arange(length - start)
+    return TokenBatch(
+        ids_BT,
+        positions_BT,
+        weights_BT,
+        tuple(documents[0].domain for documents in filled),
+        tuple(tuple(document.key for document in documents) for documents in filled),
+    )

@@ -1,0 +1,217 @@
+"""The unlabeled stream: a weighted mixture of sources, packed to rows of fixed length, with an exact cursor.
+
+Shapes: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from vpretrain.errors import UserError
+from vpretrain.language.config import SourceConfig, StreamConfig
+from vpretrain.language.data.encode import Document, collate, encode
+from vpretrain.language.data.source import Example, IndexedSource, StreamingSource, open_source
+from vpretrain.language.model.batch import TokenBatch
+from vpretrain.order import Shuffled
+
+HOPELESS = 2000  # so many examples in a row without a usable one end the run
+
+
+class LanguageStream:
+    """D_u. Every batch follows from the seed and the cursor, so that all arms see the same.
+
+    Args:
+        config: sources and shape.
+        tokenizer: the learner's; it has an end token.
+        seed: order of the examples and choice of the sources.
+        held_back: keys that must not be learned from (problems of feedback and evaluation); they are skipped and counted.
+        mixed_in: further sources of the mixture, with weights relative to those of `config`, from which nothing is held back.
+            A row comes from one of them with its share of all weights. The other rows are, source by source, the same in
+            the same order as without them; only which source a given row is drawn from can differ.
+        rank: this process, from 0.
+        processes: how many there are. They deal out the rows: those of a micro-batch do not depend on their number.
+
+    Raises:
+        UserError: a source cannot be opened, or gives nothing that can be learned from; or the processes cannot share a
+            micro-batch evenly.
+    """
+
+    def __init__(
+        self,
+        config: StreamConfig,
+        tokenizer: Any,
+        *,
+        seed: int,
+        held_back: frozenset[str] = frozenset(),
+        mixed_in: Sequence[SourceConfig] = (),
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self.config, self.tokenizer, self.seed = config, tokenizer, seed
+        self.device: torch.device | str = "cpu"
+        self.rows_drawn = 0  # by all processes
+        self._rows = config.rows_for(rank, processes)
+        sources = [(source, held_back) for source in config.sources] + [(source, frozenset()) for source in mixed_in]
+        self._weights = [source.weight for source, _ in sources]
+        # Row i of a micro-batch comes from shard i % shards. A shard whose rows go to several processes is read by each.
+        self._shards = {
+            shard: [
+                _Packer(source, config, tokenizer, f"{seed}/{i}", owned, shard)
+                for i, (source, owned) in enumerate(sources)
+            ]
+            for shard in sorted({i % config.shards for i in self._rows})
+        }
+
+    @property
+    def held_back_count(self) -> int:
+        """Examples of the shards read here that were skipped because feedback or evaluation owns them."""
+        return sum(packer.held_back_count for packers in self._shards.values() for packer in packers)
+
+    def next(self) -> list[TokenBatch]:
+        """The micro-batches of one learner step: `accumulation` times [batch_size / processes, length]."""
+        return [self._batch() for _ in range(self.config.accumulation)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The cursor, JSON-ready: how far the stream is, and where each shard that is read here goes on."""
+        shards = {str(shard): [packer.state_dict() for packer in packers] for shard, packers in self._shards.items()}
+        return {"rows_drawn": self.rows_drawn, "shards": shards}
+
+    @staticmethod
+    def merge(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The whole stream's cursor from those of all its processes, after as many steps."""
+        shards: dict[str, Any] = {}
+        for state in states:
+            assert state["rows_drawn"] == states[0]["rows_drawn"], "the processes are not equally far"
+            for shard, cursors in state["shards"].items():
+                assert shards.setdefault(shard, cursors) == cursors, f"two processes disagree on shard {shard}"
+        return {"rows_drawn": states[0]["rows_drawn"], "shards": shards}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at a cursor, of this process or merged: the batches that follow are the same bit for bit."""
+        self.rows_drawn = state["rows_drawn"]
+        for shard, packers in self._shards.items():
+            for packer, cursor in zip(packers, state["shards"][str(shard)], strict=True):
+                packer.load_state_dict(cursor)
+
+    def _batch(self) -> TokenBatch:
+        rows = []
+        for i in range(self.config.batch_size):
+            packers = self._shards.get(i % self.config.shards)
+            if packers is not None:
+                draw = random.Random(f"{self.seed}/{self.rows_drawn + i}")  # a counter is all the state there is
+                row = draw.choices(packers, self._weights)[0].row()
+                if i in self._rows:
+                    rows.append(row)
+        self.rows_drawn += self.config.batch_size
+        return collate(rows, self.tokenizer, length=self.config.length, average=self.config.average).to(self.device)
+
+
+def rows_of(
+    source: SourceConfig, tokenizer: Any, *, length: int, tokens: int, batch_size: int, packing: bool
+) -> list[TokenBatch]:
+    """The first rows of one source in its own order, as batches, until they hold so many tokens: fixed text to evaluate on."""
+    config = StreamConfig(sources=[source], length=length, packing=packing)
+    packer = _Packer(source, config, tokenizer, None, frozenset())
+    documents: list[list[Document]] = []
+    while tokens > 0:
+        documents.append(packer.row())
+        tokens -= length if packing else sum(map(len, documents[-1]))  # packed rows are full, or nearly
+    chunks = [documents[i : i + batch_size] for i in range(0, len(documents), batch_size)]
+    return [collate(chunk, tokenizer, length=length) for chunk in chunks]
+
+
+class _Packer:
+    """Fills rows with the documents of one source, or of one shard of it. `seed` None: in the source's own order."""
+
+    def __init__(
+        self,
+        source: SourceConfig,
+        config: StreamConfig,
+        tokenizer: Any,
+        seed: str | None,
+        held_back: frozenset[str],
+        shard: int = 0,
+    ) -> None:
+        self.source_config, self.config, self.tokenizer = source, config, tokenizer
+        self.held_back_count = 0
+        self._held_back = held_back
+        self._shard = shard
+        self._source = open_source(source, shard=shard, shards=config.shards)
+        self._drawn = 0  # examples taken from an indexed source
+        self._order: Shuffled | None = None
+        if seed is not None and isinstance(self._source, IndexedSource):
+            self._order = Shuffled(len(self._source), seed)
+        # What did not fit into the row before. The first is drawn here, so that a useless source shows at once.
+        self._waiting: Document | None = self._document()
+
+    def row(self) -> list[Document]:
+        """The documents of one row, at most `length` tokens."""
+        documents: list[Document] = []
+        room = self.config.length
+        while room >= self.config.min_chunk or not documents:
+            document = self._waiting or self._document()
+            self._waiting = None
+            if len(document) > room:
+                if document.raw:
+                    documents.append(document.cut(0, room))
+                    self._waiting = self._rest(document, room)
+                else:
+                    self._waiting = document
+                break
+            documents.append(document)
+            room -= len(document)
+            if not self.config.packing:
+                break
+        return documents
+
+    def state_dict(self) -> dict[str, Any]:
+        waiting = self._waiting
+        return {
+            "drawn": self._drawn,
+            "held_back": self.held_back_count,
+            "source": self._source.state_dict() if isinstance(self._source, StreamingSource) else None,
+            "waiting": None
+            if waiting is None
+            else [list(waiting.ids), waiting.context, waiting.raw, waiting.domain, waiting.key],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._drawn, self.held_back_count = state["drawn"], state["held_back"]
+        if isinstance(self._source, StreamingSource):
+            self._source.load_state_dict(state["source"])
+        waiting = state["waiting"]
+        self._waiting = None if waiting is None else Document(tuple(waiting[0]), *waiting[1:])
+
+    def _document(self) -> Document:
+        """The next document with something to learn from."""
+        for _ in range(HOPELESS):
+            example = self._example()
+            if example.key in self._held_back:
+                self.held_back_count += 1
+                continue
+            document = encode(example, self.tokenizer)
+            if not document.raw:  # an example is cut at its end; raw text goes on in the next row
+                document = document.cut(0, self.config.length)
+            if document.targets > 0 and (
+                not document.raw or len(document) >= min(self.config.min_chunk, self.config.length)
+            ):
+                return document
+        raise UserError(
+            f"{self.source_config.origin}: {HOPELESS} examples in a row have no token to learn from: their prompts fill "
+            f"stream.length={self.config.length}, they are shorter than stream.min_chunk, or feedback and evaluation own them"
+        )
+
+    def _example(self) -> Example:
+        if isinstance(self._source, StreamingSource):
+            return self._source.next()
+        number = self._drawn * self.config.shards + self._shard  # all shards together meet each example once an epoch
+        self._drawn += 1
+        return self._source[number % len(self._source) if self._order is None else self._order[number]]
+
+    def _rest(self, document: Document, start: int) -> Document | None:
+        rest = document.cut(start)
+        return rest if len(rest) >= self.config.min_chunk else None

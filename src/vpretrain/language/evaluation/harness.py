@@ -1,0 +1,136 @@
+"""Standard benchmarks through lm-evaluation-harness: `vpretrain evaluate MODEL --tasks gsm8k,mmlu`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from vpretrain import pretrained
+from vpretrain.errors import UserError
+from vpretrain.language.model.load import resolve
+from vpretrain.run.versions import versions
+
+try:
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+except ImportError:
+    raise UserError('standard benchmarks need a package: pip install "vpretrain[evaluate]"') from None
+
+OWN_TASKS = Path(__file__).parent / "tasks"  # what the harness itself does not have
+
+
+def run_tasks(
+    model: str,
+    tasks: Sequence[str],
+    *,
+    shots: int | None = None,
+    limit: int | None = None,
+    include: str | None = None,
+    batch_size: int = 8,
+    run_code: bool = False,
+) -> dict[str, Any]:
+    """Score a model on tasks of the harness.
+
+    Args:
+        model: a run's directory, a directory of save_pretrained, or a name.
+        tasks: names of tasks, groups or tags of the harness, patterns among them; OMEGA comes with this package.
+        shots: examples in the prompt; None: what each task says.
+        limit: the first so many problems of a task; None: all.
+        include: a directory with task files of the user's own.
+        batch_size: requests at once.
+        run_code: let tasks such as MBPP run on this machine what the model wrote.
+
+    Returns:
+        `tasks`: task -> version, shots, problems, and metric by filter with its standard error; what else is needed to
+        repeat it; and versions.
+
+    Raises:
+        UserError: an unknown task, a data set that cannot be had, or code that may not be run.
+    """
+    manager = TaskManager(include_path=[str(OWN_TASKS), *([include] if include else [])])
+    wanted = [name for pattern in tasks for name in (manager.match_tasks([pattern]) or [_unknown(pattern, include)])]
+    if run_code:
+        os.environ["HF_ALLOW_CODE_EVAL"] = "1"
+    try:
+        learner = HFLM(
+            pretrained=resolve(model),
+            trust_remote_code=pretrained.trusted,
+            use_safetensors=True,
+            batch_size=batch_size,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            dtype="bfloat16" if torch.cuda.is_available() else "float32",  # whatever a model was saved as
+        )
+        found = lm_eval.simple_evaluate(
+            model=learner,
+            tasks=wanted,
+            num_fewshot=shots,
+            limit=limit,
+            task_manager=manager,
+            confirm_run_unsafe_code=run_code,
+            log_samples=True,
+        )
+    except Exception as error:  # the harness and datasets raise many kinds for one thing: a task cannot be run
+        reason = " ".join(str(error).split())
+        if any(word in reason for word in ("marked as unsafe", "HF_ALLOW_CODE_EVAL")):
+            reason = "it runs what the model wrote on this machine: add --run-code, inside a sandbox"
+        reason = reason[:300]
+        raise UserError(f"{', '.join(tasks)}: {reason}") from None
+    return {
+        "model": model,
+        "tasks": {name: _scores(found, name) for name in found["results"]},
+        "limit": limit,
+        "dtype": found["config"].get("model_dtype"),
+        "seeds": {key: value for key, value in found["config"].items() if key.endswith("seed")},
+        "samples": found["samples"],
+        "versions": versions() | {"lm_eval": lm_eval.__version__},
+    }
+
+
+def tasks_table(results: dict[str, Any]) -> Table:
+    """For a terminal: a line a metric and filter."""
+    view = Table(title=f"{results['model']}" + (f", first {results['limit']} problems" if results["limit"] else ""))
+    for column in ("task", "version", "shots", "problems", "filter", "metric", "value"):
+        view.add_column(column, justify="right" if column in ("shots", "problems", "value") else "left")
+    for name, task in results["tasks"].items():
+        for number, score in enumerate(task["scores"]):
+            first = (
+                (name, str(task["version"]), str(task["shots"]), f"{task['problems']:,}") if number == 0 else ("",) * 4
+            )
+            error = "" if score["standard_error"] is None else f" ± {score['standard_error']:.4f}"
+            view.add_row(*first, score["filter"], score["metric"], f"{score['value']:.4f}{error}")
+    return view
+
+
+def _unknown(pattern: str, include: str | None) -> str:
+    where = f" and in {include}" if include else "; --include DIRECTORY adds task files"
+    raise UserError(f"no task '{pattern}' among those of lm-eval{where} (`lm_eval ls tasks` lists them)")
+
+
+def _scores(found: Any, name: str) -> dict[str, Any]:
+    """Of a task or a group, in its own words: `exact_match,strict-match` is a metric under a filter."""
+    scores = []
+    for key, value in found["results"][name].items():
+        metric, comma, filtered = key.partition(",")
+        if comma and not metric.endswith("_stderr") and isinstance(value, int | float):
+            error = found["results"][name].get(f"{metric}_stderr,{filtered}")
+            scores.append(
+                {
+                    "metric": metric,
+                    "filter": filtered,
+                    "value": float(value),
+                    "standard_error": float(error) if isinstance(error, int | float) else None,
+                    "higher_is_better": found["higher_is_better"].get(name, {}).get(metric),
+                }
+            )
+    return {
+        "version": found["versions"].get(name),
+        "shots": found["n-shot"].get(name),
+        "problems": found["n-samples"].get(name, {}).get("effective", found["results"][name].get("sample_len", 0)),
+        "scores": scores,
+    }

@@ -1,0 +1,179 @@
+"""Solving problems by decoding, and whether an answer is right. Shapes: B rows, T tokens."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from math import comb
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vpretrain.errors import UserError
+from vpretrain.language.data.encode import begin_ids
+from vpretrain.language.data.source import Example
+from vpretrain.language.model.learner import LanguageLearner
+
+_NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?"
+_PLAIN_NUMBER = re.compile(rf"\$?{_NUMBER}\s?%?")
+
+
+def solve(
+    learner: LanguageLearner,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    max_new_tokens: int,
+    *,
+    samples: int = 0,
+    temperature: float = 1.0,
+    stop: Sequence[str] = (),
+    done: Callable[[float], None] = lambda share: None,
+) -> list[list[str]]:
+    """Solutions of each problem: `samples` drawn ones, or the greedy one.
+
+    Args:
+        learner: theta.
+        tokenizer: the learner's.
+        examples: the problems, decoded as one batch.
+        max_new_tokens: of a solution at most.
+        samples: solutions drawn for each problem; 0: the greedy one.
+        temperature: of the draws.
+        stop: a solution ends before the first of these strings, and its decoding once one is there.
+        done: hears after each token what share of `max_new_tokens` is there.
+
+    Returns:
+        a list of texts for each problem, none with a stop string in it.
+    """
+    begin = begin_ids(tokenizer)
+    prompts = [begin + tokenizer(example.prompt, add_special_tokens=False)["input_ids"] for example in examples]
+    length = max(map(len, prompts))
+    ids_BT = torch.zeros(len(prompts), length, dtype=torch.long)
+    mask_BT = torch.zeros_like(ids_BT)
+    for row, ids in enumerate(prompts):
+        ids_BT[row, length - len(ids) :] = torch.tensor(ids)
+        mask_BT[row, length - len(ids) :] = 1
+    how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if samples:
+        how = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0, "num_return_sequences": samples}
+    # The newest token completes a stop string, and each of the string's tokens holds at least one byte of it.
+    tail = 1 + max((len(string.encode()) for string in stop), default=0)
+
+    def ended(ids_BT: Tensor, scores: Any, **_: Any) -> Tensor:
+        """A criterion of transformers: which rows have met a stop string, [B]."""
+        done((ids_BT.shape[1] - length) / max_new_tokens)
+        texts = tokenizer.batch_decode(ids_BT[:, length:][:, -tail:], skip_special_tokens=True)
+        return torch.tensor([before_stop(text, stop) != text for text in texts], device=ids_BT.device)
+
+    generated = learner.generate(
+        input_ids=ids_BT.to(learner.device),
+        attention_mask=mask_BT.to(learner.device),
+        max_new_tokens=max_new_tokens,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+        stopping_criteria=[ended],
+        **how,
+    )[:, length:]
+    texts = [before_stop(text, stop) for text in tokenizer.batch_decode(generated, skip_special_tokens=True)]
+    each = max(1, samples)
+    return [texts[first : first + each] for first in range(0, len(texts), each)]
+
+
+def before_stop(text: str, stop: Sequence[str]) -> str:
+    """What stands before the first stop string in a text: all of it if there is none."""
+    return text[: min((text.index(string) for string in stop if string in text), default=len(text))]
+
+
+@contextlib.contextmanager
+def sampling_seed() -> Iterator[None]:
+    """Draws that are the same for every model, and leave the run's own random numbers alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def pass_at_k(correct: Sequence[int], samples: int) -> dict[str, float]:
+    """Pass@k for k = 1, 2, 4 ... up to `samples`: 1 - C(n - c, k) / C(n, k), without bias (Chen et al., 2021).
+
+    Args:
+        correct: c, of each problem's solutions.
+        samples: n.
+    """
+    ks = [2**power for power in range(samples.bit_length()) if 2**power <= samples]
+    return {str(k): mean(1 - comb(samples - c, k) / comb(samples, k) for c in correct) for k in ks}
+
+
+def reference(example: Example) -> str:
+    """The true final answer of a problem: what its solution marks with #### or \\boxed{}, else its field `answer`."""
+    marked = marked_answer(example.response)
+    return str(example.fields.get("answer", example.response)) if marked is None else marked
+
+
+def marked_answer(text: str) -> str | None:
+    """What follows the first ####, else what the last \\boxed{} holds."""
+    marked = re.search(r"####\s*(.+)", text)
+    if marked:
+        return marked[1].strip()
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return None
+    start += len("\\boxed{")
+    depth = 1
+    for end in range(start, len(text)):
+        depth += (text[end] == "{") - (text[end] == "}")
+        if depth == 0:
+            return text[start:end].strip()
+    return None
+
+
+def final_answer(text: str) -> str:
+    """What is marked, else the last number, else the last line."""
+    marked = marked_answer(text)
+    if marked is not None:
+        return marked
+    numbers = re.findall(_NUMBER, text)
+    lines = text.strip().splitlines()
+    return numbers[-1] if numbers else (lines[-1].strip() if lines else "")
+
+
+def is_correct(text: str, truth: str) -> bool:
+    """Whether the final answer in `text` equals `truth`: as numbers, as words, or else as mathematics (math-verify)."""
+    answer = final_answer(text)
+    if _PLAIN_NUMBER.fullmatch(truth.strip()):
+        ours, theirs = _value(answer), _value(truth)
+        return ours is not None and theirs is not None and abs(ours - theirs) <= 1e-6 * max(1.0, abs(theirs))
+    if is_words(truth):
+        return answer.casefold() == truth.strip().casefold()
+    verify, marked = math_verify(), marked_answer(text)
+    return bool(verify.verify(verify.parse(f"${truth}$"), verify.parse(text if marked is None else f"${marked}$")))
+
+
+def is_words(truth: str) -> bool:
+    """Whether an answer is compared as text."""
+    return re.fullmatch(r"[^\W\d_]+([ ,.'-]+[^\W\d_]+)*[.]?", truth.strip()) is not None
+
+
+def needs_mathematics(truth: str) -> bool:
+    """Whether an answer is neither a number nor words."""
+    return not _PLAIN_NUMBER.fullmatch(truth.strip()) and not is_words(truth)
+
+
+def math_verify() -> Any:
+    """The package. Raises UserError if it is not installed."""
+    try:
+        return importlib.import_module("math_verify")
+    except ImportError:
+        raise UserError('answers that are formulas need a package: pip install "vpretrain[evaluate]"') from None
+
+
+def _value(text: str) -> float | None:
+    numbers = re.findall(_NUMBER, re.sub(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}", r"\1/\2", text))
+    if not numbers:
+        return None
+    numerator, _, denominator = numbers[0].replace(",", "").partition("/")
+    if denominator:
+        return float(numerator) / float(denominator) if float(denominator) else None
+    return float(numerator)

@@ -1,0 +1,140 @@
+"""`vpretrain gate`: which tokens a run's designer steers: the gate alpha by kind of token, by how well the learner knew it, by
+whether the feedback wants it, by domain. Shapes: N targets, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from rich.table import Table
+from torch import Tensor
+
+from vpretrain.console import steady
+from vpretrain.files import write_whole
+from vpretrain.language.config import Recipe
+from vpretrain.language.inspection.steering import Steering, at_newest_checkpoint, steering
+from vpretrain.language.model.batch import TokenBatch
+from vpretrain.language.model.load import load_tokenizer
+from vpretrain.plot import pyplot
+
+KINDS = ("word", "number", "punctuation", "space", "other")
+KNOWN = (0.01, 0.1, 0.5, 0.9)  # bounds of p(w_t)
+
+
+def gate(run: Path, batches: int) -> dict[str, Any]:
+    """Build tasks with the newest checkpoint of a run, on the micro-batches that its stream would show next.
+
+    Args:
+        run: its directory.
+        batches: micro-batches to look at.
+
+    Returns:
+        `by`: grouping -> group -> mean alpha, and its share of the targets, where a grouping has several groups; written to
+        gate.json as well.
+
+    Raises:
+        UserError: the directory is not that of a language run, or the run has no designer, or no checkpoint.
+    """
+    recipe, parts, _ = at_newest_checkpoint(run)
+    kinds_V = token_kinds(recipe)
+    sums: dict[str, dict[str, list[float]]] = {}
+    seen = 0
+    with steady("              gate", batches) as done:
+        while seen < batches:
+            for batch in parts.stream.next():
+                found = steering(parts, batch)
+                alpha_N = found.alpha_N
+                for grouping, group, member_N in _groups(batch, kinds_V, found):
+                    entry = sums.setdefault(grouping, {}).setdefault(group, [0.0, 0.0])
+                    entry[0] += float(alpha_N[member_N].sum())
+                    entry[1] += float(member_N.sum())
+                seen += 1
+                done(min(seen, batches))
+    total = sum(count for _, count in sums["kind of token"].values())
+    by = {
+        grouping: {
+            group: {"alpha": alpha / count, "share": count / total} for group, (alpha, count) in groups.items() if count
+        }
+        for grouping, groups in sums.items()
+    }
+    by = {grouping: groups for grouping, groups in by.items() if len(groups) > 1}
+    results = {"arm": recipe.arm, "targets": int(total), "by": by}
+    write_whole(run / "gate.json", json.dumps(results, indent=1))
+    return results
+
+
+def token_kinds(recipe: Recipe) -> Int[Tensor, " V"]:
+    """The kind of every token of the learner's vocabulary, as an index into `KINDS`."""
+    tokenizer = load_tokenizer(recipe.learner.name)
+    return torch.tensor([KINDS.index(kind(tokenizer.decode([token]))) for token in range(len(tokenizer))])
+
+
+def kind(text: str) -> str:
+    """Of a token by its text, without regard to surrounding space."""
+    core = text.strip()
+    if not core:
+        return "space"
+    if any(c.isdigit() for c in core):
+        return "number"
+    if all(c.isalpha() or c in "'’-" for c in core) and any(c.isalpha() for c in core):
+        return "word"
+    return "punctuation" if not any(c.isalnum() for c in core) else "other"
+
+
+def gate_table(results: dict[str, Any]) -> Table:
+    """For a terminal."""
+    view = Table(title=f"{results['arm']}: gate alpha over {results['targets']:,} targets")
+    for column in ("by", "group", "mean alpha", "share of targets"):
+        view.add_column(column, justify="left" if column in ("by", "group") else "right")
+    for grouping, groups in results["by"].items():
+        for number, (group, found) in enumerate(groups.items()):
+            view.add_row(grouping if number == 0 else "", group, f"{found['alpha']:.4f}", f"{found['share']:.1%}")
+        view.add_section()
+    return view
+
+
+def draw_gate(results: dict[str, Any], file: Path) -> Path | None:
+    """The same as bars; None without matplotlib."""
+    plot = pyplot()
+    if plot is None:
+        return None
+    picture, axes = plot.subplots(
+        1, len(results["by"]), figsize=(3.4 * len(results["by"]), 3.4), layout="constrained", sharey=True
+    )
+    for axis, (grouping, groups) in zip(axes, results["by"].items(), strict=True):
+        bars = axis.bar(list(groups), [found["alpha"] for found in groups.values()])
+        axis.bar_label(bars, [f"{found['share']:.0%}" for found in groups.values()], fontsize=8)
+        axis.set_title(grouping)
+        axis.tick_params(axis="x", rotation=30)
+    axes[0].set_ylabel("mean gate alpha")
+    axes[0].margins(y=0.1)
+    picture.suptitle(f"{results['arm']}: where the designer steers (percent: share of the targets)", fontsize=10)
+    picture.savefig(file, dpi=120)
+    plot.close(picture)
+    return file
+
+
+def _groups(batch: TokenBatch, kinds_V: Tensor, found: Steering) -> Iterator[tuple[str, str, Tensor]]:
+    """(grouping, group, which targets belong to it)."""
+    p_N = found.p_NK[:, 0].contiguous()
+    kinds_N = kinds_V.to(p_N.device)[batch.targets_N]
+    for number, name in enumerate(KINDS):
+        yield "kind of token", name, kinds_N == number
+    bounds = [0.0, *KNOWN, 1.0]
+    bins_N = torch.bucketize(p_N, torch.tensor(KNOWN, device=p_N.device))
+    for number, (low, high) in enumerate(itertools.pairwise(bounds)):
+        yield "learner's p of it", f"{low:g} to {high:g}", bins_N == number
+    if found.values_NK is not None:
+        values_N = found.values_NK[:, 0]
+        yield "the feedback", "wants it", values_N > 0
+        yield "the feedback", "opposes it", values_N <= 0
+    rows_N = batch.predicts_BT.nonzero()[:, 0]
+    for domain in dict.fromkeys(batch.domains):
+        own_B = torch.tensor([name == domain for name in batch.domains], device=p_N.device)
+        yield "domain", domain, own_B[rows_N]

@@ -1,0 +1,80 @@
+"""`vpretrain inspect`: what the learner will see, and what the designer makes of it."""
+
+from __future__ import annotations
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vpretrain.language.assemble import assemble
+from vpretrain.language.config import Recipe
+from vpretrain.language.inspection.steering import steering
+from vpretrain.language.model.batch import TokenBatch
+from vpretrain.language.model.load import load_tokenizer
+
+SHOWN = 6  # candidates a position
+
+
+def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
+    """Print rows of the stream with their loss mask, and candidates, q, alpha and values at some positions.
+
+    The learner and the designer are as a run would start with them; candidate values follow a first feedback batch.
+    """
+    tokenizer = load_tokenizer(recipe.learner.name)
+    parts = assemble(recipe)
+    console = Console()
+    batches = parts.stream.next()
+    console.print("Rows of the stream: [bold]targets of the loss[/bold], [dim]context[/dim], | between documents")
+    rows = [(batch, row) for batch in batches for row in range(len(batch.domains))][:examples]
+    for number, (batch, row) in enumerate(rows):
+        console.print(
+            Text(f"\nrow {number}, domain {batch.domains[row]}, {int((batch.weights_BT[row] > 0).sum())} targets")
+        )
+        console.print(_marked(batch, row, tokenizer))
+    seen_by = "evaluator and stream" if recipe.arm == "mixed-in" else "evaluator only"
+    for domain, batch in parts.feedback.next().items():
+        console.print(Text(f"\nFeedback pairs, domain {domain} ({seen_by})"))
+        console.print(_marked(batch, 0, tokenizer))
+
+    batch = batches[0].rows([0])
+    if parts.meta is not None:
+        if parts.meta.strength is not None and not parts.meta.strength.fixed:
+            parts.meta.strength.share = 1.0  # a run starts at 0 and judges
+            console.print(
+                "\nTargets below are the tilted task whole; a run takes as much of it as serves, at first nothing"
+            )
+        parts.meta([batch])
+    found = steering(parts, batch)
+    at = batch.predicts_BT[0].nonzero()[:, 0]
+    for n in torch.linspace(0, len(at) - 1, min(positions, len(at))).round().long().tolist():
+        before = tokenizer.decode(batch.ids_BT[0, max(0, at[n] - 11) : at[n] + 1])
+        view = Table(title=Text(f"...{before!r} -> alpha {float(found.alpha_N[n]):.3f}"), title_justify="left")
+        for column in ("candidate", "p", "q", "value a"):
+            view.add_column(column, justify="left" if column == "candidate" else "right")
+        for k in range(min(SHOWN, found.q_NK.shape[1])):
+            token = tokenizer.decode([int(found.candidates_NK[n, k])])
+            view.add_row(
+                Text(repr(token) + (" (true)" if k == 0 else "")),
+                f"{float(found.p_NK[n, k]):.4f}",
+                f"{float(found.q_NK[n, k]):.4f}",
+                "-" if found.values_NK is None else f"{float(found.values_NK[n, k]):+.3g}",
+            )
+        console.print(view)
+
+
+def _marked(batch: TokenBatch, row: int, tokenizer: object) -> Text:
+    text = Text()
+    start = 0
+    ids, weights, positions = batch.ids_BT[row], batch.weights_BT[row], batch.positions_BT[row]
+    for t in range(1, len(ids) + 1):
+        ends = t == len(ids) or (weights[t] > 0) != (weights[start] > 0) or positions[t] == 0
+        if not ends:
+            continue
+        text.append(tokenizer.decode(ids[start:t]), style="bold" if weights[start] > 0 else "dim")  # type: ignore[attr-defined]
+        if t < len(ids) and positions[t] == 0:
+            text.append(" | ", style="yellow")
+            if not (weights[t:] > 0).any():
+                break
+        start = t
+    return text

@@ -1,0 +1,84 @@
+"""What a run's construction makes of a batch, token by token. Shapes: N targets, K candidates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vpretrain.errors import UserError
+from vpretrain.language.config import STEERED, Recipe
+from vpretrain.language.model.batch import TokenBatch
+from vpretrain.language.task.values import candidate_values
+from vpretrain.recipe import load_recipe
+from vpretrain.run.checkpoint import checkpoints, load_newest
+from vpretrain.run.optimizer import AdamW
+from vpretrain.run.parts import Parts
+from vpretrain.run.state import restore
+from vpretrain.run.train import begin
+
+
+@dataclass(frozen=True)
+class Steering:
+    """Targets and what they are made from.
+
+    Attributes:
+        candidates_NK: token ids C_t; the first is the true token.
+        p_NK: the learner's probabilities of them.
+        q_NK: the target.
+        alpha_N: the gate.
+        values_NK: a_t(v) along the present value direction, see `vpretrain.language.task.values`; None before the first
+            meta update.
+    """
+
+    candidates_NK: Int[Tensor, "N K"]
+    p_NK: Float[Tensor, "N K"]
+    q_NK: Float[Tensor, "N K"]
+    alpha_N: Float[Tensor, " N"]
+    values_NK: Float[Tensor, "N K"] | None
+
+
+def steering(parts: Parts, batch: TokenBatch) -> Steering:
+    """Of a batch, as a meta step sees it: without dropout, and without a trace."""
+    learner: Any = parts.learner
+    with torch.no_grad(), learner.meta_mode():
+        state = learner.observe(batch)
+        task = parts.construction.targets(batch, state)
+        target = task.target
+        values_NK = candidate_values(learner, batch, state, None if parts.meta is None else parts.meta.direction)
+        p_NK = (state.logits.at(target.candidates_NK) - state.logits.lse_N[:, None]).exp()
+    return Steering(target.candidates_NK, p_NK, target.q_NK, task.side["alpha_N"], values_NK)
+
+
+def at_newest_checkpoint(run: Path) -> tuple[Recipe, Parts, int]:
+    """A run's recipe, its parts as they were at its newest checkpoint, and the step of that. The stream goes on from there.
+
+    Args:
+        run: its directory, wherever that has gone since.
+
+    Raises:
+        UserError: the directory is not that of a language run, or its targets follow no feedback, or it has no checkpoint, or
+            its learner or data are out of reach.
+    """
+    recipe = _recipe_of(run)
+    parts = begin(recipe)
+    groups, state = load_newest(run / "checkpoints")
+    restore(parts, AdamW(parts.learner.named_parameters(), recipe.optimizer), groups, state)
+    return recipe, parts, state["budget"]["step"]
+
+
+def _recipe_of(run: Path) -> Recipe:
+    if not (run / "recipe.yaml").exists():
+        raise UserError(f"{run} is not the directory of a run: it has no recipe.yaml")
+    recipe = load_recipe(run / "recipe.yaml").model_copy(update={"output": str(run.parent), "name": run.name})
+    if not isinstance(recipe, Recipe):
+        raise UserError("a gate is what language targets have: for views see views.png in the run's directory")
+    if recipe.arm not in STEERED:
+        raise UserError(f"{run} is a run of {recipe.arm}, whose targets follow no feedback: name one of an arm like v")
+    if not checkpoints(run / "checkpoints"):
+        raise UserError(f"{run} has no checkpoint yet: run it first")
+    return recipe

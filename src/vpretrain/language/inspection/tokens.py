@@ -1,0 +1,124 @@
+"""What a report shows of a language run's targets: some stretches of its stream, token by token.
+
+Shapes: T tokens a row, N targets, K candidates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vpretrain.console import steady
+from vpretrain.language.inspection.steering import at_newest_checkpoint, steering
+from vpretrain.language.model.batch import TokenBatch
+from vpretrain.language.model.load import load_tokenizer
+from vpretrain.run.parts import Parts
+
+TOKENS = 480  # shown in all, shared out over the domains
+CANDIDATES = 8  # of a token: the true one, and those with the most of q
+_STRETCH = 120  # tokens of one row
+_CONTEXT = 12  # tokens before a row's first target
+_STEPS = 32  # of the stream, in search of every domain
+
+
+def tokens(run: Path) -> dict[str, Any]:
+    """Targets by the newest checkpoint of a run, on rows that its stream would show next: the first of every domain.
+
+    Args:
+        run: its directory.
+
+    Returns:
+        JSON-ready: `arm`, `step`, `alpha_max`, and `rows`, each with its `domain` and its `tokens`. Every token has its `text`,
+        and `begins` where it is the first of another document. A target has `alpha`; `moved`, 1 - q_t(w_t), the share of its
+        mass that is not on the true token; `steered`, whether it is among the tenth of the targets with the most of that;
+        `opposed`, whether the value of its true token is negative; `candidates` as [text, p, q, value], the true token first,
+        the others by falling q; and `rest`, the mass on all further ones. Before the first meta update `opposed` and every
+        value are None.
+
+    Raises:
+        UserError: see `at_newest_checkpoint`.
+    """
+    recipe, parts, step = at_newest_checkpoint(run)
+    tokenizer = load_tokenizer(recipe.learner.name)
+
+    def text(token: int) -> str:
+        return tokenizer.decode([token]) or f"<{token}>"
+
+    pieces = list(_pieces(parts, {source.domain for source in recipe.stream.sources}))
+    rows: list[dict[str, Any]] = []
+    with steady("            tokens", len(pieces)) as done:
+        for piece in pieces:
+            rows.append({"domain": piece.batch.domains[piece.row], "tokens": _tokens(parts, piece, text)})
+            done(len(rows))
+    targets = [token for row in rows for token in row["tokens"] if "alpha" in token]
+    most = sorted((token["moved"] for token in targets), reverse=True)
+    for token in targets:
+        token["steered"] = token["moved"] > 0 and token["moved"] >= most[math.ceil(len(most) / 10) - 1]
+    highest = max((token["alpha"] for token in targets), default=0.0)
+    alpha_max = recipe.designer.alpha_max if recipe.arm == "v-paper" else highest or 1.0
+    return {"arm": recipe.arm, "step": step, "alpha_max": alpha_max, "rows": rows}
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """The tokens of a row of a micro-batch from `start` to `end`. Targets are made for all of it: values have its unit."""
+
+    batch: TokenBatch
+    row: int
+    start: int
+    end: int
+
+
+def _pieces(parts: Parts, domains: set[str]) -> Iterator[_Piece]:
+    """One row each."""
+    left = dict.fromkeys(domains, max(_STRETCH // 2, TOKENS // len(domains)))
+    total = TOKENS
+    for batch in (batch for _ in range(_STEPS) for batch in parts.stream.next()):
+        for row, domain in enumerate(batch.domains):
+            target_M = (batch.weights_BT[row] > 0).nonzero()[:, 0].tolist()
+            start = max(0, target_M[0] - _CONTEXT)
+            end = min(target_M[-1] + 1, start + min(_STRETCH, left[domain], total))
+            if end > target_M[0]:
+                left[domain], total = left[domain] - (end - start), total - (end - start)
+                yield _Piece(batch, row, start, end)
+        if total <= _CONTEXT or max(left.values()) <= _CONTEXT:
+            return
+
+
+def _tokens(parts: Parts, piece: _Piece, text: Callable[[int], str]) -> list[dict[str, Any]]:
+    """Of a piece."""
+    batch = piece.batch
+    ids_T, positions_T = (tensor[piece.row, : piece.end].tolist() for tensor in (batch.ids_BT, batch.positions_BT))
+    shown: list[dict[str, Any]] = [{"text": text(token)} for token in ids_T]
+    for number in range(1, len(shown)):
+        if positions_T[number] == 0:
+            shown[number]["begins"] = True
+    found = steering(parts, batch)
+    order_NK = found.q_NK[:, 1:].argsort(dim=1, descending=True)[:, : CANDIDATES - 1] + 1
+    for n, (row, before) in enumerate(batch.predicts_BT.nonzero().tolist()):
+        number = before + 1
+        if row != piece.row or number >= piece.end:
+            continue
+        chosen = [0, *order_NK[n].tolist()]
+        q_K = found.q_NK[n].tolist()
+        values_K: list[float | None] = [None] * len(q_K)
+        if found.values_NK is not None:
+            values_K = found.values_NK[n].tolist()
+        texts, p_K = [text(token) for token in found.candidates_NK[n].tolist()], found.p_NK[n].tolist()
+        true = values_K[0]
+        shown[number] |= {
+            "alpha": _short(float(found.alpha_N[n])),
+            "moved": _short(max(0.0, 1 - q_K[0])),
+            "opposed": None if true is None else true < 0,
+            "candidates": [[texts[k], *map(_short, (p_K[k], q_K[k], values_K[k]))] for k in chosen],
+            "rest": _short(max(0.0, 1 - sum(q_K[k] for k in chosen))),
+        }
+    return shown[piece.start :]
+
+
+def _short(number: float | None) -> float | None:
+    """To four digits: enough to read, and half the size."""
+    return None if number is None else float(f"{number:.4g}")

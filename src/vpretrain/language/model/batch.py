@@ -1,0 +1,121 @@
+"""Token batches: what the stream, the feedback and the evaluation all hand to the learner.
+
+Shapes: B rows, T tokens a row, N targets (tokens that are predicted, over all rows).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from vpretrain.language.model.lower import Lower
+from vpretrain.method.protocols import with_tensors
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Rows of tokens. Several documents may share a row; positions restart with each, and attention stays within one.
+
+    Attributes:
+        ids_BT: token ids. Right of the last document a row is filled with any id, as a document of its own.
+        positions_BT: position within the document; a row's documents are where it returns to 0.
+        weights_BT: weight of each token *as a target*; 0: not predicted. A document's first token is never a target.
+            Built from lengths, never from a comparison with the padding id.
+        domains: domain of each row.
+        keys: for each row the identities of the examples in it (see `Example.key`).
+        part_of: the batch that these rows were restricted from, and their numbers there.
+        lower: in a meta step, what the blocks below S make of these rows; see `Lower`.
+    """
+
+    ids_BT: Int[Tensor, "B T"]
+    positions_BT: Int[Tensor, "B T"]
+    weights_BT: Float[Tensor, "B T"]
+    domains: tuple[str, ...]
+    keys: tuple[tuple[str, ...], ...]
+    part_of: tuple[TokenBatch, tuple[int, ...]] | None = None
+    lower: Lower | None = None
+
+    @property
+    def predicts_BT(self) -> Bool[Tensor, "B T"]:
+        """Positions whose next token is a target."""
+        predicts_BT = torch.zeros_like(self.weights_BT, dtype=torch.bool)
+        predicts_BT[:, :-1] = self.weights_BT[:, 1:] > 0
+        return predicts_BT
+
+    @property
+    def targets_N(self) -> Int[Tensor, " N"]:
+        """The true tokens w_t, in row order."""
+        return self.ids_BT[:, 1:][self.weights_BT[:, 1:] > 0]
+
+    @property
+    def weights_N(self) -> Float[Tensor, " N"]:
+        """Their weights."""
+        return self.weights_BT[:, 1:][self.weights_BT[:, 1:] > 0]
+
+    @property
+    def share_N(self) -> Float[Tensor, " N"]:
+        """Their weights as shares: the sum is 1."""
+        return self.weights_N / self.weights_N.sum()
+
+    @property
+    def weight(self) -> float:
+        """Total weight of the targets."""
+        return float(self.weights_BT[:, 1:].sum())
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the learner reads, padding included: what a throughput counts."""
+        return self.ids_BT.numel()
+
+    def restrict(self, *, domain: str | None = None, rows: int, length: int) -> TokenBatch | None:
+        """The first `rows` rows (of `domain`) that still have a target within `length` tokens; None if there are none."""
+        chosen = [
+            row
+            for row, name in enumerate(self.domains)
+            if (domain is None or name == domain) and bool((self.weights_BT[row, 1:length] > 0).any())
+        ][:rows]
+        return replace(self.rows(chosen, length), part_of=(self, tuple(chosen))) if chosen else None
+
+    def rows(self, chosen: Sequence[int], length: int | None = None) -> TokenBatch:
+        """The chosen rows, cut to `length` tokens."""
+        index = list(chosen)
+        return TokenBatch(
+            self.ids_BT[index, :length],
+            self.positions_BT[index, :length],
+            self.weights_BT[index, :length],
+            tuple(self.domains[row] for row in index),
+            tuple(self.keys[row] for row in index),
+        )
+
+    def apart(self) -> list[TokenBatch]:
+        """Each document that has a target as a batch of its own."""
+        documents = []
+        for row in range(len(self.domains)):
+            starts = (self.positions_BT[row] == 0).nonzero()[:, 0].tolist()
+            for start, end in itertools.pairwise([*starts, self.ids_BT.shape[1]]):
+                of_row = self.rows([row])
+                within: dict[str, Any] = {
+                    name: t[:, start:end] for name, t in vars(of_row).items() if isinstance(t, Tensor)
+                }
+                documents.append(replace(of_row, **within))
+        return [document for document in documents if document.weight > 0]
+
+    def reweighted(self, weights_N: Float[Tensor, " N"]) -> TokenBatch:
+        """The same targets with other weights, all above 0."""
+        weights_BT = self.weights_BT.clone()
+        weights_BT[:, 1:][self.weights_BT[:, 1:] > 0] = weights_N.to(weights_BT)
+        return replace(self, weights_BT=weights_BT, part_of=None)
+
+    def to(self, device: torch.device | str) -> TokenBatch:
+        """The same batch on another device."""
+        return with_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> TokenBatch:
+        """The same batch where a GPU can fetch it from while it computes."""
+        return with_tensors(self, Tensor.pin_memory)

@@ -1,0 +1,220 @@
+"""The tangent of the last hidden states along a direction over the last block's MLP (METHOD: the exact task).
+
+S = the MLP of the last block is the one S for which D_u h costs next to nothing: nothing below the MLP depends on it, and what
+stands above works token by token. So the tangent starts from what the learner's own pass has made already, what entered the
+last block and what its attention gave, and runs at the targets alone: no attention, no block below, no logits.
+
+Shapes: B rows, T tokens, N targets, D width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.func import functional_call
+from torch.utils.hooks import RemovableHandle
+
+from vpretrain.errors import UserError
+from vpretrain.method.protocols import Parameters
+from vpretrain.method.subset import blocks_of, mixer_of, mlp_names
+
+
+@dataclass(frozen=True)
+class MLPEntry:
+    """Where the tangent starts, at the targets: what entered the last block, and what its attention gave."""
+
+    block_ND: Float[Tensor, "N D"]
+    attention_ND: Float[Tensor, "N D"]
+
+
+class LastMLP:
+    """The last block and the norm behind it as a function of the MLP's parameters alone.
+
+    Args:
+        module: holds the model; whole, in no shards yet.
+
+    Raises:
+        UserError: there is no MLP beside an attention.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        prefix, blocks = blocks_of(module)
+        block, number = blocks[-1], len(blocks) - 1
+        attention = mixer_of(block)
+        if attention is None or not mlp_names(module):
+            raise UserError("the last block has no MLP beside its attention")
+        self.names = frozenset(mlp_names(module))
+        owner = module.get_submodule(prefix.rpartition(".")[0])
+        following = _following(module, owner, block)
+        # Copies without weights, in which nothing that others have hung on the model (shards, hooks, checkpointing) is left.
+        self._skeleton = _Skeleton(_without_weights(block), attention, [_without_weights(part) for part in following])
+        places = {f"block.{n}": f"{prefix}.{number}.{n}" for n, _ in block.named_parameters()}
+        modules = {id(part): name for name, part in module.named_modules()}
+        for i, part in enumerate(following):
+            places |= {f"following.{i}.{n}": f"{modules[id(part)]}.{n}" for n, _ in part.named_parameters()}
+        own = {name for name, _ in self._skeleton.named_parameters()}
+        self._places = {name: place for name, place in places.items() if name in own}
+        wholes = nn.ModuleDict({"block": block, "following": nn.ModuleList(following)})
+        own = {name for name, _ in self._skeleton.named_buffers()}
+        self._buffers = {name: buffer for name, buffer in wholes.named_buffers() if name in own}
+        self._block, self._attention = block, getattr(block, attention)
+        self._predicts_BT: Tensor | None = None
+        self._seen: dict[str, Tensor] = {}
+        self._hooks: list[RemovableHandle] = []
+
+    def watch(self, on: bool = True, *, compiled: bool = False) -> None:
+        """Whether passes of the model can be recorded from now on. In a compiled model this block then runs as it is."""
+        if on and not self._hooks:
+            self._hooks = [
+                self._block.register_forward_pre_hook(torch.compiler.disable(self._enter), with_kwargs=True),
+                self._attention.register_forward_hook(self._attend),
+            ]
+            if compiled:  # a compiled block loses the hook on its attention
+                vars(self._block)["forward"] = torch.compiler.disable(self._block.forward)
+        elif not on:
+            for hook in self._hooks:
+                hook.remove()
+            self._hooks = []
+
+    @contextlib.contextmanager
+    def recording(self, predicts_BT: Bool[Tensor, "B T"]) -> Iterator[None]:
+        """Around one pass of the model; `entry` then has what it made."""
+        self._predicts_BT, self._seen = predicts_BT, {}
+        try:
+            yield
+        finally:
+            self._predicts_BT = None
+
+    @property
+    def entry(self) -> MLPEntry | None:
+        """Of the last recorded pass; None if nothing is watched."""
+        return MLPEntry(self._seen["block"], self._seen["attention"]) if self._hooks else None
+
+    def hidden(self, entry: MLPEntry, theta: Parameters, mlp: Parameters) -> Float[Tensor, "N D"]:
+        """The last hidden states at the targets, with these values of the MLP's parameters."""
+        values = {name: mlp.get(place, theta[place]) for name, place in self._places.items()}
+        arguments = (entry.block_ND[None], entry.attention_ND[None])
+        hidden_1ND: Tensor = functional_call(self._skeleton, values | self._buffers, arguments)
+        return hidden_1ND[0]
+
+    def tangent(self, entry: MLPEntry, theta: Parameters, direction: Parameters) -> Float[Tensor, "N D"]:
+        """D_u of the last hidden states at the targets.
+
+        Args:
+            entry: see `recording`.
+            theta: all parameters of the module, by name; shards are gathered here.
+            direction: u, over parameters of the MLP.
+        """
+        needed = set(self._places.values())
+        whole = {name: _whole(p.detach()) for name, p in theta.items() if name in needed}
+        at = {name: whole[name] for name in direction}
+        along = {name: _whole(u) for name, u in direction.items()}
+
+        def hidden(mlp: Parameters) -> Tensor:
+            return self.hidden(entry, whole, mlp)
+
+        tangent_ND: Tensor = torch.func.jvp(hidden, (at,), (along,))[1]
+        return tangent_ND
+
+    def _enter(self, block: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        if self._predicts_BT is not None:
+            hidden_BTD = arguments[0] if arguments else keywords["hidden_states"]
+            self._seen["block"] = hidden_BTD.detach()[self._predicts_BT]
+
+    def _attend(self, attention: nn.Module, arguments: Any, output: Any) -> None:
+        if self._predicts_BT is not None:
+            given_BTD = output if isinstance(output, Tensor) else output[0]
+            self._seen["attention"] = given_BTD.detach()[self._predicts_BT]
+            self._skeleton.bare = isinstance(output, Tensor)
+
+
+class _Skeleton(nn.Module):
+    """The block with its attention's output given, and what follows it."""
+
+    def __init__(self, block: nn.Module, attention: str, following: list[nn.Module]) -> None:
+        super().__init__()
+        self.block, self.following = block, nn.ModuleList(following)
+        self._given = _Given()
+        setattr(block, attention, self._given)
+        wanted = inspect.signature(type(block).forward).parameters.values()
+        positional = (p for p in wanted if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty)
+        self._unused = dict.fromkeys([p.name for p in positional][2:])  # the attention's business
+        self.bare = False
+        self.eval()
+
+    def forward(self, block_1ND: Tensor, attention_1ND: Tensor) -> Tensor:
+        self._given.output = attention_1ND if self.bare else (attention_1ND, None)
+        output = self.block(block_1ND, **self._unused)
+        self._given.output = None
+        hidden: Tensor = output if isinstance(output, Tensor) else output[0]
+        for part in self.following:
+            hidden = part(hidden)
+        return hidden
+
+
+class _Given(nn.Module):
+    """In the attention's place."""
+
+    output: Any = None
+
+    def forward(self, *arguments: Any, **keywords: Any) -> Any:
+        return self.output
+
+
+def _following(module: nn.Module, owner: nn.Module, block: nn.Module) -> list[nn.Module]:
+    """What the model does to the last block's output, in order: the final norm, in OPT a projection as well."""
+    ran: list[nn.Module] = []
+    reached = False
+
+    def end(*_: Any) -> None:
+        nonlocal reached
+        reached = True
+
+    def note(part: nn.Module, *_: Any) -> None:
+        if reached:
+            ran.append(part)
+
+    handles = [block.register_forward_hook(end)]
+    handles += [part.register_forward_hook(note) for part in owner.children()]
+    training = module.training
+    try:
+        with torch.no_grad():
+            device = next(module.parameters()).device
+            ids_BT = torch.arange(1, 5, device=device)[None]
+            module.eval()(ids_BT, torch.arange(4, device=device)[None], None)
+    finally:
+        module.train(training)
+        for handle in handles:
+            handle.remove()
+    return ran
+
+
+def _without_weights(part: nn.Module) -> nn.Module:
+    """A copy without weights, hooks, activation checkpointing or a replaced `forward`."""
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in part.parameters()}
+    memo |= {id(b): b.detach().to("meta") for b in part.buffers()}
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    memo |= {id(getattr(inner, name)): OrderedDict() for inner in part.modules() for name in hooks}
+    copied = copy.deepcopy(part, memo)
+    for inner in copied.modules():
+        vars(inner).pop("forward", None)
+        if hasattr(inner, "gradient_checkpointing"):
+            vars(inner)["gradient_checkpointing"] = False
+        config: Any = getattr(inner, "config", None)
+        if hasattr(config, "_experts_implementation"):
+            config._experts_implementation = "eager"  # the fused ones have no forward mode
+    return copied
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

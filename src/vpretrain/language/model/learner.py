@@ -1,0 +1,484 @@
+"""A causal language model as the learner. Shapes: B rows, T tokens, N targets, K candidates, D width, V vocabulary."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from vpretrain.errors import UserError
+from vpretrain.language.model.batch import TokenBatch
+from vpretrain.language.model.last_mlp import LastMLP, MLPEntry
+from vpretrain.language.model.loss import Head, Logits, Turn, at_least_fp32, dense_logits, fused_logits, primal
+from vpretrain.language.model.lower import Lower
+from vpretrain.method.parameters import theta_of
+from vpretrain.method.protocols import Parameters, Task
+from vpretrain.method.subset import blocks_of
+from vpretrain.timing import phase
+
+
+@dataclass(frozen=True)
+class LanguageState:
+    """What the learner computed for a batch.
+
+    Attributes:
+        hidden_BTD: states after the final norm, at every position.
+        logits: what is kept of z_t at the positions whose next token is a target.
+        embedding_VD: the output embedding.
+        entry: where a tangent through the last MLP starts; None unless asked for, see `LanguageLearner.keep_entries`.
+    """
+
+    hidden_BTD: Float[Tensor, "B T D"]
+    logits: Logits
+    embedding_VD: Float[Tensor, "V D"]
+    entry: MLPEntry | None = None
+
+    def detach(self) -> LanguageState:
+        """Values alone: neither graph nor tangent."""
+        return LanguageState(primal(self.hidden_BTD), self.logits.detach(), primal(self.embedding_VD), self.entry)
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """The learner's own pass over a batch, made before it was asked for: by which theta, and what its lower blocks gave."""
+
+    batch: TokenBatch
+    theta: tuple[int, ...]
+    state: LanguageState
+    below: Any
+
+
+class LanguageLearner:
+    """theta. Holds the model and nothing that could change it: the optimizer lives elsewhere (the firewall).
+
+    Args:
+        model: an AutoModelForCausalLM, or a PEFT model around one.
+        top_k: K, candidates a token.
+        bf16: the learner's own passes, the feedback's, and the tangent through the last MLP are under bf16 autocast. Values and
+            tangents over another S are fp32, from states below S as the learner's own pass gives them.
+        compiled: compile its own passes. Meta steps, whose blocks answer by turns, are not.
+        parallel: how several processes hold it, see `vpretrain.method.parameters`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        top_k: int = 1,
+        bf16: bool = False,
+        compiled: bool = False,
+        parallel: Literal["ddp", "fsdp"] | None = "ddp",
+    ) -> None:
+        self.module = _Core(model)
+        self._compiled = torch.compile(self.module.causal.base_model) if compiled else None
+        self.top_k, self.bf16 = top_k, bf16
+        self._plain = False
+        self._asked: Callable[[], bool] = lambda: True
+        self._coming: TokenBatch | None = None
+        self._ahead: _Ahead | None = None
+        self._answers_of: dict[int, bool] = {}
+        self._check_head()
+        self._last_mlp = self._found_last_mlp()
+        self.theta = theta_of(self.module, parallel)
+        self.gradient, self.shifted, self.synchronise = self.theta.gradient, self.theta.shifted, self.theta.synchronise
+        self.visit_gradient, self.has_own_gradient = self.theta.visit_gradient, self.theta.has_own_gradient
+
+    @property
+    def model(self) -> Any:
+        """The transformers (or PEFT) model."""
+        return self.module.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches must lie."""
+        return next(self.module.parameters()).device
+
+    def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
+        """The trainable parameters."""
+        return self.theta.trainable.items()
+
+    def forward(self, inputs: TokenBatch, parameters: Parameters | None = None) -> LanguageState:
+        """The state for a batch; `parameters` (of S) replace the model's, and then no other parameter gets a gradient."""
+        if parameters is None:
+            ahead, self._ahead = self._ahead, None
+            if (
+                ahead is not None
+                and ahead.batch is inputs
+                and ahead.theta == self._versions()
+                and torch.is_grad_enabled()
+            ):
+                return ahead.state
+        return self._forward(inputs, parameters, self._own_k if parameters is None else self.top_k)
+
+    def nll(self, inputs: TokenBatch) -> Float[Tensor, " N"]:
+        """NLL of every target, in nats, without gradient."""
+        with torch.no_grad():
+            logits = self._forward(inputs, None, 1).logits
+        return logits.lse_N - logits.z_NK[:, 0]
+
+    def keep_entries(self, subset: Iterable[str]) -> bool:
+        """From now on states have their `entry`; False where S is not the last MLP, or the learner has none."""
+        fits = self._last_mlp is not None and self._last_mlp.names >= set(subset)
+        if self._last_mlp is not None and fits:
+            self._last_mlp.watch(compiled=self._compiled is not None)
+        return fits
+
+    def keep_candidates_when(self, asked: Callable[[], bool]) -> None:
+        """From now on its own pass keeps K candidates per token while the task asks for them, else the true token alone."""
+        self._asked = asked
+
+    def observe(self, inputs: TokenBatch) -> LanguageState:
+        """The state for a batch that is only looked at: no gradient, no dropout, no trace."""
+        with self.meta_mode(), torch.no_grad():
+            state = self._forward(inputs, None, self.top_k).detach()
+        self.theta.settle()
+        return state
+
+    def prepare(self, inputs: TokenBatch, parameters: Parameters) -> TokenBatch:
+        """The same batch with room for what the blocks below S make of it: the first pass leaves it for the others.
+
+        Where the learner looks ahead it is there already: a part of what its own pass over the whole batch has made.
+        """
+        if inputs.lower is not None:
+            return inputs
+        lower = Lower.below(self.module, parameters)
+        if lower is None or not self._answers(len(lower.blocks)):
+            return inputs
+        lower.output = self._from_own_pass(inputs, lower)
+        return replace(inputs, lower=lower)
+
+    def generate(self, **how: Any) -> Int[Tensor, "B T"]:
+        """transformers' own, which takes the arguments."""
+        return self.module.generate(**how)
+
+    def after_step(self, tasks: Sequence[Task], progress: float) -> None:
+        """Nothing follows a language model by rule."""
+
+    def loss(self, state: LanguageState, task: Task) -> Tensor:
+        """L_pre = CE(q_t, p_t), weighted mean over the targets (Eq 15; Eq 37-38 with weights per example)."""
+        return state.logits.cross_entropy(task.target)
+
+    def slope(
+        self, inputs: TokenBatch, parameters: Parameters, direction: Parameters, *, whole: bool
+    ) -> Callable[[Task], Tensor]:
+        """One tangent pass through the blocks of S gives D_u h; a task then takes D_u z on its candidates alone.
+
+        What no task changes is D_u of the mean logsumexp: `whole` adds it, for one more pass over the head.
+        """
+        if not self.module.linear_head:
+            return self._dense_slope(inputs, parameters, direction)
+
+        def hidden(parameters: Parameters) -> Tensor:
+            return self._run(inputs, parameters, dense=False)[0][inputs.predicts_BT]
+
+        with self.plain():
+            hidden_ND, turned_ND = (t.detach() for t in torch.func.jvp(hidden, (parameters,), (direction,)))
+        head = self.module.head(self.theta.replaced(parameters))
+        turn = Turn(turned_ND, *(direction.get(name or "") for name in self.module.head_names))
+        share_N = inputs.share_N
+        constant = head.turn_of_mean_lse(hidden_ND, turn, inputs.targets_N, share_N) if whole else 0.0
+
+        def slope(task: Task) -> Tensor:
+            turn_NK = head.turn_at(hidden_ND, turn, task.target.candidates_NK)
+            return constant - (share_N[:, None] * task.target.q_NK * turn_NK).sum()
+
+        return slope
+
+    def candidate_tangents(
+        self, inputs: TokenBatch, state: LanguageState, direction: Parameters
+    ) -> Float[Tensor, "N K"]:
+        """D_u z_t(v) on the candidates of the learner's own pass.
+
+        Where S is the last MLP it starts from what that pass has left, else the blocks of S run once more.
+        """
+        candidates_NK, z_NK = state.logits.candidates_NK, state.logits.z_NK
+        if state.entry is not None and self._last_mlp is not None and direction.keys() <= self._last_mlp.names:
+            theta: Parameters = dict(self.module.named_parameters())
+            with phase("tangent"), self.autocast():
+                turned_ND = self._last_mlp.tangent(state.entry, theta, direction)
+            if not self.module.linear_head:
+                return self._dense_tangents(turned_ND, candidates_NK, z_NK)
+            turn = Turn(at_least_fp32(turned_ND), None, None)
+            return self.module.head(None).candidate_tangents(None, turn, candidates_NK, z_NK)
+        at = {name: p.detach() for name, p in self.named_parameters() if name in direction}
+        along = {name: direction[name] for name in at}  # a resumed run has them in another order
+        dense = not self.module.linear_head
+
+        def run(parameters: Parameters) -> Tensor:
+            hidden_BTD, logits_NV = self._run(inputs, parameters, dense=dense)
+            return hidden_BTD[inputs.predicts_BT] if logits_NV is None else self.module.head(None).bend(logits_NV)
+
+        with phase("tangent"), self.meta_mode(), self.plain():
+            made, turned = (t.detach() for t in torch.func.jvp(run, (at,), (along,)))
+        if dense:
+            return turned.gather(-1, candidates_NK)
+        turn = Turn(turned, *(direction.get(name or "") for name in self.module.head_names))
+        return self.module.head(None).candidate_tangents(made, turn, candidates_NK, z_NK)
+
+    def evaluate(self, batch: TokenBatch, parameters: Parameters) -> Tensor:
+        """L_down: mean answer-token NLL; the problem's tokens are no targets (Eq 38)."""
+        logits = self._forward(batch, parameters, 1).logits
+        return logits.cross_entropy(logits.one_hot())
+
+    @contextlib.contextmanager
+    def meta_mode(self) -> Iterator[None]:
+        """A meta step leaves no trace: no dropout, no random numbers."""
+        training = self.module.training
+        self.module.eval()
+        try:
+            yield
+        finally:
+            self.module.train(training)
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The learner's own precision."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+    @contextlib.contextmanager
+    def looking_ahead(self, batch: TokenBatch) -> Iterator[None]:
+        """The learner's own pass over the coming batch does not depend on the task: within this it is made as soon as a part
+        of the batch is prepared, shares what its lower blocks make, and waits for `forward` to be asked for it.
+
+        Not under dropout or activation checkpointing, which a meta step goes without, and not in shards. It is never a compiled
+        pass.
+        """
+        checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in self.module.modules())
+        ahead = self.theta.looks_ahead and not checkpointing and self._draws_nothing
+        self._ahead, self._coming = None, batch if ahead else None
+        try:
+            yield
+        finally:
+            self._coming = None
+
+    @contextlib.contextmanager
+    def plain(self) -> Iterator[None]:
+        """Attention, experts and loss in their plain forms: the fused ones have neither forward-mode nor second derivatives
+        (pytorch #128971, #116350)."""
+        plain, experts = self._plain, self.module.causal.get_experts_implementation()
+        self._plain = True
+        self.module.causal.set_experts_implementation("eager")
+        try:
+            with sdpa_kernel(SDPBackend.MATH):
+                yield
+        finally:
+            self.module.causal.set_experts_implementation(experts)
+            self._plain = plain
+
+    def _forward(self, inputs: TokenBatch, parameters: Parameters | None, k: int) -> LanguageState:
+        dense = self._plain or not self.module.linear_head
+        with self.autocast() if parameters is None else contextlib.nullcontext():
+            recording = (
+                contextlib.nullcontext() if self._last_mlp is None else self._last_mlp.recording(inputs.predicts_BT)
+            )
+            with recording:
+                hidden_BTD, logits_NV = self._run(inputs, parameters, dense=dense)
+            entry = None if self._last_mlp is None else self._last_mlp.entry
+            head = self.module.head(None if parameters is None else self.theta.replaced(parameters))
+            how = (inputs.targets_N, inputs.share_N, k)
+            if logits_NV is None:
+                logits = fused_logits(hidden_BTD[inputs.predicts_BT], head, *how)
+            else:
+                logits = dense_logits(head.bend(at_least_fp32(logits_NV)), *how)
+        embedding_VD = head.weight_VD if parameters is None else self.theta.lasting(head.weight_VD)
+        return LanguageState(hidden_BTD, logits, embedding_VD, entry)
+
+    def _from_own_pass(self, inputs: TokenBatch, lower: Lower) -> Tensor | None:
+        """What the lower blocks make of a part of the coming batch; None if the learner's own pass does not say."""
+        if inputs.part_of is None or inputs.part_of[0] is not self._coming:
+            return None
+        batch, rows = inputs.part_of
+        if self._ahead is None:
+            whole = Lower(lower.blocks)
+            with phase("learner forward"), torch.enable_grad():
+                state = self._forward(replace(batch, lower=whole), None, self._own_k)
+            self._ahead = _Ahead(batch, self._versions(), state, whole.output)
+        if not isinstance(self._ahead.below, Tensor):
+            return None
+        return at_least_fp32(self._ahead.below[list(rows), : inputs.ids_BT.shape[1]])
+
+    @property
+    def _own_k(self) -> int:
+        return self.top_k if self._asked() else 1
+
+    def _versions(self) -> tuple[int, ...]:
+        """Changes whenever theta does."""
+        return tuple(p._version for p in self.module.parameters())
+
+    @functools.cached_property
+    def _draws_nothing(self) -> bool:
+        """Whether training draws no random numbers. (Dropout on new adapters would not show in what they give.)"""
+        devices = {"cpu": [], "cuda": [self.device]}.get(self.device.type)
+        if devices is None:
+            return False  # some device whose generator is not known here
+        training = self.module.training
+        with torch.random.fork_rng(devices), torch.no_grad():
+            before = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
+            self.module.train()(*self._sample(), None)
+            after = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
+        self.module.train(training)
+        return all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+    def _run(self, inputs: TokenBatch, parameters: Parameters | None, *, dense: bool) -> tuple[Tensor, Tensor | None]:
+        """The states after the final norm, and all logits of the targets before `Head.bend` if they are wanted."""
+        arguments = (inputs.ids_BT, inputs.positions_BT, inputs.predicts_BT if dense else None)
+        if inputs.lower is None and parameters is None:
+            return self.theta.own(*arguments, self._compiled if self.module.training else None)
+        with contextlib.nullcontext() if inputs.lower is None else inputs.lower():
+            return self.theta.own(*arguments) if parameters is None else self.theta.at(parameters, *arguments)
+
+    def _dense_slope(
+        self, inputs: TokenBatch, parameters: Parameters, direction: Parameters
+    ) -> Callable[[Task], Tensor]:
+        """The same where a head is more than a matrix (an adapter on it)."""
+
+        def logits(parameters: Parameters) -> Tensor:
+            logits_NV = self._run(inputs, parameters, dense=True)[1]
+            assert logits_NV is not None
+            return self.module.head(None).bend(logits_NV)
+
+        with self.plain():
+            logits_NV, turn_NV = (t.detach() for t in torch.func.jvp(logits, (parameters,), (direction,)))
+        mean_N = ((logits_NV - logits_NV.logsumexp(-1, keepdim=True)).exp() * turn_NV).sum(-1)
+
+        def slope(task: Task) -> Tensor:
+            turn_NK = turn_NV.gather(-1, task.target.candidates_NK)
+            return (inputs.share_N * (mean_N - (task.target.q_NK * turn_NK).sum(-1))).sum()
+
+        return slope
+
+    def _dense_tangents(self, turned_ND: Tensor, candidates_NK: Tensor, z_NK: Tensor) -> Tensor:
+        """The candidates' tangents from those of the states, where a head is more than a matrix: it is affine all the same."""
+        layer = self.module.causal.get_output_embeddings()
+        with self.meta_mode(), torch.no_grad():
+            raw_NV = layer(turned_ND) - layer(torch.zeros_like(turned_ND[:1]))
+        return at_least_fp32(raw_NV.gather(-1, candidates_NK)) * self.module.head(None).slope(z_NK)
+
+    def keeps_documents_apart(self) -> bool:
+        """Whether a document's states are the same behind another one in its row, where positions restart.
+
+        State-space and other recurrent models take no notice of positions, and carry on what they read before.
+        """
+        ids_BT, positions_BT = self._sample()
+        with self.meta_mode(), torch.no_grad():
+            alone, behind = (
+                self.module(ids, positions, None)[0][0, -8:]
+                for ids, positions in (
+                    (ids_BT, positions_BT),
+                    (torch.cat([ids_BT.flip(1), ids_BT], dim=1), positions_BT.repeat(1, 2)),
+                )
+            )
+        # Rounding alone is below 1e-4, and more than half of what a state-space model knows is from before.
+        return bool(((alone - behind).norm(dim=-1) < 0.01 * alone.norm(dim=-1)).all())
+
+    def _check_head(self) -> None:
+        """Refuse a model whose logits are more than head, factor and cap, before any work is done on wrong numbers."""
+        ids_BT, positions_BT = self._sample()
+        with self.meta_mode(), torch.no_grad():
+            logits_NV = self.module(ids_BT, positions_BT, torch.ones_like(ids_BT, dtype=torch.bool))[1]
+            ours = self.module.head(None).bend(logits_NV)
+            theirs = self.model(input_ids=ids_BT, use_cache=False).logits[0]
+        if not torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4):
+            raise UserError(
+                f"{type(self.module.causal).__name__} changes its logits in a way that vpretrain does not know "
+                f"(difference {float((ours - theirs).abs().max()):.2g}); use another architecture or report it"
+            )
+
+    def _found_last_mlp(self) -> LastMLP | None:
+        """None where the tangent through it would not be the model's: no MLP that could be told from the rest, or a block of
+        another make."""
+        try:
+            found = LastMLP(self.module)
+        except UserError:
+            return None
+        ids_BT, positions_BT = self._sample()
+        everywhere_BT = torch.ones_like(ids_BT, dtype=torch.bool)
+        theta: Parameters = dict(self.module.named_parameters())
+        with self.meta_mode(), torch.no_grad():
+            found.watch()
+            try:
+                with found.recording(everywhere_BT):
+                    self.module(ids_BT, positions_BT, None)
+                entry = found.entry
+                assert entry is not None
+                for scale in (1.0, 1.1):  # also away from where the pass was made
+                    moved = {name: scale * theta[name] for name in found.names}
+                    theirs_BTD = functional_call(self.module, theta | moved, (ids_BT, positions_BT, None))[0]
+                    ours_ND = found.hidden(entry, theta, moved)
+                    if not torch.allclose(ours_ND, theirs_BTD[0], rtol=1e-3, atol=1e-4):
+                        return None
+            except (TypeError, ValueError, KeyError, IndexError, RuntimeError, AttributeError):
+                return None
+            finally:
+                found.watch(False)
+        return found
+
+    def _answers(self, first: int) -> bool:
+        """Whether the blocks from this one up take nothing from those below but what the last of them hands on (keys, say)."""
+        if first not in self._answers_of:
+            lower = Lower(list(blocks_of(self.module)[1])[:first])
+            states = []
+            with self.meta_mode(), torch.no_grad():
+                for _ in range(2):
+                    with lower():
+                        states.append(self.module(*self._sample(), None)[0])
+            self._answers_of[first] = torch.allclose(states[0], states[1], rtol=1e-4, atol=1e-5)
+        return self._answers_of[first]
+
+    def _sample(self) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
+        """A row of some tokens, and their positions."""
+        vocabulary = self.model.config.get_text_config().vocab_size
+        return torch.arange(1, 9, device=self.device)[None] % vocabulary, torch.arange(8, device=self.device)[None]
+
+
+class _Core(nn.Module):
+    """The model as one module that returns its states and, where they are asked for, what the head makes of some of them."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.training = model.training
+        layer = self.causal.get_output_embeddings()
+        self.linear_head = type(layer) is nn.Linear
+        names = {id(p): name for name, p in self.named_parameters()}  # a tied weight goes by the embedding's name
+        self.head_names = tuple(names.get(id(p)) for p in (layer.weight, getattr(layer, "bias", None)))
+
+    @property
+    def causal(self) -> Any:
+        """The causal language model inside a possible PEFT wrapper."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    def head(self, theta: Parameters | None) -> Head:
+        """The output layer, with its parameters from theta if that is given."""
+        layer, config = self.causal.get_output_embeddings(), self.causal.config.get_text_config()
+        if theta is None:
+            weight_VD, bias_V = layer.weight, getattr(layer, "bias", None)
+        else:
+            weight_VD, bias_V = (None if name is None else theta[name] for name in self.head_names)
+        factor = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        return Head(weight_VD, bias_V, factor, getattr(config, "final_logit_softcapping", None))
+
+    def generate(self, **how: Any) -> Any:
+        return self.model.generate(**how)
+
+    def forward(
+        self,
+        ids_BT: Int[Tensor, "B T"],
+        positions_BT: Int[Tensor, "B T"],
+        predicts_BT: Bool[Tensor, "B T"] | None,
+        compiled: Any = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        # Without a mask and with positions that restart, transformers keeps attention within each document.
+        body = self.causal.base_model if compiled is None else compiled
+        outputs = body(input_ids=ids_BT, position_ids=positions_BT, use_cache=False)
+        hidden_BTD = outputs.last_hidden_state
+        if predicts_BT is None:
+            return hidden_BTD, None
+        return hidden_BTD, self.causal.get_output_embeddings()(hidden_BTD[predicts_BT])

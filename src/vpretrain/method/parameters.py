@@ -1,0 +1,195 @@
+"""theta as its processes hold it: whole in one, whole in each of several (DDP), or in shards (FSDP2).
+
+A learner asks it for the passes that end in a gradient of theta; everything else about a learner is the same in all three.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.func import functional_call
+from torch.nn.parallel import DistributedDataParallel
+
+from vpretrain import distributed
+from vpretrain.method.protocols import Parameters
+from vpretrain.method.subset import blocks_of
+from vpretrain.method.value import gradient, visit_gradient
+
+
+class Theta:
+    """One process holds all of theta.
+
+    Args:
+        module: the module with theta in it.
+    """
+
+    has_own_gradient = True  # whether a process can take a gradient that is not the mean over processes
+    looks_ahead = True  # whether the learner's own pass can be made before a meta update and go backward after it
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+    def own(self, *arguments: Any) -> Any:
+        """The learner's own pass; its gradients are the mean over processes."""
+        return self.module(*arguments)
+
+    def synchronise(self, when: bool) -> None:
+        """Before a micro-batch's passes: whether they are the step's last, at whose end the processes' gradients meet."""
+
+    def at(self, parameters: Parameters, *arguments: Any) -> Any:
+        """A pass at other values of S; no other parameter gets a gradient."""
+        return functional_call(self.module, self.replaced(parameters), arguments)
+
+    def frozen(self, *arguments: Any) -> Any:
+        """A pass that gives theta no gradient, and lets one through to what it is given."""
+        return self.at({}, *arguments)
+
+    def replaced(self, parameters: Parameters) -> Any:
+        """All of theta with other values of S; None where the module itself has them."""
+        return {name: p.detach() for name, p in self.module.named_parameters()} | parameters
+
+    def lasting(self, parameter: Tensor) -> Tensor:
+        """A parameter as a pass at other values of S has seen it, for as long as it is asked for."""
+        return parameter
+
+    def gradient(self, loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters:
+        """The mean over processes of a loss's gradient by the parameters of S."""
+        found = gradient(loss, at)
+        return dict(zip(found, distributed.mean_of(list(found.values())), strict=True))
+
+    def visit_gradient(
+        self, loss: Callable[[Parameters], Tensor], at: Parameters, visit: Callable[[str, Tensor], None], *, own: bool
+    ) -> None:
+        """The same, parameter by parameter; or this process's `own`, where it can have one."""
+        if distributed.size() == 1 or (own and self.has_own_gradient):
+            visit_gradient(loss, at, visit)
+        else:
+            for name, g in self.gradient(loss, at).items():
+                visit(name, g)
+
+    @contextlib.contextmanager
+    def shifted(self, at: Parameters, by: Parameters, step: float) -> Iterator[Parameters]:
+        """The parameters of S at theta_S + step * u, to evaluate at within."""
+        yield {name: value.detach() + step * by[name] for name, value in at.items()}
+
+    def settle(self) -> None:
+        """Let go of what passes without a gradient have gathered."""
+
+
+class ReplicatedTheta(Theta):
+    """Every process holds all of theta: DistributedDataParallel around the learner's own passes."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self._ddp = DistributedDataParallel(module, forward_sync_buffers=False, gradient_as_bucket_view=True)
+
+    def own(self, *arguments: Any) -> Any:
+        return self._ddp(*arguments) if torch.is_grad_enabled() else self.module(*arguments)
+
+    def synchronise(self, when: bool) -> None:
+        self._ddp.require_backward_grad_sync = when
+
+
+class ShardedTheta(Theta):
+    """Every process holds a part of every parameter: FSDP2, block by block.
+
+    Tangents of sharded parameters are not defined, and theirs cannot be replaced for one pass: the values of S are shifted
+    where they lie and put back from a copy, and g_down is taken from `.grad`, which is empty between steps, before anyone
+    else can see it.
+    """
+
+    has_own_gradient = False
+    looks_ahead = False
+
+    def __init__(self, module: nn.Module) -> None:
+        self._root = sharded(module)
+        super().__init__(module)
+        if hasattr(module, "generate"):
+            register_fsdp_forward_method(module, "generate")
+
+    def synchronise(self, when: bool) -> None:
+        self.settle()  # what was gathered before the shards changed, by an update or a checkpoint, is not what they are
+        self._root.set_requires_gradient_sync(when)
+
+    def at(self, parameters: Parameters, *arguments: Any) -> Any:
+        return self.module(*arguments)
+
+    def frozen(self, *arguments: Any) -> Any:
+        with self._trained():
+            return self.module(*arguments)
+
+    def replaced(self, parameters: Parameters) -> None:
+        return None
+
+    def lasting(self, parameter: Tensor) -> Tensor:
+        return parameter.detach().clone()  # what was gathered for a pass is let go of
+
+    def gradient(self, loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters:
+        assert all(p.grad is None for p in self.trainable.values()), (
+            "a meta update comes before the step's own gradients"
+        )
+        self.synchronise(True)
+        try:
+            with self._trained(*at), torch.enable_grad():
+                loss(at).backward()
+            found = {name: self.trainable[name].grad for name in at}
+            return {name: torch.zeros_like(at[name]) if g is None else g for name, g in found.items()}
+        finally:
+            for p in self.trainable.values():
+                p.grad = None
+
+    @contextlib.contextmanager
+    def shifted(self, at: Parameters, by: Parameters, step: float) -> Iterator[Parameters]:
+        kept = {name: value.detach().clone() for name, value in at.items()}
+        try:
+            self._write({name: value + step * by[name] for name, value in kept.items()})
+            with self._trained():
+                yield at
+        finally:
+            self._write(kept)
+
+    def settle(self) -> None:
+        self._root.reshard()
+
+    @contextlib.contextmanager
+    def _trained(self, *names: str) -> Iterator[None]:
+        """Within, these parameters alone ask for a gradient."""
+        others = [p for name, p in self.trainable.items() if name not in names]
+        self.settle()  # what is gathered anew takes after its shards
+        for p in others:
+            p.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for p in others:
+                p.requires_grad_(True)
+            self.settle()
+
+    def _write(self, values: Parameters) -> None:
+        self.settle()
+        with torch.no_grad():
+            for name, value in values.items():
+                self.trainable[name].copy_(value)
+
+
+def sharded(module: nn.Module) -> FSDPModule:
+    """The same module with all its parameters in shards over the processes."""
+    mesh = init_device_mesh(next(module.parameters()).device.type, (distributed.size(),))
+    for block in blocks_of(module)[1]:
+        fully_shard(block, mesh=mesh)
+    # The root keeps what it gathered from its forward to its backward pass: a loss outside it needs the head's weight.
+    return fully_shard(module, mesh=mesh, reshard_after_forward=False)
+
+
+def theta_of(module: nn.Module, parallel: Literal["ddp", "fsdp"] | None) -> Theta:
+    """As the processes hold it; None: whoever trains it brings them together. Ask when theta lies on its device."""
+    if distributed.size() == 1 or parallel is None:
+        return Theta(module)
+    return ReplicatedTheta(module) if parallel == "ddp" else ShardedTheta(module)

@@ -1,0 +1,299 @@
+"""The value of a task, V = Align(g_down, g_pre), and three engines that differentiate it by the designer's parameters.
+
+All gradients here are dictionaries over the alignment subset S. Whatever Align is, its differential at the present g_pre
+is an inner product with a fixed direction u = dAlign/dg_pre, so that dV/dphi = d/dphi <u, g_pre(phi)>, and <u, g_pre> is
+the directional derivative of L_pre along u: D_u L_pre(theta; phi). That needs no second-order autograd:
+
+- `jvp` takes D_u by forward-mode differentiation, then goes backward through the designer alone;
+- `finite_difference` takes it from two evaluations of L_pre at theta_S +- h u;
+- `double_backward` differentiates g_pre itself: slow, and the oracle of the other two.
+
+Where several processes train together, each has a part of the batch: g_pre and the value are those of the whole batch, the
+surrogate is a process's own, and the mean of its gradients over processes is dV/dphi.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_map_only
+
+from vpretrain import distributed
+from vpretrain.config import ValueConfig
+from vpretrain.method.protocols import Construction, Learner, Parameters, Task
+from vpretrain.timing import phase
+
+
+@dataclass(frozen=True)
+class Align:
+    """Align(g_down, g_pre), Eq 9 (dot) and Eq 42 (cosine).
+
+    Attributes:
+        kind: `dot` is <g_down, P g_pre>, `cosine` divides it by |g_down|_P |g_pre|_P.
+        metric: P, diagonal: None for the identity, or the learner's AdamW preconditioner (App B.4). It is held constant.
+        penalty: c >= 0. From a dot (c / 2) (|g_down|_P / sg|g_pre|_P) <g_pre, P g_pre> is taken: Prop 2.1's norm term, with
+            a factor that frees c from the scale of the gradients. Hence u = P g_down - c (|g_down|_P / |g_pre|_P) P g_pre.
+    """
+
+    kind: Literal["dot", "cosine"]
+    metric: Mapping[str, Tensor] | None = None
+    penalty: float = 0.0
+
+    def __call__(self, g_down: Parameters, g_pre: Parameters) -> Tensor:
+        """The value, differentiable in `g_pre`: for a dot in units of loss per unit of P-scaled step; a cosine has none."""
+        product = inner(g_down, g_pre, self.metric)
+        if self.linear:
+            return product
+        down, pre = inner(g_down, g_down, self.metric), inner(g_pre, g_pre, self.metric)
+        tiny = torch.finfo(pre.dtype).tiny
+        if self.kind == "cosine":
+            return product / (down * pre).clamp_min(tiny).sqrt()
+        return product - self.penalty / 2 * (down / pre.detach().clamp_min(tiny)).sqrt() * pre
+
+    @property
+    def linear(self) -> bool:
+        """Whether the direction does not depend on g_pre."""
+        return self.kind == "dot" and self.penalty == 0
+
+    def direction(self, g_down: Parameters, g_pre: Parameters | None) -> Parameters:
+        """u = dAlign/dg_pre at `g_pre` (which a linear Align does not need)."""
+        at = {name: torch.zeros_like(g) if g_pre is None else g_pre[name] for name, g in g_down.items()}
+        at = {name: g.detach().requires_grad_() for name, g in at.items()}
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(self(g_down, at), list(at.values()))
+        return dict(zip(at, gradients, strict=True))
+
+
+@dataclass(frozen=True)
+class Valued:
+    """What an engine returns.
+
+    Attributes:
+        value: V, a number.
+        surrogate: a scalar whose gradient by phi is dV/dphi (over several processes: the mean of whose gradients is).
+        task: the constructed task, with its graph to phi (for the regulariser).
+        direction: u.
+        share: of this process's part of the batch, relative to the mean over processes.
+    """
+
+    value: Tensor
+    surrogate: Tensor
+    task: Task
+    direction: Parameters
+    share: float = 1.0
+
+
+def gradient(loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters:
+    """The gradient of `loss` by the parameters of S alone; parameters that it does not touch get zeros."""
+    at = {name: value.detach().requires_grad_() for name, value in at.items()}
+    with torch.enable_grad():
+        gradients = torch.autograd.grad(loss(at), list(at.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(at, gradients, strict=True))
+
+
+def visit_gradient(loss: Callable[[Parameters], Tensor], at: Parameters, visit: Callable[[str, Tensor], None]) -> None:
+    """The same, parameter by parameter: each gradient goes to `visit` when backward has made it, and is let go of."""
+
+    def hand_over(name: str, leaf: Tensor) -> None:
+        assert leaf.grad is not None
+        visit(name, leaf.grad)
+        leaf.grad = None
+
+    leaves = {name: value.detach().requires_grad_() for name, value in at.items()}
+    for name, leaf in leaves.items():
+        leaf.register_post_accumulate_grad_hook(partial(hand_over, name))
+    with torch.enable_grad():
+        loss(leaves).backward()
+
+
+def inner(a: Parameters, b: Parameters, metric: Mapping[str, Tensor] | None) -> Tensor:
+    """<a, P b> over all of S; no metric is the identity."""
+    metric = metric or {}
+    return _whole(torch.stack([(a[n] * metric[n] * b[n] if n in metric else a[n] * b[n]).sum() for n in a]).sum())
+
+
+def norm(gradient: Parameters) -> Tensor:
+    """Euclidean norm over all of S."""
+    return _whole(torch.stack([g.norm() for g in gradient.values()]).norm())
+
+
+def _whole(number: Tensor) -> Tensor:
+    """A scalar as such, where it is a sum over shards as well."""
+    return number.full_tensor() if isinstance(number, DTensor) else number
+
+
+def double_backward(
+    learner: Learner,
+    construction: Construction,
+    batch: Any,
+    at: Parameters,
+    g_down: Parameters,
+    align: Align,
+    share: float = 1.0,
+) -> Valued:
+    """V by autograd through autograd: the oracle."""
+    at = {name: value.detach().requires_grad_() for name, value in at.items()}
+    inputs = learner.prepare(construction.inputs(batch), at)
+    with learner.plain():
+        state = learner.forward(inputs, at)
+        task = construction.targets(inputs, state.detach())
+        loss = share * learner.loss(state, task)
+        gradients = torch.autograd.grad(
+            loss, list(at.values()), create_graph=True, allow_unused=True, materialize_grads=True
+        )
+    means = distributed.mean_of(gradients)
+    # The mean over processes, in whose place each has its own part as a function of phi.
+    g_pre = {
+        n: g if distributed.size() == 1 else mean + g - g.detach()
+        for n, g, mean in zip(at, gradients, means, strict=True)
+    }
+    value = align(g_down, g_pre)
+    u = align.direction(g_down, {n: g.detach() for n, g in g_pre.items()})
+    return Valued(value.detach(), value, task, u, share)
+
+
+def jvp(
+    learner: Learner,
+    construction: Construction,
+    batch: Any,
+    at: Parameters,
+    g_down: Parameters,
+    align: Align,
+    share: float = 1.0,
+) -> Valued:
+    """V by one tangent pass along u; exact up to rounding (METHOD: the linear engine)."""
+    inputs = learner.prepare(construction.inputs(batch), at)
+    value, u, task = _linearise(learner, construction, inputs, at, g_down, align, share)
+    # A linear Align has no value yet, and takes it from the slope.
+    surrogate = share * learner.slope(inputs, {n: at[n].detach() for n in u}, u, whole=value is None)(task)
+    # Any other u may be orthogonal to g_pre; and a process may have no part in this batch.
+    if align.linear and share > 0 and float(surrogate.detach()) == 0 and float(norm(u)) > 0:
+        raise RuntimeError("the tangent was lost on its way through the learner; use value.engine=finite_difference")
+    (mean,) = distributed.mean_of([surrogate]) if value is None else (value,)
+    return Valued(mean.detach(), surrogate, task, u, share)
+
+
+def finite_difference(
+    learner: Learner,
+    construction: Construction,
+    batch: Any,
+    at: Parameters,
+    g_down: Parameters,
+    align: Align,
+    share: float = 1.0,
+    *,
+    relative_step: float = 1e-5,
+) -> Valued:
+    """V by a central difference of L_pre at theta_S +- h u, with |h u| = relative_step * |theta_S|.
+
+    At each of the two points L_pre is differentiated by what phi has made, at once: behind it theta_S may lie elsewhere again.
+    """
+    inputs = learner.prepare(construction.inputs(batch), at)
+    value, u, task = _linearise(learner, construction, inputs, at, g_down, align, share)
+    h = relative_step * float(norm(at)) / max(float(norm(u)), torch.finfo(torch.float32).tiny)
+    made: list[Tensor] = []  # by phi
+    seen, target = _cut(inputs, made), _cut(task.target, made)
+    leaves = [tensor.detach().requires_grad_() for tensor in made]
+    losses, gradients = [], []
+    for sign in (1, -1):
+        with learner.shifted(at, u, sign * h) as there, torch.enable_grad():
+            loss = learner.loss(learner.forward(seen(leaves), there), replace(task, target=target(leaves)))
+            losses.append(loss.detach())
+            derive = partial(torch.autograd.grad, allow_unused=True, materialize_grads=True)
+            gradients.append(derive(loss, leaves) if leaves else ())
+    turns = [share * (plus - minus) / (2 * h) for plus, minus in zip(*gradients, strict=True)]
+    surrogate = sum(((turn * tensor).sum() for turn, tensor in zip(turns, made, strict=True)), losses[0].new_zeros(()))
+    if value is None:
+        (value,) = distributed.mean_of([share * (losses[0] - losses[1]) / (2 * h)])
+    return Valued(value, surrogate, task, u, share)
+
+
+def no_value(
+    learner: Learner,
+    construction: Construction,
+    batch: Any,
+    at: Parameters,
+    g_down: Parameters,
+    align: Align,
+    share: float = 1.0,
+) -> Valued:
+    """V = 0: what the regulariser does alone. A control."""
+    inputs = construction.inputs(batch)
+    with torch.no_grad():
+        state = learner.forward(inputs, at)
+    task = construction.targets(inputs, state.detach())
+    zero = torch.zeros(())
+    return Valued(zero, zero, task, {name: torch.zeros_like(value) for name, value in at.items()}, share)
+
+
+ENGINES: dict[str, Callable[..., Valued]] = {
+    "jvp": jvp,
+    "finite_difference": finite_difference,
+    "double_backward": double_backward,
+}
+
+
+def engine(config: ValueConfig) -> Callable[..., Valued]:
+    """The engine that a recipe names."""
+    if config.engine == "finite_difference":
+        return partial(finite_difference, relative_step=config.relative_step)
+    return ENGINES[config.engine]
+
+
+def _linearise(
+    learner: Learner,
+    construction: Construction,
+    inputs: Any,
+    at: Parameters,
+    g_down: Parameters,
+    align: Align,
+    share: float,
+) -> tuple[Tensor | None, Parameters, Task]:
+    """The value, where it takes g_pre to know it; the direction u; the task."""
+    if align.linear:
+        with torch.no_grad():
+            state = learner.forward(inputs, at).detach()
+        return None, align.direction(g_down, None), construction.targets(inputs, state)
+    task: Task | None = None
+
+    def loss(parameters: Parameters) -> Tensor:
+        nonlocal task
+        state = learner.forward(inputs, parameters)
+        task = construction.targets(inputs, state.detach())
+        return share * learner.loss(state, task.detach())
+
+    with phase("meta: g_pre"):
+        g_pre = learner.gradient(loss, at)
+    assert task is not None
+    return align(g_down, g_pre).detach(), align.direction(g_down, g_pre), task
+
+
+def _cut(thing: Any, made: list[Tensor]) -> Callable[[Sequence[Tensor]], Any]:
+    """Append to `made` what has a graph to phi in a dataclass; returns what makes it anew with other tensors in their place."""
+    start = len(made)
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.requires_grad:
+            made.append(tensor)
+        return tensor
+
+    tree_map_only(Tensor, keep, vars(thing))
+
+    def with_leaves(leaves: Sequence[Tensor]) -> Any:
+        following = iter(leaves[start:])
+        fields = tree_map_only(Tensor, lambda tensor: next(following) if tensor.requires_grad else tensor, vars(thing))
+        return replace(thing, **fields)
+
+    return with_leaves
+
+
+def mean(values: Sequence[tuple[float, Tensor]]) -> Tensor:
+    """Weighted mean of scalars, given as (weight, value)."""
+    total = sum(weight for weight, _ in values)
+    return torch.stack([weight / total * value for weight, value in values]).sum()

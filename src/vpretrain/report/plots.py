@@ -1,0 +1,335 @@
+"""The pictures of a report: SVG by matplotlib, to stand in the page, in the page's colours: they follow light and dark.
+
+Arms differ by line style and marker as well as by colour, and their names stand at their curves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from vpretrain.compare.results import START
+from vpretrain.compare.tables import pairs
+from vpretrain.plot import pyplot
+from vpretrain.recipe import room
+from vpretrain.report.collect import Run, Study
+from vpretrain.report.curves import Series, between_seeds, thin
+
+# What matplotlib is given, and what the page has in its place.
+_INK, _FAINT = "#010101", "#010102"
+_SERIES = [f"#0202{number:02x}" for number in range(1, 8)]
+_COLOURS = {_INK: "currentColor", _FAINT: "var(--faint)"} | {
+    colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES, start=1)
+}
+_LINES = ("-", "--", ":", "-.")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "axes.titlecolor": _INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _FAINT,
+    "grid.linewidth": 0.5,
+    "text.color": _INK,
+    "text.parse_math": False,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "hatch.color": _INK,
+    "hatch.linewidth": 0.6,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+_WIDTH, _HEIGHT = 330, 215  # points
+_LONGEST = 22  # letters of a name in a picture
+_TITLES = {
+    "grad_norm": "norm of the learner's gradient",
+    "g_down_norm": "norm of the feedback's gradient, |g_down|",
+    "designer_grad_norm": "norm of the designer's gradient",
+    "regulariser": "designer's regulariser",
+    "lr": "learning rate",
+}
+
+
+def drawable() -> bool:
+    """Whether there is something to draw with."""
+    return pyplot() is not None
+
+
+def evaluation(study: Study) -> list[Markup]:
+    """Each objective against seconds, tokens (or images) and steps; bands over seeds."""
+    unit = study.recipe.unit
+    pictures = []
+    for key, (sign, title) in room(study.recipe.modality, "metrics").OBJECTIVES.items():
+        for axis, name in {"seconds": "training seconds", unit: unit, "steps": "steps"}.items():
+            curves = {arm: [_curve(study, run, key, axis) for run in runs] for arm, runs in _trained(study).items()}
+            curves = {arm: [c for c in of_arm if c[0]] for arm, of_arm in curves.items()}
+            if any(curves.values()):
+                better = "lower is better" if sign < 0 else "higher is better"
+                pictures.append(_evaluation(study, curves, f"{title}, {better}", name, study.start.get(key)))
+    return pictures
+
+
+def steps(study: Study) -> tuple[list[Markup], list[Markup]]:
+    """Of metrics.jsonl: loss, gate or mask and value; then whatever else it has of each step."""
+    first = room(study.recipe.modality, "metrics").CURVES
+    runs = [run for of_arm in _trained(study).values() for run in of_arm]
+    known = {"step", "seconds", study.recipe.unit}
+    keys = dict.fromkeys([*first, *(key for run in runs for line in run.metrics for key in line if key not in known)])
+    drawn: dict[str, Markup] = {}
+    for key in keys:
+        curves = {arm: [_logged(run, key) for run in of_arm] for arm, of_arm in _trained(study).items()}
+        curves = {arm: [c for c in of_arm if c[0] and (key == "loss" or any(c[1]))] for arm, of_arm in curves.items()}
+        if any(curves.values()):
+            drawn[key] = _steps(curves, first.get(key) or _TITLES.get(key, key))
+    return [drawn[key] for key in first if key in drawn], [drawn[key] for key in drawn if key not in first]
+
+
+def differences(study: Study) -> list[Markup]:
+    """Every told difference as a point with its interval, at the end of the budget and after equal seconds and tokens."""
+    results, figures = study.results, room(study.recipe.modality, "metrics")
+    trained = {name: arm for name, arm in results["arms"].items() if arm["steps"]}
+    told = pairs(trained, study.recipe.baseline)
+    pictures = []
+    for key, unit in results["of"].items() if told else ():
+        rows = [(f"{_short(a)} − {_short(b)}", "end of budget", results["differences"][key][a][b]) for a, b in told]
+        for axis, matched in results.get("matched", {}).items():
+            rows += [
+                (f"{_short(a)} − {_short(b)}", f"equal {axis}", matched[key]["differences"][a][b]) for a, b in told
+            ]
+        pictures.append(_intervals(rows, f"difference, {unit} ({figures.BETTER[key]} is better)"))
+    return pictures
+
+
+def probe(found: Mapping[str, Any]) -> list[Markup]:
+    """Realised against predicted drops of the feedback loss."""
+    realised = [step["realised"] for step in found["steps"]]
+    pictures = []
+    for key, which, title in (("predicted", "full", "all parameters"), ("predicted_subset", "subset", "S alone")):
+        predicted = [step[key] for step in found["steps"]]
+        r, slope = found[which]["pearson_r"], found[which]["slope"]
+        text = f"{title}: r = {r:.3f}, slope {slope:.2f}"
+        pictures.append(_scatter(predicted, realised, text))
+    return pictures
+
+
+def profile(found: Mapping[str, Any]) -> Markup:
+    """Where a step's time goes: what ordinary pretraining has, and what the designer adds."""
+    from vpretrain.inspection.profile import ORDINARY  # needs torch
+
+    names = sorted(found["phases"], key=found["phases"].get)
+
+    def draw(axis: Any) -> None:
+        for ordinary, colour, hatch in ((True, _SERIES[0], ""), (False, _SERIES[1], "//")):
+            chosen = [(place, found["phases"][n]) for place, n in enumerate(names) if (n in ORDINARY) is ordinary]
+            label = "ordinary pretraining" if ordinary else f"added: {found['added']['ratio']:.1%} of it"
+            axis.barh(*zip(*chosen, strict=True), color=colour, hatch=hatch, label=label) if chosen else None
+        axis.set_yticks(range(len(names)), [_short(name, 28) for name in names])
+        axis.set_xlabel(f"microseconds a {_short(found['unit']).removesuffix('s')}")
+        axis.grid(visible=False, axis="y")
+        axis.legend(loc="lower right", frameon=False)
+
+    longest = max(names, key=found["phases"].get)
+    height = 70 + 17 * len(names)
+    return _svg(draw, f"Phases of a step; the longest is {longest}", left=150, right=12, height=height, width=480)
+
+
+def _trained(study: Study) -> dict[str, Sequence[Run]]:
+    return {arm: runs for arm, runs in study.runs.items() if arm != START and runs}
+
+
+def _curve(study: Study, run: Run, key: str, axis: str) -> Series:
+    """An objective along a run: the untouched learner, the evaluations, the result."""
+    start = [(0.0, study.start.get(key))]
+    along = [(line["step"] + 1 if axis == "steps" else line[axis], line.get(key)) for line in run.scores]
+    end = [(run.result[axis], run.result.get(key))] if run.result else []
+    return _finite([*start, *along, *end])
+
+
+def _logged(run: Run, key: str) -> Series:
+    return _finite([(line["step"] + 1, line.get(key)) for line in run.metrics])
+
+
+def _finite(points: Sequence[tuple[float, Any]]) -> Series:
+    kept = [(x, y) for x, y in points if isinstance(y, int | float) and math.isfinite(y)]
+    return [x for x, _ in kept], [y for _, y in kept]
+
+
+def _evaluation(
+    study: Study, curves: Mapping[str, Sequence[Series]], title: str, axis_name: str, start: float | None
+) -> Markup:
+    ends: dict[str, tuple[int | None, float]] = {}
+
+    def draw(axis: Any) -> None:
+        for number, (arm, series) in enumerate(curves.items()):
+            if not series:
+                continue
+            band, colour = between_seeds(series), _SERIES[number % len(_SERIES)]
+            if len(series) > 1:
+                axis.fill_between(band.x, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
+                for x, y in series:
+                    axis.plot(x, y, _MARKERS[number % len(_MARKERS)], color=colour, markersize=2.5, alpha=0.6)
+            axis.plot(band.x, band.mean, color=colour, linestyle=_LINES[number % len(_LINES)], linewidth=1.6)
+            if len(series) == 1:
+                axis.plot(*series[0], _MARKERS[number % len(_MARKERS)], color=colour, markersize=4)
+            ends[arm] = (number, float(band.mean[-1]))
+        if start is not None:
+            axis.axhline(start, color=_INK, linewidth=0.7, linestyle=(0, (1, 3)))
+            ends[START] = (None, start)
+        _name_axes(axis, title, axis_name)
+        _label(axis, ends)
+
+    last = ", ".join(f"{arm} {between_seeds(series).mean[-1]:.4g}" for arm, series in curves.items() if series)
+    begin = "" if start is None else f"; untouched {start:.4g}"
+    return _svg(draw, f"{title}, against {axis_name}; at the end {last}{begin}", names=[*curves, START])
+
+
+def _steps(curves: Mapping[str, Sequence[Series]], title: str) -> Markup:
+    bands = {arm: thin(series) for arm, series in curves.items() if series}
+    numbers = {arm: number for number, arm in enumerate(curves)}
+
+    def draw(axis: Any) -> None:
+        for arm, band in bands.items():
+            colour = _SERIES[numbers[arm] % len(_SERIES)]
+            axis.fill_between(band.x, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
+            line = _LINES[numbers[arm] % len(_LINES)]
+            every = max(1, len(band.x) // 8)
+            marker = {"marker": _MARKERS[numbers[arm] % len(_MARKERS)], "markersize": 3.5, "markevery": every}
+            axis.plot(band.x, band.mean, color=colour, linestyle=line, linewidth=1.2, **marker)
+        _name_axes(axis, title, "steps")
+        _label(axis, {arm: (numbers[arm], float(band.mean[-1])) for arm, band in bands.items()})
+
+    told = "; ".join(
+        f"{arm} from {b.mean[0]:.4g} to {b.mean[-1]:.4g}, least {b.low.min():.4g}, most {b.high.max():.4g}"
+        for arm, b in bands.items()
+    )
+    return _svg(draw, f"{title}, against steps: {told}", names=bands)
+
+
+def _intervals(rows: Sequence[tuple[str, str, Mapping[str, float]]], title: str) -> Markup:
+    kinds = list(dict.fromkeys(kind for _, kind, _ in rows))
+
+    def draw(axis: Any) -> None:
+        for place, (_, kind, found) in enumerate(rows):
+            number = kinds.index(kind)
+            colour, y = _SERIES[number % len(_SERIES)], -place
+            axis.plot([found["low"], found["high"]], [y, y], color=colour, linewidth=2)
+            axis.plot(found["mean"], y, _MARKERS[number], color=colour, markersize=6)
+        axis.axvline(0, color=_INK, linewidth=0.8)
+        axis.set_yticks([-place for place in range(len(rows))], [f"{name}, {kind}" for name, kind, _ in rows])
+        axis.set_ylim(-len(rows) + 0.4, 0.6)
+        axis.grid(visible=False, axis="y")
+        axis.locator_params(axis="x", nbins=6)
+        axis.set_xlabel(title)
+
+    told = "; ".join(f"{n}, {k}: {f['mean']:+.4f} from {f['low']:+.4f} to {f['high']:+.4f}" for n, k, f in rows)
+    left = 16 + 5.2 * max(len(name) + len(kind) for name, kind, _ in rows)
+    return _svg(draw, f"{title}: {told}", left=left, right=12, height=60 + 20 * len(rows), width=480)
+
+
+def _scatter(predicted: Sequence[float], realised: Sequence[float], title: str) -> Markup:
+    def draw(axis: Any) -> None:
+        axis.axline((0, 0), slope=1, color=_INK, linewidth=0.8, linestyle="--")
+        axis.plot(predicted, realised, "o", color=_SERIES[0], markersize=4)
+        _name_axes(axis, title, "predicted drop of the feedback loss")
+        axis.set_ylabel("realised drop")
+
+    return _svg(draw, f"Realised against predicted drop, {title}; on the dashed line both are equal", left=62, right=14)
+
+
+def _name_axes(axis: Any, title: str, x_name: str) -> None:
+    axis.set_title(_short(title, 60))
+    axis.set_xlabel(x_name)
+    axis.locator_params(nbins=5)
+    axis.xaxis.set_major_formatter(
+        lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k" if x >= 1e4 else f"{x:g}"
+    )
+    axis.yaxis.set_major_formatter("{x:.4g}")
+
+
+def _label(axis: Any, ends: Mapping[str, tuple[int | None, float]]) -> None:
+    """Names at the curves' ends, each behind a piece of its line, pushed apart where they would meet."""
+    low, high = axis.get_ylim()
+    gap, floor = 0.085, -1.0
+    places = sorted(((end - low) / (high - low), arm, number) for arm, (number, end) in ends.items())
+    top = 1.02 - gap * (len(places) - 1)
+    for rank, (place, arm, number) in enumerate(places):
+        y = max(min(place, top + gap * rank), floor)
+        floor = y + gap
+        colour = _INK if number is None else _SERIES[number % len(_SERIES)]
+        style: Any = (0, (1, 3)) if number is None else _LINES[number % len(_LINES)]
+        how = {"color": colour, "transform": axis.transAxes, "clip_on": False}
+        axis.plot([1.02, 1.1], [y, y], linestyle=style, linewidth=1.4, **how)
+        if number is not None:
+            axis.plot(1.06, y, _MARKERS[number % len(_MARKERS)], markersize=4, **how)
+        axis.text(1.12, y, _short(arm), transform=axis.transAxes, verticalalignment="center", fontsize=8.5)
+    axis.set_ylim(low, high)
+
+
+def _short(text: str, longest: int = _LONGEST) -> str:
+    """On one line, and short enough for a picture; cut in the middle, since arms with settings differ at their ends."""
+    line = "".join(c if c.isprintable() else " " for c in str(text))
+    return line if len(line) <= longest else f"{line[: longest // 2]}…{line[longest // 2 + 1 - longest :]}"
+
+
+def _svg(
+    draw: Callable[[Any], None],
+    told: str,
+    *,
+    names: Sequence[str] | Mapping[str, Any] = (),
+    left: float = 46,
+    right: float | None = None,
+    width: float = _WIDTH,
+    height: float = _HEIGHT,
+) -> Markup:
+    """A picture with one panel, to stand in a page.
+
+    Args:
+        draw: draws into the axes.
+        told: what it shows, for who cannot see it.
+        names: what stands to the right of the axes.
+        left, right, width, height: points; right: None: as the names need it.
+    """
+    plot = pyplot()
+    assert plot is not None
+    right = 40 + 5.0 * max((len(_short(name)) for name in names), default=0) if right is None else right
+    with plot.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the page's font has it, or shows that it has not
+        picture, axis = plot.subplots(figsize=(width / 72, height / 72))
+        picture.subplots_adjust(left / width, 42 / height, 1 - right / width, 1 - 24 / height)
+        draw(axis)
+        file = io.StringIO()
+        picture.savefig(file, format="svg", metadata={"Date": None}, transparent=True)
+        plot.close(picture)
+    return _for_page(file.getvalue(), told)
+
+
+def _for_page(svg: str, told: str) -> Markup:
+    """Without what only a file of its own needs; names that no other picture has; the page's colours and font."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    own = hashlib.sha256((svg + told).encode()).hexdigest()[:8]
+    svg = re.sub(r'\bid="', f'id="s{own}-', svg)
+    svg = re.sub(r'(xlink:)?href="#', f'href="#s{own}-', svg).replace("url(#", f"url(#s{own}-")
+    for colour, of_page in _COLOURS.items():
+        svg = svg.replace(colour, of_page)
+    svg = svg.replace("'DejaVu Sans', sans-serif", "system-ui, sans-serif")
+    box = re.search(r'viewBox="[^"]*"', svg)
+    assert box is not None
+    head = f'<svg role="img" aria-label="{escape(told)}" {box[0]}>'
+    return Markup(re.sub(r"<svg[^>]*>", lambda _: head, svg, count=1))

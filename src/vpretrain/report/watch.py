@@ -1,0 +1,371 @@
+"""A live view of a run or a comparison, from its files: nothing is asked of the process, and nothing is written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from vpretrain.config import Recipe
+from vpretrain.console import minutes
+from vpretrain.errors import UserError
+from vpretrain.recipe import load_recipe, room
+from vpretrain.run.lock import LOCK, holder
+
+REFRESH_SECONDS = 1.0
+_RECENT = 20  # steps that the speed is measured over
+_BARS = "▁▂▃▄▅▆▇█"
+_SUMMARIES = ("results.json", "pareto.json", "posttrain.json", "sweep.json")  # what groups end with
+
+
+def watch(directory: Path, console: Console, *, once: bool = False) -> None:
+    """Show a run, or a group of runs, until it is finished or Ctrl-C is pressed.
+
+    Args:
+        directory: of the run, or of the group.
+        console: where to.
+        once: one frame only.
+
+    Raises:
+        UserError: nothing was ever run there, or its recipe cannot be read.
+    """
+    view = open_view(directory)
+    if once:
+        view.update()
+        console.print(view.frame())
+        return
+    with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
+        while True:
+            if not view.begun:
+                view = open_view(directory)  # a group looks like a run until its first member begins
+            view.update()
+            live.update(view.frame(), refresh=True)
+            if view.finished:
+                return
+            time.sleep(REFRESH_SECONDS)
+
+
+def open_view(directory: Path) -> RunView | GroupView:
+    """The view that a directory calls for. Raises UserError for one that no run has written."""
+    if _members(directory):
+        return GroupView(directory)
+    if not any((directory / name).exists() for name in ("recipe.yaml", LOCK)):
+        raise UserError(f"{directory} is no directory of a run: name one that `vpretrain run` or `compare` has made")
+    return RunView(directory)
+
+
+class Tail:
+    """The new lines of a log that grows: each is read once, unless the log has been cut or replaced.
+
+    Lines that are no JSON objects are passed over, and one without its end waits for it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: tuple[int, int] | None = None
+        self._offset = 0
+
+    def read(self) -> tuple[bool, list[dict[str, Any]]]:
+        """Whether the log has begun anew, and what was added since the last call, or since then."""
+        try:
+            with self.path.open("rb") as file:
+                found = self.path.stat()
+                which = (found.st_dev, found.st_ino)
+                anew = which != self._file or found.st_size < self._offset
+                self._file, self._offset = which, 0 if anew else self._offset
+                file.seek(self._offset)
+                whole = file.read().rpartition(b"\n")
+                text = whole[0] + whole[1]
+        except OSError:
+            anew, self._file, self._offset = self._file is not None, None, 0
+            return anew, []
+        self._offset += len(text)
+        return anew, list(_objects(text))
+
+
+class Curve:
+    """A curve of any length in constant memory: means of equally many points, twice as many whenever there are too many means.
+
+    Args:
+        bars: the most that are kept.
+    """
+
+    def __init__(self, bars: int = 64) -> None:
+        self.bars = bars
+        self.means: list[float] = []
+        self.last: float | None = None
+        self._each, self._open = 1, [0.0, 0]
+
+    def add(self, value: float) -> None:
+        """One more point; one that is no finite number leaves no trace but in `last`."""
+        self.last = value
+        if not math.isfinite(value):
+            return
+        self._open = [self._open[0] + value, self._open[1] + 1]
+        if self._open[1] == self._each:
+            self.means.append(self._open[0] / self._each)
+            self._open = [0.0, 0]
+        if len(self.means) > self.bars:
+            pairs = list(zip(self.means[::2], self.means[1::2], strict=False))
+            if len(self.means) % 2:
+                self._open = [self.means[-1] * self._each, self._each]
+            self.means = [(a + b) / 2 for a, b in pairs]
+            self._each *= 2
+
+    def sparkline(self) -> str:
+        """Bars from the lowest mean to the highest."""
+        if not self.means:
+            return ""
+        low, high = min(self.means), max(self.means)
+        scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+        return "".join(_BARS[round((mean - low) * scale)] for mean in self.means)
+
+
+class RunView:
+    """One run. `update` reads what is new, `frame` shows it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.recipe: Recipe | None = None
+        self.result: dict[str, Any] | None = None
+        self.process: int | None = None
+        self.score: dict[str, Any] | None = None
+        self._recipe_of = 0
+        self._log, self._scores = Tail(directory / "metrics.jsonl"), Tail(directory / "scores.jsonl")
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self.last: dict[str, Any] = {}
+        self.curves: dict[str, Curve] = {}
+        self._recent: deque[tuple[float, float]] = deque(maxlen=_RECENT)
+
+    def update(self) -> None:
+        """Read what is new. Raises UserError if the recipe cannot be read."""
+        self.process = holder(self.directory)
+        self.result = _read(self.directory / "result.json")
+        recipe = self.directory / "recipe.yaml"
+        with contextlib.suppress(OSError):
+            if (changed := recipe.stat().st_mtime_ns) != self._recipe_of:  # a resumed run may have another budget
+                self.recipe, self._recipe_of = load_recipe(recipe), changed
+        if self.recipe is None:
+            return
+        anew, lines = self._log.read()
+        if anew:
+            self._begin_anew()
+        for line in lines:
+            self._add(line, self.recipe)
+        anew, scores = self._scores.read()
+        self.score = scores[-1] if scores else None if anew else self.score
+
+    def _add(self, line: dict[str, Any], recipe: Recipe) -> None:
+        if not all(_is_number(line.get(key)) for key in ("step", "seconds")):
+            return
+        self.last = line
+        for key in room(recipe.modality, "metrics").CURVES:
+            if _is_number(line.get(key)):
+                self.curves.setdefault(key, Curve()).add(line[key])
+        if _is_number(line.get(recipe.unit)):
+            self._recent.append((line["seconds"], line[recipe.unit]))
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything is logged."""
+        return bool(self.last) or self.result is not None
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has its result."""
+        return self.result is not None and self.process is None
+
+    @property
+    def steps(self) -> int:
+        """How many the log has."""
+        return int(self.last["step"]) + 1 if self.last else 0
+
+    @property
+    def share(self) -> float:
+        """How much of the budget is spent."""
+        if self.result is not None or self._trained:
+            return 1.0
+        return self.recipe.budget.share(self.steps, self.last["seconds"]) if self.recipe and self.last else 0.0
+
+    @property
+    def _trained(self) -> bool:
+        """Whether the budget is spent, as the run itself takes it."""
+        if self.recipe is None or not self.last:
+            return False
+        return self.recipe.budget.reached(self.steps, self.last["seconds"])
+
+    @property
+    def state(self) -> str:
+        """What the process is at: paused, if all that was trained is saved; interrupted, if steps will be made again."""
+        if self.process is not None:
+            return "starting" if not self.last else "evaluating" if self._trained else "running"
+        if self.result is not None:
+            return "finished"
+        saved = max((int(path.name[5:]) for path in self._checkpoints()), default=0)
+        return "paused" if self.steps and saved == self.steps else "interrupted"
+
+    def _checkpoints(self) -> Iterator[Path]:
+        return (path for path in (self.directory / "checkpoints").glob("step-*") if path.name[5:].isdecimal())
+
+    @property
+    def speed(self) -> float | None:
+        """Tokens or images a second of training, lately; of a finished run, over all of it."""
+        if self.result is not None and self.recipe is not None:
+            return self.result.get(f"{self.recipe.unit}_per_s")
+        if len(self._recent) < 2:
+            return None
+        (start, before), (end, after) = self._recent[0], self._recent[-1]
+        return (after - before) / (end - start) if end > start else None
+
+    @property
+    def memory(self) -> str:
+        """Of the process as it is, or the peak of a finished run."""
+        if self.result is not None and "peak_memory_bytes" in self.result:
+            return f"{self.result['peak_memory_bytes'] / 2**30:.2f} GiB at most"
+        resident = _resident_bytes(self.process) if self.process else None
+        return "-" if resident is None else f"{resident / 2**30:.2f} GiB"
+
+    def scores(self) -> dict[str, str]:
+        """The last evaluation as tables show it."""
+        found = self.score if self.result is None else self.result
+        shown = {}
+        for name, show in room(self.recipe.modality, "metrics").COLUMNS.items() if self.recipe and found else ():
+            with contextlib.suppress(LookupError, TypeError, ValueError):
+                shown[name] = show(found)
+        return {name: text for name, text in shown.items() if text != "-"}
+
+    def frame(self) -> RenderableType:
+        """The view as it is."""
+        if self.recipe is None:
+            what = "loading the learner and the data" if self.process is not None else "it has not begun"
+            return Panel(Text(what), title=Text(f"{self.state}: {self.directory}"), title_align="left")
+        unit = self.recipe.unit
+        facts = {"step": f"{self.steps:,}"} if self.last else {}
+        facts |= {_short(key): _number(curve.last) for key, curve in self.curves.items()}
+        speed = self.speed
+        facts |= {f"{unit}/s": "-" if speed is None else f"{speed:.3g}" if speed < 100 else f"{speed:,.0f}"}
+        facts |= {"memory": self.memory}
+        # Columns move to the next line where the terminal is narrow; cells of a grid would be broken.
+        row = Columns((Text.assemble((f"{name} ", "dim"), text) for name, text in facts.items()), padding=(0, 3))
+        parts: list[RenderableType] = [self._budget(), row]
+        for key, curve in self.curves.items():
+            if curve.means:
+                ends = f"  {_number(curve.means[0])} to {_number(curve.means[-1])}"
+                parts.append(Text.assemble((f"{_short(key):>6} ", "dim"), (curve.sparkline(), "cyan"), (ends, "dim")))
+        if scores := self.scores():
+            after = (
+                "at the end" if self.result is not None else f"after step {self.score['step']}" if self.score else ""
+            )
+            told = "   ".join(f"{name} {text}" for name, text in scores.items())
+            parts.append(Text.assemble((f"evaluation {after}: ", "dim"), told))
+        if self.state in ("paused", "interrupted"):
+            saved = any(self._checkpoints())
+            how = " and --resume" if saved else ": nothing was saved yet"
+            parts.append(Text(f"go on with the same command{how}", "yellow"))
+        process = f" (process {self.process})" if self.process else ""
+        title = f"arm {self.recipe.arm}, {self.state}{process}: {self.directory}"
+        return Panel(Group(*parts), title=Text(title), title_align="left")
+
+    def _budget(self) -> RenderableType:
+        assert self.recipe is not None
+        left = None if not self.last else self.recipe.budget.seconds_left(self.steps, self.last["seconds"])
+        bar = Table.grid(padding=(0, 2))
+        told = "" if self.result is not None else f"{minutes(left)} left of the budget"
+        bar.add_row(ProgressBar(total=1.0, completed=self.share, width=40), f"{self.share:.0%}", told)
+        return bar
+
+
+class GroupView:
+    """Several runs in one directory, and the one at work."""
+
+    begun = True
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.members: dict[str, RunView] = {}
+        self.process: int | None = None
+
+    def update(self) -> None:
+        """Read what is new; members appear as they begin. Raises UserError if a recipe cannot be read."""
+        self.process = holder(self.directory)
+        names = _members(self.directory)
+        self.members = {name: self.members.get(name) or RunView(self.directory / name) for name in names}
+        for member in self.members.values():
+            if not member.finished:
+                member.update()
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has its summary."""
+        return self.process is None and any((self.directory / name).exists() for name in _SUMMARIES)
+
+    def frame(self) -> RenderableType:
+        """All members, and the one at work, or else the last one that was."""
+        state = "running" if self.process is not None else "finished" if self.finished else "interrupted"
+        table = Table()
+        for column in ("run", "state", "budget", "steps", "loss", "last evaluation"):
+            table.add_column(column, justify="right" if column in ("budget", "steps", "loss") else "left")
+        for name, member in self.members.items():
+            loss = member.curves["loss"].last if "loss" in member.curves else None
+            score = next((f"{what} {text}" for what, text in member.scores().items()), "-")
+            shown = f"{member.share:.0%}", f"{member.steps:,}", _number(loss), score
+            table.add_row(Text(name), member.state, *shown)
+        at_work = [member for member in self.members.values() if member.process is not None]
+        return Group(Text(f"{self.directory}: {state}"), table, *(member.frame() for member in at_work))
+
+
+def _members(directory: Path) -> list[str]:
+    """Names of the runs in a group's directory; a run has none."""
+    if (directory / "metrics.jsonl").exists():
+        return []
+    return sorted({path.parent.name for name in ("recipe.yaml", LOCK) for path in directory.glob(f"*/{name}")})
+
+
+def _objects(text: bytes) -> Iterator[dict[str, Any]]:
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            if isinstance(found := json.loads(line), dict):
+                yield found
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """A file that is there as a whole, or not at all."""
+    try:
+        return next(_objects(file.read_bytes().replace(b"\n", b" ")), None)
+    except OSError:
+        return None
+
+
+def _resident_bytes(process: int) -> int | None:
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmRSS:")))
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _short(key: str) -> str:
+    """A logged name without its shape: alpha_N is alpha."""
+    return key.split("_")[0]

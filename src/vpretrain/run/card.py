@@ -1,0 +1,255 @@
+"""The model card of a run: what was done, on which data, with what result beside the controls; Hugging Face's format.
+
+Names and texts come from recipes and data: whatever they hold is shown as text.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vpretrain.config import Recipe
+from vpretrain.errors import UserError
+from vpretrain.files import write_whole
+from vpretrain.recipe import flat, load_recipe, room
+from vpretrain.run.versions import versions
+
+_CITATION = """```bibtex
+@misc{vpretraining2026,
+  title         = {Learning What to Predict: Downstream-Guided Task Design for Continued Pretraining},
+  author        = {Ke and Fanti},
+  year          = {2026},
+  eprint        = {2601.22108},
+  archivePrefix = {arXiv},
+  note          = {Version 2},
+  url           = {https://arxiv.org/abs/2601.22108v2}
+}
+```"""
+HASHES = "A hash of several files is that of the lines which sha256sum prints for them."
+_SHOWN = (
+    "optimizer.lr",
+    "stream.length",
+    "stream.batch_size",
+    "stream.accumulation",
+)  # also where they are the defaults
+_SHOWN_OF_VALUE = ("value.every_steps", "value.align", "value.subset")
+_TOLD_ELSEWHERE = {
+    "name",
+    "arm",
+    "seed",
+    "output",
+    "threads",
+    "modality",
+    "budget",
+    "checkpoint",
+    "tracking",
+    "evaluation",
+}
+_FEEDBACK = {"feedback", "designer", "value"}  # sections that shape a run only where there are meta updates
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+_MARKUP = re.compile(r"([\\`*_\[\]#|~$@]|:(?=//))")
+
+
+def provenance(recipe: Recipe) -> dict[str, Any]:
+    """What a run was made with, as JSON: versions, what is known of its base, what identifies its data; None: they are gone."""
+    try:
+        data = room(recipe.modality, "data.fingerprint").fingerprints(recipe)
+    except (OSError, UserError):
+        data = None
+    return {"versions": versions(), "base": _base(recipe), "data": data}
+
+
+def write_card(run: Path, model: Path, *, result: dict[str, Any] | None = None) -> None:
+    """Write the card of a run beside its model.
+
+    Args:
+        run: directory of the run, with recipe.yaml.
+        model: directory of the model; its README.md is replaced.
+        result: figures of the run; None: of its result.json.
+    """
+    recipe = load_recipe(run / "recipe.yaml")
+    result = result or _read(run / "result.json")
+    made = _read(run / "provenance.json") or provenance(recipe)
+    comparison = _comparison(run.absolute().parent / "results.json", result)
+    write_whole(model / "README.md", model_card(recipe, result, made, comparison))
+
+
+def model_card(
+    recipe: Recipe, result: Mapping[str, Any], made: Mapping[str, Any], comparison: Mapping[str, Any]
+) -> str:
+    """The card's text.
+
+    Args:
+        recipe: the run.
+        result: its figures; those of an unfinished run lack an evaluation.
+        made: its `provenance`.
+        comparison: the results.json that it is part of; empty: none.
+    """
+    sections = {
+        "What was done": _done(recipe, result),
+        "Settings": _settings(recipe, result),
+        "Data": _data(made),
+        "Results": _results(recipe, result, comparison),
+        "Versions": ["- " + _text(f"{name} {version}") for name, version in made["versions"].items()],
+        "Citation": [_CITATION],
+    }
+    parts = [_front(recipe, made), f"# {_text(recipe.name)}"]
+    parts += [f"## {title}\n\n" + "\n".join(lines) for title, lines in sections.items()]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front(recipe: Recipe, made: Mapping[str, Any]) -> str:
+    """The metadata that the hub reads: nothing but what is known."""
+    from huggingface_hub import ModelCardData
+
+    base = made["base"]
+    hubs = [source.get("hub") for source in made["data"] or () if source["role"].startswith(("stream", "feedback"))]
+    data = ModelCardData(
+        base_model=base.get("base_model"),
+        license=base.get("license"),
+        library_name="transformers",
+        datasets=list(dict.fromkeys(hub for hub in hubs if hub and _HUB_NAME.fullmatch(hub))) or None,
+        tags=["vpretrain", "v-pretraining", "continued-pretraining", f"arm:{recipe.arm}"],
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _base(recipe: Recipe) -> dict[str, str]:
+    """Base model and licence: the learner's name if it is one of the hub's, else what a local learner's own card says."""
+    from huggingface_hub import metadata_load, try_to_load_from_cache
+
+    name, local, found = recipe.learner.name, True, {}
+    try:
+        name = room(recipe.modality, "model.load").resolve(name)
+        local = Path(name).is_dir()
+        card = Path(name) / "README.md" if local else try_to_load_from_cache(name, "README.md")
+        found = (metadata_load(card) if isinstance(card, str | Path) else None) or {}
+    except (OSError, ValueError, yaml.YAMLError):  # it is gone, or has no card
+        pass
+    known = {key: str(found[key]) for key in ("base_model", "license") if _HUB_NAME.fullmatch(str(found.get(key, "")))}
+    return known if local or not _HUB_NAME.fullmatch(name) else known | {"base_model": name}
+
+
+def _done(recipe: Recipe, result: Mapping[str, Any]) -> Iterator[str]:
+    unit, updates = recipe.unit, result["meta_updates"]
+    yield f"- Base learner: {_text(without_folders(recipe.learner.name))}" + (
+        " (LoRA; merged here, the adapter is in adapter/)" if getattr(recipe.learner, "lora", None) else ""
+    )
+    yield f"- Arm: {_text(recipe.arm)}" + (" (V-pretraining)" if recipe.arm == "v" else "")
+    yield (
+        f"- Training: {result['steps']:,} steps, {result[unit]:,} {unit}, {result['seconds']:.1f} seconds (evaluation, "
+        f"saving and loading not counted)"
+        + (f", {updates} meta update{'' if updates == 1 else 's'} from feedback" if updates else "")
+    )
+    limits = [f"{recipe.budget.minutes:g} minutes"] if recipe.budget.minutes is not None else []
+    limits += [f"{recipe.budget.steps:,} steps"] if recipe.budget.steps is not None else []
+    yield f"- Budget: {' or '.join(limits)}; seed {recipe.seed}"
+    if "name" not in result:
+        yield "- Exported from a checkpoint, before the run had ended: not evaluated"
+
+
+def _settings(recipe: Recipe, result: Mapping[str, Any]) -> list[str]:
+    """Those that are not the defaults, and a few that a reader looks for."""
+    everything = flat(recipe.model_dump(mode="json"))
+    changed = flat(recipe.model_dump(mode="json", exclude_defaults=True))
+    shown = (*_SHOWN, *(_SHOWN_OF_VALUE if result["meta_updates"] else ()))
+    left_out = _TOLD_ELSEWHERE | (set() if result["meta_updates"] else _FEEDBACK)
+    names = [
+        name
+        for name in everything
+        if (name in changed or name in shown) and not left_out & {name.split(".")[0]} and not _of_source(name)
+    ]
+    rows = [[name, without_folders(str(everything[name]))] for name in names if name != "learner.name"]
+    return _table([["setting", "value"], *rows])
+
+
+def _of_source(name: str) -> bool:
+    """Whether the data table shows it."""
+    return name.split(".")[1:2] in (["sources"], ["heads"], ["meta"])
+
+
+def _data(made: Mapping[str, Any]) -> list[str]:
+    if made["data"] is None:
+        return ["The data were gone when this card was written."]
+    return [*_table(data_cells(made["data"])), "", HASHES]
+
+
+def data_cells(data: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The texts of a table of what identifies data, row by row; the first row names the columns."""
+    rows = [["role", "origin", "rows at most", "fingerprint"]]
+    for source in data:
+        about = {key: value for key, value in source.items() if key not in ("role", "origin", "rows")}
+        origin = source.get("origin") or source["hub"]
+        told = ", ".join(
+            f"{key} {_number(value)}" for key, value in about.items() if value is not None and key != "hub"
+        )
+        count = "unknown" if source["rows"] is None else f"{source['rows']:,}"
+        rows.append([source["role"], without_folders(origin), count, told])
+    return rows
+
+
+def _results(recipe: Recipe, result: Mapping[str, Any], comparison: Mapping[str, Any]) -> list[str]:
+    figures = room(recipe.modality, "metrics")
+    told = {"arm", "seed", "steps", recipe.unit, "seconds", "meta_updates"}
+    rows = [
+        [key, f"{value:.6g}" if isinstance(value, float) else f"{value:,}"]
+        for key, value in result.items()
+        if isinstance(value, int | float) and key not in told
+    ]
+    lines = _table([["figure", "value"], *rows]) if rows else ["Not evaluated."]
+    if "warning" in result:
+        lines += ["", f"Warning: {_text(result['warning'])}"]
+    if comparison:
+        lines += [
+            "",
+            f"All arms of the comparison; step-0 is the untouched learner. {figures.HEADLINE.capitalize()}:",
+            "",
+        ]
+        lines += _table(comparison["table"])
+        lines += ["", *(f"- {_text(line)}" for line in comparison["remarks"])]
+    return lines
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    head, *body = [f"| {' | '.join(map(_text, row))} |" for row in rows]
+    return [head, "|" + "---|" * len(rows[0]), *body]
+
+
+def _text(text: str) -> str:
+    """Text as Markdown that shows it: no markup, no HTML, one line."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return _MARKUP.sub(r"\\\1", html.escape(line, quote=False))
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def without_folders(name: str) -> str:
+    """Of a path that is not relative its last part alone: what is published has readers, and home directories names."""
+    return Path(name).name if name.startswith(("/", "~")) else name
+
+
+def _comparison(file: Path, result: Mapping[str, Any]) -> dict[str, Any]:
+    """The comparison that a run is one of, as it is now; empty: there is none, or the file is something else."""
+    try:
+        comparison = _read(file)
+        arms = [arm for arm in comparison["arms"].values() if arm["arm"] == result["arm"]]
+        runs = {(run["seed"], run["seconds"]) for arm in arms for run in arm.get("runs", [arm])}
+        told = {
+            "table": [[str(cell) for cell in row] for row in comparison["table"]],
+            "remarks": [str(line) for line in comparison["remarks"]],
+        }
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
+    return told if (result["seed"], result["seconds"]) in runs else {}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}

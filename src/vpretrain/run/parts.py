@@ -1,0 +1,60 @@
+"""The parts that a modality assembles from a recipe, and that a session runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vpretrain.method.algorithm import StepRecord
+from vpretrain.method.meta import MetaUpdate
+from vpretrain.method.protocols import Construction, Feedback, Learner, Stream
+
+
+@dataclass
+class Parts:
+    """Everything that one run needs.
+
+    Attributes:
+        learner: theta.
+        stream: D_u.
+        feedback: D_fb.
+        held_back: identities of the problems of feedback and evaluation, which the stream's own sources must not show.
+        construction: c_phi or a control.
+        base: the base recipe of the modality.
+        meta: line 2 of Algorithm 1; None for controls without feedback.
+        designer: the module that holds phi; None for controls.
+        warning: what a user must be told about a finished run's figures, or None.
+        evaluate: measures the learner as it is, as JSON-ready figures.
+        train: what takes the place of Algorithm 1 in arms that train directly, called with the optimizer, the steps and what
+            to call after each; or None.
+        warm_up: what comes once before the first step and is charged to no arm, such as fitting a new head; or None.
+        modules: further modules whose tensors a checkpoint must hold: an EMA teacher, the feedback's heads.
+        optimizers: their optimizers.
+        look: what becomes of a few examples by the present designer, JSON-ready, for a report; leaves no trace, and all
+            processes call it together; or None.
+        illustrate: draws what the construction makes into a run's directory, and says where; or None.
+        export: writes the learner into a directory in its community's format.
+    """
+
+    learner: Learner
+    stream: Stream
+    feedback: Feedback
+    held_back: frozenset[str]
+    construction: Construction
+    base: Construction
+    meta: MetaUpdate | None
+    designer: nn.Module | None
+    evaluate: Callable[[], dict[str, Any]]
+    warning: Callable[[dict[str, Any]], str | None]
+    export: Callable[[Path], None]
+    train: Callable[[Any, Iterable[int], Callable[[StepRecord], Any]], None] | None = None
+    warm_up: Callable[[], None] | None = None
+    look: Callable[[], dict[str, Any]] | None = None
+    illustrate: Callable[[Path], Path] | None = None
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)

@@ -1,0 +1,97 @@
+"""Batches made ahead by a process of their own, while the learner works on those before them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import Any
+
+import torch
+
+from vpretrain.method.protocols import Stream
+
+
+def prefetched(stream: Any, steps: int, device: torch.device) -> Any:
+    """The stream on a device: as it is, or read ahead by so many learner steps."""
+    if steps:
+        return Prefetched(stream, steps, device)
+    stream.device = device
+    return stream
+
+
+class Prefetched:
+    """A stream read ahead: the same batches, and the cursor of what was handed out.
+
+    An executor and not a DataLoader: a DataLoader ends its workers by SIGTERM and waits for them, so that
+    a worker which leaves that signal to the run is waited for without end.
+
+    Args:
+        stream: makes batches on the CPU; from now on nobody else may draw from it.
+        steps: learner steps whose batches are kept ready.
+        device: where batches go, through pinned memory if it is a GPU.
+    """
+
+    def __init__(self, stream: Stream, steps: int, device: torch.device) -> None:
+        self.stream, self.steps, self.device = stream, steps, device
+        self._worker: ProcessPoolExecutor | None = None
+        self._made: deque[Future[tuple[list[Any], Any]]] = deque()
+        self._state = stream.state_dict()
+
+    def next(self) -> list[Any]:
+        """The micro-batches of one learner step."""
+        if self._worker is None:  # one worker alone keeps the order
+            self.stream.load_state_dict(self._state)  # closes what it has open: no file or connection is shared
+            self._worker = ProcessPoolExecutor(1, initializer=_begin, initargs=(self.stream,))
+            self._end = weakref.finalize(self, self._worker.shutdown, cancel_futures=True)
+        while len(self._made) <= self.steps:
+            self._made.append(self._worker.submit(_step))
+        batches, self._state = self._made.popleft().result()
+        if self.device.type == "cuda":
+            batches = [batch.pin_memory() for batch in batches]
+        return [batch.to(self.device) for batch in batches]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The cursor."""
+        return self._state
+
+    def merge(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """See `Stream`."""
+        return self.stream.merge(states)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at a cursor: what was made beyond it is dropped."""
+        if self._worker is not None:
+            self._end()
+        self.stream.load_state_dict(state)
+        self._state, self._worker = state, None
+        self._made.clear()
+
+
+_stream: Stream  # the worker's own
+
+
+def _begin(stream: Stream) -> None:
+    global _stream
+    _stream = stream
+    torch.set_num_threads(1)  # a pool of threads does not survive a fork
+    # Terminals and schedulers signal all processes at once: the run saves itself, and the worker ends with it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_run, daemon=True).start()
+
+
+def _end_with_the_run() -> None:
+    run = multiprocessing.parent_process()
+    assert run is not None
+    run.join()
+    os._exit(1)
+
+
+def _step() -> tuple[list[Any], Any]:
+    return _stream.next(), _stream.state_dict()

@@ -1,0 +1,13 @@
+"""The versions that a run's figures depend on."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+
+
+def versions() -> dict[str, str]:
+    """Of what the figures depend on."""
+    return {name: version(name) for name in ("vpretrain", "torch", "transformers")} | {
+        "python": platform.python_version()
+    }

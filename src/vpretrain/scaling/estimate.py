@@ -1,0 +1,390 @@
+"""`vpretrain estimate`: memory, communication and time of a recipe on many GPUs, on paper. docs/scaling.md derives it.
+
+Counted: parameters, FLOPs, bytes, from shapes alone. Measured: how far designer and meta update lie above their FLOP floors
+(`OVER_FLOOR`). Assumed: everything of the GPUs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vpretrain.config import Recipe
+from vpretrain.errors import UserError
+from vpretrain.recipe import room
+
+FP32, BF16 = 4, 2  # bytes
+UTILISATION = 0.4  # share of a GPU's peak that passes reach: an assumption
+LATENCY_US = 5.0  # of one message between two GPUs: an assumption
+
+# Seconds on two CPU cores over those of the floor's FLOPs at the learner's own speed, all in fp32: benchmarks/scaling.py
+# computes them from benchmarks/speed/results.json. That they hold on a GPU is an assumption.
+OVER_FLOOR = {
+    "language": {"designer": 1.31, "meta": 1.4},
+    "vision": {"designer": 1.63, "meta": 1.38},
+}
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU and its links, from the vendors' data sheets.
+
+    Attributes:
+        tflops: peak in bf16, dense.
+        fp32_tflops: peak in fp32. torch leaves TF32 off.
+        memory_gib: memory.
+        memory_gbs: GB/s of that memory.
+        node_gbs: GB/s that a GPU sends within its node.
+        network_gbs: GB/s for each GPU of a node to other nodes.
+    """
+
+    tflops: float
+    fp32_tflops: float
+    memory_gib: float
+    memory_gbs: float
+    node_gbs: float
+    network_gbs: float
+
+
+DEVICES = {
+    "h100": Device(989, 67, 80, 3350, 450, 50),
+    "h200": Device(989, 67, 141, 4800, 450, 50),
+    "a100": Device(312, 19.5, 80, 2039, 300, 25),
+}
+
+
+@dataclass(frozen=True)
+class MetaCost:
+    """What one meta update asks for, by the rows that it reads.
+
+    Attributes:
+        feedback_flops: a feedback row, in the learner's precision.
+        feedback_flops_fp32: a feedback row, in fp32.
+        value_flops: a row of the meta batch, in fp32.
+        feedback_bytes: activations of a feedback row.
+        value_bytes: activations of a row of the meta batch, and the designer's.
+        weights_gathered: where parameters are sharded, how often all of them are collected.
+    """
+
+    feedback_flops: float
+    feedback_flops_fp32: float
+    value_flops: float
+    feedback_bytes: float
+    value_bytes: float
+    weights_gathered: float = 0.0
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A recipe as counts. A row is a sequence in language, a picture in vision.
+
+    Attributes:
+        modality: of the recipe.
+        memory_knobs: settings that ask for less memory.
+        bf16: whether the learner's own passes are under autocast.
+        batch_size: rows of a micro-batch, which all GPUs share; a step has `accumulation` of them.
+        every_steps: r.
+        meta_rows: of the meta batch of each direction, which all GPUs share; 0 without a meta update.
+        feedback_rows: the same of feedback, of each domain.
+        feedback_every: meta updates that they serve.
+        domains: of the feedback; `directions`: of the value, one a matched domain.
+        parameters: of the learner; `trained` of them have gradients, `teacher` follow as an average.
+        cast: parameters that autocast copies to bf16, `head_cast` of them the output layer's.
+        block: parameters of one of the `blocks` blocks; `root`: of all that is outside of them.
+        subset: |S|; `copies`: tensors of that size that a meta update holds at once.
+        designer: parameters of phi; 0 without a designer.
+        step_flops: of a row, forward and backward; `designer_flops`: the designer's forward pass over it, fp32.
+        gathered_bytes: of a row's candidates, read and written at random places.
+        activation_bytes: of a row, kept from forward to backward; `entry_bytes`: of these, what enters the blocks.
+        logits_bytes: of a row, as the loss holds them, up to `chunk_bytes`.
+        head_gradient_bytes: that the loss keeps beside the gradients.
+        below_bytes: of a row of the micro-batch or of the meta batch, the states below S that wait for the meta update.
+        construction_bytes: of a row, the designer's working memory in every step.
+        replicated: the meta update where every GPU holds theta (jvp); `sharded`: where it holds a part (finite differences).
+    """
+
+    modality: str
+    memory_knobs: str
+    bf16: bool
+    batch_size: int
+    accumulation: int
+    every_steps: int
+    meta_rows: int
+    feedback_rows: int
+    feedback_every: int
+    domains: int
+    directions: int
+    parameters: int
+    trained: int
+    teacher: int
+    cast: int
+    head_cast: int
+    block: int
+    blocks: int
+    root: int
+    subset: int
+    copies: int
+    designer: int
+    step_flops: float
+    designer_flops: float
+    gathered_bytes: float
+    activation_bytes: float
+    entry_bytes: float
+    logits_bytes: float
+    chunk_bytes: float
+    head_gradient_bytes: float
+    below_bytes: float
+    construction_bytes: float
+    replicated: MetaCost
+    sharded: MetaCost
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the learner lies on the GPUs.
+
+    Attributes:
+        name: as tables show it.
+        sharded: whether parameters, gradients and optimizer states are split among all GPUs, block by block.
+        lean: whether backward makes each block's activations again, from what enters it, and gradients are summed, and so
+            split, after every micro-batch.
+    """
+
+    name: str
+    sharded: bool
+    lean: bool
+
+
+# The last is not in vpretrain: what it would take.
+LAYOUTS = (Layout("ddp", False, False), Layout("fsdp2", True, False), Layout("fsdp2-lean", True, True))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A layout's cost.
+
+    Attributes:
+        layout: its name.
+        memory: bytes a GPU, by what they hold.
+        sent: bytes that a GPU sends: `a step`, and `a meta update` besides.
+        seconds: `learner` (compute), `learner's communication` beside it, `designer`, and of a meta update `meta compute` and
+            `meta communication`; `step` is a step with its share of a meta update.
+        fits: whether the memory suffices.
+    """
+
+    layout: str
+    memory: dict[str, float]
+    sent: dict[str, float]
+    seconds: dict[str, float]
+    fits: bool
+
+    @property
+    def gib(self) -> float:
+        """Memory in all."""
+        return sum(self.memory.values()) / 2**30
+
+    @property
+    def designer_share(self) -> float:
+        """Of a step's seconds, the designer's."""
+        return self.seconds["designer"] / self.seconds["step"]
+
+    @property
+    def meta_share(self) -> float:
+        """Of a step's seconds, the meta updates'."""
+        return self.seconds["meta a step"] / self.seconds["step"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A workload on so many GPUs, a plan a layout."""
+
+    world_size: int
+    gpus_per_node: int
+    device: Device
+    bandwidth_gbs: float
+    utilisation: float
+    latency_us: float
+    workload: Workload
+    plans: list[Plan]
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, with what was measured."""
+        return asdict(self) | {"over_floor": OVER_FLOOR[self.workload.modality]}
+
+
+def estimate(recipe: Recipe, world_size: int, **how: Any) -> Estimate:
+    """A recipe on `world_size` GPUs; `how` as in `on_gpus`. The learner's weights are not loaded.
+
+    Raises:
+        UserError: the recipe cannot be run so, or is of a kind that is not known here.
+    """
+    return on_gpus(room(recipe.modality, "workload").workload(recipe), world_size, **how)
+
+
+def on_gpus(
+    work: Workload,
+    world_size: int,
+    *,
+    gpus_per_node: int = 8,
+    device: Device = DEVICES["h100"],
+    bandwidth_gbs: float | None = None,
+    utilisation: float = UTILISATION,
+    latency_us: float = LATENCY_US,
+) -> Estimate:
+    """What a workload takes on so many GPUs.
+
+    Args:
+        work: the recipe as counts.
+        world_size: W.
+        gpus_per_node: of a node; each has a link of its own to the network.
+        device: the GPU.
+        bandwidth_gbs: that collectives reach, as nccl-tests' "bus bandwidth"; None: the links' own.
+        utilisation: share of the peak that passes reach, in bf16 and in fp32.
+        latency_us: of a message between two GPUs, in microseconds.
+
+    Raises:
+        UserError: no GPU, or rows that they cannot share.
+    """
+    if world_size < 1:
+        raise UserError(f"{world_size} GPUs can run nothing: give a number from 1")
+    if work.batch_size % world_size:
+        fitting = -(-work.batch_size // world_size) * world_size
+        raise UserError(
+            f"stream.batch_size={work.batch_size} is no multiple of {world_size} GPUs, and the run would refuse it: "
+            f"use {fitting}"
+        )
+    for field, rows in {"value.batch_size": work.meta_rows, "feedback.batch_size": work.feedback_rows}.items():
+        if 0 < rows < world_size:
+            raise UserError(
+                f"{field}={rows} leaves some of {world_size} GPUs without a row, and the run would refuse it: raise it"
+            )
+    if bandwidth_gbs is None:
+        across = gpus_per_node * device.network_gbs
+        bandwidth_gbs = device.node_gbs if world_size <= gpus_per_node else min(device.node_gbs, across)
+    links = _Links(world_size, 1e9 * bandwidth_gbs, 1e-6 * latency_us)
+    plans = []
+    for layout in LAYOUTS:
+        memory = _memory(work, layout, world_size)
+        seconds, sent = _time(work, layout, links, device, utilisation)
+        plans.append(Plan(layout.name, memory, sent, seconds, sum(memory.values()) <= device.memory_gib * 2**30))
+    return Estimate(world_size, gpus_per_node, device, bandwidth_gbs, utilisation, latency_us, work, plans)
+
+
+def block_bytes(width: int, query: int, inner: int, *, norm: int, gated: bool, bf16: bool) -> int:
+    """Bytes a token that a transformer's block keeps from forward to backward.
+
+    Args:
+        width: of the states, which stay fp32.
+        query: of the queries, to which keys and values are widened.
+        inner: of the feed-forward part.
+        norm: fp32 tensors of the states' width that a norm keeps.
+        gated: whether the feed-forward part has a gate.
+        bf16: whether products are under autocast: then each has a copy of its own of what it multiplies.
+    """
+    element = BF16 if bf16 else FP32
+    inputs = (3 + (2 if gated else 1)) if bf16 else 2
+    # Queries, keys, values and what attention makes of them; the feed-forward part before and after its function and gate.
+    return (2 * norm * FP32 + inputs * element) * width + element * (4 * query + (4 if gated else 2) * inner)
+
+
+@dataclass(frozen=True)
+class _Links:
+    """Collectives among W GPUs by rings; where a message is short, sums go by trees."""
+
+    world: int
+    bandwidth: float
+    latency: float
+
+    def sum(self, size: float) -> float:
+        """Bytes that a GPU sends for all to have the sum (all-reduce)."""
+        return 2 * self.share(size)
+
+    def share(self, size: float) -> float:
+        """The same to collect what is split (all-gather), or to split a sum (reduce-scatter)."""
+        return (self.world - 1) / self.world * size
+
+    def seconds(self, sent: float, sums: float = 0, shares: float = 0) -> float:
+        """Of so many bytes in so many collectives of the two kinds."""
+        hops = sums * 2 * math.ceil(math.log2(self.world)) + shares * (self.world - 1)
+        return sent / self.bandwidth + hops * self.latency
+
+
+def _memory(work: Workload, layout: Layout, world: int) -> dict[str, float]:
+    parts = world if layout.sharded else 1
+    rows, meta_rows, feedback_rows = _rows(work, world)
+    meta = work.sharded if layout.sharded else work.replicated
+    # Lean: what enters the blocks, and one block.
+    kept = work.entry_bytes / work.activation_bytes + 1 / work.blocks if layout.lean else 1.0
+    step = kept * rows * work.activation_bytes
+    update = kept * max(feedback_rows * meta.feedback_bytes, meta_rows * meta.value_bytes)
+    # DDP copies gradients into its buckets. FSDP2 holds them whole until the last micro-batch's are there.
+    whole = work.trained * (world > 1 if not layout.sharded else work.accumulation > 1 and not layout.lean)
+    by_block = (work.root + work.block) * work.trained / work.parameters if layout.sharded else 0
+    return {
+        "parameters (fp32)": FP32 * work.parameters / parts,
+        "gradients (fp32)": FP32 * work.trained / parts,
+        "gradients not yet summed (fp32)": FP32 * max(whole, by_block),
+        "AdamW (fp32)": 2 * FP32 * work.trained / parts,
+        "EMA teacher (fp32)": FP32 * work.teacher / parts,
+        # Kept for backward, also where what they were made of is given back.
+        "autocast's copies (bf16)": BF16 * (work.head_cast + work.block if layout.lean else work.cast) * work.bf16,
+        # What is outside of the blocks stays from forward to backward; of blocks there are two: one computes, one arrives.
+        "collected weights (fp32)": FP32 * (work.root + 2 * work.block) * layout.sharded,
+        "activations": step,
+        "loss": min(work.chunk_bytes, rows * work.logits_bytes) + work.head_gradient_bytes,
+        "g_down, g_pre, u over S (fp32)": FP32 * work.copies * work.subset / parts,
+        # The learner's own pass waits while a meta update that takes states from it runs; on shards there is no such pass.
+        "states below S": 0.0 if layout.sharded else work.below_bytes * (rows + meta_rows) * bool(work.meta_rows),
+        "meta update's activations": max(0.0, update - step) if layout.sharded else update,
+        "designer and its AdamW (fp32)": 4 * FP32 * work.designer,
+        "designer's working memory": rows * work.construction_bytes,
+    }
+
+
+def _rows(work: Workload, world: int) -> tuple[int, int, int]:
+    """Of the GPU that has most: rows of a micro-batch, of a meta update, of feedback."""
+    meta = work.directions * -(-work.meta_rows // world)
+    return work.batch_size // world, meta, work.domains * -(-work.feedback_rows // world)
+
+
+def _time(
+    work: Workload, layout: Layout, links: _Links, device: Device, utilisation: float
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds, and bytes sent."""
+    rows, meta_rows, feedback_rows = _rows(work, links.world)
+    rows *= work.accumulation
+    fp32 = 1e12 * utilisation * device.fp32_tflops
+    own = 1e12 * utilisation * device.tflops if work.bf16 else fp32
+    over = OVER_FLOOR[work.modality]
+    meta = work.sharded if layout.sharded else work.replicated
+    units, sums = work.blocks + 1, 2 * work.directions
+    if layout.sharded:
+        weights = links.share(FP32 * work.parameters)
+        summed = work.accumulation if layout.lean else 1
+        collected = work.accumulation * (3 if work.teacher else 2)
+        sent = collected * weights + summed * links.share(FP32 * work.trained)
+        waiting = links.seconds(sent, shares=units * (collected + summed))
+        sent_meta = meta.weights_gathered * weights + links.share(FP32 * work.subset * sums)
+        waiting_meta = links.seconds(sent_meta, shares=units * meta.weights_gathered + sums)
+    else:
+        sent = links.sum(FP32 * work.trained)
+        waiting = links.seconds(sent, sums=1)
+        sent_meta = links.sum(FP32 * work.subset * sums)
+        waiting_meta = links.seconds(sent_meta, sums=sums)
+    of_designer = links.sum(FP32 * work.designer)
+    feedback = feedback_rows * (meta.feedback_flops / own + meta.feedback_flops_fp32 / fp32) / work.feedback_every
+    seconds = {
+        "learner": rows * work.step_flops / own * (4 / 3 if layout.lean else 1),
+        "learner's communication": waiting,
+        "designer": rows
+        * (over["designer"] * work.designer_flops / fp32 + work.gathered_bytes / (1e9 * device.memory_gbs)),
+        "meta compute": over["meta"] * (feedback + meta_rows * meta.value_flops / fp32),
+        "meta communication": waiting_meta + links.seconds(of_designer, sums=1) if work.meta_rows else 0.0,
+    }
+    seconds["meta a step"] = (seconds["meta compute"] + seconds["meta communication"]) / work.every_steps
+    # The learner's collectives hide behind its passes where these take longer.
+    seconds["step"] = (
+        max(seconds["learner"], seconds["learner's communication"]) + seconds["designer"] + seconds["meta a step"]
+    )
+    return seconds, {"a step": sent, "a meta update": sent_meta + of_designer if work.meta_rows else 0.0}

@@ -1,0 +1,165 @@
+"""The feedback set of vision: dense labels, seen through light heads on the frozen backbone.
+
+Shapes: B pictures, D the backbone's width, h x w patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vpretrain import distributed
+from vpretrain.errors import NonFinite, UserError
+from vpretrain.order import Shuffled
+from vpretrain.vision.config import FeedbackConfig
+from vpretrain.vision.data.source import labelled
+from vpretrain.vision.model.batch import IGNORED, Labelled
+from vpretrain.vision.model.heads import Task, dense_head, depth_loss, segmentation_loss, valid_depth
+from vpretrain.vision.model.learner import VisionLearner
+
+_FIRST_POOL = 8  # batches whose features the first fit of the heads goes round
+
+
+@dataclass(frozen=True)
+class FeedbackBatch:
+    """Labelled pictures, with the heads that the backbone is judged through.
+
+    Attributes:
+        labelled: the pictures.
+        heads: by task; in evaluation mode, so that a gradient through them changes no statistics.
+        weights: alpha_seg and alpha_dep of Eq 54, by task, times this process's share of the labelled pixels.
+    """
+
+    weight: ClassVar[float] = 1.0  # the shares are in the weights of the tasks
+
+    labelled: Labelled
+    heads: Mapping[Task, nn.Module]
+    weights: Mapping[Task, float]
+
+    @property
+    def image_B3HW(self) -> Tensor:
+        """The pictures."""
+        return self.labelled.image_B3HW
+
+    def loss(self, grid_BDhw: Float[Tensor, "B D h w"]) -> Float[Tensor, ""]:
+        """alpha_seg L_seg (nats a pixel) + alpha_dep L_dep (metres): one pass of the backbone serves both tasks."""
+        terms = [self.weights[task] * _loss(task, head, grid_BDhw, self.labelled) for task, head in self.heads.items()]
+        return torch.stack(terms).sum()
+
+
+class VisionFeedback:
+    """D_fb: heads are fitted on some labelled batches, g_down comes from others, which the processes share out.
+
+    Args:
+        config: sources, weights, heads.
+        learner: read only: its frozen features are what the heads see.
+        seed: order of the pictures and start of the heads.
+
+    Raises:
+        UserError: a source without labels.
+    """
+
+    def __init__(self, config: FeedbackConfig, learner: VisionLearner, *, seed: int) -> None:
+        self.config, self.learner, self.seed = config, learner, seed
+        self.batches_drawn = self.head_steps = 0
+        self.weights = {"labels": 1.0}  # one domain: its tasks are weighted within the batch
+        weights: dict[Task, float] = {"segmentation": config.segmentation, "depth": config.depth}
+        self.tasks = {task: weight for task, weight in weights.items() if weight > 0}
+        if config.batch_size < distributed.size():
+            raise UserError(
+                f"feedback.batch_size={config.batch_size} is below the {distributed.size()} processes: raise it"
+            )
+        shape = (config.size, config.size)
+        self._for_heads, self._for_meta = labelled(config.heads, shape), labelled(config.meta, shape)
+        for role, pool in (("heads", self._for_heads), ("meta", self._for_meta)):
+            _check(role, pool, self.tasks)
+        outputs: dict[Task, int] = {"segmentation": self._for_heads.classes, "depth": 1}
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            width = learner.backbone.width
+            self.heads = nn.ModuleDict({task: dense_head(config.head, width, outputs[task]) for task in self.tasks}).to(
+                learner.device
+            )
+        self.optimizer = torch.optim.AdamW(self.heads.parameters(), lr=config.head_lr, weight_decay=0.05)
+
+    def next(self) -> dict[str, Any]:
+        """Fit the heads a little further, then give a meta batch."""
+        for pictures, grid_BDhw in self._head_batches():
+            self._fit(pictures, grid_BDhw)
+        self.heads.eval()
+        pictures = self._draw(self._for_meta, "meta", self.batches_drawn)
+        own = pictures[distributed.rank() :: distributed.size()]
+        self.batches_drawn += 1
+        weights = {
+            task: weight * (distributed.size() * _labelled_pixels(task, own) / max(1, _labelled_pixels(task, pictures)))
+            for task, weight in self.tasks.items()
+        }
+        return {"labels": FeedbackBatch(own, {task: self.heads[task] for task in self.tasks}, weights)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The cursors; heads and their optimizer are tensors and saved as such."""
+        return {"batches_drawn": self.batches_drawn, "head_steps": self.head_steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at the cursors."""
+        self.batches_drawn, self.head_steps = state["batches_drawn"], state["head_steps"]
+
+    def _head_batches(self) -> Iterator[tuple[Labelled, Tensor]]:
+        if self.head_steps == 0:  # the backbone stands still meanwhile: its features are computed once
+            pool = [self._with_features(i) for i in range(min(_FIRST_POOL, self.config.first_head_steps))]
+            for step in range(self.config.first_head_steps):
+                yield pool[step % len(pool)]
+        for _ in range(self.config.head_steps):
+            yield self._with_features(self.head_steps)
+
+    def _with_features(self, number: int) -> tuple[Labelled, Tensor]:
+        pictures = self._draw(self._for_heads, "heads", number)
+        size = self.config.size
+        return pictures, self.learner.backbone.grid(self.learner.features(pictures.image_B3HW), size, size)
+
+    def _fit(self, pictures: Labelled, grid_BDhw: Tensor) -> None:
+        self.heads.train()
+        with torch.enable_grad():
+            loss = torch.stack([_loss(task, self.heads[task], grid_BDhw, pictures) for task in self.tasks]).sum()
+            if not torch.isfinite(loss):
+                raise NonFinite(
+                    f"the loss of the feedback's heads is {float(loss.detach())}",
+                    "lower feedback.head_lr or optimizer.lr",
+                )
+            gradients = torch.autograd.grad(loss, list(self.heads.parameters()))
+        for parameter, gradient in zip(self.heads.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.head_steps += 1
+
+    def _draw(self, pool: Labelled, role: str, number: int) -> Labelled:
+        order = Shuffled(len(pool), f"{self.seed}/{role}")
+        first = number * self.config.batch_size
+        return pool[[order[first + i] for i in range(self.config.batch_size)]].to(self.learner.device)
+
+
+def _check(role: str, pool: Labelled, tasks: Iterable[str]) -> None:
+    for task, there in (
+        ("segmentation", pool.classes > 0),
+        ("depth", bool(valid_depth(pool.depth_BHW).any())),
+    ):
+        if task in tasks and not there:
+            what = "a class" if task == "segmentation" else "a valid depth"
+            raise UserError(f"no pixel of feedback.{role} has {what}: set feedback.{task}=0, or give other pictures")
+
+
+def _labelled_pixels(task: Task, pictures: Labelled) -> int:
+    valid_BHW = pictures.label_BHW != IGNORED if task == "segmentation" else valid_depth(pictures.depth_BHW)
+    return int(valid_BHW.sum())
+
+
+def _loss(task: Task, head: nn.Module, grid_BDhw: Tensor, pictures: Labelled) -> Tensor:
+    if task == "segmentation":
+        return segmentation_loss(head, grid_BDhw, pictures.label_BHW)
+    return depth_loss(head, grid_BDhw, pictures.depth_BHW)

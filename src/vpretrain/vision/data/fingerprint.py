@@ -1,0 +1,64 @@
+"""What the data of a vision run were."""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+from typing import Any
+
+from vpretrain.run.fingerprint import generated, of_files, of_hub
+from vpretrain.vision.config import Recipe, SourceConfig
+from vpretrain.vision.data.source import pictures_in
+
+
+def fingerprints(recipe: Recipe) -> list[dict[str, Any]]:
+    """Of every source, with its role. Raises OSError for files that are gone."""
+    roles = {
+        "stream": recipe.stream.sources,
+        "feedback, heads": recipe.feedback.heads,
+        "feedback, meta": recipe.feedback.meta,
+        "evaluation, train": recipe.evaluation.train,
+        "evaluation, test": recipe.evaluation.test,
+    }
+    found = [{"role": role, **_of(source)} for role, sources in roles.items() for source in sources]
+    if (classes := recipe.evaluation.classes) is not None:
+        for role, folder in (("classes, train", classes.train), ("classes, test", classes.test)):
+            limit = {} if classes.limit is None else {"limit": classes.limit}
+            found.append({"role": role, "origin": folder, "rows": None, **_of_folder(folder), **limit})
+    if (truth := recipe.evaluation.retrieval) is not None:
+        file = Path(truth).expanduser()
+        pictures = pictures_in(file.parent / "jpg")
+        found.append(
+            {"role": "retrieval", "origin": truth, "rows": len(pictures), **of_files([file, *pictures], file.parent)}
+        )
+    return found
+
+
+def _of(source: SourceConfig) -> dict[str, Any]:
+    if source.hub is not None:
+        return of_hub(source.hub, source.config, source.split)
+    used = source.model_dump(mode="json", include={"skip", "limit"}, exclude_defaults=True)
+    rows: int | None = None
+    if source.scenes is not None:
+        rows = source.scenes * source.cameras
+        asked = {"seed": source.seed, "scenes": source.scenes, "cameras": source.cameras, "size": source.size}
+        found = generated("pybullet", **asked)
+    elif source.ade20k is not None:
+        root = Path(source.ade20k).expanduser()
+        pictures = sorted((root / "images" / source.split).glob("*.jpg"))
+        labels = sorted((root / "annotations" / source.split).glob("*.png"))
+        rows = len(pictures[source.skip :][: source.limit])
+        found = {"split": source.split, **of_files([*labels, *pictures], root)}
+    elif source.nyuv2 is not None:
+        found = of_files([Path(source.nyuv2).expanduser()])
+    elif source.path is not None and source.path.endswith(".tar"):
+        found = of_files([Path(file) for file in sorted(glob.glob(str(Path(source.path).expanduser())))])
+    else:
+        found = _of_folder(str(source.path))
+        rows = found["files"]
+    return {"origin": source.origin, "rows": rows} | found | used
+
+
+def _of_folder(folder: str) -> dict[str, Any]:
+    root = Path(folder).expanduser()
+    return of_files(pictures_in(root), root)

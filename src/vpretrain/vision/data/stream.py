@@ -1,0 +1,173 @@
+"""The unlabeled stream: pictures in an exact order, and DINO's crops of them, the same for every arm.
+
+Shapes: V views, B pictures, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vpretrain.errors import UserError
+from vpretrain.order import Shuffled
+from vpretrain.vision.config import StreamConfig
+from vpretrain.vision.data.source import Pictures, open_pictures
+from vpretrain.vision.model.batch import ViewBatch
+
+
+class VisionStream:
+    """D_u. Every batch follows from the seed and a counter, augmentation included.
+
+    Args:
+        config: sources and crops.
+        seed: of order and augmentation.
+        rank: this process, from 0.
+        processes: how many there are. They deal out the pictures: those of a micro-batch do not depend on their number.
+
+    Raises:
+        UserError: no pictures, or fewer than a batch; or the processes cannot share a micro-batch evenly.
+    """
+
+    def __init__(self, config: StreamConfig, *, seed: int, rank: int = 0, processes: int = 1) -> None:
+        self.config, self.seed = config, seed
+        self._rows = config.rows_for(rank, processes)
+        self.device: torch.device | str = "cpu"
+        self.batches_drawn = 0
+        self._sources = [open_pictures(source) for source in config.sources]
+        self._where = [(source, i) for source in self._sources for i in range(len(source))]
+        if len(self._where) < config.batch_size:
+            raise UserError(
+                f"the stream has {len(self._where)} pictures: fewer than stream.batch_size={config.batch_size}"
+            )
+        self._order = Shuffled(len(self._where), str(seed))
+        for source in self._sources:
+            self._picture(source, 0)  # sizes that never fit are found before the long work
+
+    def next(self) -> list[ViewBatch]:
+        """The micro-batches of one learner step: `accumulation` times batch_size / processes pictures."""
+        return [self._batch() for _ in range(self.config.accumulation)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The cursor."""
+        return {"batches_drawn": self.batches_drawn}
+
+    @staticmethod
+    def merge(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The whole stream's cursor from those of all its processes: they are equally far."""
+        assert all(state == states[0] for state in states), "the processes are not equally far"
+        return states[0]
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at a cursor: the batches that follow are the same bit for bit."""
+        self.batches_drawn = state["batches_drawn"]
+
+    def sample(self, pictures: int) -> ViewBatch:
+        """The first few pictures, in crops that no learner step sees: the same at all times and in all processes."""
+        chosen = [self._where[self._order[i]] for i in range(min(pictures, len(self._where)))]
+        global_VB3HW, local_VB3HW = self._crops(-1, 0, chosen)
+        keys = tuple(source.key(i) for source, i in chosen)
+        return ViewBatch(global_VB3HW, local_VB3HW, keys, tuple(range(len(keys))), len(keys))
+
+    def _batch(self) -> ViewBatch:
+        number, size, shards = self.batches_drawn, self.config.batch_size, self.config.shards
+        self.batches_drawn += 1
+        chosen = [self._where[self._order[number * size + i]] for i in range(size)]
+        # Shard j holds every shards-th picture from the j-th on. It is augmented as a whole, also for some of its pictures.
+        read = {j: range(j, size, shards) for j in sorted({i % shards for i in self._rows})}
+        views = [self._crops(number, j, [chosen[i] for i in places]) for j, places in read.items()]
+        made = {place: index for index, place in enumerate(itertools.chain(*read.values()))}
+        own = [made[i] for i in self._rows]
+        global_VB3HW, local_VB3HW = (torch.cat(parts, dim=1)[:, own] for parts in zip(*views, strict=True))
+        keys = tuple(source.key(i) for source, i in (chosen[place] for place in self._rows))
+        return ViewBatch(global_VB3HW, local_VB3HW, keys, tuple(self._rows), size, number=number).to(self.device)
+
+    def _crops(self, number: int, shard: int, chosen: Sequence[tuple[Pictures, int]]) -> tuple[Tensor, Tensor]:
+        pictures = [self._picture(source, i) for source, i in chosen]
+        seed = f"{self.seed}/{number}" + (f"/{shard}" if self.config.shards > 1 else "")
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(zlib.crc32(seed.encode()))
+            return crops(pictures, self.config)
+
+    def _picture(self, source: Pictures, index: int) -> Tensor:
+        picture_3HW, crop = source[index], self.config.global_size
+        height, width = picture_3HW.shape[1:]
+        if min(height, width) < crop:
+            raise UserError(
+                f"the picture {source.key(index)} of {width} x {height} pixels is smaller than a crop: remove it, or lower "
+                f"stream.global_size={crop}"
+            )
+        return picture_3HW
+
+
+def crops(images: list[Tensor], config: StreamConfig) -> tuple[Tensor, Tensor]:
+    """DINO's global and local crops [V, B, 3, H, W] of uint8 pictures; draws from torch's global random numbers."""
+    side = min(max(min(image.shape[1:]) for image in images), _finest(config))
+    pictures_B3HW = torch.stack([_square(image, side) for image in images])
+    *globals_, local = augmentations(config)
+    global_views = [globals_[view % 2](pictures_B3HW) for view in range(config.global_views)]
+    local_views = [local(pictures_B3HW) for _ in range(config.local_views)]
+    empty = pictures_B3HW.new_zeros(0, len(images), 3, config.local_size, config.local_size)
+    return torch.stack(global_views).clamp(0, 1), torch.stack(local_views).clamp(0, 1) if local_views else empty
+
+
+@functools.lru_cache
+def _augmentations(key: tuple[Any, ...]) -> tuple[nn.Module, nn.Module, nn.Module]:
+    from kornia import augmentation as K
+
+    global_size, global_scale, local_size, local_scale, colour = key
+
+    def recipe(size: int, scale: tuple[float, float], blur: float, solarise: float) -> nn.Module:
+        return K.AugmentationSequential(
+            K.RandomResizedCrop((size, size), scale=scale, resample="bilinear"),
+            K.RandomHorizontalFlip(),
+            *(
+                (
+                    K.ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8),
+                    K.RandomGrayscale(p=0.2),
+                    K.RandomGaussianBlur((9, 9), (0.1, 2.0), p=blur),
+                    K.RandomSolarize(0.5, 0.0, p=solarise),
+                )
+                if colour
+                else ()
+            ),
+            data_keys=["input"],
+        )
+
+    return (
+        recipe(global_size, global_scale, 1.0, 0.0),
+        recipe(global_size, global_scale, 0.1, 0.2),
+        recipe(local_size, local_scale, 0.5, 0.0),
+    )
+
+
+def augmentations(config: StreamConfig) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """For the first global, the second global and the local crops (the BYOL and DINO recipe), batched, each picture its own."""
+    return _augmentations(
+        (config.global_size, config.global_scale, config.local_size, config.local_scale, config.colour)
+    )
+
+
+def _finest(config: StreamConfig) -> int:
+    """Pixels a side of a picture of which even the smallest crop is not enlarged: more of them only take memory."""
+    crops = [(config.global_size, config.global_scale)]
+    crops += [(config.local_size, config.local_scale)] if config.local_views else []
+    return max(math.ceil(size / math.sqrt(smallest)) for size, (smallest, _) in crops)
+
+
+def _square(image_3HW: Tensor, side: int) -> Tensor:
+    """Of an oblong picture a square part, drawn anew each time: nothing is squeezed."""
+    height, width = image_3HW.shape[1:]
+    short = min(height, width)
+    start = int(torch.randint(max(height, width) - short + 1, ())) if height != width else 0
+    image_3HW = image_3HW.narrow(1 if height > width else 2, start, short).float() / 255
+    if short == side:
+        return image_3HW
+    return F.interpolate(image_3HW[None], (side, side), mode="bilinear", antialias=True, align_corners=False)[0]

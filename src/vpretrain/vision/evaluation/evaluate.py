@@ -1,0 +1,267 @@
+"""Evaluation of a backbone as it is: dense probes, classification, retrieval. Nothing here changes the learner.
+
+Shapes: N pictures, D width, h x w patches, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from vpretrain.console import steady
+from vpretrain.order import Shuffled
+from vpretrain.vision.config import EvaluationConfig
+from vpretrain.vision.data.readers import read_picture
+from vpretrain.vision.data.resize import resize
+from vpretrain.vision.data.source import labelled
+from vpretrain.vision.evaluation.classification import classification_accuracy, read_classes_of_folders
+from vpretrain.vision.evaluation.retrieval import Revisited, read_revisited, revisited_map, scene_map
+from vpretrain.vision.model.batch import IGNORED, Labelled
+from vpretrain.vision.model.heads import (
+    Task,
+    dense_head,
+    depth_loss,
+    predicted_depth,
+    segmentation_logits,
+    segmentation_loss,
+    valid_depth,
+)
+from vpretrain.vision.model.learner import VisionLearner
+
+_PROBE_BATCH = 16
+_KEPT_BYTES = 4 * 2**30
+_PICTURE_WORK = 4  # a picture's features cost about as much as this many probe steps
+
+
+class Evaluation:
+    """What a backbone is measured on; loaded once, before the training.
+
+    Args:
+        config: sources and sizes.
+
+    Raises:
+        UserError: a source without labels, folders of classes that do not fit, no ground truth of retrieval.
+    """
+
+    def __init__(self, config: EvaluationConfig) -> None:
+        self.config = config
+        self.train, self.test = labelled(config.train, config.shape), labelled(config.test, config.shape)
+        self.classes = None if config.classes is None else read_classes_of_folders(config.classes)
+        self.retrieval = None if config.retrieval is None else read_revisited(config.retrieval)
+
+    def __call__(self, learner: VisionLearner) -> dict[str, Any]:
+        """Figures of the backbone; `pictures` lists them picture by picture, for paired comparisons."""
+        config = self.config
+        tasks: list[Task] = []
+        if self.train.classes and self.train.classes == self.test.classes:
+            tasks.append("segmentation")
+        if all(bool(valid_depth(pool.depth_BHW).any()) for pool in (self.train, self.test)):
+            tasks.append("depth")
+        work = _PICTURE_WORK * (len(self.train) + len(self.test)) + len(tasks) * config.probe_steps
+        with steady("       evaluation", work) as done:
+            train = _Features(learner, self.train, config, lambda pictures: done(_PICTURE_WORK * pictures))
+            start = _PICTURE_WORK * len(self.train)
+            heads: dict[Task, nn.Module] = {}
+            for number, task in enumerate(tasks):
+                before = start + number * config.probe_steps
+                heads[task] = self._probe(task, train, lambda step, before=before: done(before + step))  # type: ignore[misc]
+            figures, summary_ND = self._test(
+                learner, heads, lambda p: done(work - _PICTURE_WORK * (len(self.test) - p))
+            )
+        figures["accuracy"] = self._accuracy(learner, train.summary_ND, summary_ND)
+        figures["retrieval_map"] = scene_map(summary_ND, self.test.scene_B)
+        if self.retrieval is not None:
+            figures |= self._retrieval(learner, self.retrieval)
+        return figures | {"pictures": figures.pop("pictures")}
+
+    def _accuracy(self, learner: VisionLearner, train_ND: Tensor, test_ND: Tensor) -> float | None:
+        """Of a linear classifier: on pictures of their own if the recipe names some, else on those of the dense probes."""
+        if self.classes is not None:
+            train, test = self.classes
+            with steady("   classification", len(train) + len(test)) as done:
+                train_ND = self._summaries(learner, train, done)
+                test_ND = self._summaries(learner, test, lambda seen: done(len(train) + seen))
+            train_N, test_N = (torch.tensor([number for _, number in pictures]) for pictures in self.classes)
+        else:
+            train_N, test_N = self.train.category_B, self.test.category_B
+            if min(int(train_N.min()), int(test_N.min())) < 0:
+                return None
+        return classification_accuracy(train_ND, train_N, test_ND, test_N)
+
+    def _summaries(
+        self, learner: VisionLearner, pictures: list[tuple[Path, int]], done: Callable[[int], None]
+    ) -> Float[Tensor, "N D"]:
+        """Summaries of pictures in files."""
+        summaries, step = [], self.config.batch_size
+        for first in range(0, len(pictures), step):
+            files = [file for file, _ in pictures[first : first + step]]
+            batch_B3HW = torch.cat([resize(read_picture(file)[None], self.config.shape) for file in files])
+            summaries.append(_summary(learner, batch_B3HW))
+            done(first + len(files))
+        return torch.cat(summaries)
+
+    def _retrieval(self, learner: VisionLearner, revisited: Revisited) -> dict[str, float | None]:
+        """Of instances, each picture at its own aspect."""
+        size, patch = max(self.config.shape), learner.backbone.patch_size
+        with steady("        retrieval", len(revisited.queries) + len(revisited.gallery)) as done:
+            rows = []
+            for query in revisited.queries:
+                left, upper, right, lower = map(round, query.box)
+                part_3HW = read_picture(query.file)[:, max(0, upper) : lower, max(0, left) : right]
+                rows.append(_summary(learner, _whole(part_3HW, size, patch)))
+                done(len(rows))
+            for file in revisited.gallery:
+                rows.append(_summary(learner, _whole(read_picture(file), size, patch)))
+                done(len(rows))
+        summary_ND = torch.cat(rows)
+        count = len(revisited.queries)
+        return revisited_map(summary_ND[:count], summary_ND[count:], revisited.queries)
+
+    def _probe(self, task: Task, features: _Features, done: Callable[[int], None]) -> nn.Module:
+        """A linear-BN head, fitted on frozen features; the same start and batches for every backbone."""
+        config = self.config
+        own = _with_labels(task, self.train)
+        with torch.random.fork_rng(), torch.enable_grad():
+            torch.manual_seed(0)
+            head = dense_head("linear", features.width, self.train.classes if task == "segmentation" else 1)
+            head.to(features.device)
+            optimizer = torch.optim.AdamW(head.parameters(), lr=config.probe_lr, weight_decay=0.05)
+            schedule = torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, config.probe_lr, config.probe_steps, pct_start=0.05
+            )
+            order = Shuffled(len(own), task)
+            for step in range(config.probe_steps):
+                rows = [own[order[step * _PROBE_BATCH + i]] for i in range(_PROBE_BATCH)]
+                pictures = self.train[rows].to(features.device)
+                if task == "segmentation":
+                    loss = segmentation_loss(head, features.grid(rows), pictures.label_BHW)
+                else:
+                    loss = depth_loss(head, features.grid(rows), pictures.depth_BHW, squared=True)
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+                optimizer.step()
+                schedule.step()
+                done(step + 1)
+        return head.eval()
+
+    def _test(
+        self, learner: VisionLearner, heads: dict[Task, nn.Module], done: Callable[[int], None]
+    ) -> tuple[dict[str, Any], Tensor]:
+        """Figures of the probes on the test pictures, and the pictures' summaries."""
+        shape = self.config.shape
+        predicted: dict[Task, list[Tensor]] = {task: [] for task in heads}
+        summaries = []
+        for first in range(0, len(self.test), self.config.batch_size):
+            batch = self.test[slice(first, first + self.config.batch_size)].to(learner.device)
+            grid_BDhw, summary_BD = _features(learner, batch)
+            summaries.append(summary_BD.cpu())
+            with torch.no_grad():
+                if "segmentation" in heads:
+                    logits = segmentation_logits(heads["segmentation"], grid_BDhw, *shape)
+                    predicted["segmentation"].append(logits.argmax(1).byte().cpu())
+                if "depth" in heads:
+                    predicted["depth"].append(predicted_depth(heads["depth"], grid_BDhw, *shape).half().cpu())
+            done(first + len(batch))
+        figures: dict[str, Any] = dict.fromkeys(("miou", "depth_rmse", "depth_abs_rel", "depth_delta_1"))
+        pictures: list[dict[str, Any]] = [{"scene": int(scene)} for scene in self.test.scene_B]
+        if "segmentation" in heads:
+            classes_NHW = torch.cat(predicted["segmentation"])
+            figures["miou"] = mean_iou(classes_NHW, self.test.label_BHW, self.test.classes)
+            for n in _with_labels("segmentation", self.test):
+                pictures[n]["miou"] = picture_iou(classes_NHW[n], self.test.label_BHW[n])
+        if "depth" in heads:
+            depth_NHW = torch.cat(predicted["depth"])
+            figures |= depth_figures(depth_NHW, self.test.depth_BHW)
+            for n in _with_labels("depth", self.test):
+                one = slice(n, n + 1)
+                pictures[n]["depth_rmse"] = depth_figures(depth_NHW[one], self.test.depth_BHW[one])["depth_rmse"]
+        return figures | {"pictures": pictures}, torch.cat(summaries)
+
+
+def _with_labels(task: Task, pictures: Labelled) -> list[int]:
+    """The pictures that a probe of this task can learn from or be judged on: kinds of labels may share an evaluation."""
+    known = pictures.label_BHW != IGNORED if task == "segmentation" else valid_depth(pictures.depth_BHW)
+    return known.flatten(1).any(1).nonzero()[:, 0].tolist()
+
+
+class _Features:
+    """Frozen features of the training pictures: kept if they are small, otherwise computed anew for every batch."""
+
+    def __init__(
+        self, learner: VisionLearner, pictures: Labelled, config: EvaluationConfig, done: Callable[[int], None]
+    ) -> None:
+        self.learner, self.pictures = learner, pictures
+        self.width, self.device = learner.backbone.width, learner.device
+        height, width = config.shape
+        patches = (height // learner.backbone.patch_size) * (width // learner.backbone.patch_size)
+        keep = 4 * len(pictures) * patches * self.width <= _KEPT_BYTES
+        grids, summaries = [], []
+        for first in range(0, len(pictures), config.batch_size):
+            batch = pictures[slice(first, first + config.batch_size)].to(self.device)
+            grid_BDhw, summary_BD = _features(learner, batch)
+            summaries.append(summary_BD.cpu())
+            if keep:
+                grids.append(grid_BDhw)
+            done(first + len(batch))
+        self.summary_ND = torch.cat(summaries)
+        self._grid_NDhw = torch.cat(grids) if keep else None
+
+    def grid(self, rows: list[int]) -> Float[Tensor, "B D h w"]:
+        """Of some pictures."""
+        if self._grid_NDhw is not None:
+            return self._grid_NDhw[rows]
+        return _features(self.learner, self.pictures[rows].to(self.device))[0]
+
+
+def _features(learner: VisionLearner, batch: Labelled) -> tuple[Tensor, Tensor]:
+    tokens_BTD = learner.features(batch.image_B3HW)
+    return learner.backbone.grid(tokens_BTD, *batch.image_B3HW.shape[2:]), learner.backbone.summary(tokens_BTD)
+
+
+def _summary(learner: VisionLearner, image_B3HW: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+    """Of uint8 pictures."""
+    return learner.backbone.summary(learner.features(image_B3HW.to(learner.device).float() / 255)).cpu()
+
+
+def _whole(image_3HW: Shaped[Tensor, "3 H W"], size: int, patch: int) -> Shaped[Tensor, "1 3 h w"]:
+    """A picture whose longer side is about `size`; both sides are multiples of the patch."""
+    scale = size / max(image_3HW.shape[1:]) / patch
+    height, width = (max(1, round(side * scale)) * patch for side in image_3HW.shape[1:])
+    return resize(image_3HW[None], (height, width))
+
+
+def mean_iou(predicted_NHW: Shaped[Tensor, "N H W"], label_NHW: Shaped[Tensor, "N H W"], classes: int) -> float:
+    """Intersection over union, mean over classes, over all pixels of all pictures."""
+    from torchmetrics.functional.classification import multiclass_jaccard_index
+
+    return float(
+        multiclass_jaccard_index(predicted_NHW.long(), label_NHW.long(), num_classes=classes, ignore_index=IGNORED)
+    )
+
+
+def picture_iou(predicted_HW: Shaped[Tensor, "H W"], label_HW: Shaped[Tensor, "H W"]) -> float:
+    """Intersection over union of a picture, mean over the classes that it shows."""
+    known = label_HW != IGNORED
+    ious = []
+    for kind in label_HW[known].unique():
+        mine, true = (predicted_HW == kind) & known, label_HW == kind
+        ious.append((mine & true).sum() / (mine | true).sum())
+    return float(torch.stack(ious).mean())
+
+
+def depth_figures(predicted_NHW: Float[Tensor, "N H W"], depth_NHW: Float[Tensor, "N H W"]) -> dict[str, float]:
+    """RMSE (metres), AbsRel and delta_1 (share within a factor of 1.25) over valid pixels."""
+    valid = valid_depth(depth_NHW)
+    ours, true = predicted_NHW[valid].float(), depth_NHW[valid].float()
+    ratio = torch.maximum(ours / true, true / ours)
+    return {
+        "depth_rmse": float((ours - true).square().mean().sqrt()),
+        "depth_abs_rel": float(((ours - true).abs() / true).mean()),
+        "depth_delta_1": float((ratio < 1.25).float().mean()),
+    }

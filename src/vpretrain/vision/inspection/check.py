@@ -1,0 +1,86 @@
+"""`vpretrain check` for vision: what can be wrong is found before the long work, without loading the learner's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import AutoModel
+
+from vpretrain import pretrained
+from vpretrain.errors import UserError
+from vpretrain.inspection.check import one_step
+from vpretrain.inspection.doctor import bf16_note
+from vpretrain.vision.assemble import assemble, check_sizes
+from vpretrain.vision.config import Recipe
+from vpretrain.vision.model.load import FAMILIES, load_config
+
+_NARROW = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4}
+
+
+def check(recipe: Recipe) -> Iterator[str]:
+    """Yields a line for everything found in order.
+
+    Raises:
+        UserError: the first thing that is not, with its remedy.
+    """
+    config = load_config(recipe.learner.name)
+    if config.model_type not in FAMILIES:
+        raise UserError(
+            f"the learner {recipe.learner.name} is a {config.model_type}; vision takes {', '.join(FAMILIES)} models"
+        )
+    check_sizes(recipe, config.patch_size)
+    if "image_size" in config and recipe.stream.global_size > config.image_size:
+        size = recipe.stream.global_size
+        yield f"note: stream.global_size={size} is above the {config.image_size} pixels the learner was trained at"
+    parts = assemble(recipe, tiny_copy(recipe))
+    yield "recipe and pictures: fine; stream, heads, meta batches and evaluation show different scenes"
+    yield one_step(recipe, parts)
+    if recipe.learner.precision == "bf16" and (note := bf16_note(next(parts.learner.module.parameters()).device)):
+        yield f"warning: {note}: use learner.precision=fp32"
+    yield estimate_memory(recipe)
+
+
+def tiny_copy(recipe: Recipe) -> Any:
+    """The learner's architecture with as many blocks, 64 wide, with random weights."""
+    config = load_config(recipe.learner.name)
+    for name, size in _NARROW.items():
+        if getattr(config, name, None) is not None:
+            setattr(config, name, size)
+    torch.manual_seed(recipe.seed)
+    return AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=pretrained.trusted)
+
+
+def estimate_memory(recipe: Recipe) -> str:
+    """Student with gradients and AdamW, teacher, activations of one micro-batch: an estimate."""
+    config = load_config(recipe.learner.name)
+    with torch.device("meta"):
+        backbone = sum(
+            p.numel()
+            for p in AutoModel.from_config(
+                config, dtype=torch.float32, trust_remote_code=pretrained.trusted
+            ).parameters()
+        )
+    dino, stream = recipe.learner.dino, recipe.stream
+    head = (
+        config.hidden_size * dino.hidden
+        + dino.hidden**2
+        + dino.hidden * dino.bottleneck
+        + dino.bottleneck * dino.outputs
+    )
+    tokens = stream.batch_size * (
+        2 * (stream.global_size // config.patch_size) ** 2
+        + stream.local_views * (stream.local_size // config.patch_size) ** 2
+    )
+    element = 2 if recipe.learner.precision == "bf16" else 4
+    parts = {
+        "student, gradients and AdamW": 16 * (backbone + head),
+        "teacher": 4 * (backbone + head),
+        "activations": 34 * element * tokens * config.hidden_size * config.num_hidden_layers,
+    }  # fmt: skip
+    listed = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
+    return (
+        f"memory: about {sum(parts.values()) / 2**30:.1f} GiB ({listed}; {backbone / 1e6:.0f}M parameters in the backbone), "
+        "and what Python and torch take themselves"
+    )

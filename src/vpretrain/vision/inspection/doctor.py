@@ -1,0 +1,61 @@
+"""A vision learner for `vpretrain doctor`: random pictures, a random designer, a random linear head."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vpretrain.inspection.doctor import Patient, about
+from vpretrain.method.subset import alignment_subset
+from vpretrain.method.value import Align, gradient
+from vpretrain.vision.config import DesignerConfig, DinoConfig
+from vpretrain.vision.model.backbone import Backbone
+from vpretrain.vision.model.batch import ViewBatch
+from vpretrain.vision.model.dino import DinoLearner
+from vpretrain.vision.model.learner import VisionLearner
+from vpretrain.vision.model.load import load_backbone
+from vpretrain.vision.task.construction import LearnedViews
+from vpretrain.vision.task.designer import UNetMask
+
+PARTS: dict[str, str] = {}  # the mask generators have no parts that are told apart
+_PICTURES, _PATCHES = 4, 4
+_DESIGNER = DesignerConfig(width=8, levels=2, start=0.6)
+_DINO = DinoConfig(outputs=64, hidden=64, bottleneck=32)
+
+
+class _Judge:
+    """A feedback batch: random pictures, a random target for every patch."""
+
+    def __init__(self, image_B3HW: Tensor, width: int) -> None:
+        self.image_B3HW = image_B3HW
+        self.direction = torch.randn(width).to(image_B3HW) / width
+
+    def loss(self, grid_BDhw: Tensor) -> Tensor:
+        return (torch.einsum("bdhw,d->bhw", grid_BDhw, self.direction) - 1).square().mean()
+
+
+def patient(name: str) -> Patient:
+    """The learner with a batch of views and a feedback gradient over its last two blocks. Raises UserError."""
+    backbone = Backbone(load_backbone(name))
+    return patient_of(DinoLearner(backbone, _DINO), "last-2" if len(backbone.blocks) >= 2 else "last-1")
+
+
+def patient_of(learner: VisionLearner, subset: str) -> Patient:
+    """The same for a learner at hand."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        size = _PATCHES * learner.backbone.patch_size
+        views = torch.rand(2, _PICTURES, 3, size, size, device=learner.device)
+        judge = _Judge(torch.rand(_PICTURES, 3, size, size, device=learner.device), learner.backbone.width)
+        designer = UNetMask(_DESIGNER).to(learner.device)
+        nn.init.normal_(designer.out.weight, std=0.5)
+    names = alignment_subset(learner.module, subset)
+    at = {n: p.detach() for n, p in learner.named_parameters() if n in names}
+    with learner.meta_mode():
+        g_down = gradient(lambda parameters: learner.evaluate(judge, parameters), at)
+    places = tuple(range(_PICTURES))
+    batch = ViewBatch(views, views[:0], tuple(map(str, places)), places, _PICTURES)
+    told = about(learner, subset, "cosine", f"{_PICTURES} pictures of {size} pixels")
+    return Patient(
+        learner, LearnedViews(designer, _DESIGNER), designer, batch, at, g_down, Align("cosine"), PARTS, told
+    )

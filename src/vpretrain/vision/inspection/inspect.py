@@ -1,0 +1,45 @@
+"""`vpretrain inspect` for vision: a sheet of crops, masks and views, and the value of the task on them."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from vpretrain.vision.assemble import assemble
+from vpretrain.vision.config import Recipe
+from vpretrain.vision.model.batch import IGNORED
+from vpretrain.vision.model.heads import valid_depth
+from vpretrain.vision.task.sheet import draw_sheet
+
+
+def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
+    """Print what the stream and the feedback hold, and write a picture sheet. `examples` and `positions` are language's.
+
+    The learner and the designer are as a run would start with them.
+    """
+    console, parts = Console(), assemble(recipe)
+    batches = parts.stream.next()
+    batch = batches[0]
+    shapes = [tuple(views.shape) for views in (batch.global_VB3HW, batch.local_VB3HW)]
+    console.print(
+        f"stream: global crops {shapes[0]}, local crops {shapes[1]} (views, pictures, channels, height, width)"
+    )
+    (feedback,) = parts.feedback.next().values()
+    label, depth = feedback.labelled.label_BHW, feedback.labelled.depth_BHW
+    if "segmentation" in feedback.heads:
+        shares = [f"{kind} {float((label == kind).float().mean()):.1%}" for kind in label.unique().tolist()]
+        console.print(f"feedback, segmentation: share of pixels by class: {', '.join(shares)} ({IGNORED}: ignored)")
+    if "depth" in feedback.heads:
+        valid = depth[valid_depth(depth)]
+        console.print(
+            f"feedback, depth: {valid.numel() / depth.numel():.1%} valid, "
+            f"{float(valid.min()):.2f} to {float(valid.max()):.2f} m"
+        )
+    if parts.meta is not None:
+        with parts.learner.meta_mode():
+            valued, norm = parts.meta.values(batches)
+        console.print(
+            f"value of the task: {float(valued[0][1].value):+.4g} ({recipe.value.align}), |g_down| {norm:.4g}"
+        )
+    recipe.directory.mkdir(parents=True, exist_ok=True)
+    sheet = draw_sheet(parts.construction, batch, recipe.directory / "inspect.png")  # type: ignore[arg-type]
+    console.print(f"crops, masks (white: kept sharp) and views: {sheet}")

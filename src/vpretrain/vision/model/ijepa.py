@@ -1,0 +1,191 @@
+"""I-JEPA: from some patches of a picture predict the representations of others. Shapes: V views, B pictures, D width,
+M target blocks a picture, C context patches, N patches a target block.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import Dinov2Config
+from transformers.models.dinov2.modeling_dinov2 import Dinov2Layer
+
+from vpretrain.errors import UserError
+from vpretrain.method.protocols import Parameters, Task
+from vpretrain.vision.config import IJepaConfig
+from vpretrain.vision.model.backbone import Backbone, positions
+from vpretrain.vision.model.batch import ViewBatch
+from vpretrain.vision.model.learner import VisionLearner
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Which patches are context and which are targets, numbered row by row.
+
+    Attributes:
+        context_BC: none of them in a target block.
+        target_BMN: M blocks of one shape, anywhere.
+    """
+
+    context_BC: Int[Tensor, "B C"]
+    target_BMN: Int[Tensor, "B M N"]
+
+
+@dataclass(frozen=True)
+class IJepaState:
+    """What student and teacher made of the target blocks.
+
+    Attributes:
+        student: predicted representations.
+        teacher: the EMA encoder's, normalised, without gradient.
+    """
+
+    student: Float[Tensor, "B M N D"]
+    teacher: Float[Tensor, "B M N D"]
+
+    def detach(self) -> IJepaState:
+        """Values alone."""
+        return IJepaState(self.student.detach(), self.teacher.detach())
+
+
+class Predictor(nn.Module):
+    """A narrow transformer over context tokens and, in the place of a target block, mask tokens with its positions."""
+
+    def __init__(self, width: int, config: IJepaConfig) -> None:
+        super().__init__()
+        narrow = config.predictor_width
+        sizes = Dinov2Config(
+            hidden_size=narrow,
+            num_attention_heads=config.predictor_heads,
+            layerscale_value=1.0,
+            attn_implementation="sdpa",
+        )
+        self.inward = nn.Linear(width, narrow)
+        self.mask = nn.Parameter(torch.zeros(narrow))
+        self.blocks = nn.ModuleList(Dinov2Layer(sizes) for _ in range(config.predictor_layers))
+        self.norm = nn.LayerNorm(narrow)
+        self.outward = nn.Linear(narrow, width)
+
+    def forward(
+        self, context_BCD: Float[Tensor, "B C D"], blocks: Blocks, grid: tuple[int, int]
+    ) -> Float[Tensor, "B M N D"]:
+        """Representations of every target block, each predicted on its own from the same context."""
+        targets = blocks.target_BMN.shape[1]
+        place = positions(*grid, self.mask.shape[0]).to(context_BCD)
+        known = (self.inward(context_BCD) + place[blocks.context_BC]).repeat_interleave(targets, dim=0)
+        asked = self.mask + place[blocks.target_BMN].flatten(0, 1)
+        tokens = torch.cat([known, asked], dim=1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        asked = self.outward(self.norm(tokens[:, known.shape[1] :])).unflatten(0, (-1, targets))
+        return asked.clone()  # FSDP2 ties its backward pass to what a module returns, and warns of views
+
+
+class IJepaLearner(VisionLearner):
+    """A vision transformer under I-JEPA's objective. The designer's view goes to the context encoder only.
+
+    Args:
+        backbone: the pretrained transformer.
+        config: of the objective.
+        how: bf16 and parallel, see `VisionLearner`.
+
+    Raises:
+        UserError: a backbone with rotary positions, which cannot leave tokens out.
+    """
+
+    def __init__(self, backbone: Backbone, config: IJepaConfig, **how: Any) -> None:
+        if backbone.rotary:
+            raise UserError(
+                "learner.objective=ijepa needs a backbone without rotary positions: an IJepaModel or Dinov2Model"
+            )
+        super().__init__(backbone, Predictor(backbone.width, config), outputs=1, ema=config.ema, **how)
+        self.config = config
+
+    def seen(self, inputs: ViewBatch, stop: int) -> tuple[Any, ...]:
+        """The context patches of the views."""
+        prefix = self.backbone.prefix
+        context_BC = self._blocks(inputs).context_BC
+        first = torch.arange(prefix, device=context_BC.device).expand(len(context_BC), -1)
+        return (inputs.global_VB3HW.flatten(0, 1), stop, torch.cat([first, context_BC + prefix], dim=1))
+
+    def teach(self, inputs: ViewBatch) -> Float[Tensor, "B M N D"]:
+        """The EMA encoder sees the whole crops as they were before any mask; its representations are normalised."""
+        blocks = self._blocks(inputs)
+        with torch.no_grad():
+            tokens_BTD = self.teacher("tokens", inputs.plain_VB3HW.flatten(0, 1)).float()[:, self.backbone.prefix :]
+        tokens_BTD = F.layer_norm(tokens_BTD, tokens_BTD.shape[-1:])
+        index = blocks.target_BMN.flatten(1)[:, :, None].expand(-1, -1, tokens_BTD.shape[-1])
+        return tokens_BTD.gather(1, index).unflatten(1, blocks.target_BMN.shape[1:])
+
+    def forward(self, inputs: ViewBatch, parameters: Parameters | None = None) -> IJepaState:
+        """Student and teacher; `parameters` (of S) replace the student's, and then no other gets a gradient."""
+        blocks = self._blocks(inputs)
+        if parameters is None:
+            with self.autocast():
+                hidden, rope = self.theta.own("lower", *self.seen(inputs, 0))
+                tokens_BTD = self.theta.own("upper", hidden, rope, 0)
+                predicted = self.theta.own("head", tokens_BTD[:, self.backbone.prefix :], blocks, self._grid(inputs))
+                return IJepaState(predicted.float(), self.teach(inputs))
+        inputs = inputs if inputs.prepared else self.prepare(inputs, parameters)
+        tokens_BTD = self.tokens(inputs, parameters)[:, self.backbone.prefix :]
+        predicted = self.call(parameters)("head", tokens_BTD, blocks, self._grid(inputs))
+        return IJepaState(predicted, inputs.prepared[2])
+
+    def loss(self, state: IJepaState, task: Task) -> Float[Tensor, ""]:
+        """Smooth L1 between predicted and true representations, mean over their elements."""
+        return F.smooth_l1_loss(state.student, task.target.outputs)
+
+    def _grid(self, inputs: ViewBatch) -> tuple[int, int]:
+        height, width = inputs.global_VB3HW.shape[3:]
+        return height // self.backbone.patch_size, width // self.backbone.patch_size
+
+    def _blocks(self, inputs: ViewBatch) -> Blocks:
+        pictures = len(inputs.global_VB3HW) * inputs.whole
+        blocks = draw_blocks(self.config, self._grid(inputs), pictures, seed=inputs.number)
+        context_BC, target_BMN = blocks.context_BC[inputs.places_VB], blocks.target_BMN[inputs.places_VB]
+        return Blocks(context_BC.to(self.device), target_BMN.to(self.device))
+
+
+@functools.lru_cache(maxsize=1)  # asked for several times a step
+def draw_blocks(config: IJepaConfig, grid: tuple[int, int], pictures: int, *, seed: int) -> Blocks:
+    """Target blocks of one shape at random places a picture, and a large context block without what they cover.
+
+    They follow from the seed (the number of the batch's draw), so that all arms see the same. Contexts are cut to the
+    smallest of the batch, as in the paper's code.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    target = _shape(grid, config.target_scale, config.target_aspect, generator)
+    context = _shape(grid, config.context_scale, (1.0, 1.0), generator)
+    number = torch.arange(grid[0] * grid[1]).view(grid)
+
+    def place(shape: tuple[int, int]) -> Tensor:
+        top = int(torch.randint(grid[0] - shape[0] + 1, (1,), generator=generator))
+        left = int(torch.randint(grid[1] - shape[1] + 1, (1,), generator=generator))
+        return number[top : top + shape[0], left : left + shape[1]].flatten()
+
+    targets, contexts = [], []
+    for _ in range(pictures):
+        blocks = torch.stack([place(target) for _ in range(config.targets)])
+        seen = place(context)
+        left = seen[~torch.isin(seen, blocks)]
+        free = number.flatten()[~torch.isin(number.flatten(), blocks)]
+        contexts.append(left if len(left) else (free if len(free) else seen)[:1])
+        targets.append(blocks)
+    shortest = min(map(len, contexts))
+    kept = [c[torch.randperm(len(c), generator=generator)[:shortest].sort().values] for c in contexts]
+    return Blocks(torch.stack(kept), torch.stack(targets))
+
+
+def _shape(
+    grid: tuple[int, int], scale: tuple[float, float], aspect: tuple[float, float], generator: torch.Generator
+) -> tuple[int, int]:
+    share, ratio = (a + (b - a) * float(torch.rand(1, generator=generator)) for a, b in (scale, aspect))
+    area = share * grid[0] * grid[1]
+    height, width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+    return max(1, min(grid[0], height)), max(1, min(grid[1], width))

@@ -1,0 +1,249 @@
+"""What vision learners share: a student, the teacher that averages it, and evaluation at shifted parameters of S.
+
+An objective (`dino.py`, `ijepa.py`) adds its head, its loss and what it makes of views. Shapes: V views, B pictures, T tokens,
+D the backbone's width, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from vpretrain.method.parameters import ShardedTheta, sharded, theta_of
+from vpretrain.method.protocols import Parameters, Task
+from vpretrain.vision.model.backbone import Backbone
+from vpretrain.vision.model.batch import ViewBatch
+
+
+class Network(nn.Module):
+    """A backbone and what an objective puts on it: the student, and in a copy the teacher."""
+
+    def __init__(self, backbone: Backbone, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, part: str, *arguments: Any) -> Any:
+        """One of the parts by name, so that `functional_call` can replace parameters in any of them."""
+        match part:
+            case "lower":
+                return self.backbone.lower(*arguments)
+            case "upper":
+                return self.backbone.upper(*arguments)
+            case "tokens":
+                return self.backbone(*arguments)
+            case "head":
+                return self.head(*arguments)
+        raise AssertionError(part)
+
+
+class Teacher(Network):
+    """An average of the student's past, and the running centre of its own outputs (DINO; otherwise 0)."""
+
+    centre: Float[Tensor, " P"]
+
+    def __init__(self, student: Network, outputs: int) -> None:
+        super().__init__(copy.deepcopy(student.backbone), copy.deepcopy(student.head))
+        self.eval().requires_grad_(False)
+        self.register_buffer("centre", torch.zeros(outputs, device=next(student.parameters()).device))
+
+
+class PlainLayerNorm(TorchFunctionMode):
+    """Layer norm from elementary operations.
+
+    The fused one's forward-mode formula takes mean and deviation for constants, so that a gradient backward through
+    its tangent is wrong by 5 to 15 %, in silence (torch 2.13).
+    """
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        if function is F.layer_norm:
+            return _layer_norm(*arguments, **(keywords or {}))
+        return function(*arguments, **(keywords or {}))
+
+
+def _layer_norm(
+    input: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    assert len(shape) == 1
+    centred = input - input.mean(-1, keepdim=True)
+    scaled = centred * (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
+    scaled = scaled if weight is None else scaled * weight
+    return scaled if bias is None else scaled + bias
+
+
+class VisionLearner:
+    """theta, with its teacher. Holds nothing that could change theta by gradient: the optimizer lives elsewhere.
+
+    Args:
+        backbone: the pretrained transformer.
+        head: what the objective puts on it.
+        outputs: width of the teacher's centre.
+        ema: the teacher's momentum at the start; it rises to 1 over the horizon.
+        bf16: the learner's own passes, and the feedback's through the backbone, are under bf16 autocast. Values and tangents
+            are always fp32.
+        parallel: how several processes hold student and teacher, see `vpretrain.method.parameters`.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: nn.Module,
+        *,
+        outputs: int,
+        ema: float,
+        bf16: bool = False,
+        parallel: Literal["ddp", "fsdp"] = "ddp",
+    ) -> None:
+        self.ema, self.bf16 = ema, bf16
+        self.module = Network(backbone, head.to(next(backbone.parameters()).device))
+        self.teacher = Teacher(self.module, outputs)
+        self.theta = theta_of(self.module, parallel)
+        self.gradient, self.shifted, self.synchronise = self.theta.gradient, self.theta.shifted, self.theta.synchronise
+        self.visit_gradient, self.has_own_gradient = self.theta.visit_gradient, self.theta.has_own_gradient
+        if isinstance(self.theta, ShardedTheta):
+            sharded(self.teacher)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The student's."""
+        return self.module.backbone
+
+    @property
+    def model(self) -> Any:
+        """The student's transformers model."""
+        return self.backbone.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches must lie."""
+        return next(self.module.parameters()).device
+
+    def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
+        """The trainable parameters of backbone and head."""
+        return self.theta.trainable.items()
+
+    def prepare(self, inputs: ViewBatch, parameters: Parameters) -> ViewBatch:
+        """The same views with all that does not depend on `parameters`: tokens below S, and the teacher's outputs.
+
+        Differentiable in the views. An engine that evaluates at several values of `parameters` pays for it once.
+        """
+        start = self.first_block(parameters)
+        below = None if start is None else self.theta.frozen("lower", *self.seen(inputs, start))
+        return replace(inputs, prepared=(start, below, self.teach(inputs)))
+
+    def slope(
+        self, inputs: ViewBatch, parameters: Parameters, direction: Parameters, *, whole: bool
+    ) -> Callable[[Task], Tensor]:
+        """A tangent pass for every task.
+
+        Not forward_ad.dual_level: under it softmax and logsumexp have tangents in place, which a designer of inputs, whose
+        gradient goes backward through them, cannot undo (torch 2.13).
+        """
+
+        def slope(task: Task) -> Tensor:
+            with self.plain():
+                return torch.func.jvp(
+                    lambda at: self.loss(self.forward(inputs, at), task), (parameters,), (direction,)
+                )[1]
+
+        return slope
+
+    def call(self, parameters: Parameters | None) -> Any:
+        """The student's parts with the parameters of S replaced (then no other gets a gradient), or as they are."""
+        return self.theta.own if parameters is None else partial(self.theta.at, parameters)
+
+    def tokens(self, inputs: ViewBatch, parameters: Parameters) -> Float[Tensor, "VB T D"]:
+        """The student's tokens of the views of a meta step, from what `prepare` left above S."""
+        start, below, _ = inputs.prepared
+        hidden, rope = self.call(parameters)("lower", *self.seen(inputs, 0)) if start is None else below
+        return self.call(parameters)("upper", hidden, rope, start or 0)
+
+    def forward(self, inputs: ViewBatch, parameters: Parameters | None = None) -> Any:
+        """The state for constructed views; `parameters` (of S) replace the student's, and then no other gets a gradient."""
+        raise NotImplementedError
+
+    def loss(self, state: Any, task: Task) -> Float[Tensor, ""]:
+        """L_pre: how far the student is from what the teacher sets before it."""
+        raise NotImplementedError
+
+    def seen(self, inputs: ViewBatch, stop: int) -> tuple[Any, ...]:
+        """Arguments of `Backbone.lower` for what the student sees of the global views: pixels, and which tokens."""
+        raise NotImplementedError
+
+    def teach(self, inputs: ViewBatch) -> Tensor:
+        """The teacher's outputs for these views, without gradient."""
+        raise NotImplementedError
+
+    def evaluate(self, batch: Any, parameters: Parameters) -> Float[Tensor, ""]:
+        """L_down: the loss of a feedback batch's head on the backbone's patches, as a function of S."""
+        tokens_BTD = self.call(parameters)("tokens", batch.image_B3HW)
+        with torch.autocast(self.device.type, enabled=False):  # heads and depths are fp32
+            return batch.loss(self.backbone.grid(tokens_BTD.to(batch.image_B3HW), *batch.image_B3HW.shape[2:]))
+
+    def features(self, pixels_B3HW: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B T D"]:
+        """Normed tokens of the frozen backbone, in fp32, without gradient or dropout."""
+        training = self.module.training
+        self.module.eval()
+        with torch.no_grad():
+            tokens_BTD = self.module("tokens", pixels_B3HW)
+        self.module.train(training)
+        return tokens_BTD
+
+    def after_step(self, tasks: Sequence[Task], progress: float) -> None:
+        """The teacher follows the student: an exponential average whose momentum rises to 1 by a cosine."""
+        self.follow(tasks, 1 - (1 - self.ema) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+    def follow(self, tasks: Sequence[Task], momentum: float) -> None:
+        """One step of the teacher."""
+        self.theta.settle()
+        if isinstance(self.teacher, FSDPModule):
+            self.teacher.reshard()
+        with torch.no_grad():
+            for mine, theirs in zip(self.teacher.parameters(), self.module.parameters(), strict=True):
+                mine.lerp_(theirs, 1 - momentum)
+
+    @contextlib.contextmanager
+    def meta_mode(self) -> Iterator[None]:
+        """No dropout, no drop-path."""
+        training = self.module.training
+        self.module.eval()
+        try:
+            yield
+        finally:
+            self.module.train(training)
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The learner's own precision."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+    def looking_ahead(self, batch: ViewBatch) -> contextlib.AbstractContextManager[None]:
+        """The step's views depend on the designer that the update changes: nothing is shared."""
+        return contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def plain(self) -> Iterator[None]:
+        """Attention and layer norm in plain forms."""
+        with sdpa_kernel(SDPBackend.MATH), PlainLayerNorm():
+            yield
+
+    def first_block(self, parameters: Parameters) -> int | None:
+        """The lowest block that S touches; None if S reaches below the blocks or into the head."""
+        numbers = {id(p): i for i, block in enumerate(self.backbone.blocks) for p in block.parameters()}
+        above = {id(p) for p in self.backbone.norm.parameters()}
+        theta = dict(self.module.named_parameters())
+        touched = [id(theta[name]) for name in parameters]
+        if not all(i in numbers or i in above for i in touched):
+            return None
+        return min((numbers[i] for i in touched if i in numbers), default=len(self.backbone.blocks))

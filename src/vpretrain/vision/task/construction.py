@@ -1,0 +1,122 @@
+"""Vision constructions: learned views, and the controls, which differ from them in this file only.
+
+Shapes: V views, B pictures, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vpretrain.method.protocols import Task
+from vpretrain.vision.config import DesignerConfig
+from vpretrain.vision.model.batch import ViewBatch
+from vpretrain.vision.task.target import TeacherTarget
+
+
+class Fixed:
+    """The usual DINO views: the base recipe."""
+
+    blur = 0.0  # standard deviation behind a mask, in shares of a side
+
+    def mask(self, batch: ViewBatch) -> Float[Tensor, "V B 1 H W"] | None:
+        """mu of the global crops; None leaves them as they are."""
+        return None
+
+    def inputs(self, batch: ViewBatch) -> ViewBatch:
+        """The global crops seen through the mask; local crops as they are."""
+        mask_VB1HW = self.mask(batch)
+        if mask_VB1HW is None:
+            return batch
+        views = masked(batch.global_VB3HW, mask_VB1HW, self.blur)
+        return replace(batch, global_VB3HW=views, mask_VB1HW=mask_VB1HW, unmasked_VB3HW=batch.global_VB3HW)
+
+    def targets(self, inputs: ViewBatch, state: Any) -> Task:
+        """The teacher's outputs on the same views: student and teacher both see what the designer made."""
+        mask, views = inputs.mask_VB1HW, inputs.global_VB3HW
+        side = {"mask_B": views.new_ones(views.shape[1])}  # of views as they are
+        if mask is not None:
+            side = {"mask_VB1HW": mask, "mask_B": mask.mean((0, 2, 3, 4))}
+        return Task(inputs, TeacherTarget(state.teacher), side)
+
+    def regulariser(self, task: Task) -> Tensor:
+        """Nothing to hold back."""
+        return torch.zeros(())
+
+    def unit(self, surrogate: Tensor, task: Task) -> Tensor | float:
+        """The value in its own unit."""
+        return 1.0
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """None."""
+        return ()
+
+
+class LearnedViews(Fixed):
+    """V-pretraining's construction: v~ = mu v + (1 - mu) Blur(v), mu from the designer (Eq 49).
+
+    Args:
+        designer: phi.
+        config: the regularisers' weights and the blur.
+    """
+
+    def __init__(self, designer: nn.Module, config: DesignerConfig) -> None:
+        self.designer, self.config, self.blur = designer, config, config.blur
+
+    def mask(self, batch: ViewBatch) -> Float[Tensor, "V B 1 H W"]:
+        """The designer's mask, with a graph to phi unless under no_grad."""
+        views = batch.global_VB3HW
+        return self.designer(views.flatten(0, 1)).unflatten(0, views.shape[:2])
+
+    def regulariser(self, task: Task) -> Tensor:
+        """Sparsity, which holds the mask's mean near the keep ratio, and total variation (Eq 54)."""
+        mask = task.side["mask_VB1HW"]
+        sparsity = (mask.mean((2, 3, 4)) - self.config.keep).square().mean()
+        return self.config.sparsity * sparsity + self.config.smoothness * total_variation(mask)
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """phi."""
+        return self.designer.parameters()
+
+
+class RandomMask(Fixed):
+    """Smooth random masks with the keep ratio that the designer is held to: masks without feedback."""
+
+    def __init__(self, config: DesignerConfig) -> None:
+        self.config, self.blur = config, config.blur
+
+    def mask(self, batch: ViewBatch) -> Float[Tensor, "V B 1 H W"]:
+        """Blurred noise through a threshold that keeps the wanted share; drawn anew for every batch, from its number."""
+        views = batch.global_VB3HW
+        generator = torch.Generator().manual_seed(batch.number)
+        coarse = torch.randn(views.shape[0] * batch.whole, 1, 7, 7, generator=generator)
+        noise = F.interpolate(coarse[batch.places_VB].to(views), views.shape[3:], mode="bicubic", align_corners=False)
+        threshold = noise.flatten(1).quantile(1 - self.config.keep, dim=1)[:, None, None, None]
+        return ((noise - threshold) * 4).sigmoid().unflatten(0, views.shape[:2])
+
+
+def masked(
+    view_VB3HW: Float[Tensor, "V B 3 H W"], mask_VB1HW: Float[Tensor, "V B 1 H W"], blur: float
+) -> Float[Tensor, "V B 3 H W"]:
+    """v~ = mu v + (1 - mu) Blur(v) (Eq 49); with mu = 1 the view itself, bit for bit."""
+    return mask_VB1HW * view_VB3HW + (1 - mask_VB1HW) * _blur(view_VB3HW, blur)
+
+
+def total_variation(mask_VB1HW: Float[Tensor, "V B 1 H W"]) -> Float[Tensor, ""]:
+    """Mean absolute difference of neighbours, across and down."""
+    down, across = mask_VB1HW.diff(dim=-2).abs().mean(), mask_VB1HW.diff(dim=-1).abs().mean()
+    return down + across
+
+
+def _blur(view_VB3HW: Tensor, share: float) -> Tensor:
+    from kornia.filters import gaussian_blur2d
+
+    sigma = share * view_VB3HW.shape[-1]
+    reach = 2 * round(2 * sigma) + 1
+    return gaussian_blur2d(view_VB3HW.flatten(0, 1), (reach, reach), (sigma, sigma)).unflatten(0, view_VB3HW.shape[:2])

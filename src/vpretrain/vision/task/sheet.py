@@ -1,0 +1,37 @@
+"""A picture sheet: crops, the masks that the designer puts on them, and what the learner sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vpretrain.vision.model.batch import ViewBatch
+from vpretrain.vision.task.construction import Fixed
+
+SHOWN = 8  # pictures a sheet
+
+
+def draw_sheet(construction: Fixed, batch: ViewBatch, file: Path) -> Path:
+    """Write rows of first global crops, masks (white: kept sharp) and views as a PNG."""
+    from PIL import Image
+
+    with torch.no_grad():
+        views = construction.inputs(batch)
+    crops_B3HW, views_B3HW = batch.global_VB3HW[0, :SHOWN], views.global_VB3HW[0, :SHOWN]
+    mask = views.mask_VB1HW
+    masks_B3HW = torch.ones_like(crops_B3HW) if mask is None else mask[0, :SHOWN].expand_as(crops_B3HW)
+    rows = torch.cat([_row(part) for part in (crops_B3HW, masks_B3HW, views_B3HW)], dim=1)
+    Image.fromarray((rows.clamp(0, 1) * 255).byte().permute(1, 2, 0).cpu().numpy()).save(file)
+    return file
+
+
+def _row(pictures_B3HW: Tensor) -> Tensor:
+    gap = torch.ones(3, pictures_B3HW.shape[2] + 4, pictures_B3HW.shape[3] + 4)
+    tiles = []
+    for picture in pictures_B3HW.cpu():
+        tile = gap.clone()
+        tile[:, 2:-2, 2:-2] = picture
+        tiles.append(tile)
+    return torch.cat(tiles, dim=2)

@@ -1,0 +1,126 @@
+"""What a designer does to a few pictures, over a run: recorded as training goes on, read for a report.
+
+Shapes: V views, B pictures, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vpretrain.errors import UserError
+from vpretrain.files import read_lines
+from vpretrain.method.meta import MetaUpdate
+from vpretrain.method.value import inner
+from vpretrain.vision.data.stream import VisionStream
+from vpretrain.vision.model.batch import ViewBatch
+from vpretrain.vision.model.learner import VisionLearner
+from vpretrain.vision.task.construction import Fixed
+
+PICTURES = 6
+POINTS = 6  # shown: with a run's own shares of its budget all, of one that was extended some
+_SIDE = 96  # pixels of a recorded picture, at most
+_BYTES = 2**23  # of a record: many times what a run writes
+_PICTURE = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+=*")
+
+
+def record_views(learner: VisionLearner, construction: Fixed, meta: MetaUpdate, stream: VisionStream) -> dict[str, Any]:
+    """What becomes of a few pictures by the present designer. It leaves no trace; several processes call it together.
+
+    Returns:
+        JSON-ready: `pictures`, each with `crop` (its first global crop), `mask` (white: kept sharp) and `view` as data URIs;
+        `kept`, the mask's mean; `value`, <u, g_pre> of the picture's views along the present value direction u, and
+        `value_unmasked`, that of its crops as they are; None before the first meta update.
+    """
+    sample = stream.sample(PICTURES).to(learner.device)
+    pictures = []
+    for number in range(len(sample.keys)):
+        batch = sample.globals_of(slice(number, number + 1))
+        with torch.no_grad():
+            views = construction.inputs(batch)
+        assert views.mask_VB1HW is not None
+        mask_1HW = views.mask_VB1HW[0, 0]
+        pictures.append(
+            {
+                "crop": _uri(batch.global_VB3HW[0, 0], "jpeg"),
+                "mask": _uri(mask_1HW, "png"),
+                "view": _uri(views.global_VB3HW[0, 0], "jpeg"),
+                "kept": float(mask_1HW.mean()),
+                "value": _value(learner, construction, meta, views),
+                "value_unmasked": _value(learner, construction, meta, batch),
+            }
+        )
+    return {"pictures": pictures}
+
+
+def recorded_views(run: Path) -> list[dict[str, Any]]:
+    """A run's record: `step` (the last one made; -1 before the first), `seconds`, and what `record_views` gives, in order.
+
+    Raises:
+        UserError: there is none, or it is not what a run writes.
+    """
+    file = run / "views.jsonl"
+    if not file.exists():
+        raise UserError(f"{file} is not there: it is written by runs of an arm with a designer, from their start")
+    try:
+        if file.stat().st_size > _BYTES:
+            raise ValueError(f"it is above {_BYTES:,} bytes")
+        lines = read_lines(file)
+        # A step may have been recorded twice, where a run was interrupted at its end.
+        found = {int(line["step"]): _checked(line) for line in lines}
+        if len({len(line["pictures"]) for line in found.values()}) != 1:
+            raise ValueError("its lines are not of the same pictures")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{file} is not what a run writes: {error}") from None
+    steps = sorted(found)
+    shown = min(len(steps), POINTS)
+    return [found[steps[round(i * (len(steps) - 1) / max(1, shown - 1))]] for i in range(shown)]
+
+
+def _value(learner: VisionLearner, construction: Fixed, meta: MetaUpdate, views: ViewBatch) -> float | None:
+    if meta.direction is None:
+        return None
+    at = meta.at()
+
+    with learner.meta_mode():
+        inputs = learner.prepare(views, at)
+
+        def loss(parameters: dict[str, Tensor]) -> Tensor:
+            state = learner.forward(inputs, parameters)
+            return learner.loss(state, construction.targets(inputs, state.detach()).detach())
+
+        return float(inner(meta.direction, learner.gradient(loss, at), None))
+
+
+def _uri(picture: Tensor, kind: str) -> str:
+    """A small picture; masks as PNG, which loses nothing."""
+    from PIL import Image
+
+    height, width = (min(side, _SIDE) for side in picture.shape[1:])
+    if picture.shape[1:] != (height, width):
+        picture = F.interpolate(picture[None], (height, width), mode="bilinear", antialias=True, align_corners=False)[0]
+    pixels = (picture.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    file = io.BytesIO()
+    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(file, kind, quality=85)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _checked(line: dict[str, Any]) -> dict[str, Any]:
+    """A page shows these pictures: they must be in the record itself, and nowhere else."""
+    if not line["pictures"] or len(line["pictures"]) > PICTURES or not math.isfinite(line["seconds"]):
+        raise ValueError("it has no pictures, or too many, or no time")
+    for picture in line["pictures"]:
+        if not all(_PICTURE.fullmatch(picture[name]) for name in ("crop", "mask", "view")):
+            raise ValueError("a picture is not in the record itself")
+        for name in ("kept", "value", "value_unmasked"):
+            if picture[name] is not None and not math.isfinite(picture[name]):
+                raise ValueError(f"{name} is no number")
+    return line

@@ -1,0 +1,197 @@
+"""A vision recipe as counts, for `vpretrain estimate`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModel
+
+from vpretrain import pretrained
+from vpretrain.errors import UserError
+from vpretrain.scaling.cost import Read, Transformer
+from vpretrain.scaling.estimate import BF16, FP32, MetaCost, Workload, block_bytes
+from vpretrain.vision.assemble import check_sizes, subset_of
+from vpretrain.vision.config import Recipe
+from vpretrain.vision.model.backbone import Backbone
+from vpretrain.vision.model.dino import DinoLearner
+from vpretrain.vision.model.ijepa import IJepaLearner, draw_blocks
+from vpretrain.vision.model.learner import VisionLearner
+from vpretrain.vision.model.load import load_config
+from vpretrain.vision.task.designer import make_designer
+
+_DESIGNED, _WITHOUT_FEEDBACK = {"v", "random-feedback"}, {"fixed", "random-mask"}
+_DRAWN = 64  # pictures whose I-JEPA blocks stand for all
+
+
+@dataclass(frozen=True)
+class _Views:
+    """What passes read of one picture: the student's, the teacher's, those of the objective's head."""
+
+    student: list[Read]
+    teacher: list[Read]
+    head: list[Read]
+
+
+def workload(recipe: Recipe) -> Workload:
+    """Counts of a recipe, from the learner's configuration alone. Raises UserError for what is not known here."""
+    if recipe.arm not in _DESIGNED | _WITHOUT_FEEDBACK:
+        raise UserError(f"arm={recipe.arm} has updates of its own that estimate does not know: use arm=v, or arm=fixed")
+    config = load_config(recipe.learner.name)
+    learner = _without_weights(recipe, config)
+    backbone, width = learner.backbone, learner.backbone.width
+    check_sizes(recipe, backbone.patch_size)
+    stream, value, feedback = recipe.stream, recipe.value, recipe.feedback
+    designed, bf16 = recipe.arm in _DESIGNED, recipe.learner.precision == "bf16"
+    theta: dict[str, Tensor] = dict(learner.named_parameters())
+    blocks = len(backbone.blocks)
+    size, head = _transformer(backbone.blocks, width), _head(recipe, learner)
+    subset = {name: theta[name] for name in subset_of(recipe, learner)} if designed else {}
+    first = learner.first_block(subset) or 0
+    share = (blocks - first) / blocks
+    step, meta = _views(recipe, backbone, stream.local_views), _views(recipe, backbone, 0)
+    fed = _whole(backbone, 1, feedback.size)
+    mask_flops, phi, mask_bytes = _designer(recipe) if designed else (0.0, 0, 0.0)
+
+    def backward(views: _Views) -> float:
+        return sum(map(size.back_through_blocks, views.student)) + sum(map(head.step, views.head))
+
+    def teach(views: _Views) -> float:
+        return sum(map(size.through_blocks, views.teacher)) + dino * sum(map(head.forward, views.head[:1]))
+
+    def kept(reads: Iterable[Read], low: bool) -> float:
+        return blocks * sum(read.tokens for read in reads) * _block_bytes(config, width, low)
+
+    dino = recipe.learner.objective == "dino"  # whose teacher has a head
+    seen, heads = sum(map(size.through_blocks, meta.student)), sum(map(head.forward, meta.head))
+    fit = feedback.head_steps * size.through_blocks(fed)
+    g_down = size.through_blocks(fed) + share * size.back_through_blocks(fed)
+    # Views are not linear in phi: backward goes down to them. Below S forward and back, in S a tangent beside forward, and
+    # both back; the teacher once; the designer forward and back.
+    by_jvp = 2 * (1 - share) * seen + 4 * share * seen + 4 * heads + teach(meta) + 3 * mask_flops
+    # g_pre through S, then two passes through S and back, and from there down to the views.
+    by_differences = (2 * (1 - share) + 7 * share) * seen + 7 * heads + teach(meta) + 3 * mask_flops
+    on_views = (
+        2 * kept(meta.student, False) + mask_bytes
+    )  # the tangent's graph, or the other difference's, beside forward's
+    every = sum(p.numel() for p in theta.values())
+    # Outputs over their temperature, and the logarithm of their softmax.
+    outputs_bytes = sum(read.targets for read in step.head) * recipe.learner.dino.outputs * 2 * FP32 * dino
+    return Workload(
+        modality=recipe.modality,
+        memory_knobs=recipe.memory_knobs,
+        bf16=bf16,
+        batch_size=stream.batch_size,
+        accumulation=stream.accumulation,
+        every_steps=value.every_steps,
+        meta_rows=value.batch_size if designed else 0,
+        feedback_rows=feedback.batch_size if designed else 0,
+        feedback_every=value.feedback_every,
+        domains=1,
+        directions=1,
+        parameters=every,
+        trained=every,
+        teacher=every,
+        cast=(size.blocks + head.blocks + head.head) * bf16,
+        head_cast=(head.blocks + head.head) * bf16,
+        block=size.blocks // blocks,
+        blocks=blocks,
+        root=every - size.blocks,
+        subset=sum(p.numel() for p in subset.values()),
+        # g_down, u, g_pre, and the u that stays; AdamW's P; kept feedback gradients.
+        copies=4 + (value.metric == "adamw") + (value.feedback_every > 1),
+        designer=phi,
+        step_flops=sum(map(size.through_blocks, step.student)) + backward(step) + teach(step),
+        designer_flops=mask_flops,
+        gathered_bytes=0.0,
+        activation_bytes=kept(step.student, bf16),
+        entry_bytes=sum(read.tokens for read in step.student) * blocks * width * FP32,
+        logits_bytes=outputs_bytes,
+        chunk_bytes=stream.batch_size * outputs_bytes,
+        head_gradient_bytes=0.0,
+        below_bytes=0.0,
+        construction_bytes=0.0,
+        replicated=MetaCost(g_down, fit, by_jvp, share * kept([fed], bf16), on_views),
+        sharded=MetaCost(
+            g_down,
+            fit,
+            by_differences,
+            share * kept([fed], bf16),
+            on_views,
+            # The heads' features, the teacher; g_down and g_pre, and back through S; the differences, and back.
+            weights_gathered=feedback.head_steps + 1 + 2 * (1 + share) + 4,
+        ),
+    )
+
+
+def _without_weights(recipe: Recipe, config: Any) -> VisionLearner:
+    objective = recipe.learner.objective
+    with torch.device("meta"):
+        model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=pretrained.trusted)
+        if objective == "ijepa":
+            return IJepaLearner(Backbone(model), recipe.learner.ijepa)
+        return DinoLearner(Backbone(model), recipe.learner.dino)
+
+
+def _transformer(blocks: nn.ModuleList, width: int) -> Transformer:
+    count = sum(p.numel() for p in blocks.parameters())
+    return Transformer(count, 0, 4 * len(blocks) * width, count, False)
+
+
+def _head(recipe: Recipe, learner: VisionLearner) -> Transformer:
+    """The objective's: a few layers on one vector a view (DINO), or a predictor with an output a target patch (I-JEPA)."""
+    head: Any = learner.module.head
+    if recipe.learner.objective == "dino":
+        return Transformer(0, sum(p.numel() for p in head.parameters()), 0, 0, True)
+    size = _transformer(head.blocks, head.mask.shape[0])
+    return Transformer(size.blocks, head.outward.weight.numel(), size.attention, size.blocks, True)
+
+
+def _views(recipe: Recipe, backbone: Backbone, local_views: int) -> _Views:
+    stream = recipe.stream
+    whole = _whole(backbone, stream.global_views, stream.global_size)
+    if recipe.learner.objective == "dino":
+        local = _whole(backbone, local_views, stream.local_size)
+        heads = [Read(0, views, 0) for views in (stream.global_views, local_views)]
+        return _Views([whole, local], [whole], heads)
+    grid = stream.global_size // backbone.patch_size
+    blocks = draw_blocks(recipe.learner.ijepa, (grid, grid), _DRAWN, seed=0)
+    context, (targets, patches) = blocks.context_BC.shape[1], blocks.target_BMN.shape[1:]
+    views, length = stream.global_views, context + backbone.prefix
+    student = Read(views * length, 0, length)
+    predicted = Read(views * targets * (context + patches), views * targets * patches, context + patches)
+    return _Views([student], [whole], [predicted])
+
+
+def _whole(backbone: Backbone, views: int, pixels: int) -> Read:
+    length = (pixels // backbone.patch_size) ** 2 + backbone.prefix
+    return Read(views * length, 0, length)
+
+
+def _block_bytes(config: Any, width: int, low: bool) -> int:
+    inner = getattr(config, "intermediate_size", None) or int(config.mlp_ratio * width)
+    gated = getattr(config, "use_gated_mlp", False) or getattr(config, "use_swiglu_ffn", False)
+    kept = block_bytes(width, width, inner, norm=1, gated=gated, bf16=low)
+    # A scale, where there is one after each half, keeps what it scales.
+    return kept + 2 * width * (BF16 if low else FP32) * hasattr(config, "layerscale_value")
+
+
+def _designer(recipe: Recipe) -> tuple[float, int, float]:
+    """FLOPs, counted by torch on tensors without data, of the masks of a picture; parameters; bytes of their activations."""
+    views, side = recipe.stream.global_views, recipe.stream.global_size
+    with torch.device("meta"):
+        designer, crops = make_designer(recipe.designer), torch.empty(views, 3, side, side)
+        kept = 0
+
+        def keep(tensor: Tensor) -> Tensor:
+            nonlocal kept
+            kept += 0 if isinstance(tensor, nn.Parameter) else tensor.numel() * tensor.element_size()
+            return tensor
+
+        with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            designer(crops)
+    return float(counter.get_total_flops()), sum(p.numel() for p in designer.parameters()), float(kept)
