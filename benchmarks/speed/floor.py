@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from vpretrain.method.step import learner_losses
 from vpretrain.method.subset import blocks_of
 from vpretrain.run.parts import Parts
 from vpretrain.scaling.cost import Read, Transformer, designer_floor
@@ -25,10 +25,8 @@ def flops(parts: Parts, batch: Any) -> dict[str, float]:
     meta = parts.meta
 
     def step(construction: Any) -> None:
-        state = learner.forward(batch)
-        with torch.no_grad():
-            task = construction.targets(batch, state.detach())
-        learner.loss(state, task).backward()
+        for part in learner_losses(learner, construction, [batch]):
+            part.loss.backward()
 
     def updated() -> None:
         meta([batch])

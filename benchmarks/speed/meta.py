@@ -17,7 +17,7 @@ from benchmarks.speed.settings import META_ROWS, language_recipe
 from vpretrain.inspection.doctor import designer_gradient
 from vpretrain.language.assemble import assemble
 from vpretrain.method.subset import alignment_subset
-from vpretrain.method.value import ENGINES, Align, gradient
+from vpretrain.method.value import ENGINES, Align, MetaProblem, gradient
 
 SHORT = ("jvp", "double_backward")
 
@@ -51,10 +51,10 @@ class Meta:
             prepared = learner.prepare(batch, at)
             with torch.no_grad():
                 learner.forward(prepared, at)
+            problem = MetaProblem(learner, self.parts.construction, prepared, at, g_down, Align(align))
 
             def run(engine: str) -> None:
-                valued = ENGINES[engine](learner, self.parts.construction, prepared, at, g_down, Align(align))
-                designer_gradient(valued, self.parts.designer, {})
+                designer_gradient(ENGINES[engine](problem), self.parts.designer, {})
 
             for turn in range(repeats + 1):
                 for engine in engines:

@@ -28,7 +28,7 @@ FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 
 
 def room_of(module):
-    """`vpretrain.run.session` is in `run`, `vpretrain.language.data.stream` in `language.data`, `vpretrain.config` in `config`."""
+    """`vpretrain.run.session` is in `run`, `vpretrain.language.data.stream` in `language.data`; `vpretrain.config` is one."""
     parts = module.split(".")[1:]
     return ".".join(parts[: 2 if parts and parts[0] in ("language", "vision") else 1])
 

@@ -17,9 +17,7 @@ def gradients(recipe, count):
     """What g_down an engine gets in each of the first meta updates."""
     parts, seen = assemble(recipe), []
     engine = parts.meta.engine
-    parts.meta.engine = lambda learner, construction, batch, at, g_down, align, share: (
-        seen.append(g_down) or engine(learner, construction, batch, at, g_down, align)
-    )
+    parts.meta.engine = lambda problem: seen.append(problem.g_down) or engine(problem)
     batches = parts.stream.next()
     for _ in range(count):
         parts.meta(batches)

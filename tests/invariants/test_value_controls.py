@@ -28,7 +28,7 @@ def after_a_meta_update(tmp_path, tokenizer, average="tokens", **changes):
 def along_u(parts, loss) -> float:
     """<u, gradient of a loss> by ordinary differentiation."""
     with parts.learner.meta_mode():
-        g = gradient(loss, parts.meta.at())
+        g = gradient(loss, parts.meta.theta_at())
     return float(sum((u * g[name]).sum() for name, u in parts.meta.direction.items()))
 
 

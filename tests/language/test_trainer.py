@@ -23,6 +23,7 @@ from vpretrain.language.model.batch import TokenBatch
 from vpretrain.language.model.learner import LanguageLearner
 from vpretrain.language.task.construction import OneHot
 from vpretrain.method.algorithm import continue_pretraining
+from vpretrain.method.step import Schedule
 from vpretrain.order import Shuffled
 from vpretrain.run.optimizer import AdamW
 
@@ -118,8 +119,7 @@ def by_our_loop(model, accumulation, bf16, arm, value):
         base=OneHot(),
         optimizer=AdamW(learner.named_parameters(), OptimizerConfig(lr=LR, warmup_fraction=0), horizon=STEPS),
         meta=meta,
-        every_steps=value.every_steps,
-        burn_in_steps=0,
+        schedule=Schedule(value.every_steps),
         optimizer_aware=value.metric == "adamw",
         steps=range(STEPS),
         after_step=records.append,

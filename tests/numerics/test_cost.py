@@ -94,7 +94,7 @@ def test_the_base_recipe_costs_what_a_plain_training_step_does(parts):
 
 def test_a_whole_step_of_v_holds_no_more_than_a_plain_one(parts):
     batch = tokens(ROWS, 0)
-    parts.learner.prepare(batch, parts.meta.at())
+    parts.learner.prepare(batch, parts.meta.theta_at())
     with PeakBytes() as plain:
         logits_BTV = parts.learner.model(
             input_ids=batch.ids_BT, position_ids=batch.positions_BT, use_cache=False

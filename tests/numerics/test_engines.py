@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 from models import FAMILIES, VOCABULARY, random_batch, tiny_model
@@ -15,7 +18,7 @@ from vpretrain.language.inspection.doctor import PARTS, random_designer
 from vpretrain.language.model.learner import LanguageLearner
 from vpretrain.language.task.construction import LearnedTargets
 from vpretrain.method.subset import alignment_subset
-from vpretrain.method.value import ENGINES, Align, gradient
+from vpretrain.method.value import ENGINES, Align, MetaProblem, gradient
 
 DESIGNER = DesignerConfig(hidden_size=32, layers=2, heads=2, top_k=12)
 
@@ -53,7 +56,8 @@ def alignment(kind: str, metric) -> Align:
 def gradient_by(engine: str, kind: str, learner, construction, at, g_down, metric, **options):
     """Gradient of V by the designer's parameters, whole and by part, and V."""
     with learner.meta_mode():
-        valued = ENGINES[engine](learner, construction, random_batch(), at, g_down, alignment(kind, metric), **options)
+        problem = MetaProblem(learner, construction, random_batch(), at, g_down, alignment(kind, metric))
+        valued = partial(ENGINES[engine], **options)(problem)
         return designer_gradient(valued, construction.designer, PARTS), float(valued.value)
 
 
@@ -145,11 +149,12 @@ def test_the_penalised_direction_is_the_one_derived_by_hand(adamw):
 def test_a_lost_tangent_is_told_but_not_where_a_process_has_no_part_in_the_batch(monkeypatch):
     learner, construction, at, g_down, _ = setting()
     with learner.meta_mode():
-        valued = ENGINES["jvp"](learner, construction, random_batch(), at, g_down, Align("dot"), 0.0)
+        problem = MetaProblem(learner, construction, random_batch(), at, g_down, Align("dot"))
+        valued = ENGINES["jvp"](replace(problem, share=0.0))
         assert float(valued.value) == float(valued.surrogate.detach()) == 0
         monkeypatch.setattr(learner, "slope", lambda *args, **how: lambda task: torch.zeros((), requires_grad=True))
         with pytest.raises(RuntimeError, match="the tangent was lost"):
-            ENGINES["jvp"](learner, construction, random_batch(), at, g_down, Align("dot"))
+            ENGINES["jvp"](problem)
 
 
 def test_alpha_of_the_randomised_designer_lies_where_it_is_meant_to():

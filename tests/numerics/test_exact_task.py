@@ -172,7 +172,7 @@ def test_the_scales_of_g_down_and_of_the_metric_have_no_effect_on_the_task(tmp_p
         parts.learner.evaluate = lambda *arguments: feedback * evaluate(*arguments)
         batches = parts.stream.next()
         generator = torch.Generator().manual_seed(0)
-        P = {n: metric * (0.1 + torch.rand(p.shape, generator=generator)) for n, p in parts.meta.at().items()}
+        P = {n: metric * (0.1 + torch.rand(p.shape, generator=generator)) for n, p in parts.meta.theta_at().items()}
         parts.meta(batches, lambda names: P)
         return parts.construction.targets(batches[0], parts.learner.observe(batches[0])).target.q_NK
 

@@ -132,7 +132,7 @@ def test_a_judgement_sees_the_inner_products_in_the_metric(tmp_path, tokenizer):
     pairs = []
     while len(pairs) < 4:
         pairs += [pair for batch in parts.feedback.next().values() for pair in batch.apart()]
-    theta = meta.at(P)
+    theta = meta.theta_at(P)
     batch = batches[0].restrict(**meta.part)
     meta.strength.radius = 1.0  # at which it was made
     with learner.meta_mode():

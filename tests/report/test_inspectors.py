@@ -18,7 +18,7 @@ from torch.func import functional_call
 from worlds import recipe_data, stop, tiny_recipe, vision_recipe
 
 from vpretrain.language.assemble import assemble
-from vpretrain.method.value import Align, double_backward
+from vpretrain.method.value import Align, MetaProblem, double_backward
 from vpretrain.recipe import parse_recipe, save_recipe
 from vpretrain.report.inspectors import inspectors
 from vpretrain.run import run_recipe
@@ -231,8 +231,8 @@ def test_views_are_the_designers_and_values_those_of_the_oracle(vision_run):
         one = sample.globals_of(slice(number, number + 1))
         with parts.learner.meta_mode():
             for construction, key in ((parts.construction, "value"), (parts.base, "value_unmasked")):
-                at, u = parts.meta.at(), parts.meta.direction
-                valued = double_backward(parts.learner, construction, one, at, u, Align("dot"))
+                at, u = parts.meta.theta_at(), parts.meta.direction
+                valued = double_backward(MetaProblem(parts.learner, construction, one, at, u, Align("dot")))
                 assert picture[key] == pytest.approx(float(valued.value), rel=1e-3, abs=1e-5)
     assert any(picture["value"] != picture["value_unmasked"] for picture in points[-1]["pictures"])
 

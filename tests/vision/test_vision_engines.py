@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,7 +12,7 @@ from models import VISION_FAMILIES, tiny_vision_model
 from vpretrain.inspection.doctor import designer_gradient, relative_errors
 from vpretrain.method.value import ENGINES, Align
 from vpretrain.vision.config import DinoConfig, IJepaConfig
-from vpretrain.vision.inspection.doctor import patient_of
+from vpretrain.vision.inspection.doctor import engine_case_of
 from vpretrain.vision.model.backbone import Backbone
 from vpretrain.vision.model.dino import DinoLearner
 from vpretrain.vision.model.ijepa import IJepaLearner, draw_blocks
@@ -31,27 +32,25 @@ def setting(family: str, subset: str, dtype: torch.dtype = torch.float32, object
     learner.teacher.to(dtype)
     torch.set_default_dtype(dtype)
     try:
-        patient = patient_of(learner, subset)
+        case = engine_case_of(learner, subset)
     finally:
         torch.set_default_dtype(torch.float32)
-    return patient
+    return case
 
 
-def gradient_by(engine, kind, patient, metric=None):
-    with patient.learner.meta_mode():
-        valued = engine(
-            patient.learner, patient.construction, patient.batch, patient.at, patient.g_down, Align(kind, metric)
-        )
-        return designer_gradient(valued, patient.designer, {}), float(valued.value)
+def gradient_by(engine, kind, case, metric=None):
+    with case.problem.learner.meta_mode():
+        valued = engine(replace(case.problem, align=Align(kind, metric)))
+        return designer_gradient(valued, case.designer, {}), float(valued.value)
 
 
 @pytest.mark.parametrize("kind", ["dot", "cosine"])
 @pytest.mark.parametrize("subset", ["last-1", "last-2", "all"])
 @pytest.mark.parametrize("family", VISION_FAMILIES)
 def test_reverse_over_jvp_equals_double_backward(family, subset, kind):
-    patient = setting(family, subset)
-    ours, value = gradient_by(ENGINES["jvp"], kind, patient)
-    oracle, oracle_value = gradient_by(ENGINES["double_backward"], kind, patient)
+    case = setting(family, subset)
+    ours, value = gradient_by(ENGINES["jvp"], kind, case)
+    oracle, oracle_value = gradient_by(ENGINES["double_backward"], kind, case)
     assert oracle["all"].norm() > 0
     assert relative_errors(ours, oracle)["relative_error"] <= 1e-5
     assert value == pytest.approx(oracle_value, rel=1e-4, abs=1e-6)
@@ -61,12 +60,12 @@ def test_reverse_over_jvp_equals_double_backward(family, subset, kind):
 @pytest.mark.parametrize("subset", ["last-1", "last-2"])
 @pytest.mark.parametrize("family", VISION_FAMILIES)
 def test_finite_difference_is_close_at_its_swept_step(family, subset, kind):
-    patient = setting(family, subset)
-    oracle, _ = gradient_by(ENGINES["double_backward"], kind, patient)
+    case = setting(family, subset)
+    oracle, _ = gradient_by(ENGINES["double_backward"], kind, case)
     errors = [
-        relative_errors(
-            gradient_by(partial(ENGINES["finite_difference"], relative_step=rho), kind, patient)[0], oracle
-        )["relative_error"]
+        relative_errors(gradient_by(partial(ENGINES["finite_difference"], relative_step=rho), kind, case)[0], oracle)[
+            "relative_error"
+        ]
         for rho in (3e-4, 1e-3, 3e-3)
     ]
     assert min(errors) <= 1e-2, errors
@@ -74,9 +73,9 @@ def test_finite_difference_is_close_at_its_swept_step(family, subset, kind):
 
 @pytest.mark.parametrize("kind", ["dot", "cosine"])
 def test_oracle_equals_finite_differences_over_phi(kind):
-    patient = setting("dinov2", "last-2", torch.float64)
-    gradients, _ = gradient_by(ENGINES["double_backward"], kind, patient)
-    phi = list(patient.designer.parameters())
+    case = setting("dinov2", "last-2", torch.float64)
+    gradients, _ = gradient_by(ENGINES["double_backward"], kind, case)
+    phi = list(case.designer.parameters())
     direction = [torch.randn(p.shape, dtype=p.dtype) for p in phi]
     predicted = float(gradients["all"] @ torch.cat([d.flatten() for d in direction]))
 
@@ -84,16 +83,16 @@ def test_oracle_equals_finite_differences_over_phi(kind):
         with torch.no_grad():
             for p, d in zip(phi, direction, strict=True):
                 p.add_(d, alpha=h)
-        value = gradient_by(ENGINES["double_backward"], kind, patient)[1]
+        value = gradient_by(ENGINES["double_backward"], kind, case)[1]
         with torch.no_grad():
             for p, d in zip(phi, direction, strict=True):
                 p.sub_(d, alpha=h)
         return value
 
     # The teacher sees the learned views, but its outputs are targets, and those are constant in phi by choice.
-    prepare = patient.learner.prepare
-    fixed = prepare(patient.construction.inputs(patient.batch), patient.at).prepared[2]
-    patient.learner.prepare = lambda inputs, at: _with_teacher(prepare(inputs, at), fixed)
+    prepare = case.problem.learner.prepare
+    fixed = prepare(case.problem.construction.inputs(case.problem.batch), case.problem.theta_S).prepared[2]
+    case.problem.learner.prepare = lambda inputs, at: _with_teacher(prepare(inputs, at), fixed)
     h = 1e-5
     assert predicted == pytest.approx((value_at(h) - value_at(-h)) / (2 * h), rel=1e-4)
 
@@ -118,24 +117,24 @@ def test_blocks_below_the_subset_may_be_run_once(family):
 @pytest.mark.parametrize("subset", ["last-1", "last-2", "all"])
 @pytest.mark.parametrize("family", ["dinov2", "ijepa"])
 def test_the_engines_agree_on_ijepa_too(family, subset, kind):
-    patient = setting(family, subset, objective="ijepa")
-    oracle, _ = gradient_by(ENGINES["double_backward"], kind, patient)
-    ours, _ = gradient_by(ENGINES["jvp"], kind, patient)
+    case = setting(family, subset, objective="ijepa")
+    oracle, _ = gradient_by(ENGINES["double_backward"], kind, case)
+    ours, _ = gradient_by(ENGINES["jvp"], kind, case)
     assert oracle["all"].norm() > 0
     assert relative_errors(ours, oracle)["relative_error"] <= 1e-5
     if subset != "all":
         steps = [partial(ENGINES["finite_difference"], relative_step=rho) for rho in (3e-4, 1e-3, 3e-3)]
-        errors = [relative_errors(gradient_by(step, kind, patient)[0], oracle)["relative_error"] for step in steps]
+        errors = [relative_errors(gradient_by(step, kind, case)[0], oracle)["relative_error"] for step in steps]
         assert min(errors) <= 1e-2, errors
 
 
 def test_ijepa_predicts_from_the_view_what_the_teacher_makes_of_the_picture():
-    patient = setting("dinov2", "last-1", objective="ijepa")
-    learner = patient.learner
+    case = setting("dinov2", "last-1", objective="ijepa")
+    learner = case.problem.learner
     learner.module.eval()
-    masked = patient.construction.inputs(patient.batch)
-    assert torch.equal(learner.teach(masked), learner.teach(patient.batch))
-    assert not torch.equal(learner.forward(masked).student, learner.forward(patient.batch).student)
+    masked = case.problem.construction.inputs(case.problem.batch)
+    assert torch.equal(learner.teach(masked), learner.teach(case.problem.batch))
+    assert not torch.equal(learner.forward(masked).student, learner.forward(case.problem.batch).student)
 
 
 def test_context_and_target_blocks_are_disjoint_and_follow_from_the_draw():

@@ -389,9 +389,9 @@ def test_one_gradient_serves_both_tasks(tmp_path):
 
         def g_down(**weights):
             some = replace(batch, heads={task: batch.heads[task] for task in weights}, weights=weights)
-            return gradient(lambda parameters: parts.learner.evaluate(some, parameters), parts.meta.at())
+            return gradient(lambda parameters: parts.learner.evaluate(some, parameters), parts.meta.theta_at())
 
-        both = gradient(lambda parameters: parts.learner.evaluate(batch, parameters), parts.meta.at())
+        both = gradient(lambda parameters: parts.learner.evaluate(batch, parameters), parts.meta.theta_at())
         segmentation, depth = g_down(segmentation=1.0), g_down(depth=1.0)
     for name in both:
         torch.testing.assert_close(both[name], 2 * segmentation[name] + 3 * depth[name], rtol=1e-3, atol=1e-6)

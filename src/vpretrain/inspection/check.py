@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 
-import torch
-
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
+from vpretrain.method.step import learner_losses
 from vpretrain.run.optimizer import AdamW
 from vpretrain.run.parts import Parts
 
@@ -25,14 +24,9 @@ def one_step(recipe: Recipe, parts: Parts) -> str:
                 "value.domains=matched, but no stream row has a domain of the feedback "
                 f"({', '.join(parts.feedback.weights)}): name the domains alike, or set value.domains=sum"
             )
-        with torch.no_grad():
-            inputs = parts.construction.inputs(batches[0])
-        state = parts.learner.forward(inputs)
-        with torch.no_grad():
-            task = parts.construction.targets(inputs, state.detach()).detach()
-        loss = parts.learner.loss(state, task)
-        loss.backward()
-    optimizer.step(float(loss.detach()))
-    parts.learner.after_step([task], optimizer.progress)
+        (part,) = learner_losses(parts.learner, parts.construction, batches[:1])
+        part.loss.backward()
+    optimizer.step(float(part.loss.detach()))
+    parts.learner.after_step([part.task], optimizer.progress)
     done = "a learner step" if meta is None else "a meta update and a learner step"
     return f"{done} on a tiny copy of the learner: fine"

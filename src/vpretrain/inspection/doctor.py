@@ -6,7 +6,8 @@ import math
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -17,8 +18,7 @@ from vpretrain import pretrained
 from vpretrain.config import Recipe
 from vpretrain.console import steady
 from vpretrain.errors import UserError
-from vpretrain.method.protocols import Construction, Learner, Parameters
-from vpretrain.method.value import ENGINES, Align, Valued
+from vpretrain.method.value import ENGINES, MetaProblem, Value, finite_difference
 from vpretrain.recipe import room
 
 _DISTURBANCE = 0.02  # of every designer parameter, where a recipe is examined
@@ -27,28 +27,18 @@ TOLERANCES = {"jvp": 1e-4, "finite_difference": 1e-2}
 
 
 @dataclass(frozen=True)
-class Patient:
+class EngineCase:
     """A learner with what it takes to ask for a value.
 
     Attributes:
-        learner: theta.
-        construction: c_phi, with a designer away from its start.
+        problem: whose value is asked for; the designer is away from its start.
         designer: phi.
-        batch: of the stream.
-        at: theta_S.
-        g_down: the evaluator's gradient there.
-        align: what V is.
         parts: name -> prefix of designer parameters whose error is reported apart.
         about: what a report tells of all this.
     """
 
-    learner: Learner
-    construction: Construction
+    problem: MetaProblem
     designer: nn.Module
-    batch: Any
-    at: Parameters
-    g_down: Parameters
-    align: Align
     parts: Mapping[str, str]
     about: dict[str, Any]
 
@@ -67,7 +57,7 @@ def diagnose(name: str) -> dict[str, Any]:
         UserError: no such learner.
     """
     torch.manual_seed(0)
-    return {"learner": name, **_compare_engines(room(_modality(name), "inspection.doctor").patient(name), STEPS)}
+    return {"learner": name, **_compare_engines(room(_modality(name), "inspection.doctor").engine_case(name), STEPS)}
 
 
 def diagnose_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -80,13 +70,13 @@ def diagnose_recipe(recipe: Recipe) -> dict[str, Any]:
         UserError: something in the recipe cannot work.
     """
     torch.manual_seed(recipe.seed)
-    patient = _patient_of(recipe)
-    found = _compare_engines(patient, sorted({*STEPS, recipe.value.relative_step}))
+    case = _case_of(recipe)
+    found = _compare_engines(case, sorted({*STEPS, recipe.value.relative_step}))
     own = {"engine": recipe.value.engine, "relative_step": recipe.value.relative_step}
     return {"learner": recipe.learner.name, "recipe": recipe.name, **own, **found}
 
 
-def _patient_of(recipe: Recipe) -> Patient:
+def _case_of(recipe: Recipe) -> EngineCase:
     recipe = recipe.model_copy(update={"arm": recipe.designed})
     value = recipe.effective_value
     parts = room(recipe.modality, "assemble").assemble(recipe)
@@ -98,25 +88,21 @@ def _patient_of(recipe: Recipe) -> Patient:
         for phi in parts.designer.parameters():
             phi.add_(_DISTURBANCE * torch.randn_like(phi))
     with parts.learner.meta_mode():
-        pairs, _ = parts.meta.pairs(parts.stream.next())
-    if not pairs:
+        problems, _ = parts.meta.problems(parts.stream.next())
+    if not problems:
         raise UserError("no stream row has a domain of the feedback: name the domains alike, or set value.domains=sum")
-    _, batch, _, g_down = pairs[0]
-    return Patient(
-        learner=parts.learner,
-        construction=parts.construction,
+    problem = replace(problems[0], share=1.0)
+    inputs = f"{problem.batch.tokens} {recipe.unit}"
+    return EngineCase(
+        problem=problem,
         designer=parts.designer,
-        batch=batch,
-        at=parts.meta.at(),
-        g_down=g_down,
-        align=Align(value.align, penalty=value.penalty),
         parts=room(recipe.modality, "inspection.doctor").PARTS,
-        about=about(parts.learner, value.subset, value.align, f"{batch.tokens} {recipe.unit}"),
+        about=about(parts.learner, value.subset, value.align, inputs),
     )
 
 
 def about(learner: Any, subset: str, align: str, inputs: str) -> dict[str, Any]:
-    """What a report tells of a patient."""
+    """What a report tells of a case."""
     return {
         "architecture": type(learner.model).__name__,
         "subset": subset,
@@ -126,26 +112,26 @@ def about(learner: Any, subset: str, align: str, inputs: str) -> dict[str, Any]:
     }
 
 
-def _compare_engines(patient: Patient, steps: Sequence[float]) -> dict[str, Any]:
+def _compare_engines(case: EngineCase, steps: Sequence[float]) -> dict[str, Any]:
     engines: dict[str, dict[str, Any]] = {}
-    with patient.learner.meta_mode(), steady("doctor", 3 + len(steps)) as done:
-        _measure("jvp", patient)  # the first pass pays for caches and allocators
-        oracle, seconds = _measure("double_backward", patient)
+    with case.problem.learner.meta_mode(), steady("doctor", 3 + len(steps)) as done:
+        _measure("jvp", case)  # the first pass pays for caches and allocators
+        oracle, seconds = _measure("double_backward", case)
         engines["double_backward"] = {"relative_error": 0.0, "seconds": seconds}
         done(1)
-        ours, seconds = _measure("jvp", patient)
+        ours, seconds = _measure("jvp", case)
         engines["jvp"] = {**relative_errors(ours, oracle), "seconds": seconds}
         done(2)
         sweep = {}
         for number, step in enumerate(steps):
-            ours, seconds = _measure("finite_difference", patient, relative_step=step)
+            ours, seconds = _measure("finite_difference", case, relative_step=step)
             sweep[step] = {**relative_errors(ours, oracle), "seconds": seconds}
             done(3 + number)
     best = min(sweep, key=lambda step: _order(sweep[step]["relative_error"]))
     engines["finite_difference"] = {**sweep[best], "relative_step": best}
-    device = next(iter(patient.at.values())).device
+    device = next(iter(case.problem.theta_S.values())).device
     return {
-        **patient.about,
+        **case.about,
         "designer_gradient_norm": float(oracle["all"].norm()),
         "engines": engines,
         "finite_difference_sweep": {f"{step:g}": entry["relative_error"] for step, entry in sweep.items()},
@@ -206,7 +192,7 @@ def report(diagnosis: dict[str, Any]) -> str:
     )
 
 
-def designer_gradient(valued: Valued, designer: nn.Module, parts: Mapping[str, str]) -> dict[str, Tensor]:
+def designer_gradient(valued: Value, designer: nn.Module, parts: Mapping[str, str]) -> dict[str, Tensor]:
     """Gradient of V by the designer's parameters: all of them, and those whose names start with a part's prefix."""
     phi = dict(designer.named_parameters())
     gradients = torch.autograd.grad(valued.surrogate, list(phi.values()), allow_unused=True, materialize_grads=True)
@@ -238,18 +224,10 @@ def bf16_note(device: torch.device) -> str | None:
     return "this CPU has no bf16 instructions; training in bf16 would be many times slower than fp32"
 
 
-def _measure(engine: str, patient: Patient, **options: float) -> tuple[dict[str, Tensor], float]:
+def _measure(engine: str, case: EngineCase, **options: float) -> tuple[dict[str, Tensor], float]:
     start = time.perf_counter()
-    valued = ENGINES[engine](
-        patient.learner,
-        patient.construction,
-        patient.batch,
-        patient.at,
-        patient.g_down,
-        patient.align,
-        **options,
-    )
-    gradients = designer_gradient(valued, patient.designer, patient.parts)
+    compute = partial(finite_difference, **options) if options else ENGINES[engine]
+    gradients = designer_gradient(compute(case.problem), case.designer, case.parts)
     return gradients, time.perf_counter() - start
 
 

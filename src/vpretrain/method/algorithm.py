@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from vpretrain import distributed
 from vpretrain.method.meta import MetaUpdate
 from vpretrain.method.protocols import Construction, Learner, Stream
+from vpretrain.method.step import Schedule, learner_losses
 from vpretrain.timing import phase
 
 
@@ -52,8 +52,7 @@ def continue_pretraining(
     base: Construction,
     optimizer: LearnerOptimizer,
     meta: MetaUpdate | None,
-    every_steps: int,
-    burn_in_steps: int,
+    schedule: Schedule,
     optimizer_aware: bool,
     steps: Iterable[int],
     after_step: Callable[[StepRecord], Any],
@@ -67,49 +66,32 @@ def continue_pretraining(
         base: the base recipe, used during burn-in.
         optimizer: updates theta.
         meta: updates phi from feedback; None for a control that has no use for feedback.
-        every_steps: r.
-        burn_in_steps: learner steps on the base recipe before the first meta update.
+        schedule: when the task is constructed, and when phi is updated.
         optimizer_aware: whether value and strength are measured in the metric of the learner's optimizer.
         steps: step numbers, until the budget is spent.
         after_step: called after each step: logging, checkpoints.
     """
     for step in steps:
-        burnt_in = step >= burn_in_steps
-        current = construction if burnt_in else base
+        current = construction if schedule.constructs(step) else base
         record = StepRecord(step, 0.0, 0, {})
 
         with phase("stream"):
             batches = stream.next()  # line 1: an unlabeled batch B_u (of which each process has its part)
 
         learner.synchronise(len(batches) == 1)
-        if meta is not None and burnt_in and (step - burn_in_steps) % every_steps == 0:  # line 2: update phi
+        if meta is not None and schedule.updates(step):  # line 2: update phi
             record.meta = meta(batches, optimizer.metric if optimizer_aware else None, optimizer.progress)
 
-        weights = [batch.weight for batch in batches]
-        whole = distributed.mean(sum(weights))
         tasks, losses, sides = [], [], []
-        for number, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
-            # As drawn: where the construction leaves examples out, those that stay stand for their micro-batch.
-            share = weight / whole
-            if share == 0:
-                continue
-            learner.synchronise(number == len(batches) - 1)
-            with phase("construction"), torch.no_grad():
-                inputs = current.inputs(batch)
-            with phase("learner forward"):
-                state = learner.forward(inputs)
-            with phase("construction"), torch.no_grad():
-                task = current.targets(inputs, state.detach()).detach()  # line 3: the task with the new phi, detached
+        for part in learner_losses(learner, current, batches):  # line 3: the tasks with the new phi, detached
             with phase("learner backward"):
-                loss = learner.loss(state, task) * share
-                loss.backward()  # line 4: one step of theta on L_pre
-            record.tokens += batch.tokens
-            tasks.append(task)
-            losses.append(loss.detach())
-            sides.append({name: share * value for name, value in task.summary().items()})
+                part.loss.backward()  # line 4: one step of theta on L_pre
+            tasks.append(part.task)
+            losses.append(part.loss.detach())
+            sides.append({name: part.share * value for name, value in part.task.summary().items()})
         with phase("learner optimizer"):
             # Numbers only now: to read one earlier is to wait for the device.
-            own = {"loss": float(sum(losses)), "tokens": record.tokens}
+            own = {"loss": float(sum(losses)), "tokens": sum(batch.tokens for batch in batches)}
             own |= {name: float(sum(side[name] for side in sides)) for name in sides[0]}
             record.side = distributed.means(own)
             record.loss, record.tokens = record.side.pop("loss"), round(record.side.pop("tokens") * distributed.size())

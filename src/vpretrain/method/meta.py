@@ -22,7 +22,7 @@ from vpretrain.errors import NonFinite
 from vpretrain.method.products import Products, Scaled, like
 from vpretrain.method.protocols import Construction, Feedback, Learner, Parameters, Task, TiltedConstruction
 from vpretrain.method.strength import Judgement, Strength
-from vpretrain.method.value import Align, Valued, mean, norm
+from vpretrain.method.value import Align, Engine, MetaProblem, Value, mean, norm
 from vpretrain.timing import phase
 
 Metric = Callable[[Iterable[str]], Mapping[str, Tensor] | None]
@@ -61,7 +61,7 @@ class MetaUpdate:
         construction: Construction,
         feedback: Feedback,
         subset: Sequence[str],
-        engine: Callable[..., Valued],
+        engine: Engine,
         kind: Literal["dot", "cosine"],
         part: Mapping[str, int],
         matched: bool,
@@ -137,17 +137,17 @@ class MetaUpdate:
 
     def _find(
         self, batches: Sequence[Any], metric: Mapping[str, Tensor] | None
-    ) -> tuple[list[tuple[float, Valued]], dict[str, float]]:
+    ) -> tuple[list[tuple[float, Value]], dict[str, float]]:
         """A new direction; the values by which the designer learns, none where there is no designer; |g_down|."""
-        valued: list[tuple[float, Valued]] = []
+        valued: list[tuple[float, Value]] = []
         if self.phi:
-            valued, record = self._values(batches, metric)
+            valued, g_down_norm = self.values(batches, metric)
             directions = [(weight, v.direction) for weight, v in valued]
         else:
-            directions, record = self._directions(batches, metric)
+            directions, g_down_norm = self._directions(batches, metric)
         if directions:
             self.direction = {n: torch.stack([weight * u[n] for weight, u in directions]).sum(0) for n in self.tilts}
-        return valued, record if directions else {}
+        return valued, {"g_down_norm": g_down_norm} if directions else {}
 
     def _update(self, batches: Sequence[Any], metric: Mapping[str, Tensor] | None) -> dict[str, float]:
         valued, record = self._find(batches, metric)
@@ -166,19 +166,18 @@ class MetaUpdate:
 
     def _directions(
         self, batches: Sequence[Any], metric: Mapping[str, Tensor] | None
-    ) -> tuple[list[tuple[float, Parameters]], dict[str, float]]:
+    ) -> tuple[list[tuple[float, Parameters]], float]:
         """The (domain weight, u) of a construction without phi, and |g_down|: no tangent, and for a dot product no task.
 
         A cosine's u is that at the base task: at the tilted one it would depend on the u before it.
         """
-        align = Align(self.kind, metric, self.penalty)
-        pairs, g_down_norm = self.pairs(batches)
+        problems, g_down_norm = self.problems(batches, metric)
         found = []
-        for weight, batch, share, g_down in pairs:
-            at = self.at()
-            g_pre = None if align.linear else self.learner.gradient(self._pre(batch, share, at, self._base()), at)
-            found.append((weight, align.direction(g_down, g_pre)))
-        return found, {"g_down_norm": g_down_norm}
+        for p in problems:
+            loss = self._pre(p.batch, p.share, p.theta_S, self._base())
+            g_pre = None if p.align.linear else self.learner.gradient(loss, p.theta_S)
+            found.append((p.weight, p.align.direction(p.g_down, g_pre)))
+        return found, g_down_norm
 
     def _base(self) -> Callable[[Any, Any], Task]:
         """The targets of the base task, where the construction tilts it."""
@@ -186,15 +185,10 @@ class MetaUpdate:
             return self.construction.targets
         return cast(TiltedConstruction, self.construction).ends()[0]
 
-    def values(
+    def problems(
         self, batches: Sequence[Any], metric: Mapping[str, Tensor] | None = None
-    ) -> tuple[list[tuple[float, Valued]], float]:
-        """The (domain weight, value) pairs on these batches, and |g_down|. Call in the learner's meta mode."""
-        valued, record = self._values(batches, metric)
-        return valued, record["g_down_norm"]
-
-    def pairs(self, batches: Sequence[Any]) -> tuple[list[tuple[float, Any, float, Parameters]], float]:
-        """What is to be aligned: (domain weight, meta batch, own share of it, g_down) each; and |g_down|. Call in meta mode."""
+    ) -> tuple[list[MetaProblem], float]:
+        """What is to be aligned, domain by domain; and |g_down|. Call in meta mode."""
         with phase("meta: feedback gradient"):
             g_down = self._feedback_gradients()
         weights = dict(self.feedback.weights)
@@ -205,10 +199,14 @@ class MetaUpdate:
         else:
             total = {n: torch.stack([weights[d] * g[n] for d, g in g_down.items()]).sum(0) for n in self.subset}
             aligned = [(1.0, None, total)]
-        found = [(weight, *self._meta_batch(batches, domain), g) for weight, domain, g in aligned]
-        return [pair for pair in found if pair[1] is not None], g_down_norm
+        align, theta_S, found = Align(self.kind, metric, self.penalty), self.theta_at(), []
+        for weight, domain, g in aligned:
+            batch, share = self._meta_batch(batches, domain)
+            if batch is not None:
+                found.append(MetaProblem(self.learner, self.construction, batch, theta_S, g, align, share, weight))
+        return found, g_down_norm
 
-    def at(self, names: Iterable[str] | None = None) -> Parameters:
+    def theta_at(self, names: Iterable[str] | None = None) -> Parameters:
         """theta_S, or theta over other names."""
         chosen = set(self.subset if names is None else names)
         return {n: p.detach() for n, p in self.learner.named_parameters() if n in chosen}
@@ -225,7 +223,7 @@ class MetaUpdate:
         batch, share = self._meta_batch(batches, None)
         if batch is None:
             return {}
-        at = self.at(n for n, _ in self.learner.named_parameters())
+        at = self.theta_at(n for n, _ in self.learner.named_parameters())
         P = metric(at) if metric is not None else None
         with phase("meta: judgement"):
             base, tilted = cast(TiltedConstruction, self.construction).ends()
@@ -296,15 +294,6 @@ class MetaUpdate:
 
         return loss
 
-    def _g_down(self, batch: Any, share: float, at: Parameters, noise: torch.Generator | None) -> Parameters:
-        """The gradient of L_down, or noise of the same norm."""
-        g_down = self.learner.gradient(self._down(batch, share), at)
-        if noise is None:
-            return g_down
-        drawn = {n: like(torch.randn(g.shape, generator=noise), g) for n, g in g_down.items()}
-        scale = norm(g_down) / norm(drawn)
-        return {n: scale * g for n, g in drawn.items()}
-
     def _noise(self, update: int, number: int) -> torch.Generator | None:
         """Of the random-feedback control."""
         if self.random_seed is None:
@@ -315,26 +304,23 @@ class MetaUpdate:
         """g_down by domain: of the next feedback batch, or what there is from the last one."""
         if self.kept and self.updates % self.feedback_every:
             return self.kept
-        noise, at = self._noise(self.updates, 0), self.at()
+        noise, theta_S = self._noise(self.updates, 0), self.theta_at()
         g_down = {}
         for domain, batch in self.feedback.next().items():
             share = batch.weight / distributed.mean(batch.weight)
-            g_down[domain] = self._g_down(batch, share, at, noise)
+            g = self.learner.gradient(self._down(batch, share), theta_S)
+            g_down[domain] = g if noise is None else noise_like(g, noise)
         if self.feedback_every > 1:
             self.kept = g_down
         return g_down
 
-    def _values(
-        self, batches: Sequence[Any], metric: Mapping[str, Tensor] | None
-    ) -> tuple[list[tuple[float, Valued]], dict[str, float]]:
-        align = Align(self.kind, metric, self.penalty)
-        pairs, g_down_norm = self.pairs(batches)
-        at = self.at()
+    def values(
+        self, batches: Sequence[Any], metric: Mapping[str, Tensor] | None = None
+    ) -> tuple[list[tuple[float, Value]], float]:
+        """The (domain weight, value) pairs on these batches, and |g_down|. Call in the learner's meta mode."""
+        problems, g_down_norm = self.problems(batches, metric)
         with phase("meta: tangent"):
-            return [
-                (weight, self.engine(self.learner, self.construction, batch, at, g_down, align, share))
-                for weight, batch, share, g_down in pairs
-            ], {"g_down_norm": g_down_norm}
+            return [(problem.weight, self.engine(problem)) for problem in problems], g_down_norm
 
     def _meta_batch(self, batches: Sequence[Any], domain: str | None) -> tuple[Any, float]:
         """A few rows of the first micro-batch that has any of the domain, and their share of what all processes have found.
@@ -361,6 +347,13 @@ class MetaUpdate:
             self.optimizer.step()
             self.optimizer.zero_grad()
         return grad_norm
+
+
+def noise_like(g: Parameters, noise: torch.Generator) -> Parameters:
+    """Gaussian noise with a gradient's norm: the random-feedback control."""
+    drawn = {name: like(torch.randn(part.shape, generator=noise), part) for name, part in g.items()}
+    scale = norm(g) / norm(drawn)
+    return {name: scale * part for name, part in drawn.items()}
 
 
 def _refuse(what: str, number: float) -> None:

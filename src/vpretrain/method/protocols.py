@@ -37,6 +37,10 @@ class Batch(Protocol):
         """A part of it (of one domain): a meta batch. None if there is none."""
         ...
 
+    def with_targets(self) -> Batch:
+        """What stands in for it, without counting, where its weight is 0."""
+        ...
+
     def apart(self) -> Sequence[Batch]:
         """Its examples, each as a batch of its own: what a judgement averages over."""
         ...

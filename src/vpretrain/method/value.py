@@ -71,7 +71,36 @@ class Align:
 
 
 @dataclass(frozen=True)
-class Valued:
+class MetaProblem:
+    """What V is asked of, and at which learner.
+
+    Attributes:
+        learner: theta.
+        construction: c_phi.
+        batch: stream rows, on which g_pre is taken.
+        theta_S: the learner's parameters in S.
+        g_down: the evaluator's gradient there.
+        align: what V is.
+        share: of this process's part of the batch, relative to the mean over processes.
+        weight: of its feedback domain.
+    """
+
+    learner: Learner
+    construction: Construction
+    batch: Any
+    theta_S: Parameters
+    g_down: Parameters
+    align: Align
+    share: float = 1.0
+    weight: float = 1.0
+
+    def inputs(self) -> Any:
+        """The learner's inputs, prepared for several evaluations."""
+        return self.learner.prepare(self.construction.inputs(self.batch), self.theta_S)
+
+
+@dataclass(frozen=True)
+class Value:
     """What an engine returns.
 
     Attributes:
@@ -79,7 +108,7 @@ class Valued:
         surrogate: a scalar whose gradient by phi is dV/dphi (over several processes: the mean of whose gradients is).
         task: the constructed task, with its graph to phi (for the regulariser).
         direction: u.
-        share: of this process's part of the batch, relative to the mean over processes.
+        share: as in the problem.
     """
 
     value: Tensor
@@ -87,6 +116,9 @@ class Valued:
     task: Task
     direction: Parameters
     share: float = 1.0
+
+
+Engine = Callable[[MetaProblem], Value]
 
 
 def gradient(loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters:
@@ -128,81 +160,58 @@ def _whole(number: Tensor) -> Tensor:
     return number.full_tensor() if isinstance(number, DTensor) else number
 
 
-def double_backward(
-    learner: Learner,
-    construction: Construction,
-    batch: Any,
-    at: Parameters,
-    g_down: Parameters,
-    align: Align,
-    share: float = 1.0,
-) -> Valued:
+def double_backward(problem: MetaProblem) -> Value:
     """V by autograd through autograd: the oracle."""
-    at = {name: value.detach().requires_grad_() for name, value in at.items()}
-    inputs = learner.prepare(construction.inputs(batch), at)
+    learner, construction, align = problem.learner, problem.construction, problem.align
+    theta_S = {name: value.detach().requires_grad_() for name, value in problem.theta_S.items()}
+    inputs = problem.inputs()
     with learner.plain():
-        state = learner.forward(inputs, at)
+        state = learner.forward(inputs, theta_S)
         task = construction.targets(inputs, state.detach())
-        loss = share * learner.loss(state, task)
+        loss = problem.share * learner.loss(state, task)
         gradients = torch.autograd.grad(
-            loss, list(at.values()), create_graph=True, allow_unused=True, materialize_grads=True
+            loss, list(theta_S.values()), create_graph=True, allow_unused=True, materialize_grads=True
         )
     means = distributed.mean_of(gradients)
     # The mean over processes, in whose place each has its own part as a function of phi.
     g_pre = {
         n: g if distributed.size() == 1 else mean + g - g.detach()
-        for n, g, mean in zip(at, gradients, means, strict=True)
+        for n, g, mean in zip(theta_S, gradients, means, strict=True)
     }
-    value = align(g_down, g_pre)
-    u = align.direction(g_down, {n: g.detach() for n, g in g_pre.items()})
-    return Valued(value.detach(), value, task, u, share)
+    value = align(problem.g_down, g_pre)
+    u = align.direction(problem.g_down, {n: g.detach() for n, g in g_pre.items()})
+    return Value(value.detach(), value, task, u, problem.share)
 
 
-def jvp(
-    learner: Learner,
-    construction: Construction,
-    batch: Any,
-    at: Parameters,
-    g_down: Parameters,
-    align: Align,
-    share: float = 1.0,
-) -> Valued:
+def jvp(problem: MetaProblem) -> Value:
     """V by one tangent pass along u; exact up to rounding (METHOD: the linear engine)."""
-    inputs = learner.prepare(construction.inputs(batch), at)
-    value, u, task = _linearise(learner, construction, inputs, at, g_down, align, share)
+    inputs, share = problem.inputs(), problem.share
+    value, u, task = _linearise(problem, inputs)
     # A linear Align has no value yet, and takes it from the slope.
-    surrogate = share * learner.slope(inputs, {n: at[n].detach() for n in u}, u, whole=value is None)(task)
+    theta_S = {n: problem.theta_S[n].detach() for n in u}
+    surrogate = share * problem.learner.slope(inputs, theta_S, u, whole=value is None)(task)
     # Any other u may be orthogonal to g_pre; and a process may have no part in this batch.
-    if align.linear and share > 0 and float(surrogate.detach()) == 0 and float(norm(u)) > 0:
+    if problem.align.linear and share > 0 and float(surrogate.detach()) == 0 and float(norm(u)) > 0:
         raise RuntimeError("the tangent was lost on its way through the learner; use value.engine=finite_difference")
     (mean,) = distributed.mean_of([surrogate]) if value is None else (value,)
-    return Valued(mean.detach(), surrogate, task, u, share)
+    return Value(mean.detach(), surrogate, task, u, share)
 
 
-def finite_difference(
-    learner: Learner,
-    construction: Construction,
-    batch: Any,
-    at: Parameters,
-    g_down: Parameters,
-    align: Align,
-    share: float = 1.0,
-    *,
-    relative_step: float = 1e-5,
-) -> Valued:
+def finite_difference(problem: MetaProblem, *, relative_step: float = 1e-5) -> Value:
     """V by a central difference of L_pre at theta_S +- h u, with |h u| = relative_step * |theta_S|.
 
     At each of the two points L_pre is differentiated by what phi has made, at once: behind it theta_S may lie elsewhere again.
     """
-    inputs = learner.prepare(construction.inputs(batch), at)
-    value, u, task = _linearise(learner, construction, inputs, at, g_down, align, share)
-    h = relative_step * float(norm(at)) / max(float(norm(u)), torch.finfo(torch.float32).tiny)
+    learner, share = problem.learner, problem.share
+    inputs = problem.inputs()
+    value, u, task = _linearise(problem, inputs)
+    h = relative_step * float(norm(problem.theta_S)) / max(float(norm(u)), torch.finfo(torch.float32).tiny)
     made: list[Tensor] = []  # by phi
     seen, target = _cut(inputs, made), _cut(task.target, made)
     leaves = [tensor.detach().requires_grad_() for tensor in made]
     losses, gradients = [], []
     for sign in (1, -1):
-        with learner.shifted(at, u, sign * h) as there, torch.enable_grad():
+        with learner.shifted(problem.theta_S, u, sign * h) as there, torch.enable_grad():
             loss = learner.loss(learner.forward(seen(leaves), there), replace(task, target=target(leaves)))
             losses.append(loss.detach())
             derive = partial(torch.autograd.grad, allow_unused=True, materialize_grads=True)
@@ -211,54 +220,40 @@ def finite_difference(
     surrogate = sum(((turn * tensor).sum() for turn, tensor in zip(turns, made, strict=True)), losses[0].new_zeros(()))
     if value is None:
         (value,) = distributed.mean_of([share * (losses[0] - losses[1]) / (2 * h)])
-    return Valued(value, surrogate, task, u, share)
+    return Value(value, surrogate, task, u, share)
 
 
-def no_value(
-    learner: Learner,
-    construction: Construction,
-    batch: Any,
-    at: Parameters,
-    g_down: Parameters,
-    align: Align,
-    share: float = 1.0,
-) -> Valued:
+def no_value(problem: MetaProblem) -> Value:
     """V = 0: what the regulariser does alone. A control."""
-    inputs = construction.inputs(batch)
+    inputs = problem.construction.inputs(problem.batch)
     with torch.no_grad():
-        state = learner.forward(inputs, at)
-    task = construction.targets(inputs, state.detach())
+        state = problem.learner.forward(inputs, problem.theta_S)
+    task = problem.construction.targets(inputs, state.detach())
     zero = torch.zeros(())
-    return Valued(zero, zero, task, {name: torch.zeros_like(value) for name, value in at.items()}, share)
+    return Value(zero, zero, task, {n: torch.zeros_like(value) for n, value in problem.theta_S.items()}, problem.share)
 
 
-ENGINES: dict[str, Callable[..., Valued]] = {
+ENGINES: dict[str, Engine] = {
     "jvp": jvp,
     "finite_difference": finite_difference,
     "double_backward": double_backward,
 }
 
 
-def engine(config: ValueConfig) -> Callable[..., Valued]:
+def engine(config: ValueConfig) -> Engine:
     """The engine that a recipe names."""
     if config.engine == "finite_difference":
         return partial(finite_difference, relative_step=config.relative_step)
     return ENGINES[config.engine]
 
 
-def _linearise(
-    learner: Learner,
-    construction: Construction,
-    inputs: Any,
-    at: Parameters,
-    g_down: Parameters,
-    align: Align,
-    share: float,
-) -> tuple[Tensor | None, Parameters, Task]:
+def _linearise(problem: MetaProblem, inputs: Any) -> tuple[Tensor | None, Parameters, Task]:
     """The value, where it takes g_pre to know it; the direction u; the task."""
+    learner, construction = problem.learner, problem.construction
+    g_down, align = problem.g_down, problem.align
     if align.linear:
         with torch.no_grad():
-            state = learner.forward(inputs, at).detach()
+            state = learner.forward(inputs, problem.theta_S).detach()
         return None, align.direction(g_down, None), construction.targets(inputs, state)
     task: Task | None = None
 
@@ -266,10 +261,10 @@ def _linearise(
         nonlocal task
         state = learner.forward(inputs, parameters)
         task = construction.targets(inputs, state.detach())
-        return share * learner.loss(state, task.detach())
+        return problem.share * learner.loss(state, task.detach())
 
     with phase("meta: g_pre"):
-        g_pre = learner.gradient(loss, at)
+        g_pre = learner.gradient(loss, problem.theta_S)
     assert task is not None
     return align(g_down, g_pre).detach(), align.direction(g_down, g_pre), task
 

@@ -31,6 +31,7 @@ from vpretrain.console import console, progress
 from vpretrain.errors import Elsewhere, Interrupted, NonFinite, Paused, UserError
 from vpretrain.files import remove, whole_directory, write_whole
 from vpretrain.method.algorithm import StepRecord
+from vpretrain.method.step import learner_losses
 from vpretrain.recipe import refuse_changes, save_recipe
 from vpretrain.run.budget import Budget
 from vpretrain.run.card import provenance, write_card
@@ -297,12 +298,8 @@ class Session:
                 # As if each update had feedback of its own.
                 seconds = (now() - start) / self.recipe.value.every_steps
                 start = now()
-                with torch.no_grad():
-                    inputs = parts.construction.inputs(batches[0])
-                state = parts.learner.forward(inputs)
-                with torch.no_grad():
-                    task = parts.construction.targets(inputs, state.detach()).detach()
-                parts.learner.loss(state, task).backward()
+                for part in learner_losses(parts.learner, parts.construction, batches[:1]):
+                    part.loss.backward()
                 seconds += (now() - start) * len(batches)
             self.optimizer.torch.zero_grad(set_to_none=True)
         parts.stream.load_state_dict(cursors[0])

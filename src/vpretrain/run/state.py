@@ -81,7 +81,7 @@ def restore_meta(meta: MetaUpdate, groups: Groups, state: dict[str, Any]) -> Non
         meta.updates = state["meta_updates"]
         if meta.strength is not None:
             meta.strength.load_state_dict(state["strength"])
-        at = meta.at()
+        at = meta.theta_at()
         meta.direction = {name: placed(u, at[name]) for name, u in groups["direction"].items()} or None
         meta.kept = {}
         for key, g in groups["feedback-gradients"].items():

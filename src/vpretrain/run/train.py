@@ -9,6 +9,7 @@ import torch
 
 from vpretrain.config import Recipe
 from vpretrain.method.algorithm import StepRecord, continue_pretraining
+from vpretrain.method.step import Schedule
 from vpretrain.recipe import room
 from vpretrain.run.optimizer import AdamW
 from vpretrain.run.parts import Parts
@@ -39,8 +40,7 @@ def train(
         base=parts.base,
         optimizer=optimizer,
         meta=parts.meta,
-        every_steps=recipe.value.every_steps,
-        burn_in_steps=recipe.designer.burn_in_steps if parts.meta is not None else 0,
+        schedule=Schedule(recipe.value.every_steps, recipe.designer.burn_in_steps if parts.meta is not None else 0),
         optimizer_aware=recipe.effective_value.metric == "adamw",
         steps=steps,
         after_step=after_step,

@@ -24,6 +24,7 @@ from vpretrain.language.data.source import Example
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.language.model.learner import LanguageLearner
 from vpretrain.language.task.construction import OneHot
+from vpretrain.method.step import Schedule, learner_losses
 from vpretrain.order import Shuffled
 from vpretrain.run.checkpoint import checkpoints, load_newest, save_checkpoint
 from vpretrain.run.optimizer import adamw_metric
@@ -80,6 +81,7 @@ class VPretraining:
         self.designer_config, self.value_config = designer or DesignerConfig(), value or ValueConfig()
         if arm == "v-paper":
             self.value_config = self.value_config.model_copy(update=PAPER)
+        self.schedule = Schedule(self.value_config.every_steps, self.designer_config.burn_in_steps)
         self.record: dict[str, Any] = {}
         if distributed.size() > 1 and not replicated:
             raise UserError(
@@ -125,31 +127,24 @@ class VPretraining:
             progress: the share of the training that is done. In its last third the strength is not judged any more, which
                 saves time.
         """
-        learner, burn_in = self.learner, self.designer_config.burn_in_steps
+        learner = self.learner
         learner.module.train(learner.model.training)  # the loop may have switched the model alone
         # What activation checkpointing puts on the embeddings has no forward mode, and only its reentrant form needs it.
         learner.module.causal.disable_input_require_grads()
         rows = [token_batch(batch).to(learner.device) for batch in batches]
-        burnt_in = step >= burn_in
         self.record = {}
-        if burnt_in and (step - burn_in) % self.value_config.every_steps == 0:
+        if self.schedule.updates(step):
             aware = self.value_config.metric == "adamw"
             metric = partial(self._metric, optimizer) if optimizer is not None and aware else None
             self.record |= self.meta(rows, metric, progress)
-        construction = self.construction if burnt_in else OneHot()
-        weights = [batch.weight for batch in rows]
-        everything = sum(weights)
+        construction = self.construction if self.schedule.constructs(step) else OneHot()
+        everything = sum(batch.weight for batch in rows)
         alpha: Tensor | float = 0.0
-        for batch, weight in zip(rows, weights, strict=True):
-            if weight == 0:  # still a graph to go backward through
-                yield torch.stack([0 * p.sum() for _, p in learner.named_parameters()]).sum()
-                continue
-            state = learner.forward(batch)
-            with torch.no_grad():
-                task = construction.targets(batch, state.detach()).detach()
-            alpha = alpha + weight / everything * task.summary()["alpha_N"]
-            self.record["alpha"] = alpha
-            yield learner.loss(state, task) * (weight / (everything if total is None else total))
+        for batch, part in zip(rows, learner_losses(learner, construction, rows, total=total), strict=True):
+            if batch.weight:
+                alpha = alpha + batch.weight / everything * part.task.summary()["alpha_N"]
+                self.record["alpha"] = alpha
+            yield part.loss
 
     def save(self, directory: str | Path) -> None:
         """Write direction, designer with its optimizer, and cursors; the model is the loop's own to save. Raises UserError."""

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from vpretrain.inspection.doctor import Patient, about
+from vpretrain.inspection.doctor import EngineCase, about
 from vpretrain.language.config import DesignerConfig, LearnerConfig
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.language.model.learner import LanguageLearner
@@ -15,14 +15,14 @@ from vpretrain.language.model.load import load_model
 from vpretrain.language.task.construction import LearnedTargets
 from vpretrain.language.task.designer import TopKDesigner
 from vpretrain.method.subset import alignment_subset
-from vpretrain.method.value import Align, gradient
+from vpretrain.method.value import Align, MetaProblem, gradient
 
 PARTS = {"gate": "gate", "r": "query"}
 _ROWS, _LENGTH = 2, 64
 _DESIGNER = DesignerConfig(hidden_size=64, layers=2, heads=2, top_k=32)
 
 
-def patient(name: str) -> Patient:
+def engine_case(name: str) -> EngineCase:
     """The learner with a stream batch and a feedback gradient over its last two blocks. Raises UserError."""
     model = load_model(LearnerConfig(name=name))
     config = model.config.get_text_config()
@@ -30,13 +30,14 @@ def patient(name: str) -> Patient:
     subset = "last-2" if config.num_hidden_layers >= 2 else "last-1"
     designer = random_designer(learner, _DESIGNER)
     names = alignment_subset(learner.module, subset)
-    at = {n: p.detach() for n, p in learner.named_parameters() if n in names}
+    theta_S = {n: p.detach() for n, p in learner.named_parameters() if n in names}
     stream, feedback = (_random_tokens(config.vocab_size, seed).to(learner.device) for seed in (0, 1))
     with learner.meta_mode():
-        g_down = gradient(lambda parameters: learner.evaluate(feedback, parameters), at)
+        g_down = gradient(lambda parameters: learner.evaluate(feedback, parameters), theta_S)
     construction = LearnedTargets(designer)
     told = about(learner, subset, "cosine", f"{_ROWS * _LENGTH} tokens")
-    return Patient(learner, construction, designer, stream, at, g_down, Align("cosine"), PARTS, told)
+    problem = MetaProblem(learner, construction, stream, theta_S, g_down, Align("cosine"))
+    return EngineCase(problem, designer, PARTS, told)
 
 
 def random_designer(learner: LanguageLearner, config: DesignerConfig, *, seed: int = 1) -> TopKDesigner:

@@ -112,6 +112,10 @@ class TokenBatch:
         weights_BT[:, 1:][self.weights_BT[:, 1:] > 0] = weights_N.to(weights_BT)
         return replace(self, weights_BT=weights_BT, part_of=None)
 
+    def with_targets(self) -> TokenBatch:
+        """The same tokens, all of them targets."""
+        return replace(self, weights_BT=torch.ones_like(self.weights_BT), part_of=None)
+
     def to(self, device: torch.device | str) -> TokenBatch:
         """The same batch on another device."""
         return with_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))

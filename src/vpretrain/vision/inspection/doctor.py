@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vpretrain.inspection.doctor import Patient, about
+from vpretrain.inspection.doctor import EngineCase, about
 from vpretrain.method.subset import alignment_subset
-from vpretrain.method.value import Align, gradient
+from vpretrain.method.value import Align, MetaProblem, gradient
 from vpretrain.vision.config import DesignerConfig, DinoConfig
 from vpretrain.vision.model.backbone import Backbone
 from vpretrain.vision.model.batch import ViewBatch
@@ -34,13 +34,13 @@ class _Judge:
         return (torch.einsum("bdhw,d->bhw", grid_BDhw, self.direction) - 1).square().mean()
 
 
-def patient(name: str) -> Patient:
+def engine_case(name: str) -> EngineCase:
     """The learner with a batch of views and a feedback gradient over its last two blocks. Raises UserError."""
     backbone = Backbone(load_backbone(name))
-    return patient_of(DinoLearner(backbone, _DINO), "last-2" if len(backbone.blocks) >= 2 else "last-1")
+    return engine_case_of(DinoLearner(backbone, _DINO), "last-2" if len(backbone.blocks) >= 2 else "last-1")
 
 
-def patient_of(learner: VisionLearner, subset: str) -> Patient:
+def engine_case_of(learner: VisionLearner, subset: str) -> EngineCase:
     """The same for a learner at hand."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -50,12 +50,11 @@ def patient_of(learner: VisionLearner, subset: str) -> Patient:
         designer = UNetMask(_DESIGNER).to(learner.device)
         nn.init.normal_(designer.out.weight, std=0.5)
     names = alignment_subset(learner.module, subset)
-    at = {n: p.detach() for n, p in learner.named_parameters() if n in names}
+    theta_S = {n: p.detach() for n, p in learner.named_parameters() if n in names}
     with learner.meta_mode():
-        g_down = gradient(lambda parameters: learner.evaluate(judge, parameters), at)
+        g_down = gradient(lambda parameters: learner.evaluate(judge, parameters), theta_S)
     places = tuple(range(_PICTURES))
     batch = ViewBatch(views, views[:0], tuple(map(str, places)), places, _PICTURES)
     told = about(learner, subset, "cosine", f"{_PICTURES} pictures of {size} pixels")
-    return Patient(
-        learner, LearnedViews(designer, _DESIGNER), designer, batch, at, g_down, Align("cosine"), PARTS, told
-    )
+    problem = MetaProblem(learner, LearnedViews(designer, _DESIGNER), batch, theta_S, g_down, Align("cosine"))
+    return EngineCase(problem, designer, PARTS, told)

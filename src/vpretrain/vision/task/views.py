@@ -88,7 +88,7 @@ def recorded_views(run: Path) -> list[dict[str, Any]]:
 def _value(learner: VisionLearner, construction: Fixed, meta: MetaUpdate, views: ViewBatch) -> float | None:
     if meta.direction is None:
         return None
-    at = meta.at()
+    at = meta.theta_at()
 
     with learner.meta_mode():
         inputs = learner.prepare(views, at)

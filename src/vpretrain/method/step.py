@@ -1,0 +1,81 @@
+"""Lines 3 and 4 of Algorithm 1: the tasks of a learner step and their losses; and when a step is preceded by line 2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vpretrain import distributed
+from vpretrain.method.protocols import Construction, Learner, Task
+from vpretrain.timing import phase
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When what happens.
+
+    Attributes:
+        every_steps: r, the learner steps from one meta update to the next.
+        burn_in_steps: learner steps on the base task before the first.
+    """
+
+    every_steps: int
+    burn_in_steps: int = 0
+
+    def constructs(self, step: int) -> bool:
+        """Whether the construction makes the task of this learner step."""
+        return step >= self.burn_in_steps
+
+    def updates(self, step: int) -> bool:
+        """Whether a meta update comes before this learner step."""
+        return self.constructs(step) and (step - self.burn_in_steps) % self.every_steps == 0
+
+
+@dataclass(frozen=True)
+class MicroStep:
+    """One micro-batch of a learner step.
+
+    Attributes:
+        loss: L_pre of its task, times `share`; go backward through it before asking for the next.
+        task: what it was trained on, detached.
+        share: of the step's loss.
+    """
+
+    loss: Tensor
+    task: Task
+    share: float
+
+
+def learner_losses(
+    learner: Learner, construction: Construction, batches: Sequence[Any], *, total: float | None = None
+) -> Iterator[MicroStep]:
+    """The micro-steps of a learner step, one for each micro-batch.
+
+    A micro-batch without targets gives a loss of 0 by a pass of its own: where several processes train together, all make as
+    many passes.
+
+    Args:
+        learner: theta.
+        construction: c_phi, or a control in its place.
+        batches: the micro-batches: of each process its own.
+        total: weight of the targets that a loss is a share of; None: that of these micro-batches, the mean over processes.
+    """
+    weights = [batch.weight for batch in batches]
+    whole = distributed.mean(sum(weights)) if total is None else total
+    for number, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
+        learner.synchronise(number == len(batches) - 1)
+        with phase("construction"), torch.no_grad():
+            inputs = construction.inputs(batch if weight else batch.with_targets())
+        with phase("learner forward"):
+            state = learner.forward(inputs)
+        with phase("construction"), torch.no_grad():
+            task = construction.targets(inputs, state.detach()).detach()  # line 3: the task with the new phi, detached
+        # As drawn: where the construction leaves examples out, those that stay stand for their micro-batch.
+        share = weight / whole if whole else 0.0
+        with phase("learner backward"):
+            loss = learner.loss(state, task) * share
+        yield MicroStep(loss, task, share)
