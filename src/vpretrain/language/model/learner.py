@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,13 +12,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vpretrain.errors import UserError
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.language.model.last_mlp import LastMLP, MLPEntry
 from vpretrain.language.model.loss import Head, Logits, Turn, at_least_fp32, dense_logits, fused_logits, primal
 from vpretrain.language.model.lower import Lower
+from vpretrain.method.base_learner import BaseLearner
 from vpretrain.method.parameters import theta_of
 from vpretrain.method.protocols import Parameters, Task
 from vpretrain.method.subset import blocks_of
@@ -56,8 +56,8 @@ class _Ahead:
     below: Any
 
 
-class LanguageLearner:
-    """theta. Holds the model and nothing that could change it: the optimizer lives elsewhere (the firewall).
+class LanguageLearner(BaseLearner):
+    """theta: a causal language model.
 
     Args:
         model: an AutoModelForCausalLM, or a PEFT model around one.
@@ -79,7 +79,7 @@ class LanguageLearner:
     ) -> None:
         self.module = _Core(model)
         self._compiled = torch.compile(self.module.causal.base_model) if compiled else None
-        self.top_k, self.bf16 = top_k, bf16
+        self.top_k = top_k
         self._plain = False
         self._asked: Callable[[], bool] = lambda: True
         self._coming: TokenBatch | None = None
@@ -87,23 +87,12 @@ class LanguageLearner:
         self._answers_of: dict[int, bool] = {}
         self._check_head()
         self._last_mlp = self._found_last_mlp()
-        self.theta = theta_of(self.module, parallel)
-        self.gradient, self.shifted, self.synchronise = self.theta.gradient, self.theta.shifted, self.theta.synchronise
-        self.visit_gradient, self.has_own_gradient = self.theta.visit_gradient, self.theta.has_own_gradient
+        super().__init__(self.module, theta_of(self.module, parallel), bf16=bf16)  # tried out above, then sharded
 
     @property
     def model(self) -> Any:
         """The transformers (or PEFT) model."""
         return self.module.model
-
-    @property
-    def device(self) -> torch.device:
-        """Where batches must lie."""
-        return next(self.module.parameters()).device
-
-    def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
-        """The trainable parameters."""
-        return self.theta.trainable.items()
 
     def forward(self, inputs: TokenBatch, parameters: Parameters | None = None) -> LanguageState:
         """The state for a batch; `parameters` (of S) replace the model's, and then no other parameter gets a gradient."""
@@ -158,9 +147,6 @@ class LanguageLearner:
     def generate(self, **how: Any) -> Int[Tensor, "B T"]:
         """transformers' own, which takes the arguments."""
         return self.module.generate(**how)
-
-    def after_step(self, tasks: Sequence[Task], progress: float) -> None:
-        """Nothing follows a language model by rule."""
 
     def loss(self, state: LanguageState, task: Task) -> Tensor:
         """L_pre = CE(q_t, p_t), weighted mean over the targets (Eq 15; Eq 37-38 with weights per example)."""
@@ -229,20 +215,6 @@ class LanguageLearner:
         return logits.cross_entropy(logits.one_hot())
 
     @contextlib.contextmanager
-    def meta_mode(self) -> Iterator[None]:
-        """A meta step leaves no trace: no dropout, no random numbers."""
-        training = self.module.training
-        self.module.eval()
-        try:
-            yield
-        finally:
-            self.module.train(training)
-
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The learner's own precision."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
-
-    @contextlib.contextmanager
     def looking_ahead(self, batch: TokenBatch) -> Iterator[None]:
         """The learner's own pass over the coming batch does not depend on the task: within this it is made as soon as a part
         of the batch is prepared, shares what its lower blocks make, and waits for `forward` to be asked for it.
@@ -266,7 +238,7 @@ class LanguageLearner:
         self._plain = True
         self.module.causal.set_experts_implementation("eager")
         try:
-            with sdpa_kernel(SDPBackend.MATH):
+            with super().plain():
                 yield
         finally:
             self.module.causal.set_experts_implementation(experts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -19,9 +19,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from vpretrain.method.base_learner import BaseLearner
 from vpretrain.method.parameters import ShardedTheta, sharded, theta_of
 from vpretrain.method.protocols import Parameters, Task
 from vpretrain.vision.model.backbone import Backbone
@@ -83,8 +83,8 @@ def _layer_norm(
     return scaled if bias is None else scaled + bias
 
 
-class VisionLearner:
-    """theta, with its teacher. Holds nothing that could change theta by gradient: the optimizer lives elsewhere.
+class VisionLearner(BaseLearner):
+    """theta, with its teacher.
 
     Args:
         backbone: the pretrained transformer.
@@ -106,12 +106,10 @@ class VisionLearner:
         bf16: bool = False,
         parallel: Literal["ddp", "fsdp"] = "ddp",
     ) -> None:
-        self.ema, self.bf16 = ema, bf16
-        self.module = Network(backbone, head.to(next(backbone.parameters()).device))
-        self.teacher = Teacher(self.module, outputs)
-        self.theta = theta_of(self.module, parallel)
-        self.gradient, self.shifted, self.synchronise = self.theta.gradient, self.theta.shifted, self.theta.synchronise
-        self.visit_gradient, self.has_own_gradient = self.theta.visit_gradient, self.theta.has_own_gradient
+        module = Network(backbone, head.to(next(backbone.parameters()).device))
+        self.teacher = Teacher(module, outputs)  # copies the student before it is sharded
+        super().__init__(module, theta_of(module, parallel), bf16=bf16)
+        self.ema = ema
         if isinstance(self.theta, ShardedTheta):
             sharded(self.teacher)
 
@@ -125,15 +123,6 @@ class VisionLearner:
         """The student's transformers model."""
         return self.backbone.model
 
-    @property
-    def device(self) -> torch.device:
-        """Where batches must lie."""
-        return next(self.module.parameters()).device
-
-    def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
-        """The trainable parameters of backbone and head."""
-        return self.theta.trainable.items()
-
     def prepare(self, inputs: ViewBatch, parameters: Parameters) -> ViewBatch:
         """The same views with all that does not depend on `parameters`: tokens below S, and the teacher's outputs.
 
@@ -142,23 +131,6 @@ class VisionLearner:
         start = self.first_block(parameters)
         below = None if start is None else self.theta.frozen("lower", *self.seen(inputs, start))
         return replace(inputs, prepared=(start, below, self.teach(inputs)))
-
-    def slope(
-        self, inputs: ViewBatch, parameters: Parameters, direction: Parameters, *, whole: bool
-    ) -> Callable[[Task], Tensor]:
-        """A tangent pass for every task.
-
-        Not forward_ad.dual_level: under it softmax and logsumexp have tangents in place, which a designer of inputs, whose
-        gradient goes backward through them, cannot undo (torch 2.13).
-        """
-
-        def slope(task: Task) -> Tensor:
-            with self.plain():
-                return torch.func.jvp(
-                    lambda at: self.loss(self.forward(inputs, at), task), (parameters,), (direction,)
-                )[1]
-
-        return slope
 
     def call(self, parameters: Parameters | None) -> Any:
         """The student's parts with the parameters of S replaced (then no other gets a gradient), or as they are."""
@@ -169,14 +141,6 @@ class VisionLearner:
         start, below, _ = inputs.prepared
         hidden, rope = self.call(parameters)("lower", *self.seen(inputs, 0)) if start is None else below
         return self.call(parameters)("upper", hidden, rope, start or 0)
-
-    def forward(self, inputs: ViewBatch, parameters: Parameters | None = None) -> Any:
-        """The state for constructed views; `parameters` (of S) replace the student's, and then no other gets a gradient."""
-        raise NotImplementedError
-
-    def loss(self, state: Any, task: Task) -> Float[Tensor, ""]:
-        """L_pre: how far the student is from what the teacher sets before it."""
-        raise NotImplementedError
 
     def seen(self, inputs: ViewBatch, stop: int) -> tuple[Any, ...]:
         """Arguments of `Backbone.lower` for what the student sees of the global views: pixels, and which tokens."""
@@ -215,27 +179,9 @@ class VisionLearner:
                 mine.lerp_(theirs, 1 - momentum)
 
     @contextlib.contextmanager
-    def meta_mode(self) -> Iterator[None]:
-        """No dropout, no drop-path."""
-        training = self.module.training
-        self.module.eval()
-        try:
-            yield
-        finally:
-            self.module.train(training)
-
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The learner's own precision."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
-
-    def looking_ahead(self, batch: ViewBatch) -> contextlib.AbstractContextManager[None]:
-        """The step's views depend on the designer that the update changes: nothing is shared."""
-        return contextlib.nullcontext()
-
-    @contextlib.contextmanager
     def plain(self) -> Iterator[None]:
         """Attention and layer norm in plain forms."""
-        with sdpa_kernel(SDPBackend.MATH), PlainLayerNorm():
+        with super().plain(), PlainLayerNorm():
             yield
 
     def first_block(self, parameters: Parameters) -> int | None:
