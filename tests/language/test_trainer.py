@@ -229,7 +229,7 @@ def test_activation_checkpointing_changes_nothing(tmp_path):
         trainer.train()
         assert trainer.model.is_activation_checkpointing == checkpointing
         with trainer.vpretraining.learner.looking_ahead(random_batch()):  # a pass made ahead would keep all activations
-            assert (trainer.vpretraining.learner._coming is None) == checkpointing
+            assert (trainer.vpretraining.learner.shared_pass._coming is None) == checkpointing
         names = ("loss", "grad_norm", "value")
         logged.append([[line.get(name) for name in names] for line in trainer.state.log_history if "loss" in line])
     assert logged[0] == logged[1]

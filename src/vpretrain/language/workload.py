@@ -12,9 +12,9 @@ from vpretrain import pretrained
 from vpretrain.errors import UserError
 from vpretrain.language.assemble import check_sizes
 from vpretrain.language.config import EXACT, MIXED_IN, SMOOTHED, STEERED, Recipe
+from vpretrain.language.model.frozen_blocks import FrozenBlocksCache
 from vpretrain.language.model.load import load_config, with_adapters
 from vpretrain.language.model.loss import CHUNK
-from vpretrain.language.model.lower import Lower
 from vpretrain.language.task.designer import TopKDesigner
 from vpretrain.method.subset import alignment_subset, blocks_of
 from vpretrain.scaling.cost import Read, Transformer, designer_floor
@@ -51,7 +51,7 @@ def workload(recipe: Recipe) -> Workload:
     stream, value, feedback = recipe.stream, recipe.effective_value, recipe.feedback
     steered, designed = recipe.arm in STEERED, recipe.has_designer
     subset = alignment_subset(module, value.subset) if steered else ()
-    lower = Lower.below(module, subset) if steered else None
+    lower = FrozenBlocksCache.below(module, subset) if steered else None
     above = len(blocks) - (len(lower.blocks) if lower else 0)
     domains = len({source.domain for source in feedback.sources})
     directions = domains if value.domains == "matched" else 1

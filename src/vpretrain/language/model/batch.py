@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vpretrain.language.model.lower import Lower
 from vpretrain.method.protocols import with_tensors
 
 
@@ -29,8 +28,6 @@ class TokenBatch:
             Built from lengths, never from a comparison with the padding id.
         domains: domain of each row.
         keys: for each row the identities of the examples in it (see `Example.key`).
-        part_of: the batch that these rows were restricted from, and their numbers there.
-        lower: in a meta step, what the blocks below S make of these rows; see `Lower`.
     """
 
     ids_BT: Int[Tensor, "B T"]
@@ -38,8 +35,6 @@ class TokenBatch:
     weights_BT: Float[Tensor, "B T"]
     domains: tuple[str, ...]
     keys: tuple[tuple[str, ...], ...]
-    part_of: tuple[TokenBatch, tuple[int, ...]] | None = None
-    lower: Lower | None = None
 
     @property
     def predicts_BT(self) -> Bool[Tensor, "B T"]:
@@ -80,7 +75,7 @@ class TokenBatch:
             for row, name in enumerate(self.domains)
             if (domain is None or name == domain) and bool((self.weights_BT[row, 1:length] > 0).any())
         ][:rows]
-        return replace(self.rows(chosen, length), part_of=(self, tuple(chosen))) if chosen else None
+        return self.rows(chosen, length) if chosen else None
 
     def rows(self, chosen: Sequence[int], length: int | None = None) -> TokenBatch:
         """The chosen rows, cut to `length` tokens."""
@@ -110,11 +105,11 @@ class TokenBatch:
         """The same targets with other weights, all above 0."""
         weights_BT = self.weights_BT.clone()
         weights_BT[:, 1:][self.weights_BT[:, 1:] > 0] = weights_N.to(weights_BT)
-        return replace(self, weights_BT=weights_BT, part_of=None)
+        return replace(self, weights_BT=weights_BT)
 
     def with_targets(self) -> TokenBatch:
         """The same tokens, all of them targets."""
-        return replace(self, weights_BT=torch.ones_like(self.weights_BT), part_of=None)
+        return replace(self, weights_BT=torch.ones_like(self.weights_BT))
 
     def to(self, device: torch.device | str) -> TokenBatch:
         """The same batch on another device."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -17,11 +16,10 @@ from vpretrain.errors import UserError
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.language.model.last_mlp import LastMLP, MLPEntry
 from vpretrain.language.model.loss import Head, Logits, Turn, at_least_fp32, dense_logits, fused_logits, primal
-from vpretrain.language.model.lower import Lower
+from vpretrain.language.model.shared_pass import PreparedBatch, SharedPass
 from vpretrain.method.base_learner import BaseLearner
 from vpretrain.method.parameters import theta_of
 from vpretrain.method.protocols import Parameters, Task
-from vpretrain.method.subset import blocks_of
 from vpretrain.timing import phase
 
 
@@ -44,16 +42,6 @@ class LanguageState:
     def detach(self) -> LanguageState:
         """Values alone: neither graph nor tangent."""
         return LanguageState(primal(self.hidden_BTD), self.logits.detach(), primal(self.embedding_VD), self.entry)
-
-
-@dataclass(frozen=True)
-class _Ahead:
-    """The learner's own pass over a batch, made before it was asked for: by which theta, and what its lower blocks gave."""
-
-    batch: TokenBatch
-    theta: tuple[int, ...]
-    state: LanguageState
-    below: Any
 
 
 class LanguageLearner(BaseLearner):
@@ -82,9 +70,7 @@ class LanguageLearner(BaseLearner):
         self.top_k = top_k
         self._plain = False
         self._asked: Callable[[], bool] = lambda: True
-        self._coming: TokenBatch | None = None
-        self._ahead: _Ahead | None = None
-        self._answers_of: dict[int, bool] = {}
+        self.shared_pass = SharedPass(self)
         self._check_head()
         self._last_mlp = self._found_last_mlp()
         super().__init__(self.module, theta_of(self.module, parallel), bf16=bf16)  # tried out above, then sharded
@@ -96,16 +82,13 @@ class LanguageLearner(BaseLearner):
 
     def forward(self, inputs: TokenBatch, parameters: Parameters | None = None) -> LanguageState:
         """The state for a batch; `parameters` (of S) replace the model's, and then no other parameter gets a gradient."""
-        if parameters is None:
-            ahead, self._ahead = self._ahead, None
-            if (
-                ahead is not None
-                and ahead.batch is inputs
-                and ahead.theta == self._versions()
-                and torch.is_grad_enabled()
-            ):
-                return ahead.state
-        return self._forward(inputs, parameters, self._own_k if parameters is None else self.top_k)
+        if parameters is not None:
+            return self._forward(inputs, parameters, self.top_k)
+        return self.shared_pass.take(inputs) or self.own_pass(inputs)
+
+    def own_pass(self, inputs: TokenBatch) -> LanguageState:
+        """The state for a batch as the learner's own step has it, with K candidates per token while the task asks for them."""
+        return self._forward(inputs, None, self.top_k if self._asked() else 1)
 
     def nll(self, inputs: TokenBatch) -> Float[Tensor, " N"]:
         """NLL of every target, in nats, without gradient."""
@@ -132,17 +115,8 @@ class LanguageLearner(BaseLearner):
         return state
 
     def prepare(self, inputs: TokenBatch, parameters: Parameters) -> TokenBatch:
-        """The same batch with room for what the blocks below S make of it: the first pass leaves it for the others.
-
-        Where the learner looks ahead it is there already: a part of what its own pass over the whole batch has made.
-        """
-        if inputs.lower is not None:
-            return inputs
-        lower = Lower.below(self.module, parameters)
-        if lower is None or not self._answers(len(lower.blocks)):
-            return inputs
-        lower.output = self._from_own_pass(inputs, lower)
-        return replace(inputs, lower=lower)
+        """The same batch with room for what the blocks below S make of it, see `SharedPass`."""
+        return self.shared_pass.prepared(inputs, parameters)
 
     def generate(self, **how: Any) -> Int[Tensor, "B T"]:
         """transformers' own, which takes the arguments."""
@@ -214,21 +188,9 @@ class LanguageLearner(BaseLearner):
         logits = self._forward(batch, parameters, 1).logits
         return logits.cross_entropy(logits.one_hot())
 
-    @contextlib.contextmanager
-    def looking_ahead(self, batch: TokenBatch) -> Iterator[None]:
-        """The learner's own pass over the coming batch does not depend on the task: within this it is made as soon as a part
-        of the batch is prepared, shares what its lower blocks make, and waits for `forward` to be asked for it.
-
-        Not under dropout or activation checkpointing, which a meta step goes without, and not in shards. It is never a compiled
-        pass.
-        """
-        checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in self.module.modules())
-        ahead = self.theta.looks_ahead and not checkpointing and self._draws_nothing
-        self._ahead, self._coming = None, batch if ahead else None
-        try:
-            yield
-        finally:
-            self._coming = None
+    def looking_ahead(self, batch: TokenBatch) -> contextlib.AbstractContextManager[None]:
+        """Around the meta update before the step that begins with this batch: their passes are shared, see `SharedPass`."""
+        return self.shared_pass.looking_ahead(batch)
 
     @contextlib.contextmanager
     def plain(self) -> Iterator[None]:
@@ -262,48 +224,13 @@ class LanguageLearner(BaseLearner):
         embedding_VD = head.weight_VD if parameters is None else self.theta.lasting(head.weight_VD)
         return LanguageState(hidden_BTD, logits, embedding_VD, entry)
 
-    def _from_own_pass(self, inputs: TokenBatch, lower: Lower) -> Tensor | None:
-        """What the lower blocks make of a part of the coming batch; None if the learner's own pass does not say."""
-        if inputs.part_of is None or inputs.part_of[0] is not self._coming:
-            return None
-        batch, rows = inputs.part_of
-        if self._ahead is None:
-            whole = Lower(lower.blocks)
-            with phase("learner forward"), torch.enable_grad():
-                state = self._forward(replace(batch, lower=whole), None, self._own_k)
-            self._ahead = _Ahead(batch, self._versions(), state, whole.output)
-        if not isinstance(self._ahead.below, Tensor):
-            return None
-        return at_least_fp32(self._ahead.below[list(rows), : inputs.ids_BT.shape[1]])
-
-    @property
-    def _own_k(self) -> int:
-        return self.top_k if self._asked() else 1
-
-    def _versions(self) -> tuple[int, ...]:
-        """Changes whenever theta does."""
-        return tuple(p._version for p in self.module.parameters())
-
-    @functools.cached_property
-    def _draws_nothing(self) -> bool:
-        """Whether training draws no random numbers. (Dropout on new adapters would not show in what they give.)"""
-        devices = {"cpu": [], "cuda": [self.device]}.get(self.device.type)
-        if devices is None:
-            return False  # some device whose generator is not known here
-        training = self.module.training
-        with torch.random.fork_rng(devices), torch.no_grad():
-            before = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
-            self.module.train()(*self._sample(), None)
-            after = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
-        self.module.train(training)
-        return all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
-
     def _run(self, inputs: TokenBatch, parameters: Parameters | None, *, dense: bool) -> tuple[Tensor, Tensor | None]:
         """The states after the final norm, and all logits of the targets before `Head.bend` if they are wanted."""
         arguments = (inputs.ids_BT, inputs.positions_BT, inputs.predicts_BT if dense else None)
-        if inputs.lower is None and parameters is None:
+        cache = inputs.cache if isinstance(inputs, PreparedBatch) else None
+        if cache is None and parameters is None:
             return self.theta.own(*arguments, self._compiled if self.module.training else None)
-        with contextlib.nullcontext() if inputs.lower is None else inputs.lower():
+        with contextlib.nullcontext() if cache is None else cache.used():
             return self.theta.own(*arguments) if parameters is None else self.theta.at(parameters, *arguments)
 
     def _dense_slope(
@@ -338,7 +265,7 @@ class LanguageLearner(BaseLearner):
 
         State-space and other recurrent models take no notice of positions, and carry on what they read before.
         """
-        ids_BT, positions_BT = self._sample()
+        ids_BT, positions_BT = self.module.sample()
         with self.meta_mode(), torch.no_grad():
             alone, behind = (
                 self.module(ids, positions, None)[0][0, -8:]
@@ -352,7 +279,7 @@ class LanguageLearner(BaseLearner):
 
     def _check_head(self) -> None:
         """Refuse a model whose logits are more than head, factor and cap, before any work is done on wrong numbers."""
-        ids_BT, positions_BT = self._sample()
+        ids_BT, positions_BT = self.module.sample()
         with self.meta_mode(), torch.no_grad():
             logits_NV = self.module(ids_BT, positions_BT, torch.ones_like(ids_BT, dtype=torch.bool))[1]
             ours = self.module.head(None).bend(logits_NV)
@@ -370,7 +297,7 @@ class LanguageLearner(BaseLearner):
             found = LastMLP(self.module)
         except UserError:
             return None
-        ids_BT, positions_BT = self._sample()
+        ids_BT, positions_BT = self.module.sample()
         everywhere_BT = torch.ones_like(ids_BT, dtype=torch.bool)
         theta: Parameters = dict(self.module.named_parameters())
         with self.meta_mode(), torch.no_grad():
@@ -392,23 +319,6 @@ class LanguageLearner(BaseLearner):
                 found.watch(False)
         return found
 
-    def _answers(self, first: int) -> bool:
-        """Whether the blocks from this one up take nothing from those below but what the last of them hands on (keys, say)."""
-        if first not in self._answers_of:
-            lower = Lower(list(blocks_of(self.module)[1])[:first])
-            states = []
-            with self.meta_mode(), torch.no_grad():
-                for _ in range(2):
-                    with lower():
-                        states.append(self.module(*self._sample(), None)[0])
-            self._answers_of[first] = torch.allclose(states[0], states[1], rtol=1e-4, atol=1e-5)
-        return self._answers_of[first]
-
-    def _sample(self) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
-        """A row of some tokens, and their positions."""
-        vocabulary = self.model.config.get_text_config().vocab_size
-        return torch.arange(1, 9, device=self.device)[None] % vocabulary, torch.arange(8, device=self.device)[None]
-
 
 class _Core(nn.Module):
     """The model as one module that returns its states and, where they are asked for, what the head makes of some of them."""
@@ -421,6 +331,12 @@ class _Core(nn.Module):
         self.linear_head = type(layer) is nn.Linear
         names = {id(p): name for name, p in self.named_parameters()}  # a tied weight goes by the embedding's name
         self.head_names = tuple(names.get(id(p)) for p in (layer.weight, getattr(layer, "bias", None)))
+
+    def sample(self) -> tuple[Int[Tensor, "1 8"], Int[Tensor, "1 8"]]:
+        """A row of some tokens, and their positions."""
+        device = next(self.parameters()).device
+        vocabulary = self.model.config.get_text_config().vocab_size
+        return torch.arange(1, 9, device=device)[None] % vocabulary, torch.arange(8, device=device)[None]
 
     @property
     def causal(self) -> Any:

@@ -10,8 +10,9 @@ from models import FAMILIES, FURTHER_FAMILIES, random_batch, tiny_model
 from numerics.test_engines import gradient_by, setting
 from worlds import tiny_recipe
 
+from vpretrain.language.model.frozen_blocks import FrozenBlocksCache
 from vpretrain.language.model.learner import LanguageLearner
-from vpretrain.language.model.lower import Lower
+from vpretrain.language.model.shared_pass import PreparedBatch, SharedPass
 from vpretrain.method.subset import alignment_subset, blocks_of
 from vpretrain.run import run_recipe
 
@@ -60,7 +61,7 @@ def test_another_batch_and_other_rows_have_passes_of_their_own():
     with torch.no_grad():
         learner.forward(prepared, at)
         part = prepared.rows([1])
-        assert part.lower is None
+        assert not isinstance(part, PreparedBatch)
         torch.testing.assert_close(learner.forward(part, at).hidden_BTD, learner.forward(prepared, at).hidden_BTD[1:2])
         other = learner.prepare(random_batch(seed=5), at)
         assert not torch.equal(learner.forward(other, at).hidden_BTD, learner.forward(prepared, at).hidden_BTD)
@@ -69,7 +70,7 @@ def test_another_batch_and_other_rows_have_passes_of_their_own():
 @pytest.mark.parametrize("spec", ["all", "name:norm", "last-3"])
 def test_nothing_is_kept_where_s_reaches_down(spec):
     learner = LanguageLearner(tiny_model())
-    assert learner.prepare(random_batch(), subset(learner, spec)).lower is None
+    assert not isinstance(learner.prepare(random_batch(), subset(learner, spec)), PreparedBatch)
 
 
 def test_a_model_whose_upper_blocks_look_further_down_runs_whole():
@@ -79,16 +80,16 @@ def test_a_model_whose_upper_blocks_look_further_down_runs_whole():
     first.register_forward_hook(lambda block, arguments, output: seen.append(output))
     last.register_forward_pre_hook(lambda block, arguments: (arguments[0] + seen.pop() if seen else arguments[0],))
     learner = LanguageLearner(model)
-    assert learner.prepare(random_batch(), subset(learner, "last-1")).lower is None
+    assert not isinstance(learner.prepare(random_batch(), subset(learner, "last-1")), PreparedBatch)
 
 
 def test_somebody_elses_forward_stays():
     model = tiny_model()
     block = model.model.layers[0]
     block.forward = forward = block.forward  # as accelerate hooks do
-    lower = Lower([block])
+    cache = FrozenBlocksCache([block])
     for _ in range(2):
-        with lower():
+        with cache.used():
             model(torch.arange(5)[None])
     assert vars(block)["forward"] is forward
 
@@ -117,7 +118,7 @@ def test_looking_ahead_shares_the_learners_own_pass(family):
     expected = learner.forward(batch)
     part, at = ahead(learner, batch)
     if family == "gpt2":  # dropout: a meta step goes without, so the passes differ
-        assert part.lower.output is None
+        assert part.cache.output is None
         return
     with learner.meta_mode(), torch.no_grad():
         alone = learner.forward(batch.rows([0, 1], 20), at).hidden_BTD
@@ -160,13 +161,13 @@ def test_nothing_is_made_ahead_outside_of_a_meta_update():
     batch = random_batch()
     learner = LanguageLearner(tiny_model())
     at = subset(learner, "last-1")
-    assert learner.prepare(batch.restrict(rows=2, length=20), at).lower.output is None
+    assert learner.prepare(batch.restrict(rows=2, length=20), at).cache.output is None
     with learner.meta_mode(), learner.looking_ahead(random_batch(seed=7)):
-        assert learner.prepare(batch.restrict(rows=2, length=20), at).lower.output is None
+        assert learner.prepare(batch.restrict(rows=2, length=20), at).cache.output is None
     part, _ = ahead(learner, batch)
-    assert part.lower.output is not None
+    assert part.cache.output is not None
     learner.forward(random_batch(seed=7))
-    assert learner._ahead is None  # whatever comes next, the pass is not kept
+    assert learner.shared_pass._ahead is None  # whatever comes next, the pass is not kept
 
 
 def test_in_bf16_only_what_lies_below_s_is_rounded():
@@ -176,7 +177,7 @@ def test_in_bf16_only_what_lies_below_s_is_rounded():
     for bf16, learner in learners.items():
         part, at = ahead(learner, batch)
         with learner.meta_mode(), torch.no_grad():
-            states[bf16] = part.lower.output, learner.forward(part, at)
+            states[bf16] = part.cache.output, learner.forward(part, at)
     (below, state), (rounded, near) = states[False], states[True]
     assert rounded.dtype == near.hidden_BTD.dtype == torch.float32
     assert not torch.equal(below, rounded)
@@ -194,6 +195,6 @@ def test_a_run_that_looks_ahead_ends_as_one_that_does_not(tmp_path, tokenizer, m
         return [(line["loss"], line.get("value", 0.0)) for line in map(json.loads, lines)]
 
     together = losses("together")
-    monkeypatch.setattr(LanguageLearner, "_draws_nothing", False)
+    monkeypatch.setattr(SharedPass, "draws_nothing", False)
     for ours, theirs in zip(together, losses("apart"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)

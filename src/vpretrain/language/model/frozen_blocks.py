@@ -14,8 +14,8 @@ from vpretrain.errors import UserError
 from vpretrain.method.subset import blocks_of
 
 
-class Lower:
-    """What the blocks below S make of one batch: kept at the first pass, and their answer from then on.
+class FrozenBlocksCache:
+    """What the blocks below S make of one batch: recorded in the first pass, replayed in those after it.
 
     The model runs through its own code every time, with positions and masks as it likes them; only these blocks do nothing.
 
@@ -28,7 +28,7 @@ class Lower:
         self.output: Any = None
 
     @classmethod
-    def below(cls, module: nn.Module, names: Iterable[str]) -> Lower | None:
+    def below(cls, module: nn.Module, names: Iterable[str]) -> FrozenBlocksCache | None:
         """For S of these parameters; None if it reaches down to the first block or out of the blocks."""
         try:
             prefix, blocks = blocks_of(module)
@@ -39,13 +39,13 @@ class Lower:
         return cls(list(blocks)[:first]) if first else None
 
     @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
+    def used(self) -> Iterator[None]:
         """Around a pass of the model over the batch."""
-        with self._keeping() if self.output is None else self._answering():
+        with self._record() if self.output is None else self._replay():
             yield
 
     @contextlib.contextmanager
-    def _keeping(self) -> Iterator[None]:
+    def _record(self) -> Iterator[None]:
         def keep(block: nn.Module, arguments: Any, output: Any) -> None:
             self.output = tree_map_only(Tensor, Tensor.detach, output)
 
@@ -56,7 +56,7 @@ class Lower:
             handle.remove()
 
     @contextlib.contextmanager
-    def _answering(self) -> Iterator[None]:
+    def _replay(self) -> Iterator[None]:
         # An instance's own `forward` goes before its class's; other libraries may have set one as well.
         own = [vars(block).get("forward") for block in self.blocks]
         for block in self.blocks:

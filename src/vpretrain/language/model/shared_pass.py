@@ -1,0 +1,153 @@
+"""What a meta update and the learner's own step compute alike is computed once. Shapes: B rows, T tokens a row, D width."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vpretrain.language.model.batch import TokenBatch
+from vpretrain.language.model.frozen_blocks import FrozenBlocksCache
+from vpretrain.language.model.loss import at_least_fp32
+from vpretrain.method.subset import blocks_of
+from vpretrain.timing import phase
+
+if TYPE_CHECKING:
+    from vpretrain.language.model.learner import LanguageLearner, LanguageState
+
+
+@dataclass(frozen=True)
+class PreparedBatch(TokenBatch):
+    """Rows of a meta step, with what the blocks below S make of them."""
+
+    cache: FrozenBlocksCache | None = None
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """The learner's own pass over a batch, made before it was asked for: by which theta, and what its lower blocks gave."""
+
+    batch: TokenBatch
+    versions: tuple[int, ...]
+    state: LanguageState
+    below: Any
+
+
+class SharedPass:
+    """The caches of a learner's passes.
+
+    The blocks below S are the same in all passes of a meta step: the first pass over a prepared batch records what they give,
+    and the others replay it. The learner's own pass over the coming batch does not depend on the task either: it can be made as
+    soon as a part of that batch is prepared, gives that part the states below S, and waits to be asked for.
+
+    Args:
+        learner: whose passes they are.
+    """
+
+    def __init__(self, learner: LanguageLearner) -> None:
+        self._learner = learner
+        self._coming: TokenBatch | None = None
+        self._ahead: _Ahead | None = None
+        self._is_cacheable: dict[int, bool] = {}  # by the number of blocks below S
+
+    @contextlib.contextmanager
+    def looking_ahead(self, batch: TokenBatch) -> Iterator[None]:
+        """Around the meta update before the step that begins with this batch.
+
+        Not under dropout or activation checkpointing, which a meta step goes without, and not in shards. A pass made ahead is
+        never a compiled one.
+        """
+        modules = self._learner.module.modules()
+        checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in modules)
+        allowed = self._learner.theta.looks_ahead and not checkpointing and self.draws_nothing
+        self._ahead, self._coming = None, batch if allowed else None
+        try:
+            yield
+        finally:
+            self._coming = None
+
+    def prepared(self, inputs: TokenBatch, names: Iterable[str]) -> TokenBatch:
+        """The same rows with a cache of the blocks below S, filled where the pass over the coming batch has it already.
+
+        Args:
+            inputs: rows of a meta step.
+            names: the parameters in S.
+        """
+        if isinstance(inputs, PreparedBatch):
+            return inputs
+        cache = FrozenBlocksCache.below(self._learner.module, names)
+        if cache is None or not self._can_cache(len(cache.blocks)):
+            return inputs
+        cache.output = self._from_own_pass(inputs, cache)
+        return PreparedBatch(**vars(inputs), cache=cache)
+
+    def take(self, inputs: TokenBatch) -> LanguageState | None:
+        """The state of the learner's own pass over these very inputs, if it was made ahead; once."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is None or ahead.batch is not inputs or not torch.is_grad_enabled():
+            return None
+        return ahead.state if ahead.versions == self._versions() else None
+
+    def _from_own_pass(self, inputs: TokenBatch, cache: FrozenBlocksCache) -> Float[Tensor, "B T D"] | None:
+        """What the lower blocks make of a part of the coming batch; None if the learner's own pass does not say."""
+        if self._coming is None or (rows := _rows_in(self._coming, inputs)) is None:
+            return None
+        if self._ahead is None:
+            whole = FrozenBlocksCache(cache.blocks)
+            with phase("learner forward"), torch.enable_grad():
+                state = self._learner.own_pass(PreparedBatch(**vars(self._coming), cache=whole))
+            self._ahead = _Ahead(self._coming, self._versions(), state, whole.output)
+        if not isinstance(self._ahead.below, Tensor):
+            return None
+        return at_least_fp32(self._ahead.below[rows, : inputs.ids_BT.shape[1]])
+
+    def _versions(self) -> tuple[int, ...]:
+        """Changes whenever theta does."""
+        return tuple(p._version for p in self._learner.module.parameters())
+
+    def _can_cache(self, count: int) -> bool:
+        """Whether the blocks above the first `count` take nothing from those but what the last of them hands on (keys, say)."""
+        if count not in self._is_cacheable:
+            module = self._learner.module
+            cache = FrozenBlocksCache(list(blocks_of(module)[1])[:count])
+            states = []
+            with self._learner.meta_mode(), torch.no_grad():
+                for _ in range(2):
+                    with cache.used():
+                        states.append(module(*module.sample(), None)[0])
+            self._is_cacheable[count] = torch.allclose(states[0], states[1], rtol=1e-4, atol=1e-5)
+        return self._is_cacheable[count]
+
+    @functools.cached_property
+    def draws_nothing(self) -> bool:
+        """Whether training draws no random numbers. (Dropout on new adapters would not show in what they give.)"""
+        module, device = self._learner.module, self._learner.device
+        devices = {"cpu": [], "cuda": [device]}.get(device.type)
+        if devices is None:
+            return False  # some device whose generator is not known here
+        training = module.training
+        with torch.random.fork_rng(devices), torch.no_grad():
+            before = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
+            module.train()(*module.sample(), None)
+            after = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
+        module.train(training)
+        return all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+def _rows_in(whole: TokenBatch, part: TokenBatch) -> list[int] | None:
+    """The numbers of the rows of `whole` that begin as those of `part`; None if one of them is not there."""
+    length = part.ids_BT.shape[1]
+    if length > whole.ids_BT.shape[1]:
+        return None
+    same_PBT = part.ids_BT[:, None] == whole.ids_BT[None, :, :length]
+    same_PBT &= part.positions_BT[:, None] == whole.positions_BT[None, :, :length]
+    same_PB = same_PBT.all(dim=-1)
+    if not bool(same_PB.any(dim=1).all()):
+        return None
+    return same_PB.int().argmax(dim=1).tolist()
