@@ -142,7 +142,7 @@ def tiny_vision_model(family: str = "dinov2", *, seed: int = 0) -> Any:
 
 def all_logits(state: LanguageState) -> Tensor:
     """z_t over the whole vocabulary, [N, V]."""
-    return state.logits.at(torch.arange(VOCABULARY).expand(len(state.logits.z_NK), -1))
+    return state.logits.candidate_logits(torch.arange(VOCABULARY).expand(len(state.logits.z_NK), -1))
 
 
 def random_batch(rows: int = 3, length: int = 24, *, seed: int = 0, domain: str = "general") -> TokenBatch:

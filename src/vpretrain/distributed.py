@@ -1,4 +1,4 @@
-"""The processes that train together, as torchrun started them. Alone, every question here has the answer of one process.
+"""The processes that train together, as torchrun started them; without torch.distributed, one.
 
 All reductions are means over processes, as DDP and FSDP2 put gradients together: a process's part of a weighted mean, times a
 share of weight / mean(weight), has the mean of the whole as its mean over processes.
@@ -10,7 +10,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import torch
 import torch.distributed as dist
@@ -23,7 +23,7 @@ _alone = False
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Meet the other processes that the environment names (torchrun's RANK, WORLD_SIZE and so on), if there are any."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
@@ -40,7 +40,7 @@ def joined() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def alone() -> Iterator[None]:
+def without_collectives() -> Iterator[None]:
     """Within, this process works for itself."""
     global _alone
     before, _alone = _alone, True
@@ -60,7 +60,7 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() and not _alone else 0
 
 
-def leads() -> bool:
+def is_rank_0() -> bool:
     """Whether this process decides, writes and speaks for all."""
     return int(os.environ.get("RANK", "0")) == 0  # known before they meet, and when they have parted
 
@@ -78,22 +78,30 @@ def portion(field: str, count: int) -> int:
     return len(range(rank(), count, size()))
 
 
-def mean(number: float) -> float:
-    """Over processes."""
-    return means({"": number})[""]
+@overload
+def all_reduce_mean(values: float) -> float: ...
+@overload
+def all_reduce_mean(values: Mapping[str, float]) -> dict[str, float]: ...
+@overload
+def all_reduce_mean(values: Sequence[Tensor]) -> list[Tensor]: ...
+def all_reduce_mean(values: Any) -> Any:
+    """The mean over processes: of a number, of numbers by name, or of tensors of one type, in one reduction."""
+    if isinstance(values, Mapping):
+        return dict(zip(values, _mean_numbers(list(values.values())), strict=True))
+    if isinstance(values, Sequence):
+        return _mean_tensors(values)
+    return _mean_numbers([values])[0]
 
 
-def means(numbers: Mapping[str, float]) -> dict[str, float]:
-    """Over processes, of numbers that all have under the same names."""
+def _mean_numbers(numbers: list[float]) -> list[float]:
     if size() == 1:
-        return dict(numbers)
-    total = torch.tensor(list(numbers.values()), dtype=torch.float64)
+        return numbers
+    total = torch.tensor(numbers, dtype=torch.float64)
     dist.all_reduce(total, group=_host())
-    return dict(zip(numbers, (total / size()).tolist(), strict=True))
+    return (total / size()).tolist()
 
 
-def mean_of(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Over processes, of tensors of one type, in one reduction."""
+def _mean_tensors(tensors: Sequence[Tensor]) -> list[Tensor]:
     if size() == 1:
         return list(tensors)
     flat = torch.cat([tensor.detach().flatten() for tensor in tensors]) / size()
@@ -102,12 +110,12 @@ def mean_of(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
 
-def any_of(flag: bool) -> bool:
+def on_any_rank(flag: bool) -> bool:
     """Whether it is so in any process."""
-    return mean(float(flag)) > 0
+    return all_reduce_mean(float(flag)) > 0
 
 
-def gather(item: Item) -> list[Item]:
+def all_gather(item: Item) -> list[Item]:
     """Everyone's, by rank."""
     if size() == 1:
         return [item]
@@ -116,7 +124,7 @@ def gather(item: Item) -> list[Item]:
     return items
 
 
-def first(item: Item) -> Item:
+def broadcast(item: Item) -> Item:
     """That of the process that leads."""
     if size() == 1:
         return item
@@ -129,30 +137,30 @@ def first(item: Item) -> Item:
     return items[0]
 
 
-def lead(act: Callable[[], Item]) -> Item:
+def on_rank_0(act: Callable[[], Item]) -> Item:
     """What the process that leads gets by doing something that one alone must do, or the UserError that it meets."""
     outcome: tuple[Any, str | None] = (None, None)
-    if leads():
+    if is_rank_0():
         try:
-            with alone():
+            with without_collectives():
                 outcome = act(), None
         except UserError as error:
-            first((None, str(error)))
+            broadcast((None, str(error)))
             raise
-    result, failure = first(outcome)
+    result, failure = broadcast(outcome)
     if failure is not None:
         raise Elsewhere(failure)
     return result
 
 
-def everyone(act: Callable[[], Item]) -> list[Item]:
+def on_all_ranks(act: Callable[[], Item]) -> list[Item]:
     """What the processes get by doing something, by rank; or, in all of them, the UserError that any has met."""
     outcome: Any
     try:
         outcome = act(), None
     except UserError as error:
         outcome = None, str(error)
-    outcomes = gather(outcome)
+    outcomes = all_gather(outcome)
     if outcome[1] is not None:
         raise UserError(outcome[1])
     for _, failure in outcomes:

@@ -56,7 +56,7 @@ def together(processes, act, *arguments):
 def _child(pipe, environment, act, arguments):
     os.environ.update({name: str(value) for name, value in environment.items()})
     try:
-        with distributed.joined():
+        with distributed.process_group():
             pipe.send((act(*arguments), None))
     except BaseException:
         pipe.send((None, traceback.format_exc()))
@@ -67,7 +67,7 @@ def _child(pipe, environment, act, arguments):
 
 def session_of(recipe, *, resume=False):
     """A run as its processes would begin it, or go on with it."""
-    distributed.lead(lambda: prepare_directory(recipe, resume=resume, overwrite=not resume))
+    distributed.on_rank_0(lambda: prepare_directory(recipe, resume=resume, overwrite=not resume))
     return Session(recipe, begin(recipe), resume=resume)
 
 

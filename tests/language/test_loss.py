@@ -12,7 +12,7 @@ from vpretrain.language.model.learner import LanguageLearner
 from vpretrain.language.model.loss import (
     Head,
     SoftTarget,
-    Turn,
+    Tangent,
     dense_logits,
     fused_logits,
     gather_dot,
@@ -88,11 +88,12 @@ def test_what_it_keeps_is_what_dense_logits_have(kind):
         (fused.z_NK, dense.z_NK),
         (fused.lse_N, dense.lse_N),
         (fused.mean_lse, dense.mean_lse),
-        (fused.at(others_NK), dense.at(others_NK)),
+        (fused.candidate_logits(others_NK), dense.candidate_logits(others_NK)),
     ):
         torch.testing.assert_close(one, other)
     found, expected = (
-        torch.autograd.grad(logits.at(others_NK).square().sum(), leaves(hidden_ND, head)) for logits in (fused, dense)
+        torch.autograd.grad(logits.candidate_logits(others_NK).square().sum(), leaves(hidden_ND, head))
+        for logits in (fused, dense)
     )
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
@@ -203,12 +204,12 @@ def test_tangents_are_those_of_forward_mode(kind):
     def dense(hidden_ND, weight_VD, bias_V=None):
         raw_NV = F.linear(hidden_ND, weight_VD, bias_V)
         logits = dense_logits(head.bend(raw_NV), targets_N, share_N, K)
-        return logits.mean_lse, logits.at(candidates_NK)
+        return logits.mean_lse, logits.candidate_logits(candidates_NK)
 
     _, (mean_lse, z_NK) = torch.func.jvp(dense, tuple(at), tuple(along))
-    turn = Turn(along[0], along[1], along[2] if len(along) > 2 else None)
-    torch.testing.assert_close(head.turn_of_mean_lse(at[0], turn, targets_N, share_N), mean_lse)
-    torch.testing.assert_close(head.turn_at(at[0], turn, candidates_NK), z_NK)
+    tangent = Tangent(along[0], along[1], along[2] if len(along) > 2 else None)
+    torch.testing.assert_close(head.tangent_of_mean_lse(at[0], tangent, targets_N, share_N), mean_lse)
+    torch.testing.assert_close(head.candidate_tangents_at(at[0], tangent, candidates_NK), z_NK)
 
 
 def test_bf16_autocast_is_reduced_in_fp32():

@@ -43,7 +43,7 @@ def learner_and_direction(model, *, subset="last-mlp", top_k=8, **how):
 def dense_tangent(learner, batch, u):
     """D_u of all logits of the targets, by forward mode through the whole model."""
     at = {n: p.detach() for n, p in learner.named_parameters() if n in u}
-    with learner.meta_mode(), learner.plain(), sdpa_kernel(SDPBackend.MATH):
+    with learner.meta_mode(), learner.without_fused_kernels(), sdpa_kernel(SDPBackend.MATH):
         return torch.func.jvp(lambda ps: all_logits(learner.forward(batch, ps)), (at,), (u,))[1].detach()
 
 
@@ -265,7 +265,7 @@ def test_a_step_of_the_exact_task_makes_nothing_of_the_size_of_all_logits_or_of_
         construction.targets(batch, state)
     assert fast.numel < targets * 997 / 4
     assert fast.numel < 4 * heads * 120 * 120 / 4
-    with Largest() as dense, torch.no_grad(), learner.plain():
+    with Largest() as dense, torch.no_grad(), learner.without_fused_kernels():
         learner.forward(batch)
     assert dense.numel >= targets * 997
 

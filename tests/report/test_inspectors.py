@@ -61,7 +61,7 @@ def oracle(parts, batch):
     """
     module, u = parts.learner.module.eval(), parts.meta.direction
     at = {name: p.detach().clone().requires_grad_(name in u) for name, p in module.named_parameters()}
-    with parts.learner.plain():
+    with parts.learner.without_fused_kernels():
         logits_NV = functional_call(module, at, (batch.ids_BT, batch.positions_BT, batch.predicts_BT))[1]
         log_p_NV = logits_NV.log_softmax(-1)
         weights_NV = torch.zeros_like(log_p_NV, requires_grad=True)

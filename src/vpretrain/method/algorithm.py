@@ -93,7 +93,7 @@ def continue_pretraining(
             # Numbers only now: to read one earlier is to wait for the device.
             own = {"loss": float(sum(losses)), "tokens": sum(batch.tokens for batch in batches)}
             own |= {name: float(sum(side[name] for side in sides)) for name in sides[0]}
-            record.side = distributed.means(own)
+            record.side = distributed.all_reduce_mean(own)
             record.loss, record.tokens = record.side.pop("loss"), round(record.side.pop("tokens") * distributed.size())
             record.optimizer = optimizer.step(record.loss)
             learner.after_step(tasks, optimizer.progress)

@@ -56,7 +56,7 @@ class BaseLearner:
         """The inputs as they are: nothing is computed once for several evaluations."""
         return inputs
 
-    def slope(
+    def directional_derivative(
         self, inputs: Any, parameters: Parameters, direction: Parameters, *, whole: bool
     ) -> Callable[[Task], Tensor]:
         """D_u L_pre by a tangent pass for every task.
@@ -65,14 +65,14 @@ class BaseLearner:
         gradient goes backward through them, cannot undo (torch 2.13).
         """
 
-        def slope(task: Task) -> Tensor:
+        def derivative(task: Task) -> Tensor:
             def loss(parameters: Parameters) -> Tensor:
                 return self.loss(self.forward(inputs, parameters), task)
 
-            with self.plain():
+            with self.without_fused_kernels():
                 return torch.func.jvp(loss, (parameters,), (direction,))[1]
 
-        return slope
+        return derivative
 
     def gradient(self, loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters:
         """The mean over processes of a loss's gradient by the parameters of S; no other parameter gets one."""
@@ -119,7 +119,7 @@ class BaseLearner:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
     @contextlib.contextmanager
-    def plain(self) -> Iterator[None]:
+    def without_fused_kernels(self) -> Iterator[None]:
         """Attention in its plain form: the fused one has neither forward-mode nor second derivatives (pytorch #128971,
         #116350)."""
         with sdpa_kernel(SDPBackend.MATH):

@@ -159,7 +159,7 @@ class MetaUpdate:
             units = [self.construction.unit(v.surrogate / (v.share or 1.0), v.task) for _, v in valued]
             surrogate = mean([(w, v.surrogate / unit) for (w, v), unit in zip(valued, units, strict=True)])
             regulariser = mean([(w, v.share * self.construction.regulariser(v.task)) for w, v in valued])
-            record["regulariser"] = distributed.mean(float(regulariser.detach()))
+            record["regulariser"] = distributed.all_reduce_mean(float(regulariser.detach()))
             if (regulariser - surrogate).requires_grad:  # at strength 0 phi changes nothing
                 record["designer_grad_norm"] = self._step(regulariser - surrogate)
         return record
@@ -237,7 +237,7 @@ class MetaUpdate:
             a, b = ([math.sqrt(square) / C * x for x in of_pairs] for of_pairs in along)
             length = max(float(norm(self.direction)), _TINY)
             agreed = [x / length for x in agreement]
-        strength.judge(self.updates, distributed.first(Judgement(a, b, E / C, F / C, agreed)))
+        strength.judge(self.updates, distributed.broadcast(Judgement(a, b, E / C, F / C, agreed)))
         return {"strength": strength.share, "radius": strength.radius}
 
     def _along(self, at: Parameters, *others: Parameters) -> list[tuple[float, ...]]:
@@ -246,12 +246,12 @@ class MetaUpdate:
         Each process has its own. Where theta lies in shards, all go backward together, and a G is the mean of their pairs.
         """
         found: list[tuple[str, Any]] = []
-        while sum(distributed.gather(len(found))) < _JUDGES:
+        while sum(distributed.all_gather(len(found))) < _JUDGES:
             found += [(domain, pair) for domain, batch in self.feedback.next().items() for pair in batch.apart()]
-        counts = Counter(itertools.chain(*distributed.gather([domain for domain, _ in found])))
+        counts = Counter(itertools.chain(*distributed.all_gather([domain for domain, _ in found])))
         weights = {domain: self.feedback.weights[domain] * counts.total() / n for domain, n in counts.items()}
         seen = []
-        for turn in range(max(distributed.gather(len(found)))):
+        for turn in range(max(distributed.all_gather(len(found)))):
             domain, pair = found[turn % len(found)]
             noise = self._noise(self.updates, 1 + distributed.rank() + turn * distributed.size())
             products = Products(*others, noise=noise)
@@ -259,7 +259,7 @@ class MetaUpdate:
             square, *along = products()
             seen.append((math.sqrt(square), *(weights[domain] * product for product in along)))
         if self.learner.has_own_gradient:
-            seen = list(itertools.chain(*distributed.gather(seen[: len(found)])))
+            seen = list(itertools.chain(*distributed.all_gather(seen[: len(found)])))
         lengths, *along_others = zip(*seen, strict=True)
         unit = max(fmean(lengths), _TINY)
         return [tuple(x / unit for x in of_pairs) for of_pairs in along_others]
@@ -307,7 +307,7 @@ class MetaUpdate:
         noise, theta_S = self._noise(self.updates, 0), self.theta_at()
         g_down = {}
         for domain, batch in self.feedback.next().items():
-            share = batch.weight / distributed.mean(batch.weight)
+            share = batch.weight / distributed.all_reduce_mean(batch.weight)
             g = self.learner.gradient(self._down(batch, share), theta_S)
             g_down[domain] = g if noise is None else noise_like(g, noise)
         if self.feedback_every > 1:
@@ -330,13 +330,13 @@ class MetaUpdate:
         restricted = (batch.restrict(domain=domain, **self.part) for batch in batches)
         found = next((batch for batch in restricted if batch is not None), None)
         weight = 0.0 if found is None else found.weight
-        whole = distributed.mean(weight)
+        whole = distributed.all_reduce_mean(weight)
         return (None, 0.0) if whole == 0 else (batches[0] if found is None else found, weight / whole)
 
     def _step(self, objective: Tensor) -> float:
         assert self.optimizer is not None
         with phase("meta: designer gradient"):
-            gradients = distributed.mean_of(
+            gradients = distributed.all_reduce_mean(
                 torch.autograd.grad(objective, self.phi, allow_unused=True, materialize_grads=True)
             )
         with phase("meta: designer optimizer"):

@@ -36,33 +36,33 @@ class Theta:
         self.module = module
         self.trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
 
-    def own(self, *arguments: Any) -> Any:
+    def forward(self, *arguments: Any) -> Any:
         """The learner's own pass; its gradients are the mean over processes."""
         return self.module(*arguments)
 
     def synchronise(self, when: bool) -> None:
         """Before a micro-batch's passes: whether they are the step's last, at whose end the processes' gradients meet."""
 
-    def at(self, parameters: Parameters, *arguments: Any) -> Any:
+    def forward_with(self, parameters: Parameters, *arguments: Any) -> Any:
         """A pass at other values of S; no other parameter gets a gradient."""
-        return functional_call(self.module, self.replaced(parameters), arguments)
+        return functional_call(self.module, self.values_with(parameters), arguments)
 
-    def frozen(self, *arguments: Any) -> Any:
+    def forward_frozen(self, *arguments: Any) -> Any:
         """A pass that gives theta no gradient, and lets one through to what it is given."""
-        return self.at({}, *arguments)
+        return self.forward_with({}, *arguments)
 
-    def replaced(self, parameters: Parameters) -> Any:
+    def values_with(self, parameters: Parameters) -> Any:
         """All of theta with other values of S; None where the module itself has them."""
         return {name: p.detach() for name, p in self.module.named_parameters()} | parameters
 
-    def lasting(self, parameter: Tensor) -> Tensor:
+    def detached_copy(self, parameter: Tensor) -> Tensor:
         """A parameter as a pass at other values of S has seen it, for as long as it is asked for."""
         return parameter
 
     def gradient(self, loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters:
         """The mean over processes of a loss's gradient by the parameters of S."""
         found = gradient(loss, at)
-        return dict(zip(found, distributed.mean_of(list(found.values())), strict=True))
+        return dict(zip(found, distributed.all_reduce_mean(list(found.values())), strict=True))
 
     def visit_gradient(
         self, loss: Callable[[Parameters], Tensor], at: Parameters, visit: Callable[[str, Tensor], None], *, own: bool
@@ -79,7 +79,7 @@ class Theta:
         """The parameters of S at theta_S + step * u, to evaluate at within."""
         yield {name: value.detach() + step * by[name] for name, value in at.items()}
 
-    def settle(self) -> None:
+    def reshard(self) -> None:
         """Let go of what passes without a gradient have gathered."""
 
 
@@ -90,7 +90,7 @@ class ReplicatedTheta(Theta):
         super().__init__(module)
         self._ddp = DistributedDataParallel(module, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
-    def own(self, *arguments: Any) -> Any:
+    def forward(self, *arguments: Any) -> Any:
         return self._ddp(*arguments) if torch.is_grad_enabled() else self.module(*arguments)
 
     def synchronise(self, when: bool) -> None:
@@ -115,20 +115,20 @@ class ShardedTheta(Theta):
             register_fsdp_forward_method(module, "generate")
 
     def synchronise(self, when: bool) -> None:
-        self.settle()  # what was gathered before the shards changed, by an update or a checkpoint, is not what they are
+        self.reshard()  # what was gathered before the shards changed, by an update or a checkpoint, is not what they are
         self._root.set_requires_gradient_sync(when)
 
-    def at(self, parameters: Parameters, *arguments: Any) -> Any:
+    def forward_with(self, parameters: Parameters, *arguments: Any) -> Any:
         return self.module(*arguments)
 
-    def frozen(self, *arguments: Any) -> Any:
+    def forward_frozen(self, *arguments: Any) -> Any:
         with self._trained():
             return self.module(*arguments)
 
-    def replaced(self, parameters: Parameters) -> None:
+    def values_with(self, parameters: Parameters) -> None:
         return None
 
-    def lasting(self, parameter: Tensor) -> Tensor:
+    def detached_copy(self, parameter: Tensor) -> Tensor:
         return parameter.detach().clone()  # what was gathered for a pass is let go of
 
     def gradient(self, loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters:
@@ -155,14 +155,14 @@ class ShardedTheta(Theta):
         finally:
             self._write(kept)
 
-    def settle(self) -> None:
+    def reshard(self) -> None:
         self._root.reshard()
 
     @contextlib.contextmanager
     def _trained(self, *names: str) -> Iterator[None]:
         """Within, these parameters alone ask for a gradient."""
         others = [p for name, p in self.trainable.items() if name not in names]
-        self.settle()  # what is gathered anew takes after its shards
+        self.reshard()  # what is gathered anew takes after its shards
         for p in others:
             p.requires_grad_(False)
         try:
@@ -170,10 +170,10 @@ class ShardedTheta(Theta):
         finally:
             for p in others:
                 p.requires_grad_(True)
-            self.settle()
+            self.reshard()
 
     def _write(self, values: Parameters) -> None:
-        self.settle()
+        self.reshard()
         with torch.no_grad():
             for name, value in values.items():
                 self.trainable[name].copy_(value)

@@ -129,7 +129,7 @@ class Learner(Protocol):
         """Inputs that hold what does not depend on the parameters of S, for an engine that evaluates at several of them."""
         ...
 
-    def slope(
+    def directional_derivative(
         self, inputs: Any, parameters: Parameters, direction: Parameters, *, whole: bool
     ) -> Callable[[Task], Tensor]:
         """D_u L_pre at the parameters of S along u, as a function of the task; differentiable in phi.
@@ -189,7 +189,7 @@ class Learner(Protocol):
         """Context of a meta update just before the step that begins with this batch: what both compute may be computed once."""
         ...
 
-    def plain(self) -> Any:
+    def without_fused_kernels(self) -> Any:
         """Context in which all operations can be differentiated twice, or forwards; slower."""
         ...
 

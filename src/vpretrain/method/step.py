@@ -65,7 +65,7 @@ def learner_losses(
         total: weight of the targets that a loss is a share of; None: that of these micro-batches, the mean over processes.
     """
     weights = [batch.weight for batch in batches]
-    whole = distributed.mean(sum(weights)) if total is None else total
+    whole = distributed.all_reduce_mean(sum(weights)) if total is None else total
     for number, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
         learner.synchronise(number == len(batches) - 1)
         with phase("construction"), torch.no_grad():

@@ -165,14 +165,14 @@ def double_backward(problem: MetaProblem) -> Value:
     learner, construction, align = problem.learner, problem.construction, problem.align
     theta_S = {name: value.detach().requires_grad_() for name, value in problem.theta_S.items()}
     inputs = problem.inputs()
-    with learner.plain():
+    with learner.without_fused_kernels():
         state = learner.forward(inputs, theta_S)
         task = construction.targets(inputs, state.detach())
         loss = problem.share * learner.loss(state, task)
         gradients = torch.autograd.grad(
             loss, list(theta_S.values()), create_graph=True, allow_unused=True, materialize_grads=True
         )
-    means = distributed.mean_of(gradients)
+    means = distributed.all_reduce_mean(gradients)
     # The mean over processes, in whose place each has its own part as a function of phi.
     g_pre = {
         n: g if distributed.size() == 1 else mean + g - g.detach()
@@ -189,11 +189,11 @@ def jvp(problem: MetaProblem) -> Value:
     value, u, task = _linearise(problem, inputs)
     # A linear Align has no value yet, and takes it from the slope.
     theta_S = {n: problem.theta_S[n].detach() for n in u}
-    surrogate = share * problem.learner.slope(inputs, theta_S, u, whole=value is None)(task)
+    surrogate = share * problem.learner.directional_derivative(inputs, theta_S, u, whole=value is None)(task)
     # Any other u may be orthogonal to g_pre; and a process may have no part in this batch.
     if problem.align.linear and share > 0 and float(surrogate.detach()) == 0 and float(norm(u)) > 0:
         raise RuntimeError("the tangent was lost on its way through the learner; use value.engine=finite_difference")
-    (mean,) = distributed.mean_of([surrogate]) if value is None else (value,)
+    (mean,) = distributed.all_reduce_mean([surrogate]) if value is None else (value,)
     return Value(mean.detach(), surrogate, task, u, share)
 
 
@@ -219,7 +219,7 @@ def finite_difference(problem: MetaProblem, *, relative_step: float = 1e-5) -> V
     turns = [share * (plus - minus) / (2 * h) for plus, minus in zip(*gradients, strict=True)]
     surrogate = sum(((turn * tensor).sum() for turn, tensor in zip(turns, made, strict=True)), losses[0].new_zeros(()))
     if value is None:
-        (value,) = distributed.mean_of([share * (losses[0] - losses[1]) / (2 * h)])
+        (value,) = distributed.all_reduce_mean([share * (losses[0] - losses[1]) / (2 * h)])
     return Value(value, surrogate, task, u, share)
 
 

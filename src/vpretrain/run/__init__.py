@@ -37,11 +37,11 @@ def run_recipe(
 
     how = {"resume": resume, "overwrite": overwrite, "accept_changes": accept_changes}
     with contextlib.ExitStack() as held:
-        held.enter_context(distributed.joined())
-        console.quiet = not distributed.leads()
+        held.enter_context(distributed.process_group())
+        console.quiet = not distributed.is_rank_0()
         held.enter_context(told(recipe))
-        distributed.lead(lambda: held.enter_context(locked(recipe.directory)))
-        distributed.lead(lambda: prepare_directory(recipe, **how))
+        distributed.on_rank_0(lambda: held.enter_context(locked(recipe.directory)))
+        distributed.on_rank_0(lambda: prepare_directory(recipe, **how))
         with console.status(f"{recipe.arm}: loading the learner and the data"):
             session = Session(recipe, begin(recipe), resume=resume, until=until)
         return session.run()

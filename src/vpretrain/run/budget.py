@@ -84,7 +84,7 @@ class Budget:
         self.step, self._spent = state["step"], state["seconds"]
 
     def _pause(self) -> None:
-        self._spent, self._running_since = distributed.first(self.seconds), None
+        self._spent, self._running_since = distributed.broadcast(self.seconds), None
 
     def _done(self) -> bool:
-        return distributed.any_of(self._stopped) or self._config.reached(self.step, self._spent, self.until)
+        return distributed.on_any_rank(self._stopped) or self._config.reached(self.step, self._spent, self.until)

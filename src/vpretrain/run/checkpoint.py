@@ -46,19 +46,19 @@ def save_checkpoint(root: Path, step: int, groups: Groups, state: dict[str, Any]
     """
     final = root / f"step-{step:08d}"
     aside = root / f".writing-{step:08d}"
-    if distributed.lead(lambda: final.exists() and damage(final) is None):
+    if distributed.on_rank_0(lambda: final.exists() and damage(final) is None):
         return final
     trying = partial(partial, _try, final)
     try:
-        distributed.lead(trying(_begin, root, aside))
-        described = distributed.everyone(trying(_write_groups, aside, groups))
+        distributed.on_rank_0(trying(_begin, root, aside))
+        described = distributed.on_all_ranks(trying(_write_groups, aside, groups))
         manifest = {name: file for own in described for name, file in own.items()}
-        distributed.lead(trying(_finish, root, aside, final, state, manifest))
+        distributed.on_rank_0(trying(_finish, root, aside, final, state, manifest))
     except UserError:
-        if distributed.leads():
+        if distributed.is_rank_0():
             shutil.rmtree(aside, ignore_errors=True)
         raise
-    distributed.lead(partial(_thin_out, root, final, keep))
+    distributed.on_rank_0(partial(_thin_out, root, final, keep))
     return final
 
 
@@ -83,9 +83,9 @@ def _write_groups(aside: Path, groups: Groups) -> dict[str, Any]:
         own = {
             key: (value.to_local() if isinstance(value, DTensor) else value).detach().contiguous()
             for key, value in tensors.items()
-            if isinstance(value, DTensor) or distributed.leads()
+            if isinstance(value, DTensor) or distributed.is_rank_0()
         }
-        if sharded or distributed.leads():
+        if sharded or distributed.is_rank_0():
             of = f".{distributed.rank()}-of-{distributed.size()}" if sharded else ""
             file = aside / f"{name}{of}.safetensors"
             save_file(own, file)
@@ -146,7 +146,7 @@ def load_checkpoint(path: Path) -> tuple[Groups, dict[str, Any]]:
     Raises:
         UserError: a file is missing or damaged.
     """
-    if found := distributed.lead(lambda: damage(path)):
+    if found := distributed.on_rank_0(lambda: damage(path)):
         raise UserError(f"the checkpoint {path} is damaged: {found}; remove it to use the one before")
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))

@@ -34,7 +34,7 @@ def write_replay(recipe: Recipe, parts: Parts, optimizer: AdamW, before: Before,
     groups["batch"] = _tensors(parts.stream.next()) if distributed.size() == 1 else {}
     state |= {"step": step, "error": error.what, "updated": before.updated, "recipe": recipe.model_dump(mode="json")}
     root = recipe.directory / "replay"
-    distributed.lead(
+    distributed.on_rank_0(
         lambda: shutil.rmtree(root / f"step-{step:08d}", ignore_errors=True)
     )  # of an earlier try with other settings
     return save_checkpoint(root, step, groups, state, keep=3)

@@ -92,13 +92,13 @@ class Session:
                 if self.parts.warm_up is not None and self.recipe.budget.steps != 0:
                     self.parts.warm_up()
                 with console.status(f"{self.recipe.arm}: measuring a step"):
-                    self.optimizer.horizon = distributed.first(self._horizon())
+                    self.optimizer.horizon = distributed.broadcast(self._horizon())
             if not self._resumed:
                 self._look(-1)
             self._phase = "training"
             self._train()
             self._phase = "saving"
-            self._signal = next((number for number in distributed.gather(self._signal) if number is not None), None)
+            self._signal = next((number for number in distributed.all_gather(self._signal) if number is not None), None)
             if self._signal is not None:
                 name = signal.Signals(self._signal).name
                 raise Interrupted(self._signal, f"stopped by {name}; saved {self.save()}; continue with --resume")
@@ -157,11 +157,11 @@ class Session:
         self._saved_at, self._share = self.budget.seconds, self.budget.share(self.budget.step)
 
     def _open_trackers(self) -> Trackers:
-        return Trackers(self.recipe, self.budget.step, resumed=self._resumed, main=distributed.leads())
+        return Trackers(self.recipe, self.budget.step, resumed=self._resumed, main=distributed.is_rank_0())
 
     def _begin(self) -> None:
         """The directory as the run begins, or goes on: only now that everything has been found to fit."""
-        if not distributed.leads():
+        if not distributed.is_rank_0():
             return
         if self._resumed:
             for name in _LOGS:
@@ -218,7 +218,7 @@ class Session:
         """Write a line, with what is found, that no later step depends on; returns what was found."""
         random = random_state()
         found = find()
-        if distributed.leads():
+        if distributed.is_rank_0():
             with (self.directory / log).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line | found) + "\n")
         set_random_state(random)
@@ -252,9 +252,9 @@ class Session:
         if steps:
             with console.status(f"{self.recipe.arm}: exporting the model"):
                 sharded = self.recipe.parallel == "fsdp" and distributed.size() > 1
-                distributed.lead(partial(self._export, sharded))
+                distributed.on_rank_0(partial(self._export, sharded))
         result |= self.parts.evaluate()
-        distributed.lead(partial(self._write_result, result))
+        distributed.on_rank_0(partial(self._write_result, result))
         return result
 
     def _write_result(self, result: dict[str, Any]) -> None:
@@ -341,7 +341,7 @@ class Session:
         raise Interrupted(self._signal, f"stopped by {signal.Signals(self._signal).name}; {how}")
 
     def _log(self) -> Any:
-        path = self.directory / "metrics.jsonl" if distributed.leads() else Path(os.devnull)
+        path = self.directory / "metrics.jsonl" if distributed.is_rank_0() else Path(os.devnull)
         return path.open("a", encoding="utf-8")
 
 

@@ -25,13 +25,13 @@ def captured(parts: Parts, optimizer: AdamW) -> tuple[Groups, dict[str, Any]]:
         "learner-optimizer": optimizer_tensors(optimizer.torch),
         "random": {
             f"{rank}/{name}": t
-            for rank, own in enumerate(distributed.gather(random_state()))
+            for rank, own in enumerate(distributed.all_gather(random_state()))
             for name, t in own.items()
         },
     }
     state: dict[str, Any] = {
         "optimizer": optimizer.state_dict(),
-        "stream": parts.stream.merge(distributed.gather(parts.stream.state_dict())),
+        "stream": parts.stream.merge(distributed.all_gather(parts.stream.state_dict())),
         "feedback": parts.feedback.state_dict(),
     }
     groups |= {name: module.state_dict() for name, module in _modules(parts).items()}

@@ -152,7 +152,7 @@ class VPretraining:
         if self.designer is not None:
             groups["designer"] = self.designer.state_dict()
         state["feedback"] = self.feedback.state_dict()
-        with distributed.alone():  # all processes have the same, and one of them may be asked
+        with distributed.without_collectives():  # all processes have the same, and one of them may be asked
             before = checkpoints(Path(directory))  # of this training, or of another that wrote there
             number = 1 + int(before[-1].name.removeprefix("step-")) if before else 0
             save_checkpoint(Path(directory), number, groups, state, keep=1)

@@ -50,7 +50,7 @@ def steering(parts: Parts, batch: TokenBatch) -> Steering:
         task = parts.construction.targets(batch, state)
         target = task.target
         values_NK = candidate_values(learner, batch, state, None if parts.meta is None else parts.meta.direction)
-        p_NK = (state.logits.at(target.candidates_NK) - state.logits.lse_N[:, None]).exp()
+        p_NK = (state.logits.candidate_logits(target.candidates_NK) - state.logits.lse_N[:, None]).exp()
     return Steering(target.candidates_NK, p_NK, target.q_NK, task.side["alpha_N"], values_NK)
 
 

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from vpretrain.errors import UserError
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.language.model.last_mlp import LastMLP, MLPEntry
-from vpretrain.language.model.loss import Head, Logits, Turn, at_least_fp32, dense_logits, fused_logits, primal
+from vpretrain.language.model.loss import Head, Logits, Tangent, at_least_fp32, dense_logits, fused_logits, primal
 from vpretrain.language.model.shared_pass import PreparedBatch, SharedPass
 from vpretrain.method.base_learner import BaseLearner
 from vpretrain.method.parameters import theta_of
@@ -68,7 +68,7 @@ class LanguageLearner(BaseLearner):
         self.module = _Core(model)
         self._compiled = torch.compile(self.module.causal.base_model) if compiled else None
         self.top_k = top_k
-        self._plain = False
+        self._unfused = False
         self._asked: Callable[[], bool] = lambda: True
         self.shared_pass = SharedPass(self)
         self._check_head()
@@ -111,7 +111,7 @@ class LanguageLearner(BaseLearner):
         """The state for a batch that is only looked at: no gradient, no dropout, no trace."""
         with self.meta_mode(), torch.no_grad():
             state = self._forward(inputs, None, self.top_k).detach()
-        self.theta.settle()
+        self.theta.reshard()
         return state
 
     def prepare(self, inputs: TokenBatch, parameters: Parameters) -> TokenBatch:
@@ -126,7 +126,7 @@ class LanguageLearner(BaseLearner):
         """L_pre = CE(q_t, p_t), weighted mean over the targets (Eq 15; Eq 37-38 with weights per example)."""
         return state.logits.cross_entropy(task.target)
 
-    def slope(
+    def directional_derivative(
         self, inputs: TokenBatch, parameters: Parameters, direction: Parameters, *, whole: bool
     ) -> Callable[[Task], Tensor]:
         """One tangent pass through the blocks of S gives D_u h; a task then takes D_u z on its candidates alone.
@@ -134,23 +134,23 @@ class LanguageLearner(BaseLearner):
         What no task changes is D_u of the mean logsumexp: `whole` adds it, for one more pass over the head.
         """
         if not self.module.linear_head:
-            return self._dense_slope(inputs, parameters, direction)
+            return self._dense_derivative(inputs, parameters, direction)
 
         def hidden(parameters: Parameters) -> Tensor:
             return self._run(inputs, parameters, dense=False)[0][inputs.predicts_BT]
 
-        with self.plain():
-            hidden_ND, turned_ND = (t.detach() for t in torch.func.jvp(hidden, (parameters,), (direction,)))
-        head = self.module.head(self.theta.replaced(parameters))
-        turn = Turn(turned_ND, *(direction.get(name or "") for name in self.module.head_names))
+        with self.without_fused_kernels():
+            hidden_ND, tangent_ND = (t.detach() for t in torch.func.jvp(hidden, (parameters,), (direction,)))
+        head = self.module.head(self.theta.values_with(parameters))
+        tangent = Tangent(tangent_ND, *(direction.get(name or "") for name in self.module.head_names))
         share_N = inputs.share_N
-        constant = head.turn_of_mean_lse(hidden_ND, turn, inputs.targets_N, share_N) if whole else 0.0
+        constant = head.tangent_of_mean_lse(hidden_ND, tangent, inputs.targets_N, share_N) if whole else 0.0
 
-        def slope(task: Task) -> Tensor:
-            turn_NK = head.turn_at(hidden_ND, turn, task.target.candidates_NK)
-            return constant - (share_N[:, None] * task.target.q_NK * turn_NK).sum()
+        def derivative(task: Task) -> Tensor:
+            tangent_NK = head.candidate_tangents_at(hidden_ND, tangent, task.target.candidates_NK)
+            return constant - (share_N[:, None] * task.target.q_NK * tangent_NK).sum()
 
-        return slope
+        return derivative
 
     def candidate_tangents(
         self, inputs: TokenBatch, state: LanguageState, direction: Parameters
@@ -163,11 +163,11 @@ class LanguageLearner(BaseLearner):
         if state.entry is not None and self._last_mlp is not None and direction.keys() <= self._last_mlp.names:
             theta: Parameters = dict(self.module.named_parameters())
             with phase("tangent"), self.autocast():
-                turned_ND = self._last_mlp.tangent(state.entry, theta, direction)
+                tangent_ND = self._last_mlp.tangent(state.entry, theta, direction)
             if not self.module.linear_head:
-                return self._dense_tangents(turned_ND, candidates_NK, z_NK)
-            turn = Turn(at_least_fp32(turned_ND), None, None)
-            return self.module.head(None).candidate_tangents(None, turn, candidates_NK, z_NK)
+                return self._dense_tangents(tangent_ND, candidates_NK, z_NK)
+            tangent = Tangent(at_least_fp32(tangent_ND), None, None)
+            return self.module.head(None).candidate_tangents(None, tangent, candidates_NK, z_NK)
         at = {name: p.detach() for name, p in self.named_parameters() if name in direction}
         along = {name: direction[name] for name in at}  # a resumed run has them in another order
         dense = not self.module.linear_head
@@ -176,12 +176,12 @@ class LanguageLearner(BaseLearner):
             hidden_BTD, logits_NV = self._run(inputs, parameters, dense=dense)
             return hidden_BTD[inputs.predicts_BT] if logits_NV is None else self.module.head(None).bend(logits_NV)
 
-        with phase("tangent"), self.meta_mode(), self.plain():
-            made, turned = (t.detach() for t in torch.func.jvp(run, (at,), (along,)))
+        with phase("tangent"), self.meta_mode(), self.without_fused_kernels():
+            made, tangents = (t.detach() for t in torch.func.jvp(run, (at,), (along,)))
         if dense:
-            return turned.gather(-1, candidates_NK)
-        turn = Turn(turned, *(direction.get(name or "") for name in self.module.head_names))
-        return self.module.head(None).candidate_tangents(made, turn, candidates_NK, z_NK)
+            return tangents.gather(-1, candidates_NK)
+        tangent = Tangent(tangents, *(direction.get(name or "") for name in self.module.head_names))
+        return self.module.head(None).candidate_tangents(made, tangent, candidates_NK, z_NK)
 
     def evaluate(self, batch: TokenBatch, parameters: Parameters) -> Tensor:
         """L_down: mean answer-token NLL; the problem's tokens are no targets (Eq 38)."""
@@ -193,21 +193,21 @@ class LanguageLearner(BaseLearner):
         return self.shared_pass.looking_ahead(batch)
 
     @contextlib.contextmanager
-    def plain(self) -> Iterator[None]:
+    def without_fused_kernels(self) -> Iterator[None]:
         """Attention, experts and loss in their plain forms: the fused ones have neither forward-mode nor second derivatives
         (pytorch #128971, #116350)."""
-        plain, experts = self._plain, self.module.causal.get_experts_implementation()
-        self._plain = True
+        unfused, experts = self._unfused, self.module.causal.get_experts_implementation()
+        self._unfused = True
         self.module.causal.set_experts_implementation("eager")
         try:
-            with super().plain():
+            with super().without_fused_kernels():
                 yield
         finally:
             self.module.causal.set_experts_implementation(experts)
-            self._plain = plain
+            self._unfused = unfused
 
     def _forward(self, inputs: TokenBatch, parameters: Parameters | None, k: int) -> LanguageState:
-        dense = self._plain or not self.module.linear_head
+        dense = self._unfused or not self.module.linear_head
         with self.autocast() if parameters is None else contextlib.nullcontext():
             recording = (
                 contextlib.nullcontext() if self._last_mlp is None else self._last_mlp.recording(inputs.predicts_BT)
@@ -215,13 +215,13 @@ class LanguageLearner(BaseLearner):
             with recording:
                 hidden_BTD, logits_NV = self._run(inputs, parameters, dense=dense)
             entry = None if self._last_mlp is None else self._last_mlp.entry
-            head = self.module.head(None if parameters is None else self.theta.replaced(parameters))
+            head = self.module.head(None if parameters is None else self.theta.values_with(parameters))
             how = (inputs.targets_N, inputs.share_N, k)
             if logits_NV is None:
                 logits = fused_logits(hidden_BTD[inputs.predicts_BT], head, *how)
             else:
                 logits = dense_logits(head.bend(at_least_fp32(logits_NV)), *how)
-        embedding_VD = head.weight_VD if parameters is None else self.theta.lasting(head.weight_VD)
+        embedding_VD = head.weight_VD if parameters is None else self.theta.detached_copy(head.weight_VD)
         return LanguageState(hidden_BTD, logits, embedding_VD, entry)
 
     def _run(self, inputs: TokenBatch, parameters: Parameters | None, *, dense: bool) -> tuple[Tensor, Tensor | None]:
@@ -229,11 +229,15 @@ class LanguageLearner(BaseLearner):
         arguments = (inputs.ids_BT, inputs.positions_BT, inputs.predicts_BT if dense else None)
         cache = inputs.cache if isinstance(inputs, PreparedBatch) else None
         if cache is None and parameters is None:
-            return self.theta.own(*arguments, self._compiled if self.module.training else None)
+            return self.theta.forward(*arguments, self._compiled if self.module.training else None)
         with contextlib.nullcontext() if cache is None else cache.used():
-            return self.theta.own(*arguments) if parameters is None else self.theta.at(parameters, *arguments)
+            return (
+                self.theta.forward(*arguments)
+                if parameters is None
+                else self.theta.forward_with(parameters, *arguments)
+            )
 
-    def _dense_slope(
+    def _dense_derivative(
         self, inputs: TokenBatch, parameters: Parameters, direction: Parameters
     ) -> Callable[[Task], Tensor]:
         """The same where a head is more than a matrix (an adapter on it)."""
@@ -243,22 +247,22 @@ class LanguageLearner(BaseLearner):
             assert logits_NV is not None
             return self.module.head(None).bend(logits_NV)
 
-        with self.plain():
-            logits_NV, turn_NV = (t.detach() for t in torch.func.jvp(logits, (parameters,), (direction,)))
-        mean_N = ((logits_NV - logits_NV.logsumexp(-1, keepdim=True)).exp() * turn_NV).sum(-1)
+        with self.without_fused_kernels():
+            logits_NV, tangent_NV = (t.detach() for t in torch.func.jvp(logits, (parameters,), (direction,)))
+        mean_N = ((logits_NV - logits_NV.logsumexp(-1, keepdim=True)).exp() * tangent_NV).sum(-1)
 
-        def slope(task: Task) -> Tensor:
-            turn_NK = turn_NV.gather(-1, task.target.candidates_NK)
-            return (inputs.share_N * (mean_N - (task.target.q_NK * turn_NK).sum(-1))).sum()
+        def derivative(task: Task) -> Tensor:
+            tangent_NK = tangent_NV.gather(-1, task.target.candidates_NK)
+            return (inputs.share_N * (mean_N - (task.target.q_NK * tangent_NK).sum(-1))).sum()
 
-        return slope
+        return derivative
 
-    def _dense_tangents(self, turned_ND: Tensor, candidates_NK: Tensor, z_NK: Tensor) -> Tensor:
+    def _dense_tangents(self, tangent_ND: Tensor, candidates_NK: Tensor, z_NK: Tensor) -> Tensor:
         """The candidates' tangents from those of the states, where a head is more than a matrix: it is affine all the same."""
         layer = self.module.causal.get_output_embeddings()
         with self.meta_mode(), torch.no_grad():
-            raw_NV = layer(turned_ND) - layer(torch.zeros_like(turned_ND[:1]))
-        return at_least_fp32(raw_NV.gather(-1, candidates_NK)) * self.module.head(None).slope(z_NK)
+            raw_NV = layer(tangent_ND) - layer(torch.zeros_like(tangent_ND[:1]))
+        return at_least_fp32(raw_NV.gather(-1, candidates_NK)) * self.module.head(None).softcap_grad(z_NK)
 
     def keeps_documents_apart(self) -> bool:
         """Whether a document's states are the same behind another one in its row, where positions restart.

@@ -59,26 +59,28 @@ class Head:
         z = raw if self.factor == 1 else raw * self.factor
         return z if self.cap is None else self.cap * torch.tanh(z / self.cap)
 
-    def slope(self, z: Tensor) -> Tensor | float:
+    def softcap_grad(self, z: Tensor) -> Tensor | float:
         """The derivative of `bend`, in terms of z."""
         return self.factor if self.cap is None else self.factor * (1 - (z / self.cap).square())
 
-    def at(self, hidden_ND: Float[Tensor, "N D"], candidates_NK: Int[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+    def candidate_logits(
+        self, hidden_ND: Float[Tensor, "N D"], candidates_NK: Int[Tensor, "N K"]
+    ) -> Float[Tensor, "N K"]:
         """Logits of candidates alone."""
         raw_NK = gather_dot(hidden_ND, self.weight_VD, candidates_NK)
         return self.bend(at_least_fp32(raw_NK if self.bias_V is None else raw_NK + self.bias_V[candidates_NK]))
 
-    def turn_at(
-        self, hidden_ND: Float[Tensor, "N D"], turn: Turn, candidates_NK: Int[Tensor, "N K"]
+    def candidate_tangents_at(
+        self, hidden_ND: Float[Tensor, "N D"], tangent: Tangent, candidates_NK: Int[Tensor, "N K"]
     ) -> Float[Tensor, "N K"]:
         """The tangent of `at`."""
-        z_NK = None if self.cap is None else self.at(hidden_ND, candidates_NK)
-        return self.candidate_tangents(hidden_ND, turn, candidates_NK, z_NK)
+        z_NK = None if self.cap is None else self.candidate_logits(hidden_ND, candidates_NK)
+        return self.candidate_tangents(hidden_ND, tangent, candidates_NK, z_NK)
 
     def candidate_tangents(
         self,
         hidden_ND: Float[Tensor, "N D"] | None,
-        turn: Turn,
+        tangent: Tangent,
         candidates_NK: Int[Tensor, "N K"],
         z_NK: Float[Tensor, "N K"] | None,
     ) -> Float[Tensor, "N K"]:
@@ -86,23 +88,27 @@ class Head:
 
         `hidden_ND` is needed where the head's own parameters have a tangent, `z_NK` where the logits are capped.
         """
-        raw_NK = gather_dot(turn.hidden_ND, self.weight_VD, candidates_NK)
-        if turn.weight_VD is not None:
+        raw_NK = gather_dot(tangent.hidden_ND, self.weight_VD, candidates_NK)
+        if tangent.weight_VD is not None:
             assert hidden_ND is not None
-            raw_NK = raw_NK + gather_dot(hidden_ND, turn.weight_VD, candidates_NK)
-        if turn.bias_V is not None:
-            raw_NK = raw_NK + turn.bias_V[candidates_NK]
+            raw_NK = raw_NK + gather_dot(hidden_ND, tangent.weight_VD, candidates_NK)
+        if tangent.bias_V is not None:
+            raw_NK = raw_NK + tangent.bias_V[candidates_NK]
         if self.cap is None:
             return raw_NK * self.factor
         assert z_NK is not None
-        return raw_NK * self.slope(z_NK)
+        return raw_NK * self.softcap_grad(z_NK)
 
-    def turn_of_mean_lse(
-        self, hidden_ND: Float[Tensor, "N D"], turn: Turn, targets_N: Int[Tensor, " N"], share_N: Float[Tensor, " N"]
+    def tangent_of_mean_lse(
+        self,
+        hidden_ND: Float[Tensor, "N D"],
+        tangent: Tangent,
+        targets_N: Int[Tensor, " N"],
+        share_N: Float[Tensor, " N"],
     ) -> Float[Tensor, ""]:
         """The tangent of the mean logsumexp: its gradient times the tangents of what it is computed from."""
         given = {"hidden_ND": hidden_ND, "weight_VD": self.weight_VD, "bias_V": self.bias_V}
-        along = {name: tangent for name, tangent in vars(turn).items() if tangent is not None}
+        along = {name: t for name, t in vars(tangent).items() if t is not None}
         at: dict[str, Any] = {
             name: None if t is None else t.detach().requires_grad_(name in along) for name, t in given.items()
         }
@@ -114,7 +120,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Turn:
+class Tangent:
     """Tangents along u of what logits are computed from: the states, and the head's parameters where they are in S."""
 
     hidden_ND: Float[Tensor, "N D"]
@@ -144,13 +150,13 @@ class Logits:
     share_N: Float[Tensor, " N"]
     others: Callable[[Tensor], Tensor]
 
-    def at(self, candidates_NK: Int[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+    def candidate_logits(self, candidates_NK: Int[Tensor, "N K"]) -> Float[Tensor, "N K"]:
         """Logits of candidates, in fp32."""
         return self.z_NK if candidates_NK is self.candidates_NK else self.others(candidates_NK)
 
     def cross_entropy(self, target: SoftTarget) -> Float[Tensor, ""]:
         """CE(q_t, p_t), in nats, averaged over the targets by their weights."""
-        return self.mean_lse - (self.share_N[:, None] * target.q_NK * self.at(target.candidates_NK)).sum()
+        return self.mean_lse - (self.share_N[:, None] * target.q_NK * self.candidate_logits(target.candidates_NK)).sum()
 
     def one_hot(self) -> SoftTarget:
         """The usual target: all mass on the true token, whatever K is."""
@@ -215,7 +221,7 @@ def fused_logits(
     )
 
     def others(others_NK: Tensor) -> Tensor:
-        return head.at(hidden_ND, others_NK)
+        return head.candidate_logits(hidden_ND, others_NK)
 
     return Logits(candidates_NK, z_NK, log_p_NK, lse_N, mean_lse, share_N, others)
 
@@ -256,7 +262,7 @@ class _Fused(torch.autograd.Function):
                 best_nK, ids_nK = z_nV.topk(k, dim=-1)
                 candidates_NK[rows] = with_true_token_first(ids_nK, targets_N[rows])
                 z_NK[rows] = z_nV.gather(-1, candidates_NK[rows])
-                slope = head.slope(z_nV)
+                slope = head.softcap_grad(z_nV)
                 # On a CPU torch.softmax adds up one by one: over 49,152 tokens its p sum to 1 within 1e-5 only, the same way in
                 # every row. With the mean row of the head, which p and q have in common, this was 2.5e-4 of a g_pre.
                 p_nV = z_nV.sub_(best_nK[:, :1]).exp_()
@@ -290,7 +296,7 @@ class _Fused(torch.autograd.Function):
         hidden_ND, weight_VD, candidates_NK, z_NK, p_N1 = context.saved_tensors
         (d_hidden_ND, d_weight_VD, d_bias_V), context.found = context.found, None
         g_NK = torch.cat([g_NK[:, :1] + g_mean * p_N1, g_NK[:, 1:]], dim=-1)
-        g_NK = g_NK * Head(weight_VD, None, *context.form).slope(z_NK)
+        g_NK = g_NK * Head(weight_VD, None, *context.form).softcap_grad(z_NK)
         if d_hidden_ND is not None:
             d_hidden_ND = d_hidden_ND.mul_(g_mean).add_(_weighted_rows(g_NK, weight_VD, candidates_NK))
             d_hidden_ND = d_hidden_ND.to(hidden_ND.dtype)

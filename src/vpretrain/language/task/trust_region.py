@@ -40,7 +40,7 @@ def inverse_temperature(
     """
     log2_scales_G = _LOG2_SCALES.to(values_NK)
     sums = [(weights_N * KL_N).sum() for KL_N in _divergences(log_q0_NK.exp(), values_NK, log2_scales_G.exp2())]
-    (sums_G,) = distributed.mean_of([torch.stack([*sums, weights_N.sum().to(values_NK)])])
+    (sums_G,) = distributed.all_reduce_mean([torch.stack([*sums, weights_N.sum().to(values_NK)])])
     log_KL_G = (sums_G[:-1] / sums_G[-1]).clamp_min(torch.finfo(sums_G.dtype).tiny).log()
     # Between two points, on a line in logarithms: there KL is nearly a power of 1 / lambda.
     after = (log_KL_G < math.log(divergence)).sum().clamp(1, len(sums) - 1)

@@ -47,5 +47,5 @@ def rms(
     """Root of the mean square of a under p_C over the targets of a micro-batch, of all processes."""
     square_N = (log_p_NK.softmax(-1) * values_NK.square()).sum(-1)
     sums = torch.stack([(weights_N * square_N).sum(), weights_N.sum().to(square_N)])
-    (sums,) = distributed.mean_of([sums])
+    (sums,) = distributed.all_reduce_mean([sums])
     return (sums[0] / sums[1]).sqrt().clamp_min(torch.finfo(sums.dtype).tiny)

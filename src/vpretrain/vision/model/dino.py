@@ -87,7 +87,9 @@ class DinoLearner(VisionLearner):
         """Student and teacher on the views; `parameters` (of S) replace the student's, and then no other gets a gradient."""
         if parameters is None:
             with self.autocast():
-                student = [self._project(self.theta.own, views) for views in (inputs.global_VB3HW, inputs.local_VB3HW)]
+                student = [
+                    self._project(self.theta.forward, views) for views in (inputs.global_VB3HW, inputs.local_VB3HW)
+                ]
                 return DinoState((student[0], student[1]), self.teach(inputs))
         assert len(inputs.local_VB3HW) == 0, "meta steps leave local crops out (see ViewBatch.restrict)"
         inputs = inputs if inputs.prepared else self.prepare(inputs, parameters)
@@ -115,7 +117,7 @@ class DinoLearner(VisionLearner):
             return
         with torch.no_grad():
             own_P = torch.stack([task.target.outputs.flatten(0, 1).mean(0) for task in tasks]).mean(0)
-            (mean_P,) = distributed.mean_of([own_P])  # all processes have as many pictures
+            (mean_P,) = distributed.all_reduce_mean([own_P])  # all processes have as many pictures
             self.teacher.centre.lerp_(mean_P, 1 - self.config.centre_momentum)
 
     def _project(self, network: Any, views_VB3HW: Float[Tensor, "V B 3 H W"]) -> Float[Tensor, "V B P"]:

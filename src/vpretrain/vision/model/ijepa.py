@@ -128,9 +128,11 @@ class IJepaLearner(VisionLearner):
         blocks = self._blocks(inputs)
         if parameters is None:
             with self.autocast():
-                hidden, rope = self.theta.own("lower", *self.seen(inputs, 0))
-                tokens_BTD = self.theta.own("upper", hidden, rope, 0)
-                predicted = self.theta.own("head", tokens_BTD[:, self.backbone.prefix :], blocks, self._grid(inputs))
+                hidden, rope = self.theta.forward("lower", *self.seen(inputs, 0))
+                tokens_BTD = self.theta.forward("upper", hidden, rope, 0)
+                predicted = self.theta.forward(
+                    "head", tokens_BTD[:, self.backbone.prefix :], blocks, self._grid(inputs)
+                )
                 return IJepaState(predicted.float(), self.teach(inputs))
         inputs = inputs if inputs.prepared else self.prepare(inputs, parameters)
         tokens_BTD = self.tokens(inputs, parameters)[:, self.backbone.prefix :]

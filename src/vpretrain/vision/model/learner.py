@@ -129,12 +129,12 @@ class VisionLearner(BaseLearner):
         Differentiable in the views. An engine that evaluates at several values of `parameters` pays for it once.
         """
         start = self.first_block(parameters)
-        below = None if start is None else self.theta.frozen("lower", *self.seen(inputs, start))
+        below = None if start is None else self.theta.forward_frozen("lower", *self.seen(inputs, start))
         return replace(inputs, prepared=(start, below, self.teach(inputs)))
 
     def call(self, parameters: Parameters | None) -> Any:
         """The student's parts with the parameters of S replaced (then no other gets a gradient), or as they are."""
-        return self.theta.own if parameters is None else partial(self.theta.at, parameters)
+        return self.theta.forward if parameters is None else partial(self.theta.forward_with, parameters)
 
     def tokens(self, inputs: ViewBatch, parameters: Parameters) -> Float[Tensor, "VB T D"]:
         """The student's tokens of the views of a meta step, from what `prepare` left above S."""
@@ -171,7 +171,7 @@ class VisionLearner(BaseLearner):
 
     def follow(self, tasks: Sequence[Task], momentum: float) -> None:
         """One step of the teacher."""
-        self.theta.settle()
+        self.theta.reshard()
         if isinstance(self.teacher, FSDPModule):
             self.teacher.reshard()
         with torch.no_grad():
@@ -179,9 +179,9 @@ class VisionLearner(BaseLearner):
                 mine.lerp_(theirs, 1 - momentum)
 
     @contextlib.contextmanager
-    def plain(self) -> Iterator[None]:
+    def without_fused_kernels(self) -> Iterator[None]:
         """Attention and layer norm in plain forms."""
-        with super().plain(), PlainLayerNorm():
+        with super().without_fused_kernels(), PlainLayerNorm():
             yield
 
     def first_block(self, parameters: Parameters) -> int | None:
