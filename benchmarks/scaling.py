@@ -214,7 +214,7 @@ def _counted(data: dict[str, Any], shape: PreTrainedConfig) -> Workload:
         shape.save_pretrained(directory)
         arm = "v" if data.get("modality") == "vision" else "v-paper"  # the arm with a designer
         recipe: Recipe = parse_recipe(data | {"arm": arm, "learner": data["learner"] | {"name": directory}})
-        counts: Workload = room(recipe.modality, "inspection.estimate").workload(recipe)
+        counts: Workload = room(recipe.modality, "workload").workload(recipe)
         return counts
 
 

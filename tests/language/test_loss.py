@@ -272,7 +272,7 @@ def test_a_learners_plain_loss_is_its_fused_one_in_value_and_gradient(family):
     batch = random_batch()
     names, parameters = zip(*learner.named_parameters(), strict=True)
     found = []
-    for context in (learner.plain, learner.meta_mode):
+    for context in (learner.without_fused_kernels, learner.meta_mode):
         with context():
             state = learner.forward(batch)
             q_NK = torch.randn(state.logits.z_NK.shape, generator=torch.Generator().manual_seed(1)).softmax(-1)

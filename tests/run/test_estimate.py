@@ -35,7 +35,7 @@ GIB = 2**30
 
 
 def workload(recipe):
-    return room(recipe.modality, "inspection.estimate").workload(recipe)
+    return room(recipe.modality, "workload").workload(recipe)
 
 
 # A learner of 1,000 parameters in 4 blocks of 200, whose numbers can be worked out by hand.

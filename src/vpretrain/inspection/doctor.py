@@ -224,9 +224,9 @@ def bf16_note(device: torch.device) -> str | None:
     return "this CPU has no bf16 instructions; training in bf16 would be many times slower than fp32"
 
 
-def _measure(engine: str, case: EngineCase, **options: float) -> tuple[dict[str, Tensor], float]:
+def _measure(engine: str, case: EngineCase, relative_step: float | None = None) -> tuple[dict[str, Tensor], float]:
     start = time.perf_counter()
-    compute = partial(finite_difference, **options) if options else ENGINES[engine]
+    compute = ENGINES[engine] if relative_step is None else partial(finite_difference, relative_step=relative_step)
     gradients = designer_gradient(compute(case.problem), case.designer, case.parts)
     return gradients, time.perf_counter() - start
 
