@@ -18,7 +18,8 @@ from benchmarks.command import command
 from benchmarks.speed import settings
 from benchmarks.table import markdown_table
 from vpretrain.config import Recipe
-from vpretrain.recipe import load_recipe, parse_recipe, room
+from vpretrain.modality import modality_of
+from vpretrain.recipe import load_recipe, parse_recipe
 from vpretrain.scaling.estimate import DEVICES, FP32, LATENCY_US, OVER_FLOOR, UTILISATION, Plan, Workload, on_gpus
 from vpretrain.scaling.tables import NEGLIGIBLE, least_period
 
@@ -214,7 +215,7 @@ def _counted(data: dict[str, Any], shape: PreTrainedConfig) -> Workload:
         shape.save_pretrained(directory)
         arm = "v" if data.get("modality") == "vision" else "v-paper"  # the arm with a designer
         recipe: Recipe = parse_recipe(data | {"arm": arm, "learner": data["learner"] | {"name": directory}})
-        counts: Workload = room(recipe.modality, "workload").workload(recipe)
+        counts: Workload = modality_of(recipe).workload(recipe)
         return counts
 
 

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from vpretrain.recipe import MODALITIES, _model_in, room
+from vpretrain.modality import MODALITIES
+from vpretrain.recipe import _model_in
 
 _INTRODUCTION = """# Every setting
 
@@ -34,7 +35,7 @@ def settings_page() -> str:
     """Markdown: a table a section, for each modality."""
     parts = [_INTRODUCTION]
     for modality in MODALITIES:
-        recipe = room(modality, "config").Recipe
+        recipe = MODALITIES[modality].recipe
         parts.append(f"## {modality.capitalize()}\n")
         for prefix, model in sections(recipe, ""):
             about = (model.__doc__ or "").strip().split("\n")[0]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.speed.settings import LANGUAGE, language_model, language_recipe, vision_recipe
-from vpretrain.recipe import room
+from vpretrain.modality import modality_of
 from vpretrain.run.optimizer import AdamW
 from vpretrain.run.session import peak_memory_bytes
 from vpretrain.run.train import train
@@ -32,7 +32,7 @@ class Worker:
         own = "one-hot" if arm == HF else arm
         self.recipe: Any = language_recipe(learner, own) if learner in LANGUAGE else vision_recipe(own)
         model = language_model(learner) if learner in LANGUAGE else None
-        self.parts: Any = room(self.recipe.modality, "assemble").assemble(self.recipe, model)
+        self.parts: Any = modality_of(self.recipe).assemble(self.recipe, model)
         self.optimizer = AdamW(self.parts.learner.named_parameters(), self.recipe.optimizer, horizon=1000)
         self.step = self._plain if arm == HF else self._ours
         self.read = 0

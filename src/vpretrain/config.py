@@ -6,11 +6,13 @@ torch or transformers, so that `--help` and mistakes in a recipe answer at once.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from vpretrain.arms import Arm
 from vpretrain.errors import UserError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -37,6 +39,16 @@ class OptimizerConfig(Strict):
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="Shape after warm-up, over the budget (down to a tenth of the peak)."
     )
+
+
+class LearnerConfig(Strict):
+    """The foundation model that continues its pretraining."""
+
+    name: str
+
+
+class FeedbackConfig(Strict):
+    """The feedback set; each modality says what it holds."""
 
 
 class StreamConfig(Strict):
@@ -194,10 +206,9 @@ class TrackingConfig(Strict):
 class Recipe(Strict):
     """One run: a learner, its stream, the feedback that steers it, and a budget. Each modality extends it."""
 
-    arms: ClassVar[tuple[str, ...]]
+    arms: ClassVar[Mapping[str, Arm]]
     baseline: ClassVar[str]
     designed: ClassVar[str]  # the arm on whose designer `doctor` compares engines
-    designing: ClassVar[set[str]]  # arms that train a designer
     unit: ClassVar[str]  # what a throughput counts
     memory_knobs: ClassVar[str]  # settings that ask for less of it
 
@@ -210,14 +221,14 @@ class Recipe(Strict):
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp", description="Several processes (torchrun): each holds the whole learner (ddp), or a part of it (fsdp)."
     )
-    learner: Any
+    learner: LearnerConfig
     optimizer: OptimizerConfig = OptimizerConfig()
-    stream: Any
-    feedback: Any
+    stream: StreamConfig
+    feedback: FeedbackConfig
     designer: DesignerConfig = DesignerConfig()
     value: ValueConfig = ValueConfig()
     budget: BudgetConfig
-    evaluation: Any
+    evaluation: EvaluationConfig
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
 
@@ -230,12 +241,12 @@ class Recipe(Strict):
     @property
     def has_designer(self) -> bool:
         """Whether the arm trains a designer."""
-        return self.arm in self.designing
+        return self.arms[self.arm].designer
 
     @property
     def effective_value(self) -> ValueConfig:
         """The value section as the arm has it."""
-        return self.value
+        return self.value.model_copy(update=dict(self.arms[self.arm].value))
 
     @property
     def effective_optimizer(self) -> OptimizerConfig:

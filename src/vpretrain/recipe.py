@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -16,14 +15,9 @@ from pydantic import BaseModel, ValidationError
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.files import write_whole
+from vpretrain.modality import MODALITIES
 
-MODALITIES = ("language", "vision")
 _SECRET = re.compile(r"://[^/\s@]+@|\bhf_[A-Za-z0-9]{16,}")
-
-
-def room(modality: str, name: str) -> Any:
-    """A module of a modality: all have rooms of the same names (`config`, `assemble`, `check`, ...)."""
-    return importlib.import_module(f"vpretrain.{modality}.{name}")
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -57,10 +51,10 @@ def parse_recipe(data: dict[str, Any], origin: str = "recipe") -> Recipe:
             f"{origin} holds a password or token, and recipes are saved with every run: "
             "give it as HF_TOKEN in the environment, or in ~/.netrc"
         )
-    modality = data.get("modality", MODALITIES[0])
-    if modality not in MODALITIES:
+    modality = data.get("modality", "language")
+    if modality not in list(MODALITIES):  # which need not be hashable
         raise UserError(f"{origin}: modality '{modality}' is unknown: choose from {', '.join(MODALITIES)}")
-    model: type[Recipe] = room(modality, "config").Recipe
+    model = MODALITIES[modality].recipe
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -187,8 +181,8 @@ def _describe(recipe: type[BaseModel], location: tuple[Any, ...]) -> str:
 def settings_help() -> str:
     """Every setting of every modality with its default and its meaning, for `--help`."""
     return "\n\n".join(
-        f"Settings of a {modality} recipe:\n" + "\n".join(_settings(room(modality, "config").Recipe, ""))
-        for modality in MODALITIES
+        f"Settings of a {name} recipe:\n" + "\n".join(_settings(modality.recipe, ""))
+        for name, modality in MODALITIES.items()
     )
 
 

@@ -21,9 +21,11 @@ import pytest
 import yaml
 from worlds import recipe_data
 
+from vpretrain.arms import arms_table
 from vpretrain.cli import commands
 from vpretrain.cli.parser import _parser, main
 from vpretrain.compare.entry import check_entries, split_entries
+from vpretrain.modality import MODALITIES
 from vpretrain.recipe import load_recipe, parse_recipe, settings_help
 
 ROOT = Path(__file__).parents[2]
@@ -229,3 +231,8 @@ def test_every_command_has_a_place_in_the_documentation():
     names = [f.__name__ for f in functions if f.__code__.co_varnames[:1] == ("options",)]
     assert len(names) > 15
     assert [name for name in names if f"vpretrain {name}" not in everything] == []
+
+
+@pytest.mark.parametrize("name", MODALITIES)
+def test_the_tables_of_arms_are_those_of_the_code(name):
+    assert arms_table(MODALITIES[name].recipe.arms) in PAGES[f"{name}.md"]

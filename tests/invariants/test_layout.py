@@ -9,12 +9,13 @@ import vpretrain
 
 SOURCE = Path(vpretrain.__file__).parent
 # From the ground up; what stands on one floor does not import from each other.
-MODALITY = [["config"], ["model"], ["data"], ["task"], ["evaluation"], ["metrics", "warm_up", "direct"]]
+MODALITY = [["arms"], ["config"], ["model"], ["data"], ["task"], ["evaluation"], ["metrics", "warm_up", "direct"]]
 MODALITY += [["assemble"], ["inspection", "workload", "adapters"]]
 FLOORS = [
     ["errors", "timing"],
-    ["files", "order", "plot", "console"],
+    ["files", "order", "plot", "console", "arms"],
     ["config", "distributed", "pretrained"],
+    ["modality"],
     ["recipe"],
     ["method"],
     ["run"],
@@ -33,13 +34,21 @@ def room_of(module):
     return ".".join(parts[: 2 if parts and parts[0] in ("language", "vision") else 1])
 
 
+def nodes(tree):
+    """All of a module but what only type checkers read: names of types are no dependency of what runs."""
+    for node in ast.iter_child_nodes(tree):
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            yield node
+            yield from nodes(node)
+
+
 def imports():
     """(module, imported module) of the package, late imports too."""
     files = {path: ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts) for path in SOURCE.rglob("*.py")}
     files = {path: name.removesuffix(".__init__") for path, name in files.items()}
     modules = set(files.values())
     for path, name in files.items():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "vpretrain":
                 for alias in node.names:
                     inner = f"{node.module}.{alias.name}"

@@ -17,8 +17,9 @@ from transformers import Trainer, TrainingArguments
 from vpretrain import UserError
 from vpretrain.config import OptimizerConfig
 from vpretrain.language.adapters.trainer import VPretrainTrainer, _answering
-from vpretrain.language.assemble import steered
-from vpretrain.language.config import PAPER, DesignerConfig, ValueConfig
+from vpretrain.language.arms import ARMS, PAPER
+from vpretrain.language.assemble import constructed
+from vpretrain.language.config import ControlConfig, DesignerConfig, ValueConfig
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.language.model.learner import LanguageLearner
 from vpretrain.language.task.construction import OneHot
@@ -108,8 +109,8 @@ class Feedback:
 def by_our_loop(model, accumulation, bf16, arm, value):
     designer_config = DesignerConfig(**DESIGNER)
     learner = LanguageLearner(model, top_k=designer_config.top_k, bf16=bf16)
-    construction, meta, designer = steered(
-        arm, learner, Feedback(), designer_config, value, length=value.length, seed=0
+    construction, meta, designer = constructed(
+        ARMS[arm], learner, Feedback(), designer_config, value, ControlConfig(), length=value.length, seed=0
     )
     records = []
     continue_pretraining(

@@ -7,7 +7,7 @@ import signal
 import torch
 from worlds import stop, tiny_recipe, vision_recipe
 
-from vpretrain.recipe import room
+from vpretrain.modality import modality_of
 from vpretrain.run.checkpoint import checkpoints, load_checkpoint
 from vpretrain.run.session import Session, prepare_directory
 
@@ -25,7 +25,7 @@ def session_of(recipe, *, resume=False):
     """A run as another process would begin it, or go on with it."""
     prepare_directory(recipe, resume=resume, overwrite=not resume)
     torch.manual_seed(99 if resume else recipe.seed)  # another process would have another state
-    return Session(recipe, room(recipe.modality, "assemble").assemble(recipe), resume=resume)
+    return Session(recipe, modality_of(recipe).assemble(recipe), resume=resume)
 
 
 def stopped_after(recipe, stops, number=signal.SIGTERM):

@@ -16,7 +16,8 @@ import time
 
 import torch
 
-from vpretrain.recipe import load_recipe, room
+from vpretrain.modality import modality_of
+from vpretrain.recipe import load_recipe
 from vpretrain.run import run_recipe
 from vpretrain.run.checkpoint import checkpoints, damage, load_newest
 
@@ -63,7 +64,7 @@ def same(one, other):
 
 def main(file: str, kills: int, seed: int) -> None:
     recipe = load_recipe(file)
-    room(recipe.modality, "assemble").assemble(recipe)  # imports all, and draws the scenes
+    modality_of(recipe).assemble(recipe)  # imports all, and draws the scenes
     root = recipe.directory / "checkpoints"
     start = time.monotonic()
     assert ended(forked(recipe, resume=False), 120)

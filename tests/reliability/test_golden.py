@@ -11,12 +11,14 @@ import pytest
 import torch
 from reliability.faults import MODALITIES, session_of, small_recipe
 
-from vpretrain.language.config import DIRECT
-from vpretrain.recipe import room
-
 pytestmark = pytest.mark.reliability
 FILE = Path(__file__).with_name("golden.json")
-ARMS = [(m, arm) for m in MODALITIES for arm in room(m, "config").Recipe.arms if arm not in DIRECT]
+ARMS = [
+    (name, arm)
+    for name, modality in MODALITIES.items()
+    for arm, about in modality.recipe.arms.items()
+    if not getattr(about, "direct", None)
+]
 DRIFT = 1e-5  # mean absolute difference, in units of the loss
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,9 @@ from vpretrain.compare.statistics import bootstrap_interval, paired_difference
 from vpretrain.compare.tables import draw_curves, remarks, table
 from vpretrain.errors import Paused
 from vpretrain.files import read_lines
-from vpretrain.recipe import load_recipe, room, save_recipe
+from vpretrain.language.arms import ARMS
+from vpretrain.modality import MODALITIES
+from vpretrain.recipe import load_recipe, save_recipe
 from vpretrain.report.collect import collect
 from vpretrain.run import run_recipe
 from vpretrain.run.checkpoint import load_checkpoint
@@ -122,14 +125,14 @@ def test_a_paused_run_says_how_to_go_on(tmp_path, tokenizer, capsys):
 
 
 def test_pass_at_k_is_averaged_over_seeds_and_shown_at_its_largest_k():
-    figures = room("language", "metrics")
+    metrics = MODALITIES["language"].metrics
     runs = [
         {"arm": "v", "pass_at_k": {"1": p, "8": 3 * p, "16": 4 * p}, "problems": [{"nll": 1.0}]} for p in (0.1, 0.2)
     ]
-    summary = over_seeds(runs, figures)
+    summary = over_seeds(runs, metrics)
     assert summary["pass_at_k"] == pytest.approx({"1": 0.15, "8": 0.45, "16": 0.6})
-    assert figures.COLUMNS["Pass@k"](summary) == "60.0% (k = 16)"
-    assert figures.COLUMNS["Pass@k"]({}) == "-"
+    assert metrics.columns["Pass@k"](summary) == "60.0% (k = 16)"
+    assert metrics.columns["Pass@k"]({}) == "-"
 
 
 def test_unknown_arms_are_named(tmp_path, tokenizer):
@@ -138,8 +141,10 @@ def test_unknown_arms_are_named(tmp_path, tokenizer):
 
 
 def test_an_arm_may_have_settings_of_its_own(tmp_path, tokenizer, in_this_process, monkeypatch):
-    follow = {"self-distillation": lambda v: [f"control.alpha={v['seed'] / 4 + 0.25}", "control.keep=0.25"]}
-    monkeypatch.setattr(room("language", "metrics"), "FOLLOW_V", follow)
+    def follows_v(v):
+        return [f"control.alpha={v['seed'] / 4 + 0.25}", "control.keep=0.25"]
+
+    monkeypatch.setitem(ARMS, "self-distillation", replace(ARMS["self-distillation"], follows_v=follows_v))
     recipe = tiny_recipe(tmp_path, tokenizer)
     dot = "v:value.align=dot:value.strength=1"
     arms = ["one-hot", dot, "self-distillation:control.keep=0.75", "v:value.strength=1:value.align=dot"]

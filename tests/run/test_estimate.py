@@ -23,7 +23,8 @@ from vpretrain.errors import UserError
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.language.model.learner import LanguageLearner
 from vpretrain.language.task.construction import OneHot
-from vpretrain.recipe import parse_recipe, room
+from vpretrain.modality import MODALITIES, modality_of
+from vpretrain.recipe import parse_recipe
 from vpretrain.scaling.cost import Read, Transformer
 from vpretrain.scaling.estimate import DEVICES, OVER_FLOOR, Device, MetaCost, Workload, estimate, on_gpus
 from vpretrain.scaling.tables import estimate_remarks, least_period
@@ -35,7 +36,7 @@ GIB = 2**30
 
 
 def workload(recipe):
-    return room(recipe.modality, "workload").workload(recipe)
+    return modality_of(recipe).workload(recipe)
 
 
 # A learner of 1,000 parameters in 4 blocks of 200, whose numbers can be worked out by hand.
@@ -120,7 +121,7 @@ def test_the_least_period_makes_meta_updates_negligible():
 def test_counts_of_a_language_learner_are_those_of_the_real_one(family, tmp_path, tokenizer):
     recipe = tiny_recipe(tmp_path, tokenizer, family, arm="v-paper")
     work = workload(recipe)
-    parts = room("language", "assemble").assemble(recipe)
+    parts = MODALITIES["language"].assemble(recipe)
     theta = dict(parts.learner.named_parameters())
     assert work.parameters == work.trained == sum(p.numel() for p in theta.values())
     assert work.subset == sum(theta[name].numel() for name in parts.meta.subset)
@@ -134,7 +135,7 @@ def test_under_lora_adapters_alone_have_gradients_and_states(tmp_path, tokenizer
     data = recipe_data(tmp_path, tokenizer) | {"arm": "v-paper"}
     recipe = parse_recipe(data | {"learner": data["learner"] | lora})
     work, full = workload(recipe), workload(parse_recipe(data))
-    parts = room("language", "assemble").assemble(recipe)
+    parts = MODALITIES["language"].assemble(recipe)
     theta = dict(parts.learner.named_parameters())
     assert work.trained == sum(p.numel() for p in theta.values()) < full.trained
     assert work.parameters == full.parameters + work.trained
@@ -146,7 +147,7 @@ def test_under_lora_adapters_alone_have_gradients_and_states(tmp_path, tokenizer
 def test_the_exact_task_has_a_tangent_in_place_of_a_designer(tmp_path, tokenizer):
     recipe = tiny_recipe(tmp_path, tokenizer)
     work = workload(recipe)
-    theta = dict(room("language", "assemble").load_learner(recipe)[0].named_parameters())
+    theta = dict(MODALITIES["language"].load_learner(recipe)[0].named_parameters())
     mlp = sum(p.numel() for name, p in theta.items() if ".layers.2.mlp." in name)
     assert (work.designer, work.subset, work.meta_rows, work.feedback_rows) == (0, mlp, 2, 2)
     assert work.replicated.value_flops == 0 < work.replicated.feedback_flops
@@ -167,7 +168,7 @@ def test_counts_of_a_vision_learner_are_those_of_the_real_one(family, objective,
     local = {"local_views": 0, "global_views": 1} if objective == "ijepa" else {}
     recipe = vision_recipe(tmp_path, family, learner=learner, stream=local)
     work = workload(recipe)
-    parts = room("vision", "assemble").assemble(recipe)
+    parts = MODALITIES["vision"].assemble(recipe)
     theta = dict(parts.learner.named_parameters())
     assert work.parameters == work.trained == work.teacher == sum(p.numel() for p in theta.values())
     assert work.subset == sum(theta[name].numel() for name in parts.meta.subset)
@@ -198,7 +199,7 @@ def test_flops_of_a_step_are_those_that_torch_counts(family, lora, tmp_path, tok
     data = recipe_data(tmp_path, tokenizer, family)
     recipe = parse_recipe(data | {"learner": data["learner"] | {"lora": lora}})
     work, batch = workload(recipe), whole_rows(2, 48)
-    learner = room("language", "assemble").load_learner(recipe)[0]
+    learner = MODALITIES["language"].load_learner(recipe)[0]
 
     def run():
         state = learner.forward(batch)
@@ -256,7 +257,7 @@ def test_activations_are_those_that_autograd_keeps(family, precision, tmp_path, 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_activations_of_views_are_those_that_autograd_keeps(precision, tmp_path):
     recipe = vision_recipe(tmp_path, learner={"precision": precision})
-    learner = room("vision", "assemble").load_learner(recipe)[0]
+    learner = MODALITIES["vision"].load_learner(recipe)[0]
     batch = ViewBatch(torch.rand(2, 3, 3, 32, 32), torch.rand(2, 3, 3, 16, 16), ("",) * 3, (0, 1, 2), 3)
     learner.module.eval()  # drop-path keeps a little besides
     measured = kept_bytes(lambda: learner.forward(batch), learner)

@@ -12,7 +12,8 @@ from typing import Any
 
 from vpretrain.errors import UserError
 from vpretrain.files import check_writable
-from vpretrain.recipe import load_recipe, room
+from vpretrain.modality import modality_of
+from vpretrain.recipe import load_recipe
 
 _SHOWN = 8  # parameters of a replay
 
@@ -190,7 +191,7 @@ def check(options: argparse.Namespace) -> int:
 
     require(recipe.tracking)
     _quiet()
-    for line in room(recipe.modality, "inspection.check").check(recipe):
+    for line in modality_of(recipe).check(recipe):
         print(line)
     return 0
 
@@ -216,7 +217,7 @@ def estimate(options: argparse.Namespace) -> int:
 def inspect(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.overrides)
     _quiet()
-    room(recipe.modality, "inspection.inspect").inspect(recipe, examples=options.examples, positions=options.positions)
+    modality_of(recipe).inspect(recipe, examples=options.examples, positions=options.positions)
     return 0
 
 
@@ -256,7 +257,7 @@ def evaluate(options: argparse.Namespace) -> int:
     if options.recipe is not None:
         recipe = load_recipe(options.recipe, options.overrides)
         _quiet()
-        results = room(recipe.modality, "assemble").measure(recipe, options.model)
+        results = modality_of(recipe).measure(recipe, options.model)
         if not options.json:
             _print_figures(results)
     if options.tasks is not None:

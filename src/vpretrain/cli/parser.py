@@ -15,6 +15,7 @@ from typing import Any
 from vpretrain import pretrained
 from vpretrain.cli import commands
 from vpretrain.errors import Elsewhere, Interrupted, Paused, UserError
+from vpretrain.modality import MODALITIES
 from vpretrain.recipe import settings_help
 from vpretrain.scaling.estimate import DEVICES, LATENCY_US, UTILISATION
 
@@ -165,6 +166,11 @@ def _parser() -> argparse.ArgumentParser:
         "--arms",
         help="comma-separated, such as one-hot,v,random-feedback (default: the baseline and v); an arm may carry settings "
         "of its own, each after a colon: v:value.align=dot:value.every_steps=4",
+    )
+    command.epilog += "".join(
+        f"\n\nArms of a {name} recipe:\n"
+        + "\n".join(f"  {arm.name}: {arm.summary}" for arm in modality.recipe.arms.values())
+        for name, modality in MODALITIES.items()
     )
     add_seeds(command)
     turns = (

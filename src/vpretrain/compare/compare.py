@@ -14,7 +14,6 @@ from vpretrain.compare.tables import cells, remarks
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.files import read_lines, write_whole
-from vpretrain.recipe import room
 from vpretrain.run.card import write_card
 
 
@@ -51,7 +50,7 @@ def compare(
         )
     seeds = list(dict.fromkeys(seeds)) or [recipe.seed]
     v = min((entry for entry in entries if entry.arm == "v"), key=lambda entry: len(entry.settings), default=None)
-    follow = room(recipe.modality, "metrics").FOLLOW_V if v else {}
+    follow = {name: arm.follows_v for name, arm in recipe.arms.items() if arm.follows_v is not None} if v else {}
     members = {START: [f"arm={recipe.baseline}", "budget.steps=0"]}
     for turn, seed in enumerate(seeds):  # each seed starts with another arm
         order = [*entries[turn % len(entries) :], *entries[: turn % len(entries)]]

@@ -16,8 +16,8 @@ from vpretrain.compare.tables import grid
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.files import write_whole
+from vpretrain.modality import Metrics, modality_of
 from vpretrain.plot import pyplot
-from vpretrain.recipe import room
 from vpretrain.run.versions import versions
 
 
@@ -35,8 +35,8 @@ def pareto(
         UserError: no points, or what `run_group` raises.
         Interrupted: a signal stopped it, after the running point had saved itself.
     """
-    figures = room(recipe.modality, "metrics")
-    points = points or figures.PARETO_POINTS
+    metrics = modality_of(recipe).metrics
+    points = points or metrics.pareto_points
     if not points:
         raise UserError(f"give the points: --point field=value,field=value for each; {recipe.modality} has none ready")
     members = {
@@ -45,21 +45,21 @@ def pareto(
         **{name: ["arm=v", *point] for name, point in _names(points).items()},
     }
     start = run_group(recipe, {START: members[START]}, resume=resume, overwrite=overwrite)[START]
-    if missing := [title for key, (_, title) in figures.OBJECTIVES.items() if start[key] is None]:
+    if missing := [title for key, (_, title) in metrics.objectives.items() if start[key] is None]:
         raise UserError(f"the evaluation does not measure {' and '.join(missing)}: give it such sources")
     runs = run_group(recipe, members, resume=True)
     scores = {
-        name: tuple(sign * run[key] for key, (sign, _) in figures.OBJECTIVES.items()) for name, run in runs.items()
+        name: tuple(sign * run[key] for key, (sign, _) in metrics.objectives.items()) for name, run in runs.items()
     }
     efficient = front(scores)
     results = {
-        "objectives": {key: "higher" if sign > 0 else "lower" for key, (sign, _) in figures.OBJECTIVES.items()},
+        "objectives": {key: "higher" if sign > 0 else "lower" for key, (sign, _) in metrics.objectives.items()},
         "points": {
             name: {
                 "settings": members[name],
                 "on_front": name in efficient,
-                **{key: value for key, value in run.items() if key not in ("name", figures.CASES)},
-                f"minus_{recipe.baseline}".replace("-", "_"): _differences(run, runs[recipe.baseline], figures),
+                **{key: value for key, value in run.items() if key not in ("name", metrics.cases)},
+                f"minus_{recipe.baseline}".replace("-", "_"): _differences(run, runs[recipe.baseline], metrics),
             }
             for name, run in runs.items()
         },
@@ -81,11 +81,11 @@ def front(scores: Mapping[str, tuple[float, ...]]) -> list[str]:
 
 def pareto_table(results: dict[str, Any], recipe: Recipe) -> Table:
     """The points for a terminal."""
-    figures = room(recipe.modality, "metrics")
-    titles = [title for _, title in figures.OBJECTIVES.values()]
+    metrics = modality_of(recipe).metrics
+    titles = [title for _, title in metrics.objectives.values()]
     rows = [["point", *titles, "steps", "seconds", "on the front"]]
     for name, point in results["points"].items():
-        scores = [f"{point[key]:.4f}" for key in figures.OBJECTIVES]
+        scores = [f"{point[key]:.4f}" for key in metrics.objectives]
         on_front = "yes" if point["on_front"] else ""
         rows.append([name, *scores, f"{point['steps']:,}", f"{point['seconds']:.1f}", on_front])
     return grid(f"{recipe.name}: {' against '.join(titles)}", rows)
@@ -96,7 +96,7 @@ def draw_pareto(results: dict[str, Any], recipe: Recipe) -> Path | None:
     plot = pyplot()
     if plot is None:
         return None
-    objectives = room(recipe.modality, "metrics").OBJECTIVES
+    objectives = modality_of(recipe).metrics.objectives
     (x, (x_sign, x_title)), (y, (y_sign, y_title)) = objectives.items()
     figure, panel = plot.subplots(figsize=(8.4, 4.6), layout="constrained")
     markers = ["s", "D", "o", "^", "v", "<", ">", "P", "X", "*"]
@@ -121,12 +121,12 @@ def draw_pareto(results: dict[str, Any], recipe: Recipe) -> Path | None:
     return file
 
 
-def _differences(run: dict[str, Any], baseline: dict[str, Any], figures: Any) -> dict[str, Any]:
+def _differences(run: dict[str, Any], baseline: dict[str, Any], metrics: Metrics) -> dict[str, Any]:
     """From the baseline, paired over what was evaluated on, with intervals."""
     return {
-        key: paired(*([[case[key] for case in each[figures.CASES] if key in case]] for each in (run, baseline)))
-        for key in figures.PAIRED
-        if any(key in case for case in run[figures.CASES])
+        key: paired(*([[case[key] for case in each[metrics.cases] if key in case]] for each in (run, baseline)))
+        for key in metrics.paired
+        if any(key in case for case in run[metrics.cases])
     }
 
 

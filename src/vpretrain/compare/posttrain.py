@@ -20,8 +20,8 @@ from vpretrain.compare.runs import run_group
 from vpretrain.compare.tables import grid
 from vpretrain.config import Recipe
 from vpretrain.files import read_lines, write_whole
+from vpretrain.modality import modality_of
 from vpretrain.plot import pyplot
-from vpretrain.recipe import room
 from vpretrain.run.versions import versions
 
 
@@ -50,17 +50,17 @@ def posttrain(
             members |= own
             stages[path].append(list(own))
     results = run_group(recipe, members, resume=resume, overwrite=overwrite)
-    figures = room(recipe.modality, "metrics")
+    metrics = modality_of(recipe).metrics
     start = results[START]
     lines = {path: [_line(recipe, start, runs, results) for runs in of_path] for path, of_path in stages.items()}
     ends = {path: [results[runs[-1]] for runs in of_path] for path, of_path in stages.items()}
-    key = next(key for key in figures.PAIRED if key in start[figures.CASES][0])
-    cases = {path: [[case[key] for case in run[figures.CASES]] for run in runs] for path, runs in ends.items()}
+    key = next(key for key in metrics.paired if key in start[metrics.cases][0])
+    cases = {path: [[case[key] for case in run[metrics.cases]] for run in runs] for path, runs in ends.items()}
     summary = {
-        START: {k: v for k, v in start.items() if k != figures.CASES},
+        START: {k: v for k, v in start.items() if k != metrics.cases},
         "paths": {
             path: {
-                "end": over_seeds(runs, figures),  # of the last stage: seconds and the like are its own
+                "end": over_seeds(runs, metrics),  # of the last stage: seconds and the like are its own
                 "seconds": mean(line[-1]["seconds"] for line in lines[path]),
                 recipe.unit: mean(line[-1][recipe.unit] for line in lines[path]),
                 "curve": lines[path],
@@ -68,7 +68,7 @@ def posttrain(
             }
             for path, runs in ends.items()
         },
-        "of": figures.PAIRED[key],
+        "of": metrics.paired[key],
         "seeds": seeds,
         "recipe": recipe.model_dump(mode="json"),
         "versions": versions(),
@@ -79,14 +79,14 @@ def posttrain(
 
 def posttrain_table(results: dict[str, Any], recipe: Recipe) -> Table:
     """Where the paths ended, for a terminal: means over seeds."""
-    figures = room(recipe.modality, "metrics")
+    metrics = modality_of(recipe).metrics
     first = next(iter(results["paths"]))
-    rows = [["path", *figures.COLUMNS, f"minus {first} [95 %]", "seconds", recipe.unit]]
+    rows = [["path", *metrics.columns, f"minus {first} [95 %]", "seconds", recipe.unit]]
     for path, found in {START: {"end": results[START]}, **results["paths"]}.items():
         minus = found.get("minus", {}).get(first)
         difference = "-" if minus is None else f"{minus['mean']:+.4f} [{minus['low']:+.4f}, {minus['high']:+.4f}]"
         spent = f"{found.get('seconds', 0.0):.1f}", f"{found.get(recipe.unit, 0):,.0f}"
-        rows.append([path, *(show(found["end"]) for show in figures.COLUMNS.values()), difference, *spent])
+        rows.append([path, *(show(found["end"]) for show in metrics.columns.values()), difference, *spent])
     return grid(f"{recipe.name}: paths of equal budget", rows)
 
 
@@ -97,7 +97,7 @@ def draw_posttrain(results: dict[str, Any], recipe: Recipe) -> Path | None:
         return None
     objectives = [
         (key, title)
-        for key, (_, title) in room(recipe.modality, "metrics").OBJECTIVES.items()
+        for key, (_, title) in modality_of(recipe).metrics.objectives.items()
         if results[START].get(key) is not None
     ]
     picture, axes = plot.subplots(
@@ -139,7 +139,7 @@ def _line(
     recipe: Recipe, start: dict[str, Any], runs: Sequence[str], results: dict[str, dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """A path's scores by what they cost: the untouched learner, evaluations along each stage, each stage's end."""
-    unit, objectives = recipe.unit, room(recipe.modality, "metrics").OBJECTIVES
+    unit, objectives = recipe.unit, modality_of(recipe).metrics.objectives
     curve = [{"seconds": 0.0, unit: 0, "ends": False, **{key: start[key] for key in objectives}}]
     for run in runs:
         spent, read = curve[-1]["seconds"], curve[-1][unit]

@@ -10,7 +10,7 @@ from typing import Any
 from vpretrain.compare.entry import parse_entry
 from vpretrain.config import Recipe
 from vpretrain.files import Lines
-from vpretrain.recipe import room
+from vpretrain.modality import Metrics, modality_of
 from vpretrain.run.versions import versions
 
 START = "step-0"
@@ -33,18 +33,18 @@ def summarise(runs: Runs, scores: Mapping[str, Sequence[Lines]], recipe: Recipe)
         scores: evaluations along each of the runs.
         recipe: what they share.
     """
-    figures = room(recipe.modality, "metrics")
-    results: dict[str, Any] = {"arms": {arm: over_seeds(of_arm, figures) for arm, of_arm in runs.items()}}
-    cases = {arm: [run[figures.CASES] for run in of_arm] for arm, of_arm in runs.items()}
-    keys = [key for key in figures.PAIRED if any(key in case for case in cases[START][0])]
+    metrics = modality_of(recipe).metrics
+    results: dict[str, Any] = {"arms": {arm: over_seeds(of_arm, metrics) for arm, of_arm in runs.items()}}
+    cases = {arm: [run[metrics.cases] for run in of_arm] for arm, of_arm in runs.items()}
+    keys = [key for key in metrics.paired if any(key in case for case in cases[START][0])]
     results["differences"] = {key: _differences({a: _values(c, key) for a, c in cases.items()}) for key in keys}
-    results["of"] = {key: figures.PAIRED[key] for key in keys}
+    results["of"] = {key: metrics.paired[key] for key in keys}
     domains = list(dict.fromkeys(case["domain"] for case in cases[START][0] if "domain" in case))
     if len(domains) > 1:
         results["by_domain"] = {domain: _by_domain(cases, keys, domain) for domain in domains}
     if recipe.evaluation.points and recipe.optimizer.schedule == "constant":
         results["matched"] = {
-            axis: _matched(runs, scores, axis, keys, figures.CASES) for axis in ("seconds", recipe.unit)
+            axis: _matched(runs, scores, axis, keys, metrics.cases) for axis in ("seconds", recipe.unit)
         }
     results["recipe"] = recipe.model_dump(mode="json")
     results["versions"] = versions()
@@ -58,15 +58,15 @@ def paired(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> dict[s
     return paired_difference(a, b)
 
 
-def over_seeds(runs: Sequence[dict[str, Any]], figures: Any) -> dict[str, Any]:
+def over_seeds(runs: Sequence[dict[str, Any]], metrics: Metrics) -> dict[str, Any]:
     """Of an arm: means over its seeds, and each seed's own if there are several."""
-    own = [{key: value for key, value in run.items() if key not in ("name", figures.CASES)} for run in runs]
+    own = [{key: value for key, value in run.items() if key not in ("name", metrics.cases)} for run in runs]
     if len(own) == 1:
         return own[0]
     numbers = {key: _mean([run.get(key) for run in own]) for key in own[0] if key not in ("arm", "seed", "warning")}
     warning = next((run["warning"] for run in own if "warning" in run), None)
     summary = {"arm": own[0]["arm"], **numbers, **({"warning": warning} if warning else {})}
-    return summary | figures.intervals([run[figures.CASES] for run in runs]) | {"runs": own}
+    return summary | metrics.intervals([run[metrics.cases] for run in runs]) | {"runs": own}
 
 
 def _mean(values: Sequence[Any]) -> Any:

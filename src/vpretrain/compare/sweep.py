@@ -24,8 +24,9 @@ from vpretrain.config import Recipe, Strict
 from vpretrain.console import console, minutes
 from vpretrain.errors import UserError
 from vpretrain.files import read_lines, write_whole
+from vpretrain.modality import modality_of
 from vpretrain.plot import pyplot
-from vpretrain.recipe import parse_recipe, room, save_recipe, with_overrides
+from vpretrain.recipe import parse_recipe, save_recipe, with_overrides
 from vpretrain.run.lock import locked
 from vpretrain.run.versions import versions
 
@@ -128,7 +129,7 @@ def sweep(
         UserError: a setting does not exist, the directory is taken, or no trial of the first five could run.
         Interrupted: a signal stopped it, after the running trial had saved itself.
     """
-    objectives = room(recipe.modality, "metrics").OBJECTIVES
+    objectives = modality_of(recipe).metrics.objectives
     if objective is not None and objective not in objectives:
         raise UserError(f"unknown objective {objective}: choose from {', '.join(objectives)}")
     key = objective or next(iter(objectives))

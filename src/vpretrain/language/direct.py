@@ -51,7 +51,7 @@ class DirectTraining:
     """What takes the place of Algorithm 1. The loss is averaged over tokens, whatever `stream.average` says.
 
     Args:
-        recipe: its arm is one of `DIRECT`.
+        recipe: its arm is one of TRL's.
         learner: theta.
         tokenizer: the learner's.
         held_back: keys of the problems that are not trained on.
@@ -62,7 +62,8 @@ class DirectTraining:
 
     def __init__(self, recipe: Recipe, learner: LanguageLearner, tokenizer: Any, held_back: frozenset[str]) -> None:
         self.recipe, self.learner, self.tokenizer, self.held_back = recipe, learner, tokenizer, held_back
-        self.method, _, data = recipe.arm.partition("-")
+        arm = recipe.arms[recipe.arm]
+        self.method, data = arm.direct, arm.direct_on
         section = recipe.feedback if data == "feedback" else recipe.stream
         self.length = section.length
         # A tuple: datasets takes a list for shards.

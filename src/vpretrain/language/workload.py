@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from vpretrain import pretrained
 from vpretrain.errors import UserError
 from vpretrain.language.assemble import check_sizes
-from vpretrain.language.config import EXACT, MIXED_IN, SMOOTHED, STEERED, Recipe
+from vpretrain.language.config import Recipe
 from vpretrain.language.model.frozen_blocks import FrozenBlocksCache
 from vpretrain.language.model.load import load_config, with_adapters
 from vpretrain.language.model.loss import CHUNK
@@ -20,13 +20,13 @@ from vpretrain.method.subset import alignment_subset, blocks_of
 from vpretrain.scaling.cost import Read, Transformer, designer_floor
 from vpretrain.scaling.estimate import BF16, FP32, MetaCost, Workload, block_bytes
 
-_WITHOUT_FEEDBACK = {"one-hot"} | SMOOTHED | (MIXED_IN - EXACT)
 _CANDIDATE_BYTES = 40  # of a candidate and target: its number, logit, log p, score, log r and q
 
 
 def workload(recipe: Recipe) -> Workload:
     """Counts of a recipe, from the learner's configuration alone. Raises UserError for what is not known here."""
-    if recipe.arm not in STEERED | _WITHOUT_FEEDBACK:
+    arm = recipe.arms[recipe.arm]
+    if arm.direct or (arm.tangent and not arm.exact):
         raise UserError(
             f"arm={recipe.arm} has passes of its own that estimate does not know: use arm=v, or arm=one-hot"
         )
@@ -49,7 +49,7 @@ def workload(recipe: Recipe) -> Workload:
         trained_head=head.requires_grad,
     )
     stream, value, feedback = recipe.stream, recipe.effective_value, recipe.feedback
-    steered, designed = recipe.arm in STEERED, recipe.has_designer
+    steered, designed = arm.steered, arm.designer
     subset = alignment_subset(module, value.subset) if steered else ()
     lower = FrozenBlocksCache.below(module, subset) if steered else None
     above = len(blocks) - (len(lower.blocks) if lower else 0)
@@ -103,7 +103,7 @@ def workload(recipe: Recipe) -> Workload:
         step_flops=size.step(row),
         # In place of a designer the exact task has a tangent: along u, and through what it changes, in each matrix of S.
         designer_flops=designer_floor(phi, row.tokens)
-        + (4.0 * sum(trained[n] for n in subset) * row.targets if recipe.arm in EXACT else 0.0),
+        + (4.0 * sum(trained[n] for n in subset) * row.targets if arm.exact else 0.0),
         # Scores read the candidates' embeddings; the loss reads them for the states' gradient, and adds to the head's.
         gathered_bytes=row.targets * k * width * (FP32 + element + 2 * FP32 * size.trained_head) if steered else 0.0,
         # Besides the blocks: the last norm's, the states that the head reads and their gradient, what is kept of candidates.

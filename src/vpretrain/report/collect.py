@@ -14,7 +14,8 @@ from vpretrain.compare.tables import cells, remarks
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.files import Lines
-from vpretrain.recipe import load_recipe, room
+from vpretrain.modality import modality_of
+from vpretrain.recipe import load_recipe
 
 # What a report needs of these files.
 _COMPARED = {"arms", "differences", "of", "seeds", "versions"}
@@ -120,8 +121,8 @@ def _comparison(directory: Path) -> Study:
 
 def _alone(directory: Path) -> Study:
     run = _run(directory)
-    figures, missing = room(run.recipe.modality, "metrics"), []
-    arms = {run.recipe.arm: over_seeds([run.result], figures)} if run.result else {}
+    metrics, missing = modality_of(run.recipe).metrics, []
+    arms = {run.recipe.arm: over_seeds([run.result], metrics)} if run.result else {}
     if not run.result:
         missing.append("result.json: the run is not finished; `vpretrain run ... --resume` goes on")
     missing.append("controls and the untouched learner: `vpretrain compare` runs them under the same budget")

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vpretrain.errors import UserError
-from vpretrain.recipe import load_recipe, room
+from vpretrain.recipe import load_recipe
 from vpretrain.report.collect import read_log
 from vpretrain.run.card import without_folders
 
@@ -29,7 +29,7 @@ def inspectors(run: Path) -> list[Markup]:
         UserError: it has no recipe that can be read.
     """
     recipe = load_recipe(run / "recipe.yaml")
-    if recipe.arm not in room(recipe.modality, "config").STEERED:
+    if not recipe.arms[recipe.arm].steered:
         return []
     kind, find = {"language": ("tokens", _tokens), "vision": ("views", _views)}[recipe.modality]
     shown: dict[str, Any] = {"kind": kind, "title": TITLES[recipe.modality], "missing": None}

@@ -19,7 +19,8 @@ from markupsafe import Markup
 from vpretrain.compare.results import START
 from vpretrain.compare.tables import cells
 from vpretrain.files import check_writable, write_whole
-from vpretrain.recipe import flat, room
+from vpretrain.modality import modality_of
+from vpretrain.recipe import flat
 from vpretrain.report import plots
 from vpretrain.report.collect import Study, collect
 from vpretrain.report.inspectors import TITLES, inspectors
@@ -100,7 +101,7 @@ def _results(study: Study) -> Table | None:
     if not arms:
         return None
     rows = cells(arms, study.recipe)
-    told = [f"Results on {room(study.recipe.modality, 'metrics').HEADLINE}"]
+    told = [f"Results on {modality_of(study.recipe).metrics.headline}"]
     told += ["step-0 is the untouched learner"] if study.start else []
     told += ["means over seeds"] if len(study.results["seeds"]) > 1 else []
     told += ["[ ] are 95 % bootstrap intervals"] if any("[" in text for text in rows[-1]) else []
@@ -126,7 +127,7 @@ def _differences(study: Study) -> Table | None:
 def _scores(study: Study) -> Table:
     """The points of the evaluation's curves."""
     unit = study.recipe.unit
-    keys = list(room(study.recipe.modality, "metrics").OBJECTIVES)
+    keys = list(modality_of(study.recipe).metrics.objectives)
     rows = [["arm", "seed", "steps", "seconds", unit, *keys]]
     for arm, runs in study.runs.items():
         for run in runs:

@@ -17,8 +17,8 @@ from markupsafe import Markup, escape
 
 from vpretrain.compare.results import START
 from vpretrain.compare.tables import pairs
+from vpretrain.modality import modality_of
 from vpretrain.plot import pyplot
-from vpretrain.recipe import room
 from vpretrain.report.collect import Run, Study
 from vpretrain.report.curves import Series, between_seeds, thin
 
@@ -75,7 +75,7 @@ def evaluation(study: Study) -> list[Markup]:
     """Each objective against seconds, tokens (or images) and steps; bands over seeds."""
     unit = study.recipe.unit
     pictures = []
-    for key, (sign, title) in room(study.recipe.modality, "metrics").OBJECTIVES.items():
+    for key, (sign, title) in modality_of(study.recipe).metrics.objectives.items():
         for axis, name in {"seconds": "training seconds", unit: unit, "steps": "steps"}.items():
             curves = {arm: [_curve(study, run, key, axis) for run in runs] for arm, runs in _trained(study).items()}
             curves = {arm: [c for c in of_arm if c[0]] for arm, of_arm in curves.items()}
@@ -87,7 +87,7 @@ def evaluation(study: Study) -> list[Markup]:
 
 def steps(study: Study) -> tuple[list[Markup], list[Markup]]:
     """Of metrics.jsonl: loss, gate or mask and value; then whatever else it has of each step."""
-    first = room(study.recipe.modality, "metrics").CURVES
+    first = modality_of(study.recipe).metrics.curves
     runs = [run for of_arm in _trained(study).values() for run in of_arm]
     known = {"step", "seconds", study.recipe.unit}
     keys = dict.fromkeys([*first, *(key for run in runs for line in run.metrics for key in line if key not in known)])
@@ -102,7 +102,7 @@ def steps(study: Study) -> tuple[list[Markup], list[Markup]]:
 
 def differences(study: Study) -> list[Markup]:
     """Every told difference as a point with its interval, at the end of the budget and after equal seconds and tokens."""
-    results, figures = study.results, room(study.recipe.modality, "metrics")
+    results, metrics = study.results, modality_of(study.recipe).metrics
     trained = {name: arm for name, arm in results["arms"].items() if arm["steps"]}
     told = pairs(trained, study.recipe.baseline)
     pictures = []
@@ -112,7 +112,7 @@ def differences(study: Study) -> list[Markup]:
             rows += [
                 (f"{_short(a)} − {_short(b)}", f"equal {axis}", matched[key]["differences"][a][b]) for a, b in told
             ]
-        pictures.append(_intervals(rows, f"difference, {unit} ({figures.BETTER[key]} is better)"))
+        pictures.append(_intervals(rows, f"difference, {unit} ({metrics.better[key]} is better)"))
     return pictures
 
 

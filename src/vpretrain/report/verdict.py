@@ -6,7 +6,7 @@ import itertools
 
 from vpretrain.compare.results import START
 from vpretrain.compare.tables import by_minutes, interval, pairs, remarks, unequal
-from vpretrain.recipe import room
+from vpretrain.modality import modality_of
 from vpretrain.report.collect import Study
 
 FEW_CASES = 30
@@ -17,7 +17,7 @@ def verdict(study: Study) -> str:
 
     Where the same pair looks otherwise after equal seconds or tokens, the sentence says so.
     """
-    results, recipe, figures = study.results, study.recipe, room(study.recipe.modality, "metrics")
+    results, recipe, metrics = study.results, study.recipe, modality_of(study.recipe).metrics
     if not study.compared:
         return _of_run(study)
     trained = {name: arm for name, arm in results["arms"].items() if arm["steps"]}
@@ -29,20 +29,20 @@ def verdict(study: Study) -> str:
     a, b = v if v in told else told[0] if told else (next(iter(trained)), START)
     text = "at the end of its budget" if b == START else f"after {_equal(study, a, b)}"
     for number, key in enumerate(of):
-        found, better = results["differences"][key][a][b], figures.BETTER[key]
+        found, better = results["differences"][key][a][b], metrics.better[key]
         if number == 0:
-            text += f", {a} {_relation(found, better)} {b} on {figures.ON[key]}: {a} minus {b} is "
+            text += f", {a} {_relation(found, better)} {b} on {metrics.measured_on[key]}: {a} minus {b} is "
             text += f"{interval(found, of[key])}, paired over {_over(study)} ({better} is better)"
         else:
-            text += f"; on {figures.ON[key]} {a} {_relation(found, better)} {b}: {interval(found, of[key])}"
+            text += f"; on {metrics.measured_on[key]} {a} {_relation(found, better)} {b}: {interval(found, of[key])}"
     if b == START:
         return text[0].upper() + text[1:] + "."
     text += f"; {a} made {_made(study, a)}, {b} {_made(study, b)}"
     for (axis, matched), key in itertools.product(results.get("matched", {}).items(), of):
         other, at_end = matched[key]["differences"][a][b], results["differences"][key][a][b]
-        relation = _relation(other, figures.BETTER[key])
-        if relation != _relation(at_end, figures.BETTER[key]):
-            where = f", on {figures.ON[key]}," if len(of) > 1 else ""
+        relation = _relation(other, metrics.better[key])
+        if relation != _relation(at_end, metrics.better[key]):
+            where = f", on {metrics.measured_on[key]}," if len(of) > 1 else ""
             text += f"; but after {matched['at']:,.0f} {axis}{where} {a} {relation} {b}: {interval(other, of[key])}"
     return text[0].upper() + text[1:] + "."
 
@@ -67,7 +67,7 @@ def warnings(study: Study) -> list[str]:
         lines += [line.removeprefix("warning: ") for line in said if line.startswith("warning")]
     runs, cases = (
         [run for of_arm in study.runs.values() for run in of_arm],
-        room(study.recipe.modality, "metrics").CASES,
+        modality_of(study.recipe).metrics.cases,
     )
     if not study.compared:
         lines += [run.result["warning"] for run in runs if "warning" in run.result]
@@ -86,8 +86,8 @@ def _of_run(study: Study) -> str:
     arm = study.recipe.arm
     if arm not in study.results["arms"]:
         return f"A run of {arm} that is not finished: it has no result yet."
-    figures, result = room(study.recipe.modality, "metrics"), study.results["arms"][arm]
-    shown = {name: show(result) for name, show in figures.COLUMNS.items()}
+    metrics, result = modality_of(study.recipe).metrics, study.results["arms"][arm]
+    shown = {name: show(result) for name, show in metrics.columns.items()}
     name, value = next(((n, v) for n, v in shown.items() if v != "-"), ("its evaluation", "nothing"))
     return f"A run of {arm} alone, with nothing to compare it with, so it shows no effect: {name} is {value}."
 
@@ -115,7 +115,7 @@ def _relation(difference: dict[str, float], better: str) -> str:
 
 
 def _over(study: Study) -> str:
-    figures, seeds = room(study.recipe.modality, "metrics"), len(study.results["seeds"])
-    counts = {len(run.result[figures.CASES]) for of_arm in study.runs.values() for run in of_arm if run.result}
-    cases = f"{counts.pop()} {figures.CASES}" if len(counts) == 1 else figures.CASES
+    metrics, seeds = modality_of(study.recipe).metrics, len(study.results["seeds"])
+    counts = {len(run.result[metrics.cases]) for of_arm in study.runs.values() for run in of_arm if run.result}
+    cases = f"{counts.pop()} {metrics.cases}" if len(counts) == 1 else metrics.cases
     return cases + (f" and {seeds} seeds" if seeds > 1 else " of one seed")

@@ -22,7 +22,8 @@ from rich.text import Text
 from vpretrain.config import Recipe
 from vpretrain.console import minutes
 from vpretrain.errors import UserError
-from vpretrain.recipe import load_recipe, room
+from vpretrain.modality import modality_of
+from vpretrain.recipe import load_recipe
 from vpretrain.run.lock import LOCK, holder
 
 REFRESH_SECONDS = 1.0
@@ -174,7 +175,7 @@ class RunView:
         if not all(_is_number(line.get(key)) for key in ("step", "seconds")):
             return
         self.last = line
-        for key in room(recipe.modality, "metrics").CURVES:
+        for key in modality_of(recipe).metrics.curves:
             if _is_number(line.get(key)):
                 self.curves.setdefault(key, Curve()).add(line[key])
         if _is_number(line.get(recipe.unit)):
@@ -244,7 +245,7 @@ class RunView:
         """The last evaluation as tables show it."""
         found = self.score if self.result is None else self.result
         shown = {}
-        for name, show in room(self.recipe.modality, "metrics").COLUMNS.items() if self.recipe and found else ():
+        for name, show in modality_of(self.recipe).metrics.columns.items() if self.recipe and found else ():
             with contextlib.suppress(LookupError, TypeError, ValueError):
                 shown[name] = show(found)
         return {name: text for name, text in shown.items() if text != "-"}

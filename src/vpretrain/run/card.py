@@ -17,7 +17,8 @@ import yaml
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.files import write_whole
-from vpretrain.recipe import flat, load_recipe, room
+from vpretrain.modality import modality_of
+from vpretrain.recipe import flat, load_recipe
 from vpretrain.run.versions import versions
 
 _CITATION = """```bibtex
@@ -59,7 +60,7 @@ _MARKUP = re.compile(r"([\\`*_\[\]#|~$@]|:(?=//))")
 def provenance(recipe: Recipe) -> dict[str, Any]:
     """What a run was made with, as JSON: versions, what is known of its base, what identifies its data; None: they are gone."""
     try:
-        data = room(recipe.modality, "data.fingerprint").fingerprints(recipe)
+        data = modality_of(recipe).fingerprints(recipe)
     except (OSError, UserError):
         data = None
     return {"versions": versions(), "base": _base(recipe), "data": data}
@@ -126,7 +127,7 @@ def _base(recipe: Recipe) -> dict[str, str]:
 
     name, local, found = recipe.learner.name, True, {}
     try:
-        name = room(recipe.modality, "model.load").resolve(name)
+        name = modality_of(recipe).resolve(name)
         local = Path(name).is_dir()
         card = Path(name) / "README.md" if local else try_to_load_from_cache(name, "README.md")
         found = (metadata_load(card) if isinstance(card, str | Path) else None) or {}
@@ -195,7 +196,7 @@ def data_cells(data: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def _results(recipe: Recipe, result: Mapping[str, Any], comparison: Mapping[str, Any]) -> list[str]:
-    figures = room(recipe.modality, "metrics")
+    metrics = modality_of(recipe).metrics
     told = {"arm", "seed", "steps", recipe.unit, "seconds", "meta_updates"}
     rows = [
         [key, f"{value:.6g}" if isinstance(value, float) else f"{value:,}"]
@@ -208,7 +209,7 @@ def _results(recipe: Recipe, result: Mapping[str, Any], comparison: Mapping[str,
     if comparison:
         lines += [
             "",
-            f"All arms of the comparison; step-0 is the untouched learner. {figures.HEADLINE.capitalize()}:",
+            f"All arms of the comparison; step-0 is the untouched learner. {metrics.headline.capitalize()}:",
             "",
         ]
         lines += _table(comparison["table"])

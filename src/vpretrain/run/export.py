@@ -10,8 +10,9 @@ from typing import Any
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.files import whole_directory
+from vpretrain.modality import modality_of
 from vpretrain.pretrained import first_line
-from vpretrain.recipe import load_recipe, room
+from vpretrain.recipe import load_recipe
 from vpretrain.run.card import write_card
 from vpretrain.run.checkpoint import checkpoints, load_newest, load_parameters
 
@@ -49,7 +50,7 @@ def export(run: str, target: str) -> None:
 
 def export_checkpoint(recipe: Recipe, checkpoints: Path, directory: Path) -> dict[str, Any]:
     """Write the learner of the newest checkpoint, which may lie in shards; returns the run's state there. Raises UserError."""
-    learner, write = room(recipe.modality, "assemble").load_learner(recipe)
+    learner, write = modality_of(recipe).load_learner(recipe)
     groups, state = load_newest(checkpoints)
     load_parameters(learner, groups["learner"])
     write(directory)

@@ -10,7 +10,7 @@ import torch
 from vpretrain.config import Recipe
 from vpretrain.method.algorithm import StepRecord, continue_pretraining
 from vpretrain.method.step import Schedule
-from vpretrain.recipe import room
+from vpretrain.modality import modality_of
 from vpretrain.run.optimizer import AdamW
 from vpretrain.run.parts import Parts
 
@@ -20,7 +20,7 @@ def begin(recipe: Recipe) -> Parts:
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.seed)
-    parts: Parts = room(recipe.modality, "assemble").assemble(recipe)
+    parts: Parts = modality_of(recipe).assemble(recipe)
     if parts.learner.device.type == "cuda":
         torch.cuda.set_device(parts.learner.device)  # whose memory is measured, and whose random numbers are kept
     return parts

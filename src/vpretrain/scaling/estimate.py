@@ -12,7 +12,7 @@ from typing import Any
 
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
-from vpretrain.recipe import room
+from vpretrain.modality import modality_of
 
 FP32, BF16 = 4, 2  # bytes
 UTILISATION = 0.4  # share of a GPU's peak that passes reach: an assumption
@@ -219,7 +219,7 @@ def estimate(recipe: Recipe, world_size: int, **how: Any) -> Estimate:
     Raises:
         UserError: the recipe cannot be run so, or is of a kind that is not known here.
     """
-    return on_gpus(room(recipe.modality, "workload").workload(recipe), world_size, **how)
+    return on_gpus(modality_of(recipe).workload(recipe), world_size, **how)
 
 
 def on_gpus(

@@ -17,7 +17,7 @@ from vpretrain.method.value import engine, no_value
 from vpretrain.run.checkpoint import load_designer
 from vpretrain.run.parts import Parts
 from vpretrain.run.prefetch import prefetched
-from vpretrain.vision.config import DESIGNED, Recipe
+from vpretrain.vision.config import Recipe
 from vpretrain.vision.data.feedback import VisionFeedback
 from vpretrain.vision.data.source import check_disjoint
 from vpretrain.vision.data.stream import VisionStream
@@ -27,7 +27,8 @@ from vpretrain.vision.model.dino import DinoLearner
 from vpretrain.vision.model.ijepa import IJepaLearner
 from vpretrain.vision.model.learner import VisionLearner
 from vpretrain.vision.model.load import load_backbone
-from vpretrain.vision.task.construction import Fixed, LearnedViews, RandomMask
+from vpretrain.vision.task import construction as constructions
+from vpretrain.vision.task.construction import Fixed
 from vpretrain.vision.task.designer import make_designer
 from vpretrain.vision.task.sheet import draw_sheet
 from vpretrain.vision.task.views import record_views
@@ -59,18 +60,16 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
     own = VisionStream(recipe.stream, seed=recipe.seed, rank=distributed.rank(), processes=distributed.size())
     stream = prefetched(own, recipe.stream.prefetch, learner.device)
     feedback = VisionFeedback(recipe.feedback, learner, seed=recipe.seed)
-    construction: Fixed = Fixed()
-    meta, designer, look = None, None, None
-    if recipe.arm == "random-mask":
-        construction = RandomMask(recipe.designer)
-    elif recipe.arm in DESIGNED:
+    arm, meta, designer, look = recipe.arms[recipe.arm], None, None, None
+    if arm.designer:
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)
             designer = make_designer(recipe.designer)
         if recipe.designer.warm_start is not None:
             load_designer(designer, recipe.designer.warm_start)
         designer.to(learner.device)
-        construction = LearnedViews(designer, recipe.designer)
+    construction: Fixed = getattr(constructions, arm.construction).of(designer, recipe.designer)
+    if designer is not None:
         meta = _meta_update(recipe, learner, feedback, construction)
         look = partial(record_views, learner, construction, meta, own)
     return Parts(
@@ -153,15 +152,14 @@ def check_sizes(recipe: Recipe, patch: int) -> None:
         raise UserError(f"designer.patch_size={divisor} does not divide stream.global_size={crop}: use a divisor of it")
 
 
-def _meta_update(
-    recipe: Recipe, learner: VisionLearner, feedback: VisionFeedback, construction: LearnedViews
-) -> MetaUpdate:
+def _meta_update(recipe: Recipe, learner: VisionLearner, feedback: VisionFeedback, construction: Fixed) -> MetaUpdate:
+    arm = recipe.arms[recipe.arm]
     return MetaUpdate(
         learner=learner,
         construction=construction,
         feedback=feedback,
         subset=subset_of(recipe, learner),
-        engine=no_value if recipe.arm == "regulariser-only" else engine(recipe.value),
+        engine=no_value if arm.without_value else engine(recipe.value),
         kind=recipe.value.align,
         penalty=recipe.value.penalty,
         feedback_every=recipe.value.feedback_every,
@@ -169,5 +167,5 @@ def _meta_update(
         matched=False,
         lr=recipe.designer.lr,
         clip_norm=recipe.designer.clip_norm,
-        random_seed=recipe.seed if recipe.arm == "random-feedback" else None,
+        random_seed=recipe.seed if arm.random_feedback else None,
     )

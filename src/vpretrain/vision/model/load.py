@@ -12,7 +12,7 @@ from vpretrain import pretrained
 from vpretrain.errors import UserError
 from vpretrain.pretrained import loaded
 
-FAMILIES = ("dinov2", "dinov3_vit", "ijepa")  # model types
+MODEL_TYPES = ("dinov2", "dinov3_vit", "ijepa")  # model types
 
 
 def load_backbone(name: str) -> Any:

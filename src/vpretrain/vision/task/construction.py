@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -24,6 +24,11 @@ class Fixed:
     """The usual DINO views: the base recipe."""
 
     blur = 0.0  # standard deviation behind a mask, in shares of a side
+
+    @classmethod
+    def of(cls, designer: nn.Module | None, config: DesignerConfig) -> Self:
+        """An arm's, with its designer if it has one."""
+        return cls()
 
     def mask(self, batch: ViewBatch) -> Float[Tensor, "V B 1 H W"] | None:
         """mu of the global crops; None leaves them as they are."""
@@ -66,6 +71,11 @@ class LearnedViews(Fixed):
         config: the regularisers' weights and the blur.
     """
 
+    @classmethod
+    def of(cls, designer: nn.Module | None, config: DesignerConfig) -> Self:
+        assert designer is not None
+        return cls(designer, config)
+
     def __init__(self, designer: nn.Module, config: DesignerConfig) -> None:
         self.designer, self.config, self.blur = designer, config, config.blur
 
@@ -87,6 +97,10 @@ class LearnedViews(Fixed):
 
 class RandomMask(Fixed):
     """Smooth random masks with the keep ratio that the designer is held to: masks without feedback."""
+
+    @classmethod
+    def of(cls, designer: nn.Module | None, config: DesignerConfig) -> Self:
+        return cls(config)
 
     def __init__(self, config: DesignerConfig) -> None:
         self.config, self.blur = config, config.blur

@@ -1,0 +1,46 @@
+"""What an arm is: V, or a control that takes its place. Each modality has a table of its own in its `arms.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm.
+
+    Attributes:
+        name: as recipes and `--arms` name it.
+        summary: what it is, for tables of documentation and help.
+        construction: its class in the modality's `task/construction.py`.
+        designer: whether it trains a task designer.
+        steered: whether its task follows the feedback.
+        random_feedback: whether noise takes the place of the feedback's gradients.
+        value: settings that take the place of the recipe's `value` section.
+        follows_v: settings that match it to V, from V's result; then it runs after V.
+    """
+
+    name: str
+    summary: str
+    construction: str
+    designer: bool = False
+    steered: bool = False
+    random_feedback: bool = False
+    value: Mapping[str, Any] = field(default_factory=dict)
+    follows_v: Callable[[dict[str, Any]], list[str]] | None = None
+
+
+AnyArm = TypeVar("AnyArm", bound=Arm)
+
+
+def by_name(arms: Iterable[AnyArm]) -> dict[str, AnyArm]:
+    """A table of arms."""
+    return {arm.name: arm for arm in arms}
+
+
+def arms_table(arms: Mapping[str, Arm]) -> str:
+    """The table as Markdown."""
+    rows = [f"| `{arm.name}` | {arm.summary} |" for arm in arms.values()]
+    return "\n".join(["| arm | task |", "|---|---|", *rows])

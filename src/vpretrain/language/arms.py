@@ -1,0 +1,113 @@
+"""The arms of language runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vpretrain import arms
+from vpretrain.arms import by_name
+
+
+@dataclass(frozen=True)
+class Arm(arms.Arm):
+    """An arm of language.
+
+    Attributes:
+        exact: whether its targets are the exact task, with a strength.
+        tangent: whether it takes a tangent at every step.
+        candidates: whether its targets lie on K candidates per token.
+        mixed_in: whether the feedback pairs are in its stream.
+        direct: how TRL trains it, where our loop does not.
+        direct_on: what TRL trains it on.
+        options: arguments of its construction.
+    """
+
+    exact: bool = False
+    tangent: bool = False
+    candidates: bool = False
+    mixed_in: bool = False
+    direct: Literal["sft", "grpo"] | None = None
+    direct_on: Literal["stream", "feedback"] = "stream"
+    options: Mapping[str, Any] | None = None
+
+
+_EXACT: dict[str, Any] = {"steered": True, "exact": True, "tangent": True, "candidates": True}
+# The paper's V as printed.
+PAPER: dict[str, Any] = {"align": "dot", "metric": "identity", "penalty": 0.0, "subset": "last-2"}
+
+ARMS = by_name(
+    [
+        Arm(
+            "v",
+            "one-hot and the exact task, tilted along the feedback over the learner's top K; how much of it is chosen by what "
+            "it does",
+            "ExactTask",
+            **_EXACT,
+        ),
+        Arm("one-hot", "the true next token: ordinary continued pretraining", "OneHot"),
+        Arm(
+            "uniform",
+            "(1 - alpha) one-hot + alpha r: r is uniform over the top K, alpha constant",
+            "Smoothing",
+            candidates=True,
+            options={"reference": "uniform"},
+        ),
+        Arm(
+            "self-distillation",
+            "the same with the learner's own distribution as r",
+            "Smoothing",
+            candidates=True,
+            options={"reference": "self"},
+        ),
+        Arm(
+            "random-feedback",
+            "`v` with noise in place of the feedback's gradients",
+            "ExactTask",
+            random_feedback=True,
+            **_EXACT,
+        ),
+        Arm(
+            "selection",
+            "one-hot, on the rows of each micro-batch whose own gradient aligns best with the feedback",
+            "Selection",
+            tangent=True,
+            candidates=True,
+        ),
+        Arm(
+            "token-weights",
+            "one-hot, each token weighted by how well its own gradient aligns with the feedback",
+            "TokenWeights",
+            tangent=True,
+            candidates=True,
+        ),
+        Arm(
+            "mixed-in",
+            "one-hot; a tenth of the stream's rows are the feedback pairs themselves",
+            "OneHot",
+            mixed_in=True,
+        ),
+        Arm("v-mixed-in", "`v` on the stream of `mixed-in`", "ExactTask", mixed_in=True, **_EXACT),
+        Arm("v-exact", "what `v` is at present", "ExactTask", **_EXACT),
+        Arm("v-learned", "`v-exact` with a designer's scores on top", "ResidualTargets", designer=True, **_EXACT),
+        Arm(
+            "v-paper",
+            "the paper's designer as printed: (1 - alpha) one-hot + alpha r, with alpha and r from the designer and r free",
+            "LearnedTargets",
+            designer=True,
+            steered=True,
+            candidates=True,
+            value=PAPER,
+        ),
+        Arm("sft", "supervised training by TRL on the stream's pairs, for comparison", "OneHot", direct="sft"),
+        Arm(
+            "grpo",
+            "reinforcement learning by TRL on the stream's problems, with a right answer as reward",
+            "OneHot",
+            direct="grpo",
+        ),
+        Arm("sft-feedback", "`sft` on the feedback pairs", "OneHot", direct="sft", direct_on="feedback"),
+        Arm("grpo-feedback", "`grpo` on the feedback's problems", "OneHot", direct="grpo", direct_on="feedback"),
+    ]
+)
