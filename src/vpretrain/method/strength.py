@@ -36,7 +36,9 @@ FIRST, LONGEST = 8, 512  # learner steps until the first judgement, and at most 
 _REMEMBERED, _MEMORY = 4, 0.5  # judgements; an earlier one counts this much less each time
 _ERRORS = 2.0  # standard errors from 0, for pairs to agree on a direction or on a gain
 _WIDEST = 4.0  # the largest radius
-_AFTER_TILT, _AFTER_NONE = 4, 2  # how much longer it is until the next judgement: few pairs may refuse a tilt by chance
+# When as many times as many updates are made, the next judgement is due. Few pairs, or a direction from few, may refuse a tilt
+# by chance: then it is sooner.
+_AFTER_TILT, _AFTER_NONE = 4, 2
 _LATE = 2 / 3  # of a run: from there on a judgement would take more than it can bring
 
 
@@ -72,8 +74,7 @@ class Strength:
         radius: of the trust region, as a multiple of the recipe's: 1 at least.
         fixed: whether the recipe gives it.
         next: the meta update at which the next judgement is due.
-        gap: meta updates from the last judgement to that one; it grows each time.
-        longest: the most that it becomes.
+        longest: meta updates between two judgements, at most.
         judgements: the last ones, the latest first.
     """
 
@@ -81,7 +82,6 @@ class Strength:
     radius: float = 1.0
     fixed: bool = False
     next: int = 1  # before the learner's first steps its optimizer has no metric
-    gap: int = 1
     longest: int = 64
     judgements: list[Judgement] = field(default_factory=list)
 
@@ -93,7 +93,7 @@ class Strength:
             every_steps: r.
         """
         first = max(1, FIRST // every_steps)
-        return cls(next=first, gap=first, longest=max(first, LONGEST // every_steps))
+        return cls(next=first, longest=max(first, LONGEST // every_steps))
 
     def due(self, update: int, progress: float) -> bool:
         """Whether the meta update of this number, made when so much of the run is done, ends with a judgement."""
@@ -104,11 +104,11 @@ class Strength:
         return self.share == 0 and not self.due(update, progress)
 
     def judge(self, update: int, judgement: Judgement) -> None:
-        """Take the share that serves best by what is known, adapt the radius, and lengthen the gap to the next judgement."""
+        """Take the share that serves best by what is known, adapt the radius, and set when to judge again."""
         self.judgements = [judgement, *self.judgements][:_REMEMBERED]
         self.share = best_share(self.judgements)
-        self.gap = min(self.longest, self.gap * (_AFTER_TILT if self.share else _AFTER_NONE))
-        self.next = update + self.gap
+        times = _AFTER_TILT if self.share else _AFTER_NONE
+        self.next = update + min(self.longest, (times - 1) * max(1, update))
         gain, error = _pooled([j.gains(1.0) for j in self.judgements])
         if self.share < 1:
             self.radius = max(1.0, self.radius / 2)

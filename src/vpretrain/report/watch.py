@@ -244,8 +244,10 @@ class RunView:
     def scores(self) -> dict[str, str]:
         """The last evaluation as tables show it."""
         found = self.score if self.result is None else self.result
+        if self.recipe is None or not found:
+            return {}
         shown = {}
-        for name, show in modality_of(self.recipe).metrics.columns.items() if self.recipe and found else ():
+        for name, show in modality_of(self.recipe).metrics.columns.items():
             with contextlib.suppress(LookupError, TypeError, ValueError):
                 shown[name] = show(found)
         return {name: text for name, text in shown.items() if text != "-"}

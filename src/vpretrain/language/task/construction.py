@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -55,7 +55,7 @@ class OneHot:
     """Ordinary next-token prediction: the base task."""
 
     @classmethod
-    def of(cls, parts: TaskParts) -> Self:
+    def of(cls, parts: TaskParts) -> OneHot:
         """An arm's."""
         return cls()
 
@@ -88,7 +88,7 @@ class Smoothing(OneHot):
     """q = (1 - alpha) onehot + alpha r with a constant alpha; r uniform over C_t, or the learner's own p on it."""
 
     @classmethod
-    def of(cls, parts: TaskParts, reference: Literal["uniform", "self"] = "uniform") -> Self:
+    def of(cls, parts: TaskParts, reference: Literal["uniform", "self"] = "uniform") -> OneHot:
         return cls(parts.control.alpha, reference)
 
     def __init__(self, alpha: float, reference: Literal["uniform", "self"]) -> None:
@@ -123,7 +123,7 @@ class ExactTask(OneHot):
     """
 
     @classmethod
-    def of(cls, parts: TaskParts) -> Self:
+    def of(cls, parts: TaskParts) -> OneHot:
         assert parts.strength is not None
         return cls(parts.value.alpha0, parts.value.divergence, parts.strength, parts.values)
 
@@ -176,7 +176,7 @@ class ResidualTargets(ExactTask):
     """
 
     @classmethod
-    def of(cls, parts: TaskParts) -> Self:
+    def of(cls, parts: TaskParts) -> OneHot:
         assert parts.designer is not None
         assert parts.strength is not None
         return cls(parts.designer, parts.value.alpha0, parts.value.divergence, parts.strength, parts.values)
@@ -226,7 +226,7 @@ class Selection(OneHot):
     """
 
     @classmethod
-    def of(cls, parts: TaskParts) -> Self:
+    def of(cls, parts: TaskParts) -> OneHot:
         return cls(parts.control.keep, parts.true_values)
 
     def __init__(self, keep: float, true_values: Callable[[TokenBatch], Tensor | None]) -> None:
@@ -255,7 +255,7 @@ class TokenWeights(OneHot):
     """
 
     @classmethod
-    def of(cls, parts: TaskParts) -> Self:
+    def of(cls, parts: TaskParts) -> OneHot:
         return cls(parts.true_values)
 
     def __init__(self, true_values: Callable[[TokenBatch], Tensor | None]) -> None:
@@ -282,7 +282,7 @@ class LearnedTargets(OneHot):
     """
 
     @classmethod
-    def of(cls, parts: TaskParts) -> Self:
+    def of(cls, parts: TaskParts) -> OneHot:
         assert parts.designer is not None
         return cls(parts.designer)
 

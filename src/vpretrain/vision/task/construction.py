@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,7 +26,7 @@ class Fixed:
     blur = 0.0  # standard deviation behind a mask, in shares of a side
 
     @classmethod
-    def of(cls, designer: nn.Module | None, config: DesignerConfig) -> Self:
+    def of(cls, designer: nn.Module | None, config: DesignerConfig) -> Fixed:
         """An arm's, with its designer if it has one."""
         return cls()
 
@@ -72,7 +72,7 @@ class LearnedViews(Fixed):
     """
 
     @classmethod
-    def of(cls, designer: nn.Module | None, config: DesignerConfig) -> Self:
+    def of(cls, designer: nn.Module | None, config: DesignerConfig) -> Fixed:
         assert designer is not None
         return cls(designer, config)
 
@@ -99,7 +99,7 @@ class RandomMask(Fixed):
     """Smooth random masks with the keep ratio that the designer is held to: masks without feedback."""
 
     @classmethod
-    def of(cls, designer: nn.Module | None, config: DesignerConfig) -> Self:
+    def of(cls, designer: nn.Module | None, config: DesignerConfig) -> Fixed:
         return cls(config)
 
     def __init__(self, config: DesignerConfig) -> None:
