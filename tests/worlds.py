@@ -15,6 +15,7 @@ from models import tiny_model, tiny_vision_model
 from vpretrain.config import Recipe
 from vpretrain.errors import Interrupted
 from vpretrain.recipe import parse_recipe
+from vpretrain.run.hooks import Hook
 
 
 def sums(count: int, seed: int) -> list[dict[str, str]]:
@@ -128,14 +129,13 @@ def vision_recipe(root: Path, family: str = "dinov2", **changes: Any) -> Recipe:
 
 def stop(session: Any, step: int | None, number: int = signal.SIGTERM) -> Interrupted:
     """Run until a signal comes after that step; None: it comes to another process. Returns what the run says of it."""
-    after_step = session._after_step
 
-    def stopping(record: Any) -> None:
-        after_step(record)
-        if record.step == step:
-            os.kill(os.getpid(), number)
+    class Stopping(Hook):
+        def after_step(self, session: Any, record: Any) -> None:
+            if record.step == step:
+                os.kill(os.getpid(), number)
 
-    session._after_step = stopping
+    session.hooks.append(Stopping())
     with pytest.raises(Interrupted) as caught:
         session.run()
     return caught.value

@@ -16,8 +16,8 @@ import torch
 
 from benchmarks.speed.settings import LANGUAGE, language_model, language_recipe, vision_recipe
 from vpretrain.modality import modality_of
+from vpretrain.run.finish import peak_memory_bytes
 from vpretrain.run.optimizer import AdamW
-from vpretrain.run.session import peak_memory_bytes
 from vpretrain.run.train import train
 from vpretrain.timing import watching
 

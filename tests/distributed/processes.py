@@ -13,7 +13,8 @@ import torch
 
 from vpretrain import distributed
 from vpretrain.run.checkpoint import checkpoints, load_checkpoint
-from vpretrain.run.session import Session, prepare_directory
+from vpretrain.run.directory import prepare_directory
+from vpretrain.run.session import Session
 from vpretrain.run.train import begin
 
 NUMBERS = ("loss", "grad_norm", "value", "g_down_norm", "regulariser", "designer_grad_norm", "alpha_N", "mask_B")

@@ -13,8 +13,9 @@ from worlds import sums, tiny_recipe, write_jsonl
 from vpretrain.language.assemble import assemble
 from vpretrain.language.model.learner import LanguageLearner
 from vpretrain.language.task.construction import LearnedTargets, OneHot, Smoothing
+from vpretrain.run.directory import prepare_directory
 from vpretrain.run.optimizer import AdamW
-from vpretrain.run.session import Session, prepare_directory
+from vpretrain.run.session import Session
 
 
 def trajectory(recipe):

@@ -9,7 +9,8 @@ from worlds import stop, tiny_recipe, vision_recipe
 
 from vpretrain.modality import modality_of
 from vpretrain.run.checkpoint import checkpoints, load_checkpoint
-from vpretrain.run.session import Session, prepare_directory
+from vpretrain.run.directory import prepare_directory
+from vpretrain.run.session import Session
 
 MODALITIES = ("language", "vision")
 STEPS = 6

@@ -27,8 +27,9 @@ def curve(root, tokenizer, modality, arm):
     rates = {"optimizer": {"lr": 1e-4}, "designer": {"lr": 1e-3}}
     recipe = small_recipe(modality, root, tokenizer, arm=arm, name=arm, stream={}, budget={"steps": 100}, **rates)
     session = session_of(recipe)
-    session._finish = dict
-    session.run()
+    session.train()
+    for hook in session.hooks:
+        hook.close()
     lines = (recipe.directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line)["loss"] for line in lines]
 

@@ -14,9 +14,9 @@ from vpretrain.cli.parser import main
 from vpretrain.config import OptimizerConfig
 from vpretrain.method.meta import MetaUpdate
 from vpretrain.run.checkpoint import checkpoints, load_checkpoint
+from vpretrain.run.directory import failures_in_one_line
 from vpretrain.run.optimizer import AdamW
 from vpretrain.run.replay import replay
-from vpretrain.run.session import told
 
 pytestmark = pytest.mark.reliability
 
@@ -160,6 +160,6 @@ def test_too_little_memory_names_the_settings(tmp_path, tokenizer, monkeypatch, 
     with (
         fault(),
         pytest.raises(UserError, match=r"out of memory: .*stream\.batch_size.*value\.batch_size"),
-        told(recipe),
+        failures_in_one_line(recipe),
     ):
         session.run()

@@ -16,16 +16,17 @@ from vpretrain.errors import Interrupted
 from vpretrain.recipe import save_recipe
 from vpretrain.run import session as sessions
 from vpretrain.run.checkpoint import checkpoints
+from vpretrain.run.dry_run import seconds_of_a_step
+from vpretrain.run.hooks import Hook, MetricsLog
 from vpretrain.run.lock import locked
-from vpretrain.run.session import Session
 
 pytestmark = pytest.mark.reliability
 
 # Where the signal comes: what is called there, and whether a checkpoint is there by then.
 PHASES = {
-    "measuring a step": (Session, "_rehearse", False),
-    "training": (Session, "_after_step", True),
-    "evaluation along the way": (Session, "_score", True),
+    "measuring a step": (sessions, "planned_steps", False),
+    "training": (MetricsLog, "after_step", True),
+    "evaluation along the way": ("parts", "evaluate", True),
     "saving": (sessions, "save_checkpoint", True),
     "exporting": ("parts", "export", True),
     "evaluation": ("parts", "evaluate", True),
@@ -45,7 +46,7 @@ def test_a_signal_in_any_phase(tmp_path, tokenizer, monkeypatch, fault, many, mo
     points = 2 if phase == "evaluation along the way" else 0
     recipe = small_recipe(modality, tmp_path, tokenizer, budget=budget, evaluation={"points": points})
     if phase == "measuring a step":
-        monkeypatch.setattr(Session, "_horizon", lambda self: round(self._rehearse() * 0) + 6)
+        monkeypatch.setattr(sessions, "planned_steps", lambda *run: round(seconds_of_a_step(*run) * 0) + 6)
     session_of(recipe).run()
     whole = end_of(recipe)
     session = session_of(recipe)
@@ -66,7 +67,7 @@ def test_a_signal_in_any_phase(tmp_path, tokenizer, monkeypatch, fault, many, mo
             session.run()
         patch.undo()
         if phase == "measuring a step":
-            monkeypatch.setattr(Session, "_horizon", lambda self: 6)
+            monkeypatch.setattr(sessions, "planned_steps", lambda *run: 6)
         assert sent == [number]
         assert caught.value.exit_code == 128 + number
         assert ("continue with --resume" if trained else "start it again") in str(caught.value)
@@ -81,16 +82,16 @@ def test_a_signal_in_any_phase(tmp_path, tokenizer, monkeypatch, fault, many, mo
 )
 def test_a_second_signal_ends_the_run_at_once(tmp_path, tokenizer, fault):
     session = session_of(small_recipe("language", tmp_path, tokenizer))
-    after_step, steps = session._after_step, []
+    steps = []
 
-    def twice(record):
-        steps.append(record.step)
-        after_step(record)
-        if record.step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)
+    class Twice(Hook):
+        def after_step(self, session, record):
+            steps.append(record.step)
+            if record.step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGTERM)
 
-    session._after_step = twice
+    session.hooks.append(Twice())
     with fault(), pytest.raises(SystemExit) as caught:
         session.run()
     assert (caught.value.code, steps) == (128 + signal.SIGTERM, [0, 1, 2])

@@ -23,7 +23,8 @@ from vpretrain.recipe import parse_recipe, save_recipe
 from vpretrain.report.inspectors import inspectors
 from vpretrain.run import run_recipe
 from vpretrain.run.checkpoint import checkpoints, load_checkpoint
-from vpretrain.run.session import Session, prepare_directory
+from vpretrain.run.directory import prepare_directory
+from vpretrain.run.session import Session
 from vpretrain.vision.assemble import assemble as assemble_vision
 from vpretrain.vision.data.stream import VisionStream
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -13,11 +14,15 @@ from worlds import stop, tiny_recipe
 
 from vpretrain import UserError, run_recipe
 from vpretrain.config import BudgetConfig
+from vpretrain.errors import Interrupted
 from vpretrain.language.assemble import assemble
 from vpretrain.run.budget import Budget
 from vpretrain.run.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from vpretrain.run.directory import prepare_directory
+from vpretrain.run.dry_run import planned_steps
 from vpretrain.run.export import export
-from vpretrain.run.session import Session, prepare_directory
+from vpretrain.run.hooks import Hook
+from vpretrain.run.session import Session
 
 
 def interrupted_and_resumed(recipe, at):
@@ -207,7 +212,7 @@ def test_rehearsal_of_the_horizon_changes_nothing(tmp_path, tokenizer):
     session = Session(recipe, parts)
     before = [p.detach().clone() for p in (*parts.learner.module.parameters(), *parts.designer.parameters())]
     cursors, random_state = (parts.stream.state_dict(), parts.feedback.state_dict()), torch.get_rng_state()
-    assert session._horizon() >= 1
+    assert planned_steps(recipe, parts, session.optimizer) >= 1
     after = [*parts.learner.module.parameters(), *parts.designer.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert (parts.stream.state_dict(), parts.feedback.state_dict()) == cursors
@@ -215,8 +220,47 @@ def test_rehearsal_of_the_horizon_changes_nothing(tmp_path, tokenizer):
     assert all(p.grad is None for p in after)
 
 
+class Count(Hook):
+    """Counts steps, and stops the run after some."""
+
+    def __init__(self, most=None):
+        self.most, self.steps, self.called = most, 0, []
+
+    def before_training(self, session):
+        self.called.append("before_training")
+
+    def after_step(self, session, record):
+        assert session.line["step"] == record.step
+        self.steps += 1
+        if self.steps == self.most:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def after_run(self, session, result):
+        self.called.append(result["steps"])
+
+    def close(self):
+        self.called.append("close")
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+
+
+def test_a_hook_of_the_users_accompanies_a_run_and_its_state_is_saved_with_it(tmp_path, tokenizer):
+    recipe = tiny_recipe(tmp_path, tokenizer, budget={"steps": 5})
+    first, second = Count(most=2), Count()
+    with pytest.raises(Interrupted):
+        run_recipe(recipe, hooks=[first])
+    assert first.called == ["before_training", "close"]
+    run_recipe(recipe, resume=True, hooks=[second])
+    assert second.called == ["before_training", 5, "close"]
+    assert second.steps == 5
+
+
 def test_a_schedule_ends_with_the_minutes_however_the_rehearsal_went(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(Session, "_rehearse", lambda self: 1e-3)
+    monkeypatch.setattr("vpretrain.run.dry_run.seconds_of_a_step", lambda *run: 1e-3)
     recipe = tiny_recipe(tmp_path, tokenizer, optimizer={"lr": 1e-3, "schedule": "linear"})
     result = run_recipe(recipe.model_copy(update={"budget": BudgetConfig(minutes=0.03)}))
     assert result["horizon"] == pytest.approx(result["steps"], rel=0.1, abs=1)

@@ -16,7 +16,9 @@ from vpretrain.config import TrackingConfig
 from vpretrain.files import read_lines
 from vpretrain.language.assemble import assemble
 from vpretrain.run import tracking
-from vpretrain.run.session import Session, prepare_directory
+from vpretrain.run.directory import prepare_directory
+from vpretrain.run.hooks import Hook, Tracking
+from vpretrain.run.session import Session
 
 
 class Fake:
@@ -69,14 +71,13 @@ def crashed(recipe, step):
     prepare_directory(recipe, resume=False, overwrite=True)
     torch.manual_seed(recipe.seed)
     session = Session(recipe, assemble(recipe))
-    after_step = session._after_step
 
-    def crashing(record):
-        after_step(record)
-        if record.step == step:
-            raise EOFError("the power is out")
+    class Crash(Hook):
+        def after_step(self, session, record):
+            if record.step == step:
+                raise EOFError("the power is out")
 
-    session._after_step = crashing
+    session.hooks.append(Crash())
     with pytest.raises(EOFError):
         session.run()
     return session
@@ -172,7 +173,9 @@ def test_twice_interrupted_still_once(tmp_path, tokenizer, fake):
     crashed(recipe, 5)
     for name in ("step-00000004", "step-00000006"):
         (recipe.directory / "checkpoints" / name / "manifest.json").write_text("{}")
-    Session(recipe, assemble(recipe), resume=True)._open_trackers().close()  # and stopped again at once
+    tracking = Tracking()
+    tracking.before_run(Session(recipe, assemble(recipe), resume=True))
+    tracking.close()  # stopped again at once
     (recipe.directory / "metrics.jsonl").write_text("")
     Session(recipe, assemble(recipe), resume=True).run()
     assert [step for one in fake.made for step, _ in one.told] == [0, 1, 2, 3, 4, 5, 6]

@@ -13,7 +13,9 @@ from worlds import stop, vision_recipe
 from vpretrain import UserError, run_recipe
 from vpretrain.recipe import save_recipe
 from vpretrain.run.checkpoint import load_checkpoint
-from vpretrain.run.session import Session, prepare_directory
+from vpretrain.run.directory import prepare_directory
+from vpretrain.run.dry_run import planned_steps
+from vpretrain.run.session import Session
 from vpretrain.vision.assemble import assemble
 from vpretrain.vision.config import SourceConfig
 from vpretrain.vision.data.source import open_pictures
@@ -212,7 +214,7 @@ def test_the_rehearsal_of_the_horizon_changes_nothing(tmp_path):
     modules = {"learner": parts.learner.module, "designer": parts.designer, **parts.modules}
     before = {f"{m}.{n}": v.clone() for m, module in modules.items() for n, v in module.state_dict().items()}
     cursors, random = (parts.stream.state_dict(), parts.feedback.state_dict()), torch.get_rng_state()
-    assert session._horizon() >= 1
+    assert planned_steps(session.recipe, parts, session.optimizer) >= 1
     assert_bit_equal(before, {f"{m}.{n}": v for m, module in modules.items() for n, v in module.state_dict().items()})
     assert (parts.stream.state_dict(), parts.feedback.state_dict()) == cursors
     assert torch.equal(torch.get_rng_state(), random)

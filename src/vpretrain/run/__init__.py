@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from vpretrain.config import Recipe
 
+if TYPE_CHECKING:
+    from vpretrain.run.hooks import Hook
+
 
 def run_recipe(
-    recipe: Recipe, *, resume: bool = False, overwrite: bool = False, accept_changes: bool = False, until: float = 1.0
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    accept_changes: bool = False,
+    until: float = 1.0,
+    hooks: Sequence[Hook] = (),
 ) -> dict[str, Any]:
     """Run one arm as the recipe says: train, export, evaluate.
 
@@ -19,6 +29,7 @@ def run_recipe(
         overwrite: throw away an earlier run there.
         accept_changes: resume with settings that the run did not begin with.
         until: the share of the budget at which to save and leave the rest for a later call.
+        hooks: what accompanies the run, see `vpretrain.run.hooks.Hook`.
 
     Returns:
         What `result.json` in the run's directory holds: figures of the run and of its evaluation.
@@ -31,17 +42,18 @@ def run_recipe(
     # Imported late: torch and transformers take seconds, which `--help` and mistakes in a recipe need not wait for.
     from vpretrain import distributed
     from vpretrain.console import console
+    from vpretrain.run.directory import failures_in_one_line, prepare_directory
     from vpretrain.run.lock import locked
-    from vpretrain.run.session import Session, prepare_directory, told
+    from vpretrain.run.session import Session
     from vpretrain.run.train import begin
 
     how = {"resume": resume, "overwrite": overwrite, "accept_changes": accept_changes}
     with contextlib.ExitStack() as held:
         held.enter_context(distributed.process_group())
         console.quiet = not distributed.is_rank_0()
-        held.enter_context(told(recipe))
+        held.enter_context(failures_in_one_line(recipe))
         distributed.on_rank_0(lambda: held.enter_context(locked(recipe.directory)))
         distributed.on_rank_0(lambda: prepare_directory(recipe, **how))
         with console.status(f"{recipe.arm}: loading the learner and the data"):
-            session = Session(recipe, begin(recipe), resume=resume, until=until)
+            session = Session(recipe, begin(recipe), resume=resume, until=until, hooks=hooks)
         return session.run()

@@ -1,0 +1,63 @@
+"""A run's directory: made, or refused, before any long work; and disk and memory that give out, as errors of one line."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch.distributed as dist
+from safetensors import SafetensorError
+
+from vpretrain import distributed
+from vpretrain.config import Recipe
+from vpretrain.errors import Elsewhere, UserError
+from vpretrain.files import remove
+from vpretrain.recipe import refuse_changes
+from vpretrain.run.checkpoint import checkpoints
+from vpretrain.run.log import LOGS
+from vpretrain.run.tracking import KEPT, TENSORBOARD, require
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # torch's words, on GPU and CPU
+_MAY_CHANGE = {"budget", "checkpoint", "output", "name", "threads", "tracking"}  # what a resumed run may set anew
+
+
+def prepare_directory(recipe: Recipe, *, resume: bool, overwrite: bool, accept_changes: bool = False) -> None:
+    """Make the run's directory, or refuse it before any long work. Raises UserError."""
+    require(recipe.tracking)
+    directory = recipe.directory
+    saved = checkpoints(directory / "checkpoints")
+    if (saved or (directory / "result.json").exists()) and not resume and not overwrite:
+        raise UserError(
+            f"{directory} holds a run already: add --resume to continue it, --overwrite to start anew, or name=..."
+        )
+    if resume:
+        if not saved:
+            raise UserError(f"{directory} has no checkpoint to resume from: start it without --resume")
+        if not accept_changes:
+            refuse_changes(recipe, directory / "recipe.yaml", except_for=_MAY_CHANGE)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if not resume:  # also what a run left that ended before its first checkpoint
+            for name in ("checkpoints", "model", "replay", TENSORBOARD):
+                remove(directory / name)
+            for name in (*LOGS, "result.json", "provenance.json", "recipe.yaml", KEPT):
+                (directory / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {directory}: {error.strerror}; change `output`") from None
+
+
+@contextlib.contextmanager
+def failures_in_one_line(recipe: Recipe) -> Iterator[None]:
+    """Turn a full disk, a lack of memory and the end of another process into a UserError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"cannot go on in {recipe.directory}: {error}; mend that (make room, if the disk is full), then --resume"
+        ) from error
+    except (MemoryError, RuntimeError) as error:
+        if distributed.size() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise Elsewhere("another process has ended: see what it says, then continue with --resume") from error
+        if not any(words in str(error) for words in _OUT_OF_MEMORY) and not isinstance(error, MemoryError):
+            raise
+        raise UserError(f"out of memory: {recipe.memory_knobs}; then start anew, or --resume") from error

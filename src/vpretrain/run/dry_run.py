@@ -1,0 +1,51 @@
+"""How long a step takes: one is made and measured before a run under a budget in minutes, and changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from typing import Any
+
+from vpretrain.config import Recipe
+from vpretrain.method.step import learner_losses
+from vpretrain.run.optimizer import AdamW
+from vpretrain.run.parts import Parts
+from vpretrain.run.random_state import random_state, set_random_state
+from vpretrain.timing import now
+
+
+def planned_steps(recipe: Recipe, parts: Parts, optimizer: AdamW) -> int:
+    """Steps of the schedule: the budget's, or as many as its minutes hold at the pace of a measured step."""
+    if recipe.budget.steps is not None:
+        return max(1, recipe.budget.steps)
+    assert recipe.budget.minutes is not None
+    return max(1, round(60 * recipe.budget.minutes / seconds_of_a_step(recipe, parts, optimizer)))
+
+
+def seconds_of_a_step(recipe: Recipe, parts: Parts, optimizer: AdamW) -> float:
+    """Seconds of a step with its share of a meta update, measured without changing anything.
+
+    The optimizers' own time is not in it. The first pass only warms up allocators and caches.
+    """
+    seconds = 0.0
+    cursors = parts.stream.state_dict(), parts.feedback.state_dict()
+    stateful: list[Any] = [*parts.modules.values(), *parts.optimizers.values()]
+    kept = [copy.deepcopy(part.state_dict()) for part in stateful]
+    random = random_state()
+    for _ in range(2):
+        start = now()
+        batches = parts.stream.next()
+        with contextlib.nullcontext() if parts.meta is None else parts.meta.rehearsal(batches):
+            # As if each update had feedback of its own.
+            seconds = (now() - start) / recipe.value.every_steps
+            start = now()
+            for part in learner_losses(parts.learner, parts.construction, batches[:1]):
+                part.loss.backward()
+            seconds += (now() - start) * len(batches)
+        optimizer.torch.zero_grad(set_to_none=True)
+    parts.stream.load_state_dict(cursors[0])
+    parts.feedback.load_state_dict(cursors[1])
+    for part, state_dict in zip(stateful, kept, strict=True):
+        part.load_state_dict(state_dict)
+    set_random_state(random)
+    return seconds

@@ -1,0 +1,79 @@
+"""The end of a run: export, evaluation, result and model card."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vpretrain import distributed
+from vpretrain.console import console
+from vpretrain.files import whole_directory, write_whole
+from vpretrain.run.card import provenance, write_card
+from vpretrain.run.export import export_checkpoint
+
+if TYPE_CHECKING:
+    from vpretrain.run.session import Session
+
+
+def finish(session: Session) -> dict[str, Any]:
+    """Export, evaluate, and write result.json, which says that a run is finished; returns what is in it."""
+    result = _figures(session)
+    if session.budget.step:
+        if warning := session.parts.warning(result):
+            result["warning"] = warning
+            console.print(f"warning: {warning}", style="yellow")
+        sharded = session.recipe.parallel == "fsdp" and distributed.size() > 1
+        with console.status(f"{session.recipe.arm}: exporting the model"):
+            distributed.on_rank_0(lambda: _export(session, sharded))
+    result |= session.parts.evaluate()
+    distributed.on_rank_0(lambda: _write(session, result))
+    return result
+
+
+def _figures(session: Session) -> dict[str, Any]:
+    recipe, unit = session.recipe, session.recipe.unit
+    steps, seconds = session.budget.step, session.budget.seconds
+    return {
+        "name": recipe.name,
+        "arm": recipe.arm,
+        "seed": recipe.seed,
+        "steps": steps,
+        "processes": distributed.size(),
+        unit: session.totals["read"],
+        "seconds": seconds,
+        f"{unit}_per_s": session.totals["read"] / seconds if seconds else None,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "horizon": session.optimizer.horizon,
+        "meta_updates": session.totals["meta_updates"],
+        **{f"mean_{name.split('_')[0]}": total / steps for name, total in session.side.items()},
+    }
+
+
+def _export(session: Session, sharded: bool) -> None:
+    with whole_directory(session.directory / "model") as model:
+        if sharded:  # gathered from the checkpoint that was just written
+            export_checkpoint(session.recipe, session.directory / "checkpoints", model)
+        else:
+            session.parts.export(model)
+    if session.parts.illustrate is not None:
+        session.parts.illustrate(session.directory)
+
+
+def _write(session: Session, result: dict[str, Any]) -> None:
+    if result["steps"]:
+        with console.status(f"{session.recipe.arm}: hashing the data"):
+            write_whole(session.directory / "provenance.json", json.dumps(provenance(session.recipe), indent=1))
+        write_card(session.directory, session.directory / "model", result=result)
+    write_whole(session.directory / "result.json", json.dumps(result, indent=1))
+
+
+def peak_memory_bytes() -> int:
+    """Peak of this process: device memory on CUDA, else resident memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

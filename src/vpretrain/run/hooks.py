@@ -1,0 +1,161 @@
+"""What happens beside the training of a run: its log, trackers, scores, views and checkpoints, and whatever a user adds."""
+
+from __future__ import annotations
+
+import json
+from typing import IO, TYPE_CHECKING, Any
+
+from vpretrain import distributed
+from vpretrain.method.algorithm import StepRecord
+from vpretrain.run.log import METRICS, SCORES, VIEWS, append
+from vpretrain.run.tracking import Trackers
+
+if TYPE_CHECKING:
+    from vpretrain.run.session import Session
+
+_LOOKS = 5  # equal shares of the budget, after which the designer is looked at; and before the first step
+
+
+class Hook:
+    """Something that accompanies a run; every method does nothing unless it is overridden.
+
+    All processes call all methods together, and the clock of the budget stands still meanwhile. What a later step depends on
+    belongs into `state_dict`.
+
+    Example:
+        class Stop(Hook):
+            def after_step(self, session, record):
+                if record.loss < 0.5:
+                    session.budget.stop()
+
+        run_recipe(recipe, hooks=[Stop()])
+    """
+
+    def before_run(self, session: Session) -> None:
+        """The directory is still as an earlier part of the run has left it."""
+
+    def before_training(self, session: Session) -> None:
+        """All is loaded, and the first step, or the next one of a resumed run, is about to begin."""
+
+    def after_step(self, session: Session, record: StepRecord) -> None:
+        """A learner step was made; `session.line` is its line in the log."""
+
+    def after_training(self, session: Session) -> None:
+        """The budget is spent, and a checkpoint written."""
+
+    def after_run(self, session: Session, result: dict[str, Any]) -> None:
+        """The run was evaluated and exported."""
+
+    def close(self) -> None:
+        """The run has ended, in whatever way."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of it, as JSON does."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The reverse."""
+
+
+class MetricsLog(Hook):
+    """A line a step in metrics.jsonl."""
+
+    def __init__(self) -> None:
+        self._file: IO[str] | None = None
+
+    def before_training(self, session: Session) -> None:
+        if distributed.is_rank_0():
+            self._file = (session.directory / METRICS).open("a", encoding="utf-8")
+
+    def after_step(self, session: Session, record: StepRecord) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(session.line) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+class Tracking(Hook):
+    """The trackers that the recipe names."""
+
+    def __init__(self) -> None:
+        self._trackers: Trackers | None = None
+
+    def before_run(self, session: Session) -> None:
+        main = distributed.is_rank_0()
+        self._trackers = Trackers(session.recipe, session.budget.step, resumed=session.resumed, main=main)
+
+    def log(self, kind: str, figures: dict[str, Any], step: int) -> None:
+        """Tell all trackers."""
+        if self._trackers is not None:
+            self._trackers.log(kind, figures, step)
+
+    def after_step(self, session: Session, record: StepRecord) -> None:
+        self.log("train", session.line, record.step)
+
+    def after_run(self, session: Session, result: dict[str, Any]) -> None:
+        self.log("evaluation", result, result["steps"])
+
+    def close(self) -> None:
+        if self._trackers is not None:
+            self._trackers.close()
+
+
+class Scores(Hook):
+    """Evaluations along the run, in scores.jsonl; it goes on as if nothing had happened.
+
+    Args:
+        tracking: is told of them.
+    """
+
+    def __init__(self, tracking: Tracking) -> None:
+        self._tracking = tracking
+
+    def after_step(self, session: Session, record: StepRecord) -> None:
+        if not session.passed(session.recipe.evaluation.points):  # the last one is the result's
+            return
+        unit = session.recipe.unit
+        line = {"step": record.step, "seconds": session.budget.seconds, unit: session.totals["read"]}
+        line |= append(session.directory / SCORES, line, session.parts.evaluate)
+        self._tracking.log("evaluation", line, record.step)
+
+
+class Views(Hook):
+    """What the designer makes of a few examples, now and then, in views.jsonl; -1 is before the first step."""
+
+    def before_training(self, session: Session) -> None:
+        if not session.resumed:
+            self._look(session, -1)
+
+    def after_step(self, session: Session, record: StepRecord) -> None:
+        if session.passed(_LOOKS):
+            self._look(session, record.step)
+
+    def after_training(self, session: Session) -> None:
+        if session.budget.step:
+            self._look(session, session.budget.step - 1)
+
+    def _look(self, session: Session, step: int) -> None:
+        if session.parts.look is not None:
+            line = {"step": step, "seconds": session.budget.seconds}
+            append(session.directory / VIEWS, line, session.parts.look)
+
+
+class Checkpoints(Hook):
+    """Checkpoints after so many steps or minutes. Comes last, so that they hold what the other hooks have done."""
+
+    def __init__(self) -> None:
+        self._saved_at = 0.0
+
+    def before_training(self, session: Session) -> None:
+        self._saved_at = session.budget.seconds
+
+    def after_step(self, session: Session, record: StepRecord) -> None:
+        every, since = session.recipe.checkpoint, session.budget.seconds - self._saved_at
+        if (every.every_steps is not None and (record.step + 1) % every.every_steps == 0) or (
+            every.every_minutes is not None and since >= 60 * every.every_minutes
+        ):
+            session.save()
+            self._saved_at = session.budget.seconds

@@ -1,0 +1,71 @@
+"""SIGINT and SIGTERM in a run: training ends after the present step, with a checkpoint; what can be made anew ends at once."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from vpretrain import distributed
+from vpretrain.console import console
+
+
+class Phase(enum.Enum):
+    """What a run is doing."""
+
+    START = enum.auto()
+    TRAINING = enum.auto()
+    SAVING = enum.auto()
+    END = enum.auto()
+
+
+class Signals:
+    """What a signal does, by the phase of the run. A second one ends the process at once.
+
+    Args:
+        stop: ends training after the present step.
+        interrupt: ends the run, given the signal's number.
+
+    Attributes:
+        phase: set by the run.
+        received: the signal's number, or None.
+    """
+
+    def __init__(self, stop: Callable[[], None], interrupt: Callable[[int], None]) -> None:
+        self._stop, self._interrupt = stop, interrupt
+        self.phase = Phase.START
+        self.received: int | None = None
+
+    @contextlib.contextmanager
+    def handled(self) -> Iterator[None]:
+        """Around the run."""
+        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def enter(self, phase: Phase) -> None:
+        """Go on to a phase; a signal that came while another could not end ends the run now."""
+        self.phase = phase
+        if phase is Phase.END and self.received is not None:
+            self._interrupt(self.received)
+
+    def from_any_process(self) -> int | None:
+        """The signal that any of the processes has received; all call it together."""
+        self.received = next((number for number in distributed.all_gather(self.received) if number is not None), None)
+        return self.received
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.received is not None:
+            sys.exit(128 + number)
+        self.received = number
+        if self.phase is Phase.TRAINING:
+            self._stop()
+            console.print("stopping after this step; once more to leave without saving", style="yellow")
+        elif self.phase is not Phase.SAVING:
+            self._interrupt(number)
