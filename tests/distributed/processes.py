@@ -17,7 +17,7 @@ from vpretrain.run.directory import prepare_directory
 from vpretrain.run.session import Session
 from vpretrain.run.train import begin
 
-NUMBERS = ("loss", "grad_norm", "value", "g_down_norm", "regulariser", "designer_grad_norm", "alpha_N", "mask_B")
+NUMBERS = ("loss", "grad_norm", "value", "g_down_norm", "regulariser", "designer_grad_norm", "alpha", "mask")
 
 
 def free_port():

@@ -152,7 +152,7 @@ def test_the_numbers_are_our_loops_bit_for_bit(tmp_path, accumulation, bf16, arm
     logs = [line for line in trainer.state.log_history if "loss" in line]
     assert [line["loss"] for line in logs] == [record.loss for record in records]
     assert [line["grad_norm"] for line in logs] == [record.optimizer["grad_norm"] for record in records]
-    assert [line["alpha"] for line in logs] == [record.side["alpha_N"] for record in records]
+    assert [line["alpha"] for line in logs] == [record.side["alpha"] for record in records]
     for name in ("strength", "value", "g_down_norm"):
         assert [line.get(name) for line in logs] == [record.meta.get(name) for record in records]
     taken = any(line.get("strength") for line in logs)  # then one more follows the judgement

@@ -54,7 +54,7 @@ def write_run(directory: Path, arm: str, seed: int, nll: float, *, steps: int = 
         for step in range(steps):
             line = {"step": step, "seconds": 3.0 * (step + 1), "tokens": 512 * (step + 1), "lr": 3e-5}
             line |= {"loss": 2 + math.exp(-step / steps) + draw.gauss(0, 0.1), "grad_norm": draw.random()}
-            line |= {"alpha_N": 0.1 + draw.random() / 10 if arm == "v" else 0.0}
+            line |= {"alpha": 0.1 + draw.random() / 10 if arm == "v" else 0.0}
             line |= {"value": draw.gauss(0.3, 0.2), "g_down_norm": 2.0} if arm == "v" and step % 8 == 0 else {}
             file.write(json.dumps(line) + "\n")
     with (directory / "scores.jsonl").open("w") as file:

@@ -120,7 +120,7 @@ def test_tensorboard_shows_what_the_logs_hold(tmp_path, tokenizer):
         "train/lr",
         "train/grad_norm",
         "train/g_down_norm",
-        "train/alpha_N",
+        "train/alpha",
         "train/tokens",
     } <= shown.keys()
     assert set(shown["train/loss"]) == set(range(6))

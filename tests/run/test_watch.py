@@ -47,7 +47,7 @@ def recipe(tmp_path, tokenizer):
 
 
 def test_a_run_at_work(tmp_path, recipe):
-    run = written(tmp_path / "run", [line(n, alpha_N=0.1, value=0.01 * n) for n in range(5)], recipe)
+    run = written(tmp_path / "run", [line(n, alpha=0.1, value=0.01 * n) for n in range(5)], recipe)
     (run / "scores.jsonl").write_text(json.dumps({"step": 3, "retention_nll": 2.5, "pass_at_1": None}) + "\n")
     with locked(run):
         text = shown(run)
@@ -138,7 +138,7 @@ def test_a_log_that_is_cut_when_its_run_goes_on(tmp_path, recipe):
 
 
 def test_twenty_thousand_lines_are_read_once_and_quickly(tmp_path, recipe, monkeypatch):
-    run = written(tmp_path / "run", [line(n, value=0.1, alpha_N=0.2) for n in range(20_000)], recipe)
+    run = written(tmp_path / "run", [line(n, value=0.1, alpha=0.2) for n in range(20_000)], recipe)
     parsed = []
     loads = json.loads
     monkeypatch.setattr(module.json, "loads", lambda text: parsed.append(1) or loads(text))

@@ -40,6 +40,6 @@ METRICS = Metrics(
         "Pass@k": lambda arm: _sampled(arm.get("pass_at_k")),
         "retention NLL": lambda arm: "-" if arm["retention_nll"] is None else f"{arm['retention_nll']:.4f}",
     },
-    curves={"loss": "training loss (nats a token)", "alpha_N": "mean gate alpha", "value": "value of the task"},
+    curves={"loss": "training loss (nats a token)", "alpha": "mean gate alpha", "value": "value of the task"},
     intervals=_intervals,
 )

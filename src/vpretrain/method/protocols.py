@@ -67,8 +67,8 @@ class Task:
         return Task(self.inputs, self.target.detach(), {name: value.detach() for name, value in self.side.items()})
 
     def summary(self) -> dict[str, Tensor]:
-        """Means of the scalar side information (such as the gate alpha), for the log."""
-        return {name: value.mean() for name, value in self.side.items() if value.ndim == 1}
+        """Means of the scalar side information (such as the gate alpha), by its name without its shape, for the log."""
+        return {name.rpartition("_")[0]: value.mean() for name, value in self.side.items() if value.ndim == 1}
 
 
 class Stream(Protocol):

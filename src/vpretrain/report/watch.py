@@ -259,7 +259,7 @@ class RunView:
             return Panel(Text(what), title=Text(f"{self.state}: {self.directory}"), title_align="left")
         unit = self.recipe.unit
         facts = {"step": f"{self.steps:,}"} if self.last else {}
-        facts |= {_short(key): _number(curve.last) for key, curve in self.curves.items()}
+        facts |= {key: _number(curve.last) for key, curve in self.curves.items()}
         speed = self.speed
         facts |= {f"{unit}/s": "-" if speed is None else f"{speed:.3g}" if speed < 100 else f"{speed:,.0f}"}
         facts |= {"memory": self.memory}
@@ -269,7 +269,7 @@ class RunView:
         for key, curve in self.curves.items():
             if curve.means:
                 ends = f"  {_number(curve.means[0])} to {_number(curve.means[-1])}"
-                parts.append(Text.assemble((f"{_short(key):>6} ", "dim"), (curve.sparkline(), "cyan"), (ends, "dim")))
+                parts.append(Text.assemble((f"{key:>6} ", "dim"), (curve.sparkline(), "cyan"), (ends, "dim")))
         if scores := self.scores():
             after = (
                 "at the end" if self.result is not None else f"after step {self.score['step']}" if self.score else ""
@@ -367,8 +367,3 @@ def _is_number(value: Any) -> bool:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
-
-
-def _short(key: str) -> str:
-    """A logged name without its shape: alpha_N is alpha."""
-    return key.split("_")[0]

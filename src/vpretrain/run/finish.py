@@ -49,7 +49,7 @@ def _figures(session: Session) -> dict[str, Any]:
         "peak_memory_bytes": peak_memory_bytes(),
         "horizon": session.optimizer.horizon,
         "meta_updates": session.totals["meta_updates"],
-        **{f"mean_{name.split('_')[0]}": total / steps for name, total in session.side.items()},
+        **{f"mean_{name}": total / steps for name, total in session.side.items()},
     }
 
 

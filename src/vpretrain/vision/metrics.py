@@ -39,6 +39,6 @@ METRICS = Metrics(
         "medium": lambda arm: _shown(arm.get("retrieval_medium")),
         "hard": lambda arm: _shown(arm.get("retrieval_hard")),
     },
-    curves={"loss": "training loss (nats a pair)", "mask_B": "mean of the mask", "value": "value of the task"},
+    curves={"loss": "training loss (nats a pair)", "mask": "mean of the mask", "value": "value of the task"},
     intervals=_intervals,
 )

@@ -145,7 +145,7 @@ class VPretraining:
         alpha: Tensor | float = 0.0
         for batch, part in zip(rows, learner_losses(learner, construction, rows, total=total), strict=True):
             if batch.weight:
-                alpha = alpha + batch.weight / everything * part.task.summary()["alpha_N"]
+                alpha = alpha + batch.weight / everything * part.task.summary()["alpha"]
                 self.record["alpha"] = alpha
             yield part.loss
 
