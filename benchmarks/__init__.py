@@ -1,5 +1,5 @@
-"""What `make bench-...` runs."""
+"""The benchmarks that `make bench-...` runs."""
 
 import os
 
-os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported: bars of libraries between our lines
+os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported: hides libraries' bars between our lines

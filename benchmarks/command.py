@@ -1,4 +1,4 @@
-"""How a benchmark ends when something is wrong or somebody stops it: one line, and vpretrain's exit codes."""
+"""End a benchmark that fails or is stopped with one line and vpretrain's exit codes."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """`make bench-decontaminate`: speed, memory and recall of `vpretrain decontaminate` at two sizes of the stream.
 
-The evaluation is 1,000 problems of gsm_symbolic. The stream is documents of random words, drawn as often as Python's manual
-has them; one in 500 has a paragraph that is an evaluation problem with some words changed. What must be found follows from the
-definition: the Jaccard similarity of two sets of n-tuples of words.
+The evaluation is 1,000 problems of gsm_symbolic. The stream is documents of random words, with the word frequencies of Python's
+manual; one in 500 has a paragraph that is an evaluation problem with some words changed. The documents to find follow from
+the definition: the Jaccard similarity of two sets of word n-grams.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _HERE = Path(__file__).parent
 
 
 def measure(megabytes: int, folder: Path) -> dict[str, Any]:
-    """Clean a stream of this size in a process of its own."""
+    """Decontaminate a stream of this size in a separate process."""
     problems = [example.problem for example in open_source(SourceConfig(reasoning_gym="gsm_symbolic", size=PROBLEMS))]
     (folder / "evaluation.jsonl").write_text("".join(json.dumps({"text": p}) + "\n" for p in problems))
     planted = _write_stream(folder / "stream.jsonl", megabytes, problems)
@@ -54,12 +54,13 @@ def measure(megabytes: int, folder: Path) -> dict[str, Any]:
         "precision": len(near & dropped) / max(1, len(dropped)),
         "seconds": seconds,
         "megabytes_per_s": megabytes / seconds,
-        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024),  # so far: grow in size
+        # The peak so far: measure sizes in ascending order.
+        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024),
     }
 
 
 def _write_stream(file: Path, megabytes: int, problems: list[str]) -> dict[int, float]:
-    """Documents until the file is that large; returns the similarity of the planted ones to their problem."""
+    """Write documents until the file has this size; return the similarity of the planted ones to their problem."""
     draw = random.Random(0)
     vocabulary = re.findall(r"\w+", " ".join(topics.topics.values()))
     planted: dict[int, float] = {}
@@ -86,7 +87,7 @@ def _changed(draw: random.Random, text: str, vocabulary: list[str]) -> str:
 
 
 def _jaccard(a: str, b: str) -> float:
-    """By definition."""
+    """Return the Jaccard similarity of the n-grams, by definition."""
     words = [re.findall(r"\w+", text.casefold()) for text in (a, b)]
     one, other = ({tuple(w[i : i + N]) for i in range(len(w) - N + 1)} for w in words)
     return len(one & other) / len(one | other)

@@ -1,7 +1,7 @@
-"""Runs of a comparison in forks of this process, which has imported everything: a run starts in no time, and is still alone.
+"""Make the runs of a comparison in forks of this process, which has imported everything: they start at once, each on its own.
 
-A fork loses the threads of its parent: call torch.set_num_threads(1) in the parent first of all, and go backward through
-nothing there.
+A fork loses the threads of its parent: call torch.set_num_threads(1) in the parent first of all, and run no backward pass
+there.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any
 
 
 class Fork:
-    """A function at work in a fork, as `vpretrain.compare.runs.Process` has it."""
+    """A function running in a fork, with the interface of `vpretrain.compare.runs.Process`."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self._process = multiprocessing.get_context("fork").Process(target=_alone, args=(function, *arguments))
         self._process.start()
 
     def send_signal(self, number: int) -> None:
-        """To the fork alone."""
+        """Send a signal to the fork alone."""
         if self._process.pid is not None:
             os.kill(self._process.pid, number)
 
     def wait(self) -> int:
-        """Its exit code."""
+        """Wait for the fork, and return its exit code."""
         self._process.join()
         return self._process.exitcode or 0
 
@@ -40,7 +40,7 @@ def start_fork(command: Sequence[str]) -> Fork:
 
 
 def _alone(function: Callable[..., Any], *arguments: Any) -> None:
-    """In a process group of its own, so that an interruption from the terminal arrives once, by way of the parent."""
+    """Run in a separate process group, so that an interruption from the terminal arrives once, through the parent."""
     os.setpgid(0, 0)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)

@@ -1,6 +1,6 @@
-"""`make bench-multitask`: three domains in one run, each domain's feedback for its own rows or all in one sum; resumable.
+"""`make bench-multitask`: three domains in one run, each domain's feedback for its own rows or all feedback summed; resumable.
 
-SmolLM2-135M on recipes/multitask.yaml. The whole run writes multitask.json beside this file.
+SmolLM2-135M on recipes/multitask.yaml. The full run writes multitask.json beside this file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SEEDS = (0, 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what is missing, then print and write the table."""
+    """Make the missing runs, then print and write the table."""
     parser = argparse.ArgumentParser(prog="make bench-multitask ARGS=...", description=__doc__)
     parser.add_argument("settings", metavar="field=value", nargs="*", help="settings to change in every run")
     settings = parser.parse_args(arguments).settings

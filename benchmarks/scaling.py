@@ -1,6 +1,6 @@
-"""`make bench-scaling`: what V-pretraining takes on 8 to 1,024 GPUs, on paper; seconds on a CPU.
+"""`make bench-scaling`: estimate the cost of V-pretraining on 8 to 1,024 GPUs; seconds on a CPU.
 
-Writes scaling.json beside this file, and prints the tables of docs/scaling.md. Nothing is run: learners are shapes.
+Writes scaling.json beside this file, and prints the tables of docs/scaling.md. No learner is run: only shapes are used.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from vpretrain.scaling.tables import NEGLIGIBLE, least_period
 
 _HERE = Path(__file__).parent
 GPUS = (8, 64, 256, 1024)
-ROWS, LENGTH = 1024, 1024  # of a step: one row a GPU on the most GPUs
-LEARNERS: dict[str, tuple[PreTrainedConfig, int]] = {  # shapes, and rows of a micro-batch
+ROWS, LENGTH = 1024, 1024  # of a step: one row per GPU on the most GPUs
+LEARNERS: dict[str, tuple[PreTrainedConfig, int]] = {  # shapes, and rows per GPU of a micro-batch
     "0.5B (Qwen2.5)": (
         Qwen2Config(
             vocab_size=151_936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
@@ -53,7 +53,7 @@ VIT_L = DINOv3ViTConfig(
     hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096, patch_size=16,
     num_register_tokens=4,
 )  # fmt: skip
-VISION_RECIPE, VISION_GPUS = "recipes/dinov3-vitl-ade20k.yaml", (1, 2, 5, 10)  # of 50 pictures a step
+VISION_RECIPE, VISION_GPUS = "recipes/dinov3-vitl-ade20k.yaml", (1, 2, 5, 10)  # of 50 images per step
 VIT_S = Dinov2Config(
     hidden_size=384, num_hidden_layers=12, num_attention_heads=6, patch_size=14, image_size=518, use_mask_token=False
 )
@@ -65,18 +65,18 @@ DESIGNERS: dict[str, dict[str, Any]] = {  # one thing changed at a time
     "K = 256": {"top_k": 256},
 }
 DEFAULT_K = 64
-TF32 = 494  # TFLOPS of an H100, dense, of the same data sheet
+TF32 = 494  # TFLOPS of an H100, dense, from the same data sheet
 
 
 def main() -> None:
-    """Compute, write, print."""
+    """Compute, write and print the estimates."""
     found = report()
     (_HERE / "scaling.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print("\n".join(tables(found)))
 
 
 def report() -> dict[str, Any]:
-    """All figures of docs/scaling.md."""
+    """Compute all figures of docs/scaling.md."""
     works = {name: work(shape) for name, (shape, _) in LEARNERS.items()}
     pictures = _counted(load_recipe(VISION_RECIPE).model_dump(mode="json"), VIT_L)
     return {
@@ -106,7 +106,7 @@ def report() -> dict[str, Any]:
 
 
 def work(shape: PreTrainedConfig, designer: dict[str, Any] | None = None) -> Workload:
-    """The paper's settings on a learner of a shape."""
+    """Count the work of the paper's settings on a learner of a shape."""
     return _counted({
         "name": "scaling",
         "stream": {
@@ -126,14 +126,14 @@ def work(shape: PreTrainedConfig, designer: dict[str, Any] | None = None) -> Wor
 
 
 def dealt(each: Workload, rows: int, gpus: int) -> Workload:
-    """ROWS a step in micro-batches of so many rows a GPU at most, and a row at least for each in a meta update."""
+    """Split ROWS per step into micro-batches of at most `rows` per GPU, with at least one row per GPU in a meta update."""
     batch_size = min(ROWS, rows * gpus)
     of_meta = {name: max(getattr(each, name), gpus) for name in ("meta_rows", "feedback_rows")}
     return replace(each, batch_size=batch_size, accumulation=ROWS // batch_size, **of_meta)
 
 
 def calibration(speed: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Seconds of designer and meta update over those that their floors would take at the learner's own FLOPs a second.
+    """Time of designer and meta update over that of their FLOP floors at the learner's own FLOPs per second.
 
     Args:
         speed: benchmarks/speed/results.json: SmolLM2-135M, and a ViT-S whose FLOPs are counted here.
@@ -152,7 +152,7 @@ def calibration(speed: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def tables(found: dict[str, Any]) -> list[str]:
-    """As Markdown: memory, time, designers."""
+    """Format memory, time and designers as Markdown."""
     memory = [
         (
             row["learner"], f"{row['gpus']:,}", row["rows"],
@@ -210,7 +210,7 @@ def tables(found: dict[str, Any]) -> list[str]:
 
 
 def _counted(data: dict[str, Any], shape: PreTrainedConfig) -> Workload:
-    """A recipe's counts on a learner that exists as a configuration alone."""
+    """Count a recipe's work on a learner that exists only as a configuration."""
     with tempfile.TemporaryDirectory() as directory:
         shape.save_pretrained(directory)
         arm = "v" if data.get("modality") == "vision" else "v-paper"  # the arm with a designer
@@ -221,7 +221,7 @@ def _counted(data: dict[str, Any], shape: PreTrainedConfig) -> Workload:
 
 def _sizes(each: Workload) -> dict[str, Any]:
     found = on_gpus(dealt(each, 1, GPUS[-1]), GPUS[-1])
-    gathered = each.gathered_bytes / DEFAULT_K / (1e9 * found.device.memory_gbs)  # seconds a row, for each of the K
+    gathered = each.gathered_bytes / DEFAULT_K / (1e9 * found.device.memory_gbs)  # seconds per row, for each of the K
     collected = FP32 * each.parameters / (1e9 * found.bandwidth_gbs)
     return {
         "parameters": each.parameters,
@@ -230,7 +230,7 @@ def _sizes(each: Workload) -> dict[str, Any]:
         "gflops_a_token": each.step_flops / LENGTH / 1e9,
         # K at which the candidates' embeddings alone take 2 % of the learner's passes
         "k_for_2_percent": int(NEGLIGIBLE * found.plans[0].seconds["learner"] / gathered),
-        # W at which the messages of collecting all weights, block by block, take as long as their bytes
+        # W at which the latency of all-gathering all weights, block by block, equals the time to send their bytes
         "gpus_for_latency": 1 + round(collected / ((each.blocks + 1) * 1e-6 * found.latency_us)),
     }
 
@@ -266,18 +266,18 @@ def _vision_row(gpus: int, each: Workload) -> dict[str, Any]:
 
 
 def _chosen(plans: Sequence[Plan]) -> Plan:
-    """The first that fits, else the last."""
+    """Return the first plan that fits, else the last."""
     return next((plan for plan in plans if plan.fits), plans[-1])
 
 
 def _designer_share(each: Workload, **changed: float) -> float:
-    """Where the learner's passes hide what is sent, on any number of GPUs: of those and the designer."""
+    """The designer's fraction of designer and learner passes, on any number of GPUs if the latter hide communication."""
     (plan, *_) = on_gpus(dealt(each, 1, 8), 8, device=replace(DEVICES["h100"], **changed)).plans
     return plan.seconds["designer"] / (plan.seconds["designer"] + plan.seconds["learner"])
 
 
 def _over_floor(arm: dict[str, Any], period: int, step: float, designer: float, update: float) -> dict[str, float]:
-    """`step` and `designer` in FLOPs a token or image, `update` in FLOPs a meta update."""
+    """Time over FLOP floors; `step` and `designer` in FLOPs per token or image, `update` in FLOPs per meta update."""
     phases = arm["microseconds"]
     seconds_a_flop = (phases["learner forward"] + phases["learner backward"]) / step
     meta = sum(seconds for name, seconds in phases.items() if name.startswith("meta"))

@@ -11,7 +11,7 @@ _COLUMNS = (
 
 
 def comparison_markdown(results: dict[str, Any]) -> str:
-    """A line an arm: means over seeds, and differences at the end of the budget with 95 % intervals."""
+    """Format one line per arm: means over seeds, and differences at the end of the budget with 95 % intervals."""
     differences = results["differences"]["nll"]
     lines = [f"| {' | '.join(_COLUMNS)} |", f"|{'---|' * len(_COLUMNS)}"]
     for name, arm in results["arms"].items():
@@ -30,7 +30,7 @@ def comparison_markdown(results: dict[str, Any]) -> str:
 
 
 def domains_table(results: dict[str, Any]) -> list[list[str]]:
-    """A header, then a line an arm: what it reached in each domain, with its difference from one-hot."""
+    """Return a header, then one line per arm: its NLL in each domain, with the difference from one-hot."""
     domains = {domain: found["nll"] for domain, found in results["by_domain"].items()}
     table = [["arm", *(f"{domain} NLL, minus one-hot" for domain in domains), "retention NLL", "steps"]]
     for name, arm in results["arms"].items():
@@ -43,13 +43,13 @@ def domains_table(results: dict[str, Any]) -> list[list[str]]:
 
 
 def domains_markdown(results: dict[str, Any]) -> str:
-    """The same as Markdown."""
+    """Format the same table as Markdown."""
     header, *rows = domains_table(results)
     return "".join(f"| {' | '.join(row)} |\n" for row in (header, ["---"] * len(header), *rows))
 
 
 def paths_markdown(results: dict[str, Any]) -> str:
-    """Of `vpretrain posttrain`: a line a path, at its end."""
+    """Format results of `vpretrain posttrain`: one line per path, at its end."""
     columns = ("path", "answer NLL", "minus v", "Pass@1", "retention NLL", "tokens read", "seconds")
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     for path, found in {"step-0": {"end": results["step-0"]}, **results["paths"]}.items():
@@ -68,13 +68,13 @@ def paths_markdown(results: dict[str, Any]) -> str:
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Rows under a header."""
+    """Format rows under a header."""
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)]) + "\n"
 
 
 def interval(value: dict[str, float] | None, sign: str, digits: int = 3) -> str:
-    """A mean with its 95 % interval; a dash for none."""
+    """Format a mean with its 95 % interval; None as a dash."""
     if value is None:
         return "-"
     return f"{value['mean']:{sign}.{digits}f} [{value['low']:{sign}.{digits}f}, {value['high']:{sign}.{digits}f}]"

@@ -1,6 +1,6 @@
-"""V-pretraining in a training loop of one's own. The lines that end in `# +` are all that it adds.
+"""V-pretraining in your own training loop. It adds only the lines that end in `# +`.
 
-Run it: python examples/own_loop.py (seconds on a CPU). The model here is tiny and random. For a real one put in their place
+Run it: python examples/own_loop.py (seconds on a CPU). The model here is tiny and random. For a real one, write instead
 
     tokenizer = AutoTokenizer.from_pretrained("Qwen/Qwen2.5-0.5B")
     model = AutoModelForCausalLM.from_pretrained("Qwen/Qwen2.5-0.5B", dtype=torch.float32).to("cuda")
@@ -19,7 +19,7 @@ from vpretrain.language.config import DesignerConfig, ValueConfig  # +
 torch.manual_seed(0)
 STEPS, ACCUMULATION = 28, 2
 
-# A tokenizer of single characters, and a model that has seen nothing.
+# A character-level tokenizer, and an untrained model.
 vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", *"0123456789+= abcdefghijklmnopqrstuvwxyz"])}
 characters = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
 characters.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
@@ -29,7 +29,7 @@ sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "n
 special = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
 model = LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), **special, **sizes))
 
-# The stream: any text. Here half of it is sums, and half is not.
+# The stream: any text. Here half of it is sums.
 texts = [f"{a} + {b} = {a + b}" if a % 2 else f"{b} letters for {a}" for a in range(30) for b in range(40)]
 stream = DataLoader(
     [tokenizer(text + tokenizer.eos_token) for text in texts],

@@ -1,6 +1,6 @@
-"""V-pretraining with transformers' Trainer: VPretrainTrainer, a feedback set, and the arguments as ever.
+"""V-pretraining with transformers' Trainer: VPretrainTrainer, a feedback set, and the usual arguments.
 
-Run it: python examples/trainer.py (seconds on a CPU). The model here is tiny and random. For a real one put in their place
+Run it: python examples/trainer.py (seconds on a CPU). The model here is tiny and random. For a real one, write instead
 
     tokenizer = AutoTokenizer.from_pretrained("Qwen/Qwen2.5-0.5B")
     model = AutoModelForCausalLM.from_pretrained("Qwen/Qwen2.5-0.5B", dtype=torch.float32)
@@ -26,7 +26,7 @@ from vpretrain.language.config import DesignerConfig, ValueConfig
 
 set_seed(0)
 
-# A tokenizer of single characters, and a model that has seen nothing.
+# A character-level tokenizer, and an untrained model.
 vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", *"0123456789+= abcdefghijklmnopqrstuvwxyz"])}
 characters = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
 characters.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
@@ -36,7 +36,7 @@ sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "n
 special = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
 model = LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), **special, **sizes))
 
-# The stream: any text. Here half of it is sums, and half is not.
+# The stream: any text. Here half of it is sums.
 texts = [f"{a} + {b} = {a + b}" if a % 2 else f"{b} letters for {a}" for a in range(30) for b in range(40)]
 rows = [tokenizer(text + tokenizer.eos_token) for text in texts]
 pairs = [(f"{a} + {b} =", f" {a + b}") for a in range(31, 99, 4) for b in range(3, 99, 7)]
@@ -53,7 +53,7 @@ with tempfile.TemporaryDirectory() as directory:
             logging_steps=4,
             save_steps=12,
             report_to="none",
-            use_cpu=True,  # leave it out where there is a GPU
+            use_cpu=True,  # leave it out if you have a GPU
             dataloader_pin_memory=False,
         ),
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),

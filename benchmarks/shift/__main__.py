@@ -34,7 +34,7 @@ ARMS = (
     "one-hot", "v", "uniform", "self-distillation", "random-feedback", "selection", "token-weights", "v-learned", "v-paper",
     "mixed-in", "v-mixed-in",
 )  # fmt: skip
-SEEDS, MINUTES, SIZES = 5, 1.5, (16, 64, 256, 1024)  # the last size is that of all arms
+SEEDS, MINUTES, SIZES = 5, 1.5, (16, 64, 256, 1024)  # all arms use the last size
 _TRAIN, _DATA = Path("data/gsm8k/train.jsonl"), Path("data/gsm8k-shift")
 _ROOT, _HERE = Path("runs/shift"), Path(__file__).parent
 
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def start_lean(directory: Path, command: Sequence[str]) -> Process:
-    """Start a run, and let go of the models and checkpoints of those that are finished: 2 GB each, 70 runs."""
+    """Start a run, and delete the models and checkpoints of finished runs: 2 GB each, 70 runs."""
     for result in directory.glob("*/result.json"):
         for part in ("model", "checkpoints"):
             shutil.rmtree(result.parent / part, ignore_errors=True)
@@ -88,7 +88,7 @@ def start_lean(directory: Path, command: Sequence[str]) -> Process:
 
 
 def recipe_of(size: int, options: argparse.Namespace) -> Recipe:
-    """The recipe that all arms share, with so many feedback pairs."""
+    """Return the recipe that all arms share, with `size` feedback pairs."""
     role = "validation" if options.validation else "test"
     settings = [
         f"name={size}-pairs-{_variant(options)}",

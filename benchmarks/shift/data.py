@@ -1,7 +1,7 @@
 """GSM8K's training problems in two notations, with a role for each: `python -m benchmarks.shift.data TRAIN.JSONL DIRECTORY`.
 
-The hash of a question decides its role. The stream's problems are rewritten: other headings, on one line, no calculator marks,
-the answer in a box. Feedback, validation and test keep GSM8K's own form: they are what the learner is to be steered to.
+The role of a question depends on its hash. The stream's problems are rewritten: other headings, on one line, no calculator
+marks, the answer in a box. Feedback, validation and test keep GSM8K's own form, towards which the learner is to be steered.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _MARK = re.compile(r"<<[^>]*>>")
 
 
 def role(question: str) -> str:
-    """Of a problem, whatever the order of the file."""
+    """Return the role of a problem, independent of the order of the file."""
     share = int(hashlib.sha256(question.encode()).hexdigest()[:12], 16) / 16**12
     return next(name for name, bound in ROLES.items() if share < bound)
 
 
 def shifted(question: str, answer: str) -> dict[str, str]:
-    """A problem with its solution in the stream's notation."""
+    """Write a problem with its solution in the stream's notation."""
     steps, _, final = answer.partition("####")
     line = " ".join(_MARK.sub("", steps).split())
     return {
@@ -33,12 +33,12 @@ def shifted(question: str, answer: str) -> dict[str, str]:
 
 
 def own_form(question: str, answer: str) -> dict[str, str]:
-    """A problem with its solution as GSM8K has them."""
+    """Write a problem with its solution in GSM8K's own form."""
     return {"prompt": f"Question: {question}\nAnswer:", "response": f" {answer}"}
 
 
 def write(train: Path, directory: Path) -> dict[str, int]:
-    """Write a file for every role; returns how many problems each has."""
+    """Write a file for every role; return the number of problems in each."""
     rows = [json.loads(line) for line in train.read_text(encoding="utf-8").splitlines()]
     by_role: dict[str, list[dict[str, str]]] = {name: [] for name in ROLES}
     for row in rows:

@@ -1,4 +1,4 @@
-"""`make bench-speed`: what V-pretraining costs over ordinary pretraining, in time and in memory.
+"""`make bench-speed`: the cost of V-pretraining over ordinary pretraining, in time and in memory.
 
 Writes results.json and results.md beside this file; --quick writes results-quick.json and .md below runs/ instead.
 """
@@ -36,7 +36,7 @@ from vpretrain.run.versions import versions
 
 _HERE = Path(__file__).parent
 REPEATS = 2  # of a meta update and of a loss
-_PAPER = "v-paper"  # beside V, where memory holds them all
+_PAPER = "v-paper"  # measured beside V if memory holds all arms
 _WITH_META = ("v", _PAPER, settings.LEAN)
 
 
@@ -74,7 +74,7 @@ def main() -> None:
     report["vision"] = throughput(
         "vision", ["fixed", "v", *([] if quick else [settings.LEAN])], 2 if quick else 5, together=True
     )
-    write()  # what was measured is not lost if the rest fails
+    write()  # so that measurements are not lost if the rest fails
     meta = Meta()
     report["flops"] = flops(meta.parts, meta.batch.rows(range(settings.ROWS)))
     report["meta"] = []
@@ -94,18 +94,18 @@ def main() -> None:
 
 
 def throughput(learner: str, arms: Sequence[str], rounds: int, *, together: bool) -> dict[str, Any]:
-    """Steps of the arms, each in a process of its own.
+    """Time steps of the arms, each in its own process.
 
     Args:
-        learner: by its name in the settings, or vision.
-        arms: V among them has a meta update in the first of its timed steps and in the last.
-        rounds: of one step each.
-        together: all processes wait for their turns, so that steps which are compared follow each other; else one arm after
-            another, for learners of which memory holds one.
+        learner: its name in the settings, or vision.
+        arms: those with V have a meta update in their first timed round and in their last.
+        rounds: number of timed rounds, of one step each.
+        together: keep all processes and let them take turns, so that compared steps follow each other; else one arm after
+            another, for learners of which memory holds only one.
     """
     period = settings.PERIOD if learner in settings.LANGUAGE else settings.VISION_PERIOD
     found: dict[str, dict[str, Any]] = {}
-    # An arm's turns: numbers of steps, of which multiples of the period have a meta update; the first turn warms up.
+    # An arm's turns, as step numbers: multiples of the period have a meta update; the first turn is a warm-up.
     turns: dict[str, list[list[int]]] = {arm: [[0] if arm in _WITH_META else [1]] for arm in arms}
     for turn, (arm, own) in itertools.product(range(rounds), turns.items()):
         updates = arm in _WITH_META and turn in (0, rounds - 1)
@@ -127,7 +127,7 @@ def throughput(learner: str, arms: Sequence[str], rounds: int, *, together: bool
 
 
 class _Worker:
-    """The other end of `benchmarks.speed.worker`."""
+    """A process of `benchmarks.speed.worker`, and the pipes to it."""
 
     def __init__(self, learner: str, arm: str) -> None:
         self.name = f"{learner}, {arm}"
@@ -135,14 +135,14 @@ class _Worker:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def step(self, number: int) -> float:
-        """Its seconds."""
+        """Let the process make a step; return its seconds."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             print(number, file=self.process.stdin, flush=True)
         return float(self._answer())
 
     def end(self) -> dict[str, Any]:
-        """All that it has to tell."""
+        """End the process; return its measurements."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         figures: dict[str, Any] = json.loads(self._answer())
@@ -158,7 +158,7 @@ class _Worker:
 
 
 def _figures(plain: list[float], meta: list[float], period: int, told: dict[str, Any]) -> dict[str, Any]:
-    """Means over a whole period of steps, one of them with a meta update."""
+    """Return means over a whole period of steps, one of them with a meta update."""
     read, steps = told["read"], len(plain) + len(meta)
     step, update = median(plain), median(meta) - median(plain) if meta else 0.0
     phases = {
@@ -179,7 +179,7 @@ def _figures(plain: list[float], meta: list[float], period: int, told: dict[str,
 
 
 def meta_settings(quick: bool) -> list[dict[str, Any]]:
-    """What the meta update is timed at: the default, and one thing changed at a time."""
+    """Return the settings of the timed meta updates: the default, and one thing changed at a time."""
     default = {"layers": 2, "k": 64, "tokens": settings.META_ROWS * settings.META_LENGTH, "align": "cosine"}
     others = [{"align": "dot"}] + ([] if quick else [{"layers": n} for n in (1, 4)])
     others += [] if quick else [{"k": k} for k in (8, 256)] + [{"tokens": n} for n in (256, 1024)]
@@ -187,7 +187,7 @@ def meta_settings(quick: bool) -> list[dict[str, Any]]:
 
 
 def headline(report: dict[str, Any]) -> dict[str, float]:
-    """The figures that the aims are about."""
+    """Return the figures to which the aims refer."""
     arms = report["language"]["smollm2-135m"]
     peaks = report["judgement"]["peak_bytes"]
     default = {row["engine"]: row["seconds"] for row in report["meta"][: len(ENGINES)]}
@@ -217,7 +217,7 @@ def headline(report: dict[str, Any]) -> dict[str, float]:
 
 
 def _floor_ratio(flops: dict[str, float]) -> float:
-    """v-paper over one-hot if designer and meta update took no more than their floors, at the learner's own FLOPs a second."""
+    """v-paper over one-hot if designer and meta update were at their floors, at the learner's own FLOPs per second."""
     micro_batches = settings.LANGUAGE["smollm2-135m"]["accumulation"]
     added = flops["designer_floor"] + flops["meta_floor"] / settings.PERIOD / micro_batches
     return 1 / (1 + added / flops["step"])

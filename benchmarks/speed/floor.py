@@ -1,4 +1,4 @@
-"""FLOPs of a meta update as torch counts them, and the fewest that it could take (METHOD, section 4)."""
+"""FLOPs of a meta update as counted by torch, and their lower bound (docs/METHODS.md)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from vpretrain.scaling.cost import Read, Transformer, designer_floor
 
 
 def flops(parts: Parts, batch: Any) -> dict[str, float]:
-    """Of one learner step on a micro-batch, and of what a meta update and the designer add to it.
+    """Count FLOPs of one learner step on a micro-batch, and those that a meta update and the designer add to it.
 
     Returns:
-        `step`: forward and backward of the base recipe; `meta`: a meta update, `meta_floor`; `designer`: its forward pass in
-        every step, `designer_floor`.
+        `step`: forward and backward of the base task; `meta`: a meta update, with the lower bound `meta_floor`; `designer`:
+        its forward pass in every step, with the lower bound `designer_floor`.
     """
     learner: Any = parts.learner
     assert parts.meta is not None
@@ -32,11 +32,11 @@ def flops(parts: Parts, batch: Any) -> dict[str, float]:
         meta([batch])
         step(parts.base)
 
-    updated()  # the first time the learner is tried out
+    updated()  # the first call also tries out the learner
     alone = counted(lambda: step(parts.base))
     cursor = parts.feedback.state_dict()
     fed = next(iter(parts.feedback.next().values()))
-    parts.feedback.load_state_dict(cursor)  # the update that is counted gets the same pairs
+    parts.feedback.load_state_dict(cursor)  # so that the counted update gets the same pairs
     part = batch.restrict(domain=None, **meta.part)
     blocks = list(blocks_of(learner.module)[1])
     every = sum(p.numel() for block in blocks for p in block.parameters())
@@ -44,7 +44,7 @@ def flops(parts: Parts, batch: Any) -> dict[str, float]:
     in_s = sum(theta[name].numel() for name in meta.subset)
     head = learner.model.get_output_embeddings().weight.numel()
     phi = sum(p.numel() for p in parts.construction.parameters())
-    # On a CPU torch counts no fused attention, so neither does the floor.
+    # On a CPU torch does not count fused attention, so the floor leaves it out too.
     model = Transformer(blocks=every, head=head, attention=0, trained_blocks=every, trained_head=True)
     share = in_s / every
     floor = model.feedback_floor(share, _read(fed)) + model.value_floor(share, _read(part), phi)
@@ -62,7 +62,7 @@ def _read(batch: Any) -> Read:
 
 
 def counted(function: Callable[[], None]) -> int:
-    """FLOPs of matrix products and attention.
+    """Count FLOPs of matrix products and attention.
 
     The head's gradient is `addmm_`, which torch does not count, and a sparse product, which it counts as if it were dense: in
     fp32 the two cancel.

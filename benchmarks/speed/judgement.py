@@ -1,4 +1,4 @@
-"""A judgement of the strength: its seconds, and the bytes of the step that it comes before, against other steps."""
+"""Measure a judgement of the strength: its seconds, and the bytes of the step that follows it, against other steps."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from vpretrain.run.train import train
 
 
 def judgement(repeats: int) -> dict[str, Any]:
-    """On the packaged learner.
+    """Measure a judgement on the packaged learner.
 
     Returns:
-        `seconds` of a judgement, the median difference of two steps that follow each other; `share` of a step's time that it
-        takes in a long run; `peak_bytes` of the tensors that a step makes, by kind of step.
+        `seconds` of a judgement, the median difference of two consecutive steps; `share`, the fraction of a step's time that
+        it takes in a long run; `peak_bytes` of the tensors that a step makes, by kind of step.
     """
     recipe: Any = language_recipe("smollm2-135m", "v", strength="auto")
     parts: Any = assemble(recipe)
@@ -33,7 +33,7 @@ def judgement(repeats: int) -> dict[str, Any]:
         train(recipe, parts, optimizer, steps=[number], after_step=lambda record: None)
         return time.perf_counter() - start
 
-    step(1)  # after which there is a metric
+    step(1)  # afterwards there is a metric
     step(PERIOD, judged=True)
     plain = [step(1) for _ in range(repeats)]
     judged = [step(PERIOD, judged=True) - step(PERIOD) for _ in range(repeats)]

@@ -1,4 +1,4 @@
-"""The fused loss against the dense one and torch's own, forward and backward to states and head: seconds and bytes."""
+"""Compare the fused loss, the dense one and torch's own, forward and backward to states and head: seconds and bytes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TOKENS, K = 512, 64
 
 
 def compare_losses(shapes: list[str], repeats: int) -> list[dict[str, Any]]:
-    """A row a vocabulary and variant, medians of interleaved repeats."""
+    """Return one row per vocabulary and variant, with medians of interleaved repeats."""
     rows = []
     with steady("the loss", len(shapes) * len(VARIANTS) * (repeats + 1)) as done:
         steps = itertools.count(1)
@@ -43,7 +43,7 @@ def compare_losses(shapes: list[str], repeats: int) -> list[dict[str, Any]]:
                 with PeakBytes() if turn == 0 else _clock(seconds[name]) as watched:
                     gradients = torch.autograd.grad(variant(hidden_ND, weight_VD, targets_N), (hidden_ND, weight_VD))
                 del gradients
-                if turn == 0 and name != HIDDEN:  # this turn warms up as well
+                if turn == 0 and name != HIDDEN:  # this turn is also the warm-up
                     peaks[name] = watched.peak
             rows += [
                 {"vocabulary": vocabulary, "width": width, "tokens": TOKENS, "loss": name,
@@ -86,7 +86,7 @@ def _dense(k: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 
 def _torch_chunked(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    # Its default chunks, of 2 targets over the largest vocabulary, take 48 s there: it is given ours.
+    # Its default chunks, of 2 targets over the largest vocabulary, take 48 s there, so it gets ours.
     rows = min(len(targets_N), CHUNK // len(weight_VD))
     options = LinearCrossEntropyOptions(batch_chunk_size=rows, chunking_method=None)
     return F.linear_cross_entropy(hidden_ND, weight_VD, targets_N, options=options)
@@ -96,7 +96,7 @@ def _torch_dense(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Ten
     return F.cross_entropy(F.linear(hidden_ND, weight_VD), targets_N)
 
 
-HIDDEN = "F.linear_cross_entropy, one-hot"  # one operation, within which nobody counts bytes
+HIDDEN = "F.linear_cross_entropy, one-hot"  # one operation, whose internal bytes are not counted
 VARIANTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "fused, K = 1": _fused(1),
     f"fused, K = {K}": _fused(K),

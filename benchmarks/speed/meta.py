@@ -1,6 +1,6 @@
-"""The meta update by engine: seconds and bytes, against layers in S, candidates and tokens.
+"""Time the meta update by engine: seconds and bytes, against layers in S, candidates and tokens.
 
-Every engine is given the same batch with the same states below S, as the learner's own pass leaves them.
+Every engine gets the same batch with the same states below S, as the training pass leaves them.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ SHORT = ("jvp", "double_backward")
 
 
 class Meta:
-    """A learner with a stream batch and a feedback batch, and the engines on them."""
+    """A learner with a stream batch and a feedback batch, on which engines are timed."""
 
     def __init__(self) -> None:
         recipe: Any = language_recipe("smollm2-135m", "v-paper", rows=4 * META_ROWS, accumulation=1)
         self.parts: Any = assemble(recipe)
         torch.manual_seed(1)
-        with torch.no_grad():  # away from a start at which much of the designer's gradient is zero
+        with torch.no_grad():  # away from the initial values, at which much of the designer's gradient is zero
             for phi in self.parts.construction.parameters():
                 phi.add_(0.02 * torch.randn_like(phi))
         self.batch = self.parts.stream.next()[0]
         (self.feedback,) = self.parts.feedback.next().values()
 
     def rows(self, engines: Sequence[str], repeats: int, *, layers: int, k: int, tokens: int, align: Any) -> list[Any]:
-        """One setting: a row an engine, medians of interleaved repeats."""
+        """Time one setting: one row per engine, with medians of interleaved repeats."""
         learner = self.parts.learner
         learner.top_k = k
         names = alignment_subset(learner.module, f"last-{layers}")
@@ -58,7 +58,7 @@ class Meta:
 
             for turn in range(repeats + 1):
                 for engine in engines:
-                    if turn == 0:  # warms up as well
+                    if turn == 0:  # also the warm-up
                         with PeakBytes() as watched:
                             run(engine)
                         peaks[engine] = watched.peak

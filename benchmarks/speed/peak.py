@@ -1,4 +1,4 @@
-"""Bytes of live tensors, counted operation by operation: the same on every machine, without what a process keeps for later."""
+"""Count bytes of live tensors, operation by operation: the same on every machine, without memory that a process caches."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch.utils._pytree import tree_iter
 
 
 class PeakBytes(TorchDispatchMode):
-    """Within it `peak` is the most that tensors made since it was entered have held at once.
+    """A context whose `peak` is the most bytes that tensors made since it was entered have held at once.
 
-    What an operation takes and frees within itself is not seen.
+    Memory that an operation allocates and frees internally is not counted.
     """
 
     def __init__(self) -> None:

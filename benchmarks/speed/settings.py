@@ -1,4 +1,4 @@
-"""What is timed: learners, and the recipe that all arms on one share."""
+"""The timed learners, and the recipe that all arms of a learner share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LANGUAGE: dict[str, dict[str, Any]] = {
     "qwen2.5-0.5b": {"precision": "bf16", "accumulation": 2, "together": False},
 }
 ROWS, LENGTH = 2, 512  # of a micro-batch
-LEAN = "v-lean"  # in vision: V with a designer of the recipes' size, and less for it to do
+LEAN = "v-lean"  # in vision: V with a designer of the recipes' size, and less work per meta update
 LEAN_VISION = ["designer.width=8", "value.batch_size=2", "value.feedback_every=2"]
 PAIRS, META_ROWS, META_LENGTH = 2, 2, 256  # of a meta update: feedback pairs, and rows of the stream
 
@@ -24,9 +24,9 @@ PAIRS, META_ROWS, META_LENGTH = 2, 2, 256  # of a meta update: feedback pairs, a
 def language_recipe(
     learner: str, arm: str, *, rows: int = ROWS, accumulation: int | None = None, strength: float | str = 1.0
 ) -> Recipe:
-    """Packed problems in, with their solutions as targets. The tokenizer is SmolLM2's whatever the learner.
+    """Return the recipe: packed problems, with their solutions as targets. The tokenizer is SmolLM2's for every learner.
 
-    Steps are timed with the whole of the tilt, and a judgement of how much to take apart from them.
+    Steps are timed with the full tilt, and judgements of its strength separately.
     """
     setting = LANGUAGE[learner]
     problems = {"reasoning_gym": "gsm_symbolic", "domain": "math"}
@@ -52,7 +52,7 @@ def language_recipe(
 
 
 def vision_recipe(arm: str) -> Recipe:
-    """The quickstart's learner and pictures."""
+    """Return the recipe with the quickstart's learner and images."""
     recipe = load_recipe("recipes/quickstart-vision.yaml")
     settings = ["arm=v", *LEAN_VISION] if arm == LEAN else [f"arm={arm}"]
     settings += [f"value.every_steps={VISION_PERIOD}", "budget.minutes=null", "budget.steps=1000"]
@@ -60,7 +60,7 @@ def vision_recipe(arm: str) -> Recipe:
 
 
 def language_model(learner: str) -> Any:
-    """Random weights in the shape of a learner that no package holds; None for the packaged one."""
+    """Make random weights in the shape of a learner that no package contains; None for the packaged one."""
     if learner == "smollm2-135m":
         return None
     import torch

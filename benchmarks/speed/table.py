@@ -11,7 +11,7 @@ _MIB = 2**20
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """Tables: steps by arm, phases, the meta update by engine, FLOPs over their floor, the loss."""
+    """Format the tables: steps by arm, phases, the meta update by engine, FLOPs over their floor, the loss."""
     parts = []
     for learner, arms in (*report["language"].items(), ("vision", report["vision"])):
         unit = "images" if learner == "vision" else "tokens"

@@ -1,7 +1,7 @@
-"""One arm in a process of its own: `python -m benchmarks.speed.worker LEARNER ARM` makes a step for every number it is given.
+"""Run one arm in its own process: `python -m benchmarks.speed.worker LEARNER ARM` makes a step for every number it is given.
 
-Reads step numbers, a line each; answers each with JSON: its seconds. At the end of the input: the units read a step, the
-seconds of each phase, the peak of resident memory.
+Reads step numbers, one per line; answers each with JSON: the step's seconds. At the end of the input: the units read per step,
+the seconds of each phase, the peak of resident memory.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Worker:
         for batch in batches:
             labels_BT = batch.ids_BT.masked_fill(batch.weights_BT == 0, -100)
             with torch.autocast(learner.device.type, dtype=torch.bfloat16, enabled=learner.bf16):
-                # Without a cache: with one, transformers would let documents of a row see each other.
+                # Without a cache: with one, transformers would let documents of a row attend to each other.
                 outputs = learner.model(
                     input_ids=batch.ids_BT, position_ids=batch.positions_BT, labels=labels_BT, use_cache=False
                 )
@@ -62,7 +62,7 @@ class Worker:
 
 
 def main() -> None:
-    """Serve."""
+    """Make the steps that are asked for on stdin."""
     answers = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
         worker = Worker(*sys.argv[1:])
@@ -71,7 +71,7 @@ def main() -> None:
                 start = time.perf_counter()
                 worker.step(int(line))
                 print(json.dumps(time.perf_counter() - start), file=answers, flush=True)
-                if int(line) < worker.recipe.value.every_steps:  # the first period warms up
+                if int(line) < worker.recipe.value.every_steps:  # the first period is a warm-up
                     watch.seconds.clear()
         figures = {"read": worker.read, "phases": watch.seconds, "peak_bytes": peak_memory_bytes()}
         print(json.dumps(figures), file=answers, flush=True)

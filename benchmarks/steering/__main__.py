@@ -49,7 +49,7 @@ _HERE = Path(__file__).parent
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark, or a part of it."""
     options = _parser().parse_args(arguments)
-    # Before anything is computed here: a fork whose parent has a thread pool waits for ever for threads that it has not got.
+    # Before any computation here: a fork whose parent has a thread pool waits forever for threads that it does not have.
     torch.set_num_threads(1)
     console = Console(width=None if sys.stdout.isatty() else 160)
     learner = pretrained(_ROOT, **({"steps": 100} if options.quick else {}))
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def recipe_of(condition: str, learner: Path, options: argparse.Namespace) -> Recipe:
-    """The recipe that all arms of a condition share."""
+    """Return the recipe that all arms of a condition share."""
     role = "validation" if options.validation else "test"
     data: dict[str, Any] = {
         "name": f"{condition}-{_variant(options)}",
@@ -111,7 +111,7 @@ def recipe_of(condition: str, learner: Path, options: argparse.Namespace) -> Rec
 
 
 def summary(recipe: Recipe, results: dict[str, Any]) -> dict[str, Any]:
-    """A condition's figures, with 95 % intervals over seeds and problems (retention: over seeds)."""
+    """Return a condition's figures, with 95 % intervals over seeds and problems (retention: over seeds)."""
     arms: dict[str, Any] = {}
     differences = results["differences"]["nll"]
     goals = {run["seed"]: run["answer_nll"] for run in _runs(results, "one-hot")}
@@ -152,7 +152,7 @@ def _runs(results: dict[str, Any], arm: str) -> list[dict[str, Any]]:
 
 
 def _time_to(recipe: Recipe, results: dict[str, Any], arm: str, goals: dict[int, float]) -> dict[str, Any]:
-    """Training seconds until an arm was as good as one-hot at its end with the same seed, linear between evaluations."""
+    """Training seconds until an arm reaches one-hot's final NLL with the same seed, linear between evaluations."""
     seconds = []
     for run in _runs(results, arm):
         lines = read_lines(recipe.directory / run_name(arm, run["seed"], results["seeds"]) / "scores.jsonl")

@@ -1,8 +1,8 @@
-"""`make bench-steering-ablation`: one setting at a time, on validation templates, at equal steps; resumable.
+"""`make bench-steering-ablation`: vary one setting at a time, on validation templates, at equal steps; resumable.
 
 Each variant is run on every condition with every seed, from the benchmark's own recipe, and compared with that recipe and with
-one-hot after as many steps, paired over problems and seeds. The full run writes ablation.json beside this file. Test templates
-have no part in it.
+one-hot after equally many steps, paired over problems and seeds. The full run writes ablation.json beside this file. Test
+templates are not used.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vpretrain.config import Recipe
 from vpretrain.run import run_recipe
 from vpretrain.run.versions import versions
 
-# What the variants vary: the benchmark's own recipe.
+# Settings of every variant, on top of the benchmark's own recipe.
 BASE: list[str] = []
 STEPS, SEEDS = 200, 2
 VARIANTS: dict[str, list[str]] = {
@@ -56,7 +56,7 @@ _ROOT, _HERE = Path("runs/steering"), Path(__file__).parent
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what is missing, then print and write the table."""
+    """Make the missing runs, then print and write the table."""
     parser = argparse.ArgumentParser(prog="make bench-steering-ablation ARGS=...", description=__doc__)
     parser.add_argument("settings", metavar="field=value", nargs="*", help="settings to change in every variant")
     parser.add_argument("--conditions", default=",".join(CONDITIONS), help="default: %(default)s")
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(recipe: Recipe, variant: str, seed: int) -> dict[str, Any]:
-    """A variant's result, from its file if it was run before."""
+    """Return a variant's result, from its file if it was run before."""
     name = f"{''.join(c if c.isalnum() or c in '._-' else '-' for c in variant)}.{seed}"
     file = Path(recipe.output) / name / "result.json"
     if not file.exists():

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 SIZES = {"stream": 40, "feedback": 20, "validation": 10, "test": 15}  # templates; 85 in all
-PROBLEMS = 4000  # of a stream
+PROBLEMS = 4000  # per stream
 PAIR = {"prompt": "Question: {question}\nAnswer:", "response": " {answer_cot}"}
 OFF_TOPIC = ("leg_counting", "chain_sum", "simple_geometry", "calendar_arithmetic")
-# What the learner is pretrained on: none has a template of gsm_symbolic. A learner that had seen a few of these would know them
-# by heart, be wrong with confidence about all others, and unlearn that first of all, whatever the arm.
+# Generators for pretraining the learner: none has a template of gsm_symbolic. A learner that had seen a few of these would have
+# memorised them, be confidently wrong about all others, and unlearn that first of all, whatever the arm.
 GENERAL = (
     *OFF_TOPIC, "aiw", "basic_arithmetic", "coin_flip", "decimal_arithmetic", "dice", "family_relationships",
     "fraction_simplification", "gcd", "knights_knaves", "lcm", "letter_counting", "needle_haystack", "number_filtering",
@@ -25,7 +25,7 @@ _WORD = re.compile(r"\S+")
 
 
 def templates(role: str) -> list[int]:
-    """The templates of gsm_symbolic that a role has to itself."""
+    """Return the templates of gsm_symbolic that are reserved for a role."""
     from reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic import tasks_ok
 
     order = sorted(tasks_ok)
@@ -35,13 +35,13 @@ def templates(role: str) -> list[int]:
 
 
 def problems(role: str, seed: int, size: int) -> dict[str, Any]:
-    """A recipe's source of a role's problems."""
+    """Return a recipe source of a role's problems."""
     options = {"seed": seed, "task_indices": templates(role)}
     return {"reasoning_gym": "gsm_symbolic", "size": size, "options": options, "domain": "math", **PAIR}
 
 
 def other_texts(generators: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Recipe sources that have nothing to do with grade-school problems: of some generators, and Python's manual."""
+    """Return recipe sources unrelated to grade-school problems: some generators, and Python's manual."""
     generated = [
         {"reasoning_gym": name, "size": PROBLEMS, "options": {"seed": 7}, "domain": "math"} for name in generators
     ]
@@ -49,12 +49,12 @@ def other_texts(generators: tuple[str, ...]) -> list[dict[str, Any]]:
 
 
 def mixture(sources: list[dict[str, Any]], share: float) -> list[dict[str, Any]]:
-    """The sources with equal weights that add up to `share`."""
+    """Return the sources with equal weights that add up to `share`."""
     return [source | {"weight": share / len(sources)} for source in sources]
 
 
 def stream_of(condition: str, root: Path) -> list[dict[str, Any]]:
-    """A condition's stream as recipe sources; its own problems are written below `root`."""
+    """Return a condition's stream as recipe sources; the condition's problems are written below `root`."""
     off_topic = 0.85 if condition == "off-topic" else 0.2
     file = root / f"{condition}.jsonl"
     if not file.exists():
@@ -79,13 +79,13 @@ def _rows(condition: str) -> list[dict[str, str]]:
 
 
 def _noisy(row: dict[str, str], draw: random.Random, vocabulary: list[str]) -> dict[str, str]:
-    """Two words in five of the solution are words of other solutions."""
+    """Replace two words in five of the solution by words of other solutions."""
     replace = lambda match: draw.choice(vocabulary) if draw.random() < 0.4 else match[0]  # noqa: E731
     return {**row, "response": _WORD.sub(replace, row["response"])}
 
 
 def _reformatted(row: dict[str, str]) -> dict[str, str]:
-    """The same problem and solution in other clothes: one line, tags, no ####."""
+    """Write the same problem and solution in another format: one line, tags, no ####."""
     question = row["prompt"].removeprefix("Question: ").removesuffix("\nAnswer:")
     steps, _, answer = row["response"].partition("####")
     line = " | ".join(part.strip() for part in steps.splitlines() if part.strip())

@@ -1,4 +1,4 @@
-"""The benchmark's learner: a small Llama with a tokenizer of its own, pretrained by vpretrain's one-hot arm, once."""
+"""The benchmark's learner: a small Llama with its own tokenizer, pretrained once with vpretrain's one-hot arm."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _VOCABULARY, _SAMPLE = 512, 400
 
 
 def pretrained(root: Path, *, steps: int = STEPS) -> Path:
-    """The directory of the learner, made if it is not there yet (four minutes)."""
+    """Return the directory of the learner, which is pretrained first if it is missing (four minutes)."""
     directory = root / f"pretraining-{steps}"
     if not (directory / "result.json").exists() and Fork(_pretrain, root, directory.name, steps).wait():
         raise UserError("the learner was not pretrained; the reason stands above")

@@ -12,7 +12,7 @@ _COLUMNS = (
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """A table a condition, with 95 % intervals."""
+    """Format one table per condition, with 95 % intervals."""
     blocks = []
     for condition, found in report["conditions"].items():
         lines = [
@@ -28,7 +28,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def arms_markdown(found: dict[str, Any]) -> str:
-    """The arms of one condition."""
+    """Format the arms of one condition."""
     lines = [f"| {' | '.join(_COLUMNS)} |", f"|{'---|' * len(_COLUMNS)}"]
     lines += [f"| {' | '.join(_row(arm, figures, found))} |" for arm, figures in found["arms"].items()]
     return "\n".join(lines) + "\n"
@@ -60,7 +60,7 @@ def _matched(found: dict[str, Any]) -> str:
 
 
 def ablation_markdown(report: dict[str, Any]) -> str:
-    """Each variant's NLL minus that of the v it varies, condition by condition."""
+    """Format each variant's NLL minus that of v, per condition."""
     conditions = report["conditions"]
     variants = list(next(iter(conditions.values())))
     lines = [f"| variant | {' | '.join(conditions)} |", f"|{'---|' * (1 + len(conditions))}"]

@@ -30,7 +30,7 @@ __all__ = [
     "run_recipe",
 ]
 __version__ = version("vpretrain")
-# Imported when they are asked for: transformers' Trainer takes seconds.
+# Imported on first access: transformers' Trainer takes seconds.
 _LATE = {"VPretrainTrainer": "language.adapters.trainer", "VPretraining": "language.adapters.attach"}
 
 

@@ -1,4 +1,4 @@
-"""What an arm is: V, or a control that takes its place. Each modality has a table of its own in its `arms.py`."""
+"""Arms: V, or a control that takes its place. Each modality has its own table in its `arms.py`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ class Arm:
     """One arm.
 
     Attributes:
-        name: as recipes and `--arms` name it.
-        summary: what it is, for tables of documentation and help.
+        name: as in recipes and `--arms`.
+        summary: a description, for tables of documentation and help.
         construction: its class in the modality's `task/construction.py`.
         designer: whether it trains a task designer.
         steered: whether its task follows the feedback.
-        random_feedback: whether noise takes the place of the feedback's gradients.
-        value: settings that take the place of the recipe's `value` section.
-        follows_v: settings that match it to V, from V's result; then it runs after V.
+        random_feedback: whether noise replaces the feedback's gradients.
+        value: settings that replace those of the recipe's `value` section.
+        follows_v: returns settings that match the arm to V, from V's result; such an arm runs after V.
     """
 
     name: str
@@ -36,11 +36,11 @@ AnyArm = TypeVar("AnyArm", bound=Arm)
 
 
 def by_name(arms: Iterable[AnyArm]) -> dict[str, AnyArm]:
-    """A table of arms."""
+    """Return a table of arms."""
     return {arm.name: arm for arm in arms}
 
 
 def arms_table(arms: Mapping[str, Arm]) -> str:
-    """The table as Markdown."""
+    """Return the table as Markdown."""
     rows = [f"| `{arm.name}` | {arm.summary} |" for arm in arms.values()]
     return "\n".join(["| arm | task |", "|---|---|", *rows])

@@ -1,7 +1,7 @@
-"""What recipes of every modality have: strict models, and the sections that know nothing of language or vision.
+"""The common part of all recipes: strict models, and the sections that do not depend on language or vision.
 
-Unknown keys fail. Units stand in the names. A modality's own sections, and its Recipe, are in its `config.py`. Neither imports
-torch or transformers, so that `--help` and mistakes in a recipe answer at once.
+Unknown keys fail. Names contain units. A modality's own sections, and its Recipe, are in its `config.py`. Neither file imports
+torch or transformers, so that `--help` and recipe errors appear at once.
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ class OptimizerConfig(Strict):
     skip_above: float | None = Field(
         None,
         gt=1,
-        description="Leave out steps whose loss is above so many times the median of recent ones; null: none. Not in grpo.",
+        description="Skip steps whose loss exceeds this multiple of the running median; null: skip none. Not in grpo.",
     )
-    warmup_fraction: Fraction = Field(0.03, description="Share of the budget over which the rate rises linearly.")
+    warmup_fraction: Fraction = Field(
+        0.03, description="Fraction of the budget over which the learning rate rises linearly."
+    )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="Shape after warm-up, over the budget (down to a tenth of the peak)."
     )
@@ -48,14 +50,14 @@ class LearnerConfig(Strict):
 
 
 class FeedbackConfig(Strict):
-    """The feedback set; each modality says what it holds."""
+    """The feedback set; each modality defines its content."""
 
 
 class StreamConfig(Strict):
-    """How batches of the unlabeled stream arrive."""
+    """The batches of the unlabeled stream."""
 
     batch_size: int
-    accumulation: int = Field(1, ge=1, description="Micro-batches a learner step.")
+    accumulation: int = Field(1, ge=1, description="Micro-batches per learner step.")
     prefetch: int = Field(
         0, ge=0, description="Learner steps whose batches another process makes ahead; 0: made in the loop. For GPUs."
     )
@@ -73,7 +75,7 @@ class StreamConfig(Strict):
         return self
 
     def rows_for(self, rank: int, processes: int) -> range:
-        """Which rows of a micro-batch a process learns from. Raises UserError unless all have equally many."""
+        """Return the rows of a micro-batch that a process learns from. Raises UserError unless all have equally many."""
         below = self.batch_size - self.batch_size % processes
         if below != self.batch_size:
             fitting = f"{below} or {below + processes}" if below else f"{processes}"
@@ -84,7 +86,7 @@ class StreamConfig(Strict):
 
 
 class DesignerConfig(Strict):
-    """How a task designer is trained; what it is made of is its modality's business."""
+    """The training of a task designer; each modality defines its architecture."""
 
     lr: float = Field(1e-4, gt=0, description="Learning rate of the designer's AdamW.")
     clip_norm: float = Field(1.0, gt=0, description="The designer's gradient is scaled down to this norm at most.")
@@ -92,7 +94,7 @@ class DesignerConfig(Strict):
         None, description="Directory of an earlier run: start with its designer as it ended, instead of a new one."
     )
     burn_in_steps: int = Field(
-        0, ge=0, description="Learner steps on the base recipe before the designer starts (App C.6)."
+        0, ge=0, description="Learner steps on the base task before the designer starts (App C.6)."
     )
 
 
@@ -119,8 +121,8 @@ class ValueConfig(Strict):
     feedback_every: int = Field(
         1,
         ge=1,
-        description="Meta updates that one feedback batch serves: g_down is the dearer half of an update. (Vision's heads are "
-        "fitted once a batch.)",
+        description="Meta updates per feedback batch: g_down is the more expensive half of an update. (Vision's heads are "
+        "fitted once per batch.)",
     )
     engine: Literal["jvp", "finite_difference", "double_backward"] = Field(
         "jvp", description="How the designer's gradient is computed; `vpretrain doctor` compares them."
@@ -139,7 +141,7 @@ class ValueConfig(Strict):
 
 
 class BudgetConfig(Strict):
-    """When the run ends: whichever comes first. Evaluation, saving and loading are not charged."""
+    """The limits of the run; the first one reached ends it. Evaluation, saving and loading are not charged."""
 
     minutes: float | None = Field(None, gt=0, description="Training time, meta updates included.")
     steps: int | None = Field(None, ge=0, description="Learner steps.")
@@ -151,13 +153,13 @@ class BudgetConfig(Strict):
         return self
 
     def reached(self, steps_done: int, seconds: float, share: float = 1.0) -> bool:
-        """Whether so much of it is spent; in minutes by the step whose end lies nearest."""
+        """Whether this fraction of it is spent; in minutes, by the step that ends nearest to it."""
         if self.steps is not None and steps_done >= share * self.steps:
             return True
         return self.minutes is not None and seconds + 0.5 * seconds / max(1, steps_done) >= share * 60 * self.minutes
 
     def share(self, steps_done: int, seconds: float) -> float:
-        """How much of it is spent after so many steps and training seconds, from 0 to 1."""
+        """Return the fraction of it that is spent after these steps and training seconds."""
         shares = []
         if self.minutes is not None:
             shares.append(seconds / (60 * self.minutes))
@@ -166,7 +168,7 @@ class BudgetConfig(Strict):
         return min(1.0, max(shares))
 
     def seconds_left(self, steps_done: int, seconds: float) -> float:
-        """Estimate of the training time left, at the pace so far."""
+        """Estimate the training seconds left, at the pace so far."""
         left = []
         if self.minutes is not None:
             left.append(60 * self.minutes - seconds)
@@ -176,15 +178,17 @@ class BudgetConfig(Strict):
 
 
 class EvaluationConfig(Strict):
-    """What is measured; each modality says on what."""
+    """The evaluation; each modality defines its data."""
 
     points: int = Field(
-        0, ge=0, description="Evaluations along the run, at equal shares of the budget and not charged to it: curves."
+        0,
+        ge=0,
+        description="Evaluations along the run, at equal fractions of the budget and not charged to it: curves.",
     )
 
 
 class CheckpointConfig(Strict):
-    """What is kept so that an interrupted run goes on as if nothing had happened."""
+    """Checkpoints, from which an interrupted run resumes exactly."""
 
     every_minutes: float | None = Field(10.0, gt=0, description="Time between checkpoints; null: at interruption only.")
     every_steps: int | None = Field(None, ge=1, description="Learner steps between checkpoints.")
@@ -192,7 +196,7 @@ class CheckpointConfig(Strict):
 
 
 class TrackingConfig(Strict):
-    """Where a run's numbers go besides metrics.jsonl and scores.jsonl, which are always written."""
+    """Trackers for a run's metrics, besides metrics.jsonl and scores.jsonl, which are always written."""
 
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
         ["tensorboard"],
@@ -209,8 +213,8 @@ class Recipe(Strict):
     arms: ClassVar[Mapping[str, Arm]]
     baseline: ClassVar[str]
     designed: ClassVar[str]  # the arm on whose designer `doctor` compares engines
-    unit: ClassVar[str]  # what a throughput counts
-    memory_knobs: ClassVar[str]  # settings that ask for less of it
+    unit: ClassVar[str]  # what is counted for throughput
+    memory_knobs: ClassVar[str]  # settings that reduce memory
 
     modality: str = Field(description="What the learner is trained on: language or vision.")
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run and of its directory.")
@@ -245,15 +249,15 @@ class Recipe(Strict):
 
     @property
     def effective_value(self) -> ValueConfig:
-        """The value section as the arm has it."""
+        """The value section with the arm's changes."""
         return self.value.model_copy(update=dict(self.arms[self.arm].value))
 
     @property
     def effective_optimizer(self) -> OptimizerConfig:
-        """The optimizer section as the arm has it."""
+        """The optimizer section with the arm's changes."""
         return self.optimizer
 
     @property
     def directory(self) -> Path:
-        """Where the run is written."""
+        """The directory that the run is written to."""
         return Path(self.output) / self.name

@@ -1,4 +1,4 @@
-"""Progress with time left: a bar in a terminal, a line now and then elsewhere."""
+"""Progress with time left: a bar in a terminal, a line from time to time elsewhere."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 PLAIN_SECONDS = 15.0
-# Colours may be wished for where nothing can move: Jupyter and CI set FORCE_COLOR, and stderr is a pipe.
+# FORCE_COLOR does not make a terminal: Jupyter and CI set it although stderr is a pipe, in which no bar can move.
 console = Console(stderr=True, force_terminal=None if sys.stderr.isatty() else False)
 
 
 def minutes(seconds: float | None) -> str:
-    """Seconds as M:SS; None: nobody knows."""
+    """Format seconds as M:SS; None: unknown."""
     return "-:--" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 @contextlib.contextmanager
 def progress(title: str) -> Iterator[Callable[[float, float | None, str], None]]:
-    """Yields `update(share_done, seconds_left, note)`."""
+    """Yield `update(share_done, seconds_left, note)`."""
     if console.is_terminal:
         columns = (
             TextColumn("{task.description}"), BarColumn(bar_width=12), TaskProgressColumn(),
@@ -44,7 +44,7 @@ def progress(title: str) -> Iterator[Callable[[float, float | None, str], None]]
 
 
 def steady(title: str, total: int) -> contextlib.AbstractContextManager[Callable[[float], None]]:
-    """For work of equal parts: yields `done(parts)`, and parts of a part count; the time left follows from the pace."""
+    """Yield `done(parts)`, for work of equal parts; fractions count, and the time left is estimated from the pace."""
 
     @contextlib.contextmanager
     def manager() -> Iterator[Callable[[float], None]]:

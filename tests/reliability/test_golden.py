@@ -9,7 +9,9 @@ from statistics import mean
 
 import pytest
 import torch
-from reliability.faults import MODALITIES, session_of, small_recipe
+from reliability.faults import session_of, small_recipe
+
+from vpretrain.modality import MODALITIES
 
 pytestmark = pytest.mark.reliability
 FILE = Path(__file__).with_name("golden.json")

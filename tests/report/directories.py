@@ -95,7 +95,7 @@ def write_comparison(directory: Path, *, steps: int = 40, seeds: tuple[int, ...]
                 "v": {"step-0": far, "one-hot": DIFFERENCE},
             }
         },
-        "of": {"nll": "nats a token"},
+        "of": {"nll": "nats per token"},
         "versions": VERSIONS,
         "rounds": 1,
         "seeds": list(seeds),

@@ -73,7 +73,7 @@ def test_the_verdict_is_one_sentence_with_the_paired_interval(tmp_path):
     write_comparison(tmp_path / "study")
     text = verdict(collect(tmp_path / "study"))
     assert text == (
-        "After equal training time, v is better than one-hot on held-out answers: v minus one-hot is -0.0917 nats a token, "
+        "After equal training time, v is better than one-hot on held-out answers: v minus one-hot is -0.0917 nats per token, "
         "95 % interval [-0.1517, -0.0497], paired over 8 problems and 2 seeds (lower is better); "
         "v made 40 steps with 5 meta updates, one-hot 40 steps."
     )
@@ -114,7 +114,7 @@ def test_a_higher_figure_is_better_where_its_modality_says_so(tmp_path):
         for name, arm in results["arms"].items()
     }
     gain = {"v": {"fixed": OPPOSITE, "step-0": OPPOSITE}}
-    results |= {"arms": arms, "differences": {"miou": gain}, "of": {"miou": "mIoU a picture"}}
+    results |= {"arms": arms, "differences": {"miou": gain}, "of": {"miou": "mIoU per image"}}
     write_json(tmp_path / "study/results.json", results)
     for run in (tmp_path / "study").glob("*/result.json"):
         run.write_text(run.read_text().replace("problems", "pictures"))
@@ -122,13 +122,13 @@ def test_a_higher_figure_is_better_where_its_modality_says_so(tmp_path):
         collect(tmp_path / "study")
     )
     results["differences"]["depth_rmse"] = gain
-    results["of"]["depth_rmse"] = "metres a picture"
+    results["of"]["depth_rmse"] = "metres per image"
     write_json(tmp_path / "study/results.json", results)
     study = collect(tmp_path / "study")
-    assert "; on depth v is worse than fixed: +0.0917 metres a picture" in verdict(study)
-    assert [line[:30] for line in notes(study)[:2]] == [
-        "v minus fixed: +0.0917 mIoU a ",
-        "v minus fixed: +0.0917 metres ",
+    assert "; on depth v is worse than fixed: +0.0917 metres per image" in verdict(study)
+    assert [line.split(" per ")[0] for line in notes(study)[:2]] == [
+        "v minus fixed: +0.0917 mIoU",
+        "v minus fixed: +0.0917 metres",
     ]
 
 

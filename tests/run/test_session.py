@@ -14,7 +14,7 @@ from worlds import stop, tiny_recipe
 
 from vpretrain import UserError, run_recipe
 from vpretrain.config import BudgetConfig
-from vpretrain.errors import Interrupted
+from vpretrain.errors import Interrupted, Paused
 from vpretrain.language.assemble import assemble
 from vpretrain.run.budget import Budget
 from vpretrain.run.checkpoint import checkpoints, load_checkpoint, save_checkpoint
@@ -257,6 +257,18 @@ def test_a_hook_of_the_users_accompanies_a_run_and_its_state_is_saved_with_it(tm
     run_recipe(recipe, resume=True, hooks=[second])
     assert second.called == ["before_training", 5, "close"]
     assert second.steps == 5
+
+
+def test_a_hook_may_stop_a_run_which_then_goes_on(tmp_path, tokenizer):
+    class Stop(Hook):
+        def after_step(self, session, record):
+            if record.step == 1:
+                session.budget.stop()
+
+    recipe = tiny_recipe(tmp_path, tokenizer, budget={"steps": 5})
+    with pytest.raises(Paused, match="paused at 40% of the budget"):
+        run_recipe(recipe, hooks=[Stop()])
+    assert run_recipe(recipe, resume=True)["steps"] == 5
 
 
 def test_a_schedule_ends_with_the_minutes_however_the_rehearsal_went(tmp_path, tokenizer, monkeypatch):

@@ -1,4 +1,4 @@
-"""What each command does. Heavy imports wait until a command needs them, so that help and mistakes answer at once."""
+"""The commands. Heavy imports are inside them, so that help and error messages appear at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vpretrain.files import check_writable
 from vpretrain.modality import modality_of
 from vpretrain.recipe import load_recipe
 
-_SHOWN = 8  # parameters of a replay
+_SHOWN = 8  # parameters that a replay lists
 
 
 def run(options: argparse.Namespace) -> int:
@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     how = {name: getattr(options, name) for name in ("resume", "overwrite", "accept_changes", "until")}
     result = run_recipe(recipe, **how)
     if int(os.environ.get("RANK", "0")):
-        return 0  # the first of several processes speaks
+        return 0  # rank 0 prints
     _print_figures(result)
     print(f"results: {recipe.directory / 'result.json'}   log: {recipe.directory / 'metrics.jsonl'}")
     if result["steps"]:
@@ -75,8 +75,8 @@ def pareto(options: argparse.Namespace) -> int:
 
     points = [point.split(",") for point in options.point]
     for point in points:
-        load_recipe(options.recipe, [*options.overrides, *point])  # mistakes show before the long work
-    recipe = recipe.model_copy(update={"name": f"{recipe.name}-pareto"})  # not to meet a comparison of this name
+        load_recipe(options.recipe, [*options.overrides, *point])  # errors show before the long work
+    recipe = recipe.model_copy(update={"name": f"{recipe.name}-pareto"})  # avoids a comparison of this name
     results = pareto(recipe, points, resume=options.resume, overwrite=options.overwrite)
     _console().print(pareto_table(results, recipe))
     picture = draw_pareto(results, recipe)
@@ -89,7 +89,7 @@ def posttrain(options: argparse.Namespace) -> int:
     from vpretrain.compare.entry import split_entries
     from vpretrain.compare.posttrain import draw_posttrain, posttrain, posttrain_table
 
-    recipe = recipe.model_copy(update={"name": f"{recipe.name}-posttrain"})  # not to meet a comparison of this name
+    recipe = recipe.model_copy(update={"name": f"{recipe.name}-posttrain"})  # avoids a comparison of this name
     again = {"resume": options.resume, "overwrite": options.overwrite}
     results = posttrain(recipe, split_entries(options.paths), seeds=options.seeds, **again)
     _console().print(posttrain_table(results, recipe))
@@ -250,7 +250,7 @@ def evaluate(options: argparse.Namespace) -> int:
     if options.recipe is None and options.tasks is None:
         raise UserError("say what to measure on: a recipe, --tasks gsm8k,mmlu or both")
     if options.tasks is not None:
-        os.environ["TQDM_DISABLE"] = ""  # the harness shows its own progress; it is read at the first import
+        os.environ["TQDM_DISABLE"] = ""  # the harness shows its own progress; tqdm reads this at its first import
     if options.output is not None:
         check_writable(Path(options.output), "--output")
     results: dict[str, Any] = {}
@@ -305,7 +305,7 @@ def _print_next(directory: Path) -> None:
 
 
 def _console() -> Any:
-    """As wide as the terminal; a table in a file or a pipe is not broken at 80 characters."""
+    """Return a console as wide as the terminal; in a file or a pipe, tables are not broken at 80 characters."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 140)
@@ -318,7 +318,7 @@ def _print_figures(result: dict[str, Any]) -> None:
 
 
 def _quiet() -> None:
-    """The libraries' own progress bars and advice stay off; errors stay on."""
+    """Turn off the libraries' own progress bars and advice; errors stay on."""
     import datasets
     import transformers
 

@@ -1,4 +1,4 @@
-"""The command line: what can be asked for, and how mistakes are told."""
+"""The command line: commands, options, and the reporting of errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OVERRIDES = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code: 0, 2 for wrong input, 1 for a failed check, 128 + n after signal n."""
+    """Run a command; return its exit code: 0, 2 for wrong input, 1 for a failed check, 128 + n after signal n."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     parser = _parser()
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"vpretrain: {error}", file=sys.stderr)
         return 2
     except (Interrupted, Paused) as stop:
-        if not int(os.environ.get("RANK", "0")):  # they stop together
+        if not int(os.environ.get("RANK", "0")):  # all processes stop together
             print(f"vpretrain: {stop}", file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _terminated(number: int, frame: Any) -> None:
-    """SIGTERM where nothing has to be saved; runs have an answer of their own."""
+    """Handle SIGTERM where nothing has to be saved; runs have their own handler."""
     raise Interrupted(number, f"stopped by {signal.Signals(number).name}")
 
 

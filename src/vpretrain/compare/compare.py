@@ -1,4 +1,4 @@
-"""Arms and seeds under one budget, each run in its own process, from the same start."""
+"""Compare arms and seeds under one budget: each run in its own process, from the same start."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def compare(
     overwrite: bool = False,
     start: Callable[[Sequence[str]], Process] | None = None,
 ) -> dict[str, Any]:
-    """Run the untouched learner, and each arm with each seed; returns and writes results.json.
+    """Run the untouched learner, and each arm with each seed; return and write results.json.
 
     Args:
-        recipe: what all arms share.
+        recipe: the recipe that all arms share.
         arms: names of arms, with or without settings of their own, e.g. ["one-hot", "v", "v:value.align=dot"].
         seeds: of stream order, designer and dropout; none: the recipe's own.
-        rounds: turns of each run, over equal shares of its budget, so that a machine that slows down hits all arms alike.
-        resume: keep the runs that are finished, continue the one that was interrupted.
-        overwrite: throw away an earlier comparison of this name.
+        rounds: turns per run, over equal parts of its budget, so that a machine that slows down affects all arms alike.
+        resume: keep finished runs, continue the interrupted one.
+        overwrite: delete an earlier comparison of this name.
         start: as in `run_group`.
 
     Raises:
         UserError: an unknown arm, a setting that does not fit, a budget of no steps, a taken directory, or a run that failed
-            (its own message stands above).
-        Interrupted: a signal stopped it, after the present run had saved itself.
+            (its own message is printed above).
+        Interrupted: a signal stopped it, after the current run had saved its state.
     """
     entries = check_entries(recipe, arms)
     if recipe.budget.steps == 0:
@@ -56,7 +56,7 @@ def compare(
         order = [*entries[turn % len(entries) :], *entries[: turn % len(entries)]]
         members |= {run_name(e.label, seed, seeds): _settings(e, seed) for e in order if e.arm not in follow}
     results = run_group(recipe, members, rounds=rounds, resume=resume, overwrite=overwrite, start=start)
-    members = {  # what is set to match V can only come after it
+    members = {  # arms whose settings match V come after it
         run_name(e.label, seed, seeds): _settings(e, seed, follow[e.arm](results[run_name(v.label, seed, seeds)]))
         for seed, e in itertools.product(seeds, entries)
         if v and e.arm in follow
@@ -78,5 +78,5 @@ def compare(
 
 
 def _settings(entry: Entry, seed: int, following: Sequence[str] = ()) -> list[str]:
-    """Of an entry's run; its own go before those that follow from V."""
+    """Return the settings of an entry's run; its own override those that follow from V."""
     return [f"arm={entry.arm}", *following, *entry.settings, f"seed={seed}"]

@@ -1,4 +1,4 @@
-"""An entry of a comparison: an arm, or an arm with settings of its own, such as `v:value.align=dot:value.every_steps=4`."""
+"""An entry of a comparison: an arm, or an arm with its own settings, such as `v:value.align=dot:value.every_steps=4`."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.recipe import parse_recipe, with_overrides
 
-# What all runs of a comparison share, or what it sets itself.
+# Settings that all runs of a comparison share, or that the comparison sets.
 _COMMON = ("modality", "name", "output", "arm", "seed", "learner.name", "budget", "evaluation")
-_LONGEST = 100  # of a directory's name, without what follows a run's
+_LONGEST = 100  # characters of a directory's name, without the suffixes that follow
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An arm with settings (`field=value`) of its own."""
+    """An arm with its own settings (`field=value`)."""
 
     arm: str
     settings: tuple[str, ...]
 
     @property
     def label(self) -> str:
-        """As it was asked for: its name in tables and results."""
+        """The entry as it was given: its name in tables and results."""
         return ":".join([self.arm, *self.settings])
 
     @property
     def directory(self) -> str:
-        """Its label as the name of a run: `v-value.align-dot`; with a hash where dashes alone would not tell it apart."""
+        """The label as the name of a run: `v-value.align-dot`; with a hash where dashes alone would be ambiguous."""
         name = re.sub(r"[^A-Za-z0-9._-]", "-", self.label)
         if len(name) <= _LONGEST and all(re.fullmatch(r"[\w.]+=[\w.-]+", text, re.ASCII) for text in self.settings):
             return name
@@ -38,25 +38,25 @@ class Entry:
 
 
 def parse_entry(text: str) -> Entry:
-    """`ARM` or `ARM:field=value:field=value`; a value may hold colons (`value.subset=name:REGEX`)."""
+    """Parse `ARM` or `ARM:field=value:field=value`; a value may contain colons (`value.subset=name:REGEX`)."""
     arm, colon, settings = text.strip().partition(":")
     return Entry(arm, tuple(re.split(r":(?=[\w.]+=)", settings)) if colon else ())
 
 
 def split_entries(text: str) -> list[str]:
-    """Entries with commas between them; commas in square brackets belong to a value."""
+    """Split entries at commas; commas in square brackets belong to a value."""
     return re.split(r",(?![^\[\]]*\])", text)
 
 
 def check_entries(recipe: Recipe, texts: Sequence[str]) -> list[Entry]:
-    """The entries, each once.
+    """Return the entries, each once.
 
     Args:
-        recipe: what they are to run with.
+        recipe: the recipe that they run with.
         texts: see `parse_entry`.
 
     Raises:
-        UserError: none, an unknown arm, a setting that all runs share, or one that the recipe does not take.
+        UserError: no entry, an unknown arm, a setting that all runs share, or one that the recipe does not accept.
     """
     entries = [parse_entry(text) for text in texts]
     unknown = [entry.arm for entry in entries if entry.arm not in recipe.arms]

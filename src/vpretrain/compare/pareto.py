@@ -1,4 +1,4 @@
-"""`vpretrain pareto`: what one objective costs the other, over weights of the feedback (the paper's Fig 3d)."""
+"""`vpretrain pareto`: the trade-off between two objectives, over weights of the feedback (the paper's Fig 3d)."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from vpretrain.run.versions import versions
 def pareto(
     recipe: Recipe, points: Sequence[Sequence[str]], *, resume: bool = False, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Run the untouched learner, the baseline, and V-pretraining at every point; returns and writes pareto.json.
+    """Run the untouched learner, the baseline, and V-pretraining at every point; return and write pareto.json.
 
     Args:
-        recipe: what all share.
+        recipe: the recipe that all runs share.
         points: settings (`field=value`) of each point; none: the modality's own.
         resume, overwrite: as in `compare`.
 
     Raises:
-        UserError: no points, or what `run_group` raises.
-        Interrupted: a signal stopped it, after the running point had saved itself.
+        UserError: no points, or as `run_group` raises it.
+        Interrupted: a signal stopped it, after the current point had saved its state.
     """
     metrics = modality_of(recipe).metrics
     points = points or metrics.pareto_points
@@ -71,7 +71,7 @@ def pareto(
 
 
 def front(scores: Mapping[str, tuple[float, ...]]) -> list[str]:
-    """Names of the scores (higher is better) that no other beats in one objective without losing in another."""
+    """Return names of the scores (higher is better) that no other beats in one objective without losing in another."""
 
     def beats(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
         return a != b and all(x >= y for x, y in zip(a, b, strict=True))
@@ -80,7 +80,7 @@ def front(scores: Mapping[str, tuple[float, ...]]) -> list[str]:
 
 
 def pareto_table(results: dict[str, Any], recipe: Recipe) -> Table:
-    """The points for a terminal."""
+    """Return the points as a table for a terminal."""
     metrics = modality_of(recipe).metrics
     titles = [title for _, title in metrics.objectives.values()]
     rows = [["point", *titles, "steps", "seconds", "on the front"]]
@@ -92,7 +92,7 @@ def pareto_table(results: dict[str, Any], recipe: Recipe) -> Table:
 
 
 def draw_pareto(results: dict[str, Any], recipe: Recipe) -> Path | None:
-    """The points in the plane of the two objectives, the front as a line; None without matplotlib."""
+    """Plot the points over the two objectives, with the front as a line; return None without matplotlib."""
     plot = pyplot()
     if plot is None:
         return None
@@ -122,7 +122,7 @@ def draw_pareto(results: dict[str, Any], recipe: Recipe) -> Path | None:
 
 
 def _differences(run: dict[str, Any], baseline: dict[str, Any], metrics: Metrics) -> dict[str, Any]:
-    """From the baseline, paired over what was evaluated on, with intervals."""
+    """Return the differences from the baseline, paired over the evaluated cases, with intervals."""
     return {
         key: paired(*([[case[key] for case in each[metrics.cases] if key in case]] for each in (run, baseline)))
         for key in metrics.paired
@@ -131,7 +131,7 @@ def _differences(run: dict[str, Any], baseline: dict[str, Any], metrics: Metrics
 
 
 def _names(points: Sequence[Sequence[str]]) -> dict[str, Sequence[str]]:
-    """Points by their directories: the last word of each field with its value, or the whole field where two are alike."""
+    """Return points by directory name: each field's last word and value, or the whole field where two names are alike."""
     for whole in (False, True):
         named = {_name(point, whole=whole): point for point in points}
         if len(named) == len(points):

@@ -1,7 +1,7 @@
 """`vpretrain posttrain`: paths of several trainings, one after the other, under one budget (the paper's Fig 2).
 
-A path such as v+grpo is V-pretraining for the first half of the budget, and GRPO from there for the second. Everything that a
-path does is charged to it, GRPO's attempts among it, so that scores can be read against seconds.
+A path such as v+grpo is V-pretraining for the first half of the budget, and GRPO from there for the second. All the work of a
+path is charged to it, including GRPO's attempts, so that scores can be compared by seconds.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from vpretrain.run.versions import versions
 def posttrain(
     recipe: Recipe, paths: Sequence[str], *, seeds: Sequence[int] = (), resume: bool = False, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Run the untouched learner and every path with every seed; returns and writes posttrain.json.
+    """Run the untouched learner and every path with every seed; return and write posttrain.json.
 
     Args:
-        recipe: what all share; its budget is that of a whole path, in equal parts for its stages.
-        paths: arms, with or without settings of their own, with + between them.
+        recipe: the recipe that all share; its budget is that of a whole path, in equal parts for its stages.
+        paths: arms joined by +, with or without settings of their own.
         seeds: none: the recipe's own.
         resume, overwrite: as in `compare`.
 
     Raises:
-        UserError: an unknown arm, a setting that does not fit, or what `run_group` raises.
-        Interrupted: a signal stopped it, after the running stage had saved itself.
+        UserError: an unknown arm, a setting that does not fit, or as `run_group` raises it.
+        Interrupted: a signal stopped it, after the current stage had saved its state.
     """
     check_entries(recipe, [stage for path in paths for stage in path.split("+")])
     paths, seeds = list(dict.fromkeys(paths)), list(dict.fromkeys(seeds)) or [recipe.seed]
@@ -60,7 +60,7 @@ def posttrain(
         START: {k: v for k, v in start.items() if k != metrics.cases},
         "paths": {
             path: {
-                "end": over_seeds(runs, metrics),  # of the last stage: seconds and the like are its own
+                "end": over_seeds(runs, metrics),  # of the last stage alone, seconds and the like included
                 "seconds": mean(line[-1]["seconds"] for line in lines[path]),
                 recipe.unit: mean(line[-1][recipe.unit] for line in lines[path]),
                 "curve": lines[path],
@@ -78,7 +78,7 @@ def posttrain(
 
 
 def posttrain_table(results: dict[str, Any], recipe: Recipe) -> Table:
-    """Where the paths ended, for a terminal: means over seeds."""
+    """Return the paths' final results, as means over seeds, as a table for a terminal."""
     metrics = modality_of(recipe).metrics
     first = next(iter(results["paths"]))
     rows = [["path", *metrics.columns, f"minus {first} [95 %]", "seconds", recipe.unit]]
@@ -91,7 +91,7 @@ def posttrain_table(results: dict[str, Any], recipe: Recipe) -> Table:
 
 
 def draw_posttrain(results: dict[str, Any], recipe: Recipe) -> Path | None:
-    """Scores against seconds; a dot ends a stage, a thin line is a seed. None without matplotlib."""
+    """Plot scores against seconds; a dot ends a stage, a thin line is a seed. Return None without matplotlib."""
     plot = pyplot()
     if plot is None:
         return None
@@ -121,7 +121,7 @@ def draw_posttrain(results: dict[str, Any], recipe: Recipe) -> Path | None:
 
 
 def _stages(recipe: Recipe, path: str, seed: int) -> dict[str, list[str]]:
-    """Runs of a path: name -> settings. Paths that begin alike share their first runs."""
+    """Return the runs of a path: name -> settings. Paths that begin alike share their first runs."""
     entries = [parse_entry(stage) for stage in path.split("+")]
     minutes, steps = recipe.budget.minutes, recipe.budget.steps
     shares = [] if minutes is None else [f"budget.minutes={minutes / len(entries)}"]
@@ -138,7 +138,7 @@ def _stages(recipe: Recipe, path: str, seed: int) -> dict[str, list[str]]:
 def _line(
     recipe: Recipe, start: dict[str, Any], runs: Sequence[str], results: dict[str, dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """A path's scores by what they cost: the untouched learner, evaluations along each stage, each stage's end."""
+    """Return a path's scores and their cost: the untouched learner, evaluations along each stage, each stage's end."""
     unit, objectives = recipe.unit, modality_of(recipe).metrics.objectives
     curve = [{"seconds": 0.0, unit: 0, "ends": False, **{key: start[key] for key in objectives}}]
     for run in runs:

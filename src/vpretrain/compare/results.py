@@ -1,4 +1,4 @@
-"""The figures of a comparison: means over seeds, differences between arms, arms at equal seconds and equal tokens."""
+"""The results of a comparison: means over seeds, differences between arms, arms at equal seconds and equal tokens."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from vpretrain.run.versions import versions
 START = "step-0"
 SECONDS_TOLERANCE = 0.03
 Runs = dict[str, list[dict[str, Any]]]
-"""Results by arm, one a seed; the untouched learner has one for all seeds."""
+"""Results by arm, one per seed; the untouched learner has one for all seeds."""
 
 
 def run_name(arm: str, seed: int, seeds: Sequence[int]) -> str:
-    """Of the run of an arm, with or without settings of its own, and of its directory."""
+    """Return the name of an arm's run, and of its directory; the arm may have its own settings."""
     name = parse_entry(arm).directory
     return name if len(seeds) == 1 else f"{name}.{seed}"
 
 
 def summarise(runs: Runs, scores: Mapping[str, Sequence[Lines]], recipe: Recipe) -> dict[str, Any]:
-    """Figures of all arms, means over seeds; every arm's difference from every other, paired over seeds and cases.
+    """Return all arms' metrics as means over seeds, and the differences between arms, paired over seeds and cases.
 
     Args:
         runs: the results.
         scores: evaluations along each of the runs.
-        recipe: what they share.
+        recipe: the recipe that they share.
     """
     metrics = modality_of(recipe).metrics
     results: dict[str, Any] = {"arms": {arm: over_seeds(of_arm, metrics) for arm, of_arm in runs.items()}}
@@ -52,14 +52,14 @@ def summarise(runs: Runs, scores: Mapping[str, Sequence[Lines]], recipe: Recipe)
 
 
 def paired(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Imported late: statistics needs torch, the rest of this file does not."""
+    """Call `paired_difference`, imported here because it needs torch, unlike the rest of this file."""
     from vpretrain.compare.statistics import paired_difference
 
     return paired_difference(a, b)
 
 
 def over_seeds(runs: Sequence[dict[str, Any]], metrics: Metrics) -> dict[str, Any]:
-    """Of an arm: means over its seeds, and each seed's own if there are several."""
+    """Return an arm's means over its seeds, with each seed's results if there are several."""
     own = [{key: value for key, value in run.items() if key not in ("name", metrics.cases)} for run in runs]
     if len(own) == 1:
         return own[0]
@@ -70,14 +70,14 @@ def over_seeds(runs: Sequence[dict[str, Any]], metrics: Metrics) -> dict[str, An
 
 
 def _mean(values: Sequence[Any]) -> Any:
-    """Of numbers, also name by name; None where any is missing or is no number."""
+    """Return the mean of numbers, or of dictionaries name by name; None if a value is missing or not a number."""
     if all(isinstance(value, dict) for value in values):
         return {name: _mean([value.get(name) for value in values]) for name in values[0]}
     return mean(values) if all(isinstance(value, int | float) for value in values) else None
 
 
 def _by_domain(cases: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], keys: Sequence[str], domain: str) -> Any:
-    """Of a domain: what each arm reached there, and its difference from every other."""
+    """Return each arm's mean in a domain, and its difference from every other arm."""
     own = {arm: [[case for case in run if case["domain"] == domain] for run in runs] for arm, runs in cases.items()}
     values = {key: {arm: _values(runs, key) for arm, runs in own.items()} for key in keys}
     return {
@@ -90,12 +90,12 @@ def _by_domain(cases: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], keys:
 
 
 def _values(runs: Sequence[Sequence[Mapping[str, Any]]], key: str) -> list[list[float]]:
-    """A figure of every case that has it, [S, N]: the same cases in every run."""
+    """Return a metric of every case that has it, [S, N]: the same cases in every run."""
     return [[case[key] for case in run if key in case] for run in runs]
 
 
 def _differences(values: Mapping[str, list[list[float]]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Of each arm from every other: arm -> other -> mean, low, high. The untouched learner is the same for every seed."""
+    """Return differences: arm -> other arm -> mean, low, high. The untouched learner is the same for every seed."""
     seeds = max(map(len, values.values()))
     full = {arm: runs if len(runs) == seeds else runs * seeds for arm, runs in values.items()}
     differences: dict[str, dict[str, dict[str, float]]] = {arm: {} for arm in full}
@@ -108,12 +108,12 @@ def _differences(values: Mapping[str, list[list[float]]]) -> dict[str, dict[str,
 def _matched(
     runs: Runs, scores: Mapping[str, Sequence[Lines]], axis: str, keys: Sequence[str], cases: str
 ) -> dict[str, Any]:
-    """What the arms had reached when all had spent as much: read off their curves, linear between evaluations.
+    """Return the arms' metrics at equal cost, interpolated linearly between the evaluations on their curves.
 
-    The rate must be constant after warm-up, so that one run shows where it stood after so many tokens, and after so many
-    seconds: where it falls, an arm that makes fewer steps has fallen further at as many tokens.
-    A falling curve lies below its chords, so that an arm read off between two evaluations looks a little worse than it was,
-    next to one that is read off at its end: the more points, the less.
+    The learning rate must be constant after warm-up, so that one run has a valid result at any number of tokens or seconds: if
+    it falls, then at equal tokens it has fallen further in an arm that makes fewer steps.
+    A falling curve lies below its chords, so an arm interpolated between two evaluations looks a little worse than it was,
+    beside one at the end of its curve; more points reduce this.
     """
     start = runs[START][0]
     trained = {arm: of_arm for arm, of_arm in runs.items() if arm != START}
@@ -133,7 +133,7 @@ def _matched(
 
 
 def _read_off(curve: Sequence[Mapping[str, Any]], axis: str, at: float, cases: str, key: str) -> list[float]:
-    """A figure of every case that has it, where a curve's `axis` is `at`."""
+    """Return a metric of every case that has it, where a curve's `axis` is `at`."""
     for before, after in itertools.pairwise(curve):
         if at <= after[axis]:
             share = (at - before[axis]) / (after[axis] - before[axis]) if after[axis] > before[axis] else 1.0

@@ -1,4 +1,4 @@
-"""Several runs that belong together: in one directory, from one recipe, each in its own process."""
+"""A group of runs: in one directory, from one recipe, each in its own process."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from vpretrain.recipe import refuse_changes, save_recipe
 from vpretrain.run.lock import LOCK, locked
 from vpretrain.run.tracking import require
 
-_MAY_CHANGE = {"arm", "checkpoint", "output", "threads", "tracking"}  # what a resumed group may set anew
+_MAY_CHANGE = {"arm", "checkpoint", "output", "threads", "tracking"}  # settings that a resumed group may change
 
 
 class Process(Protocol):
-    """A command at work."""
+    """A running command."""
 
     def send_signal(self, number: int) -> None: ...
 
     def wait(self) -> int:
-        """Its exit code."""
+        """Wait for the end; return the exit code."""
         ...
 
 
 def start_process(command: Sequence[str]) -> Process:
-    """Start `vpretrain COMMAND` in a process of its own, and in a process group of its own."""
+    """Start `vpretrain COMMAND` in its own process and process group."""
     trust = ["--trust-remote-code"] if pretrained.trusted else []
     whole = [sys.executable, "-m", "vpretrain", *trust, *command]
     return subprocess.Popen(whole, stdout=subprocess.DEVNULL, process_group=0)
@@ -51,19 +51,19 @@ def run_group(
     """Run all members in turn, each alone on the machine.
 
     Args:
-        recipe: what they share; its directory holds theirs.
-        members: name -> settings (`field=value`) that are a member's own.
-        rounds: turns of each member, over equal shares of its budget, so that a machine that slows down hits all alike.
-        resume: keep those that are finished, continue the one that was interrupted.
-        overwrite: throw away an earlier group of this name.
+        recipe: the recipe that they share; its directory contains theirs.
+        members: name -> the member's own settings (`field=value`).
+        rounds: turns per member, over equal parts of its budget, so that a machine that slows down affects all alike.
+        resume: keep finished members, continue the interrupted one.
+        overwrite: delete an earlier group of this name.
         start: starts a member's command, the words after `vpretrain`; None: `start_process`.
 
     Returns:
         Every member's result.
 
     Raises:
-        UserError: the directory is taken, or a member failed (its own message stands above).
-        Interrupted: a signal stopped it, after the running member had saved itself.
+        UserError: the directory is taken, or a member failed (its own message is printed above).
+        Interrupted: a signal stopped it, after the current member had saved its state.
     """
     with locked(recipe.directory):
         prepare_group(recipe, resume=resume, overwrite=overwrite)
@@ -102,14 +102,14 @@ def run_member(
     resume: bool,
     start: Callable[[Sequence[str]], Process] | None = None,
 ) -> bool:
-    """Run one member up to a share of its budget.
+    """Run one member up to a fraction of its budget.
 
     Args:
-        directory: of the group; it holds the recipe.
+        directory: of the group; it contains the recipe.
         name: of the member, and of its directory.
         settings: as in `run_group`.
-        until: the share.
-        resume: go on from its newest checkpoint, if it has one.
+        until: the fraction.
+        resume: continue from its newest checkpoint, if it has one.
         start: as in `run_group`.
 
     Returns:
@@ -124,7 +124,7 @@ def run_member(
 
 
 def prepare_group(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-    """Make the group's directory, with its recipe, or refuse it before any long work. Raises UserError."""
+    """Create the group's directory with its recipe. Raises UserError before any long work if it cannot be used."""
     require(recipe.tracking)
     directory = recipe.directory
     if overwrite and not resume and (directory / "recipe.yaml").exists():
@@ -145,10 +145,10 @@ def prepare_group(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
 
 
 def _finished(name: str, code: int) -> bool:
-    """What a member's exit code says: whether it is finished, rather than paused."""
+    """Whether a member is finished, rather than paused, by its exit code. Raises as `run_group`."""
     if code == Paused.exit_code:
         return False
-    number = -code if code < 0 else code - 128  # a process that had no answer to the signal yet, or one that had
+    number = -code if code < 0 else code - 128  # a process without a signal handler yet, or one with
     if number in (signal.SIGINT, signal.SIGTERM):
         raise Interrupted(number, "stopped; nothing is lost: go on with the same command and --resume")
     if code:
@@ -157,7 +157,7 @@ def _finished(name: str, code: int) -> bool:
 
 
 def _wait(process: Process) -> int:
-    """Signals that stop us are passed on, so that a run saves itself."""
+    """Wait for a process, and pass signals that stop us on to it, so that a run saves its state."""
     passed_on: list[int] = []
 
     def pass_on(number: int, frame: Any) -> None:
@@ -167,7 +167,7 @@ def _wait(process: Process) -> int:
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         code = process.wait()
-        return code if code or not passed_on else 128 + passed_on[0]  # it had come to its end already
+        return code if code or not passed_on else 128 + passed_on[0]  # the process had ended already
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Intervals over seeds and cases. Shapes: S seeds, N cases (problems, pictures), R resamples."""
+"""Intervals over seeds and cases. Shapes: S seeds, N cases (problems, images), R resamples."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _AT_ONCE = 500  # resamples held in memory together
 
 
 def bootstrap_interval(values: Sequence[float] | Sequence[Sequence[float]], *, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile-bootstrap interval of the mean.
+    """Return the 95 % percentile-bootstrap interval of the mean.
 
     Args:
-        values: one a case, [N]; or [S, N], one a case and seed: then seeds and cases are both drawn anew (the crossed
-            bootstrap), since every seed meets the same cases.
+        values: one per case, [N]; or [S, N], one per case and seed: then seeds and cases are both resampled (the crossed
+            bootstrap), since every seed has the same cases.
         seed: of the draws.
     """
     x_SN = torch.tensor(values, dtype=torch.float64)
@@ -32,7 +32,7 @@ def bootstrap_interval(values: Sequence[float] | Sequence[Sequence[float]], *, s
 
 
 def paired_difference(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Mean of a - b over the same seeds and cases, both [S, N], with its 95 % interval."""
+    """Return the mean of a - b over the same seeds and cases, both [S, N], with its 95 % interval."""
     differences = [[x - y for x, y in zip(*rows, strict=True)] for rows in zip(a, b, strict=True)]
     low, high = bootstrap_interval(differences)
     flat = [difference for row in differences for difference in row]

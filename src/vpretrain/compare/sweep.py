@@ -1,7 +1,7 @@
-"""`vpretrain sweep`: settings searched for under a fixed budget a trial, with Optuna.
+"""`vpretrain sweep`: search for settings with Optuna, under a fixed budget per trial.
 
-Each trial is a run in a directory of its own. It pauses at equal shares of its budget, where its score decides whether it goes
-on: the rate is constant after warm-up, so that a score half-way is that of a run of half the budget.
+Each trial is a run in its own directory. It pauses at equal fractions of its budget (rungs), and continues or not according to
+its score. The learning rate is constant after warm-up, so that a score half-way is that of a run of half the budget.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ except ImportError:
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-_UNPRUNED = 5  # trials before the first one can be ended early, and before importances mean anything
-_LATE = 0.1  # of a rung: so long after a score the run pauses, so that the score is there
+_UNPRUNED = 5  # trials before any can be pruned, and before importances mean anything
+_LATE = 0.1  # fraction of a rung by which the run pauses after a score, so that the score exists
 
 
 class Dimension(Strict):
-    """What one setting may be: `choices`, or numbers from `low` to `high` (whole ones if both are), on a `log` scale or not."""
+    """The values of one setting: `choices`, or numbers from `low` to `high` (whole if both are), on a `log` scale or not."""
 
     choices: tuple[str | int | float | bool | None, ...] | None = None
     low: int | float | None = None
@@ -66,7 +66,7 @@ class Dimension(Strict):
         return self
 
     def suggest(self, trial: optuna.Trial, field: str) -> Any:
-        """A value for a trial."""
+        """Return a value for a trial."""
         if self.choices is not None:
             return trial.suggest_categorical(field, self.choices)
         assert self.low is not None
@@ -77,11 +77,11 @@ class Dimension(Strict):
 
 
 class Space(RootModel[dict[str, Dimension]]):
-    """Settings of a recipe by their dotted names, each with what it may be."""
+    """Settings of a recipe by their dotted names, each with its possible values."""
 
 
 def load_space(path: str | Path) -> dict[str, Dimension]:
-    """Read a space. Raises UserError: it is missing, or does not fit."""
+    """Read a space. Raises UserError if it is missing or invalid."""
     try:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         space = Space.model_validate(data).root
@@ -110,24 +110,24 @@ def sweep(
     resume: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Search, one trial after the other; returns and writes sweep.json, and the best recipe as best.yaml.
+    """Search, one trial after the other; return and write sweep.json, and write the best recipe as best.yaml.
 
     Trial n is proposed by a sampler (TPE) of seed `recipe.seed + n` from the trials before it, so that an interrupted sweep
-    goes on as it would have. A trial ends early if its score at a rung is worse than the median there, after the first five.
+    resumes exactly. After the first five, a trial is pruned if its score at a rung is worse than the median there.
 
     Args:
-        recipe: what all trials share, the budget among it. Its evaluation is what settings are chosen on: give it problems
-            that nothing is reported on.
-        space: what is searched.
-        trials: how many in all.
-        rungs: shares of the budget at which a trial's score is looked at, its end included.
-        objective: a figure of the evaluation; None: the first that the modality has.
-        resume: go on with the trials that are missing.
-        overwrite: throw away an earlier sweep of this name.
+        recipe: the recipe that all trials share, budget included. Settings are chosen on its evaluation: give it problems that
+            no results are reported on.
+        space: the settings to search, and their values.
+        trials: their total number.
+        rungs: number of points in the budget at which a trial's score is checked, its end included.
+        objective: a metric of the evaluation; None: the modality's first.
+        resume: continue with the missing trials.
+        overwrite: delete an earlier sweep of this name.
 
     Raises:
         UserError: a setting does not exist, the directory is taken, or no trial of the first five could run.
-        Interrupted: a signal stopped it, after the running trial had saved itself.
+        Interrupted: a signal stopped it, after the current trial had saved its state.
     """
     objectives = modality_of(recipe).metrics.objectives
     if objective is not None and objective not in objectives:
@@ -165,7 +165,7 @@ def _search(
 
 
 def sweep_table(results: dict[str, Any]) -> Table:
-    """The trials for a terminal, best first."""
+    """Return the trials as a table for a terminal, best first."""
     view = Table(title=f"{results['objective']} ({results['direction']}), {len(results['trials'])} trials")
     for column in ("trial", results["objective"], "state", *results["space"]):
         view.add_column(column, justify="left" if column == "state" else "right")
@@ -182,7 +182,7 @@ def sweep_table(results: dict[str, Any]) -> Table:
 
 
 def draw_sweep(results: dict[str, Any], file: Path) -> Path | None:
-    """The objective by trial, and by each setting, those that mattered most first; None without matplotlib."""
+    """Plot the objective by trial, and by each setting, most important first; return None without matplotlib."""
     plot = pyplot()
     if plot is None:
         return None
@@ -215,7 +215,7 @@ def draw_sweep(results: dict[str, Any], file: Path) -> Path | None:
 
 
 def _refuse_unusable(recipe: Recipe, field: str, dimension: Dimension) -> None:
-    """Raises UserError if the recipe takes none of a setting's values: its name is wrong, or its unit."""
+    """Raise UserError if the recipe accepts none of a setting's values: its name or its unit is wrong."""
     error = None
     for value in dimension.choices or (dimension.low, dimension.high):
         try:
@@ -227,7 +227,7 @@ def _refuse_unusable(recipe: Recipe, field: str, dimension: Dimension) -> None:
 
 
 def _keep_space(file: Path, space: dict[str, Dimension]) -> None:
-    """Trials of different spaces would be told apart by nothing. Raises UserError if another one was begun with."""
+    """Save the space. Raises UserError if the sweep began with another: their trials could not be told apart."""
     text = json.dumps({field: dimension.model_dump(mode="json") for field, dimension in space.items()}, indent=1)
     if file.exists() and file.read_text(encoding="utf-8") != text:
         raise UserError(f"{file.parent} was begun with another space: go on with that one, or --overwrite")
@@ -237,7 +237,7 @@ def _keep_space(file: Path, space: dict[str, Dimension]) -> None:
 def _trial(
     study: optuna.Study, recipe: Recipe, space: dict[str, Dimension], number: int, *, key: str, rungs: int
 ) -> str:
-    """Bring one trial to its end, wherever it stands; returns what became of it."""
+    """Finish one trial, from wherever it stands; return its outcome as text."""
     known = study.get_trials(deepcopy=False)
     if number < len(known) and known[number].state.is_finished():
         return "finished already"
@@ -259,11 +259,11 @@ def _trial(
                 recipe.directory, directory.name, _settings(chosen), until=until, resume=True
             ):
                 break
-        except UserError as error:  # its own line stands above: out of memory, a loss that is no number ...
+        except UserError as error:  # its own message is printed above: out of memory, a NaN or infinite loss ...
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
             return f"{told}: {error}"
         scores = read_lines(directory / "scores.jsonl")
-        if len(scores) < rung:  # so few steps that the next one had been the one that is scored
+        if len(scores) < rung:  # so few steps that the scored one is still to come
             continue
         if scores[rung - 1][key] is None:
             raise UserError(f"the evaluation does not measure {key}: choose another --objective")
@@ -278,7 +278,7 @@ def _trial(
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
         return f"{told}: {key} is {value}"
     study.tell(trial, value)
-    for other in _completed(study):  # of all the models only the best one's is kept
+    for other in _completed(study):  # keep the best trial's model only
         if other.number != study.best_trial.number:
             shutil.rmtree(recipe.directory / f"trial-{other.number}" / "model", ignore_errors=True)
     return f"{told}: {key} {value:.4f} (best: {study.best_value:.4f}, trial {study.best_trial.number})"
@@ -314,7 +314,7 @@ def _results(study: optuna.Study, recipe: Recipe, space: dict[str, Dimension], k
 
 
 def _importances(study: optuna.Study) -> dict[str, float]:
-    """Shares of what the settings made of the objective (PED-ANOVA); none where trials are few, or all as good."""
+    """Return the settings' importances for the objective (PED-ANOVA); empty if trials are few or equally good."""
     if len(_completed(study)) < _UNPRUNED:
         return {}
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""What a comparison looks like: a table, what must be known beside it, curves."""
+"""The presentation of a comparison: a table, remarks and curves."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from vpretrain.files import read_lines
 from vpretrain.modality import modality_of
 from vpretrain.plot import pyplot
 
-FEW_UPDATES = 10  # meta updates, before which a designer is close to its start
-SLOW = 0.7  # of the baseline's rate; the least that V has had undisturbed is 0.72 (benchmarks/gsm8k.json)
+FEW_UPDATES = 10  # meta updates below which a designer is close to its start
+SLOW = 0.7  # fraction of the baseline's throughput; the lowest of V undisturbed is 0.72 (benchmarks/gsm8k.json)
 
 
 def table(results: dict[str, Any], recipe: Recipe) -> Table:
-    """The results for a terminal."""
+    """Return the results as a table for a terminal."""
     matched = "training time" if by_minutes(results["arms"], recipe) else "steps"
     title = f"{recipe.name}: {modality_of(recipe).metrics.headline} after equal {matched}"
     return grid(title, cells(results["arms"], recipe))
 
 
 def grid(title: str, rows: Sequence[Sequence[str]]) -> Table:
-    """Texts for a terminal, narrow enough for 80 columns; the first row names the columns, the first column the rows."""
+    """Return a table for a terminal of 80 columns; the first row names the columns, the first column the rows."""
     view = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(rows[0]):
         view.add_column(column, justify="right" if number else "left", vertical="bottom")
@@ -39,10 +39,10 @@ def grid(title: str, rows: Sequence[Sequence[str]]) -> Table:
 
 
 def cells(arms: Mapping[str, dict[str, Any]], recipe: Recipe) -> list[list[str]]:
-    """The table's texts, row by row; the first row names the columns."""
+    """Return the table's cells, row by row; the first row names the columns."""
     metrics, unit = modality_of(recipe).metrics, recipe.unit
     shown = {name: [show(arm) for arm in arms.values()] for name, show in metrics.columns.items()}
-    shown = {name: column for name, column in shown.items() if set(column) != {"-"}}  # what was measured
+    shown = {name: column for name, column in shown.items() if set(column) != {"-"}}  # only what was measured
     rows = [["arm", *shown, "steps", unit, "seconds", f"{unit}/s", "peak memory"]]
     for number, (name, arm) in enumerate(arms.items()):
         rate = arm[f"{unit}_per_s"]
@@ -61,10 +61,11 @@ def cells(arms: Mapping[str, dict[str, Any]], recipe: Recipe) -> list[list[str]]
 
 
 def remarks(results: dict[str, Any], recipe: Recipe) -> list[str]:
-    """What a reader of the table must know besides: differences with intervals, unequal times, idle designers."""
+    """Return remarks for readers of the table: differences with intervals, unequal times, idle designers."""
     metrics = modality_of(recipe).metrics
     trained = {name: arm for name, arm in results["arms"].items() if arm["steps"]}
     seeds = len(results["seeds"])
+    designed = {arm.name for arm in recipe.arms.values() if arm.designer}
     over = f", paired over {metrics.cases}" + (f" and {seeds} seeds" if seeds > 1 else "")
     parts = [("", results["differences"], over)]
     for axis, matched in results.get("matched", {}).items():
@@ -85,7 +86,7 @@ def remarks(results: dict[str, Any], recipe: Recipe) -> list[str]:
             lines.append(f"{name}: {means}{arm['meta_updates']:g} meta update{'' if arm['meta_updates'] == 1 else 's'}")
         if "warning" in arm:
             lines.append(f"warning: {name}: {arm['warning']}")
-        if recipe.arms[arm["arm"]].designer and 0 < arm["meta_updates"] < FEW_UPDATES:
+        if arm["arm"] in designed and 0 < arm["meta_updates"] < FEW_UPDATES:
             lines.append(
                 f"warning: {name} had under {FEW_UPDATES} meta updates, so its designer has hardly begun; raise the budget"
             )
@@ -93,23 +94,23 @@ def remarks(results: dict[str, Any], recipe: Recipe) -> list[str]:
 
 
 def by_minutes(arms: Mapping[str, dict[str, Any]], recipe: Recipe) -> bool:
-    """Whether a budget's minutes ended the runs, or some of them, and not its steps."""
+    """Whether the budget's minutes, and not its steps, ended some or all of the runs."""
     return bool(recipe.budget.minutes) and any(run["steps"] != recipe.budget.steps for run in _runs(arms))
 
 
 def unequal(arms: Mapping[str, dict[str, Any]], recipe: Recipe) -> bool:
-    """Whether arms that had the same minutes trained for different times: a run ends with a step."""
+    """Whether arms with the same minutes trained for different times, since a run ends with a whole step."""
     seconds = [run["seconds"] for run in _runs(arms)]
     return by_minutes(arms, recipe) and max(seconds) > (1 + SECONDS_TOLERANCE) * min(seconds)
 
 
 def _runs(arms: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those that trained, one a seed."""
+    """Return the runs that trained, one per seed."""
     return [run for arm in arms.values() if arm["steps"] for run in arm.get("runs", [arm])]
 
 
 def _disturbances(trained: Mapping[str, dict[str, Any]], recipe: Recipe) -> list[str]:
-    """What speaks against a comparison by time."""
+    """Return warnings against a comparison by time."""
     lines, rate, budget = [], f"{recipe.unit}_per_s", recipe.budget
     if unequal(trained, recipe):
         why, remedy = "a run ends with a step", "raise budget.minutes"
@@ -117,8 +118,9 @@ def _disturbances(trained: Mapping[str, dict[str, Any]], recipe: Recipe) -> list
             why, remedy = "budget.steps ended some of the runs", "leave it out"
         lines.append(f"warning: training times differ by more than {SECONDS_TOLERANCE:.0%}, as {why}; {remedy}")
     base = trained.get(recipe.baseline, {}).get(rate)
+    steered = {arm.name for arm in recipe.arms.values() if arm.steered}
     for name, arm in trained.items():
-        if base and recipe.arms[arm["arm"]].steered and arm[rate] < SLOW * base:
+        if base and arm["arm"] in steered and arm[rate] < SLOW * base:
             lines.append(
                 f"warning: {name} read {recipe.unit} at {arm[rate] / base:.0%} of {recipe.baseline}'s rate; where "
                 "`vpretrain profile` does not say why, something else used the machine: run again alone, or with --rounds 4"
@@ -127,9 +129,9 @@ def _disturbances(trained: Mapping[str, dict[str, Any]], recipe: Recipe) -> list
 
 
 def draw_curves(recipe: Recipe, results: dict[str, Any]) -> Path | None:
-    """As a picture: loss, gate and value against training seconds, whichever there are; scores where they were taken.
+    """Plot loss, gate and value against training seconds, whichever there are, and scores where they were taken.
 
-    A thin line is a seed. None without matplotlib, and where no arm has made a step.
+    A thin line is a seed. Returns None without matplotlib, and if no arm has made a step.
     """
     plot = pyplot()
     if plot is None or not any(arm["steps"] for arm in results["arms"].values()):
@@ -162,7 +164,7 @@ def draw_curves(recipe: Recipe, results: dict[str, Any]) -> Path | None:
 def _curves(
     recipe: Recipe, results: dict[str, Any], file: str, x: str, y: str
 ) -> Iterator[tuple[int, int, str, list[tuple[float, float]]]]:
-    """(arm's number, seed's number, arm, points) of all runs that have any of y, which is not 0 throughout."""
+    """Yield (arm's number, seed's number, arm, points) of all runs with values of y that are not 0 throughout."""
     for index, arm in enumerate(name for name, figures in results["arms"].items() if figures["steps"]):
         for number, seed in enumerate(results["seeds"]):
             run = recipe.directory / run_name(arm, seed, results["seeds"])
@@ -172,7 +174,7 @@ def _curves(
 
 
 def _lines(run: Path, file: str, results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of a run's log; scores with the untouched learner before and the result behind."""
+    """Return the lines of a run's log; scores with the untouched learner before and the result after them."""
     lines = read_lines(run / f"{file}.jsonl")
     if file == "metrics":
         return lines
@@ -180,11 +182,11 @@ def _lines(run: Path, file: str, results: dict[str, Any]) -> list[dict[str, Any]
 
 
 def pairs(trained: dict[str, Any], baseline: str) -> list[tuple[str, str]]:
-    """Which differences are told: of every arm from the baseline, then of V from every other."""
+    """Return the pairs whose differences are reported: every arm minus the baseline, then V minus every other."""
     pairs = [(name, baseline) for name in trained if name != baseline and baseline in trained]
     return pairs + [("v", name) for name in trained if "v" in trained and name not in ("v", baseline)]
 
 
 def interval(difference: Mapping[str, float], of: str) -> str:
-    """A difference with its unit."""
+    """Format a difference with its unit."""
     return f"{difference['mean']:+.4f} {of}, 95 % interval [{difference['low']:+.4f}, {difference['high']:+.4f}]"

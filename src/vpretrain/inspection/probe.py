@@ -1,7 +1,7 @@
-"""`vpretrain probe`: does the value predict what a step does? The drop of the feedback's loss, foretold and as it came.
+"""`vpretrain probe`: compare the drop of the feedback's loss that the value predicts for a step with the realised drop.
 
 For the realised step d of the learner's optimizer the first-order prediction is -<g_down, d> (Eq 35), over all parameters and
-over S alone. Each step is judged on one feedback batch, before and after.
+over S alone. Each step is measured on one feedback batch, before and after.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vpretrain.run.train import begin, train
 
 
 class OneStepProbe:
-    """Watches a learner from outside: it has no optimizer and changes nothing.
+    """Observe a learner from outside, without an optimizer and without changing anything.
 
     Args:
         parts: of the run.
@@ -41,7 +41,7 @@ class OneStepProbe:
         self._look()
 
     def __call__(self, record: StepRecord) -> None:
-        """Judge the step that was just made, and look ahead to the next one."""
+        """Measure the step that was just made, and prepare for the next one."""
         with torch.no_grad():
             step = {name: theta - self._theta[name] for name, theta in self._now().items()}
             products = {name: float((self._g_down[name].double() * d.double()).sum()) for name, d in step.items()}
@@ -56,8 +56,8 @@ class OneStepProbe:
         self._look()
 
     def _look(self) -> None:
-        """A new feedback batch: its loss and its gradient here."""
-        self._feedback = copy.deepcopy(self.parts.feedback.next())  # vision's heads move on with every feedback batch
+        """Take a new feedback batch, with its loss and its gradient at the present theta."""
+        self._feedback = copy.deepcopy(self.parts.feedback.next())  # vision's heads change with every feedback batch
         self._theta = {name: theta.clone() for name, theta in self._now().items()}
         self._loss = self._evaluate()
         with self.parts.learner.meta_mode():
@@ -68,7 +68,7 @@ class OneStepProbe:
             return float(self._weighted(self._now()).double())
 
     def _weighted(self, parameters: Parameters) -> torch.Tensor:
-        """L_down over all domains by their weights (Eq 18)."""
+        """Return L_down over all domains by their weights (Eq 18)."""
         weights = self.parts.feedback.weights
         losses = [weights[d] * self.parts.learner.evaluate(batch, parameters) for d, batch in self._feedback.items()]
         return torch.stack(losses).sum()
@@ -78,7 +78,7 @@ class OneStepProbe:
 
 
 def probe(recipe: Recipe, steps: int) -> dict[str, Any]:
-    """Make some steps of a recipe's run with a probe at each; returns and writes probe.json.
+    """Make some steps of a recipe's run with a probe at each; return and write probe.json.
 
     Returns:
         `steps`: step, predicted and realised drops, in units of the evaluator's loss; `full` and `subset`: Pearson's r, and the
@@ -114,7 +114,7 @@ def probe(recipe: Recipe, steps: int) -> dict[str, Any]:
 
 
 def agreement(steps: list[dict[str, float]], key: str) -> dict[str, float]:
-    """Pearson's r of predicted and realised drops, and the slope of realised on predicted (1 if the first order is all)."""
+    """Return Pearson's r of predicted and realised drops, and the slope of realised on predicted (1 if first-order)."""
     predicted, realised = [step[key] for step in steps], [step["realised"] for step in steps]
     return {
         "pearson_r": statistics.correlation(predicted, realised),
@@ -123,7 +123,7 @@ def agreement(steps: list[dict[str, float]], key: str) -> dict[str, float]:
 
 
 def draw_probe(results: dict[str, Any], file: Path) -> Path | None:
-    """Realised against predicted drops, for all parameters and for S; None without matplotlib."""
+    """Plot realised against predicted drops, for all parameters and for S; return None without matplotlib."""
     plot = pyplot()
     if plot is None:
         return None

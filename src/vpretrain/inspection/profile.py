@@ -1,4 +1,4 @@
-"""`vpretrain profile`: where a step's time goes, phase by phase, and what the task designer adds to ordinary pretraining."""
+"""`vpretrain profile`: the time of a step by phase, and what the task designer adds to ordinary pretraining."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from vpretrain.run.optimizer import AdamW
 from vpretrain.run.train import begin, train
 from vpretrain.timing import watching
 
-ORDINARY = ("stream", "learner forward", "learner backward", "learner optimizer")  # what the base recipe does as well
+ORDINARY = ("stream", "learner forward", "learner backward", "learner optimizer")  # phases of ordinary pretraining
 
 
 def profile(recipe: Recipe, steps: int) -> dict[str, Any]:
-    """Time a recipe's steps; returns and writes profile.json.
+    """Time a recipe's steps; return and write profile.json.
 
     Args:
-        recipe: the run. Its burn-in is left out: it says nothing of the steps that follow.
-        steps: rounded up to whole periods of `value.every_steps`, so that meta updates count for their share. One period
-            more, before these, warms up allocators and caches and is not timed.
+        recipe: the run. Its burn-in is left out: it is not representative of the steps that follow.
+        steps: rounded up to whole periods of `value.every_steps`, so that meta updates count in proportion. One more period
+            before these warms up allocators and caches and is not timed.
 
     Returns:
-        `phases`: name -> microseconds a token (an image, in vision); `added`: their sum over what ordinary pretraining has
-        not, and its ratio to the rest.
+        `phases`: name -> microseconds per token (per image in vision); `added`: the sum of those that ordinary pretraining
+        does not have, and its ratio to the rest.
 
     Raises:
         UserError: the recipe cannot work.
@@ -79,7 +79,7 @@ def profile(recipe: Recipe, steps: int) -> dict[str, Any]:
 
 
 def profile_table(results: dict[str, Any]) -> Table:
-    """The phases for a terminal, dearest first."""
+    """Return the phases as a table for a terminal, most expensive first."""
     unit, total = results["unit"].removesuffix("s"), sum(results["phases"].values())
     view = Table(title=f"{results['arm']}: {results['steps']} steps, {1e6 / total:.4g} {results['unit']}/s")
     for column in ("phase", f"microseconds a {unit}", "share"):
@@ -90,7 +90,7 @@ def profile_table(results: dict[str, Any]) -> Table:
 
 
 def draw_profile(results: dict[str, Any], file: Path) -> Path | None:
-    """The phases as bars, what ordinary pretraining has not in another colour; None without matplotlib."""
+    """Plot the phases as bars, those beyond ordinary pretraining in another colour; return None without matplotlib."""
     plot = pyplot()
     if plot is None:
         return None

@@ -12,15 +12,15 @@ from vpretrain.arms import by_name
 
 @dataclass(frozen=True)
 class Arm(arms.Arm):
-    """An arm of language.
+    """An arm of language runs.
 
     Attributes:
         exact: whether its targets are the exact task, with a strength.
         tangent: whether it takes a tangent at every step.
         candidates: whether its targets lie on K candidates per token.
         mixed_in: whether the feedback pairs are in its stream.
-        direct: how TRL trains it, where our loop does not.
-        direct_on: what TRL trains it on.
+        direct: the method by which TRL trains it, in place of our loop.
+        direct_on: the pairs that TRL trains it on.
         options: arguments of its construction.
     """
 

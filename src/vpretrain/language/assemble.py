@@ -1,4 +1,4 @@
-"""From a recipe to the parts of a language run. Whatever can be wrong is found here, before any training."""
+"""Build the parts of a language run from its recipe. All that can be wrong is found here, before any training."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ _ONE_HOT_ALPHA = 0.01  # a mean alpha below this leaves the targets one-hot for 
 
 
 def assemble(recipe: Recipe, model: Any = None) -> Parts:
-    """Learner, stream, feedback, construction and evaluation of a recipe.
+    """Build learner, stream, feedback, construction and evaluation of a recipe.
 
     Args:
         recipe: the run.
-        model: takes the place of the learner that the recipe names (a tiny copy of it, in `check`).
+        model: replaces the learner that the recipe names (`check` passes a tiny copy of it).
 
     Raises:
-        UserError: something in the recipe cannot work; the message says what and how to mend it.
+        UserError: something in the recipe cannot work; the message gives the cause and the remedy.
     """
     tokenizer = load_tokenizer(recipe.learner.name)
     where = {"rank": distributed.rank(), "processes": distributed.size()}
@@ -101,7 +101,7 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
 
 
 def load_learner(recipe: Recipe, model: Any = None) -> tuple[LanguageLearner, Callable[[Path], None]]:
-    """The learner, and what writes it into a directory in its community's format. Raises UserError."""
+    """Load the learner; also return a function that writes it into a directory, see `export_model`. Raises UserError."""
     model = load_model(recipe.learner) if model is None else model
     bf16, compiled = recipe.learner.precision == "bf16", recipe.learner.compile
     learner = LanguageLearner(model, top_k=recipe.candidates, bf16=bf16, compiled=compiled, parallel=recipe.parallel)
@@ -118,14 +118,14 @@ def subset_of(recipe: Recipe, learner: LanguageLearner) -> tuple[str, ...]:
 
 
 def measure(recipe: Recipe, model: str) -> dict[str, Any]:
-    """The figures of a model by name or directory on a recipe's evaluation. Raises UserError."""
+    """Evaluate a model, given by name or directory, on a recipe's evaluation. Raises UserError."""
     learner_config = recipe.learner.model_copy(update={"name": model, "lora": None})
     evaluation = load_evaluation(recipe, load_tokenizer(model))
     return evaluation(load_learner(recipe.model_copy(update={"learner": learner_config}))[0])
 
 
 def load_evaluation(recipe: Recipe, tokenizer: Any) -> Evaluation:
-    """The recipe's evaluation with its problems and its retention text. Raises UserError."""
+    """Load the recipe's evaluation with its problems and its retention text. Raises UserError."""
     config = recipe.evaluation
     shape = {"length": config.length, "tokens": config.retention_tokens, "batch_size": config.batch_size}
     rows = [
@@ -135,7 +135,7 @@ def load_evaluation(recipe: Recipe, tokenizer: Any) -> Evaluation:
 
 
 def check_sizes(recipe: Recipe, config: Any) -> None:
-    """Lengths against the learner's context, K against its vocabulary. Raises UserError."""
+    """Check lengths against the learner's context and K against its vocabulary. Raises UserError."""
     config = config.get_text_config()
     context = getattr(config, "max_position_embeddings", None)
     lengths = {
@@ -154,13 +154,13 @@ def check_sizes(recipe: Recipe, config: Any) -> None:
 
 
 def check_candidates(designer: DesignerConfig, vocabulary: int) -> None:
-    """K against the size of the learner's vocabulary. Raises UserError."""
+    """Check K against the size of the learner's vocabulary. Raises UserError."""
     if designer.top_k > vocabulary:
         raise UserError(f"designer.top_k={designer.top_k} is above the vocabulary of {vocabulary}: use at most that")
 
 
 def export_model(model: Any, tokenizer: Any, directory: Path) -> None:
-    """Write what `AutoModelForCausalLM.from_pretrained` loads; under LoRA the merged model, and the adapter beside it."""
+    """Write a directory for `AutoModelForCausalLM.from_pretrained`; under LoRA the merged model, and the adapter beside it."""
     if hasattr(model, "get_base_model"):
         model.save_pretrained(directory / "adapter")
         tokenizer.save_pretrained(directory / "adapter")
@@ -171,16 +171,16 @@ def export_model(model: Any, tokenizer: Any, directory: Path) -> None:
 
 
 def new_strength(value: ValueConfig) -> Strength:
-    """As the recipe gives it, or one that chooses itself."""
+    """The recipe's fixed strength, or for `auto` one that is judged during the run."""
     if value.strength == "auto":
         return Strength.that_chooses_itself(value.every_steps)
     return Strength(share=value.strength, fixed=True)
 
 
 def new_designer(config: DesignerConfig, learner: LanguageLearner, *, length: int, seed: int) -> TopKDesigner:
-    """A new designer for rows of so many tokens, or one that starts where an earlier run's ended. Raises UserError.
+    """Create a designer for rows of `length` tokens; `warm_start` continues an earlier run's. Raises UserError.
 
-    Its random numbers are its own, so that the learner's dropout is the same in every arm.
+    It draws separate random numbers, so that the learner's dropout is the same in every arm.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -201,14 +201,14 @@ def constructed(
     length: int,
     seed: int,
 ) -> tuple[OneHot, MetaUpdate | None, TopKDesigner | None]:
-    """An arm's construction, its meta update if it has a use for feedback, and its designer if it has one.
+    """Build an arm's construction, its meta update if it uses feedback, and its designer if it has one.
 
     Args:
-        length: tokens that the designer sees in a row at most.
+        length: maximum number of tokens per row for the designer.
         seed: of the initial designer, and of the noise in place of g_down.
 
     Raises:
-        UserError: S selects nothing.
+        UserError: S selects nothing, or under fsdp the learner has no last MLP for the tangent that the arm needs.
     """
     strength = new_strength(value) if arm.exact else None
     phi = new_designer(designer, learner, length=length, seed=seed) if arm.designer else None
@@ -265,9 +265,9 @@ def constructed(
 
 
 def _mixed_in(recipe: Recipe) -> list[SourceConfig]:
-    """The feedback's sources with weights that give them, together, a share `control.mixed_in` of the stream's rows.
+    """The feedback's sources, weighted so that together they are a fraction `control.mixed_in` of the stream's rows.
 
-    `check_roles` has seen to it that they hold no problem of the evaluation.
+    They hold no problem of the evaluation: `check_roles` has run before.
     """
     share, sources = recipe.control.mixed_in, recipe.feedback.sources
     weight = share / (1 - share) * sum(source.weight for source in recipe.stream.sources)

@@ -97,7 +97,7 @@ class SourceConfig(Strict):
     @field_validator("values", mode="before")
     @classmethod
     def _as_text(cls, values: Any) -> Any:
-        """YAML reads 0 as a number; rows are compared as text."""
+        """Convert keys to text, which rows are compared as: YAML reads 0 as a number."""
         if not isinstance(values, dict):
             return values
         return {
@@ -124,7 +124,7 @@ class SourceConfig(Strict):
 
     @property
     def origin(self) -> str:
-        """How messages name the source."""
+        """The source's name in messages."""
         return self.path or self.hub or self.reasoning_gym or self.builtin or ""
 
 
@@ -132,9 +132,9 @@ class StreamConfig(config.StreamConfig):
     """The unlabeled stream: a weighted mixture of sources, packed to fixed length."""
 
     sources: list[SourceConfig] = Field(min_length=1, description="The mixture.")
-    length: int = Field(512, ge=8, description="Tokens a row.")
-    batch_size: int = Field(4, ge=1, description="Rows a micro-batch.")
-    packing: bool = Field(True, description="Several documents a row, each with its own attention; else one, padded.")
+    length: int = Field(512, ge=8, description="Tokens per row.")
+    batch_size: int = Field(4, ge=1, description="Rows per micro-batch.")
+    packing: bool = Field(True, description="Several documents per row, each with its own attention; else one, padded.")
     min_chunk: int = Field(16, ge=2, description="Pieces of raw text with fewer tokens are dropped.")
     average: Literal["tokens", "examples"] = Field(
         "tokens",
@@ -143,11 +143,11 @@ class StreamConfig(config.StreamConfig):
 
 
 class FeedbackConfig(config.FeedbackConfig):
-    """The feedback set: (problem, verified solution) pairs. Only the evaluator sees it, and arms that train on it."""
+    """The feedback set: (problem, verified solution) pairs. Only the evaluator, and arms that train on it, read it."""
 
     sources: list[SourceConfig] = Field(min_length=1, description="Pairs, each source in its domain.")
     length: int = Field(512, ge=8, description="Longer pairs are cut to this many tokens.")
-    batch_size: int = Field(4, ge=1, description="Pairs a domain in one meta update.")
+    batch_size: int = Field(4, ge=1, description="Pairs per domain in one meta update.")
 
 
 class DesignerConfig(config.DesignerConfig):
@@ -156,7 +156,7 @@ class DesignerConfig(config.DesignerConfig):
     hidden_size: int = Field(256, ge=8, description="Width of the designer's transformer.")
     layers: int = Field(6, ge=1, description="Blocks of the designer's transformer.")
     heads: int = Field(4, ge=1, description="Attention heads of the designer's transformer.")
-    top_k: int = Field(64, ge=1, description="K: candidates a token, the true one included (Eq 14).")
+    top_k: int = Field(64, ge=1, description="K: candidates per token, the true one included (Eq 14).")
     alpha_max: Fraction = Field(0.5, description="Upper bound of the gate alpha (Eq 15).")
     alpha_start: Fraction = Field(0.1, description="The gate's value before training.")
     subset: str = Field(
@@ -178,7 +178,7 @@ class ValueConfig(config.ValueConfig):
     domains: Literal["matched", "sum"] = Field(
         "matched", description="Align each domain with its own stream rows (Eq 46), or one weighted sum (Eq 18)."
     )
-    batch_size: int = Field(4, ge=1, description="Stream rows a domain in one meta update.")
+    batch_size: int = Field(4, ge=1, description="Stream rows per domain in one meta update.")
     length: int = Field(256, ge=8, description="Tokens of these rows that are used.")
     metric: Literal["identity", "adamw"] = Field(
         "adamw", description="adamw: the inner product is preconditioned like the learner's own step (App B.4)."
@@ -214,17 +214,17 @@ class ControlConfig(Strict):
         0.1,
         gt=0,
         lt=1,
-        description="mixed-in, v-mixed-in: share of the stream's rows that hold feedback pairs, to be learned from.",
+        description="mixed-in, v-mixed-in: fraction of the stream's rows that hold feedback pairs, which are trained on.",
     )
     keep: float = Field(
-        0.5, gt=0, le=1, description="selection: share of the rows of a micro-batch that are learned from."
+        0.5, gt=0, le=1, description="selection: fraction of the rows of a micro-batch that are trained on."
     )
 
 
 class DirectConfig(Strict):
-    """GRPO: problems are attempted several times, and attempts that are right are made likelier."""
+    """GRPO: each problem is attempted several times, and correct attempts are made more likely."""
 
-    problems: int = Field(4, ge=1, description="Problems a step.")
+    problems: int = Field(4, ge=1, description="Problems per step.")
     group: int = Field(8, ge=2, description="Attempts at each of them, of evaluation.max_new_tokens at most.")
     temperature: float = Field(1.0, gt=0, description="Of the attempts.")
     lr: float | None = Field(None, gt=0, description="Peak learning rate, far below other arms'; null: optimizer.lr.")
@@ -232,11 +232,11 @@ class DirectConfig(Strict):
 
 
 class EvaluationConfig(config.EvaluationConfig):
-    """What is measured before and after: answer NLL and Pass@1 on held-out problems, NLL on unrelated text."""
+    """Measurements before and after: answer NLL and Pass@1 on held-out problems, NLL on unrelated text."""
 
     sources: list[SourceConfig] = Field(min_length=1, description="Held-out (problem, solution) pairs.")
     retention: list[SourceConfig] = Field(default_factory=list, description="Text unrelated to the feedback.")
-    problems: int = Field(64, ge=2, description="Problems a source for the answer NLL.")
+    problems: int = Field(64, ge=2, description="Problems per source for the answer NLL.")
     pass_at_1_problems: int = Field(0, ge=0, description="Of these, how many are solved by greedy decoding; 0: none.")
     samples: int = Field(
         0, ge=0, description="Solutions drawn for each of the pass_at_1_problems, for Pass@k with k up to it; 0: none."
@@ -250,7 +250,7 @@ class EvaluationConfig(config.EvaluationConfig):
     )
     retention_tokens: int = Field(8192, ge=64, description="Tokens of retention text a source.")
     length: int = Field(512, ge=8, description="Longer examples are cut to this many tokens.")
-    batch_size: int = Field(8, ge=1, description="Examples a forward pass.")
+    batch_size: int = Field(8, ge=1, description="Examples per forward pass.")
 
 
 class Recipe(config.Recipe):
@@ -293,11 +293,11 @@ class Recipe(config.Recipe):
 
     @property
     def effective_value(self) -> ValueConfig:
-        """The value section as the arm has it."""
+        """The value section with the arm's own settings."""
         return self.value.model_copy(update=dict(self.arms[self.arm].value))
 
     @property
     def effective_optimizer(self) -> config.OptimizerConfig:
-        """The optimizer section as the arm has it: grpo may have a rate of its own."""
+        """The optimizer section with the arm's own settings: grpo may have its own learning rate."""
         own = self.arms[self.arm].direct == "grpo" and self.direct.lr is not None
         return self.optimizer.model_copy(update={"lr": self.direct.lr}) if own else self.optimizer

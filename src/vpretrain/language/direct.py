@@ -1,7 +1,7 @@
 """Direct training for comparison: supervised fine-tuning and GRPO, by TRL, on the stream's pairs or on the feedback's.
 
 TRL's trainers have their own loop. A callback lets the run's budget drive it step by step, so that time, log, curves,
-interruptions and checkpoints are those of every other arm.
+interruptions and checkpoints are handled as in every other arm.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ _ENDLESS = 10**9  # steps; the budget ends the run
 
 
 class DirectTraining:
-    """What takes the place of Algorithm 1. The loss is averaged over tokens, whatever `stream.average` says.
+    """Training by TRL in place of Algorithm 1. The loss is averaged over tokens, regardless of `stream.average`.
 
     Args:
-        recipe: its arm is one of TRL's.
+        recipe: a recipe whose arm is trained by TRL.
         learner: theta.
         tokenizer: the learner's.
         held_back: keys of the problems that are not trained on.
 
     Raises:
-        UserError: no source has pairs, GRPO could not tell a right answer, or the device is not the first one.
+        UserError: no source has pairs, GRPO could not recognise a correct answer, or the device is not the first one.
     """
 
     def __init__(self, recipe: Recipe, learner: LanguageLearner, tokenizer: Any, held_back: frozenset[str]) -> None:
@@ -66,7 +66,7 @@ class DirectTraining:
         self.method, data = arm.direct, arm.direct_on
         section = recipe.feedback if data == "feedback" else recipe.stream
         self.length = section.length
-        # A tuple: datasets takes a list for shards.
+        # A tuple: datasets would treat a list as shards.
         self.sources = tuple(s for s in section.sources if s.prompt is not None or s.reasoning_gym is not None)
         if not self.sources:
             raise UserError(f"arm={recipe.arm} needs sources with prompt and response: the stream has raw text only")
@@ -79,7 +79,7 @@ class DirectTraining:
             )
 
     def __call__(self, optimizer: AdamW, steps: Iterable[int], after_step: Callable[[StepRecord], Any]) -> None:
-        """Train until `steps` end. A run that goes on has as many steps in its optimizer, and passes over their examples."""
+        """Train until `steps` end. A resumed run skips the examples of the steps that its optimizer has made."""
         done = optimizer.steps
         examples = {
             "sources": self.sources,
@@ -93,17 +93,17 @@ class DirectTraining:
         driver = _Driver(steps, after_step)
         dataset = datasets.IterableDataset.from_generator(rows, gen_kwargs=examples)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # TRL's about transformers: nothing that a user could change
+            warnings.simplefilter("ignore", FutureWarning)  # TRL's, about transformers: no user can act on it
             trainer = self._trainer(dataset, (optimizer.torch, _schedule(optimizer, done)), driver)
             trainer.remove_callback(PrinterCallback)
             with contextlib.suppress(_NoStepsLeft):
                 trainer.train()
-        # Under bf16 the trainer has put autocast around the model's forward; the evaluation has none.
+        # Under bf16 the trainer has put autocast around the model's forward: taken off, since the evaluation has none.
         trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
 
     @property
     def examples_per_step(self) -> int:
-        """Pairs (sft), or problems with `direct.group` attempts each (grpo)."""
+        """Pairs per step (sft), or problems per step with `direct.group` attempts each (grpo)."""
         stream = self.recipe.stream
         return self.recipe.direct.problems if self.method == "grpo" else stream.batch_size * stream.accumulation
 
@@ -141,7 +141,7 @@ class DirectTraining:
                 completion_only_loss=True,
                 **common,
             )
-            config._n_gpu = 1  # no DataParallel over what other arms leave idle
+            config._n_gpu = 1  # no DataParallel over GPUs that other arms leave idle
             return SFTTrainer(args=config, **given)
         config = GRPOConfig(
             per_device_train_batch_size=direct.group,
@@ -165,7 +165,7 @@ def rows(
     length: int,
     start: int,
 ) -> Iterator[dict[str, str]]:
-    """What a trainer reads, from an example on: none that it would leave out, because its prompt alone is too long."""
+    """Yield a trainer's rows from example `start` on, without those that it would drop, whose prompt alone is too long."""
 
     def usable(example: Example) -> bool:
         return example.key not in held_back and encode(example, tokenizer, length).targets > 0
@@ -176,12 +176,12 @@ def rows(
 
 
 def reward(completions: Sequence[str], truth: Sequence[str], *, stop: Sequence[str] = (), **other: Any) -> list[float]:
-    """1 for the right final answer before the first stop string, else 0: attempts are judged as the evaluation's are."""
+    """Return 1 for a correct final answer before the first stop string, else 0, per attempt: judged as in the evaluation."""
     return [float(is_correct(before_stop(text, stop), answer)) for text, answer in zip(completions, truth, strict=True)]
 
 
 def mixture(sources: Sequence[SourceConfig], *, seed: int, usable: Callable[[Example], bool]) -> Iterator[Example]:
-    """Usable pairs of the sources by their weights, endlessly, each epoch in an order of its own. Raises UserError."""
+    """Yield usable pairs of the sources by weight, endlessly, each epoch in a new order. Raises UserError."""
     draws = random.Random(f"{seed}/direct")
     opened = [_endless(source, f"{seed}/{number}", usable) for number, source in enumerate(sources)]
     while True:
@@ -208,7 +208,7 @@ def _endless(config: SourceConfig, seed: str, usable: Callable[[Example], bool])
 
 
 def _check_answers(source: SourceConfig) -> None:
-    """Raises UserError if its first pair has no final answer that could be told from a wrong one."""
+    """Raise UserError if the source's first pair has no final answer that attempts can be compared with."""
     example = next(iter(open_source(source)))
     if marked_answer(example.response) is None and "answer" not in example.fields:
         raise UserError(
@@ -220,7 +220,7 @@ def _check_answers(source: SourceConfig) -> None:
 
 
 def _schedule(optimizer: AdamW, done: int) -> torch.optim.lr_scheduler.LambdaLR:
-    """The run's own rates, and its optimizer's count of steps kept by the trainer's."""
+    """The run's own learning rates; also keeps its optimizer's count of steps equal to the trainer's."""
 
     def share(step: int) -> float:
         optimizer.steps = done + step
@@ -230,11 +230,11 @@ def _schedule(optimizer: AdamW, done: int) -> torch.optim.lr_scheduler.LambdaLR:
 
 
 class _NoStepsLeft(Exception):
-    """The budget was spent before."""
+    """The budget was spent before training began."""
 
 
 class _Driver(TrainerCallback):
-    """Takes a step's number from the budget, and hands it what the trainer says of the step."""
+    """Takes each step's number from the budget, and reports the trainer's log of the step to the run."""
 
     def __init__(self, steps: Iterable[int], after_step: Callable[[StepRecord], Any]) -> None:
         self._steps, self._after_step = iter(steps), after_step
@@ -245,8 +245,8 @@ class _Driver(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **other: Any) -> None:
         if self._step is not None:
             return
-        set_random_state(self._random)  # the trainer has set the seed, and its loader has drawn
-        self._step = next(self._steps, None)  # here the clock starts: building the trainer is not training
+        set_random_state(self._random)  # the trainer has set the seed, and its loader has drawn random numbers
+        self._step = next(self._steps, None)  # the clock starts here: building the trainer is not training
         if self._step is None:
             raise _NoStepsLeft
 

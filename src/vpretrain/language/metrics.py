@@ -1,4 +1,4 @@
-"""How tables show what a language evaluation measured."""
+"""The metrics of a language evaluation, as tables show them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vpretrain.modality import Metrics
 
 
 def _intervals(seeds: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float]:
-    """Of figures over several seeds, from the problems of each."""
+    """Intervals of figures over several seeds, from the problems of each seed."""
     from vpretrain.compare.statistics import bootstrap_interval
 
     low, high = bootstrap_interval([[problem["nll"] for problem in problems] for problems in seeds])
@@ -17,7 +17,7 @@ def _intervals(seeds: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float]:
 
 
 def _sampled(pass_at_k: dict[str, float] | None) -> str:
-    """At the most samples."""
+    """Pass@k at the largest k."""
     if not pass_at_k:
         return "-"
     most = max(pass_at_k, key=int)
@@ -27,11 +27,11 @@ def _sampled(pass_at_k: dict[str, float] | None) -> str:
 METRICS = Metrics(
     headline="held-out answers",
     cases="problems",
-    paired={"nll": "nats a token"},
+    paired={"nll": "nats per token"},
     measured_on={"nll": "held-out answers"},
     better={"nll": "lower"},
     objectives={"answer_nll": (-1, "answer NLL"), "retention_nll": (-1, "retention NLL")},
-    pareto_points=(),  # there are none that suit every recipe
+    pareto_points=(),  # no points suit every recipe
     columns={
         "answer NLL [95 %]": lambda arm: (
             f"{arm['answer_nll']:.4f} [{arm['answer_nll_low']:.3f}, {arm['answer_nll_high']:.3f}]"
@@ -40,6 +40,6 @@ METRICS = Metrics(
         "Pass@k": lambda arm: _sampled(arm.get("pass_at_k")),
         "retention NLL": lambda arm: "-" if arm["retention_nll"] is None else f"{arm['retention_nll']:.4f}",
     },
-    curves={"loss": "training loss (nats a token)", "alpha": "mean gate alpha", "value": "value of the task"},
+    curves={"loss": "training loss (nats per token)", "alpha": "mean gate alpha", "value": "value of the task"},
     intervals=_intervals,
 )

@@ -1,4 +1,4 @@
-"""A language recipe as counts, for `vpretrain estimate`."""
+"""Counts of a language recipe, for `vpretrain estimate`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from vpretrain.method.subset import alignment_subset, blocks_of
 from vpretrain.scaling.cost import Read, Transformer, designer_floor
 from vpretrain.scaling.estimate import BF16, FP32, MetaCost, Workload, block_bytes
 
-_CANDIDATE_BYTES = 40  # of a candidate and target: its number, logit, log p, score, log r and q
+_CANDIDATE_BYTES = 40  # per candidate and target: its id, logit, log p, score, log r and q
 
 
 def workload(recipe: Recipe) -> Workload:
-    """Counts of a recipe, from the learner's configuration alone. Raises UserError for what is not known here."""
+    """Count a recipe from the learner's configuration alone. Raises UserError for unsupported arms and architectures."""
     arm = recipe.arms[recipe.arm]
     if arm.direct or (arm.tangent and not arm.exact):
         raise UserError(
@@ -55,14 +55,14 @@ def workload(recipe: Recipe) -> Workload:
     above = len(blocks) - (len(lower.blocks) if lower else 0)
     domains = len({source.domain for source in feedback.sources})
     directions = domains if value.domains == "matched" else 1
-    # As if every token were a target: how many are not is in the data.
+    # As if every token were a target: how many are not depends on the data.
     row, meta, fed = (Read(length, length, length) for length in (stream.length, value.length, feedback.length))
     bf16, width, vocabulary = recipe.learner.precision == "bf16", text.hidden_size, text.vocab_size
     element = BF16 if bf16 else FP32
     phi = _designer_size(recipe, head) if designed else 0
     k = recipe.candidates
 
-    # An RMS norm keeps the states and what it made of them, a layer norm the states alone.
+    # For backward an RMS norm keeps its input and its output, a layer norm its input only.
     norm = 1 if any(isinstance(part, nn.LayerNorm) for part in blocks[-1].modules()) else 2
 
     def kept(blocks: int, low: bool) -> int:
@@ -97,16 +97,16 @@ def workload(recipe: Recipe) -> Workload:
         blocks=len(blocks),
         root=sum(p.numel() for p in parameters.values()) - size.blocks,
         subset=sum(trained[name] for name in subset),
-        # g_down and u a direction, g_pre, and the u that stays; AdamW's P; kept feedback gradients.
+        # g_down and u per direction, g_pre, and the u that stays; AdamW's P; kept feedback gradients.
         copies=2 * directions + 2 + (value.metric == "adamw") + domains * (value.feedback_every > 1),
         designer=phi,
         step_flops=size.step(row),
-        # In place of a designer the exact task has a tangent: along u, and through what it changes, in each matrix of S.
+        # In place of a designer the exact task has a tangent: in each matrix of S, one product with u, one with its tangent.
         designer_flops=designer_floor(phi, row.tokens)
         + (4.0 * sum(trained[n] for n in subset) * row.targets if arm.exact else 0.0),
         # Scores read the candidates' embeddings; the loss reads them for the states' gradient, and adds to the head's.
         gathered_bytes=row.targets * k * width * (FP32 + element + 2 * FP32 * size.trained_head) if steered else 0.0,
-        # Besides the blocks: the last norm's, the states that the head reads and their gradient, what is kept of candidates.
+        # Besides the blocks': the last norm's, the states that the head reads and their gradient, and the kept candidates'.
         activation_bytes=row.tokens * (kept(len(blocks), bf16) + 4 * width * FP32 + 4 * k * FP32),
         entry_bytes=row.tokens * len(blocks) * width * FP32,
         logits_bytes=row.targets * vocabulary * (FP32 + BF16 * bf16),
@@ -121,8 +121,8 @@ def workload(recipe: Recipe) -> Workload:
             size.feedback_floor(share, fed),
             size.difference_floor(share, meta, phi) if designed else 0.0,
             above,
-            # g_down and g_pre forward, and back through S; the two differences, in which blocks that only answer are
-            # collected as well.
+            # g_down and g_pre forward, and back through S; the two differences, in which blocks that only replay a cache
+            # are gathered as well.
             weights_gathered=(domains + directions) * (1 + share) + 2 * directions,
         ),
     )
@@ -141,7 +141,7 @@ def _designer_size(recipe: Recipe, head: Any) -> int:
 
 
 def _widths(recipe: Recipe, text: Any, block: nn.Module) -> tuple[int, int, bool]:
-    """Of the queries, of the feed-forward part, and whether that has a gate. Raises UserError for other architectures."""
+    """Widths of queries and feed-forward part, and whether that has a gate. Raises UserError for other architectures."""
     heads, experts = (getattr(text, name, None) for name in ("num_attention_heads", "num_local_experts"))
     if heads is None or experts or getattr(text, "num_experts", None):
         raise UserError(

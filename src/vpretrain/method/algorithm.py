@@ -1,4 +1,4 @@
-"""Algorithm 1 (V-pretraining). Every arm of every modality runs through this loop."""
+"""Algorithm 1 (V-pretraining): the loop of every arm of every modality, but for those that TRL trains."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ class LearnerOptimizer(Protocol):
     """The learner's optimizer: the only thing that changes theta, from gradients of L_pre alone."""
 
     def step(self, loss: float) -> dict[str, float]:
-        """Clip, update, clear the gradients; raises NonFinite before anything is updated with a number that is none."""
+        """Clip, update and clear the gradients; raises NonFinite before any update if a number is NaN or infinite."""
         ...
 
     @property
     def progress(self) -> float:
-        """How far the run has come, as a share of its horizon."""
+        """The fraction of the run's total steps that is done."""
         ...
 
     def metric(self, names: Iterable[str]) -> Mapping[str, Tensor] | None:
-        """AdamW's preconditioner P over these parameters; None while it has no statistics."""
+        """AdamW's preconditioner P over these parameters; None until it has statistics."""
         ...
 
 
 @dataclass
 class StepRecord:
-    """What one learner step did."""
+    """The result of one learner step."""
 
     step: int
     loss: float
@@ -63,22 +63,22 @@ def continue_pretraining(
         learner: theta.
         stream: D_u.
         construction: c_phi, or a control in its place.
-        base: the base recipe, used during burn-in.
+        base: makes the base task, used during burn-in.
         optimizer: updates theta.
         meta: updates phi from feedback; None for a control that has no use for feedback.
         schedule: when the task is constructed, and when phi is updated.
         optimizer_aware: whether value and strength are measured in the metric of the learner's optimizer.
         steps: step numbers, until the budget is spent.
-        after_step: called after each step: logging, checkpoints.
+        after_step: called after each step, for logging and checkpoints.
     """
     for step in steps:
         current = construction if schedule.constructs(step) else base
         record = StepRecord(step, 0.0, 0, {})
 
         with phase("stream"):
-            batches = stream.next()  # line 1: an unlabeled batch B_u (of which each process has its part)
+            batches = stream.next()  # line 1: an unlabeled batch B_u (this process's part of it)
 
-        learner.synchronise(len(batches) == 1)
+        learner.synchronise(len(batches) == 1)  # now: the meta update may make the first micro-batch's forward pass
         if meta is not None and schedule.updates(step):  # line 2: update phi
             record.meta = meta(batches, optimizer.metric if optimizer_aware else None, optimizer.progress)
 
@@ -90,7 +90,7 @@ def continue_pretraining(
             losses.append(part.loss.detach())
             sides.append({name: part.share * value for name, value in part.task.summary().items()})
         with phase("learner optimizer"):
-            # Numbers only now: to read one earlier is to wait for the device.
+            # Convert to numbers only now: reading one earlier would wait for the device.
             own = {"loss": float(sum(losses)), "tokens": sum(batch.tokens for batch in batches)}
             own |= {name: float(sum(side[name] for side in sides)) for name in sides[0]}
             record.side = distributed.all_reduce_mean(own)

@@ -1,4 +1,4 @@
-"""What the learners of all modalities share: theta, as its processes hold it, and the contexts of a meta step."""
+"""The base class of all learners: theta, however the processes hold it, and the contexts of a meta step."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from vpretrain.method.protocols import Parameters, Task
 
 
 class BaseLearner:
-    """A learner without its `forward`, its `loss` and its `evaluate`, which a modality adds; see `protocols.Learner`.
+    """A learner without `forward`, `loss` and `evaluate`, which each modality adds; see `protocols.Learner`.
 
-    It holds theta and nothing that could change it by gradient: the optimizer lives elsewhere (the firewall).
+    It holds theta and nothing that could change theta by gradient: the optimizer is kept elsewhere (the firewall).
 
     Args:
-        module: the module with theta in it.
-        theta: holds it for one process or several, see `vpretrain.method.parameters`; None: for one.
-        bf16: the learner's own passes are under bf16 autocast.
+        module: the module that holds theta.
+        theta: holds it for one or several processes, see `vpretrain.method.parameters`; None: for one.
+        bf16: whether the learner's own passes run under bf16 autocast.
     """
 
-    module: Any
+    module: nn.Module
 
     def __init__(self, module: nn.Module, theta: Theta | None = None, *, bf16: bool = False) -> None:
         self.module, self.bf16 = module, bf16
@@ -33,7 +33,7 @@ class BaseLearner:
 
     @property
     def device(self) -> torch.device:
-        """Where batches must lie."""
+        """The device that batches must be on."""
         return next(self.module.parameters()).device
 
     def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
@@ -41,7 +41,7 @@ class BaseLearner:
         return self.theta.trainable.items()
 
     def forward(self, inputs: Any, parameters: Parameters | None = None) -> Any:
-        """The state for constructed inputs; `parameters` (of S) replace theirs, and then no other gets a gradient."""
+        """Return the state for constructed inputs; `parameters` replace those of S, and then no other gets a gradient."""
         raise NotImplementedError
 
     def loss(self, state: Any, task: Task) -> Tensor:
@@ -53,16 +53,16 @@ class BaseLearner:
         raise NotImplementedError
 
     def prepare(self, inputs: Any, parameters: Parameters) -> Any:
-        """The inputs as they are: nothing is computed once for several evaluations."""
+        """Return the inputs unchanged: nothing is precomputed for several evaluations."""
         return inputs
 
     def directional_derivative(
         self, inputs: Any, parameters: Parameters, direction: Parameters, *, whole: bool
     ) -> Callable[[Task], Tensor]:
-        """D_u L_pre by a tangent pass for every task.
+        """Return D_u L_pre as a function of the task, with one tangent pass per task.
 
-        Not forward_ad.dual_level: under it softmax and logsumexp have tangents in place, which a designer of inputs, whose
-        gradient goes backward through them, cannot undo (torch 2.13).
+        It does not use forward_ad.dual_level: there softmax and logsumexp write their tangents in place, and the gradient of
+        a designer of inputs, which goes backward through them, fails (torch 2.13).
         """
 
         def derivative(task: Task) -> Tensor:
@@ -70,43 +70,44 @@ class BaseLearner:
                 return self.loss(self.forward(inputs, parameters), task)
 
             with self.without_fused_kernels():
-                return torch.func.jvp(loss, (parameters,), (direction,))[1]
+                found: Tensor = torch.func.jvp(loss, (parameters,), (direction,))[1]
+            return found
 
         return derivative
 
     def gradient(self, loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters:
-        """The mean over processes of a loss's gradient by the parameters of S; no other parameter gets one."""
+        """Return the mean over processes of a loss's gradient in the parameters of S; no other parameter gets one."""
         return self.theta.gradient(loss, at)
 
     def visit_gradient(
         self, loss: Callable[[Parameters], Tensor], at: Parameters, visit: Callable[[str, Tensor], None], *, own: bool
     ) -> None:
-        """The same, or that of this process alone where `has_own_gradient`; `visit` gets it parameter by parameter."""
+        """Pass that gradient to `visit` parameter by parameter; with `own`, this process's alone where `has_own_gradient`."""
         self.theta.visit_gradient(loss, at, visit, own=own)
 
     @property
     def has_own_gradient(self) -> bool:
-        """Whether a process can take a gradient of its own: not where theta lies in shards."""
+        """Whether a process can take its own gradient; not where theta is sharded."""
         return self.theta.has_own_gradient
 
     def shifted(self, at: Parameters, by: Parameters, step: float) -> contextlib.AbstractContextManager[Parameters]:
-        """The parameters of S at theta_S + step * u, to evaluate at within."""
+        """Return a context that gives the parameters of S at theta_S + step * u, to evaluate at inside it."""
         return self.theta.shifted(at, by, step)
 
     def synchronise(self, when: bool) -> None:
-        """Whether the coming backward passes are the step's last: then the processes' gradients meet."""
+        """Set whether the next backward passes are the step's last; only those average gradients over processes."""
         self.theta.synchronise(when)
 
     def after_step(self, tasks: Sequence[Task], progress: float) -> None:
-        """Nothing follows theta by rule."""
+        """Do nothing: nothing follows theta by rule."""
 
     def looking_ahead(self, batch: Any) -> contextlib.AbstractContextManager[None]:
-        """Nothing is shared between a meta update and the step after it."""
+        """Return an empty context: a meta update and the step after it share no computation."""
         return contextlib.nullcontext()
 
     @contextlib.contextmanager
     def meta_mode(self) -> Iterator[None]:
-        """A meta step leaves no trace: no dropout, no random numbers."""
+        """Run a meta step without a trace: no dropout, no random numbers."""
         training = self.module.training
         self.module.eval()
         try:
@@ -115,12 +116,12 @@ class BaseLearner:
             self.module.train(training)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The learner's own precision."""
+        """Return the context of the learner's own precision."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
     @contextlib.contextmanager
     def without_fused_kernels(self) -> Iterator[None]:
-        """Attention in its plain form: the fused one has neither forward-mode nor second derivatives (pytorch #128971,
+        """Use unfused attention: the fused kernels have neither forward-mode nor second derivatives (pytorch #128971,
         #116350)."""
         with sdpa_kernel(SDPBackend.MATH):
             yield

@@ -1,6 +1,6 @@
-"""Line 2 of Algorithm 1: what feedback changes about the task, a new value direction, the designer, the strength of the tilt.
+"""Line 2 of Algorithm 1: update the task from feedback (the value direction, the designer, the strength of the tilt).
 
-This object holds g_down. It has the learner as a function, the designer and the designer's optimizer; it has no
+`MetaUpdate` holds g_down. It has the learner as a function, the designer and the designer's optimizer; it has no
 reference to the learner's optimizer, and nothing it computes reaches the learner except through the task.
 """
 
@@ -28,15 +28,15 @@ from vpretrain.timing import phase
 Metric = Callable[[Iterable[str]], Mapping[str, Tensor] | None]
 """AdamW's preconditioner P over the named parameters; None while it has no statistics."""
 
-_JUDGES = 4  # pairs, at least; more if a feedback batch has more
+_JUDGES = 4  # least number of feedback pairs per judgement; a feedback batch is used whole
 _TINY = torch.finfo(torch.float32).tiny
 
 
 class MetaUpdate:
-    """Raises V(phi) - R(phi) by one optimizer step (Eq 26), domain by domain (Eq 46) or on one weighted sum (Eq 18).
+    """Raise V(phi) - R(phi) by one optimizer step (Eq 26), domain by domain (Eq 46) or on one weighted sum (Eq 18).
 
-    Without phi it only finds the value direction u; with a strength that chooses itself it also judges, now and then, how much
-    of the tilted task to take.
+    Without phi it only finds the value direction u. With an automatic strength it also judges, from time to time, how much of
+    the tilted task to use.
 
     Args:
         learner: theta, read only.
@@ -45,12 +45,13 @@ class MetaUpdate:
         subset: names of the parameters in S, see `alignment_subset`.
         engine: one of `vpretrain.method.value.ENGINES`; for constructions with phi.
         kind: Align, `dot` or `cosine`.
-        penalty: c of a dot's norm penalty, see `Align`.
-        part: how much of the learner's batch a domain's g_pre is computed on, as `Batch.restrict` takes it.
-        matched: align each domain with stream rows of the same domain.
-        feedback_every: meta updates that one feedback batch serves.
-        tilts: names of the parameters that `direction` keeps; None for all of S.
-        strength: how much of the tilted task the learner gets; None where that is not asked.
+        penalty: c of the dot product's norm penalty, see `Align`.
+        part: size of the part of the learner's batch that a domain's g_pre is computed on, as arguments of `Batch.restrict`.
+        matched: whether each domain is aligned with stream rows of the same domain.
+        lr, clip_norm: of the designer's AdamW.
+        feedback_every: meta updates per feedback batch.
+        tilts: names of the parameters over which `direction` is kept, if a designer learns over a wider S; None for all of S.
+        strength: the weight of the tilted task in the learner's task; None for a construction that does not tilt the base task.
         random_seed: if given, g_down is replaced by Gaussian noise of the same norm: the random-feedback control.
     """
 
@@ -79,7 +80,7 @@ class MetaUpdate:
         self.engine, self.kind, self.penalty = engine, kind, penalty
         self.part, self.matched = part, matched
         self.feedback_every = feedback_every
-        self.kept: dict[str, Parameters] = {}  # g_down by domain, where a later update needs it
+        self.kept: dict[str, Parameters] = {}  # g_down by domain, if later updates reuse it
         self.clip_norm, self.random_seed = clip_norm, random_seed
         self.strength = strength
         self.phi = list(construction.parameters())
@@ -88,45 +89,47 @@ class MetaUpdate:
         self.updates = 0
 
     def __call__(self, batches: Sequence[Any], metric: Metric | None = None, progress: float = 0.0) -> dict[str, float]:
-        """One meta update on (a part of) the learner's next batches.
+        """Make one meta update on (a part of) the learner's next batches.
 
         Args:
             batches: the micro-batches of the coming learner step.
-            metric: gives P for the optimizer-aware value, and for judging the strength; None for the identity.
-            progress: the share of the run that is done; late in it the strength is not judged any more.
+            metric: returns P for the optimizer-aware value, and for judging the strength; None for the identity.
+            progress: the fraction of the run that is done; late in the run the strength is no longer judged.
 
         Returns:
-            What happened, as numbers: |g_down|; the value, R and the designer's gradient norm where there is a designer; the
-            strength where it was judged. Nothing where there was nothing to do, or where P is still to come: at the start of
-            training a direction without it leads astray.
+            Numbers for the log: |g_down|; the value, R and the designer's gradient norm if there is a designer; strength and
+            radius if they were judged. Empty if there was nothing to do, or if P does not exist yet: at the start of training a
+            direction without it is misleading.
         """
         idle = self.strength is not None and self.strength.idle(self.updates, progress)
         P = None if idle or metric is None else metric(self.subset)
-        early = self.updates == 0 and metric is not None and P is None  # before the learner's first step
+        # Before the learner's first step AdamW has no statistics, and a direction without P would be followed for r steps.
+        early = self.updates == 0 and metric is not None and P is None
         if idle or early:
-            self.updates += 1
+            self.updates += 1  # counts too: judgements are scheduled by the number of the update
             return {}
         judged = self.strength is not None and self.strength.due(self.updates, progress)
-        # The learner's own pass is not held in memory beside a judgement's.
+        # Not before a judgement: the learner's own pass would be held in memory beside the judgement's passes.
         ahead = contextlib.nullcontext() if judged else self.learner.looking_ahead(batches[0])
         with self.learner.meta_mode(), ahead:
             record = self._update(batches, P)
-            if judged:
+            if judged:  # after the update, since the new direction is what is judged
                 record |= self._judge(batches, metric)
         self.updates += 1
         return record
 
     @contextlib.contextmanager
     def rehearsal(self, batches: Sequence[Any]) -> Iterator[None]:
-        """Find a direction as a meta update does, and hold it, with the whole of the tilt, until the end of the context.
+        """Find a direction as a meta update does, and keep it, with the full tilt, until the end of the context.
 
-        Afterwards all is as before but the feedback's cursor.
+        Afterwards everything is restored except the feedback's cursor.
         """
         kept = self.direction, self.kept
         share = 0.0 if self.strength is None else self.strength.share
         try:
             with self.learner.meta_mode():
-                self._find(batches, None)
+                self._find(batches, None)  # before the learner's first step there is no metric
+            # An automatic strength begins at 0, at which a dry run would leave out the cost of the tilt.
             if self.strength is not None and not self.strength.fixed:
                 self.strength.share = 1.0
             yield
@@ -138,14 +141,14 @@ class MetaUpdate:
     def _find(
         self, batches: Sequence[Any], metric: Mapping[str, Tensor] | None
     ) -> tuple[list[tuple[float, Value]], dict[str, float]]:
-        """A new direction; the values by which the designer learns, none where there is no designer; |g_down|."""
+        """Find a new direction; return the values that train the designer (empty without one), and |g_down| for the log."""
         valued: list[tuple[float, Value]] = []
         if self.phi:
             valued, g_down_norm = self.values(batches, metric)
             directions = [(weight, v.direction) for weight, v in valued]
         else:
             directions, g_down_norm = self._directions(batches, metric)
-        if directions:
+        if directions:  # else no stream row could be aligned, and the old direction stays
             self.direction = {n: torch.stack([weight * u[n] for weight, u in directions]).sum(0) for n in self.tilts}
         return valued, {"g_down_norm": g_down_norm} if directions else {}
 
@@ -156,20 +159,22 @@ class MetaUpdate:
         if self.optimizer is not None and valued:
             record["value"] = float(mean([(w, v.value) for w, v in valued]))
             _refuse("value", record["value"])
+            # The unit is that of the value itself, without this process's weight, which is 0 if it has no rows.
             units = [self.construction.unit(v.surrogate / (v.share or 1.0), v.task) for _, v in valued]
             surrogate = mean([(w, v.surrogate / unit) for (w, v), unit in zip(valued, units, strict=True)])
             regulariser = mean([(w, v.share * self.construction.regulariser(v.task)) for w, v in valued])
             record["regulariser"] = distributed.all_reduce_mean(float(regulariser.detach()))
-            if (regulariser - surrogate).requires_grad:  # at strength 0 phi changes nothing
+            if (regulariser - surrogate).requires_grad:  # at strength 0 the task does not depend on phi
                 record["designer_grad_norm"] = self._step(regulariser - surrogate)
         return record
 
     def _directions(
         self, batches: Sequence[Any], metric: Mapping[str, Tensor] | None
     ) -> tuple[list[tuple[float, Parameters]], float]:
-        """The (domain weight, u) of a construction without phi, and |g_down|: no tangent, and for a dot product no task.
+        """Return the (domain weight, u) pairs of a construction without phi, and |g_down|.
 
-        A cosine's u is that at the base task: at the tilted one it would depend on the u before it.
+        This takes no tangent, and for a dot product no task. A cosine's u is taken at the base task; at the tilted one it would
+        depend on the previous u.
         """
         problems, g_down_norm = self.problems(batches, metric)
         found = []
@@ -180,7 +185,7 @@ class MetaUpdate:
         return found, g_down_norm
 
     def _base(self) -> Callable[[Any, Any], Task]:
-        """The targets of the base task, where the construction tilts it."""
+        """Return the targets of the base task if the construction tilts it, else the construction's own."""
         if self.strength is None:
             return self.construction.targets
         return cast(TiltedConstruction, self.construction).ends()[0]
@@ -188,15 +193,15 @@ class MetaUpdate:
     def problems(
         self, batches: Sequence[Any], metric: Mapping[str, Tensor] | None = None
     ) -> tuple[list[MetaProblem], float]:
-        """What is to be aligned, domain by domain; and |g_down|. Call in meta mode."""
+        """Return the alignment problems, one per matched domain or one in all, and |g_down|. Call in meta mode."""
         with phase("meta: feedback gradient"):
             g_down = self._feedback_gradients()
         weights = dict(self.feedback.weights)
         g_down_norm = float(sum(weights[domain] * norm(g) for domain, g in g_down.items()))
         aligned: list[tuple[float, str | None, Parameters]]
-        if self.matched and len(g_down) > 1:
+        if self.matched and len(g_down) > 1:  # Eq 46
             aligned = [(weights[domain], domain, g) for domain, g in g_down.items()]
-        else:
+        else:  # Eq 18
             total = {n: torch.stack([weights[d] * g[n] for d, g in g_down.items()]).sum(0) for n in self.subset}
             aligned = [(1.0, None, total)]
         align, theta_S, found = Align(self.kind, metric, self.penalty), self.theta_at(), []
@@ -207,15 +212,15 @@ class MetaUpdate:
         return found, g_down_norm
 
     def theta_at(self, names: Iterable[str] | None = None) -> Parameters:
-        """theta_S, or theta over other names."""
+        """Return theta_S, or theta over other names, detached."""
         chosen = set(self.subset if names is None else names)
         return {n: p.detach() for n, p in self.learner.named_parameters() if n in chosen}
 
     def _judge(self, batches: Sequence[Any], metric: Metric | None) -> dict[str, float]:
-        """How much of the tilted task serves, over all parameters, on the coming feedback, which has given no direction.
+        """Judge how much of the tilted task helps, over all parameters, on the next feedback, which gave no direction yet.
 
-        The direction is the one that was just found. An older one has been followed for r steps, is used up, and can look
-        harmful where the next one helps.
+        The direction is the one just found. The one before it has been followed for r steps: it is used up, and can look
+        harmful although the next one helps.
         """
         strength = self.strength
         if strength is None or self.direction is None:
@@ -229,28 +234,35 @@ class MetaUpdate:
             base, tilted = cast(TiltedConstruction, self.construction).ends()
             g_base = Scaled(at, P)
             self.learner.visit_gradient(self._pre(batch, share, at, base), at, g_base.add, own=False)
+            # d = g_pre(q*) - g_base, from one backward pass through the difference of the losses.
             d = Scaled(at, P, g_base.held)
             self.learner.visit_gradient(self._pre(batch, share, at, tilted, base), at, d.add, own=False)
+            # C = |g_base|_P^2, square = |g_base|^2, F = |d|_P^2, E = <g_base, P d>
             (C, square), (F, _, E) = g_base(), d()
             C = max(C, _TINY)
             *along, agreement = self._along(at, g_base.held, d.held, self.direction)
+            # A and B at |g_base|_P = 1; |g_base| / |g_base|_P removes the scale of P, so that judgements can be pooled.
             a, b = ([math.sqrt(square) / C * x for x in of_pairs] for of_pairs in along)
             length = max(float(norm(self.direction)), _TINY)
             agreed = [x / length for x in agreement]
+        # Rank 0's numbers: all processes must use the same strength.
         strength.judge(self.updates, distributed.broadcast(Judgement(a, b, E / C, F / C, agreed)))
         return {"strength": strength.share, "radius": strength.radius}
 
     def _along(self, at: Parameters, *others: Parameters) -> list[tuple[float, ...]]:
-        """<G, v> for some v, for each pair of the next feedback, in all processes; the mean |G| is 1.
+        """Return <G, v> for each v and each pair of the next feedback in all processes, scaled to a mean |G| of 1.
 
-        Each process has its own. Where theta lies in shards, all go backward together, and a G is the mean of their pairs.
+        Each process takes the gradients of its own pairs. Where theta is sharded, all processes go backward together, and G is
+        the mean over one pair from each.
         """
         found: list[tuple[str, Any]] = []
         while sum(distributed.all_gather(len(found))) < _JUDGES:
             found += [(domain, pair) for domain, batch in self.feedback.next().items() for pair in batch.apart()]
+        # A domain counts by its weight, however many of the pairs are its own.
         counts = Counter(itertools.chain(*distributed.all_gather([domain for domain, _ in found])))
         weights = {domain: self.feedback.weights[domain] * counts.total() / n for domain, n in counts.items()}
         seen = []
+        # All processes make equally many passes, since passes over shards are collective; those with fewer pairs repeat some.
         for turn in range(max(distributed.all_gather(len(found)))):
             domain, pair = found[turn % len(found)]
             noise = self._noise(self.updates, 1 + distributed.rank() + turn * distributed.size())
@@ -258,7 +270,7 @@ class MetaUpdate:
             self.learner.visit_gradient(self._down(pair), at, products.add, own=True)
             square, *along = products()
             seen.append((math.sqrt(square), *(weights[domain] * product for product in along)))
-        if self.learner.has_own_gradient:
+        if self.learner.has_own_gradient:  # without the repeated pairs
             seen = list(itertools.chain(*distributed.all_gather(seen[: len(found)])))
         lengths, *along_others = zip(*seen, strict=True)
         unit = max(fmean(lengths), _TINY)
@@ -272,7 +284,7 @@ class MetaUpdate:
         targets: Callable[[Any, Any], Task],
         minus: Callable[[Any, Any], Task] | None = None,
     ) -> Callable[[Parameters], Tensor]:
-        """L_pre on a batch, minus that by other targets, as a function of the parameters; in the learner's own precision."""
+        """Return L_pre on a batch (less L_pre with the targets `minus`) by parameters, in the learner's own precision."""
         inputs = self.learner.prepare(self.construction.inputs(batch), at)
 
         def loss(parameters: Parameters) -> Tensor:
@@ -286,7 +298,7 @@ class MetaUpdate:
         return loss
 
     def _down(self, batch: Any, share: float = 1.0) -> Callable[[Parameters], Tensor]:
-        """L_down as a function of some parameters, in the learner's own precision, which is enough for a direction."""
+        """Return L_down as a function of some parameters, in the learner's own precision, which is enough for a direction."""
 
         def loss(parameters: Parameters) -> Tensor:
             with self.learner.autocast():
@@ -295,18 +307,20 @@ class MetaUpdate:
         return loss
 
     def _noise(self, update: int, number: int) -> torch.Generator | None:
-        """Of the random-feedback control."""
+        """Return the generator of the random-feedback control; None in other arms."""
         if self.random_seed is None:
             return None
+        # Seeded by update and number, so that a resumed run draws the same noise.
         return torch.Generator().manual_seed(self.random_seed * 1_000_003 + update + number * 1_000_000_007)
 
     def _feedback_gradients(self) -> dict[str, Parameters]:
-        """g_down by domain: of the next feedback batch, or what there is from the last one."""
+        """Return g_down by domain, of the next feedback batch or, between batches, of the last one."""
         if self.kept and self.updates % self.feedback_every:
             return self.kept
         noise, theta_S = self._noise(self.updates, 0), self.theta_at()
         g_down = {}
         for domain, batch in self.feedback.next().items():
+            # So that the mean of the processes' gradients is the gradient of the whole batch.
             share = batch.weight / distributed.all_reduce_mean(batch.weight)
             g = self.learner.gradient(self._down(batch, share), theta_S)
             g_down[domain] = g if noise is None else noise_like(g, noise)
@@ -317,15 +331,15 @@ class MetaUpdate:
     def values(
         self, batches: Sequence[Any], metric: Mapping[str, Tensor] | None = None
     ) -> tuple[list[tuple[float, Value]], float]:
-        """The (domain weight, value) pairs on these batches, and |g_down|. Call in the learner's meta mode."""
+        """Return the (domain weight, value) pairs on these batches, and |g_down|. Call in the learner's meta mode."""
         problems, g_down_norm = self.problems(batches, metric)
         with phase("meta: tangent"):
             return [(problem.weight, self.engine(problem)) for problem in problems], g_down_norm
 
     def _meta_batch(self, batches: Sequence[Any], domain: str | None) -> tuple[Any, float]:
-        """A few rows of the first micro-batch that has any of the domain, and their share of what all processes have found.
+        """Return rows of the first micro-batch with any of the domain, and their weight relative to the mean over processes.
 
-        A process that has none, where another has, goes through the motions with some batch of no weight.
+        A process without such rows, if another has some, takes any batch at weight 0, so that all make the same passes.
         """
         restricted = (batch.restrict(domain=domain, **self.part) for batch in batches)
         found = next((batch for batch in restricted if batch is not None), None)
@@ -336,6 +350,7 @@ class MetaUpdate:
     def _step(self, objective: Tensor) -> float:
         assert self.optimizer is not None
         with phase("meta: designer gradient"):
+            # Averaged before clipping, so that all processes make the same step.
             gradients = distributed.all_reduce_mean(
                 torch.autograd.grad(objective, self.phi, allow_unused=True, materialize_grads=True)
             )
@@ -350,7 +365,7 @@ class MetaUpdate:
 
 
 def noise_like(g: Parameters, noise: torch.Generator) -> Parameters:
-    """Gaussian noise with a gradient's norm: the random-feedback control."""
+    """Return Gaussian noise with a gradient's norm, for the random-feedback control."""
     drawn = {name: like(torch.randn(part.shape, generator=noise), part) for name, part in g.items()}
     scale = norm(g) / norm(drawn)
     return {name: scale * part for name, part in drawn.items()}

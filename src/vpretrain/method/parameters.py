@@ -1,6 +1,6 @@
-"""theta as its processes hold it: whole in one, whole in each of several (DDP), or in shards (FSDP2).
+"""How processes hold theta: all of it in one process, all of it in each of several (DDP), or sharded (FSDP2).
 
-A learner asks it for the passes that end in a gradient of theta; everything else about a learner is the same in all three.
+A learner uses these classes for passes that end in a gradient of theta; the rest of a learner is the same in all three cases.
 """
 
 from __future__ import annotations
@@ -26,48 +26,48 @@ class Theta:
     """One process holds all of theta.
 
     Args:
-        module: the module with theta in it.
+        module: the module that holds theta.
     """
 
     has_own_gradient = True  # whether a process can take a gradient that is not the mean over processes
-    looks_ahead = True  # whether the learner's own pass can be made before a meta update and go backward after it
+    looks_ahead = True  # whether the learner's forward pass can come before a meta update, and its backward after it
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
 
     def forward(self, *arguments: Any) -> Any:
-        """The learner's own pass; its gradients are the mean over processes."""
+        """Run the learner's own pass; its gradients are averaged over processes."""
         return self.module(*arguments)
 
     def synchronise(self, when: bool) -> None:
-        """Before a micro-batch's passes: whether they are the step's last, at whose end the processes' gradients meet."""
+        """Set, before a micro-batch's passes, whether they are the step's last; only those average gradients over processes."""
 
     def forward_with(self, parameters: Parameters, *arguments: Any) -> Any:
-        """A pass at other values of S; no other parameter gets a gradient."""
+        """Run a pass at other values of S; no other parameter gets a gradient."""
         return functional_call(self.module, self.values_with(parameters), arguments)
 
     def forward_frozen(self, *arguments: Any) -> Any:
-        """A pass that gives theta no gradient, and lets one through to what it is given."""
+        """Run a pass that gives theta no gradient, but passes one on to its arguments."""
         return self.forward_with({}, *arguments)
 
     def values_with(self, parameters: Parameters) -> Any:
-        """All of theta with other values of S; None where the module itself has them."""
+        """Return all of theta with other values of S; None if the module itself has them."""
         return {name: p.detach() for name, p in self.module.named_parameters()} | parameters
 
     def detached_copy(self, parameter: Tensor) -> Tensor:
-        """A parameter as a pass at other values of S has seen it, for as long as it is asked for."""
+        """Return a parameter, as used in a pass at other values of S, in a form that stays valid after FSDP reshards it."""
         return parameter
 
     def gradient(self, loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters:
-        """The mean over processes of a loss's gradient by the parameters of S."""
+        """Return the mean over processes of a loss's gradient in the parameters of S."""
         found = gradient(loss, at)
         return dict(zip(found, distributed.all_reduce_mean(list(found.values())), strict=True))
 
     def visit_gradient(
         self, loss: Callable[[Parameters], Tensor], at: Parameters, visit: Callable[[str, Tensor], None], *, own: bool
     ) -> None:
-        """The same, parameter by parameter; or this process's `own`, where it can have one."""
+        """Pass that gradient to `visit` parameter by parameter; with `own`, this process's alone if it can take one."""
         if distributed.size() == 1 or (own and self.has_own_gradient):
             visit_gradient(loss, at, visit)
         else:
@@ -76,15 +76,15 @@ class Theta:
 
     @contextlib.contextmanager
     def shifted(self, at: Parameters, by: Parameters, step: float) -> Iterator[Parameters]:
-        """The parameters of S at theta_S + step * u, to evaluate at within."""
+        """Yield the parameters of S at theta_S + step * u, to evaluate at inside the context."""
         yield {name: value.detach() + step * by[name] for name, value in at.items()}
 
     def reshard(self) -> None:
-        """Let go of what passes without a gradient have gathered."""
+        """Free the parameters that passes without a gradient have gathered."""
 
 
 class ReplicatedTheta(Theta):
-    """Every process holds all of theta: DistributedDataParallel around the learner's own passes."""
+    """Every process holds all of theta; DistributedDataParallel wraps the learner's own passes."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
@@ -100,9 +100,9 @@ class ReplicatedTheta(Theta):
 class ShardedTheta(Theta):
     """Every process holds a part of every parameter: FSDP2, block by block.
 
-    Tangents of sharded parameters are not defined, and theirs cannot be replaced for one pass: the values of S are shifted
-    where they lie and put back from a copy, and g_down is taken from `.grad`, which is empty between steps, before anyone
-    else can see it.
+    Tangents of sharded parameters are not defined, and sharded parameters cannot be replaced for one pass. So the values of S
+    are shifted in place and restored from a copy, and g_down is taken from `.grad`, which is empty between steps, and removed
+    before any other code can see it.
     """
 
     has_own_gradient = False
@@ -115,7 +115,7 @@ class ShardedTheta(Theta):
             register_fsdp_forward_method(module, "generate")
 
     def synchronise(self, when: bool) -> None:
-        self.reshard()  # what was gathered before the shards changed, by an update or a checkpoint, is not what they are
+        self.reshard()  # what was gathered before an update or a checkpoint changed the shards is stale
         self._root.set_requires_gradient_sync(when)
 
     def forward_with(self, parameters: Parameters, *arguments: Any) -> Any:
@@ -129,7 +129,7 @@ class ShardedTheta(Theta):
         return None
 
     def detached_copy(self, parameter: Tensor) -> Tensor:
-        return parameter.detach().clone()  # what was gathered for a pass is let go of
+        return parameter.detach().clone()  # what was gathered for a pass is freed
 
     def gradient(self, loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters:
         assert all(p.grad is None for p in self.trainable.values()), (
@@ -160,9 +160,9 @@ class ShardedTheta(Theta):
 
     @contextlib.contextmanager
     def _trained(self, *names: str) -> Iterator[None]:
-        """Within, these parameters alone ask for a gradient."""
+        """Let only these parameters require a gradient, inside the context."""
         others = [p for name, p in self.trainable.items() if name not in names]
-        self.reshard()  # what is gathered anew takes after its shards
+        self.reshard()  # parameters gathered again take `requires_grad` from their shards
         for p in others:
             p.requires_grad_(False)
         try:
@@ -180,16 +180,16 @@ class ShardedTheta(Theta):
 
 
 def sharded(module: nn.Module) -> FSDPModule:
-    """The same module with all its parameters in shards over the processes."""
+    """Return the same module with all its parameters sharded over the processes."""
     mesh = init_device_mesh(next(module.parameters()).device.type, (distributed.size(),))
     for block in blocks_of(module)[1]:
         fully_shard(block, mesh=mesh)
-    # The root keeps what it gathered from its forward to its backward pass: a loss outside it needs the head's weight.
+    # The root stays gathered from its forward to its backward pass: a loss outside it needs the head's weight.
     return fully_shard(module, mesh=mesh, reshard_after_forward=False)
 
 
 def theta_of(module: nn.Module, parallel: Literal["ddp", "fsdp"] | None) -> Theta:
-    """As the processes hold it; None: whoever trains it brings them together. Ask when theta lies on its device."""
+    """Return theta for the processes; None: the caller's trainer synchronises them. Call when theta is on its device."""
     if distributed.size() == 1 or parallel is None:
         return Theta(module)
     return ReplicatedTheta(module) if parallel == "ddp" else ShardedTheta(module)

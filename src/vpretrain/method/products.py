@@ -1,4 +1,4 @@
-"""Inner products of a gradient with others, taken parameter by parameter while backward makes it: it is never held whole."""
+"""Inner products of a gradient with others, taken parameter by parameter during backward: it is never held whole."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from vpretrain.method.protocols import Parameters
 
 _HELD = {torch.float32: torch.bfloat16}
-_PART = 2**22  # entries of which a copy in another precision is made at a time
+_PART = 2**22  # entries that are converted to another precision at a time
 
 
 class Products:
-    """<G, G>, and <G, v> for some v; `add` takes G's part of one parameter at a time.
+    """Accumulate <G, G>, and <G, v> for each v; `add` takes the part of G that belongs to one parameter.
 
     Args:
-        others: v, each over some of G's parameters, and 0 over the rest.
-        noise: if given, G is noise of the same norm that it draws: the random-feedback control.
+        others: the v, each over some of G's parameters, and 0 over the rest.
+        noise: if given, G is replaced by noise of the same norm drawn from it: the random-feedback control.
     """
 
     def __init__(self, *others: Parameters, noise: torch.Generator | None = None) -> None:
@@ -28,7 +28,7 @@ class Products:
 
     @torch.no_grad()
     def add(self, name: str, g: Tensor) -> None:
-        """Count in a parameter's part."""
+        """Add one parameter's part."""
         own = drawn = dot(g, g)
         if self.noise is not None:
             g = like(torch.randn(g.shape, generator=self.noise), g)
@@ -37,43 +37,43 @@ class Products:
         self._sums.append(torch.stack([own, drawn, *others]))
 
     def __call__(self) -> list[float]:
-        """<G, G> first, then the others in their order."""
+        """Return <G, G>, then the other products in order."""
         own, drawn, *products = whole(torch.stack(self._sums).sum(0)).tolist()
         scale = (own / drawn) ** 0.5 if drawn else 1.0
         return [own, *(scale * product for product in products)]
 
 
 class Scaled:
-    """P G of a gradient G, to be compared with others: held in half precision, while G itself is not.
+    """Accumulate P G of a gradient G, held in half precision, and its products; G itself is not held.
 
     Args:
-        at: the parameters that G is taken by.
-        metric: P, diagonal; None, and where it has no parameter of the name, is the identity.
-        others: v, as in `Products`.
+        at: the parameters of G.
+        metric: P, diagonal; the identity if None, and for parameters that it lacks.
+        others: the v, as in `Products`.
     """
 
     def __init__(self, at: Parameters, metric: Mapping[str, Tensor] | None, *others: Parameters) -> None:
         self.metric = {} if metric is None else metric
-        # Made before the pass, so that they do not lie between what it lets go of.
+        # Allocated before the pass, so that they do not fragment the memory that it frees.
         self.held = {n: torch.zeros_like(p, dtype=_HELD.get(p.dtype, p.dtype)) for n, p in at.items()}
         self._products = Products(*others)
         self._squares: list[Tensor] = []
 
     @torch.no_grad()
     def add(self, name: str, g: Tensor) -> None:
-        """Count in a parameter's part, and hold it times P."""
+        """Add one parameter's part, and hold it times P."""
         scaled = self.metric[name] * g if name in self.metric else g
         self._products.add(name, g)
         self._squares.append(dot(g, scaled))
         self.held[name].copy_(scaled)
 
     def __call__(self) -> list[float]:
-        """<G, P G> first, then <G, G> and the others in their order."""
+        """Return <G, P G>, <G, G>, then the other products in order."""
         return [float(whole(torch.stack(self._squares).sum())), *self._products()]
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of the products of all entries, in a's precision and without a tensor of their products."""
+    """Return the inner product of two tensors, in a's precision and without a tensor of the products."""
     if isinstance(a, DTensor):
         return (a * b).sum()
     parts = zip(a.flatten().split(_PART), b.flatten().split(_PART), strict=True)
@@ -81,12 +81,12 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def like(values: Tensor, other: Tensor) -> Tensor:
-    """On the device of another, and in shards as it is."""
+    """Return the values with the dtype, device and sharding of another tensor."""
     if isinstance(other, DTensor):
         return distribute_tensor(values.to(other.dtype), other.device_mesh, other.placements)
     return values.to(other)
 
 
 def whole(sums: Tensor) -> Tensor:
-    """Sums as such, where they are over shards as well."""
+    """Return sums as plain tensors, summed over shards if there are any."""
     return sums.full_tensor() if isinstance(sums, DTensor) else sums

@@ -1,6 +1,6 @@
-"""What the rooms of a modality agree on: batches, tasks, and the five parts that Algorithm 1 is made of.
+"""The protocols that all modalities implement: batches, tasks, and the five parts of Algorithm 1.
 
-Nothing here knows about language or vision, and `algorithm.py` and `value.py` know nothing beyond this file.
+Nothing here depends on language or vision, and `algorithm.py` and `value.py` depend on no more than this file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ AnyBatch = TypeVar("AnyBatch", bound=Any)
 
 
 def with_tensors(batch: AnyBatch, change: Callable[[Tensor], Tensor]) -> AnyBatch:
-    """A batch (a dataclass) with all its tensors changed."""
+    """Return a batch (a dataclass) with all its tensors changed."""
     changed = {name: change(value) for name, value in vars(batch).items() if isinstance(value, Tensor)}
     return replace(batch, **changed)
 
@@ -34,23 +34,23 @@ class Batch(Protocol):
         ...
 
     def restrict(self, *, domain: str | None, **sizes: int) -> Batch | None:
-        """A part of it (of one domain): a meta batch. None if there is none."""
+        """Return a part of it (of one domain) as a meta batch; None if it has no such rows."""
         ...
 
     def with_targets(self) -> Batch:
-        """What stands in for it, without counting, where its weight is 0."""
+        """Return a batch that replaces it, without effect on the loss, if its weight is 0."""
         ...
 
     def apart(self) -> Sequence[Batch]:
-        """Its examples, each as a batch of its own: what a judgement averages over."""
+        """Return its examples, each as a batch of its own; a judgement averages over them."""
         ...
 
 
 class State(Protocol):
-    """What a learner computed for a batch, as far as the loss and the construction need it."""
+    """The part of a learner's results for a batch that the loss and the construction need."""
 
     def detach(self) -> State:
-        """The same without graph or tangent: all that a construction ever sees (sg in the paper)."""
+        """Return the same without graph or tangent, the only form that a construction gets (sg in the paper)."""
         ...
 
 
@@ -63,11 +63,11 @@ class Task:
     side: dict[str, Tensor] = field(default_factory=dict)
 
     def detach(self) -> Task:
-        """The same task without a graph to the designer: the only form that the learner is trained on."""
+        """Return the same task without a graph to the designer, the only form that the learner is trained on."""
         return Task(self.inputs, self.target.detach(), {name: value.detach() for name, value in self.side.items()})
 
     def summary(self) -> dict[str, Tensor]:
-        """Means of the scalar side information (such as the gate alpha), by its name without its shape, for the log."""
+        """Return means of the scalar side information (such as the gate alpha) for the log, by name without shape suffix."""
         return {name.rpartition("_")[0]: value.mean() for name, value in self.side.items() if value.ndim == 1}
 
 
@@ -75,19 +75,19 @@ class Stream(Protocol):
     """The unlabeled stream D_u."""
 
     def next(self) -> list[Any]:
-        """The micro-batches of one learner step: the rows of this process."""
+        """Return the micro-batches of one learner step, with the rows of this process."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """The cursor, JSON-ready, of what this process reads."""
+        """Return the JSON-ready cursor of this process."""
         ...
 
     def merge(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The whole stream's cursor from those of all processes."""
+        """Return the whole stream's cursor from those of all processes."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at a cursor, this process's or, with any number of processes, the whole stream's."""
+        """Continue at a cursor: this process's or, with any number of processes, the whole stream's."""
         ...
 
 
@@ -95,12 +95,12 @@ class Feedback(Protocol):
     """The small labelled feedback set D_fb, by domain."""
 
     def next(self) -> dict[str, Any]:
-        """One labelled batch for every domain."""
+        """Return one labelled batch per domain."""
         ...
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """The weight of every domain."""
+        """The weight of each domain."""
         ...
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -118,28 +118,28 @@ class Learner(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where batches must lie."""
+        """The device that batches must be on."""
         ...
 
     def forward(self, inputs: Any, parameters: Parameters | None = None) -> Any:
-        """The state for constructed inputs; `parameters` replaces those of S, and then no other gets a gradient."""
+        """Return the state for constructed inputs; `parameters` replace those of S, and then no other gets a gradient."""
         ...
 
     def prepare(self, inputs: Any, parameters: Parameters) -> Any:
-        """Inputs that hold what does not depend on the parameters of S, for an engine that evaluates at several of them."""
+        """Return inputs with all that does not depend on the parameters of S precomputed, for several evaluations."""
         ...
 
     def directional_derivative(
         self, inputs: Any, parameters: Parameters, direction: Parameters, *, whole: bool
     ) -> Callable[[Task], Tensor]:
-        """D_u L_pre at the parameters of S along u, as a function of the task; differentiable in phi.
+        """Return D_u L_pre at the parameters of S along u, as a function of the task; differentiable in phi.
 
         Unless `whole`, a part that is the same for all tasks may be left out.
         """
         ...
 
     def loss(self, state: Any, task: Task) -> Tensor:
-        """L_pre: the self-supervised loss of a task, averaged over its targets. It carries no feedback."""
+        """L_pre: the self-supervised loss of a task, averaged over its targets. It contains no feedback."""
         ...
 
     def evaluate(self, batch: Any, parameters: Parameters) -> Tensor:
@@ -147,30 +147,30 @@ class Learner(Protocol):
         ...
 
     def gradient(self, loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters:
-        """The mean over processes of a loss's gradient by the parameters of S; no other parameter gets one."""
+        """Return the mean over processes of a loss's gradient in the parameters of S; no other parameter gets one."""
         ...
 
     def visit_gradient(
         self, loss: Callable[[Parameters], Tensor], at: Parameters, visit: Callable[[str, Tensor], None], *, own: bool
     ) -> None:
-        """The same, or that of this process alone where `has_own_gradient`; `visit` gets it parameter by parameter."""
+        """Pass that gradient to `visit` parameter by parameter; with `own`, this process's alone where `has_own_gradient`."""
         ...
 
     @property
     def has_own_gradient(self) -> bool:
-        """Whether a process can take a gradient of its own: not where theta lies in shards."""
+        """Whether a process can take its own gradient; not where theta is sharded."""
         ...
 
     def shifted(self, at: Parameters, by: Parameters, step: float) -> Any:
-        """Context that gives the parameters of S at theta_S + step * u, to evaluate at within."""
+        """Return a context that gives the parameters of S at theta_S + step * u, to evaluate at inside it."""
         ...
 
     def synchronise(self, when: bool) -> None:
-        """Whether the coming backward passes are the step's last: then the processes' gradients meet."""
+        """Set whether the next backward passes are the step's last; only those average gradients over processes."""
         ...
 
     def after_step(self, tasks: Sequence[Task], progress: float) -> None:
-        """What follows theta by rule and not by gradient, such as an EMA teacher; `progress` runs from 0 to 1."""
+        """Update what follows theta by rule and not by gradient, such as an EMA teacher; `progress` runs from 0 to 1."""
         ...
 
     def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
@@ -178,19 +178,19 @@ class Learner(Protocol):
         ...
 
     def meta_mode(self) -> Any:
-        """Context of a meta step: no dropout, no trace."""
+        """Return the context of a meta step: no dropout, no trace."""
         ...
 
     def autocast(self) -> Any:
-        """Context of the learner's own precision, for passes that are differentiated once, backwards."""
+        """Return the context of the learner's own precision, for passes that are differentiated once, backwards."""
         ...
 
     def looking_ahead(self, batch: Any) -> Any:
-        """Context of a meta update just before the step that begins with this batch: what both compute may be computed once."""
+        """Return the context of a meta update just before the step that begins with this batch; both may share computations."""
         ...
 
     def without_fused_kernels(self) -> Any:
-        """Context in which all operations can be differentiated twice, or forwards; slower."""
+        """Return a context in which all operations can be differentiated twice, or in forward mode; slower."""
         ...
 
 
@@ -198,19 +198,19 @@ class Construction(Protocol):
     """c_phi: makes the task. A control is a construction without parameters."""
 
     def inputs(self, batch: Any) -> Any:
-        """The learner's inputs (vision: views; language: the batch itself)."""
+        """Return the learner's inputs (vision: views; language: the batch itself)."""
         ...
 
     def targets(self, inputs: Any, state: Any) -> Task:
-        """The task, given its inputs and the learner's detached state for them; differentiable in phi."""
+        """Return the task, given its inputs and the learner's detached state for them; differentiable in phi."""
         ...
 
     def regulariser(self, task: Task) -> Tensor:
-        """R(phi) of Eq 26, weighted: keeps the task near the base recipe."""
+        """R(phi) of Eq 26, weighted: keeps the task near the base task."""
         ...
 
     def unit(self, surrogate: Tensor, task: Task) -> Tensor | float:
-        """What the value is divided by before the regulariser is weighed against it; `surrogate` has the value's gradient."""
+        """Return the unit that divides the value before R is subtracted; `surrogate` has the value's gradient."""
         ...
 
     def parameters(self) -> Iterable[nn.Parameter]:
@@ -222,5 +222,5 @@ class TiltedConstruction(Construction, Protocol):
     """A construction that mixes the base task with a tilted one, see `vpretrain.method.strength`."""
 
     def ends(self) -> tuple[Callable[[Any, Any], Task], Callable[[Any, Any], Task]]:
-        """The targets of the base task and those of the tilted one, of inputs and state."""
+        """Return the targets of the base task and of the tilted one, as functions of inputs and state."""
         ...

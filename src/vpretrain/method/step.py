@@ -1,4 +1,4 @@
-"""Lines 3 and 4 of Algorithm 1: the tasks of a learner step and their losses; and when a step is preceded by line 2."""
+"""Lines 3 and 4 of Algorithm 1: the tasks of a learner step and their losses; and the schedule of line 2."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from vpretrain.timing import phase
 
 @dataclass(frozen=True)
 class Schedule:
-    """When what happens.
+    """The schedule of burn-in and meta updates.
 
     Attributes:
         every_steps: r, the learner steps from one meta update to the next.
-        burn_in_steps: learner steps on the base task before the first.
+        burn_in_steps: learner steps on the base task before the first meta update.
     """
 
     every_steps: int
@@ -40,9 +40,9 @@ class MicroStep:
     """One micro-batch of a learner step.
 
     Attributes:
-        loss: L_pre of its task, times `share`; go backward through it before asking for the next.
-        task: what it was trained on, detached.
-        share: of the step's loss.
+        loss: L_pre of the task, times `share`; call backward on it before requesting the next micro-step.
+        task: the task, detached.
+        share: the micro-batch's weight in the step's loss.
     """
 
     loss: Tensor
@@ -53,16 +53,16 @@ class MicroStep:
 def learner_losses(
     learner: Learner, construction: Construction, batches: Sequence[Any], *, total: float | None = None
 ) -> Iterator[MicroStep]:
-    """The micro-steps of a learner step, one for each micro-batch.
+    """Yield the micro-steps of a learner step, one per micro-batch.
 
-    A micro-batch without targets gives a loss of 0 by a pass of its own: where several processes train together, all make as
+    A micro-batch without targets gives a loss of 0, but goes through the learner all the same: all processes must make equally
     many passes.
 
     Args:
         learner: theta.
         construction: c_phi, or a control in its place.
-        batches: the micro-batches: of each process its own.
-        total: weight of the targets that a loss is a share of; None: that of these micro-batches, the mean over processes.
+        batches: this process's micro-batches.
+        total: the weight that normalises the losses; None: that of these micro-batches, averaged over processes.
     """
     weights = [batch.weight for batch in batches]
     whole = distributed.all_reduce_mean(sum(weights)) if total is None else total
@@ -74,7 +74,7 @@ def learner_losses(
             state = learner.forward(inputs)
         with phase("construction"), torch.no_grad():
             task = construction.targets(inputs, state.detach()).detach()  # line 3: the task with the new phi, detached
-        # As drawn: where the construction leaves examples out, those that stay stand for their micro-batch.
+        # The weight as drawn: if the construction leaves examples out, the others stand for their micro-batch.
         share = weight / whole if whole else 0.0
         with phase("learner backward"):
             loss = learner.loss(state, task) * share

@@ -13,11 +13,11 @@ _MIXES = re.compile(r"attn$|attention$|mixer|conv|ssm|mamba|rnn|recurrent|tempor
 
 
 def alignment_subset(module: nn.Module, spec: str) -> tuple[str, ...]:
-    """Names of the trainable parameters in S.
+    """Return the names of the trainable parameters in S.
 
     Args:
         module: the learner.
-        spec: `last-mlp` (the MLP of the last block, where a tangent costs next to nothing), `last-N` (trainable parameters of
+        spec: `last-mlp` (the MLP of the last block, where a tangent costs nearly nothing), `last-N` (trainable parameters of
             the last N blocks: under LoRA, their adapters), `all`, or `name:REGEX`.
 
     Raises:
@@ -42,9 +42,9 @@ def alignment_subset(module: nn.Module, spec: str) -> tuple[str, ...]:
 
 
 def blocks_of(module: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The outermost longest list of modules: a transformer's blocks under any of the names in use (layers, h, blocks).
+    """Return the longest list of modules, the outermost of equals: a transformer's blocks by any name (layers, h, blocks).
 
-    Where a module has a `backbone`, those are meant, however long a predictor on top of it is.
+    If the module has a `backbone`, that backbone's blocks are returned, however long a predictor on top of it is.
     """
     lists = [(name, child) for name, child in module.named_modules() if isinstance(child, nn.ModuleList)]
     lists = [(name, child) for name, child in lists if name.startswith("backbone.")] or lists
@@ -54,9 +54,9 @@ def blocks_of(module: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def mlp_names(module: nn.Module) -> tuple[str, ...]:
-    """Names of the trainable parameters of the last block's MLP (its experts and their router too); none where it has none.
+    """Return the names of the last block's trainable MLP parameters (experts and router included); empty without an MLP.
 
-    That is what has matrices of its own beside the part that mixes tokens, whatever it is called.
+    The MLP is every part with matrices beside the part that mixes tokens, whatever its name.
     """
     prefix, blocks = blocks_of(module)
     mixer, parts = mixer_of(blocks[-1]), dict(blocks[-1].named_children())
@@ -68,7 +68,7 @@ def mlp_names(module: nn.Module) -> tuple[str, ...]:
 
 
 def mixer_of(block: nn.Module) -> str | None:
-    """The name of the one part of a block in which tokens see each other, if that is an attention."""
+    """Return the name of the one part of a block that mixes tokens, if that is an attention, else None."""
     mixers = [name for name, _ in block.named_children() if _MIXES.search(name)]
     return mixers[0] if len(mixers) == 1 and "att" in mixers[0] else None
 

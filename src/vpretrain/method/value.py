@@ -1,4 +1,4 @@
-"""The value of a task, V = Align(g_down, g_pre), and three engines that differentiate it by the designer's parameters.
+"""The value of a task, V = Align(g_down, g_pre), and three engines for its gradient in the designer's parameters.
 
 All gradients here are dictionaries over the alignment subset S. Whatever Align is, its differential at the present g_pre
 is an inner product with a fixed direction u = dAlign/dg_pre, so that dV/dphi = d/dphi <u, g_pre(phi)>, and <u, g_pre> is
@@ -6,10 +6,10 @@ the directional derivative of L_pre along u: D_u L_pre(theta; phi). That needs n
 
 - `jvp` takes D_u by forward-mode differentiation, then goes backward through the designer alone;
 - `finite_difference` takes it from two evaluations of L_pre at theta_S +- h u;
-- `double_backward` differentiates g_pre itself: slow, and the oracle of the other two.
+- `double_backward` differentiates g_pre itself: slow, and the reference for the other two.
 
-Where several processes train together, each has a part of the batch: g_pre and the value are those of the whole batch, the
-surrogate is a process's own, and the mean of its gradients over processes is dV/dphi.
+With several processes, each has a part of the batch: g_pre and the value are those of the whole batch, each process has its own
+surrogate, and the mean over processes of its gradients is dV/dphi.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Align:
     Attributes:
         kind: `dot` is <g_down, P g_pre>, `cosine` divides it by |g_down|_P |g_pre|_P.
         metric: P, diagonal: None for the identity, or the learner's AdamW preconditioner (App B.4). It is held constant.
-        penalty: c >= 0. From a dot (c / 2) (|g_down|_P / sg|g_pre|_P) <g_pre, P g_pre> is taken: Prop 2.1's norm term, with
-            a factor that frees c from the scale of the gradients. Hence u = P g_down - c (|g_down|_P / |g_pre|_P) P g_pre.
+        penalty: c >= 0. A dot is reduced by (c / 2) (|g_down|_P / sg|g_pre|_P) <g_pre, P g_pre>: Prop 2.1's norm term, with a
+            factor that makes c independent of the gradients' scale. Hence u = P g_down - c (|g_down|_P / |g_pre|_P) P g_pre.
     """
 
     kind: Literal["dot", "cosine"]
@@ -46,7 +46,7 @@ class Align:
     penalty: float = 0.0
 
     def __call__(self, g_down: Parameters, g_pre: Parameters) -> Tensor:
-        """The value, differentiable in `g_pre`: for a dot in units of loss per unit of P-scaled step; a cosine has none."""
+        """Return the value, differentiable in `g_pre`; a dot is in loss per unit of P-scaled step, a cosine has no unit."""
         product = inner(g_down, g_pre, self.metric)
         if self.linear:
             return product
@@ -62,7 +62,7 @@ class Align:
         return self.kind == "dot" and self.penalty == 0
 
     def direction(self, g_down: Parameters, g_pre: Parameters | None) -> Parameters:
-        """u = dAlign/dg_pre at `g_pre` (which a linear Align does not need)."""
+        """Return u = dAlign/dg_pre at `g_pre` (which a linear Align does not need)."""
         at = {name: torch.zeros_like(g) if g_pre is None else g_pre[name] for name, g in g_down.items()}
         at = {name: g.detach().requires_grad_() for name, g in at.items()}
         with torch.enable_grad():
@@ -72,17 +72,17 @@ class Align:
 
 @dataclass(frozen=True)
 class MetaProblem:
-    """What V is asked of, and at which learner.
+    """The arguments of an engine: V of a construction on a batch, at a learner.
 
     Attributes:
         learner: theta.
         construction: c_phi.
         batch: stream rows, on which g_pre is taken.
         theta_S: the learner's parameters in S.
-        g_down: the evaluator's gradient there.
-        align: what V is.
-        share: of this process's part of the batch, relative to the mean over processes.
-        weight: of its feedback domain.
+        g_down: the evaluator's gradient at theta_S.
+        align: the definition of V.
+        share: weight of this process's part of the batch, relative to the mean over processes.
+        weight: of the feedback domain.
     """
 
     learner: Learner
@@ -95,17 +95,17 @@ class MetaProblem:
     weight: float = 1.0
 
     def inputs(self) -> Any:
-        """The learner's inputs, prepared for several evaluations."""
+        """Return the learner's inputs, prepared for several evaluations."""
         return self.learner.prepare(self.construction.inputs(self.batch), self.theta_S)
 
 
 @dataclass(frozen=True)
 class Value:
-    """What an engine returns.
+    """The result of an engine.
 
     Attributes:
         value: V, a number.
-        surrogate: a scalar whose gradient by phi is dV/dphi (over several processes: the mean of whose gradients is).
+        surrogate: a scalar whose gradient in phi is dV/dphi (with several processes: the mean of the gradients is).
         task: the constructed task, with its graph to phi (for the regulariser).
         direction: u.
         share: as in the problem.
@@ -122,7 +122,7 @@ Engine = Callable[[MetaProblem], Value]
 
 
 def gradient(loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters:
-    """The gradient of `loss` by the parameters of S alone; parameters that it does not touch get zeros."""
+    """Return the gradient of `loss` in the parameters of S alone; parameters that it does not use get zeros."""
     at = {name: value.detach().requires_grad_() for name, value in at.items()}
     with torch.enable_grad():
         gradients = torch.autograd.grad(loss(at), list(at.values()), allow_unused=True, materialize_grads=True)
@@ -130,7 +130,7 @@ def gradient(loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters
 
 
 def visit_gradient(loss: Callable[[Parameters], Tensor], at: Parameters, visit: Callable[[str, Tensor], None]) -> None:
-    """The same, parameter by parameter: each gradient goes to `visit` when backward has made it, and is let go of."""
+    """Pass that gradient to `visit` parameter by parameter, as soon as backward has computed a part, which is then freed."""
 
     def hand_over(name: str, leaf: Tensor) -> None:
         assert leaf.grad is not None
@@ -145,23 +145,23 @@ def visit_gradient(loss: Callable[[Parameters], Tensor], at: Parameters, visit: 
 
 
 def inner(a: Parameters, b: Parameters, metric: Mapping[str, Tensor] | None) -> Tensor:
-    """<a, P b> over all of S; no metric is the identity."""
+    """Return <a, P b> over all of S; without a metric P is the identity."""
     metric = metric or {}
     return _whole(torch.stack([(a[n] * metric[n] * b[n] if n in metric else a[n] * b[n]).sum() for n in a]).sum())
 
 
 def norm(gradient: Parameters) -> Tensor:
-    """Euclidean norm over all of S."""
+    """Return the Euclidean norm over all of S."""
     return _whole(torch.stack([g.norm() for g in gradient.values()]).norm())
 
 
 def _whole(number: Tensor) -> Tensor:
-    """A scalar as such, where it is a sum over shards as well."""
+    """Return a scalar as a plain tensor, summed over shards if there are any."""
     return number.full_tensor() if isinstance(number, DTensor) else number
 
 
 def double_backward(problem: MetaProblem) -> Value:
-    """V by autograd through autograd: the oracle."""
+    """Compute V and its gradient by double backward, through g_pre itself: the reference for the other engines."""
     learner, construction, align = problem.learner, problem.construction, problem.align
     theta_S = {name: value.detach().requires_grad_() for name, value in problem.theta_S.items()}
     inputs = problem.inputs()
@@ -173,7 +173,7 @@ def double_backward(problem: MetaProblem) -> Value:
             loss, list(theta_S.values()), create_graph=True, allow_unused=True, materialize_grads=True
         )
     means = distributed.all_reduce_mean(gradients)
-    # The mean over processes, in whose place each has its own part as a function of phi.
+    # The value of the mean over processes, with the graph to phi of this process's part.
     g_pre = {
         n: g if distributed.size() == 1 else mean + g - g.detach()
         for n, g, mean in zip(theta_S, gradients, means, strict=True)
@@ -184,13 +184,13 @@ def double_backward(problem: MetaProblem) -> Value:
 
 
 def jvp(problem: MetaProblem) -> Value:
-    """V by one tangent pass along u; exact up to rounding (METHOD: the linear engine)."""
+    """Compute V by one tangent pass along u; exact up to rounding (METHODS: the linear engine)."""
     inputs, share = problem.inputs(), problem.share
     value, u, task = _linearise(problem, inputs)
-    # A linear Align has no value yet, and takes it from the slope.
+    # A linear Align has no value yet: the directional derivative is its value.
     theta_S = {n: problem.theta_S[n].detach() for n in u}
     surrogate = share * problem.learner.directional_derivative(inputs, theta_S, u, whole=value is None)(task)
-    # Any other u may be orthogonal to g_pre; and a process may have no part in this batch.
+    # Checked for a linear Align only: any other u may be orthogonal to g_pre. A process may also have no rows.
     if problem.align.linear and share > 0 and float(surrogate.detach()) == 0 and float(norm(u)) > 0:
         raise RuntimeError("the tangent was lost on its way through the learner; use value.engine=finite_difference")
     (mean,) = distributed.all_reduce_mean([surrogate]) if value is None else (value,)
@@ -198,15 +198,15 @@ def jvp(problem: MetaProblem) -> Value:
 
 
 def finite_difference(problem: MetaProblem, *, relative_step: float = 1e-5) -> Value:
-    """V by a central difference of L_pre at theta_S +- h u, with |h u| = relative_step * |theta_S|.
+    """Compute V by a central difference of L_pre at theta_S +- h u, with |h u| = relative_step * |theta_S|.
 
-    At each of the two points L_pre is differentiated by what phi has made, at once: behind it theta_S may lie elsewhere again.
+    L_pre is differentiated in the tensors that phi has made, inside each of the two contexts: afterwards theta_S is restored.
     """
     learner, share = problem.learner, problem.share
     inputs = problem.inputs()
     value, u, task = _linearise(problem, inputs)
     h = relative_step * float(norm(problem.theta_S)) / max(float(norm(u)), torch.finfo(torch.float32).tiny)
-    made: list[Tensor] = []  # by phi
+    made: list[Tensor] = []  # tensors with a graph to phi
     seen, target = _cut(inputs, made), _cut(task.target, made)
     leaves = [tensor.detach().requires_grad_() for tensor in made]
     losses, gradients = [], []
@@ -224,7 +224,7 @@ def finite_difference(problem: MetaProblem, *, relative_step: float = 1e-5) -> V
 
 
 def no_value(problem: MetaProblem) -> Value:
-    """V = 0: what the regulariser does alone. A control."""
+    """Return V = 0, so that the regulariser acts alone: a control."""
     inputs = problem.construction.inputs(problem.batch)
     with torch.no_grad():
         state = problem.learner.forward(inputs, problem.theta_S)
@@ -241,14 +241,14 @@ ENGINES: dict[str, Engine] = {
 
 
 def engine(config: ValueConfig) -> Engine:
-    """The engine that a recipe names."""
+    """Return the engine that a recipe names."""
     if config.engine == "finite_difference":
         return partial(finite_difference, relative_step=config.relative_step)
     return ENGINES[config.engine]
 
 
 def _linearise(problem: MetaProblem, inputs: Any) -> tuple[Tensor | None, Parameters, Task]:
-    """The value, where it takes g_pre to know it; the direction u; the task."""
+    """Return the value (None for a linear Align, which needs no g_pre here), the direction u and the task."""
     learner, construction = problem.learner, problem.construction
     g_down, align = problem.g_down, problem.align
     if align.linear:
@@ -270,7 +270,7 @@ def _linearise(problem: MetaProblem, inputs: Any) -> tuple[Tensor | None, Parame
 
 
 def _cut(thing: Any, made: list[Tensor]) -> Callable[[Sequence[Tensor]], Any]:
-    """Append to `made` what has a graph to phi in a dataclass; returns what makes it anew with other tensors in their place."""
+    """Append a dataclass's tensors with a graph to phi to `made`; return a function that rebuilds it with other tensors."""
     start = len(made)
 
     def keep(tensor: Tensor) -> Tensor:
@@ -289,6 +289,6 @@ def _cut(thing: Any, made: list[Tensor]) -> Callable[[Sequence[Tensor]], Any]:
 
 
 def mean(values: Sequence[tuple[float, Tensor]]) -> Tensor:
-    """Weighted mean of scalars, given as (weight, value)."""
+    """Return the weighted mean of scalars, given as (weight, value)."""
     total = sum(weight for weight, _ in values)
     return torch.stack([weight / total * value for weight, value in values]).sum()

@@ -1,4 +1,4 @@
-"""Reads what a run or a comparison has left in its directory, as plain data; whatever is missing is told in a line."""
+"""Read the files of a run or a comparison as plain data; whatever is missing is reported in a line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vpretrain.files import Lines
 from vpretrain.modality import modality_of
 from vpretrain.recipe import load_recipe
 
-# What a report needs of these files.
+# The keys that a report needs in these files.
 _COMPARED = {"arms", "differences", "of", "seeds", "versions"}
 _PROBED = {"arm", "full", "subset", "steps"}
 _PROFILED = {"arm", "unit", "phases", "added"}
@@ -28,11 +28,11 @@ class Run:
     """One arm with one seed.
 
     Args:
-        directory: where it is.
-        recipe: what it was asked.
-        result: its figures; empty while it is not finished.
-        metrics: a line a step.
-        scores: a line an evaluation along the run.
+        directory: its directory.
+        recipe: its recipe.
+        result: its metrics; empty while it is not finished.
+        metrics: one line per step.
+        scores: one line per evaluation along the run.
         provenance: versions and fingerprints of its data; empty: not written.
     """
 
@@ -49,12 +49,12 @@ class Study:
     """A comparison, or a run alone.
 
     Args:
-        directory: where it is.
-        recipe: what its runs share.
-        results: as in results.json; of a run alone its arm only, and that once it is finished.
-        runs: by arm, one a seed.
-        probe, profile: what these commands have left here; empty: nothing.
-        missing: what is not there, and what makes it.
+        directory: its directory.
+        recipe: the recipe that its runs share.
+        results: as in results.json; of a run alone only its arm, once it is finished.
+        runs: by arm, one per seed.
+        probe, profile: the results of these commands; empty: none.
+        missing: what is missing, and how to create it.
     """
 
     directory: Path
@@ -72,12 +72,12 @@ class Study:
 
     @property
     def start(self) -> dict[str, Any]:
-        """Figures of the untouched learner; empty: not measured."""
+        """Results of the untouched learner; empty: not measured."""
         return self.results["arms"].get(START, {})
 
 
 def collect(directory: Path) -> Study:
-    """What a directory holds. Raises UserError: it is neither a run's nor a comparison's, or a file in it is damaged."""
+    """Read a directory. Raises UserError if it is neither a run's nor a comparison's, or a file in it is damaged."""
     if (directory / "results.json").exists():
         return _comparison(directory)
     if (directory / "recipe.yaml").exists() and ((directory / "metrics.jsonl").exists() or _is_finished(directory)):
@@ -106,7 +106,7 @@ def _comparison(directory: Path) -> Study:
     results = _json(directory / "results.json", _COMPARED)
     recipe, missing, runs = load_recipe(directory / "recipe.yaml"), [], {}
     try:
-        cells(results["arms"], recipe), remarks(results, recipe)  # what can be said can be shown
+        cells(results["arms"], recipe), remarks(results, recipe)  # tried here, so that damage shows early
     except (LookupError, TypeError, ValueError, AttributeError):
         raise _damaged(directory / "results.json") from None
     for arm in results["arms"]:
@@ -131,7 +131,7 @@ def _alone(directory: Path) -> Study:
 
 
 def _extras(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What probe and profile have left."""
+    """Return the results of probe and profile."""
     return _json(directory / "probe.json", _PROBED), _json(directory / "profile.json", _PROFILED)
 
 
@@ -147,7 +147,7 @@ def _run(directory: Path) -> Run:
 
 
 def _json(file: Path, needed: set[str]) -> dict[str, Any]:
-    """What a file holds; nothing if it is not there."""
+    """Return the content of a file; empty if there is no such file."""
     if not file.exists():
         return {}
     try:
@@ -164,7 +164,7 @@ def _damaged(file: Path) -> UserError:
 
 
 def read_log(file: Path) -> Lines:
-    """Of a log of steps. A last line that was never finished is left out: the run may be at work. Raises UserError."""
+    """Return the lines of a log of steps, without an incomplete last one: the run may be active. Raises UserError."""
     texts = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
     lines = []
     for number, text in enumerate(texts, start=1):

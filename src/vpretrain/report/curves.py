@@ -1,4 +1,4 @@
-"""Many points as few: what a screen can show of a long run, and what several seeds have in common.
+"""Reduce curves: a long run to what a screen can show, and several seeds to their mean and range.
 
 Shapes: P points, B bands (pixel columns), G points of a common grid, S seeds.
 """
@@ -17,11 +17,11 @@ MOST = 240  # bands of a curve: a panel is 330 pixels wide, of which the axis ta
 
 @dataclass(frozen=True)
 class Band:
-    """A curve with what lies above and below it, all [B] or [G].
+    """A curve with its lower and upper limits, all [B] or [G].
 
     Args:
-        x: where.
-        low, mean, high: of what is there.
+        x: positions.
+        low, mean, high: of the values there.
     """
 
     x: np.ndarray
@@ -31,11 +31,11 @@ class Band:
 
 
 def thin(series: Sequence[Series], most: int = MOST) -> Band:
-    """Curves of one arm's seeds, in at most so many bands of equal width. No extreme is lost.
+    """Thin the curves of one arm's seeds to at most `most` bands of equal width. No extreme is lost.
 
     Args:
-        series: of each seed; with as many different x as bands or fewer, each x is a band of its own.
-        most: how many bands.
+        series: of each seed; if there are no more different x than bands, each x is a band of its own.
+        most: number of bands.
     """
     x_P = np.concatenate([np.asarray(x, dtype=float) for x, _ in series])
     y_P = np.concatenate([np.asarray(y, dtype=float) for _, y in series])
@@ -53,7 +53,7 @@ def thin(series: Sequence[Series], most: int = MOST) -> Band:
 
 
 def between_seeds(series: Sequence[Series]) -> Band:
-    """Mean, least and most over seeds where all have got, linear between their own points."""
+    """Return mean, minimum and maximum over seeds, as far as all have come, linear between their own points."""
     end = min(x[-1] for x, _ in series)
     x_G = np.unique([at for x, _ in series for at in x if at <= end])
     y_SG = np.stack([np.interp(x_G, x, y) for x, y in series])

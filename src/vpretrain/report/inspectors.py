@@ -1,4 +1,4 @@
-"""Inspectors: parts of a report that show what a designer does, token by token or picture by picture."""
+"""Inspectors: parts of a report that show the effect of a construction, token by token or image by image."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ TITLES = {"language": "Token inspector", "vision": "Mask inspector"}
 
 
 def inspectors(run: Path) -> list[Markup]:
-    """HTML fragments, each whole in itself, for what can be looked into of a run; none where the arm has no designer.
+    """Return self-contained HTML fragments that inspect a run; none if the arm's task does not follow the feedback.
 
-    A language run has a token inspector, for which its learner and data are loaded; a vision run has a mask inspector. Where
-    something is missing, the fragment says what.
+    A language run has a token inspector, for which its learner and data are loaded; a vision run has a mask inspector. If
+    something is missing, the fragment names it.
 
     Args:
         run: its directory.
 
     Raises:
-        UserError: it has no recipe that can be read.
+        UserError: it has no readable recipe.
     """
     recipe = load_recipe(run / "recipe.yaml")
     if not recipe.arms[recipe.arm].steered:

@@ -1,6 +1,6 @@
-"""`vpretrain report`: one HTML file that needs nothing else, on runs and comparisons.
+"""`vpretrain report`: one self-contained HTML file on runs and comparisons.
 
-Whatever comes from recipes, data and logs is escaped by the template engine; pictures are made here and stand in the page.
+The template engine escapes everything from recipes, data and logs; plots are drawn here and embedded in the page.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from vpretrain.report.inspectors import TITLES, inspectors
 from vpretrain.report.verdict import notes, verdict, warnings
 from vpretrain.run.card import HASHES, data_cells, without_folders
 
-_OWN = ("name", "output", "arm", "seed")  # settings in which the runs of a comparison differ in any case
+_OWN = ("name", "output", "arm", "seed")  # settings that always differ between the runs of a comparison
 
 
 @dataclass(frozen=True)
 class Table:
-    """Texts, row by row; the first row names the columns, the first column the rows."""
+    """Cells, row by row; the first row names the columns, the first column the rows."""
 
     caption: str
     rows: Sequence[Sequence[str]]
@@ -48,14 +48,14 @@ def report(directories: Sequence[Path], output: Path) -> Path:
     Raises:
         UserError: a directory is neither, a file in it is damaged, or the report cannot be written.
     """
-    studies = [collect(directory) for directory in directories]  # mistakes show before the drawing
+    studies = [collect(directory) for directory in directories]  # errors show before the drawing
     check_writable(output, "--output")
     write_whole(output, page(studies))
     return output
 
 
 def page(studies: Sequence[Study]) -> str:
-    """The HTML."""
+    """Return the HTML."""
     environment = Environment(loader=PackageLoader("vpretrain.report"), autoescape=True, undefined=StrictUndefined)
     environment.globals["version"] = version("vpretrain")
     return environment.get_template("page.html").render(
@@ -64,7 +64,7 @@ def page(studies: Sequence[Study]) -> str:
 
 
 def _study(study: Study, number: int) -> dict[str, Any]:
-    """What the template shows of a study."""
+    """Return the template's variables for a study."""
     draws = plots.drawable()
     first, others = plots.steps(study) if draws else ([], [])
     return {
@@ -109,7 +109,7 @@ def _results(study: Study) -> Table | None:
 
 
 def _differences(study: Study) -> Table | None:
-    """Each arm's from those before it, at the end of the budget and matched."""
+    """Return each arm's difference from those before it, at the end of the budget and matched."""
     if not study.compared:
         return None
     rows = [["arm", "minus", "figure", "compared", "difference", "95 % interval"]]
@@ -125,7 +125,7 @@ def _differences(study: Study) -> Table | None:
 
 
 def _scores(study: Study) -> Table:
-    """The points of the evaluation's curves."""
+    """Return the points of the evaluation's curves."""
     unit = study.recipe.unit
     keys = list(modality_of(study.recipe).metrics.objectives)
     rows = [["arm", "seed", "steps", "seconds", unit, *keys]]
@@ -140,7 +140,7 @@ def _scores(study: Study) -> Table:
 
 
 def _cost(study: Study) -> Table | None:
-    """Of each run: time, rate and what raised it."""
+    """Return the time, throughput, meta updates, processes and memory of each run."""
     unit = study.recipe.unit
     runs = [run for arm, of_arm in study.runs.items() if arm != START for run in of_arm if run.result]
     if not runs:
@@ -181,7 +181,7 @@ def _phases(found: dict[str, Any]) -> Table | None:
 
 
 def _settings(study: Study) -> list[tuple[Table, bool]]:
-    """Those that are not the defaults, those of single runs, and the rest, which is folded."""
+    """Return the settings that are not defaults, those of single runs, and the rest, which is folded."""
     everything = flat(study.recipe.model_dump(mode="json"))
     changed = flat(study.recipe.model_dump(mode="json", exclude_defaults=True))
     head = ["setting", "value"]
@@ -202,7 +202,7 @@ def _settings(study: Study) -> list[tuple[Table, bool]]:
 
 
 def _setting(value: Any) -> str:
-    """As a recipe says it; of absolute paths the last part alone: home directories have names, and reviews are blind."""
+    """Format a value as in a recipe; of absolute paths only the last part: home directories have names, reviews are blind."""
     return without_folders(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
@@ -212,7 +212,7 @@ def _data(study: Study) -> Table | None:
 
 
 def _inspectors(study: Study) -> list[tuple[str, list[Markup]]]:
-    """Of each arm's first seed: each loads a learner, and weighs up to a megabyte."""
+    """Return the inspectors of each arm's first seed only: each loads a learner, and takes up to a megabyte."""
     runs = [run.directory for arm, of_arm in study.runs.items() if arm != START for run in of_arm[:1]]
     found = [(run.name, inspectors(run)) for run in runs]
     return [(f"{TITLES[study.recipe.modality]}: {name}", fragments) for name, fragments in found if fragments]

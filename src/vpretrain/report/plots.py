@@ -1,6 +1,6 @@
-"""The pictures of a report: SVG by matplotlib, to stand in the page, in the page's colours: they follow light and dark.
+"""The plots of a report: SVG by matplotlib, embedded in the page and in its colours, so that they follow light and dark mode.
 
-Arms differ by line style and marker as well as by colour, and their names stand at their curves.
+Arms differ by line style and marker as well as by colour, and are named next to their curves.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vpretrain.plot import pyplot
 from vpretrain.report.collect import Run, Study
 from vpretrain.report.curves import Series, between_seeds, thin
 
-# What matplotlib is given, and what the page has in its place.
+# Colours given to matplotlib, and the page's colours that replace them.
 _INK, _FAINT = "#010101", "#010102"
 _SERIES = [f"#0202{number:02x}" for number in range(1, 8)]
 _COLOURS = {_INK: "currentColor", _FAINT: "var(--faint)"} | {
@@ -56,7 +56,7 @@ _STYLE: dict[str, Any] = {
     "axes.facecolor": "none",
 }
 _WIDTH, _HEIGHT = 330, 215  # points
-_LONGEST = 22  # letters of a name in a picture
+_LONGEST = 22  # characters of a name in a plot
 _TITLES = {
     "grad_norm": "norm of the learner's gradient",
     "g_down_norm": "norm of the feedback's gradient, |g_down|",
@@ -67,12 +67,12 @@ _TITLES = {
 
 
 def drawable() -> bool:
-    """Whether there is something to draw with."""
+    """Whether plots can be drawn."""
     return pyplot() is not None
 
 
 def evaluation(study: Study) -> list[Markup]:
-    """Each objective against seconds, tokens (or images) and steps; bands over seeds."""
+    """Plot each objective against seconds, tokens (or images) and steps; bands over seeds."""
     unit = study.recipe.unit
     pictures = []
     for key, (sign, title) in modality_of(study.recipe).metrics.objectives.items():
@@ -86,7 +86,7 @@ def evaluation(study: Study) -> list[Markup]:
 
 
 def steps(study: Study) -> tuple[list[Markup], list[Markup]]:
-    """Of metrics.jsonl: loss, gate or mask and value; then whatever else it has of each step."""
+    """Plot metrics.jsonl: loss, gate or mask and value; then, apart from these, all else that it has of each step."""
     first = modality_of(study.recipe).metrics.curves
     runs = [run for of_arm in _trained(study).values() for run in of_arm]
     known = {"step", "seconds", study.recipe.unit}
@@ -101,7 +101,7 @@ def steps(study: Study) -> tuple[list[Markup], list[Markup]]:
 
 
 def differences(study: Study) -> list[Markup]:
-    """Every told difference as a point with its interval, at the end of the budget and after equal seconds and tokens."""
+    """Plot every reported difference with its interval, at the end of the budget and after equal seconds and tokens."""
     results, metrics = study.results, modality_of(study.recipe).metrics
     trained = {name: arm for name, arm in results["arms"].items() if arm["steps"]}
     told = pairs(trained, study.recipe.baseline)
@@ -117,7 +117,7 @@ def differences(study: Study) -> list[Markup]:
 
 
 def probe(found: Mapping[str, Any]) -> list[Markup]:
-    """Realised against predicted drops of the feedback loss."""
+    """Plot realised against predicted drops of the feedback loss."""
     realised = [step["realised"] for step in found["steps"]]
     pictures = []
     for key, which, title in (("predicted", "full", "all parameters"), ("predicted_subset", "subset", "S alone")):
@@ -129,7 +129,7 @@ def probe(found: Mapping[str, Any]) -> list[Markup]:
 
 
 def profile(found: Mapping[str, Any]) -> Markup:
-    """Where a step's time goes: what ordinary pretraining has, and what the designer adds."""
+    """Plot the time of a step by phase: those of ordinary pretraining, and those that the designer adds."""
     from vpretrain.inspection.profile import ORDINARY  # needs torch
 
     names = sorted(found["phases"], key=found["phases"].get)
@@ -154,7 +154,7 @@ def _trained(study: Study) -> dict[str, Sequence[Run]]:
 
 
 def _curve(study: Study, run: Run, key: str, axis: str) -> Series:
-    """An objective along a run: the untouched learner, the evaluations, the result."""
+    """Return an objective along a run: the untouched learner, the evaluations, the result."""
     start = [(0.0, study.start.get(key))]
     along = [(line["step"] + 1 if axis == "steps" else line[axis], line.get(key)) for line in run.scores]
     end = [(run.result[axis], run.result.get(key))] if run.result else []
@@ -263,7 +263,7 @@ def _name_axes(axis: Any, title: str, x_name: str) -> None:
 
 
 def _label(axis: Any, ends: Mapping[str, tuple[int | None, float]]) -> None:
-    """Names at the curves' ends, each behind a piece of its line, pushed apart where they would meet."""
+    """Write names at the curves' ends, each after a piece of its line, moved apart where they would overlap."""
     low, high = axis.get_ylim()
     gap, floor = 0.085, -1.0
     places = sorted(((end - low) / (high - low), arm, number) for arm, (number, end) in ends.items())
@@ -282,7 +282,7 @@ def _label(axis: Any, ends: Mapping[str, tuple[int | None, float]]) -> None:
 
 
 def _short(text: str, longest: int = _LONGEST) -> str:
-    """On one line, and short enough for a picture; cut in the middle, since arms with settings differ at their ends."""
+    """Shorten a text to one line for a plot; cut in the middle, since arms with settings differ at their ends."""
     line = "".join(c if c.isprintable() else " " for c in str(text))
     return line if len(line) <= longest else f"{line[: longest // 2]}…{line[longest // 2 + 1 - longest :]}"
 
@@ -297,19 +297,19 @@ def _svg(
     width: float = _WIDTH,
     height: float = _HEIGHT,
 ) -> Markup:
-    """A picture with one panel, to stand in a page.
+    """Return a plot with one panel, to embed in a page.
 
     Args:
         draw: draws into the axes.
-        told: what it shows, for who cannot see it.
-        names: what stands to the right of the axes.
+        told: a description for those who cannot see it.
+        names: labels to the right of the axes.
         left, right, width, height: points; right: None: as the names need it.
     """
     plot = pyplot()
     assert plot is not None
     right = 40 + 5.0 * max((len(_short(name)) for name in names), default=0) if right is None else right
     with plot.rc_context(_STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # the page's font has it, or shows that it has not
+        warnings.filterwarnings("ignore", "Glyph")  # the text is drawn in the page's font, not in matplotlib's
         picture, axis = plot.subplots(figsize=(width / 72, height / 72))
         picture.subplots_adjust(left / width, 42 / height, 1 - right / width, 1 - 24 / height)
         draw(axis)
@@ -320,7 +320,7 @@ def _svg(
 
 
 def _for_page(svg: str, told: str) -> Markup:
-    """Without what only a file of its own needs; names that no other picture has; the page's colours and font."""
+    """Adapt an SVG to a page: nothing that only a separate file needs, unique ids, the page's colours and font."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     own = hashlib.sha256((svg + told).encode()).hexdigest()[:8]

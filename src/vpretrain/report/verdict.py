@@ -1,4 +1,4 @@
-"""What a study has shown, in a sentence with its interval, and what must be known beside it."""
+"""The result of a study, in a sentence with its interval, and the notes and warnings beside it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ FEW_CASES = 30
 
 
 def verdict(study: Study) -> str:
-    """One sentence: V against the baseline where both ran, else the first arm against the baseline or the untouched learner.
+    """Return a sentence: V against the baseline if both ran, else the first arm against the baseline or the untouched learner.
 
-    Where the same pair looks otherwise after equal seconds or tokens, the sentence says so.
+    If the same pair compares differently after equal seconds or tokens, the sentence includes that.
     """
     results, recipe, metrics = study.results, study.recipe, modality_of(study.recipe).metrics
     if not study.compared:
@@ -48,7 +48,7 @@ def verdict(study: Study) -> str:
 
 
 def notes(study: Study) -> list[str]:
-    """All differences, what the designer did, and how far the interval goes."""
+    """Return all differences, the designer's metrics, and the scope of the interval."""
     if not study.compared:
         return []
     lines = [line for line in remarks(study.results, study.recipe) if not line.startswith("warning")]
@@ -60,7 +60,7 @@ def notes(study: Study) -> list[str]:
 
 
 def warnings(study: Study) -> list[str]:
-    """What speaks against the figures."""
+    """Return reasons to doubt the results."""
     lines = []
     if study.compared:
         said = remarks(study.results, study.recipe)
@@ -102,14 +102,14 @@ def _equal(study: Study, a: str, b: str) -> str:
 
 
 def _made(study: Study, arm: str) -> str:
-    """What came of an arm's budget."""
+    """Return the steps and meta updates that an arm made, as text."""
     found, updates = study.results["arms"][arm], study.results["arms"][arm]["meta_updates"]
     with_them = f" with {updates:,.0f} meta update{'' if updates == 1 else 's'}" if updates else ""
     return f"{found['steps']:,.0f} steps{with_them}"
 
 
 def _relation(difference: dict[str, float], better: str) -> str:
-    if not (difference["low"] > 0 or difference["high"] < 0):  # nor where a figure is no number
+    if not (difference["low"] > 0 or difference["high"] < 0):  # also if a result is NaN
         return "cannot be told from"
     return "is better than" if (difference["mean"] < 0) == (better == "lower") else "is worse than"
 

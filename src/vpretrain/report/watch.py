@@ -1,4 +1,4 @@
-"""A live view of a run or a comparison, from its files: nothing is asked of the process, and nothing is written."""
+"""A live view of a run or a comparison, from its files alone, without contact to the process or any writing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from vpretrain.run.lock import LOCK, holder
 REFRESH_SECONDS = 1.0
 _RECENT = 20  # steps that the speed is measured over
 _BARS = "▁▂▃▄▅▆▇█"
-_SUMMARIES = ("results.json", "pareto.json", "posttrain.json", "sweep.json")  # what groups end with
+_SUMMARIES = ("results.json", "pareto.json", "posttrain.json", "sweep.json")  # files that finished groups have
 
 
 def watch(directory: Path, console: Console, *, once: bool = False) -> None:
@@ -37,8 +37,8 @@ def watch(directory: Path, console: Console, *, once: bool = False) -> None:
 
     Args:
         directory: of the run, or of the group.
-        console: where to.
-        once: one frame only.
+        console: where to print.
+        once: print one frame only.
 
     Raises:
         UserError: nothing was ever run there, or its recipe cannot be read.
@@ -60,7 +60,7 @@ def watch(directory: Path, console: Console, *, once: bool = False) -> None:
 
 
 def open_view(directory: Path) -> RunView | GroupView:
-    """The view that a directory calls for. Raises UserError for one that no run has written."""
+    """Return the view for a directory. Raises UserError if no run has written it."""
     if _members(directory):
         return GroupView(directory)
     if not any((directory / name).exists() for name in ("recipe.yaml", LOCK)):
@@ -69,9 +69,9 @@ def open_view(directory: Path) -> RunView | GroupView:
 
 
 class Tail:
-    """The new lines of a log that grows: each is read once, unless the log has been cut or replaced.
+    """The new lines of a growing log: each is read once, unless the log has been cut or replaced.
 
-    Lines that are no JSON objects are passed over, and one without its end waits for it.
+    Lines that are not JSON objects are skipped, and an incomplete line is read once it is complete.
     """
 
     def __init__(self, path: Path) -> None:
@@ -80,7 +80,7 @@ class Tail:
         self._offset = 0
 
     def read(self) -> tuple[bool, list[dict[str, Any]]]:
-        """Whether the log has begun anew, and what was added since the last call, or since then."""
+        """Return whether the log has restarted, and the lines added since the last call, or since the restart."""
         try:
             with self.path.open("rb") as file:
                 found = self.path.stat()
@@ -98,10 +98,10 @@ class Tail:
 
 
 class Curve:
-    """A curve of any length in constant memory: means of equally many points, twice as many whenever there are too many means.
+    """A curve of any length in constant memory: means of equally many points, whose number doubles when means are too many.
 
     Args:
-        bars: the most that are kept.
+        bars: the largest number of means.
     """
 
     def __init__(self, bars: int = 64) -> None:
@@ -111,7 +111,7 @@ class Curve:
         self._each, self._open = 1, [0.0, 0]
 
     def add(self, value: float) -> None:
-        """One more point; one that is no finite number leaves no trace but in `last`."""
+        """Add a point; a NaN or infinite one changes `last` alone."""
         self.last = value
         if not math.isfinite(value):
             return
@@ -127,7 +127,7 @@ class Curve:
             self._each *= 2
 
     def sparkline(self) -> str:
-        """Bars from the lowest mean to the highest."""
+        """Return bars between the lowest mean and the highest."""
         if not self.means:
             return ""
         low, high = min(self.means), max(self.means)
@@ -188,31 +188,31 @@ class RunView:
 
     @property
     def finished(self) -> bool:
-        """Whether it has its result."""
+        """Whether the run has its result."""
         return self.result is not None and self.process is None
 
     @property
     def steps(self) -> int:
-        """How many the log has."""
+        """The number of logged steps."""
         return int(self.last["step"]) + 1 if self.last else 0
 
     @property
     def share(self) -> float:
-        """How much of the budget is spent."""
+        """The fraction of the budget that is spent."""
         if self.result is not None or self._trained:
             return 1.0
         return self.recipe.budget.share(self.steps, self.last["seconds"]) if self.recipe and self.last else 0.0
 
     @property
     def _trained(self) -> bool:
-        """Whether the budget is spent, as the run itself takes it."""
+        """Whether the budget is spent, by the run's own rule."""
         if self.recipe is None or not self.last:
             return False
         return self.recipe.budget.reached(self.steps, self.last["seconds"])
 
     @property
     def state(self) -> str:
-        """What the process is at: paused, if all that was trained is saved; interrupted, if steps will be made again."""
+        """The state of the run: paused, if all training is saved; interrupted, if steps will be repeated."""
         if self.process is not None:
             return "starting" if not self.last else "evaluating" if self._trained else "running"
         if self.result is not None:
@@ -225,7 +225,7 @@ class RunView:
 
     @property
     def speed(self) -> float | None:
-        """Tokens or images a second of training, lately; of a finished run, over all of it."""
+        """Recent tokens or images per second of training; for a finished run, over all of it."""
         if self.result is not None and self.recipe is not None:
             return self.result.get(f"{self.recipe.unit}_per_s")
         if len(self._recent) < 2:
@@ -235,14 +235,14 @@ class RunView:
 
     @property
     def memory(self) -> str:
-        """Of the process as it is, or the peak of a finished run."""
+        """The present memory of the process, or the peak of a finished run."""
         if self.result is not None and "peak_memory_bytes" in self.result:
             return f"{self.result['peak_memory_bytes'] / 2**30:.2f} GiB at most"
         resident = _resident_bytes(self.process) if self.process else None
         return "-" if resident is None else f"{resident / 2**30:.2f} GiB"
 
     def scores(self) -> dict[str, str]:
-        """The last evaluation as tables show it."""
+        """Return the last evaluation in the form of tables."""
         found = self.score if self.result is None else self.result
         if self.recipe is None or not found:
             return {}
@@ -253,7 +253,7 @@ class RunView:
         return {name: text for name, text in shown.items() if text != "-"}
 
     def frame(self) -> RenderableType:
-        """The view as it is."""
+        """Return the present view."""
         if self.recipe is None:
             what = "loading the learner and the data" if self.process is not None else "it has not begun"
             return Panel(Text(what), title=Text(f"{self.state}: {self.directory}"), title_align="left")
@@ -263,7 +263,7 @@ class RunView:
         speed = self.speed
         facts |= {f"{unit}/s": "-" if speed is None else f"{speed:.3g}" if speed < 100 else f"{speed:,.0f}"}
         facts |= {"memory": self.memory}
-        # Columns move to the next line where the terminal is narrow; cells of a grid would be broken.
+        # In a narrow terminal columns move to the next line; cells of a grid would be broken.
         row = Columns((Text.assemble((f"{name} ", "dim"), text) for name, text in facts.items()), padding=(0, 3))
         parts: list[RenderableType] = [self._budget(), row]
         for key, curve in self.curves.items():
@@ -294,7 +294,7 @@ class RunView:
 
 
 class GroupView:
-    """Several runs in one directory, and the one at work."""
+    """Several runs in one directory, and the active one."""
 
     begun = True
 
@@ -314,11 +314,11 @@ class GroupView:
 
     @property
     def finished(self) -> bool:
-        """Whether it has its summary."""
+        """Whether the group has its summary."""
         return self.process is None and any((self.directory / name).exists() for name in _SUMMARIES)
 
     def frame(self) -> RenderableType:
-        """All members, and the one at work, or else the last one that was."""
+        """Return all members, and the frame of the active one."""
         state = "running" if self.process is not None else "finished" if self.finished else "interrupted"
         table = Table()
         for column in ("run", "state", "budget", "steps", "loss", "last evaluation"):
@@ -333,7 +333,7 @@ class GroupView:
 
 
 def _members(directory: Path) -> list[str]:
-    """Names of the runs in a group's directory; a run has none."""
+    """Return the names of the runs in a group's directory; empty for a run's own directory."""
     if (directory / "metrics.jsonl").exists():
         return []
     return sorted({path.parent.name for name in ("recipe.yaml", LOCK) for path in directory.glob(f"*/{name}")})
@@ -347,7 +347,7 @@ def _objects(text: bytes) -> Iterator[dict[str, Any]]:
 
 
 def _read(file: Path) -> dict[str, Any] | None:
-    """A file that is there as a whole, or not at all."""
+    """Return the content of a file that is written as a whole; None if there is none."""
     try:
         return next(_objects(file.read_bytes().replace(b"\n", b" ")), None)
     except OSError:

@@ -1,4 +1,4 @@
-"""What keeps a run alive: budget, checkpoints, signals, log."""
+"""The run of one arm: budget, checkpoints, signals, log."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ def run_recipe(
     until: float = 1.0,
     hooks: Sequence[Hook] = (),
 ) -> dict[str, Any]:
-    """Run one arm as the recipe says: train, export, evaluate.
+    """Run a recipe's arm: train, export, evaluate.
 
     Args:
         recipe: see `vpretrain.load_recipe`.
-        resume: go on from the newest checkpoint in the run's directory.
-        overwrite: throw away an earlier run there.
-        accept_changes: resume with settings that the run did not begin with.
-        until: the share of the budget at which to save and leave the rest for a later call.
-        hooks: what accompanies the run, see `vpretrain.run.hooks.Hook`.
+        resume: continue from the newest checkpoint in the run's directory.
+        overwrite: delete an earlier run there.
+        accept_changes: resume with settings other than those the run began with.
+        until: the fraction of the budget at which to save and leave the rest for a later call.
+        hooks: callbacks of the run, see `vpretrain.run.hooks.Hook`.
 
     Returns:
-        What `result.json` in the run's directory holds: figures of the run and of its evaluation.
+        The content of `result.json` in the run's directory: metrics of the run and of its evaluation.
 
     Raises:
         UserError: the recipe cannot work, or the directory is taken.
-        Interrupted: a signal stopped it, after it had saved itself.
+        Interrupted: a signal stopped the run, after it had saved its state.
         Paused: `until` is reached.
     """
-    # Imported late: torch and transformers take seconds, which `--help` and mistakes in a recipe need not wait for.
+    # Imported here: torch and transformers take seconds, and `--help` and recipe errors should not wait for them.
     from vpretrain import distributed
     from vpretrain.console import console
     from vpretrain.run.directory import failures_in_one_line, prepare_directory

@@ -12,15 +12,15 @@ from vpretrain.config import BudgetConfig
 
 
 class Budget:
-    """Yields step numbers until minutes or steps are spent, or `stop` is called.
+    """Yield step numbers until minutes or steps are spent, or `stop` is called.
 
-    Under a budget in minutes the last step is the one whose end lies nearest to the limit. Of several processes the clock of
-    the one that leads is everyone's, and a stop that one is asked for is everyone's.
+    Under a budget in minutes the last step is the one that ends nearest to the limit. With several processes, rank 0's clock
+    counts for all, and a stop requested of one process stops all.
 
     Args:
         config: minutes, steps, or both.
-        until: the share of the budget at which to end for now.
-        clock: seconds; replaced in tests.
+        until: the fraction of the budget at which to pause.
+        clock: returns seconds; replaced in tests.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Budget:
 
     @property
     def seconds(self) -> float:
-        """Training seconds spent, the running step included."""
+        """Training seconds spent, including the current step."""
         running = 0.0 if self._running_since is None else self._clock() - self._running_since
         return self._spent + running
 
@@ -59,28 +59,28 @@ class Budget:
             self._running_since = self._clock()
 
     def share(self, steps_done: int) -> float:
-        """How much of the budget is spent after `steps_done` steps, from 0 to 1."""
+        """Return the fraction of the budget that is spent after `steps_done` steps."""
         return self._config.share(steps_done, self.seconds)
 
     @property
     def spent(self) -> bool:
-        """Whether all of it is spent."""
+        """Whether the whole budget is spent."""
         return self._config.reached(self.step, self._spent)
 
     def stop(self) -> None:
-        """End after the present step."""
+        """End training after the current step."""
         self._stopped = True
 
     def seconds_left(self, steps_done: int) -> float:
-        """Estimate of the training time left after `steps_done` steps; for the progress bar."""
+        """Estimate the training seconds left after `steps_done` steps, for the progress bar."""
         return self._config.seconds_left(steps_done, self.seconds)
 
     def state_dict(self) -> dict[str, Any]:
-        """As at the end of the running step."""
+        """Return the state at the end of the current step."""
         return {"step": self.step + self._in_step, "seconds": self.seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where a checkpoint was taken."""
+        """Restore the state of a checkpoint."""
         self.step, self._spent = state["step"], state["seconds"]
 
     def _pause(self) -> None:

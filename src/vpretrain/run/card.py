@@ -1,6 +1,6 @@
-"""The model card of a run: what was done, on which data, with what result beside the controls; Hugging Face's format.
+"""The model card of a run in Hugging Face's format: training, data, and results beside the controls.
 
-Names and texts come from recipes and data: whatever they hold is shown as text.
+Names and texts come from recipes and data, and are escaped: all of them is shown as plain text.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SHOWN = (
     "stream.length",
     "stream.batch_size",
     "stream.accumulation",
-)  # also where they are the defaults
+)  # shown even if they are the defaults
 _SHOWN_OF_VALUE = ("value.every_steps", "value.align", "value.subset")
 _TOLD_ELSEWHERE = {
     "name",
@@ -52,13 +52,13 @@ _TOLD_ELSEWHERE = {
     "tracking",
     "evaluation",
 }
-_FEEDBACK = {"feedback", "designer", "value"}  # sections that shape a run only where there are meta updates
+_FEEDBACK = {"feedback", "designer", "value"}  # sections that affect a run only if there are meta updates
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _MARKUP = re.compile(r"([\\`*_\[\]#|~$@]|:(?=//))")
 
 
 def provenance(recipe: Recipe) -> dict[str, Any]:
-    """What a run was made with, as JSON: versions, what is known of its base, what identifies its data; None: they are gone."""
+    """Return a run's versions, known base and data fingerprints as JSON; the data are None if they are gone."""
     try:
         data = modality_of(recipe).fingerprints(recipe)
     except (OSError, UserError):
@@ -72,7 +72,7 @@ def write_card(run: Path, model: Path, *, result: dict[str, Any] | None = None) 
     Args:
         run: directory of the run, with recipe.yaml.
         model: directory of the model; its README.md is replaced.
-        result: figures of the run; None: of its result.json.
+        result: metrics of the run; None: those in its result.json.
     """
     recipe = load_recipe(run / "recipe.yaml")
     result = result or _read(run / "result.json")
@@ -84,13 +84,13 @@ def write_card(run: Path, model: Path, *, result: dict[str, Any] | None = None) 
 def model_card(
     recipe: Recipe, result: Mapping[str, Any], made: Mapping[str, Any], comparison: Mapping[str, Any]
 ) -> str:
-    """The card's text.
+    """Return the card's text.
 
     Args:
         recipe: the run.
-        result: its figures; those of an unfinished run lack an evaluation.
+        result: its metrics; those of an unfinished run lack an evaluation.
         made: its `provenance`.
-        comparison: the results.json that it is part of; empty: none.
+        comparison: the results.json of its comparison; empty: none.
     """
     sections = {
         "What was done": _done(recipe, result),
@@ -106,7 +106,7 @@ def model_card(
 
 
 def _front(recipe: Recipe, made: Mapping[str, Any]) -> str:
-    """The metadata that the hub reads: nothing but what is known."""
+    """Return the metadata that the hub reads; it contains only what is known."""
     from huggingface_hub import ModelCardData
 
     base = made["base"]
@@ -122,7 +122,7 @@ def _front(recipe: Recipe, made: Mapping[str, Any]) -> str:
 
 
 def _base(recipe: Recipe) -> dict[str, str]:
-    """Base model and licence: the learner's name if it is one of the hub's, else what a local learner's own card says."""
+    """Return base model and licence: the name of a hub learner, else the entries of a local learner's own card."""
     from huggingface_hub import metadata_load, try_to_load_from_cache
 
     name, local, found = recipe.learner.name, True, {}
@@ -156,7 +156,7 @@ def _done(recipe: Recipe, result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _settings(recipe: Recipe, result: Mapping[str, Any]) -> list[str]:
-    """Those that are not the defaults, and a few that a reader looks for."""
+    """Return the settings that are not defaults, and a few that readers look for."""
     everything = flat(recipe.model_dump(mode="json"))
     changed = flat(recipe.model_dump(mode="json", exclude_defaults=True))
     shown = (*_SHOWN, *(_SHOWN_OF_VALUE if result["meta_updates"] else ()))
@@ -171,7 +171,7 @@ def _settings(recipe: Recipe, result: Mapping[str, Any]) -> list[str]:
 
 
 def _of_source(name: str) -> bool:
-    """Whether the data table shows it."""
+    """Whether the data table shows this setting."""
     return name.split(".")[1:2] in (["sources"], ["heads"], ["meta"])
 
 
@@ -182,7 +182,7 @@ def _data(made: Mapping[str, Any]) -> list[str]:
 
 
 def data_cells(data: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The texts of a table of what identifies data, row by row; the first row names the columns."""
+    """Return the cells of the table of data fingerprints, row by row; the first row names the columns."""
     rows = [["role", "origin", "rows at most", "fingerprint"]]
     for source in data:
         about = {key: value for key, value in source.items() if key not in ("role", "origin", "rows")}
@@ -223,7 +223,7 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _text(text: str) -> str:
-    """Text as Markdown that shows it: no markup, no HTML, one line."""
+    """Escape a text for Markdown: no markup, no HTML, one line."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return _MARKUP.sub(r"\\\1", html.escape(line, quote=False))
 
@@ -233,12 +233,12 @@ def _number(value: Any) -> str:
 
 
 def without_folders(name: str) -> str:
-    """Of a path that is not relative its last part alone: what is published has readers, and home directories names."""
+    """Return only the last part of an absolute path: cards are published, and home directories contain names."""
     return Path(name).name if name.startswith(("/", "~")) else name
 
 
 def _comparison(file: Path, result: Mapping[str, Any]) -> dict[str, Any]:
-    """The comparison that a run is one of, as it is now; empty: there is none, or the file is something else."""
+    """Return the comparison that includes a run, in its present state; empty if there is none or the file is invalid."""
     try:
         comparison = _read(file)
         arms = [arm for arm in comparison["arms"].values() if arm["arm"] == result["arm"]]

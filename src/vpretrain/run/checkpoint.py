@@ -1,9 +1,9 @@
-"""Checkpoints: safetensors and JSON in a directory that is written aside and renamed, so that each is whole or absent.
+"""Checkpoints: directories of safetensors and JSON, written under another name and then renamed, so each is whole or absent.
 
-The last file is a manifest with the size and SHA-256 of every other: nothing is loaded that is not what was written.
+The last file is a manifest with the size and SHA-256 of every other: a file that has changed since is not loaded.
 
-Several processes write one together. What lies in shards is written where it lies, into `GROUP.RANK-of-SIZE.safetensors`, whose
-rows follow each other; any number of processes can read it, and each takes the rows that are its own.
+Several processes write one checkpoint together. Each writes its shards to `GROUP.RANK-of-SIZE.safetensors`; the rows of these
+files follow each other. Any number of processes can read them, and each takes its own rows.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from vpretrain.errors import UserError
 from vpretrain.files import remove, sync
 
 Groups = dict[str, Mapping[str, Tensor]]
-"""Named groups of named tensors: one file each, or one a process where they lie in shards."""
+"""Named groups of named tensors: one file per group, or one per process if they are sharded."""
 
 MANIFEST = "manifest.json"
 _PLAIN: dict[str, Any] = {"style": "yellow", "markup": False, "highlight": False, "soft_wrap": True}
-_FILE = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)(\.\d+-of-\d+)?\.(safetensors|json)")  # a name, and no path
+_FILE = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)(\.\d+-of-\d+)?\.(safetensors|json)")  # a name, not a path
 
 
 def save_checkpoint(root: Path, step: int, groups: Groups, state: dict[str, Any], *, keep: int) -> Path:
-    """Write `root/step-NNNNNNNN`; then, if it reads back whole, older ones go until `keep` are left.
+    """Write `root/step-NNNNNNNN`; then, if it reads back unchanged, remove older ones until `keep` are left.
 
-    A step that is there already, and whole, is not written again. Several processes call this together.
+    An intact checkpoint of the same step is not written again. All processes call this together.
 
     Raises:
-        UserError: the disk refuses; the older checkpoints are untouched.
+        UserError: it cannot be written; the older checkpoints are untouched.
     """
     final = root / f"step-{step:08d}"
     aside = root / f".writing-{step:08d}"
@@ -70,13 +70,13 @@ def _try(final: Path, act: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _begin(root: Path, aside: Path) -> None:
-    for left in [*root.glob(".writing-*"), *root.glob(".*.old")]:  # by a process that was killed
+    for left in [*root.glob(".writing-*"), *root.glob(".*.old")]:  # left by a killed process
         shutil.rmtree(left)
     aside.mkdir(parents=True)
 
 
 def _write_groups(aside: Path, groups: Groups) -> dict[str, Any]:
-    """What of them is this process's to write; returns the files' descriptions."""
+    """Write this process's part of the groups; return the files' descriptions."""
     described = {}
     for name, tensors in groups.items():
         sharded = any(isinstance(value, DTensor) for value in tensors.values())
@@ -116,12 +116,12 @@ def _thin_out(root: Path, final: Path, keep: int) -> None:
 
 
 def checkpoints(root: Path) -> list[Path]:
-    """All checkpoints, oldest first. Each was whole when it was written."""
+    """Return all checkpoints, oldest first. Each was whole when it was written."""
     return sorted(path for path in root.glob("step-*") if re.fullmatch(r"step-\d{8}", path.name))
 
 
 def damage(path: Path) -> str | None:
-    """What about a checkpoint is not as it was written; None if it is whole."""
+    """Describe how a checkpoint differs from what was written; None if it is intact."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         for name, described in manifest.items():
@@ -159,7 +159,7 @@ def load_checkpoint(path: Path) -> tuple[Groups, dict[str, Any]]:
 
 
 def load_newest(root: Path) -> tuple[Groups, dict[str, Any]]:
-    """Read the newest checkpoint that is whole, and say so if it is not the newest of all.
+    """Read the newest intact checkpoint, with a warning for each newer one that is damaged.
 
     Raises:
         UserError: there is none.
@@ -173,7 +173,7 @@ def load_newest(root: Path) -> tuple[Groups, dict[str, Any]]:
 
 
 def load_designer(designer: nn.Module, run: str) -> None:
-    """Give a designer the parameters that another run's had at its newest checkpoint.
+    """Load a designer's parameters from the newest checkpoint of another run.
 
     Raises:
         UserError: that run has none, or one of another shape.
@@ -185,19 +185,19 @@ def load_designer(designer: nn.Module, run: str) -> None:
             f"designer.warm_start={run} holds no checkpoint with a designer: name the directory of an arm v"
         )
     own = dict(designer.named_parameters())
-    start = {name: groups["designer"].get(name) for name in own}  # buffers belong to the learner at hand
+    start = {name: groups["designer"].get(name) for name in own}  # buffers belong to the present learner
     if any(phi is None or phi.shape != own[name].shape for name, phi in start.items()):
         raise UserError(f"the designer of {run} has another shape: make the designer section like its own")
     designer.load_state_dict(start, strict=False)
 
 
 def load_parameters(module: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Give trainable parameters the values that a checkpoint holds of them. Raises UserError for other names or shapes."""
+    """Load a checkpoint's values into trainable parameters. Raises UserError for other names or shapes."""
     load_tensors({name: p.data for name, p in module.named_parameters()}, tensors)
 
 
 def load_tensors(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Give tensors, in shards or not, the values that a checkpoint has for them. Raises UserError for other names or shapes."""
+    """Load a checkpoint's values into tensors, sharded or not. Raises UserError for other names or shapes."""
     if own.keys() != tensors.keys() or any(own[name].shape != value.shape for name, value in tensors.items()):
         raise UserError(
             "the checkpoint is of another learner or designer than the recipe's: names or shapes of parameters differ"
@@ -207,15 +207,15 @@ def load_tensors(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> No
 
 
 def placed(value: Tensor, like: Tensor) -> Tensor:
-    """A checkpoint's tensor where another lies: on its device, in its type, and of shards this process's own."""
-    if isinstance(like, DTensor):  # each process has read the whole: nothing need be sent
+    """Return a checkpoint's tensor with the device, dtype and sharding of another tensor."""
+    if isinstance(like, DTensor):  # each process has read the whole tensor: no communication
         value = value.to(like.device, like.dtype)
         return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
     return value.to(like)
 
 
 class _Shards(Mapping[str, Tensor]):
-    """Tensors from the files that hold their rows; one is put together when it is asked for, so that no more lie in memory."""
+    """Tensors whose rows are in several files; each is assembled on access, so that only that one is in memory."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = sorted(files, key=lambda file: int(file.name.split(".")[1].split("-")[0]))
@@ -241,7 +241,7 @@ class _Shards(Mapping[str, Tensor]):
 def _read(files: Sequence[Path]) -> Mapping[str, Tensor]:
     if len(files) > 1:
         return _Shards(files)
-    # Copies: what load_file gives is the file itself, which may go or change.
+    # Copies: load_file returns views of the file, which may be removed or changed.
     return {name: tensor.clone() for name, tensor in load_file(files[0]).items()}
 
 

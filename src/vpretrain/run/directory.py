@@ -1,4 +1,4 @@
-"""A run's directory: made, or refused, before any long work; and disk and memory that give out, as errors of one line."""
+"""Prepare a run's directory before any long work, and turn disk and memory failures into errors of one line."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from vpretrain.run.checkpoint import checkpoints
 from vpretrain.run.log import LOGS
 from vpretrain.run.tracking import KEPT, TENSORBOARD, require
 
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # torch's words, on GPU and CPU
-_MAY_CHANGE = {"budget", "checkpoint", "output", "name", "threads", "tracking"}  # what a resumed run may set anew
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # torch's messages, on GPU and CPU
+_MAY_CHANGE = {"budget", "checkpoint", "output", "name", "threads", "tracking"}  # what a resumed run may change
 
 
 def prepare_directory(recipe: Recipe, *, resume: bool, overwrite: bool, accept_changes: bool = False) -> None:
-    """Make the run's directory, or refuse it before any long work. Raises UserError."""
+    """Create the run's directory. Raises UserError before any long work if it cannot be used."""
     require(recipe.tracking)
     directory = recipe.directory
     saved = checkpoints(directory / "checkpoints")
@@ -37,7 +37,7 @@ def prepare_directory(recipe: Recipe, *, resume: bool, overwrite: bool, accept_c
             refuse_changes(recipe, directory / "recipe.yaml", except_for=_MAY_CHANGE)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if not resume:  # also what a run left that ended before its first checkpoint
+        if not resume:  # also files of a run that ended before its first checkpoint
             for name in ("checkpoints", "model", "replay", TENSORBOARD):
                 remove(directory / name)
             for name in (*LOGS, "result.json", "provenance.json", "recipe.yaml", KEPT):
@@ -48,7 +48,7 @@ def prepare_directory(recipe: Recipe, *, resume: bool, overwrite: bool, accept_c
 
 @contextlib.contextmanager
 def failures_in_one_line(recipe: Recipe) -> Iterator[None]:
-    """Turn a full disk, a lack of memory and the end of another process into a UserError."""
+    """Turn a full disk, lack of memory and the end of another process into a UserError."""
     try:
         yield
     except (OSError, SafetensorError) as error:

@@ -1,4 +1,4 @@
-"""How long a step takes: one is made and measured before a run under a budget in minutes, and changes nothing."""
+"""The dry run: measure a step before a run with a budget in minutes, without changing anything."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vpretrain.timing import now
 
 
 def planned_steps(recipe: Recipe, parts: Parts, optimizer: AdamW) -> int:
-    """Steps of the schedule: the budget's, or as many as its minutes hold at the pace of a measured step."""
+    """Return the schedule's total steps: the budget's, or as many as fit in its minutes at the pace of a measured step."""
     if recipe.budget.steps is not None:
         return max(1, recipe.budget.steps)
     assert recipe.budget.minutes is not None
@@ -23,9 +23,9 @@ def planned_steps(recipe: Recipe, parts: Parts, optimizer: AdamW) -> int:
 
 
 def seconds_of_a_step(recipe: Recipe, parts: Parts, optimizer: AdamW) -> float:
-    """Seconds of a step with its share of a meta update, measured without changing anything.
+    """Measure the seconds of a step, with its fraction of a meta update, without changing anything.
 
-    The optimizers' own time is not in it. The first pass only warms up allocators and caches.
+    The optimizers' own time is not included. The first pass only warms up allocators and caches.
     """
     seconds = 0.0
     cursors = parts.stream.state_dict(), parts.feedback.state_dict()
@@ -36,7 +36,7 @@ def seconds_of_a_step(recipe: Recipe, parts: Parts, optimizer: AdamW) -> float:
         start = now()
         batches = parts.stream.next()
         with contextlib.nullcontext() if parts.meta is None else parts.meta.rehearsal(batches):
-            # As if each update had feedback of its own.
+            # As if each meta update had its own feedback batch.
             seconds = (now() - start) / recipe.value.every_steps
             start = now()
             for part in learner_losses(parts.learner, parts.construction, batches[:1]):

@@ -1,4 +1,4 @@
-"""Export a run's learner in its community's format, with its model card; to the hub if asked for."""
+"""Export a run's learner in its community's format, with its model card; upload it to the hub on request."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def export(run: str, target: str) -> None:
 
 
 def export_checkpoint(recipe: Recipe, checkpoints: Path, directory: Path) -> dict[str, Any]:
-    """Write the learner of the newest checkpoint, which may lie in shards; returns the run's state there. Raises UserError."""
+    """Write the learner of the newest checkpoint, which may be sharded; return the run's state in it. Raises UserError."""
     learner, write = modality_of(recipe).load_learner(recipe)
     groups, state = load_newest(checkpoints)
     load_parameters(learner, groups["learner"])
@@ -58,18 +58,18 @@ def export_checkpoint(recipe: Recipe, checkpoints: Path, directory: Path) -> dic
 
 
 def check_hub_name(name: str) -> None:
-    """Raises UserError for what cannot be the name of a model on the hub."""
+    """Raise UserError if this cannot be the name of a model on the hub."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII):
         raise UserError(f"--push-to-hub {name}: give USER/NAME")
 
 
 def push(directory: str, name: str, *, private: bool) -> str:
-    """Upload an exported directory as a model of the hub, with the user's own login; returns its address.
+    """Upload an exported directory as a model to the hub, with the user's own login; return its address.
 
     Args:
         directory: as `export` wrote it.
-        name: USER/NAME; made if it is not there.
-        private: nothing is uploaded to a repository that others can read.
+        name: USER/NAME; created if it does not exist.
+        private: upload to a private repository only.
 
     Raises:
         UserError: it cannot be uploaded.
@@ -82,7 +82,7 @@ def push(directory: str, name: str, *, private: bool) -> str:
         if private and not api.repo_info(name).private:
             raise UserError("it is there already, and public")
         api.upload_folder(repo_id=name, folder_path=directory, commit_message="Upload by vpretrain export")
-    except Exception as error:  # the hub's, the network's, the login's
+    except Exception as error:  # of the hub, the network or the login
         told = first_line(error).rstrip(".") or type(error).__name__
         raise UserError(
             f"{directory} is exported but not uploaded to {name}: {told}; mend it (hf auth login, or HF_TOKEN, names who "

@@ -1,4 +1,4 @@
-"""What identifies data: a hash of local files, the revision of a hub data set, or what a generator was asked for."""
+"""Fingerprints of data: a hash of local files, the revision of a hub data set, or the arguments of a generator."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-MOST = 2**30  # bytes of a source that are read
+MOST = 2**30  # bytes of a source that are read, at most
 _END = 2**20
 
 
 def of_files(files: Sequence[Path], root: Path | None = None) -> dict[str, Any]:
-    """Of local files: how many, their bytes, and SHA-256.
+    """Return the number of local files, their bytes and their SHA-256.
 
-    Of one file it is what `sha256sum` prints; of several, the hash of the lines which it prints for them under `root`.
-    Of more than a gigabyte only both ends of each file are read, a megabyte or less of each, and `of` says how much.
+    For one file the hash is what `sha256sum` prints; for several, the hash of the lines that it prints for them under `root`.
+    Above a gigabyte only both ends of each file are read, a megabyte or less of each, and `of` has the amount.
 
     Raises:
         OSError: a file is gone.
@@ -35,7 +35,7 @@ def of_files(files: Sequence[Path], root: Path | None = None) -> dict[str, Any]:
 
 
 def of_hub(name: str, config: str | None, split: str) -> dict[str, Any]:
-    """Of a hub data set: its revision, and how many rows it has; both None where they cannot be had."""
+    """Return the revision of a hub data set and its number of rows; both None if they are not available."""
     import datasets
 
     found: dict[str, Any] = {"hub": name, "config": config, "split": split, "revision": None, "rows": None}
@@ -43,12 +43,12 @@ def of_hub(name: str, config: str | None, split: str) -> dict[str, Any]:
         builder = datasets.load_dataset_builder(name, config)
         splits = builder.info.splits or {}
         return found | {"revision": builder.hash, "rows": splits[split].num_examples if split in splits else None}
-    except Exception:  # datasets raises many kinds for one thing: the data cannot be had
+    except Exception:  # datasets raises many exception types if the data are not available
         return found
 
 
 def generated(package: str, **asked: Any) -> dict[str, Any]:
-    """Of generated data: what was asked for, and the package that made it."""
+    """Return the arguments of generated data, and the package that made it."""
     try:
         return {**asked, "package": f"{package} {version(package)}"}
     except PackageNotFoundError:

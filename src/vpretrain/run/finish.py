@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def finish(session: Session) -> dict[str, Any]:
-    """Export, evaluate, and write result.json, which says that a run is finished; returns what is in it."""
+    """Export, evaluate, and write result.json, which marks a run as finished; return its content."""
     result = _figures(session)
     if session.budget.step:
         if warning := session.parts.warning(result):
@@ -72,7 +72,7 @@ def _write(session: Session, result: dict[str, Any]) -> None:
 
 
 def peak_memory_bytes() -> int:
-    """Peak of this process: device memory on CUDA, else resident memory."""
+    """Return this process's peak memory: device memory on CUDA, else resident memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,4 +1,4 @@
-"""What happens beside the training of a run: its log, trackers, scores, views and checkpoints, and whatever a user adds."""
+"""Hooks that run beside the training: log, trackers, scores, views and checkpoints, and those that a user adds."""
 
 from __future__ import annotations
 
@@ -13,52 +13,52 @@ from vpretrain.run.tracking import Trackers
 if TYPE_CHECKING:
     from vpretrain.run.session import Session
 
-_LOOKS = 5  # equal shares of the budget, after which the designer is looked at; and before the first step
+_LOOKS = 5  # equal parts of the budget, after each of which views are recorded; also before the first step
 
 
 class Hook:
-    """Something that accompanies a run; every method does nothing unless it is overridden.
+    """A callback of a run; every method does nothing unless it is overridden.
 
-    All processes call all methods together, and the clock of the budget stands still meanwhile. What a later step depends on
-    belongs into `state_dict`.
+    All processes call all methods together, while the budget's clock is stopped. Anything that a later step depends on belongs
+    in `state_dict`.
 
     Example:
         class Stop(Hook):
             def after_step(self, session, record):
                 if record.loss < 0.5:
-                    session.budget.stop()
+                    session.budget.stop()  # saves the run and raises Paused
 
         run_recipe(recipe, hooks=[Stop()])
     """
 
     def before_run(self, session: Session) -> None:
-        """The directory is still as an earlier part of the run has left it."""
+        """Called first; the directory is still as an earlier part of the run left it."""
 
     def before_training(self, session: Session) -> None:
-        """All is loaded, and the first step, or the next one of a resumed run, is about to begin."""
+        """Called after loading, before the first step or the next one of a resumed run."""
 
     def after_step(self, session: Session, record: StepRecord) -> None:
-        """A learner step was made; `session.line` is its line in the log."""
+        """Called after each learner step; `session.line` is its line in the log."""
 
     def after_training(self, session: Session) -> None:
-        """The budget is spent, and a checkpoint written."""
+        """Called when the budget is spent and a checkpoint written."""
 
     def after_run(self, session: Session, result: dict[str, Any]) -> None:
-        """The run was evaluated and exported."""
+        """Called when the run was evaluated and exported."""
 
     def close(self) -> None:
-        """The run has ended, in whatever way."""
+        """Called when the run has ended, in any way."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of it, as JSON does."""
+        """Return the hook's state for a checkpoint, as JSON."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The reverse."""
+        """Restore the state."""
 
 
 class MetricsLog(Hook):
-    """A line a step in metrics.jsonl."""
+    """Write one line per step to metrics.jsonl."""
 
     def __init__(self) -> None:
         self._file: IO[str] | None = None
@@ -78,7 +78,7 @@ class MetricsLog(Hook):
 
 
 class Tracking(Hook):
-    """The trackers that the recipe names."""
+    """Send metrics to the trackers that the recipe names."""
 
     def __init__(self) -> None:
         self._trackers: Trackers | None = None
@@ -88,7 +88,7 @@ class Tracking(Hook):
         self._trackers = Trackers(session.recipe, session.budget.step, resumed=session.resumed, main=main)
 
     def log(self, kind: str, figures: dict[str, Any], step: int) -> None:
-        """Tell all trackers."""
+        """Send metrics to all trackers."""
         if self._trackers is not None:
             self._trackers.log(kind, figures, step)
 
@@ -104,17 +104,17 @@ class Tracking(Hook):
 
 
 class Scores(Hook):
-    """Evaluations along the run, in scores.jsonl; it goes on as if nothing had happened.
+    """Write evaluations along the run to scores.jsonl, without effect on the run.
 
     Args:
-        tracking: is told of them.
+        tracking: gets them too.
     """
 
     def __init__(self, tracking: Tracking) -> None:
         self._tracking = tracking
 
     def after_step(self, session: Session, record: StepRecord) -> None:
-        if not session.passed(session.recipe.evaluation.points):  # the last one is the result's
+        if not session.passed(session.recipe.evaluation.points):  # the last evaluation is in the result
             return
         unit = session.recipe.unit
         line = {"step": record.step, "seconds": session.budget.seconds, unit: session.totals["read"]}
@@ -123,7 +123,7 @@ class Scores(Hook):
 
 
 class Views(Hook):
-    """What the designer makes of a few examples, now and then, in views.jsonl; -1 is before the first step."""
+    """Write the designer's output for a few examples to views.jsonl, from time to time; -1 is before the first step."""
 
     def before_training(self, session: Session) -> None:
         if not session.resumed:
@@ -144,7 +144,7 @@ class Views(Hook):
 
 
 class Checkpoints(Hook):
-    """Checkpoints after so many steps or minutes. Comes last, so that they hold what the other hooks have done."""
+    """Write checkpoints at intervals of steps or minutes. Comes last, so that they include the work of the other hooks."""
 
     def __init__(self) -> None:
         self._saved_at = 0.0

@@ -1,4 +1,4 @@
-"""One process at a time in a run's directory."""
+"""A lock for one process at a time in a run's directory."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold a directory, which is made if need be, for as long as this process works in it.
+    """Lock a directory, created if necessary, while this process works in it.
 
-    The lock goes with the process, however it ends.
+    The lock is released when the process ends, in any way.
 
     Raises:
         UserError: another process holds it, or it cannot be made.
@@ -27,7 +27,7 @@ def locked(directory: Path) -> Iterator[None]:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = FileLock(directory / LOCK)
-        lock.acquire(timeout=0.2)  # `holder` may have it for an instant
+        lock.acquire(timeout=0.2)  # `holder` may hold it for an instant
     except Timeout:
         raise UserError(f"another process is at work in {directory}: wait for its end, or use name=...") from None
     except OSError as error:
@@ -39,7 +39,7 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def holder(directory: Path) -> int | None:
-    """The process at work in a directory; 0: there is one, and nothing says which; None: there is none."""
+    """Return the id of the process that has locked a directory; 0 if the id is unknown, None if there is no such process."""
     with contextlib.suppress(OSError), (directory / LOCK).open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -49,7 +49,7 @@ def holder(directory: Path) -> int | None:
 
 
 def _process_of(inode: int) -> int:
-    """Whose lock a file has, by Linux's table; 0 where there is no such table, or the process is of another container."""
+    """Return the process that locks a file, by Linux's table; 0 without the table, or if it is in another container."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/locks").read_text(encoding="utf-8").splitlines():
             _, kind, _, _, process, file, *_ = line.split()

@@ -1,4 +1,4 @@
-"""The logs of a run: JSON lines, each with the step that it is of."""
+"""The logs of a run: JSON lines, each with its step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ METRICS, SCORES, VIEWS = LOGS = ("metrics.jsonl", "scores.jsonl", "views.jsonl")
 
 
 def append(log: Path, line: dict[str, Any], find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Write a line, with what is found, that no later step depends on; returns what was found."""
+    """Append a line with the result of `find`, on which no later step depends; return the result."""
     random = random_state()
     found = find()
     if distributed.is_rank_0():
@@ -27,7 +27,7 @@ def append(log: Path, line: dict[str, Any], find: Callable[[], dict[str, Any]]) 
 
 
 def cut(log: Path, step: int) -> None:
-    """Leave out lines of steps after the checkpoint, which are written anew, and a line that was never finished."""
+    """Remove lines of steps after the checkpoint, which are written again, and an incomplete line."""
     if not log.exists():
         return
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()

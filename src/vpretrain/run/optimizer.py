@@ -1,4 +1,4 @@
-"""The learner's optimizer: AdamW with clipping and a learning rate that follows a horizon in steps."""
+"""The learner's optimizer: AdamW with clipping and a learning rate schedule over the total steps (the horizon)."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from vpretrain.config import OptimizerConfig
 from vpretrain.errors import NonFinite
 from vpretrain.run.checkpoint import placed
 
-_RECENT, _FEWEST = 64, 8  # losses that a leap is measured against
-FINAL_SHARE = 0.1  # linear and cosine schedules end at this share of the peak rate
+_RECENT, _FEWEST = 64, 8  # most and fewest losses that a loss spike is measured against
+FINAL_SHARE = 0.1  # linear and cosine schedules end at this fraction of the peak learning rate
 
 
 class AdamW:
-    """Updates theta from the gradients in `.grad`, which only L_pre has put there.
+    """Update theta from the gradients in `.grad`, which come from L_pre alone.
 
     Args:
         parameters: the learner's trainable parameters, named.
-        config: rate, moments, clipping, schedule.
-        horizon: steps over which the schedule runs; a run that goes on beyond it stays at the last rate.
+        config: learning rate, moments, clipping, schedule.
+        horizon: total steps of the schedule; a run that continues beyond them keeps the last learning rate.
     """
 
     def __init__(
@@ -47,12 +47,12 @@ class AdamW:
 
     @property
     def progress(self) -> float:
-        """Steps done, as a share of the horizon; 1 beyond it."""
+        """Steps done, as a fraction of the horizon; 1 beyond it."""
         assert self.horizon is not None, "the horizon is set before the run starts"
         return min(1.0, self.steps / self.horizon)
 
     def rate(self) -> float:
-        """The learning rate of the coming step."""
+        """Return the learning rate of the coming step."""
         assert self.horizon is not None, "the horizon is set before the run starts"
         warmup = math.ceil(self.config.warmup_fraction * self.horizon)
         if self.steps < warmup:
@@ -68,13 +68,13 @@ class AdamW:
         return self.config.lr * share
 
     def step(self, loss: float) -> dict[str, float]:
-        """Clip, update, clear the gradients; or, where the loss has leapt and the recipe says so, only clear them.
+        """Clip, update and clear the gradients; or only clear them, at a loss spike that the recipe's settings skip.
 
         Args:
             loss: of this step.
 
         Raises:
-            NonFinite: the loss or the gradient is not finite; theta is left as it was.
+            NonFinite: the loss or the gradient is NaN or infinite; theta is unchanged.
         """
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -94,14 +94,14 @@ class AdamW:
         return {"lr": lr, "grad_norm": grad_norm, **({"skipped": 1.0} if leapt else {})}
 
     def metric(self, names: Iterable[str]) -> Preconditioner | None:
-        """AdamW's preconditioner over the named parameters, as it is whenever it is asked.
+        """Return AdamW's preconditioner over the named parameters; it follows the optimizer's state.
 
         None before the first step, when there is no v_hat yet; parameters that no loss has reached have none either.
         """
         return adamw_metric(self.torch, {name: self.parameters[name] for name in names})
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters and recent losses; the moments are in `optimizer_tensors`."""
+        """Return counters and recent losses; the moments are in `optimizer_tensors`."""
         return {"steps": self.steps, "skipped": self.skipped, "horizon": self.horizon, "losses": list(self._losses)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -111,16 +111,16 @@ class AdamW:
         self._losses.extend(state["losses"])
 
     def _leapt(self, loss: float) -> bool:
-        """Whether the loss is so many times the median of the last ones that the step is to be left out."""
+        """Whether the loss exceeds the median of recent ones by the factor above which steps are skipped."""
         if self.config.skip_above is None:
             return False
         leapt = len(self._losses) >= _FEWEST and loss > self.config.skip_above * median(self._losses)
-        self._losses.append(loss)  # so that a level which stays becomes the level
+        self._losses.append(loss)  # also after a spike, so that a lasting new level becomes the median
         return leapt
 
 
 class Preconditioner(Mapping[str, Tensor]):
-    """AdamW's P = 1 / (sqrt(v_hat) + eps) over some parameters (App B.4), made anew whenever one is asked for."""
+    """AdamW's P = 1 / (sqrt(v_hat) + eps) over some parameters (App B.4), computed on each access."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> None:
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
@@ -147,15 +147,15 @@ class Preconditioner(Mapping[str, Tensor]):
 
 
 def adamw_metric(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> Preconditioner | None:
-    """AdamW's preconditioner over some parameters.
+    """Return AdamW's preconditioner over some parameters.
 
-    None where the optimizer has no such statistics: before its first step, or because it is another than Adam or AdamW.
+    None if the optimizer has no such statistics: before its first step, or if it is neither Adam nor AdamW.
     """
     return Preconditioner(optimizer, parameters) or None
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as flat named tensors, for safetensors."""
+    """Return the optimizer's state as flat named tensors, for safetensors."""
     return {
         f"{index}.{key}": value
         for index, entry in optimizer.state_dict()["state"].items()
@@ -164,7 +164,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """The reverse of `optimizer_tensors`; hyper-parameters come from the recipe."""
+    """Restore the state from `optimizer_tensors`; hyperparameters come from the recipe."""
     state: dict[int, dict[str, Tensor]] = {}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, value in tensors.items():

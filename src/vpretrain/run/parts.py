@@ -1,4 +1,4 @@
-"""The parts that a modality assembles from a recipe, and that a session runs."""
+"""The parts that a modality assembles from a recipe for a session."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ class Parts:
         learner: theta.
         stream: D_u.
         feedback: D_fb.
-        held_back: identities of the problems of feedback and evaluation, which the stream's own sources must not show.
+        held_back: identities of the feedback and evaluation problems, which the stream's own sources must not contain.
         construction: c_phi or a control.
-        base: the base recipe of the modality.
+        base: makes the base task of the modality.
         meta: line 2 of Algorithm 1; None for controls without feedback.
         designer: the module that holds phi; None for controls.
-        warning: what a user must be told about a finished run's figures, or None.
-        evaluate: measures the learner as it is, as JSON-ready figures.
-        train: what takes the place of Algorithm 1 in arms that train directly, called with the optimizer, the steps and what
-            to call after each; or None.
-        warm_up: what comes once before the first step and is charged to no arm, such as fitting a new head; or None.
+        warning: returns a warning for the user about a finished run's metrics, or None.
+        evaluate: evaluates the present learner; returns JSON-ready metrics.
+        train: replaces Algorithm 1 in arms that train directly; called with the optimizer, the steps and a function to call
+            after each; or None.
+        warm_up: called once before the first step and charged to no arm, such as fitting a new head; or None.
         modules: further modules whose tensors a checkpoint must hold: an EMA teacher, the feedback's heads.
         optimizers: their optimizers.
-        look: what becomes of a few examples by the present designer, JSON-ready, for a report; leaves no trace, and all
+        look: returns the present designer's output for a few examples, JSON-ready, for a report; leaves no trace, and all
             processes call it together; or None.
-        illustrate: draws what the construction makes into a run's directory, and says where; or None.
+        illustrate: draws the construction's output into a run's directory, and returns the path; or None.
         export: writes the learner into a directory in its community's format.
     """
 

@@ -1,4 +1,4 @@
-"""Batches made ahead by a process of their own, while the learner works on those before them."""
+"""Read batches ahead in a process of their own, while the learner trains on earlier ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vpretrain.method.protocols import Stream
 
 
 def prefetched(stream: Any, steps: int, device: torch.device) -> Any:
-    """The stream on a device: as it is, or read ahead by so many learner steps."""
+    """Return the stream on a device: as it is, or read ahead by this number of learner steps."""
     if steps:
         return Prefetched(stream, steps, device)
     stream.device = device
@@ -26,15 +26,15 @@ def prefetched(stream: Any, steps: int, device: torch.device) -> Any:
 
 
 class Prefetched:
-    """A stream read ahead: the same batches, and the cursor of what was handed out.
+    """A stream that is read ahead: the same batches, and the cursor of those handed out.
 
-    An executor and not a DataLoader: a DataLoader ends its workers by SIGTERM and waits for them, so that
-    a worker which leaves that signal to the run is waited for without end.
+    This is an executor and not a DataLoader: a DataLoader ends its workers by SIGTERM and waits for them, for ever if a
+    worker ignores that signal, as ours does.
 
     Args:
-        stream: makes batches on the CPU; from now on nobody else may draw from it.
+        stream: makes batches on the CPU; nothing else may draw from it afterwards.
         steps: learner steps whose batches are kept ready.
-        device: where batches go, through pinned memory if it is a GPU.
+        device: the device of the batches; they go through pinned memory if it is a GPU.
     """
 
     def __init__(self, stream: Stream, steps: int, device: torch.device) -> None:
@@ -44,9 +44,9 @@ class Prefetched:
         self._state = stream.state_dict()
 
     def next(self) -> list[Any]:
-        """The micro-batches of one learner step."""
-        if self._worker is None:  # one worker alone keeps the order
-            self.stream.load_state_dict(self._state)  # closes what it has open: no file or connection is shared
+        """Return the micro-batches of one learner step."""
+        if self._worker is None:  # a single worker keeps the order
+            self.stream.load_state_dict(self._state)  # closes open files and connections: the worker shares none
             self._worker = ProcessPoolExecutor(1, initializer=_begin, initargs=(self.stream,))
             self._end = weakref.finalize(self, self._worker.shutdown, cancel_futures=True)
         while len(self._made) <= self.steps:
@@ -57,7 +57,7 @@ class Prefetched:
         return [batch.to(self.device) for batch in batches]
 
     def state_dict(self) -> dict[str, Any]:
-        """The cursor."""
+        """Return the cursor."""
         return self._state
 
     def merge(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class Prefetched:
         return self.stream.merge(states)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at a cursor: what was made beyond it is dropped."""
+        """Continue at a cursor; batches read beyond it are dropped."""
         if self._worker is not None:
             self._end()
         self.stream.load_state_dict(state)
@@ -80,7 +80,7 @@ def _begin(stream: Stream) -> None:
     global _stream
     _stream = stream
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
-    # Terminals and schedulers signal all processes at once: the run saves itself, and the worker ends with it.
+    # Terminals and schedulers signal all processes at once: the run saves its state, and the worker ends with it.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_run, daemon=True).start()

@@ -1,4 +1,4 @@
-"""torch's random numbers, as tensors that a checkpoint can hold."""
+"""torch's random state, as tensors for a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def random_state() -> dict[str, Tensor]:
-    """As they stand now."""
+    """Return the present state."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
@@ -15,7 +15,7 @@ def random_state() -> dict[str, Tensor]:
 
 
 def set_random_state(state: dict[str, Tensor]) -> None:
-    """Go on from there."""
+    """Restore a state."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"])

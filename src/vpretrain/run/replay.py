@@ -1,4 +1,4 @@
-"""A step that ended in a number that is none: kept, with its batch and all that it depended on, and made again."""
+"""Save a step that ended in NaN or infinity, with its batch and all that it depended on, and run it again."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from vpretrain.run.train import begin, train
 
 
 def write_replay(recipe: Recipe, parts: Parts, optimizer: AdamW, before: Before, step: int, error: NonFinite) -> Path:
-    """Keep a step that failed, in the form of a checkpoint with its batch (which several processes leave to the stream).
+    """Save a failed step as a checkpoint with its batch (with several processes, the stream gives the batch again).
 
     Args:
         recipe, parts, optimizer: of the run.
-        before: the step.
+        before: the state before the step.
         step: its number.
         error: how it failed.
     """
@@ -36,16 +36,16 @@ def write_replay(recipe: Recipe, parts: Parts, optimizer: AdamW, before: Before,
     root = recipe.directory / "replay"
     distributed.on_rank_0(
         lambda: shutil.rmtree(root / f"step-{step:08d}", ignore_errors=True)
-    )  # of an earlier try with other settings
+    )  # of an earlier attempt with other settings
     return save_checkpoint(root, step, groups, state, keep=3)
 
 
 def replay(path: Path) -> dict[str, Any]:
-    """Make a kept step again.
+    """Run a saved step again.
 
     Returns:
         `step`; `was` and `is`: how it failed, and how it fails now (None: it does not); `batch`: whether the stream still gives
-        the batch that it was; `not_finite`: parameters of the learner whose gradient is not finite, and how many numbers of it.
+        the same batch; `not_finite`: parameters of the learner with NaN or infinite entries in their gradient, and how many.
 
     Raises:
         UserError: it cannot be read, or does not fit the recipe.
@@ -59,7 +59,7 @@ def replay(path: Path) -> dict[str, Any]:
     restore(parts, optimizer, groups, state)
     batch = _tensors(parts.stream.next())
     parts.stream.load_state_dict(state["stream"])
-    if state["updated"]:  # phi is as it was after its update
+    if state["updated"]:  # phi is in the state after its update
         parts = replace(parts, meta=None)
     now = None
     try:

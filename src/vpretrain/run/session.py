@@ -1,9 +1,9 @@
 """One run: an arm under its budget, with its log, its checkpoints, its evaluation and its exported model.
 
-A run directory holds recipe.yaml, metrics.jsonl (a line a step), scores.jsonl (a line an evaluation along the run),
-views.jsonl (vision: what the designer makes of a few pictures, now and then), checkpoints/, model/ with its card,
-provenance.json (data and versions), result.json, and what trackers keep there. Several processes train and evaluate together;
-the one that leads decides and writes.
+A run directory contains recipe.yaml, metrics.jsonl (one line per step), scores.jsonl (one line per evaluation along the run),
+views.jsonl (vision: the designer's views of a few images, from time to time), checkpoints/, model/ with its card,
+provenance.json (data and versions), result.json, and the trackers' files. Several processes train and evaluate together; rank 0
+decides and writes.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from vpretrain.run.train import train
 
 
 class Session:
-    """Runs one recipe in its directory, which `prepare_directory` has made.
+    """Run one recipe in its directory, which `prepare_directory` has created.
 
     Args:
         recipe: the run.
         parts: its parts.
-        resume: go on from the newest checkpoint.
-        until: the share of the budget at which to save and leave the rest for later.
-        hooks: what else accompanies the run.
+        resume: continue from the newest checkpoint.
+        until: the fraction of the budget at which to save and leave the rest for later.
+        hooks: further hooks of the run.
 
     Attributes:
-        budget: what is spent.
+        budget: the budget, and how much of it is spent.
         totals: `read`, in the recipe's unit, and `meta_updates`.
         side: sums over steps of the tasks' scalar side information.
         line: the last step's line in the log.
@@ -70,15 +70,15 @@ class Session:
         if resume:
             self._load()
         elif distributed.rank():
-            torch.manual_seed(recipe.seed + 1_000_003 * distributed.rank())  # dropout of its own
+            torch.manual_seed(recipe.seed + 1_000_003 * distributed.rank())  # each process has its own dropout
 
     def run(self) -> dict[str, Any]:
-        """Train until the budget is spent, evaluate, export; returns and writes result.json.
+        """Train until the budget is spent, evaluate, export; return and write result.json.
 
         Raises:
-            UserError: something cannot go on; what was saved stays.
+            UserError: the run cannot continue; what was saved is kept.
             Interrupted: by SIGINT or SIGTERM; a second one ends the process at once.
-            Paused: the share of the budget is reached.
+            Paused: `until` is reached.
         """
         with self._signals.handled():
             try:
@@ -114,18 +114,19 @@ class Session:
             name = signal.Signals(number).name
             raise Interrupted(number, f"stopped by {name}; saved {self.save()}; continue with --resume")
         if not self.budget.spent:
-            text = f"paused at {self.budget.until:.0%} of the budget; saved {self.save()}; continue with --resume"
+            reached = self.budget.until if self.budget.until < 1 else self._share  # or stopped by a hook
+            text = f"paused at {reached:.0%} of the budget; saved {self.save()}; continue with --resume"
             self._signals.enter(Phase.END)
             raise Paused(text)
         if self.budget.step:
             with console.status(f"{self.recipe.arm}: saving"):
-                self.save()  # whatever befalls the evaluation, no training is lost
+                self.save()  # no training is lost if the evaluation fails
         for hook in self.hooks:
             hook.after_training(self)
         self._signals.enter(Phase.END)
 
     def passed(self, parts: int) -> bool:
-        """Whether the last step has passed an inner boundary of so many equal parts of the budget."""
+        """Whether the last step has passed a boundary between this number of equal parts of the budget."""
         return int(parts * self._share_before) < int(parts * self._share) and self._share < 1
 
     def save(self) -> Path:
@@ -144,17 +145,17 @@ class Session:
         self._share = self.budget.share(self.budget.step)
         for hook, kept in zip(
             self._own, state.get("hooks", ()), strict=False
-        ):  # a run may go on with fewer, or with more
+        ):  # a resumed run may have fewer hooks, or more
             hook.load_state_dict(kept)
 
     def _begin(self) -> None:
-        """The directory as the run begins, or goes on: only now that everything has been found to fit."""
+        """Prepare the files of a new or resumed run, only now that everything has loaded."""
         if not distributed.is_rank_0():
             return
         if self.resumed:
             for name in LOGS:
                 cut(self.directory / name, self.budget.step)
-            (self.directory / "result.json").unlink(missing_ok=True)  # what says that a run is finished
+            (self.directory / "result.json").unlink(missing_ok=True)  # it marks a run as finished
         save_recipe(self.recipe, self.directory / "recipe.yaml")
 
     def _steps(self) -> Iterator[int]:
@@ -165,7 +166,7 @@ class Session:
     def _after_step(self, record: StepRecord) -> None:
         with self.budget.paused():
             self._share_before, self._share = self._share, self.budget.share(record.step + 1)
-            if self.recipe.budget.steps is None:  # by the clock, so that every arm's schedule ends with its budget
+            if self.recipe.budget.steps is None:  # total steps by the clock: every arm's schedule ends with its budget
                 self.optimizer.horizon = round((record.step + 1) / self._share)
             self.totals["read"] += record.tokens
             self.totals["meta_updates"] += bool(record.meta)
@@ -192,7 +193,7 @@ class Session:
         )
 
     def _keep_failed_step(self, error: NonFinite) -> str:
-        """Returns what the user is told."""
+        """Save the failed step; return the message for the user."""
         step = self.budget.step
         text = f"{error.what} at step {step}; the learner was not updated: {error.remedy}"
         if self.parts.train is not None:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM in a run: training ends after the present step, with a checkpoint; what can be made anew ends at once."""
+"""SIGINT and SIGTERM in a run: training ends after the current step, with a checkpoint; repeatable work ends at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vpretrain.console import console
 
 
 class Phase(enum.Enum):
-    """What a run is doing."""
+    """The phase of a run."""
 
     START = enum.auto()
     TRAINING = enum.auto()
@@ -23,10 +23,10 @@ class Phase(enum.Enum):
 
 
 class Signals:
-    """What a signal does, by the phase of the run. A second one ends the process at once.
+    """Handle a signal according to the phase of the run. A second one ends the process at once.
 
     Args:
-        stop: ends training after the present step.
+        stop: ends training after the current step.
         interrupt: ends the run, given the signal's number.
 
     Attributes:
@@ -41,7 +41,7 @@ class Signals:
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
-        """Around the run."""
+        """Handle signals inside the context, which surrounds the run."""
         before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -50,13 +50,13 @@ class Signals:
                 signal.signal(number, handler)
 
     def enter(self, phase: Phase) -> None:
-        """Go on to a phase; a signal that came while another could not end ends the run now."""
+        """Enter a phase; if it is the last, a signal that could not end the run earlier ends it now."""
         self.phase = phase
         if phase is Phase.END and self.received is not None:
             self._interrupt(self.received)
 
     def from_any_process(self) -> int | None:
-        """The signal that any of the processes has received; all call it together."""
+        """Return the signal that any process has received; all processes call this together."""
         self.received = next((number for number in distributed.all_gather(self.received) if number is not None), None)
         return self.received
 

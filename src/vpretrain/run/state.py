@@ -1,4 +1,4 @@
-"""All that the next step of a run depends on, as a checkpoint holds it."""
+"""Capture and restore all that the next step of a run depends on, for checkpoints."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vpretrain.run.random_state import random_state, set_random_state
 
 
 def captured(parts: Parts, optimizer: AdamW) -> tuple[Groups, dict[str, Any]]:
-    """Tensors by group, and what JSON holds; of all processes, which call this together."""
+    """Return tensors by group and the JSON-ready state, of all processes, which call this together."""
     groups: Groups = {
         "learner": {name: p.detach() for name, p in parts.learner.named_parameters()},
         "learner-optimizer": optimizer_tensors(optimizer.torch),
@@ -44,10 +44,10 @@ def captured(parts: Parts, optimizer: AdamW) -> tuple[Groups, dict[str, Any]]:
 
 
 def restore(parts: Parts, optimizer: AdamW, groups: Groups, state: dict[str, Any]) -> None:
-    """The reverse of `captured`.
+    """Restore the result of `captured`.
 
     Raises:
-        UserError: it is of a run with other parts.
+        UserError: the checkpoint is of a run with other parts.
     """
     with fitting():
         load_parameters(parts.learner, groups["learner"])
@@ -63,11 +63,11 @@ def restore(parts: Parts, optimizer: AdamW, groups: Groups, state: dict[str, Any
         parts.feedback.load_state_dict(state["feedback"])
         own = f"{distributed.rank()}/"
         if random := {n.removeprefix(own): t for n, t in groups["random"].items() if n.startswith(own)}:
-            set_random_state(random)  # one process more than there were goes on with the numbers that it began with
+            set_random_state(random)  # a process beyond the earlier number of them keeps its initial random state
 
 
 def captured_meta(meta: MetaUpdate) -> tuple[Groups, dict[str, Any]]:
-    """What a meta update leaves to later steps, apart from phi: tensors by group, and what JSON holds."""
+    """Return what later steps need of a meta update, apart from phi: tensors by group, and the JSON-ready state."""
     groups = _kept(meta)
     if meta.optimizer is not None:
         groups["designer-optimizer"] = optimizer_tensors(meta.optimizer)
@@ -76,7 +76,7 @@ def captured_meta(meta: MetaUpdate) -> tuple[Groups, dict[str, Any]]:
 
 
 def restore_meta(meta: MetaUpdate, groups: Groups, state: dict[str, Any]) -> None:
-    """The reverse of `captured_meta`. Raises UserError: it is of a run with other parts."""
+    """Restore the result of `captured_meta`. Raises UserError if it is of a run with other parts."""
     with fitting():
         meta.updates = state["meta_updates"]
         if meta.strength is not None:
@@ -93,7 +93,7 @@ def restore_meta(meta: MetaUpdate, groups: Groups, state: dict[str, Any]) -> Non
 
 @contextlib.contextmanager
 def fitting() -> Iterator[None]:
-    """Around what restores parts: whatever does not fit them, as one UserError."""
+    """Turn errors while restoring parts that do not fit into one UserError."""
     try:
         yield
     except UserError:
@@ -104,9 +104,9 @@ def fitting() -> Iterator[None]:
 
 
 class Before:
-    """What a step of Algorithm 1 may have changed by the time that it fails: enough to make it again.
+    """A copy of what a failing step of Algorithm 1 may have changed, enough to run the step again.
 
-    theta and its optimizer change last, and so need no copy. Nor does phi.
+    theta and its optimizer are updated last, so they need no copy. Nor does phi.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -121,7 +121,7 @@ class Before:
         self.strength = captured_meta(parts.meta)[1]["strength"]
         self.groups |= _kept(parts.meta)
         changing: dict[str, tuple[nn.Module, torch.optim.Optimizer | None]] = {
-            name: (parts.modules[name], optimizer)  # heads, which are fitted with every feedback batch
+            name: (parts.modules[name], optimizer)  # heads, which are fitted on every feedback batch
             for name, optimizer in parts.optimizers.items()
         }
         for name, (module, optimizer) in changing.items():
@@ -132,11 +132,11 @@ class Before:
 
     @property
     def updated(self) -> bool:
-        """Whether a meta update has been made since, so that what failed came after it."""
+        """Whether the step's meta update was made, so that the failure came after it."""
         return self.parts.meta is not None and self.parts.meta.updates != self.updates
 
     def captured(self, optimizer: AdamW) -> tuple[Groups, dict[str, Any]]:
-        """The run's state as it was before the step, or, if that was made, behind its meta update."""
+        """Return the run's state before the step, or after its meta update if that was made."""
         set_random_state(self.random)
         self.parts.stream.load_state_dict(self.cursors["stream"])
         self.parts.feedback.load_state_dict(self.cursors["feedback"])
@@ -147,7 +147,7 @@ class Before:
 
 
 def _kept(meta: MetaUpdate) -> Groups:
-    """Its direction, and the gradients that later updates need."""
+    """Return its direction, and the gradients that later updates need."""
     kept = {f"{domain}/{name}": g for domain, of_domain in meta.kept.items() for name, g in of_domain.items()}
     return {"direction": meta.direction or {}, "feedback-gradients": kept}
 

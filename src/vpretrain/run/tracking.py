@@ -1,7 +1,7 @@
-"""A run's numbers in TensorBoard, Weights & Biases, MLflow and Trackio, besides metrics.jsonl and scores.jsonl.
+"""Send a run's metrics to TensorBoard, Weights & Biases, MLflow and Trackio, besides metrics.jsonl and scores.jsonl.
 
-Accelerate's tracker classes, without its Accelerator: that would settle device, precision and processes for as long as the
-process lives. Their loggers ask for its PartialState, which takes over a process group that is there already.
+This uses Accelerate's tracker classes without its Accelerator, which would fix device, precision and processes for the life of
+the process. Their loggers need its PartialState, which takes over an existing process group.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from vpretrain.pretrained import first_line
 from vpretrain.recipe import flat, secret
 
 TENSORBOARD = "tensorboard"  # the default, and the name of its directory
-KEPT = "trackers.json"  # by tracker: the id of the run there, and the first step that it has not been told
+KEPT = "trackers.json"  # by tracker: the id of the run there, and the first step that was not sent
 _NO_TELEMETRY = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}
 _PLAIN: dict[str, Any] = {"style": "yellow", "markup": False, "highlight": False, "soft_wrap": True}
 
 
 def require(config: TrackingConfig) -> None:
-    """Raises UserError for a tracker that is not installed, but for TensorBoard, which nobody may have asked for."""
+    """Raise UserError for a tracker that is not installed, except TensorBoard, which is the default."""
     for name in config.trackers:
         if name != TENSORBOARD and not _installed(name):
             raise UserError(f'tracking.trackers: {name} is not installed: pip install "vpretrain[{name}]"')
 
 
 class Trackers:
-    """The recipe's trackers, open for one run. One that fails is left, with a warning: no run ends for it.
+    """The recipe's trackers, open for one run. A tracker that fails is dropped with a warning; the run continues.
 
     Args:
         recipe: the run.
-        step: where it begins, or goes on.
-        resumed: it goes on, in the same run of each tracker; its logs are not yet cut to the step.
-        main: whether this process is the one that tracks.
+        step: where the run begins or resumes.
+        resumed: whether it resumes, in the same run of each tracker; its logs are not yet cut to the step.
+        main: whether this process does the tracking.
 
     Raises:
         UserError: a tracker other than TensorBoard does not start.
@@ -49,7 +49,7 @@ class Trackers:
 
     def __init__(self, recipe: Recipe, step: int, *, resumed: bool, main: bool = True) -> None:
         self._trackers: dict[str, Any] = {}
-        self._next: dict[str, int] = {}  # steps below it have been told
+        self._next: dict[str, int] = {}  # steps below it were sent
         self._recipe = recipe
         names = list(dict.fromkeys(recipe.tracking.trackers)) if main else []
         if TENSORBOARD in names and not _installed(TENSORBOARD):
@@ -72,16 +72,16 @@ class Trackers:
             write_whole(recipe.directory / KEPT, json.dumps(kept, indent=1))
 
     def log(self, kind: str, figures: Mapping[str, Any], step: int) -> None:
-        """Tell all trackers the numbers among some figures, as KIND/NAME."""
+        """Send the numbers among `figures` to all trackers, as KIND/NAME."""
         values = {f"{kind}/{k}": v for k, v in figures.items() if isinstance(v, int | float) and k != "step"}
         for name in [name for name in self._trackers if step >= self._next[name]]:
             try:
                 self._trackers[name].log(values, step=step)
-            except Exception as error:  # whatever a network, a disk or a server does
+            except Exception as error:  # any failure of a network, a disk or a server
                 self._leave(name, error)
 
     def close(self) -> None:
-        """Wait until all has been written or sent."""
+        """Wait until everything is written or sent."""
         for name in list(self._trackers):
             try:
                 self._trackers[name].finish()
@@ -119,7 +119,7 @@ class Trackers:
 
 
 def _options(name: str, recipe: Recipe, run: str | None, step: int) -> dict[str, Any]:
-    """What a tracker's class is made with; `run` is the id of a run that goes on, at `step`."""
+    """Return the arguments of a tracker's class; `run` is the id of a run that resumes at `step`."""
     project, title = recipe.tracking.project, "/".join(recipe.directory.parts[-2:])
     match name:
         case "tensorboard":
@@ -129,13 +129,13 @@ def _options(name: str, recipe: Recipe, run: str | None, step: int) -> dict[str,
         case "mlflow":
             return {"experiment_name": project, "run_name": title, "run_id": run}
         case _:
-            # Its runs are found by their names, and one that goes on has the settings that it is then given (0.43).
+            # Trackio finds runs by name, and a resumed run takes the settings passed then (0.43).
             title = run or f"{title}-{secrets.token_hex(3)}"
             return {"run_name": project, "name": title, "resume": "allow", "config": _settings(recipe)}
 
 
 def _id(name: str, tracker: Any) -> str:
-    """By which the tracker's run is found again."""
+    """Return the id by which the tracker's run is found again."""
     match name:
         case "wandb":
             return str(tracker.tracker.id)
@@ -146,7 +146,7 @@ def _id(name: str, tracker: Any) -> str:
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
-    """The recipe by its settings' names, as trackers take it; what looks like a password or token is left out."""
+    """Return the recipe's settings by name for trackers, without anything that looks like a password or token."""
     settings = flat(recipe.model_dump(mode="json"))
     return {
         key: value if isinstance(value, str | int | float) else str(value)
@@ -163,11 +163,11 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _steps_of(log: Path) -> int:
-    """How many steps a log tells of: a line each."""
+    """Return the number of steps in a log, which has one line per step."""
     return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
 def _installed(name: str) -> bool:
-    """A folder of that name, such as wandb makes for its runs, is no package."""
+    """Whether a package is installed; a mere folder of that name, such as wandb makes for its runs, is not one."""
     found = importlib.util.find_spec(name)
     return found is not None and found.origin is not None

@@ -1,4 +1,4 @@
-"""A recipe's parts and the training loop over them: what sessions, probes and profiles all begin with and run."""
+"""Assemble a recipe's parts and run the training loop; used by sessions, probes and profiles."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from vpretrain.run.parts import Parts
 
 
 def begin(recipe: Recipe) -> Parts:
-    """The recipe's parts, with its threads and its seed set. Raises UserError for what cannot work."""
+    """Set the recipe's threads and seed, and assemble its parts. Raises UserError if it cannot work."""
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.seed)
     parts: Parts = modality_of(recipe).assemble(recipe)
     if parts.learner.device.type == "cuda":
-        torch.cuda.set_device(parts.learner.device)  # whose memory is measured, and whose random numbers are kept
+        torch.cuda.set_device(parts.learner.device)  # its memory is measured, and its random state saved
     return parts
 
 
 def train(
     recipe: Recipe, parts: Parts, optimizer: AdamW, *, steps: Iterable[int], after_step: Callable[[StepRecord], Any]
 ) -> None:
-    """Algorithm 1 with the settings of the recipe, or what the arm has in its place."""
+    """Run Algorithm 1 with the recipe's settings, or the arm's own training in its place."""
     if parts.train is not None:
         parts.train(optimizer, steps, after_step)
         return

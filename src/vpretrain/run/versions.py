@@ -1,4 +1,4 @@
-"""The versions that a run's figures depend on."""
+"""The versions that a run's results depend on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 
 def versions() -> dict[str, str]:
-    """Of what the figures depend on."""
+    """Return the versions that results depend on."""
     return {name: version(name) for name in ("vpretrain", "torch", "transformers")} | {
         "python": platform.python_version()
     }

@@ -1,7 +1,7 @@
-"""`vpretrain estimate`: memory, communication and time of a recipe on many GPUs, on paper. docs/scaling.md derives it.
+"""`vpretrain estimate`: memory, communication and time of a recipe on many GPUs, calculated as in docs/scaling.md.
 
-Counted: parameters, FLOPs, bytes, from shapes alone. Measured: how far designer and meta update lie above their FLOP floors
-(`OVER_FLOOR`). Assumed: everything of the GPUs.
+Counted: parameters, FLOPs, bytes, from shapes alone. Measured: how far designer and meta update are above their FLOP floors
+(`OVER_FLOOR`). Assumed: everything about the GPUs.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from vpretrain.errors import UserError
 from vpretrain.modality import modality_of
 
 FP32, BF16 = 4, 2  # bytes
-UTILISATION = 0.4  # share of a GPU's peak that passes reach: an assumption
+UTILISATION = 0.4  # fraction of a GPU's peak that passes reach: an assumption
 LATENCY_US = 5.0  # of one message between two GPUs: an assumption
 
-# Seconds on two CPU cores over those of the floor's FLOPs at the learner's own speed, all in fp32: benchmarks/scaling.py
+# Seconds on two CPU cores, divided by those of the floor's FLOPs at the learner's own speed, all in fp32: benchmarks/scaling.py
 # computes them from benchmarks/speed/results.json. That they hold on a GPU is an assumption.
 OVER_FLOOR = {
     "language": {"designer": 1.31, "meta": 1.4},
@@ -36,7 +36,7 @@ class Device:
         memory_gib: memory.
         memory_gbs: GB/s of that memory.
         node_gbs: GB/s that a GPU sends within its node.
-        network_gbs: GB/s for each GPU of a node to other nodes.
+        network_gbs: GB/s from each GPU of a node to other nodes.
     """
 
     tflops: float
@@ -56,15 +56,15 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class MetaCost:
-    """What one meta update asks for, by the rows that it reads.
+    """The cost of one meta update, by the rows that it reads.
 
     Attributes:
-        feedback_flops: a feedback row, in the learner's precision.
-        feedback_flops_fp32: a feedback row, in fp32.
-        value_flops: a row of the meta batch, in fp32.
-        feedback_bytes: activations of a feedback row.
-        value_bytes: activations of a row of the meta batch, and the designer's.
-        weights_gathered: where parameters are sharded, how often all of them are collected.
+        feedback_flops: per feedback row, in the learner's precision.
+        feedback_flops_fp32: per feedback row, in fp32.
+        value_flops: per row of the meta batch, in fp32.
+        feedback_bytes: activations per feedback row.
+        value_bytes: activations per row of the meta batch, including the designer's.
+        weights_gathered: if parameters are sharded, how often all of them are gathered.
     """
 
     feedback_flops: float
@@ -77,31 +77,31 @@ class MetaCost:
 
 @dataclass(frozen=True)
 class Workload:
-    """A recipe as counts. A row is a sequence in language, a picture in vision.
+    """A recipe as counts. A row is a sequence in language, an image in vision.
 
     Attributes:
         modality: of the recipe.
-        memory_knobs: settings that ask for less memory.
-        bf16: whether the learner's own passes are under autocast.
-        batch_size: rows of a micro-batch, which all GPUs share; a step has `accumulation` of them.
+        memory_knobs: settings that reduce memory.
+        bf16: whether the learner's own passes run under autocast.
+        batch_size: rows of a micro-batch, split over all GPUs; a step has `accumulation` micro-batches.
         every_steps: r.
-        meta_rows: of the meta batch of each direction, which all GPUs share; 0 without a meta update.
-        feedback_rows: the same of feedback, of each domain.
-        feedback_every: meta updates that they serve.
-        domains: of the feedback; `directions`: of the value, one a matched domain.
-        parameters: of the learner; `trained` of them have gradients, `teacher` follow as an average.
+        meta_rows: of the meta batch of each direction, split over all GPUs; 0 without a meta update.
+        feedback_rows: the same for feedback, per domain.
+        feedback_every: meta updates per feedback batch.
+        domains: of the feedback; `directions`: of the value, one per matched domain.
+        parameters: of the learner; `trained` of them have gradients, `teacher` follow as a moving average.
         cast: parameters that autocast copies to bf16, `head_cast` of them the output layer's.
-        block: parameters of one of the `blocks` blocks; `root`: of all that is outside of them.
+        block: parameters of one of the `blocks` blocks; `root`: of everything outside of them.
         subset: |S|; `copies`: tensors of that size that a meta update holds at once.
         designer: parameters of phi; 0 without a designer.
-        step_flops: of a row, forward and backward; `designer_flops`: the designer's forward pass over it, fp32.
-        gathered_bytes: of a row's candidates, read and written at random places.
-        activation_bytes: of a row, kept from forward to backward; `entry_bytes`: of these, what enters the blocks.
-        logits_bytes: of a row, as the loss holds them, up to `chunk_bytes`.
-        head_gradient_bytes: that the loss keeps beside the gradients.
-        below_bytes: of a row of the micro-batch or of the meta batch, the states below S that wait for the meta update.
-        construction_bytes: of a row, the designer's working memory in every step.
-        replicated: the meta update where every GPU holds theta (jvp); `sharded`: where it holds a part (finite differences).
+        step_flops: per row, forward and backward; `designer_flops`: the designer's forward pass over it, fp32.
+        gathered_bytes: of a row's candidates, read and written at random addresses.
+        activation_bytes: per row, kept from forward to backward; `entry_bytes`: of these, the inputs of the blocks.
+        logits_bytes: per row, as the loss holds them, up to `chunk_bytes`.
+        head_gradient_bytes: kept by the loss beside the gradients.
+        below_bytes: per row of the micro-batch or of the meta batch, the states below S that are kept for the meta update.
+        construction_bytes: per row, the designer's working memory in every step.
+        replicated: the meta update if every GPU holds theta (jvp); `sharded`: if it holds a part (finite differences).
     """
 
     modality: str
@@ -142,13 +142,13 @@ class Workload:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the learner lies on the GPUs.
+    """The distribution of the learner over the GPUs.
 
     Attributes:
-        name: as tables show it.
-        sharded: whether parameters, gradients and optimizer states are split among all GPUs, block by block.
-        lean: whether backward makes each block's activations again, from what enters it, and gradients are summed, and so
-            split, after every micro-batch.
+        name: the name in tables.
+        sharded: whether parameters, gradients and optimizer states are sharded over all GPUs, block by block.
+        lean: whether backward recomputes each block's activations from its input, and gradients are summed, and so sharded,
+            after every micro-batch.
     """
 
     name: str
@@ -156,7 +156,7 @@ class Layout:
     lean: bool
 
 
-# The last is not in vpretrain: what it would take.
+# The last is not in vpretrain; it shows the cost that it would have.
 LAYOUTS = (Layout("ddp", False, False), Layout("fsdp2", True, False), Layout("fsdp2-lean", True, True))
 
 
@@ -166,10 +166,10 @@ class Plan:
 
     Attributes:
         layout: its name.
-        memory: bytes a GPU, by what they hold.
-        sent: bytes that a GPU sends: `a step`, and `a meta update` besides.
+        memory: bytes per GPU, by content.
+        sent: bytes that a GPU sends: `a step`, and `a meta update` in addition.
         seconds: `learner` (compute), `learner's communication` beside it, `designer`, and of a meta update `meta compute` and
-            `meta communication`; `step` is a step with its share of a meta update.
+            `meta communication`; `step` is a step with its fraction of a meta update.
         fits: whether the memory suffices.
     """
 
@@ -181,23 +181,23 @@ class Plan:
 
     @property
     def gib(self) -> float:
-        """Memory in all."""
+        """The total memory in GiB."""
         return sum(self.memory.values()) / 2**30
 
     @property
     def designer_share(self) -> float:
-        """Of a step's seconds, the designer's."""
+        """The designer's fraction of a step's seconds."""
         return self.seconds["designer"] / self.seconds["step"]
 
     @property
     def meta_share(self) -> float:
-        """Of a step's seconds, the meta updates'."""
+        """The meta updates' fraction of a step's seconds."""
         return self.seconds["meta a step"] / self.seconds["step"]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A workload on so many GPUs, a plan a layout."""
+    """A workload on a number of GPUs, with one plan per layout."""
 
     world_size: int
     gpus_per_node: int
@@ -209,15 +209,15 @@ class Estimate:
     plans: list[Plan]
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, with what was measured."""
+        """Return all of it, with the measured ratios."""
         return asdict(self) | {"over_floor": OVER_FLOOR[self.workload.modality]}
 
 
 def estimate(recipe: Recipe, world_size: int, **how: Any) -> Estimate:
-    """A recipe on `world_size` GPUs; `how` as in `on_gpus`. The learner's weights are not loaded.
+    """Estimate a recipe on `world_size` GPUs; `how` as in `on_gpus`. The learner's weights are not loaded.
 
     Raises:
-        UserError: the recipe cannot be run so, or is of a kind that is not known here.
+        UserError: the recipe cannot run on these GPUs, or is of an unknown kind.
     """
     return on_gpus(modality_of(recipe).workload(recipe), world_size, **how)
 
@@ -232,19 +232,19 @@ def on_gpus(
     utilisation: float = UTILISATION,
     latency_us: float = LATENCY_US,
 ) -> Estimate:
-    """What a workload takes on so many GPUs.
+    """Estimate what a workload takes on a number of GPUs.
 
     Args:
         work: the recipe as counts.
         world_size: W.
-        gpus_per_node: of a node; each has a link of its own to the network.
+        gpus_per_node: GPUs per node; each has its own link to the network.
         device: the GPU.
-        bandwidth_gbs: that collectives reach, as nccl-tests' "bus bandwidth"; None: the links' own.
-        utilisation: share of the peak that passes reach, in bf16 and in fp32.
+        bandwidth_gbs: GB/s that collectives reach, as nccl-tests' "bus bandwidth"; None: that of the links.
+        utilisation: fraction of the peak that passes reach, in bf16 and in fp32.
         latency_us: of a message between two GPUs, in microseconds.
 
     Raises:
-        UserError: no GPU, or rows that they cannot share.
+        UserError: no GPU, or rows that cannot be split over them.
     """
     if world_size < 1:
         raise UserError(f"{world_size} GPUs can run nothing: give a number from 1")
@@ -272,7 +272,7 @@ def on_gpus(
 
 
 def block_bytes(width: int, query: int, inner: int, *, norm: int, gated: bool, bf16: bool) -> int:
-    """Bytes a token that a transformer's block keeps from forward to backward.
+    """Return the bytes per token that a transformer's block keeps from forward to backward.
 
     Args:
         width: of the states, which stay fp32.
@@ -280,32 +280,32 @@ def block_bytes(width: int, query: int, inner: int, *, norm: int, gated: bool, b
         inner: of the feed-forward part.
         norm: fp32 tensors of the states' width that a norm keeps.
         gated: whether the feed-forward part has a gate.
-        bf16: whether products are under autocast: then each has a copy of its own of what it multiplies.
+        bf16: whether products run under autocast: then each has its own copy of its input.
     """
     element = BF16 if bf16 else FP32
     inputs = (3 + (2 if gated else 1)) if bf16 else 2
-    # Queries, keys, values and what attention makes of them; the feed-forward part before and after its function and gate.
+    # Queries, keys, values and attention's output; the feed-forward part before and after its activation and gate.
     return (2 * norm * FP32 + inputs * element) * width + element * (4 * query + (4 if gated else 2) * inner)
 
 
 @dataclass(frozen=True)
 class _Links:
-    """Collectives among W GPUs by rings; where a message is short, sums go by trees."""
+    """Collectives among W GPUs by rings; for short messages, all-reduce by trees."""
 
     world: int
     bandwidth: float
     latency: float
 
     def sum(self, size: float) -> float:
-        """Bytes that a GPU sends for all to have the sum (all-reduce)."""
+        """Return the bytes that a GPU sends in an all-reduce."""
         return 2 * self.share(size)
 
     def share(self, size: float) -> float:
-        """The same to collect what is split (all-gather), or to split a sum (reduce-scatter)."""
+        """Return the bytes that a GPU sends in an all-gather or a reduce-scatter."""
         return (self.world - 1) / self.world * size
 
     def seconds(self, sent: float, sums: float = 0, shares: float = 0) -> float:
-        """Of so many bytes in so many collectives of the two kinds."""
+        """Return the seconds for these bytes in these numbers of collectives of the two kinds."""
         hops = sums * 2 * math.ceil(math.log2(self.world)) + shares * (self.world - 1)
         return sent / self.bandwidth + hops * self.latency
 
@@ -314,11 +314,11 @@ def _memory(work: Workload, layout: Layout, world: int) -> dict[str, float]:
     parts = world if layout.sharded else 1
     rows, meta_rows, feedback_rows = _rows(work, world)
     meta = work.sharded if layout.sharded else work.replicated
-    # Lean: what enters the blocks, and one block.
+    # Lean: the inputs of the blocks, and the activations of one block.
     kept = work.entry_bytes / work.activation_bytes + 1 / work.blocks if layout.lean else 1.0
     step = kept * rows * work.activation_bytes
     update = kept * max(feedback_rows * meta.feedback_bytes, meta_rows * meta.value_bytes)
-    # DDP copies gradients into its buckets. FSDP2 holds them whole until the last micro-batch's are there.
+    # DDP copies gradients into its buckets. FSDP2 holds them unsharded until those of the last micro-batch exist.
     whole = work.trained * (world > 1 if not layout.sharded else work.accumulation > 1 and not layout.lean)
     by_block = (work.root + work.block) * work.trained / work.parameters if layout.sharded else 0
     return {
@@ -327,14 +327,14 @@ def _memory(work: Workload, layout: Layout, world: int) -> dict[str, float]:
         "gradients not yet summed (fp32)": FP32 * max(whole, by_block),
         "AdamW (fp32)": 2 * FP32 * work.trained / parts,
         "EMA teacher (fp32)": FP32 * work.teacher / parts,
-        # Kept for backward, also where what they were made of is given back.
+        # Kept for backward, even where the weights that they are copies of are freed.
         "autocast's copies (bf16)": BF16 * (work.head_cast + work.block if layout.lean else work.cast) * work.bf16,
-        # What is outside of the blocks stays from forward to backward; of blocks there are two: one computes, one arrives.
+        # Weights outside of the blocks stay from forward to backward; of blocks there are two: one in use, one arriving.
         "collected weights (fp32)": FP32 * (work.root + 2 * work.block) * layout.sharded,
         "activations": step,
         "loss": min(work.chunk_bytes, rows * work.logits_bytes) + work.head_gradient_bytes,
         "g_down, g_pre, u over S (fp32)": FP32 * work.copies * work.subset / parts,
-        # The learner's own pass waits while a meta update that takes states from it runs; on shards there is no such pass.
+        # The learner's own pass is held while a meta update that uses its states runs; with shards there is no such pass.
         "states below S": 0.0 if layout.sharded else work.below_bytes * (rows + meta_rows) * bool(work.meta_rows),
         "meta update's activations": max(0.0, update - step) if layout.sharded else update,
         "designer and its AdamW (fp32)": 4 * FP32 * work.designer,
@@ -343,7 +343,7 @@ def _memory(work: Workload, layout: Layout, world: int) -> dict[str, float]:
 
 
 def _rows(work: Workload, world: int) -> tuple[int, int, int]:
-    """Of the GPU that has most: rows of a micro-batch, of a meta update, of feedback."""
+    """Return the rows of the GPU that has most: of a micro-batch, of a meta update, of feedback."""
     meta = work.directions * -(-work.meta_rows // world)
     return work.batch_size // world, meta, work.domains * -(-work.feedback_rows // world)
 
@@ -351,7 +351,7 @@ def _rows(work: Workload, world: int) -> tuple[int, int, int]:
 def _time(
     work: Workload, layout: Layout, links: _Links, device: Device, utilisation: float
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds, and bytes sent."""
+    """Return the seconds, and the bytes sent."""
     rows, meta_rows, feedback_rows = _rows(work, links.world)
     rows *= work.accumulation
     fp32 = 1e12 * utilisation * device.fp32_tflops
@@ -383,7 +383,7 @@ def _time(
         "meta communication": waiting_meta + links.seconds(of_designer, sums=1) if work.meta_rows else 0.0,
     }
     seconds["meta a step"] = (seconds["meta compute"] + seconds["meta communication"]) / work.every_steps
-    # The learner's collectives hide behind its passes where these take longer.
+    # The learner's collectives overlap with its passes: the longer of the two counts.
     seconds["step"] = (
         max(seconds["learner"], seconds["learner's communication"]) + seconds["designer"] + seconds["meta a step"]
     )

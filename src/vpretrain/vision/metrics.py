@@ -1,4 +1,4 @@
-"""How tables show what a vision evaluation measured."""
+"""The presentation of a vision evaluation's metrics in tables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vpretrain.modality import Metrics
 
 
 def _intervals(seeds: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float]:
-    """None: the figures of a test set are no means over its pictures."""
+    """Return no intervals: the metrics of a test set are not means over its images."""
     return {}
 
 
@@ -20,7 +20,7 @@ def _shown(value: float | None, form: str = ".4f", unit: str = "") -> str:
 METRICS = Metrics(
     headline="probes on the frozen backbone",
     cases="pictures",
-    paired={"miou": "mIoU a picture", "depth_rmse": "metres a picture"},
+    paired={"miou": "mIoU per image", "depth_rmse": "metres per image"},
     measured_on={"miou": "segmentation", "depth_rmse": "depth"},
     better={"miou": "higher", "depth_rmse": "lower"},
     objectives={"miou": (1, "mIoU"), "depth_rmse": (-1, "RMSE (m)")},
@@ -39,6 +39,6 @@ METRICS = Metrics(
         "medium": lambda arm: _shown(arm.get("retrieval_medium")),
         "hard": lambda arm: _shown(arm.get("retrieval_hard")),
     },
-    curves={"loss": "training loss (nats a pair)", "mask": "mean of the mask", "value": "value of the task"},
+    curves={"loss": "training loss (nats per pair)", "mask": "mean of the mask", "value": "value of the task"},
     intervals=_intervals,
 )

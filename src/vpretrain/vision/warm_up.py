@@ -1,7 +1,7 @@
-"""A head for a released backbone that comes without one: fitted alone, before the run, on the untouched backbone.
+"""Fit a head for a released backbone that has none: the head alone, before the run, on the unchanged backbone.
 
-Continuing with a random head wrecks the features that a pretrained backbone has (its gradients point nowhere).
-Shapes: V views, B pictures, D width.
+Continuing with a random head destroys the features of a pretrained backbone, because the head's gradients are meaningless.
+Shapes: V views, B images, D width.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from vpretrain.vision.model.learner import VisionLearner
 from vpretrain.vision.task.target import TeacherTarget
 
 Loss = Callable[[Parameters], Tensor]  # as a function of the head
-_POOL = 24  # batches whose features DINO's steps go round
+_POOL = 24  # batches whose features DINO's steps cycle through
 
 
 def warm_up(recipe: Recipe, learner: VisionLearner) -> None:
-    """Train the head with the objective's own loss on the frozen backbone; afterwards the teacher is the student.
+    """Train the head on the frozen backbone with the objective's own loss, then copy the student to the teacher.
 
-    The pictures are the stream's, in another order; the run's own stream and random numbers stay where they are.
+    The images are the stream's, in another order; the run's own stream and random state do not change.
     """
     config = recipe.learner.dino if recipe.learner.objective == "dino" else recipe.learner.ijepa
     if config.warm_up_steps == 0:
@@ -56,7 +56,7 @@ def warm_up(recipe: Recipe, learner: VisionLearner) -> None:
 
 
 def _losses(learner: VisionLearner, stream: VisionStream, at: Parameters) -> Iterator[tuple[Loss, Task]]:
-    """Of the whole forward pass, on new pictures each step."""
+    """Yield losses of the whole forward pass, on new images in each step."""
     while True:
         with learner.autocast():
             inputs = learner.prepare(stream.next()[0], at)
@@ -72,7 +72,7 @@ def _losses(learner: VisionLearner, stream: VisionStream, at: Parameters) -> Ite
 def _dino_losses(
     learner: DinoLearner, stream: VisionStream, done: Callable[[int], None]
 ) -> Iterator[tuple[Loss, Task]]:
-    """Of the head alone, on one vector a view that the frozen backbone gives once: many times quicker."""
+    """Yield losses of the head alone, on one vector per view, computed once by the frozen backbone: many times faster."""
     pool = []
     for number in range(_POOL):
         batch = stream.next()[0]

@@ -1,4 +1,4 @@
-"""A vision recipe as counts, for `vpretrain estimate`."""
+"""Count a vision recipe's FLOPs, parameters and bytes, for `vpretrain estimate`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from vpretrain.vision.model.learner import VisionLearner
 from vpretrain.vision.model.load import load_config
 from vpretrain.vision.task.designer import make_designer
 
-_DRAWN = 64  # pictures whose I-JEPA blocks stand for all
+_DRAWN = 64  # images whose I-JEPA blocks represent all
 
 
 @dataclass(frozen=True)
 class _Views:
-    """What passes read of one picture: the student's, the teacher's, those of the objective's head."""
+    """Tokens that the passes of student, teacher and objective's head read per image."""
 
     student: list[Read]
     teacher: list[Read]
@@ -37,7 +37,7 @@ class _Views:
 
 
 def workload(recipe: Recipe) -> Workload:
-    """Counts of a recipe, from the learner's configuration alone. Raises UserError for what is not known here."""
+    """Count a recipe's work from the learner's configuration alone. Raises UserError for recipes that it cannot estimate."""
     arm = recipe.arms[recipe.arm]
     if arm.without_value:
         raise UserError(f"arm={recipe.arm} has updates of its own that estimate does not know: use arm=v, or arm=fixed")
@@ -66,20 +66,20 @@ def workload(recipe: Recipe) -> Workload:
     def kept(reads: Iterable[Read], low: bool) -> float:
         return blocks * sum(read.tokens for read in reads) * _block_bytes(config, width, low)
 
-    dino = recipe.learner.objective == "dino"  # whose teacher has a head
+    dino = recipe.learner.objective == "dino"  # only DINO's teacher has a head
     seen, heads = sum(map(size.through_blocks, meta.student)), sum(map(head.forward, meta.head))
     fit = feedback.head_steps * size.through_blocks(fed)
     g_down = size.through_blocks(fed) + share * size.back_through_blocks(fed)
-    # Views are not linear in phi: backward goes down to them. Below S forward and back, in S a tangent beside forward, and
-    # both back; the teacher once; the designer forward and back.
+    # Views are not linear in phi, so backward goes down to them. Below S: forward and backward. In S: forward with a tangent,
+    # and backward through both. The teacher once; the designer forward and backward.
     by_jvp = 2 * (1 - share) * seen + 4 * share * seen + 4 * heads + teach(meta) + 3 * mask_flops
-    # g_pre through S, then two passes through S and back, and from there down to the views.
+    # g_pre through S, then two passes forward and backward through S, and from there down to the views.
     by_differences = (2 * (1 - share) + 7 * share) * seen + 7 * heads + teach(meta) + 3 * mask_flops
     on_views = (
         2 * kept(meta.student, False) + mask_bytes
-    )  # the tangent's graph, or the other difference's, beside forward's
+    )  # forward's graph, and the tangent's or the other difference's
     every = sum(p.numel() for p in theta.values())
-    # Outputs over their temperature, and the logarithm of their softmax.
+    # Outputs divided by their temperature, and their log-softmax.
     outputs_bytes = sum(read.targets for read in step.head) * recipe.learner.dino.outputs * 2 * FP32 * dino
     return Workload(
         modality=recipe.modality,
@@ -102,7 +102,7 @@ def workload(recipe: Recipe) -> Workload:
         blocks=blocks,
         root=every - size.blocks,
         subset=sum(p.numel() for p in subset.values()),
-        # g_down, u, g_pre, and the u that stays; AdamW's P; kept feedback gradients.
+        # g_down, u, g_pre, and the stored u; AdamW's P; stored feedback gradients.
         copies=4 + (value.metric == "adamw") + (value.feedback_every > 1),
         designer=phi,
         step_flops=sum(map(size.through_blocks, step.student)) + backward(step) + teach(step),
@@ -122,7 +122,7 @@ def workload(recipe: Recipe) -> Workload:
             by_differences,
             share * kept([fed], bf16),
             on_views,
-            # The heads' features, the teacher; g_down and g_pre, and back through S; the differences, and back.
+            # The heads' features, the teacher; g_down and g_pre, with backward through S; the differences, with backward.
             weights_gathered=feedback.head_steps + 1 + 2 * (1 + share) + 4,
         ),
     )
@@ -143,7 +143,7 @@ def _transformer(blocks: nn.ModuleList, width: int) -> Transformer:
 
 
 def _head(recipe: Recipe, learner: VisionLearner) -> Transformer:
-    """The objective's: a few layers on one vector a view (DINO), or a predictor with an output a target patch (I-JEPA)."""
+    """The objective's head: a few layers on one vector per view (DINO), or a predictor with an output per target patch."""
     head: Any = learner.module.head
     if recipe.learner.objective == "dino":
         return Transformer(0, sum(p.numel() for p in head.parameters()), 0, 0, True)
@@ -176,12 +176,12 @@ def _block_bytes(config: Any, width: int, low: bool) -> int:
     inner = getattr(config, "intermediate_size", None) or int(config.mlp_ratio * width)
     gated = getattr(config, "use_gated_mlp", False) or getattr(config, "use_swiglu_ffn", False)
     kept = block_bytes(width, width, inner, norm=1, gated=gated, bf16=low)
-    # A scale, where there is one after each half, keeps what it scales.
+    # A layer scale after each half, if there is one, stores its input.
     return kept + 2 * width * (BF16 if low else FP32) * hasattr(config, "layerscale_value")
 
 
 def _designer(recipe: Recipe) -> tuple[float, int, float]:
-    """FLOPs, counted by torch on tensors without data, of the masks of a picture; parameters; bytes of their activations."""
+    """Return FLOPs of an image's masks (counted by torch on tensors without data), parameters, and bytes of activations."""
     views, side = recipe.stream.global_views, recipe.stream.global_size
     with torch.device("meta"):
         designer, crops = make_designer(recipe.designer), torch.empty(views, 3, side, side)

@@ -1,6 +1,6 @@
-"""V-pretraining for a loop that is not ours: from a model and a few rows of feedback to the loss of a step.
+"""V-pretraining in your own training loop: from a model and a few rows of feedback to the loss of a step.
 
-Shapes: B rows, T tokens a row.
+Shapes: B rows, T tokens per row.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from vpretrain.run.optimizer import adamw_metric
 from vpretrain.run.state import captured_meta, fitting, restore_meta
 
 NO_TARGET = -100  # transformers' label of a token that is not predicted
-_DOMAIN = "general"  # rows of other people's loops name none
+_DOMAIN = "general"  # rows of other loops have no domain
 _READ = {"input_ids", "labels", "attention_mask", "position_ids"}
 
 
 class VPretraining:
-    """What V-pretraining adds to a training loop: `losses` takes the place of the model's own loss::
+    """V-pretraining as a part of a training loop: `losses` takes the place of the model's own loss::
 
         v = VPretraining(model, feedback_rows(pairs, tokenizer))
         for step, batches in enumerate(...):
@@ -45,25 +45,25 @@ class VPretraining:
                 loss.backward()
             optimizer.step()
 
-    The optimizer stays the loop's own: of AdamW the second moments are read, and nothing is kept or changed.
+    The optimizer stays the loop's own: only AdamW's second moments are read, and nothing is kept or changed.
 
     Args:
         model: a causal language model of transformers (or a PEFT model around one), in float32, on its device.
         feedback: rows with `input_ids` and `labels` (-100: not predicted), as `feedback_rows` makes them. They steer, and are
             never trained on: keep them out of the batches.
         arm: v, or v-exact, v-learned, v-paper.
-        designer, value: the sections of a recipe. `value.domains` says nothing here: there is one domain.
+        designer, value: the sections of a recipe. `value.domains` has no effect: there is one domain.
         feedback_batch_size: rows of feedback in one meta update.
         bf16: the learner's own passes, and the feedback's, are under bf16 autocast.
         seed: of the initial designer and of the feedback's order.
-        replicated: several processes hold the model, each with rows of its own, and what averages their gradients sees a
-            forward pass for every loss, as `VPretrainTrainer` arranges for DDP. They share out the feedback.
+        replicated: several processes hold the model, each with its own rows, and the wrapper that averages their gradients
+            gets a forward pass for every loss, as `VPretrainTrainer` arranges for DDP. The feedback is divided among them.
 
     Attributes:
-        record: what the last step did: `alpha`, its mean gate, and if it made a meta update what `MetaUpdate` says of it.
+        record: figures of the last step: `alpha`, its mean gate, and those of `MetaUpdate` if it made a meta update.
 
     Raises:
-        UserError: something cannot work; the message says what and how to mend it.
+        UserError: something cannot work; the message gives the cause and the remedy.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class VPretraining:
             self.designer_config,
             self.value_config,
             ControlConfig(),
-            length=self.value_config.length,  # its positions are rotary, and go on beyond any length
+            length=self.value_config.length,  # the designer's positions are rotary: longer rows work as well
             seed=seed,
         )
         assert meta is not None
@@ -117,22 +117,23 @@ class VPretraining:
         total: float | None = None,
         progress: float = 0.0,
     ) -> Iterator[Tensor]:
-        """The losses of a step's micro-batches, which sum up to the step's: lines 2 to 4 of Algorithm 1.
+        """Yield the losses of a step's micro-batches, whose sum is the step's loss: lines 2 to 4 of Algorithm 1.
 
-        Go backward through each before taking the next. If one is due, a meta update comes before the first.
+        Go backward through each before taking the next. If a meta update is due, it comes before the first.
 
         Args:
             step: number of the learner step, from 0.
             batches: the micro-batches of one optimizer step, as data collators of transformers give them; see `token_batch`.
             optimizer: the loop's own. With value.metric=adamw (the default) value and strength are measured in its metric,
-                where it is an Adam; without it, or with another, in the plain one.
-            total: number of targets that each loss is a share of; None: those of these micro-batches.
-            progress: the share of the training that is done. In its last third the strength is not judged any more, which
-                saves time.
+                if it is an Adam; without it, or with another, in the identity metric.
+            total: number of targets that the losses are normalised by; None: that of these micro-batches.
+            progress: the fraction of training that is done. In the last third the strength is no longer judged, which saves
+                time.
         """
         learner = self.learner
-        learner.module.train(learner.model.training)  # the loop may have switched the model alone
-        # What activation checkpointing puts on the embeddings has no forward mode, and only its reentrant form needs it.
+        learner.module.train(learner.model.training)  # the loop may have switched only the model inside the module
+        # The hook that activation checkpointing puts on the embeddings has no forward-mode derivative, and only reentrant
+        # checkpointing needs it.
         learner.module.causal.disable_input_require_grads()
         rows = [token_batch(batch).to(learner.device) for batch in batches]
         self.record = {}
@@ -150,18 +151,18 @@ class VPretraining:
             yield part.loss
 
     def save(self, directory: str | Path) -> None:
-        """Write direction, designer with its optimizer, and cursors; the model is the loop's own to save. Raises UserError."""
+        """Save direction, designer with its optimizer, and cursors, but not the model: the loop saves it. Raises UserError."""
         groups, state = captured_meta(self.meta)
         if self.designer is not None:
             groups["designer"] = self.designer.state_dict()
         state["feedback"] = self.feedback.state_dict()
-        with distributed.without_collectives():  # all processes have the same, and one of them may be asked
+        with distributed.without_collectives():  # all processes hold the same, and only one may be saving
             before = checkpoints(Path(directory))  # of this training, or of another that wrote there
             number = 1 + int(before[-1].name.removeprefix("step-")) if before else 0
             save_checkpoint(Path(directory), number, groups, state, keep=1)
 
     def load(self, directory: str | Path) -> None:
-        """Go on from what `save` has written, bit for bit. Raises UserError."""
+        """Continue from the files of `save`, bit for bit. Raises UserError."""
         if not checkpoints(Path(directory)):
             raise UserError(f"{directory} holds no designer: it is not of a run with V-pretraining, or has lost it")
         groups, state = load_newest(Path(directory))
@@ -178,7 +179,7 @@ class VPretraining:
     def _check_settings(self, model: Any) -> None:
         check_candidates(self.designer_config, model.config.get_text_config().vocab_size)
         for name, parameter in model.named_parameters():
-            if any(hasattr(parameter, mark) for mark in ("device_mesh", "ds_id")):  # of a DTensor, of ZeRO-3
+            if any(hasattr(parameter, mark) for mark in ("device_mesh", "ds_id")):  # a DTensor's, ZeRO-3's
                 raise UserError(
                     "the learner's parameters are sharded, and values need whole ones: use DDP or ZeRO-1/2 in place of FSDP, "
                     "ZeRO-3 or tensor parallelism"
@@ -193,7 +194,7 @@ class VPretraining:
 def feedback_rows(
     pairs: Iterable[tuple[str, str]], tokenizer: Any, *, length: int | None = None
 ) -> list[dict[str, list[int]]]:
-    """Rows of (prompt, response) pairs, the labels on the response and its end token.
+    """Tokenise (prompt, response) pairs into rows, with labels on the response and its end token.
 
     Args:
         pairs: problems with their verified solutions.
@@ -209,15 +210,15 @@ def feedback_rows(
 
 
 def token_batch(inputs: Mapping[str, Tensor]) -> TokenBatch:
-    """A micro-batch as transformers has it.
+    """Convert a micro-batch of transformers.
 
     Args:
         inputs: `input_ids`, [B, T]. `labels`, [B, T]: the ids themselves, or -100 where they are not predicted; without any,
-            all that is no padding is predicted. `attention_mask`, [B, T]: 0 is padding. `position_ids`, [B, T] or [1, T]:
-            attention stays between one 0 and the next, whatever the mask says.
+            all tokens but padding are predicted. `attention_mask`, [B, T]: 0 is padding. `position_ids`, [B, T] or [1, T]:
+            attention stays between one 0 and the next, regardless of the mask.
 
     Raises:
-        UserError: other inputs, a mask of another shape, or labels that are no copy of the ids.
+        UserError: other inputs, a mask of another shape, or labels that are not a copy of the ids.
     """
     if other := set(inputs) - _READ:
         raise UserError(f"the batch has {min(other)}, which V-pretraining does not know: leave it out of the data")
@@ -239,14 +240,14 @@ def token_batch(inputs: Mapping[str, Tensor]) -> TokenBatch:
 
 
 def _positions(mask_BT: Tensor) -> Int[Tensor, "B T"]:
-    """From 0 wherever the mask changes: padding, on either side, is a document of its own."""
+    """Positions that restart at 0 wherever the mask changes: padding, on either side, is a document of its own."""
     index_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
     changes_BT = mask_BT != mask_BT.roll(1, dims=1)
     return index_T - torch.where(changes_BT, index_T, 0).cummax(1).values
 
 
 class _Rows:
-    """D_fb from tokenised rows: `Feedback` of one domain, each epoch in an order of its own."""
+    """D_fb from tokenised rows: `Feedback` of one domain, each epoch in its own order."""
 
     def __init__(self, rows: Iterable[Mapping[str, Any]], batch_size: int, seed: str, device: torch.device) -> None:
         self.weights = {_DOMAIN: 1.0}
@@ -260,7 +261,7 @@ class _Rows:
         self._order = Shuffled(len(self.rows), seed)
 
     def next(self) -> dict[str, TokenBatch]:
-        """Of the next rows those of this process, padded on the right."""
+        """Return this process's part of the next rows, padded on the right."""
         first = self.batches_drawn * self.batch_size
         chosen = [self.rows[self._order[first + i]] for i in self._own]
         self.batches_drawn += 1
@@ -277,12 +278,12 @@ class _Rows:
         return {"batches_drawn": self.batches_drawn}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at a cursor."""
+        """Continue from a cursor."""
         self.batches_drawn = state["batches_drawn"]
 
 
 def _checked(number: int, row: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Its ids and labels. Raises UserError if there is nothing to learn from."""
+    """The row's ids and labels. Raises UserError if there is nothing to learn from."""
     if "input_ids" not in row or "labels" not in row:
         raise UserError(f"feedback row {number} has {', '.join(row) or 'nothing'}: it needs input_ids and labels")
     ids, labels = (torch.as_tensor(row[name]) for name in ("input_ids", "labels"))

@@ -1,4 +1,4 @@
-"""V-pretraining in transformers' Trainer: its loop, optimizers, callbacks and checkpoints; our losses."""
+"""V-pretraining in transformers' Trainer: its loop, optimizers, callbacks and checkpoints, with our losses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vpretrain.language.config import DesignerConfig, ValueConfig
 
 _DIRECTORY = "vpretrain"  # in a checkpoint of the Trainer
 _LOGGED = ("strength", "value", "g_down_norm", "alpha")
-# Arguments that would be passed over in silence, or that the tangent pass does not survive.
+# Arguments that would be silently ignored, or that break the tangent pass.
 _REFUSED = {
     "fp16": "values in half precision are noise: set bf16=True, or neither",
     "torch_compile": "the compiled model would never be called: leave it out",
@@ -27,11 +27,12 @@ _REFUSED = {
 
 
 class VPretrainTrainer(Trainer):
-    """`transformers.Trainer` on constructed tasks: give it `feedback_dataset`, and the rest as ever.
+    """`transformers.Trainer` on constructed tasks: pass `feedback_dataset`, and everything else as usual.
 
     Before the first micro-batch of a step with `global_step % value.every_steps == 0` (after the burn-in) it makes one meta
-    update. `evaluate` gives the ordinary one-hot loss. The log has the mean alpha of the last step and, where one was made
-    since the last log, the value and |g_down| of the last meta update. Checkpoints have what `resume_from_checkpoint` needs.
+    update. `evaluate` gives the ordinary one-hot loss. The log has the mean alpha of the last step and, if there was one
+    since the last log, the value and |g_down| of the last meta update. Checkpoints hold all that `resume_from_checkpoint`
+    needs.
 
     Args:
         feedback_dataset: rows with `input_ids` and `labels`, see `VPretraining`.
@@ -39,10 +40,10 @@ class VPretrainTrainer(Trainer):
         arguments, keywords: the Trainer's own. The batches need what `token_batch` reads, and nothing else.
 
     Raises:
-        UserError: something cannot work; the message says what and how to mend it.
+        UserError: something cannot work; the message gives the cause and the remedy.
     """
 
-    loss_is_scaled_for_ga = True  # each micro-batch's loss is a share of the whole step's
+    loss_is_scaled_for_ga = True  # each micro-batch's loss is already its part of the whole step's
 
     def __init__(
         self,
@@ -73,14 +74,14 @@ class VPretrainTrainer(Trainer):
         self._unlogged: dict[str, Any] = {}
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
-        """The micro-batches of the coming step. Their losses, and the meta update, are computed when they are asked for."""
+        """Fetch the micro-batches of the coming step. Their losses, and the meta update, are computed on demand."""
         samples, targets = super().get_batch_samples(epoch_iterator, num_batches, device)
         processes, whole = self.accelerator.num_processes, self.args.average_tokens_across_devices
         self._losses = self.vpretraining.losses(
             self.state.global_step,
             [self._prepare_inputs(sample) for sample in samples],
             optimizer=getattr(self.optimizer, "optimizer", self.optimizer),  # Accelerate's wraps it
-            # Of all processes, whose gradients are averaged and not summed.
+            # `targets` counts those of all processes, whose gradients are averaged and not summed.
             total=float(targets) / processes if processes > 1 and whole and targets is not None else None,
             progress=self.state.global_step / max(1, self.state.max_steps),
         )
@@ -89,19 +90,19 @@ class VPretrainTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """In training the micro-batch's share of the step's soft-target loss, else the model's own loss."""
+        """In training the micro-batch's part of the step's soft-target loss, else the model's own loss."""
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if model is self.model:
             loss = next(self._losses)
-        else:  # what wraps the model for several processes must see a forward pass
+        else:  # the wrapper for several processes needs a forward pass
             with _answering(self.model, lambda **_: next(self._losses)):
                 loss = model(**inputs)
         self._unlogged |= self.vpretraining.record
         return loss
 
     def log(self, logs: dict[str, float], *arguments: Any, **keywords: Any) -> None:
-        """Adds what V-pretraining did to what the Trainer says of training."""
+        """Add the figures of V-pretraining to the Trainer's log."""
         if "loss" in logs:
             logs |= {name: float(self._unlogged[name]) for name in _LOGGED if name in self._unlogged}
             self._unlogged.clear()
@@ -141,7 +142,7 @@ class VPretrainTrainer(Trainer):
 
 @contextlib.contextmanager
 def _answering(module: nn.Module, forward: Any) -> Iterator[None]:
-    """Within this `forward` is the module's own, which others may have replaced as well."""
+    """Replace the module's `forward` in this context; restore one that others may have set before."""
     own = vars(module).get("forward")
     vars(module)["forward"] = forward
     try:

@@ -1,4 +1,4 @@
-"""`vpretrain decontaminate`: a stream without the examples that are near-duplicates of evaluation problems."""
+"""`vpretrain decontaminate`: remove the examples of a stream that are near-duplicates of evaluation problems."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PARAGRAPH = re.compile(r"\n\s*\n")
 
 @dataclass(frozen=True)
 class Text:
-    """Something that is compared: a part of an example (`whole`, `problem`, `paragraph 3`) of a source, both by number."""
+    """A text to compare: a part (`whole`, `problem`, `paragraph 3`) of an example of a source, both given by number."""
 
     source: int
     example: int
@@ -34,33 +34,33 @@ class Text:
     text: str
 
     def shown(self) -> dict[str, Any]:
-        """For the report."""
+        """The text as an entry of the report, cut to `EXCERPT` characters."""
         return {"source": self.source, "example": self.example, "part": self.part, "text": self.text[:EXCERPT]}
 
 
 def decontaminate(
     stream: str, against: Sequence[str], output: Path, *, n: int, threshold: float, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Copy a stream without what resembles evaluation problems.
+    """Copy a stream without the examples that resemble evaluation problems.
 
-    An example is dropped if its problem, its problem with its solution, or a paragraph of its raw text has a Jaccard
-    similarity of at least `threshold`, over word n-grams, to the same of an evaluation example. It is read row by row: memory
-    is that of the evaluation's texts and of one row.
+    An example is dropped if its problem, its problem with its solution, or its raw text or a paragraph of it has a Jaccard
+    similarity of at least `threshold`, over word n-grams, to an evaluation problem with or without its solution. The stream is
+    read row by row: memory holds the evaluation's texts and one row.
 
     Args:
-        stream: a recipe (its stream), or `PATH` or `PATH:FIELD,FIELD`: data files and the fields that count, the problem first.
-        against: the same; of recipes, their evaluation.
-        output: a directory for stream-N.jsonl (one a source), dropped.jsonl (what went, and why), report.json and, for a
-            recipe, recipe.yaml with the cleaned stream. They appear when all is done: a stream can be cleaned in place.
-        n: words an n-gram.
-        threshold: the least similarity that is dropped.
+        stream: a recipe (its stream), or `PATH` or `PATH:FIELD,FIELD`: data files and the fields to compare, the problem first.
+        against: the same; for recipes, their evaluation.
+        output: a directory for stream-N.jsonl (one per source), dropped.jsonl (dropped examples, and why), report.json and, for
+            a recipe, recipe.yaml with the cleaned stream. They are written at the end: a stream can be cleaned in place.
+        n: words per n-gram.
+        threshold: the lowest similarity that is dropped.
         overwrite: write over an earlier result there.
 
     Returns:
-        What report.json holds.
+        The content of report.json.
 
     Raises:
-        UserError: something is not there, a row has not its fields, or `output` is taken.
+        UserError: something does not exist, a row lacks its fields, or `output` holds a result already.
     """
     recipe = _recipe(stream)
     sources = [_source(stream)] if recipe is None else recipe.stream.sources
@@ -121,7 +121,7 @@ def decontaminate(
 
 
 def decontaminate_table(report: dict[str, Any]) -> Table:
-    """For a terminal."""
+    """The report as a terminal table."""
     view = Table(title=f"near-duplicates: Jaccard {report['jaccard']:g} or more over {report['ngram']}-grams of words")
     for column in ("source", "examples", "dropped", "share"):
         view.add_column(column, justify="left" if column == "source" else "right")
@@ -135,7 +135,7 @@ def decontaminate_table(report: dict[str, Any]) -> Table:
 
 
 def parts(example: Example, source: int, number: int) -> Iterator[Text]:
-    """What of an example is compared."""
+    """Yield the texts of an example that are compared."""
     if example.solution:
         yield Text(source, number, "problem", example.problem)
         yield Text(source, number, "whole", f"{example.problem} {example.solution}")
@@ -151,12 +151,12 @@ _Find = Callable[[Text], tuple[float, Text] | None]
 
 
 def _index(sources: Sequence[SourceConfig], n: int, threshold: float) -> tuple[list[Text], _Find]:
-    """The evaluation's texts, and what finds the one that another text is nearly."""
+    """The evaluation's texts, and a function that finds the one that a given text nearly duplicates."""
     index, known = OverlapIndex(n, threshold), list[Text]()
     for place, source in enumerate(sources):
         for number, example in enumerate(open_source(source)):
             for text in parts(example, place, number):
-                if not text.part.startswith("paragraph"):  # one of them is no problem
+                if not text.part.startswith("paragraph"):  # a single paragraph is not a problem
                     index.add(text.text)
                     known.append(text)
 
@@ -170,7 +170,7 @@ def _index(sources: Sequence[SourceConfig], n: int, threshold: float) -> tuple[l
 def _clean(
     source: SourceConfig, place: int, file: Path, find: _Find, report_drop: Callable[[Text, float, Text], None]
 ) -> tuple[SourceConfig, dict[str, Any]]:
-    """Write what is kept of a source; returns the source of that, and counts."""
+    """Write the examples of a source that are kept; return the source of these, and counts."""
     examples = dropped = 0
     chosen: dict[str, str] = {}
     with file.open("w", encoding="utf-8") as kept:
@@ -185,13 +185,13 @@ def _clean(
                 kept.write(json.dumps(example.fields, ensure_ascii=False, default=str) + "\n")
             examples += 1
     same = {"streaming": source.streaming, "domain": source.domain, "weight": source.weight}
-    clean = SourceConfig(path=str(file), **same, **chosen)  # rows have had their values renamed, skip and limit applied
+    clean = SourceConfig(path=str(file), **same, **chosen)  # in the file values are renamed, skip and limit applied
     return clean, {"origin": source.origin, "examples": examples, "dropped": dropped}
 
 
 def _watched(source: SourceConfig) -> Iterator[Example]:
-    """The source's examples, once, with progress."""
-    opened = open_source(source.model_copy(update={"streaming": True}))  # generators have their rows at hand anyway
+    """Yield the source's examples once, showing progress."""
+    opened = open_source(source.model_copy(update={"streaming": True}))  # generators hold their rows in memory anyway
     total = count_rows(source)
     start = time.monotonic()
     with progress(f"{'decontaminate':>18}") as update:
@@ -216,7 +216,7 @@ def _evaluation(name: str) -> list[SourceConfig]:
 
 
 def _source(name: str) -> SourceConfig:
-    """From PATH or PATH:FIELD,FIELD."""
+    """Parse PATH or PATH:FIELD,FIELD."""
     path, colon, named = name.partition(":")
     fields = [field.strip() for field in named.split(",")]
     wrong = [field for field in fields if colon and not re.fullmatch(r"[\w-]+", field)]

@@ -1,4 +1,4 @@
-"""From examples to token batches. Labels follow from lengths here, once, for stream, feedback and evaluation alike.
+"""Turn examples into token batches. Labels are derived from lengths here, for stream, feedback and evaluation alike.
 
 Shapes: B rows, T tokens.
 """
@@ -21,7 +21,7 @@ class Document:
 
     Attributes:
         ids: its tokens.
-        context: how many of the first tokens are no targets: the prompt, or the first token of raw text.
+        context: number of leading tokens that are not targets: the prompt, or the first token of raw text.
         raw: whether it may be split across rows.
         domain, key: of the example.
     """
@@ -37,7 +37,7 @@ class Document:
 
     @property
     def targets(self) -> int:
-        """How many of its tokens are predicted."""
+        """Number of its tokens that are predicted."""
         return len(self.ids) - self.context
 
     def cut(self, start: int, stop: int | None = None) -> Document:
@@ -46,7 +46,7 @@ class Document:
 
 
 def encode(example: Example, tokenizer: Any, length: int | None = None) -> Document:
-    """Tokens of prompt and response with an end token; the begin token too if the tokenizer uses one. Cut to `length`."""
+    """Tokenise prompt and response, with an end token, and a begin token if the tokenizer uses one. Cut to `length`."""
     prompt = begin_ids(tokenizer) + (
         tokenizer(example.prompt, add_special_tokens=False)["input_ids"] if example.prompt else []
     )
@@ -56,20 +56,20 @@ def encode(example: Example, tokenizer: Any, length: int | None = None) -> Docum
 
 
 def begin_ids(tokenizer: Any) -> list[int]:
-    """What the tokenizer puts before a text: its begin token, or nothing."""
+    """The tokens that the tokenizer puts before a text: its begin token, or none."""
     ids = list(tokenizer("")["input_ids"])
     adds_end = ids and ids[-1] == tokenizer.eos_token_id
-    only_begin = len(ids) == 1 and tokenizer.bos_token_id == tokenizer.eos_token_id  # one token for both: OPT's
+    only_begin = len(ids) == 1 and tokenizer.bos_token_id == tokenizer.eos_token_id  # OPT has one token for both
     return ids[:-1] if adds_end and not only_begin else ids
 
 
 def pad_id(tokenizer: Any) -> int:
-    """What fills rows; its value is never looked at."""
+    """The token id that fills rows; its value is never used."""
     return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
 
 
 def packed(documents: Sequence[Document], length: int) -> list[list[Document]]:
-    """Rows of at most `length` tokens: each document, longest first, in the first row that has room for it."""
+    """Pack rows of at most `length` tokens: each document, longest first, into the first row that has room for it."""
     rows: list[list[Document]] = []
     for document in sorted(documents, key=len, reverse=True):
         row = next((row for row in rows if sum(map(len, row)) + len(document) <= length), None)
@@ -87,13 +87,13 @@ def collate(
     length: int | None = None,
     average: Literal["tokens", "examples"] = "tokens",
 ) -> TokenBatch:
-    """Rows of one or more documents, padded on the right to `length` or to the longest row.
+    """Batch rows of one or more documents, padded on the right to `length` or to the longest row.
 
     Args:
         rows: the documents of each row.
         tokenizer: gives the padding id.
         length: T.
-        average: weight 1 for every target, or 1 / (targets of its document).
+        average: tokens: every target has weight 1; examples: 1 / (targets of its document).
     """
     filled = [[row] if isinstance(row, Document) else list(row) for row in rows]
     length = length or max(sum(map(len, documents)) for documents in filled)

@@ -15,11 +15,11 @@ from vpretrain.language.data.source import Example, open_source
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.order import Shuffled
 
-_MOST = 100_000  # pairs of a source; feedback is small by nature
+_MOST = 100_000  # pairs per source at most; feedback is small by nature
 
 
 class LanguageFeedback:
-    """D_fb.
+    """D_fb, the feedback set.
 
     Args:
         config: sources, each in its domain.
@@ -27,7 +27,7 @@ class LanguageFeedback:
         seed: order of the pairs.
         packing: whether several pairs may share a row.
         rank: this process, from 0.
-        processes: how many there are. They deal out the pairs of a batch, which do not depend on their number.
+        processes: their number. The pairs of a batch are divided among them and do not depend on it.
 
     Raises:
         UserError: a source is raw text, or has no solution left within `length`; or a batch has fewer pairs than there are
@@ -58,7 +58,7 @@ class LanguageFeedback:
         return frozenset(example.key for examples in self.examples.values() for example in examples)
 
     def next(self) -> dict[str, TokenBatch]:
-        """This process's share of the next `batch_size` pairs of every domain; each epoch has its own order."""
+        """Return this process's part of the next `batch_size` pairs of every domain; each epoch has its own order."""
         batches = {}
         for domain, documents in self._documents.items():
             first = self.batches_drawn * self.config.batch_size
@@ -73,7 +73,7 @@ class LanguageFeedback:
         return {"batches_drawn": self.batches_drawn}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at a cursor."""
+        """Continue from a cursor."""
         self.batches_drawn = state["batches_drawn"]
 
     def _encode(self, domain: str, examples: Sequence[Example]) -> list[Document]:
@@ -87,7 +87,7 @@ class LanguageFeedback:
 
 
 def pairs(source: SourceConfig, count: int = _MOST) -> list[Example]:
-    """The first pairs of a source. Raises UserError if its rows are raw text."""
+    """Return the first `count` pairs of a source. Raises UserError if its rows are raw text."""
     examples = list(islice(open_source(source), count))
     if count and not examples:
         raise UserError(f"{source.origin}: no examples are left after skip={source.skip}")
@@ -102,7 +102,7 @@ def problems(sources: Sequence[SourceConfig], count: int) -> list[Example]:
 
 
 def check_roles(feedback: frozenset[str], evaluation: frozenset[str]) -> None:
-    """Raises UserError if a problem serves as feedback and is evaluated on as well."""
+    """Raise UserError if a problem is in both feedback and evaluation."""
     both = feedback & evaluation
     if both:
         raise UserError(

@@ -1,4 +1,4 @@
-"""What the data of a language run were."""
+"""Fingerprints of the data of a language run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _USED = {"skip", "limit", "part", "exclude", "domain", "weight"}
 
 
 def fingerprints(recipe: Recipe) -> list[dict[str, Any]]:
-    """Of every source, with its role. Raises UserError or OSError for files that are gone."""
+    """Fingerprint every source, with its role. Raises UserError or OSError for files that no longer exist."""
     roles = {
         "stream": recipe.stream.sources,
         "feedback": recipe.feedback.sources,
@@ -25,7 +25,7 @@ def fingerprints(recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def _of(source: SourceConfig) -> dict[str, Any]:
-    """Rows are those that a run may use at most."""
+    """Fingerprint one source; `rows` is the maximum that a run may use."""
     used = source.model_dump(mode="json", include=_USED, exclude_defaults=True)
     if source.hub is not None:
         found = of_hub(source.hub, source.config, source.split)

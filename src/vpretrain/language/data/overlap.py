@@ -1,4 +1,4 @@
-"""Near-duplicates of known texts: MinHash LSH names candidates, the Jaccard similarity of their word n-grams decides.
+"""Find near-duplicates of known texts: candidates by MinHash LSH, checked by the Jaccard similarity of word n-grams.
 
 Shapes: W words, G distinct n-grams.
 """
@@ -20,8 +20,8 @@ try:
 except ImportError:
     raise UserError('decontamination needs a package: pip install "vpretrain[decontaminate]"') from None
 
-_RECALL = 0.9995  # of candidates at the threshold itself; above it more
-_IDEOGRAPH = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # kana and Han: no spaces between words, so a word each
+_RECALL = 0.9995  # of candidates at the threshold itself; higher above it
+_IDEOGRAPH = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # kana and Han: without spaces, so each character is a word
 _WORD = re.compile(rf"[{_IDEOGRAPH}]|[^\W{_IDEOGRAPH}]+")
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that a product modulo 2^64 loses nothing
 
@@ -43,23 +43,23 @@ def ngrams(text: str, n: int) -> NDArray[np.uint64]:
 
 
 def jaccard(a_G: NDArray[np.uint64], b_G: NDArray[np.uint64]) -> float:
-    """Of two sets of n-grams; exact, but for two n-grams in 2^64 with one hash."""
+    """The Jaccard similarity of two sets of n-grams; exact, except where two n-grams have the same 64-bit hash."""
     shared = len(np.intersect1d(a_G, b_G, assume_unique=True))
     return shared / max(1, len(a_G) + len(b_G) - shared)
 
 
 def bands_and_rows(threshold: float) -> tuple[int, int]:
-    """Of the LSH: a pair of similarity J becomes a candidate with probability 1 - (1 - J^rows)^bands."""
-    rows = 4 if threshold >= 0.6 else 2  # fewer rows, fewer bands and more candidates
+    """Bands and rows of the LSH: a pair of similarity J becomes a candidate with probability 1 - (1 - J^rows)^bands."""
+    rows = 4 if threshold >= 0.6 else 2  # fewer rows need fewer bands, but give more candidates
     return math.ceil(math.log(1 - _RECALL) / math.log(1 - min(threshold, 0.999) ** rows)), rows
 
 
 class OverlapIndex:
-    """Known texts, and which of them another text nearly is. Its size is that of the known texts.
+    """An index of known texts that finds near-duplicates of them. Its size grows with the known texts only.
 
     Args:
-        n: words an n-gram.
-        threshold: the least Jaccard similarity of a near-duplicate.
+        n: words per n-gram.
+        threshold: the lowest Jaccard similarity of a near-duplicate.
     """
 
     def __init__(self, n: int, threshold: float) -> None:
@@ -72,7 +72,7 @@ class OverlapIndex:
         self._all: NDArray[np.uint64] | None = None  # n-grams of all known texts, sorted
 
     def add(self, text: str) -> int:
-        """Remember a text; returns its number, from 0."""
+        """Add a text; return its number, from 0."""
         grams_G = ngrams(text, self.n)
         number = len(self._known)
         self._known.append(grams_G)
@@ -84,7 +84,7 @@ class OverlapIndex:
         return number
 
     def nearest(self, text: str) -> tuple[float, int] | None:
-        """The similarity and the number of the known text that this one resembles most, if it is a near-duplicate."""
+        """The similarity and the number of the most similar known text; None if that is below the threshold."""
         grams_G = ngrams(text, self.n)
         if not self._possible(grams_G):
             return None
@@ -93,8 +93,8 @@ class OverlapIndex:
         return found if found[0] >= self.threshold else None
 
     def _possible(self, grams_G: NDArray[np.uint64]) -> bool:
-        """Whether any J could reach the threshold: it is at most the ratio of the sizes, and the share of n-grams that any
-        known text has. This spares nearly all texts the sketch, which costs most, and loses none."""
+        """Whether any J can reach the threshold: it is at most the ratio of the sizes, and the fraction of n-grams that occur
+        in any known text. This saves the sketch, the most expensive part, for nearly all texts, and loses no duplicate."""
         low, high = self._sizes
         if not len(grams_G) or not low * self.threshold <= len(grams_G) <= high / self.threshold:
             return False

@@ -30,10 +30,10 @@ class Example:
 
     Attributes:
         prompt: empty for raw text.
-        response: what the loss is on.
+        response: the text that the loss is on.
         domain: of its source.
-        problem: what fills the prompt's template (or the text's), without what surrounds it.
-        solution: what fills the response's; empty for raw text.
+        problem: the field values in the prompt's template (or the text's), without the text around them.
+        solution: the field values in the response's template; empty for raw text.
         fields: the row it came from.
     """
 
@@ -51,7 +51,7 @@ class Example:
 
 
 class IndexedSource:
-    """Examples by number; rows are rendered when asked for."""
+    """Examples by number; rows are rendered on access."""
 
     def __init__(self, config: SourceConfig, rows: Any) -> None:
         self.config = config
@@ -72,17 +72,17 @@ class IndexedSource:
 
 
 class StreamingSource:
-    """Examples in file order, endlessly, with a cursor that can be saved; of several shards one, which shares no example.
+    """Examples in file order, endlessly, with a cursor that can be saved; one of several disjoint shards.
 
-    `datasets` reads rows and knows where it is. What is left out is left out here: its own filters, skips and splits lost or
-    repeated rows after a resume in one release or another (huggingface/datasets #7538, #8145, #8359, #8568).
+    `datasets` reads the rows and keeps the position. Rows are left out here: its own filters, skips and splits lost or repeated
+    rows after a resume in some releases (huggingface/datasets #7538, #8145, #8359, #8568).
 
     Args:
         config: of the source.
-        rows: an IterableDataset, as the files have it.
-        shard: of them this one.
-        shards: how many there are. They take whole files where these can be shared out evenly and none is cut by `skip` or
-            `limit`, else every shards-th example of all files.
+        rows: an IterableDataset of the files' rows, unfiltered.
+        shard: number of this shard.
+        shards: number of shards. Each takes whole files if these can be divided evenly and neither `skip` nor `limit` is set,
+            else every shards-th example of all files.
     """
 
     def __init__(self, config: SourceConfig, rows: Any, *, shard: int = 0, shards: int = 1) -> None:
@@ -94,11 +94,11 @@ class StreamingSource:
         self._open()
 
     def __iter__(self) -> Iterator[Example]:
-        """From here to the end, once."""
+        """Iterate from here to the end, once."""
         return self._iterator
 
     def next(self) -> Example:
-        """The next example. Raises UserError if there is none at all."""
+        """Return the next example. Raises UserError if there is none at all."""
         example = next(self._iterator, None)
         if example is None:
             self._open()
@@ -108,11 +108,11 @@ class StreamingSource:
         return example
 
     def state_dict(self) -> dict[str, Any]:
-        """The cursor, JSON-ready: where the rows go on, and how many of this epoch's examples were met."""
+        """The cursor, JSON-ready: the position in the rows, and how many of this epoch's examples were read."""
         return {"rows": self._loaded or self._epoch.state_dict(), "met": self._met}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at a cursor. What was read of the present file is read again, as tables and not row by row."""
+        """Continue from a cursor. The part of the current file before it is read again, as tables and not row by row."""
         self._open(state["rows"], state["met"])
 
     def _open(self, rows: dict[str, Any] | None = None, met: int = 0) -> None:
@@ -122,7 +122,7 @@ class StreamingSource:
         self._epoch = split_dataset_by_node(self._rows, rank=number, world_size=of)
         if rows is not None:
             self._epoch.load_state_dict(rows)
-        self._loaded, self._met = rows, met  # what was loaded the data set does not tell until its next row
+        self._loaded, self._met = rows, met  # the data set's own state is stale after loading, until its next row
         self._iterator = self._examples()
 
     def _examples(self) -> Iterator[Example]:
@@ -139,10 +139,10 @@ class StreamingSource:
 
 
 def open_source(config: SourceConfig, *, shard: int = 0, shards: int = 1) -> IndexedSource | StreamingSource:
-    """The source that a recipe describes; one that is streamed gives the examples of one shard of several.
+    """Open the source that a recipe describes; a streaming source gives the examples of one shard.
 
     Raises:
-        UserError: it is not there, or its rows do not have the fields that the templates name.
+        UserError: it does not exist, or its rows lack the fields that the templates name.
     """
     source: IndexedSource | StreamingSource
     if config.reasoning_gym is not None:
@@ -157,12 +157,12 @@ def open_source(config: SourceConfig, *, shard: int = 0, shards: int = 1) -> Ind
             else IndexedSource(config, rows)
         )
     if isinstance(source, IndexedSource):
-        source[0]  # a wrong template shows now and not in the middle of a run
+        source[0]  # a wrong template fails now and not in the middle of a run
     return source
 
 
 def count_rows(config: SourceConfig) -> int | None:
-    """How many examples a source has at most, where that can be told without reading them as such."""
+    """The maximum number of examples of a source; None if it is not known without reading them."""
     if config.path is not None:
         rows = _count_in_files(*data_files(config))
     elif config.reasoning_gym is not None:
@@ -174,7 +174,7 @@ def count_rows(config: SourceConfig) -> int | None:
 
 
 def templates(row: dict[str, Any], config: SourceConfig) -> dict[str, str]:
-    """The source's templates, text or prompt and response, or the usual ones for rows like this. Raises UserError."""
+    """The source's templates (text, or prompt and response), or the defaults for rows like this. Raises UserError."""
     if config.text is not None:
         return {"text": config.text}
     if config.prompt is not None and config.response is not None:
@@ -187,7 +187,7 @@ def templates(row: dict[str, Any], config: SourceConfig) -> dict[str, str]:
 
 
 def render(row: dict[str, Any], config: SourceConfig) -> Example:
-    """An example from a row, by the source's templates. Raises UserError for a field that the row does not have."""
+    """Build an example from a row by the source's templates. Raises UserError for a field that the row lacks."""
     row = row | {
         field: names.get(str(row[field]), row[field]) for field, names in config.values.items() if field in row
     }
@@ -201,7 +201,7 @@ def render(row: dict[str, Any], config: SourceConfig) -> Example:
 
 
 def _fill(template: str, row: dict[str, Any], config: SourceConfig) -> tuple[str, str]:
-    """The template with its fields filled in, and what was filled in. A line that held only an empty field disappears."""
+    """Fill a template; return the text, and the values filled in. A line that held only an empty field disappears."""
     contents: list[str] = []
 
     def value(match: re.Match[str]) -> str:
@@ -235,7 +235,7 @@ def _files(config: SourceConfig) -> Any:
 
 
 def data_files(config: SourceConfig) -> tuple[list[str], str]:
-    """The files at the source's path, and their one format. Raises UserError."""
+    """The files at the source's path, and their common format. Raises UserError."""
     assert config.path is not None
     path = Path(config.path).expanduser()
     if "://" in config.path:
@@ -262,7 +262,7 @@ def _format(file: str) -> str | None:
 
 
 def _check_store(url: str) -> None:
-    """Raises UserError if a URL holds a password, or if what reads its kind is not installed."""
+    """Raise UserError if a URL holds a name or password, or if the package that reads it is not installed."""
     from fsspec.registry import get_filesystem_class, known_implementations
 
     protocol, _, rest = url.partition("://")
@@ -312,12 +312,12 @@ def _load(config: SourceConfig, *arguments: Any, **options: Any) -> Any:
 
 @contextlib.contextmanager
 def _readable(config: SourceConfig) -> Iterator[None]:
-    """What goes wrong within is told in one line."""
+    """Turn any error inside the context into a UserError of one line."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # datasets raises many kinds for one thing: the data cannot be had
+    except Exception as error:  # datasets raises many types if the data are unavailable
         reason = str(error.__cause__ or error).strip().split("\n")[0]
         remedy = "check the name and the network, or give a path" if config.hub else "check the file"
         if config.path is not None and "://" in config.path:
@@ -377,7 +377,7 @@ def _generated(config: SourceConfig) -> _Generated:
 
 
 def _choose_templates(config: SourceConfig, templates: list[int], seed: int) -> list[int]:
-    """gsm_symbolic draws the template of every example from a list; ours holds the allowed ones only."""
+    """The template of every example: gsm_symbolic draws them from all templates, here from the allowed ones only."""
     if config.reasoning_gym != "gsm_symbolic":
         raise UserError(f"task_indices is an option of gsm_symbolic; {config.reasoning_gym} has no templates")
     from reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic import tasks_ok

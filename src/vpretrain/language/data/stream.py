@@ -18,11 +18,11 @@ from vpretrain.language.data.source import Example, IndexedSource, StreamingSour
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.order import Shuffled
 
-HOPELESS = 2000  # so many examples in a row without a usable one end the run
+HOPELESS = 2000  # this many examples in a row without a usable one end the run
 
 
 class LanguageStream:
-    """D_u. Every batch follows from the seed and the cursor, so that all arms see the same.
+    """D_u, the stream. Seed and cursor determine every batch, so that all arms see the same batches.
 
     Args:
         config: sources and shape.
@@ -30,14 +30,14 @@ class LanguageStream:
         seed: order of the examples and choice of the sources.
         held_back: keys that must not be learned from (problems of feedback and evaluation); they are skipped and counted.
         mixed_in: further sources of the mixture, with weights relative to those of `config`, from which nothing is held back.
-            A row comes from one of them with its share of all weights. The other rows are, source by source, the same in
-            the same order as without them; only which source a given row is drawn from can differ.
+            A row comes from one of them with probability weight / (sum of all weights). The other rows are, source by
+            source, the same in the same order as without them; only which source a given row is drawn from can differ.
         rank: this process, from 0.
-        processes: how many there are. They deal out the rows: those of a micro-batch do not depend on their number.
+        processes: their number. The rows of a micro-batch are divided among them and do not depend on it.
 
     Raises:
-        UserError: a source cannot be opened, or gives nothing that can be learned from; or the processes cannot share a
-            micro-batch evenly.
+        UserError: a source cannot be opened, or gives nothing that can be learned from; or a micro-batch cannot be divided
+            evenly among the processes.
     """
 
     def __init__(
@@ -68,21 +68,21 @@ class LanguageStream:
 
     @property
     def held_back_count(self) -> int:
-        """Examples of the shards read here that were skipped because feedback or evaluation owns them."""
+        """Number of examples, of the shards read here, that were skipped because they belong to feedback or evaluation."""
         return sum(packer.held_back_count for packers in self._shards.values() for packer in packers)
 
     def next(self) -> list[TokenBatch]:
-        """The micro-batches of one learner step: `accumulation` times [batch_size / processes, length]."""
+        """Return the micro-batches of one learner step: `accumulation` times [batch_size / processes, length]."""
         return [self._batch() for _ in range(self.config.accumulation)]
 
     def state_dict(self) -> dict[str, Any]:
-        """The cursor, JSON-ready: how far the stream is, and where each shard that is read here goes on."""
+        """The cursor, JSON-ready: the number of rows drawn, and the position in each shard that is read here."""
         shards = {str(shard): [packer.state_dict() for packer in packers] for shard, packers in self._shards.items()}
         return {"rows_drawn": self.rows_drawn, "shards": shards}
 
     @staticmethod
     def merge(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The whole stream's cursor from those of all its processes, after as many steps."""
+        """Merge the cursors of all processes, after the same number of steps, into the whole stream's."""
         shards: dict[str, Any] = {}
         for state in states:
             assert state["rows_drawn"] == states[0]["rows_drawn"], "the processes are not equally far"
@@ -91,7 +91,7 @@ class LanguageStream:
         return {"rows_drawn": states[0]["rows_drawn"], "shards": shards}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at a cursor, of this process or merged: the batches that follow are the same bit for bit."""
+        """Continue from a cursor, of this process or merged: the batches that follow are the same bit for bit."""
         self.rows_drawn = state["rows_drawn"]
         for shard, packers in self._shards.items():
             for packer, cursor in zip(packers, state["shards"][str(shard)], strict=True):
@@ -102,7 +102,7 @@ class LanguageStream:
         for i in range(self.config.batch_size):
             packers = self._shards.get(i % self.config.shards)
             if packers is not None:
-                draw = random.Random(f"{self.seed}/{self.rows_drawn + i}")  # a counter is all the state there is
+                draw = random.Random(f"{self.seed}/{self.rows_drawn + i}")  # the counter is the only state
                 row = draw.choices(packers, self._weights)[0].row()
                 if i in self._rows:
                     rows.append(row)
@@ -113,7 +113,7 @@ class LanguageStream:
 def rows_of(
     source: SourceConfig, tokenizer: Any, *, length: int, tokens: int, batch_size: int, packing: bool
 ) -> list[TokenBatch]:
-    """The first rows of one source in its own order, as batches, until they hold so many tokens: fixed text to evaluate on."""
+    """Batch the first rows of one source in its own order until they hold `tokens` tokens: fixed text to evaluate on."""
     config = StreamConfig(sources=[source], length=length, packing=packing)
     packer = _Packer(source, config, tokenizer, None, frozenset())
     documents: list[list[Document]] = []
@@ -145,7 +145,7 @@ class _Packer:
         self._order: Shuffled | None = None
         if seed is not None and isinstance(self._source, IndexedSource):
             self._order = Shuffled(len(self._source), seed)
-        # What did not fit into the row before. The first is drawn here, so that a useless source shows at once.
+        # The document that did not fit into the last row. The first is drawn here, so that an unusable source fails at once.
         self._waiting: Document | None = self._document()
 
     def row(self) -> list[Document]:
@@ -194,7 +194,7 @@ class _Packer:
                 self.held_back_count += 1
                 continue
             document = encode(example, self.tokenizer)
-            if not document.raw:  # an example is cut at its end; raw text goes on in the next row
+            if not document.raw:  # a pair is cut at its end; raw text continues in the next row
                 document = document.cut(0, self.config.length)
             if document.targets > 0 and (
                 not document.raw or len(document) >= min(self.config.min_chunk, self.config.length)
@@ -208,7 +208,7 @@ class _Packer:
     def _example(self) -> Example:
         if isinstance(self._source, StreamingSource):
             return self._source.next()
-        number = self._drawn * self.config.shards + self._shard  # all shards together meet each example once an epoch
+        number = self._drawn * self.config.shards + self._shard  # the shards together read each example once per epoch
         self._drawn += 1
         return self._source[number % len(self._source) if self._order is None else self._order[number]]
 

@@ -34,7 +34,7 @@ _DECODING = 10
 
 
 class Evaluation:
-    """What a learner is measured on; loaded once, so that mistakes show before the training and not after.
+    """The evaluation of a learner; its data are loaded once, so that mistakes show before training and not after it.
 
     Args:
         config: sizes.
@@ -54,19 +54,19 @@ class Evaluation:
                 f"evaluation.length={config.length}; raise it, or leave them out with exclude"
             )
         if any(needs_mathematics(reference(example)) for example in problems[: config.pass_at_1_problems]):
-            math_verify()  # missing packages show now
+            math_verify()  # a missing package fails now, not after training
 
     def __call__(self, learner: LanguageLearner) -> dict[str, Any]:
-        """Figures of the learner as it is; `problems` lists them problem by problem, for paired comparisons."""
+        """Measure the learner as it is; `problems` lists the figures per problem, for paired comparisons."""
         size = self.config.batch_size
         asked = self.problems[: self.config.pass_at_1_problems]
         training = learner.module.training
         learner.module.eval()
         nll: list[float] = []
         solved: list[bool] = []
-        correct: list[int] = []  # of the sampled solutions
+        correct: list[int] = []  # per problem, of the sampled solutions
         retention: list[Tensor] = []
-        # A decoded problem costs about as much as this many that are only read.
+        # Decoding one problem costs about as much as reading _DECODING of them.
         work = len(self.problems) + len(self.retention) + _DECODING * len(asked) * (1 + self.config.samples)
         try:
             with torch.no_grad(), steady("       evaluation", work) as done:
@@ -115,7 +115,7 @@ class Evaluation:
         return result
 
     def _solve(self, learner: LanguageLearner, examples: Sequence[Example], samples: int = 0, **how: Any) -> list[int]:
-        """Correct solutions of each problem: of `samples` drawn ones, or of the greedy one."""
+        """Count the correct solutions of each problem: of `samples` drawn ones, or of the greedy one."""
         config, tokenizer = self.config, self.tokenizer
         solutions = solve(
             learner,
@@ -134,7 +134,7 @@ class Evaluation:
 
 
 def row_nll(learner: LanguageLearner, batch: TokenBatch) -> Tensor:
-    """Mean NLL over the targets of each row, [B], in nats a token."""
+    """Mean NLL over the targets of each row, [B], in nats per token."""
     row_N = batch.predicts_BT.nonzero()[:, 0]
     loss_N = learner.nll(batch)
     sums_B = torch.zeros(len(batch.domains), dtype=torch.float64, device=loss_N.device)

@@ -22,7 +22,7 @@ try:
 except ImportError:
     raise UserError('standard benchmarks need a package: pip install "vpretrain[evaluate]"') from None
 
-OWN_TASKS = Path(__file__).parent / "tasks"  # what the harness itself does not have
+OWN_TASKS = Path(__file__).parent / "tasks"  # tasks that the harness lacks
 
 
 def run_tasks(
@@ -39,19 +39,19 @@ def run_tasks(
 
     Args:
         model: a run's directory, a directory of save_pretrained, or a name.
-        tasks: names of tasks, groups or tags of the harness, patterns among them; OMEGA comes with this package.
-        shots: examples in the prompt; None: what each task says.
-        limit: the first so many problems of a task; None: all.
-        include: a directory with task files of the user's own.
-        batch_size: requests at once.
-        run_code: let tasks such as MBPP run on this machine what the model wrote.
+        tasks: names of tasks, groups or tags of the harness, or patterns of them; OMEGA comes with this package.
+        shots: examples in the prompt; None: the default of each task.
+        limit: number of problems per task, from the first; None: all.
+        include: a directory with the user's own task files.
+        batch_size: requests per batch.
+        run_code: let tasks such as MBPP run the model's code on this machine.
 
     Returns:
-        `tasks`: task -> version, shots, problems, and metric by filter with its standard error; what else is needed to
-        repeat it; and versions.
+        `tasks`: task -> version, shots, problems, and metric by filter with its standard error; everything else that is
+        needed to repeat it; and versions.
 
     Raises:
-        UserError: an unknown task, a data set that cannot be had, or code that may not be run.
+        UserError: an unknown task, an unavailable data set, or code that is not allowed to run.
     """
     manager = TaskManager(include_path=[str(OWN_TASKS), *([include] if include else [])])
     wanted = [name for pattern in tasks for name in (manager.match_tasks([pattern]) or [_unknown(pattern, include)])]
@@ -64,7 +64,7 @@ def run_tasks(
             use_safetensors=True,
             batch_size=batch_size,
             device="cuda" if torch.cuda.is_available() else "cpu",
-            dtype="bfloat16" if torch.cuda.is_available() else "float32",  # whatever a model was saved as
+            dtype="bfloat16" if torch.cuda.is_available() else "float32",  # in whatever dtype a model was saved
         )
         found = lm_eval.simple_evaluate(
             model=learner,
@@ -75,7 +75,7 @@ def run_tasks(
             confirm_run_unsafe_code=run_code,
             log_samples=True,
         )
-    except Exception as error:  # the harness and datasets raise many kinds for one thing: a task cannot be run
+    except Exception as error:  # the harness and datasets raise many types if a task cannot be run
         reason = " ".join(str(error).split())
         if any(word in reason for word in ("marked as unsafe", "HF_ALLOW_CODE_EVAL")):
             reason = "it runs what the model wrote on this machine: add --run-code, inside a sandbox"
@@ -93,7 +93,7 @@ def run_tasks(
 
 
 def tasks_table(results: dict[str, Any]) -> Table:
-    """For a terminal: a line a metric and filter."""
+    """The results as a terminal table, one line per metric and filter."""
     view = Table(title=f"{results['model']}" + (f", first {results['limit']} problems" if results["limit"] else ""))
     for column in ("task", "version", "shots", "problems", "filter", "metric", "value"):
         view.add_column(column, justify="right" if column in ("shots", "problems", "value") else "left")
@@ -113,7 +113,7 @@ def _unknown(pattern: str, include: str | None) -> str:
 
 
 def _scores(found: Any, name: str) -> dict[str, Any]:
-    """Of a task or a group, in its own words: `exact_match,strict-match` is a metric under a filter."""
+    """The scores of a task or group under lm-eval's names: `exact_match,strict-match` is a metric and its filter."""
     scores = []
     for key, value in found["results"][name].items():
         metric, comma, filtered = key.partition(",")

@@ -1,4 +1,4 @@
-"""Solving problems by decoding, and whether an answer is right. Shapes: B rows, T tokens."""
+"""Solve problems by decoding, and check the answers. Shapes: B rows, T tokens."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ def solve(
     stop: Sequence[str] = (),
     done: Callable[[float], None] = lambda share: None,
 ) -> list[list[str]]:
-    """Solutions of each problem: `samples` drawn ones, or the greedy one.
+    """Decode solutions of each problem: `samples` drawn ones, or the greedy one.
 
     Args:
         learner: theta.
         tokenizer: the learner's.
         examples: the problems, decoded as one batch.
-        max_new_tokens: of a solution at most.
+        max_new_tokens: maximum length of a solution.
         samples: solutions drawn for each problem; 0: the greedy one.
         temperature: of the draws.
-        stop: a solution ends before the first of these strings, and its decoding once one is there.
-        done: hears after each token what share of `max_new_tokens` is there.
+        stop: a solution ends before the first of these strings, and its decoding stops once one appears.
+        done: called after each token with the fraction of `max_new_tokens` generated so far.
 
     Returns:
-        a list of texts for each problem, none with a stop string in it.
+        A list of texts for each problem, none of which contains a stop string.
     """
     begin = begin_ids(tokenizer)
     prompts = [begin + tokenizer(example.prompt, add_special_tokens=False)["input_ids"] for example in examples]
@@ -59,11 +59,11 @@ def solve(
     how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if samples:
         how = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0, "num_return_sequences": samples}
-    # The newest token completes a stop string, and each of the string's tokens holds at least one byte of it.
+    # Tokens to search for a stop string that the newest one completes: each of the string's tokens holds at least one byte.
     tail = 1 + max((len(string.encode()) for string in stop), default=0)
 
     def ended(ids_BT: Tensor, scores: Any, **_: Any) -> Tensor:
-        """A criterion of transformers: which rows have met a stop string, [B]."""
+        """A stopping criterion of transformers: which rows contain a stop string, [B]."""
         done((ids_BT.shape[1] - length) / max_new_tokens)
         texts = tokenizer.batch_decode(ids_BT[:, length:][:, -tail:], skip_special_tokens=True)
         return torch.tensor([before_stop(text, stop) != text for text in texts], device=ids_BT.device)
@@ -83,13 +83,13 @@ def solve(
 
 
 def before_stop(text: str, stop: Sequence[str]) -> str:
-    """What stands before the first stop string in a text: all of it if there is none."""
+    """Return the text before its first stop string; all of it if there is none."""
     return text[: min((text.index(string) for string in stop if string in text), default=len(text))]
 
 
 @contextlib.contextmanager
 def sampling_seed() -> Iterator[None]:
-    """Draws that are the same for every model, and leave the run's own random numbers alone."""
+    """Seed draws equally for every model, without changing the run's own random numbers."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
@@ -99,7 +99,7 @@ def pass_at_k(correct: Sequence[int], samples: int) -> dict[str, float]:
     """Pass@k for k = 1, 2, 4 ... up to `samples`: 1 - C(n - c, k) / C(n, k), without bias (Chen et al., 2021).
 
     Args:
-        correct: c, of each problem's solutions.
+        correct: c, the number of correct solutions of each problem.
         samples: n.
     """
     ks = [2**power for power in range(samples.bit_length()) if 2**power <= samples]
@@ -107,13 +107,13 @@ def pass_at_k(correct: Sequence[int], samples: int) -> dict[str, float]:
 
 
 def reference(example: Example) -> str:
-    """The true final answer of a problem: what its solution marks with #### or \\boxed{}, else its field `answer`."""
+    """The true final answer of a problem: marked in its solution with #### or \\boxed{}, else its field `answer`."""
     marked = marked_answer(example.response)
     return str(example.fields.get("answer", example.response)) if marked is None else marked
 
 
 def marked_answer(text: str) -> str | None:
-    """What follows the first ####, else what the last \\boxed{} holds."""
+    """The text after the first ####, else the content of the last \\boxed{}; None without either."""
     marked = re.search(r"####\s*(.+)", text)
     if marked:
         return marked[1].strip()
@@ -130,7 +130,7 @@ def marked_answer(text: str) -> str | None:
 
 
 def final_answer(text: str) -> str:
-    """What is marked, else the last number, else the last line."""
+    """The marked answer, else the last number, else the last line."""
     marked = marked_answer(text)
     if marked is not None:
         return marked
@@ -162,7 +162,7 @@ def needs_mathematics(truth: str) -> bool:
 
 
 def math_verify() -> Any:
-    """The package. Raises UserError if it is not installed."""
+    """Import the package. Raises UserError if it is not installed."""
     try:
         return importlib.import_module("math_verify")
     except ImportError:

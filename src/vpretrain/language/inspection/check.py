@@ -1,4 +1,4 @@
-"""`vpretrain check`: what can be wrong is found before the long work, without loading the learner's weights."""
+"""`vpretrain check`: find errors before the long run, without loading the learner's weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vpretrain.language.data.source import IndexedSource, open_source
 from vpretrain.language.model.load import device, load_config, with_adapters
 from vpretrain.language.model.loss import CHUNK
 
-SCANNED = 2000  # stream examples a source that are compared with feedback and evaluation
+SCANNED = 2000  # stream examples per source that are compared with feedback and evaluation
 _NARROW = {
     "hidden_size": 64, "n_embd": 64, "intermediate_size": 64, "n_inner": 64, "head_dim": 16,
     "num_attention_heads": 4, "n_head": 4, "num_key_value_heads": 2, "hidden_size_per_layer_input": 16,
@@ -27,10 +27,10 @@ _NARROW = {
 
 
 def check(recipe: Recipe) -> Iterator[str]:
-    """Yields a line for everything found in order.
+    """Yield a line for every check that passes.
 
     Raises:
-        UserError: the first thing that is not, with its remedy.
+        UserError: the first check that fails, with its remedy.
     """
     check_sizes(recipe, load_config(recipe.learner.name))
     parts = assemble(recipe, tiny_copy(recipe))
@@ -44,7 +44,7 @@ def check(recipe: Recipe) -> Iterator[str]:
 
 
 def tiny_copy(recipe: Recipe) -> Any:
-    """The learner's architecture with as many blocks and the same vocabulary, 64 wide, with random weights."""
+    """The learner's architecture with the same number of blocks and vocabulary, 64 wide, with random weights."""
     config = load_config(recipe.learner.name)
     text = config.get_text_config()
     for name, size in _NARROW.items():
@@ -56,7 +56,7 @@ def tiny_copy(recipe: Recipe) -> Any:
 
 
 def estimate_memory(recipe: Recipe) -> str:
-    """Weights, gradients and AdamW of learner and designer, activations and loss of one micro-batch: an estimate."""
+    """Estimate memory: weights, gradients and AdamW of learner and designer, activations and loss of one micro-batch."""
     config = load_config(recipe.learner.name)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=pretrained.trusted)

@@ -1,4 +1,4 @@
-"""A language learner for `vpretrain doctor`: random tokens, a random designer."""
+"""A language learner for `vpretrain doctor`, with random tokens and a random designer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DESIGNER = DesignerConfig(hidden_size=64, layers=2, heads=2, top_k=32)
 
 
 def engine_case(name: str) -> EngineCase:
-    """The learner with a stream batch and a feedback gradient over its last two blocks. Raises UserError."""
+    """Load the learner with a stream batch and a feedback gradient over its last two blocks. Raises UserError."""
     model = load_model(LearnerConfig(name=name))
     config = model.config.get_text_config()
     learner = LanguageLearner(model, top_k=min(_DESIGNER.top_k, config.vocab_size))
@@ -41,7 +41,7 @@ def engine_case(name: str) -> EngineCase:
 
 
 def random_designer(learner: LanguageLearner, config: DesignerConfig, *, seed: int = 1) -> TopKDesigner:
-    """A designer away from its start, whose gate varies around half of alpha_max."""
+    """A designer moved away from its initial weights, whose gate varies around half of alpha_max."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         embedding_VD = learner.model.get_output_embeddings().weight

@@ -1,5 +1,5 @@
-"""`vpretrain gate`: which tokens a run's designer steers: the gate alpha by kind of token, by how well the learner knew it, by
-whether the feedback wants it, by domain. Shapes: N targets, V vocabulary.
+"""`vpretrain gate`: show which tokens a run steers: the gate alpha by kind of token, by the learner's probability of it, by the
+sign of its value, and by domain. Shapes: N targets, V vocabulary.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ KNOWN = (0.01, 0.1, 0.5, 0.9)  # bounds of p(w_t)
 
 
 def gate(run: Path, batches: int) -> dict[str, Any]:
-    """Build tasks with the newest checkpoint of a run, on the micro-batches that its stream would show next.
+    """Build tasks with the newest checkpoint of a run, on the next micro-batches of its stream.
 
     Args:
         run: its directory.
         batches: micro-batches to look at.
 
     Returns:
-        `by`: grouping -> group -> mean alpha, and its share of the targets, where a grouping has several groups; written to
+        `by`: grouping -> group -> mean alpha and fraction of the targets, for groupings with several groups; written to
         gate.json as well.
 
     Raises:
-        UserError: the directory is not that of a language run, or the run has no designer, or no checkpoint.
+        UserError: see `at_newest_checkpoint`.
     """
     recipe, parts, _ = at_newest_checkpoint(run)
     kinds_V = token_kinds(recipe)
@@ -76,7 +76,7 @@ def token_kinds(recipe: Recipe) -> Int[Tensor, " V"]:
 
 
 def kind(text: str) -> str:
-    """Of a token by its text, without regard to surrounding space."""
+    """The kind of a token, from its text without surrounding space."""
     core = text.strip()
     if not core:
         return "space"
@@ -88,7 +88,7 @@ def kind(text: str) -> str:
 
 
 def gate_table(results: dict[str, Any]) -> Table:
-    """For a terminal."""
+    """The results as a terminal table."""
     view = Table(title=f"{results['arm']}: gate alpha over {results['targets']:,} targets")
     for column in ("by", "group", "mean alpha", "share of targets"):
         view.add_column(column, justify="left" if column in ("by", "group") else "right")
@@ -100,7 +100,7 @@ def gate_table(results: dict[str, Any]) -> Table:
 
 
 def draw_gate(results: dict[str, Any], file: Path) -> Path | None:
-    """The same as bars; None without matplotlib."""
+    """Draw the results as bars; return None without matplotlib."""
     plot = pyplot()
     if plot is None:
         return None
@@ -121,7 +121,7 @@ def draw_gate(results: dict[str, Any], file: Path) -> Path | None:
 
 
 def _groups(batch: TokenBatch, kinds_V: Tensor, found: Steering) -> Iterator[tuple[str, str, Tensor]]:
-    """(grouping, group, which targets belong to it)."""
+    """Yield (grouping, group, mask [N] of the targets in it)."""
     p_N = found.p_NK[:, 0].contiguous()
     kinds_N = kinds_V.to(p_N.device)[batch.targets_N]
     for number, name in enumerate(KINDS):

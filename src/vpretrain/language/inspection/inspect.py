@@ -1,4 +1,4 @@
-"""`vpretrain inspect`: what the learner will see, and what the designer makes of it."""
+"""`vpretrain inspect`: show rows of the stream, and the targets built from them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from vpretrain.language.inspection.steering import steering
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.language.model.load import load_tokenizer
 
-SHOWN = 6  # candidates a position
+SHOWN = 6  # candidates per position
 
 
 def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
     """Print rows of the stream with their loss mask, and candidates, q, alpha and values at some positions.
 
-    The learner and the designer are as a run would start with them; candidate values follow a first feedback batch.
+    The learner and the designer are those of a run's start; candidate values come from a first feedback batch.
     """
     tokenizer = load_tokenizer(recipe.learner.name)
     parts = assemble(recipe)
@@ -40,7 +40,7 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
     batch = batches[0].rows([0])
     if parts.meta is not None:
         if parts.meta.strength is not None and not parts.meta.strength.fixed:
-            parts.meta.strength.share = 1.0  # a run starts at 0 and judges
+            parts.meta.strength.share = 1.0  # in a run it is 0 until a judgement
             console.print(
                 "\nTargets below are the tilted task whole; a run takes as much of it as serves, at first nothing"
             )

@@ -1,4 +1,4 @@
-"""What a run's construction makes of a batch, token by token. Shapes: N targets, K candidates."""
+"""The targets that a run's construction builds for a batch, token by token. Shapes: N targets, K candidates."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from vpretrain.run.train import begin
 
 @dataclass(frozen=True)
 class Steering:
-    """Targets and what they are made from.
+    """Targets, and the quantities that they are computed from.
 
     Attributes:
         candidates_NK: token ids C_t; the first is the true token.
         p_NK: the learner's probabilities of them.
         q_NK: the target.
         alpha_N: the gate.
-        values_NK: a_t(v) along the present value direction, see `vpretrain.language.task.values`; None before the first
+        values_NK: a_t(v) along the current value direction, see `vpretrain.language.task.values`; None before the first
             meta update.
     """
 
@@ -43,7 +43,7 @@ class Steering:
 
 
 def steering(parts: Parts, batch: TokenBatch) -> Steering:
-    """Of a batch, as a meta step sees it: without dropout, and without a trace."""
+    """Build the targets of a batch as in a meta step, without dropout or side effects."""
     learner: Any = parts.learner
     with torch.no_grad(), learner.meta_mode():
         state = learner.observe(batch)
@@ -55,14 +55,14 @@ def steering(parts: Parts, batch: TokenBatch) -> Steering:
 
 
 def at_newest_checkpoint(run: Path) -> tuple[Recipe, Parts, int]:
-    """A run's recipe, its parts as they were at its newest checkpoint, and the step of that. The stream goes on from there.
+    """Load a run's recipe, its parts at the newest checkpoint, and the step of that. The stream continues from there.
 
     Args:
-        run: its directory, wherever that has gone since.
+        run: its directory, which may have been moved.
 
     Raises:
-        UserError: the directory is not that of a language run, or its targets follow no feedback, or it has no checkpoint, or
-            its learner or data are out of reach.
+        UserError: the directory is not that of a language run, its targets follow no feedback, it has no checkpoint, or its
+            learner or data cannot be loaded.
     """
     recipe = _recipe_of(run)
     parts = begin(recipe)

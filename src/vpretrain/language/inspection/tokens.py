@@ -1,6 +1,6 @@
-"""What a report shows of a language run's targets: some stretches of its stream, token by token.
+"""The targets of a language run as a report shows them: some stretches of its stream, token by token.
 
-Shapes: T tokens a row, N targets, K candidates.
+Shapes: T tokens per row, N targets, K candidates.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from vpretrain.language.model.batch import TokenBatch
 from vpretrain.language.model.load import load_tokenizer
 from vpretrain.run.parts import Parts
 
-TOKENS = 480  # shown in all, shared out over the domains
-CANDIDATES = 8  # of a token: the true one, and those with the most of q
+TOKENS = 480  # shown in total, divided among the domains
+CANDIDATES = 8  # per token: the true one, and those with the largest q
 _STRETCH = 120  # tokens of one row
 _CONTEXT = 12  # tokens before a row's first target
-_STEPS = 32  # of the stream, in search of every domain
+_STEPS = 32  # of the stream, searched for every domain
 
 
 def tokens(run: Path) -> dict[str, Any]:
-    """Targets by the newest checkpoint of a run, on rows that its stream would show next: the first of every domain.
+    """Build targets with the newest checkpoint of a run, on the next rows of its stream: the first of every domain.
 
     Args:
         run: its directory.
 
     Returns:
         JSON-ready: `arm`, `step`, `alpha_max`, and `rows`, each with its `domain` and its `tokens`. Every token has its `text`,
-        and `begins` where it is the first of another document. A target has `alpha`; `moved`, 1 - q_t(w_t), the share of its
-        mass that is not on the true token; `steered`, whether it is among the tenth of the targets with the most of that;
-        `opposed`, whether the value of its true token is negative; `candidates` as [text, p, q, value], the true token first,
-        the others by falling q; and `rest`, the mass on all further ones. Before the first meta update `opposed` and every
-        value are None.
+        and `begins` where it is the first of another document. A target has `alpha`; `moved`, 1 - q_t(w_t), its mass that is
+        not on the true token; `steered`, whether it is among the tenth of the targets with the largest `moved`; `opposed`,
+        whether the value of its true token is negative; `candidates` as [text, p, q, value], the true token first, the others
+        by falling q; and `rest`, the mass on all other candidates. Before the first meta update `opposed` and every value are
+        None.
 
     Raises:
         UserError: see `at_newest_checkpoint`.
@@ -64,7 +64,7 @@ def tokens(run: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Piece:
-    """The tokens of a row of a micro-batch from `start` to `end`. Targets are made for all of it: values have its unit."""
+    """The tokens of a row of a micro-batch from `start` to `end`. Targets need the whole micro-batch, which scales values."""
 
     batch: TokenBatch
     row: int
@@ -73,7 +73,7 @@ class _Piece:
 
 
 def _pieces(parts: Parts, domains: set[str]) -> Iterator[_Piece]:
-    """One row each."""
+    """Yield pieces of one row each."""
     left = dict.fromkeys(domains, max(_STRETCH // 2, TOKENS // len(domains)))
     total = TOKENS
     for batch in (batch for _ in range(_STEPS) for batch in parts.stream.next()):
@@ -89,7 +89,7 @@ def _pieces(parts: Parts, domains: set[str]) -> Iterator[_Piece]:
 
 
 def _tokens(parts: Parts, piece: _Piece, text: Callable[[int], str]) -> list[dict[str, Any]]:
-    """Of a piece."""
+    """The tokens of a piece, JSON-ready."""
     batch = piece.batch
     ids_T, positions_T = (tensor[piece.row, : piece.end].tolist() for tensor in (batch.ids_BT, batch.positions_BT))
     shown: list[dict[str, Any]] = [{"text": text(token)} for token in ids_T]
@@ -120,5 +120,5 @@ def _tokens(parts: Parts, piece: _Piece, text: Callable[[int], str]) -> list[dic
 
 
 def _short(number: float | None) -> float | None:
-    """To four digits: enough to read, and half the size."""
+    """Round to four digits: enough to read, and half the size."""
     return None if number is None else float(f"{number:.4g}")

@@ -1,6 +1,6 @@
-"""Token batches: what the stream, the feedback and the evaluation all hand to the learner.
+"""Token batches, as the stream, the feedback and the evaluation pass them to the learner.
 
-Shapes: B rows, T tokens a row, N targets (tokens that are predicted, over all rows).
+Shapes: B rows, T tokens per row, N targets (tokens that are predicted, over all rows).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from vpretrain.method.protocols import with_tensors
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Rows of tokens. Several documents may share a row; positions restart with each, and attention stays within one.
+    """Rows of tokens. Several documents may share a row; positions restart with each, and attention stays within it.
 
     Attributes:
-        ids_BT: token ids. Right of the last document a row is filled with any id, as a document of its own.
-        positions_BT: position within the document; a row's documents are where it returns to 0.
+        ids_BT: token ids. After its last document a row is filled with an arbitrary id, as one more document.
+        positions_BT: position within the document; a new document begins where it returns to 0.
         weights_BT: weight of each token *as a target*; 0: not predicted. A document's first token is never a target.
             Built from lengths, never from a comparison with the padding id.
         domains: domain of each row.
@@ -50,12 +50,12 @@ class TokenBatch:
 
     @property
     def weights_N(self) -> Float[Tensor, " N"]:
-        """Their weights."""
+        """The weights of the targets."""
         return self.weights_BT[:, 1:][self.weights_BT[:, 1:] > 0]
 
     @property
     def share_N(self) -> Float[Tensor, " N"]:
-        """Their weights as shares: the sum is 1."""
+        """The weights of the targets, normalised to sum to 1."""
         return self.weights_N / self.weights_N.sum()
 
     @property
@@ -65,7 +65,7 @@ class TokenBatch:
 
     @property
     def tokens(self) -> int:
-        """Tokens that the learner reads, padding included: what a throughput counts."""
+        """Number of tokens that the learner reads, padding included; throughput is measured in these."""
         return self.ids_BT.numel()
 
     def restrict(self, *, domain: str | None = None, rows: int, length: int) -> TokenBatch | None:
@@ -89,7 +89,7 @@ class TokenBatch:
         )
 
     def apart(self) -> list[TokenBatch]:
-        """Each document that has a target as a batch of its own."""
+        """Return each document that has a target as its own batch."""
         documents = []
         for row in range(len(self.domains)):
             starts = (self.positions_BT[row] == 0).nonzero()[:, 0].tolist()
@@ -116,5 +116,5 @@ class TokenBatch:
         return with_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> TokenBatch:
-        """The same batch where a GPU can fetch it from while it computes."""
+        """The same batch in pinned memory, which a GPU can copy from while it computes."""
         return with_tensors(self, Tensor.pin_memory)

@@ -1,4 +1,4 @@
-"""The blocks below S, which nothing in a meta step changes: they run once for a batch, whatever it is evaluated at."""
+"""A cache for the blocks below S: no meta step changes them, so they run once per batch, whatever the values of theta_S."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from vpretrain.method.subset import blocks_of
 
 
 class FrozenBlocksCache:
-    """What the blocks below S make of one batch: recorded in the first pass, replayed in those after it.
+    """The output of the blocks below S for one batch: recorded in the first pass, replayed in later ones.
 
-    The model runs through its own code every time, with positions and masks as it likes them; only these blocks do nothing.
+    The model's own code runs every time, with its own positions and masks; only these blocks return the recorded output.
 
     Args:
-        blocks: from the first one up to S.
+        blocks: those below S, from the first on.
     """
 
     def __init__(self, blocks: Sequence[nn.Module]) -> None:
@@ -29,7 +29,7 @@ class FrozenBlocksCache:
 
     @classmethod
     def below(cls, module: nn.Module, names: Iterable[str]) -> FrozenBlocksCache | None:
-        """For S of these parameters; None if it reaches down to the first block or out of the blocks."""
+        """Return a cache for S = these parameters; None if S includes the first block or parameters outside the blocks."""
         try:
             prefix, blocks = blocks_of(module)
         except UserError:
@@ -40,7 +40,7 @@ class FrozenBlocksCache:
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
-        """Around a pass of the model over the batch."""
+        """Wrap a pass of the model over the batch: the first is recorded, later ones replay it."""
         with self._record() if self.output is None else self._replay():
             yield
 
@@ -57,7 +57,7 @@ class FrozenBlocksCache:
 
     @contextlib.contextmanager
     def _replay(self) -> Iterator[None]:
-        # An instance's own `forward` goes before its class's; other libraries may have set one as well.
+        # A `forward` on the instance takes precedence over the class's. Another library may have set one: restore it after.
         own = [vars(block).get("forward") for block in self.blocks]
         for block in self.blocks:
             vars(block)["forward"] = lambda *arguments, **keywords: self.output

@@ -1,8 +1,8 @@
-"""The tangent of the last hidden states along a direction over the last block's MLP (METHOD: the exact task).
+"""The tangent of the last hidden states along a direction over the last block's MLP (METHODS: the exact task).
 
-S = the MLP of the last block is the one S for which D_u h costs next to nothing: nothing below the MLP depends on it, and what
-stands above works token by token. So the tangent starts from what the learner's own pass has made already, what entered the
-last block and what its attention gave, and runs at the targets alone: no attention, no block below, no logits.
+S = the MLP of the last block is the one S for which D_u h costs next to nothing: nothing below the MLP depends on it, and
+everything above works token by token. So the tangent starts from two tensors of the learner's own pass, the input of the last
+block and the output of its attention, and runs at the targets only: no attention, no lower block, no logits.
 
 Shapes: B rows, T tokens, N targets, D width.
 """
@@ -31,20 +31,20 @@ from vpretrain.method.subset import blocks_of, mixer_of, mlp_names
 
 @dataclass(frozen=True)
 class MLPEntry:
-    """Where the tangent starts, at the targets: what entered the last block, and what its attention gave."""
+    """Where the tangent starts, at the targets: the input of the last block, and the output of its attention."""
 
     block_ND: Float[Tensor, "N D"]
     attention_ND: Float[Tensor, "N D"]
 
 
 class LastMLP:
-    """The last block and the norm behind it as a function of the MLP's parameters alone.
+    """The last block and the norm after it as a function of the MLP's parameters only.
 
     Args:
-        module: holds the model; whole, in no shards yet.
+        module: holds the model, not yet sharded.
 
     Raises:
-        UserError: there is no MLP beside an attention.
+        UserError: the last block has no MLP beside an attention.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -56,14 +56,16 @@ class LastMLP:
         self.names = frozenset(mlp_names(module))
         owner = module.get_submodule(prefix.rpartition(".")[0])
         following = _following(module, owner, block)
-        # Copies without weights, in which nothing that others have hung on the model (shards, hooks, checkpointing) is left.
+        # Copies without weights: shards, hooks, checkpointing and compilation are on the model's own block, not on a copy.
         self._skeleton = _Skeleton(_without_weights(block), attention, [_without_weights(part) for part in following])
+        # From the skeleton's names of parameters to the module's.
         places = {f"block.{n}": f"{prefix}.{number}.{n}" for n, _ in block.named_parameters()}
         modules = {id(part): name for name, part in module.named_modules()}
         for i, part in enumerate(following):
             places |= {f"following.{i}.{n}": f"{modules[id(part)]}.{n}" for n, _ in part.named_parameters()}
         own = {name for name, _ in self._skeleton.named_parameters()}
-        self._places = {name: place for name, place in places.items() if name in own}
+        self._places = {name: place for name, place in places.items() if name in own}  # the skeleton has no attention
+        # Buffers have values in the model only: the copies' are on the meta device.
         wholes = nn.ModuleDict({"block": block, "following": nn.ModuleList(following)})
         own = {name for name, _ in self._skeleton.named_buffers()}
         self._buffers = {name: buffer for name, buffer in wholes.named_buffers() if name in own}
@@ -73,13 +75,13 @@ class LastMLP:
         self._hooks: list[RemovableHandle] = []
 
     def watch(self, on: bool = True, *, compiled: bool = False) -> None:
-        """Whether passes of the model can be recorded from now on. In a compiled model this block then runs as it is."""
+        """Turn the recording of passes on or off. While it is on, this block of a compiled model runs uncompiled."""
         if on and not self._hooks:
             self._hooks = [
                 self._block.register_forward_pre_hook(torch.compiler.disable(self._enter), with_kwargs=True),
                 self._attention.register_forward_hook(self._attend),
             ]
-            if compiled:  # a compiled block loses the hook on its attention
+            if compiled:  # torch.compile drops the hook on the attention
                 vars(self._block)["forward"] = torch.compiler.disable(self._block.forward)
         elif not on:
             for hook in self._hooks:
@@ -88,7 +90,7 @@ class LastMLP:
 
     @contextlib.contextmanager
     def recording(self, predicts_BT: Bool[Tensor, "B T"]) -> Iterator[None]:
-        """Around one pass of the model; `entry` then has what it made."""
+        """Record one pass of the model; `entry` then holds its tensors."""
         self._predicts_BT, self._seen = predicts_BT, {}
         try:
             yield
@@ -97,12 +99,13 @@ class LastMLP:
 
     @property
     def entry(self) -> MLPEntry | None:
-        """Of the last recorded pass; None if nothing is watched."""
+        """The entry of the last recorded pass; None if recording is off."""
         return MLPEntry(self._seen["block"], self._seen["attention"]) if self._hooks else None
 
     def hidden(self, entry: MLPEntry, theta: Parameters, mlp: Parameters) -> Float[Tensor, "N D"]:
         """The last hidden states at the targets, with these values of the MLP's parameters."""
         values = {name: mlp.get(place, theta[place]) for name, place in self._places.items()}
+        # All targets as one row: without attention no token depends on another.
         arguments = (entry.block_ND[None], entry.attention_ND[None])
         hidden_1ND: Tensor = functional_call(self._skeleton, values | self._buffers, arguments)
         return hidden_1ND[0]
@@ -115,7 +118,7 @@ class LastMLP:
             theta: all parameters of the module, by name; shards are gathered here.
             direction: u, over parameters of the MLP.
         """
-        needed = set(self._places.values())
+        needed = set(self._places.values())  # gather no other shards
         whole = {name: _whole(p.detach()) for name, p in theta.items() if name in needed}
         at = {name: whole[name] for name in direction}
         along = {name: _whole(u) for name, u in direction.items()}
@@ -135,11 +138,11 @@ class LastMLP:
         if self._predicts_BT is not None:
             given_BTD = output if isinstance(output, Tensor) else output[0]
             self._seen["attention"] = given_BTD.detach()[self._predicts_BT]
-            self._skeleton.bare = isinstance(output, Tensor)
+            self._skeleton.bare = isinstance(output, Tensor)  # or a tuple: the block expects the same in the skeleton
 
 
 class _Skeleton(nn.Module):
-    """The block with its attention's output given, and what follows it."""
+    """The block with a given attention output, and the modules that follow it."""
 
     def __init__(self, block: nn.Module, attention: str, following: list[nn.Module]) -> None:
         super().__init__()
@@ -148,9 +151,10 @@ class _Skeleton(nn.Module):
         setattr(block, attention, self._given)
         wanted = inspect.signature(type(block).forward).parameters.values()
         positional = (p for p in wanted if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty)
-        self._unused = dict.fromkeys([p.name for p in positional][2:])  # the attention's business
+        # Required arguments after self and the hidden states: only the attention reads them, so None will do.
+        self._unused = dict.fromkeys([p.name for p in positional][2:])
         self.bare = False
-        self.eval()
+        self.eval()  # no dropout in the tangent
 
     def forward(self, block_1ND: Tensor, attention_1ND: Tensor) -> Tensor:
         self._given.output = attention_1ND if self.bare else (attention_1ND, None)
@@ -163,7 +167,7 @@ class _Skeleton(nn.Module):
 
 
 class _Given(nn.Module):
-    """In the attention's place."""
+    """Stands in for the attention and returns the given output."""
 
     output: Any = None
 
@@ -172,7 +176,8 @@ class _Given(nn.Module):
 
 
 def _following(module: nn.Module, owner: nn.Module, block: nn.Module) -> list[nn.Module]:
-    """What the model does to the last block's output, in order: the final norm, in OPT a projection as well."""
+    """The modules that the model applies to the last block's output, in order: the final norm, in OPT also a projection."""
+    # Found by a trial pass: those beside the blocks that run after the last one.
     ran: list[nn.Module] = []
     reached = False
 
@@ -201,6 +206,7 @@ def _following(module: nn.Module, owner: nn.Module, block: nn.Module) -> list[nn
 
 def _without_weights(part: nn.Module) -> nn.Module:
     """A copy without weights, hooks, activation checkpointing or a replaced `forward`."""
+    # deepcopy uses the entries of memo instead of copying: meta tensors for weights and buffers, and no hooks.
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in part.parameters()}
     memo |= {id(b): b.detach().to("meta") for b in part.buffers()}
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -212,7 +218,7 @@ def _without_weights(part: nn.Module) -> nn.Module:
             vars(inner)["gradient_checkpointing"] = False
         config: Any = getattr(inner, "config", None)
         if hasattr(config, "_experts_implementation"):
-            config._experts_implementation = "eager"  # the fused ones have no forward mode
+            config._experts_implementation = "eager"  # the fused experts have no forward-mode derivative
     return copied
 
 

@@ -25,13 +25,13 @@ from vpretrain.timing import phase
 
 @dataclass(frozen=True)
 class LanguageState:
-    """What the learner computed for a batch.
+    """The learner's state for a batch.
 
     Attributes:
         hidden_BTD: states after the final norm, at every position.
-        logits: what is kept of z_t at the positions whose next token is a target.
+        logits: the kept part of z_t at the positions whose next token is a target.
         embedding_VD: the output embedding.
-        entry: where a tangent through the last MLP starts; None unless asked for, see `LanguageLearner.keep_entries`.
+        entry: where a tangent through the last MLP starts; None unless turned on by `LanguageLearner.keep_entries`.
     """
 
     hidden_BTD: Float[Tensor, "B T D"]
@@ -40,7 +40,7 @@ class LanguageState:
     entry: MLPEntry | None = None
 
     def detach(self) -> LanguageState:
-        """Values alone: neither graph nor tangent."""
+        """The values only, without graph or tangent."""
         return LanguageState(primal(self.hidden_BTD), self.logits.detach(), primal(self.embedding_VD), self.entry)
 
 
@@ -49,12 +49,14 @@ class LanguageLearner(BaseLearner):
 
     Args:
         model: an AutoModelForCausalLM, or a PEFT model around one.
-        top_k: K, candidates a token.
-        bf16: the learner's own passes, the feedback's, and the tangent through the last MLP are under bf16 autocast. Values and
-            tangents over another S are fp32, from states below S as the learner's own pass gives them.
-        compiled: compile its own passes. Meta steps, whose blocks answer by turns, are not.
-        parallel: how several processes hold it, see `vpretrain.method.parameters`.
+        top_k: K, candidates per token.
+        bf16: the learner's own passes, those over feedback, and the tangent through the last MLP are under bf16 autocast.
+            Values and tangents over another S are fp32; they start from the states below S of the learner's own pass.
+        compiled: compile its own passes. Meta steps are not compiled: in some of their passes blocks only replay a cache.
+        parallel: how several processes hold the learner, see `vpretrain.method.parameters`.
     """
+
+    module: _Core
 
     def __init__(
         self,
@@ -73,7 +75,7 @@ class LanguageLearner(BaseLearner):
         self.shared_pass = SharedPass(self)
         self._check_head()
         self._last_mlp = self._found_last_mlp()
-        super().__init__(self.module, theta_of(self.module, parallel), bf16=bf16)  # tried out above, then sharded
+        super().__init__(self.module, theta_of(self.module, parallel), bf16=bf16)  # the trials above need it unsharded
 
     @property
     def model(self) -> Any:
@@ -81,13 +83,13 @@ class LanguageLearner(BaseLearner):
         return self.module.model
 
     def forward(self, inputs: TokenBatch, parameters: Parameters | None = None) -> LanguageState:
-        """The state for a batch; `parameters` (of S) replace the model's, and then no other parameter gets a gradient."""
+        """Return the state for a batch; if `parameters` (of S) replace the model's, no other parameter gets a gradient."""
         if parameters is not None:
             return self._forward(inputs, parameters, self.top_k)
         return self.shared_pass.take(inputs) or self.own_pass(inputs)
 
     def own_pass(self, inputs: TokenBatch) -> LanguageState:
-        """The state for a batch as the learner's own step has it, with K candidates per token while the task asks for them."""
+        """Return the state for a batch as in the learner's own step, with K candidates per token while the task needs them."""
         return self._forward(inputs, None, self.top_k if self._asked() else 1)
 
     def nll(self, inputs: TokenBatch) -> Float[Tensor, " N"]:
@@ -97,29 +99,29 @@ class LanguageLearner(BaseLearner):
         return logits.lse_N - logits.z_NK[:, 0]
 
     def keep_entries(self, subset: Iterable[str]) -> bool:
-        """From now on states have their `entry`; False where S is not the last MLP, or the learner has none."""
+        """Keep the `entry` of states from now on; return False, and keep none, if S is not the last MLP or there is none."""
         fits = self._last_mlp is not None and self._last_mlp.names >= set(subset)
         if self._last_mlp is not None and fits:
             self._last_mlp.watch(compiled=self._compiled is not None)
         return fits
 
     def keep_candidates_when(self, asked: Callable[[], bool]) -> None:
-        """From now on its own pass keeps K candidates per token while the task asks for them, else the true token alone."""
+        """From now on keep K candidates per token in its own passes while `asked()` is true, else only the true token."""
         self._asked = asked
 
     def observe(self, inputs: TokenBatch) -> LanguageState:
-        """The state for a batch that is only looked at: no gradient, no dropout, no trace."""
+        """Return the state for a batch without gradient, dropout or side effects."""
         with self.meta_mode(), torch.no_grad():
             state = self._forward(inputs, None, self.top_k).detach()
         self.theta.reshard()
         return state
 
     def prepare(self, inputs: TokenBatch, parameters: Parameters) -> TokenBatch:
-        """The same batch with room for what the blocks below S make of it, see `SharedPass`."""
+        """Return the same batch with a cache for the output of the blocks below S, see `SharedPass`."""
         return self.shared_pass.prepared(inputs, parameters)
 
     def generate(self, **how: Any) -> Int[Tensor, "B T"]:
-        """transformers' own, which takes the arguments."""
+        """Call transformers' `generate` with these arguments."""
         return self.module.generate(**how)
 
     def loss(self, state: LanguageState, task: Task) -> Tensor:
@@ -129,9 +131,9 @@ class LanguageLearner(BaseLearner):
     def directional_derivative(
         self, inputs: TokenBatch, parameters: Parameters, direction: Parameters, *, whole: bool
     ) -> Callable[[Task], Tensor]:
-        """One tangent pass through the blocks of S gives D_u h; a task then takes D_u z on its candidates alone.
+        """D_u L_pre of a task: one tangent pass through the blocks of S gives D_u h, each task D_u z on its candidates only.
 
-        What no task changes is D_u of the mean logsumexp: `whole` adds it, for one more pass over the head.
+        D_u of the mean logsumexp is the same for all tasks: `whole` adds it, at the cost of one more pass over the head.
         """
         if not self.module.linear_head:
             return self._dense_derivative(inputs, parameters, direction)
@@ -157,7 +159,7 @@ class LanguageLearner(BaseLearner):
     ) -> Float[Tensor, "N K"]:
         """D_u z_t(v) on the candidates of the learner's own pass.
 
-        Where S is the last MLP it starts from what that pass has left, else the blocks of S run once more.
+        Where S is the last MLP the tangent starts from that pass's `entry`, else the blocks of S run once more.
         """
         candidates_NK, z_NK = state.logits.candidates_NK, state.logits.z_NK
         if state.entry is not None and self._last_mlp is not None and direction.keys() <= self._last_mlp.names:
@@ -169,7 +171,7 @@ class LanguageLearner(BaseLearner):
             tangent = Tangent(at_least_fp32(tangent_ND), None, None)
             return self.module.head(None).candidate_tangents(None, tangent, candidates_NK, z_NK)
         at = {name: p.detach() for name, p in self.named_parameters() if name in direction}
-        along = {name: direction[name] for name in at}  # a resumed run has them in another order
+        along = {name: direction[name] for name in at}  # in the order of `at`; in a resumed run it may differ
         dense = not self.module.linear_head
 
         def run(parameters: Parameters) -> Tensor:
@@ -184,17 +186,17 @@ class LanguageLearner(BaseLearner):
         return self.module.head(None).candidate_tangents(made, tangent, candidates_NK, z_NK)
 
     def evaluate(self, batch: TokenBatch, parameters: Parameters) -> Tensor:
-        """L_down: mean answer-token NLL; the problem's tokens are no targets (Eq 38)."""
+        """L_down: mean answer-token NLL; the problem's tokens are not targets (Eq 38)."""
         logits = self._forward(batch, parameters, 1).logits
         return logits.cross_entropy(logits.one_hot())
 
     def looking_ahead(self, batch: TokenBatch) -> contextlib.AbstractContextManager[None]:
-        """Around the meta update before the step that begins with this batch: their passes are shared, see `SharedPass`."""
+        """Share passes between the meta update in this context and the step that begins with this batch, see `SharedPass`."""
         return self.shared_pass.looking_ahead(batch)
 
     @contextlib.contextmanager
     def without_fused_kernels(self) -> Iterator[None]:
-        """Attention, experts and loss in their plain forms: the fused ones have neither forward-mode nor second derivatives
+        """Use the plain forms of attention, experts and loss: the fused ones have neither forward-mode nor second derivatives
         (pytorch #128971, #116350)."""
         unfused, experts = self._unfused, self.module.causal.get_experts_implementation()
         self._unfused = True
@@ -225,7 +227,7 @@ class LanguageLearner(BaseLearner):
         return LanguageState(hidden_BTD, logits, embedding_VD, entry)
 
     def _run(self, inputs: TokenBatch, parameters: Parameters | None, *, dense: bool) -> tuple[Tensor, Tensor | None]:
-        """The states after the final norm, and all logits of the targets before `Head.bend` if they are wanted."""
+        """The states after the final norm and, if `dense`, all logits of the targets before `Head.bend`."""
         arguments = (inputs.ids_BT, inputs.positions_BT, inputs.predicts_BT if dense else None)
         cache = inputs.cache if isinstance(inputs, PreparedBatch) else None
         if cache is None and parameters is None:
@@ -240,7 +242,7 @@ class LanguageLearner(BaseLearner):
     def _dense_derivative(
         self, inputs: TokenBatch, parameters: Parameters, direction: Parameters
     ) -> Callable[[Task], Tensor]:
-        """The same where a head is more than a matrix (an adapter on it)."""
+        """`directional_derivative` where the head is more than a matrix (it has an adapter)."""
 
         def logits(parameters: Parameters) -> Tensor:
             logits_NV = self._run(inputs, parameters, dense=True)[1]
@@ -249,6 +251,7 @@ class LanguageLearner(BaseLearner):
 
         with self.without_fused_kernels():
             logits_NV, tangent_NV = (t.detach() for t in torch.func.jvp(logits, (parameters,), (direction,)))
+        # The tangent of logsumexp: the mean of D_u z under p.
         mean_N = ((logits_NV - logits_NV.logsumexp(-1, keepdim=True)).exp() * tangent_NV).sum(-1)
 
         def derivative(task: Task) -> Tensor:
@@ -258,16 +261,17 @@ class LanguageLearner(BaseLearner):
         return derivative
 
     def _dense_tangents(self, tangent_ND: Tensor, candidates_NK: Tensor, z_NK: Tensor) -> Tensor:
-        """The candidates' tangents from those of the states, where a head is more than a matrix: it is affine all the same."""
+        """The candidates' tangents from those of the states, where the head is more than a matrix, but still affine."""
         layer = self.module.causal.get_output_embeddings()
         with self.meta_mode(), torch.no_grad():
+            # Minus its value at 0, an affine layer is its own linear part, which maps tangents.
             raw_NV = layer(tangent_ND) - layer(torch.zeros_like(tangent_ND[:1]))
         return at_least_fp32(raw_NV.gather(-1, candidates_NK)) * self.module.head(None).softcap_grad(z_NK)
 
     def keeps_documents_apart(self) -> bool:
-        """Whether a document's states are the same behind another one in its row, where positions restart.
+        """Whether a document has the same states after another one in its row, where positions restart, as alone.
 
-        State-space and other recurrent models take no notice of positions, and carry on what they read before.
+        State-space and other recurrent models ignore positions and carry their state over from the earlier document.
         """
         ids_BT, positions_BT = self.module.sample()
         with self.meta_mode(), torch.no_grad():
@@ -278,11 +282,11 @@ class LanguageLearner(BaseLearner):
                     (torch.cat([ids_BT.flip(1), ids_BT], dim=1), positions_BT.repeat(1, 2)),
                 )
             )
-        # Rounding alone is below 1e-4, and more than half of what a state-space model knows is from before.
+        # Rounding alone is below 1e-4; in a state-space model more than half of the state is from the earlier document.
         return bool(((alone - behind).norm(dim=-1) < 0.01 * alone.norm(dim=-1)).all())
 
     def _check_head(self) -> None:
-        """Refuse a model whose logits are more than head, factor and cap, before any work is done on wrong numbers."""
+        """Refuse a model whose logits are more than head, factor and cap, before anything is computed from wrong logits."""
         ids_BT, positions_BT = self.module.sample()
         with self.meta_mode(), torch.no_grad():
             logits_NV = self.module(ids_BT, positions_BT, torch.ones_like(ids_BT, dtype=torch.bool))[1]
@@ -295,8 +299,8 @@ class LanguageLearner(BaseLearner):
             )
 
     def _found_last_mlp(self) -> LastMLP | None:
-        """None where the tangent through it would not be the model's: no MLP that could be told from the rest, or a block of
-        another make."""
+        """Return the `LastMLP`; None where its tangent would not be the model's, because no MLP can be told apart or the block
+        is built differently."""
         try:
             found = LastMLP(self.module)
         except UserError:
@@ -311,7 +315,7 @@ class LanguageLearner(BaseLearner):
                     self.module(ids_BT, positions_BT, None)
                 entry = found.entry
                 assert entry is not None
-                for scale in (1.0, 1.1):  # also away from where the pass was made
+                for scale in (1.0, 1.1):  # also away from the present weights
                     moved = {name: scale * theta[name] for name in found.names}
                     theirs_BTD = functional_call(self.module, theta | moved, (ids_BT, positions_BT, None))[0]
                     ours_ND = found.hidden(entry, theta, moved)
@@ -325,7 +329,7 @@ class LanguageLearner(BaseLearner):
 
 
 class _Core(nn.Module):
-    """The model as one module that returns its states and, where they are asked for, what the head makes of some of them."""
+    """The model as one module that returns its states and, on request, the head's output at some positions."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -333,11 +337,11 @@ class _Core(nn.Module):
         self.training = model.training
         layer = self.causal.get_output_embeddings()
         self.linear_head = type(layer) is nn.Linear
-        names = {id(p): name for name, p in self.named_parameters()}  # a tied weight goes by the embedding's name
+        names = {id(p): name for name, p in self.named_parameters()}  # a tied weight has the embedding's name
         self.head_names = tuple(names.get(id(p)) for p in (layer.weight, getattr(layer, "bias", None)))
 
     def sample(self) -> tuple[Int[Tensor, "1 8"], Int[Tensor, "1 8"]]:
-        """A row of some tokens, and their positions."""
+        """A row of sample tokens, and their positions."""
         device = next(self.parameters()).device
         vocabulary = self.model.config.get_text_config().vocab_size
         return torch.arange(1, 9, device=device)[None] % vocabulary, torch.arange(8, device=device)[None]
@@ -348,7 +352,7 @@ class _Core(nn.Module):
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     def head(self, theta: Parameters | None) -> Head:
-        """The output layer, with its parameters from theta if that is given."""
+        """The output layer, with its parameters taken from theta if given."""
         layer, config = self.causal.get_output_embeddings(), self.causal.config.get_text_config()
         if theta is None:
             weight_VD, bias_V = layer.weight, getattr(layer, "bias", None)

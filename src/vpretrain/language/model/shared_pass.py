@@ -1,4 +1,4 @@
-"""What a meta update and the learner's own step compute alike is computed once. Shapes: B rows, T tokens a row, D width."""
+"""Share the passes that a meta update and the learner's own step have in common. Shapes: B rows, T tokens per row, D width."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PreparedBatch(TokenBatch):
-    """Rows of a meta step, with what the blocks below S make of them."""
+    """Rows of a meta step, with a cache of the output of the blocks below S."""
 
     cache: FrozenBlocksCache | None = None
 
 
 @dataclass(frozen=True)
 class _Ahead:
-    """The learner's own pass over a batch, made before it was asked for: by which theta, and what its lower blocks gave."""
+    """The learner's own pass over a batch, made ahead: its state, the versions of theta, and the output of the lower blocks."""
 
     batch: TokenBatch
     versions: tuple[int, ...]
@@ -42,12 +42,12 @@ class _Ahead:
 class SharedPass:
     """The caches of a learner's passes.
 
-    The blocks below S are the same in all passes of a meta step: the first pass over a prepared batch records what they give,
-    and the others replay it. The learner's own pass over the coming batch does not depend on the task either: it can be made as
-    soon as a part of that batch is prepared, gives that part the states below S, and waits to be asked for.
+    The blocks below S give the same output in all passes of a meta step: the first pass over a prepared batch records it, and
+    the others replay it. The learner's own pass over the coming batch does not depend on the task either: it is made as soon as
+    a part of that batch is prepared, provides that part's states below S, and is kept until the step takes it.
 
     Args:
-        learner: whose passes they are.
+        learner: the learner whose passes are shared.
     """
 
     def __init__(self, learner: LanguageLearner) -> None:
@@ -58,10 +58,10 @@ class SharedPass:
 
     @contextlib.contextmanager
     def looking_ahead(self, batch: TokenBatch) -> Iterator[None]:
-        """Around the meta update before the step that begins with this batch.
+        """Share passes between the meta update in this context and the step after it, which begins with this batch.
 
-        Not under dropout or activation checkpointing, which a meta step goes without, and not in shards. A pass made ahead is
-        never a compiled one.
+        Nothing is made ahead under dropout or activation checkpointing, which a meta step runs without, or with sharded
+        parameters. A pass made ahead is never compiled.
         """
         modules = self._learner.module.modules()
         checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in modules)
@@ -73,7 +73,7 @@ class SharedPass:
             self._coming = None
 
     def prepared(self, inputs: TokenBatch, names: Iterable[str]) -> TokenBatch:
-        """The same rows with a cache of the blocks below S, filled where the pass over the coming batch has it already.
+        """Return the same rows with a cache of the blocks below S, filled if the pass over the coming batch contains them.
 
         Args:
             inputs: rows of a meta step.
@@ -88,14 +88,14 @@ class SharedPass:
         return PreparedBatch(**vars(inputs), cache=cache)
 
     def take(self, inputs: TokenBatch) -> LanguageState | None:
-        """The state of the learner's own pass over these very inputs, if it was made ahead; once."""
+        """Return the state of the own pass if it was made ahead, over these inputs and by this theta, else None. Only once."""
         ahead, self._ahead = self._ahead, None
         if ahead is None or ahead.batch is not inputs or not torch.is_grad_enabled():
             return None
         return ahead.state if ahead.versions == self._versions() else None
 
     def _from_own_pass(self, inputs: TokenBatch, cache: FrozenBlocksCache) -> Float[Tensor, "B T D"] | None:
-        """What the lower blocks make of a part of the coming batch; None if the learner's own pass does not say."""
+        """The output of the lower blocks for a part of the coming batch; None if the learner's own pass does not provide it."""
         if self._coming is None or (rows := _rows_in(self._coming, inputs)) is None:
             return None
         if self._ahead is None:
@@ -105,14 +105,15 @@ class SharedPass:
             self._ahead = _Ahead(self._coming, self._versions(), state, whole.output)
         if not isinstance(self._ahead.below, Tensor):
             return None
+        # bf16 if the own pass was under autocast, but values and tangents are fp32.
         return at_least_fp32(self._ahead.below[rows, : inputs.ids_BT.shape[1]])
 
     def _versions(self) -> tuple[int, ...]:
-        """Changes whenever theta does."""
+        """The version counters of the parameters, which change whenever theta does."""
         return tuple(p._version for p in self._learner.module.parameters())
 
     def _can_cache(self, count: int) -> bool:
-        """Whether the blocks above the first `count` take nothing from those but what the last of them hands on (keys, say)."""
+        """Whether the first `count` blocks affect those above only by the last one's output (not by shared keys, say)."""
         if count not in self._is_cacheable:
             module = self._learner.module
             cache = FrozenBlocksCache(list(blocks_of(module)[1])[:count])
@@ -126,11 +127,11 @@ class SharedPass:
 
     @functools.cached_property
     def draws_nothing(self) -> bool:
-        """Whether training draws no random numbers. (Dropout on new adapters would not show in what they give.)"""
+        """Whether training draws no random numbers. (Outputs would not show it: dropout on new adapters changes none.)"""
         module, device = self._learner.module, self._learner.device
         devices = {"cpu": [], "cuda": [device]}.get(device.type)
         if devices is None:
-            return False  # some device whose generator is not known here
+            return False  # the generator of another kind of device cannot be compared here
         training = module.training
         with torch.random.fork_rng(devices), torch.no_grad():
             before = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
@@ -141,7 +142,7 @@ class SharedPass:
 
 
 def _rows_in(whole: TokenBatch, part: TokenBatch) -> list[int] | None:
-    """The numbers of the rows of `whole` that begin as those of `part`; None if one of them is not there."""
+    """Indices of the rows of `whole` that begin like the rows of `part`; None if one is missing."""
     length = part.ids_BT.shape[1]
     if length > whole.ids_BT.shape[1]:
         return None

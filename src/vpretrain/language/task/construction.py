@@ -33,12 +33,12 @@ Targets = Callable[[TokenBatch, LanguageState], Task]
 
 @dataclass(frozen=True)
 class TaskParts:
-    """What an arm's construction is made of.
+    """The parts that an arm's construction is built from.
 
     Attributes:
         value, control: the sections of the recipe.
-        strength: of arms whose targets are the exact task.
-        designer: of arms that train one.
+        strength: for arms whose targets are the exact task.
+        designer: for arms that train one.
         values: gives a_t(v) on the candidates.
         true_values: gives a_t(w_t), from a pass of its own.
     """
@@ -56,31 +56,31 @@ class OneHot:
 
     @classmethod
     def of(cls, parts: TaskParts) -> OneHot:
-        """An arm's."""
+        """Build the construction of an arm."""
         return cls()
 
     def inputs(self, batch: TokenBatch) -> TokenBatch:
-        """Language inputs are the tokens themselves, whatever the construction."""
+        """Return the batch: language inputs are the tokens themselves."""
         return batch
 
     def asks_for_candidates(self) -> bool:
-        """Whether the learner's own pass is to keep more than the true token."""
+        """Whether the learner's own pass must keep more than the true token."""
         return False
 
     def targets(self, batch: TokenBatch, state: LanguageState) -> Task:
-        """All mass on the true token."""
+        """The task with all mass on the true token."""
         return Task(batch, state.logits.one_hot(), {"alpha_N": torch.zeros_like(batch.weights_N)})
 
     def regulariser(self, task: Task) -> Tensor:
-        """Nothing to hold back."""
+        """Return 0: there is nothing to regularise."""
         return torch.zeros(())
 
     def unit(self, surrogate: Tensor, task: Task) -> Tensor | float:
-        """What a value is divided by before the regulariser is weighed against it."""
+        """The unit of a value, by which it is divided before the regulariser is weighed against it."""
         return 1.0
 
     def parameters(self) -> Iterable[nn.Parameter]:
-        """None."""
+        """No parameters."""
         return ()
 
 
@@ -95,7 +95,7 @@ class Smoothing(OneHot):
         self.alpha, self.reference = alpha, reference
 
     def asks_for_candidates(self) -> bool:
-        """Always."""
+        """Return True, always."""
         return True
 
     def targets(self, batch: TokenBatch, state: LanguageState) -> Task:
@@ -106,17 +106,17 @@ class Smoothing(OneHot):
 
 
 class ExactTask(OneHot):
-    """V's optimum inside a trust region, in closed form (METHOD: the exact task), as much of it as serves.
+    """V's optimum inside a trust region, in closed form (METHODS: the exact task), mixed with one-hot by the strength beta.
 
         q* = argmax_q  mean_t sum_v q_t(v) a_t(v)   with  mean_t KL(q_t || q0_t) <= divergence
         q*_t(v) ~ q0_t(v) exp(a_t(v) / lambda),     q0_t = (1 - alpha0) [v = w_t] + alpha0 p_C(v)
         q_t  = (1 - beta) [v = w_t] + beta q*_t(v)
 
     lambda is the constraint's multiplier. The gate alpha_t = 1 - q_t(w_t) opens where the feedback opposes the true token and
-    closes where it wants it. At beta = 0 and before the first meta update the targets are one-hot, as with alpha0 = 0.
+    closes where it supports it. At beta = 0 and before the first meta update the targets are one-hot, as with alpha0 = 0.
 
     Args:
-        alpha0: mass of the base task on the learner's own distribution: what a tilt can reach.
+        alpha0: mass of the base task on the learner's own distribution; without it there is nothing to tilt.
         divergence: nats per target, at radius 1.
         strength: gives beta, and the radius.
         values: gives a_t(v).
@@ -131,7 +131,7 @@ class ExactTask(OneHot):
         self.alpha0, self.divergence, self.strength, self.values = alpha0, divergence, strength, values
 
     def asks_for_candidates(self) -> bool:
-        """While a tilt is taken; without one a step is one-hot's, and costs as much."""
+        """Whether a tilt is taken; without one a step is a one-hot step, at the same cost."""
         return self.strength.share > 0
 
     def targets(self, batch: TokenBatch, state: LanguageState) -> Task:
@@ -139,15 +139,16 @@ class ExactTask(OneHot):
         return self.at_share(batch, state, self.strength.share)
 
     def ends(self) -> tuple[Targets, Targets]:
-        """The targets at beta = 0 and at beta = 1: what a judgement weighs."""
+        """The targets at beta = 0 and at beta = 1, which a judgement compares."""
         return partial(self.at_share, share=0.0), partial(self.at_share, share=1.0)
 
     def at_share(self, batch: TokenBatch, state: LanguageState, share: float) -> Task:
-        """The targets at a beta."""
+        """The targets at beta = `share`."""
         values_NK = self.values(batch, state) if share else None
         if values_NK is None:
             return super().targets(batch, state)
         log_p_NK = torch.log_softmax(state.logits.log_p_NK, dim=-1)
+        # Candidate 0 is the true token: in q0 it has 1 - alpha0 besides its part of alpha0 p_C, in q likewise 1 - beta.
         log_q0_NK = log_p_NK + (math.log(self.alpha0) if self.alpha0 else -math.inf)
         true_N1 = torch.logaddexp(log_q0_NK[:, :1], log_q0_NK.new_tensor(math.log1p(-self.alpha0)))
         log_q0_NK = torch.cat([true_N1, log_q0_NK[:, 1:]], dim=-1)
@@ -160,15 +161,15 @@ class ExactTask(OneHot):
         return Task(batch, SoftTarget(state.logits.candidates_NK, q_NK), side | {"temperature": 1 / scale})
 
     def tilt(self, batch: TokenBatch, state: LanguageState, tilt_NK: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
-        """What is added to log q0, of which a / lambda is given."""
+        """The term that is added to log q0, given a / lambda."""
         return tilt_NK
 
 
 class ResidualTargets(ExactTask):
     """The exact task with a designer's scores on top: log q* ~ log q0 + a / lambda + scores, the scores 0 at the start.
 
-    The designer learns from the value over a wider S than a comes from, against lambda KL(q* || q0): its best scores are the
-    a of the wider S, over lambda, minus this one.
+    The designer learns from the value over a wider S than that of a, against lambda KL(q* || q0): its best scores are
+    a / lambda of the wider S, minus the a / lambda that is there already.
 
     Args:
         designer: phi.
@@ -188,12 +189,12 @@ class ResidualTargets(ExactTask):
         self.designer = designer
 
     def tilt(self, batch: TokenBatch, state: LanguageState, tilt_NK: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
-        """With a graph to phi, unless under no_grad."""
+        """a / lambda plus the designer's scores, with a graph to phi, unless under no_grad."""
         scores_NK, _ = self.designer(batch, state)
         return tilt_NK + scores_NK
 
     def regulariser(self, task: Task) -> Tensor:
-        """lambda KL(q* || q0), averaged over targets like the loss, times beta like the value."""
+        """lambda KL(q* || q0), averaged over targets like the loss and multiplied by beta like the value."""
         if "log_q_NK" not in task.side:
             return torch.zeros(())
         log_q_NK, log_q0_NK = task.side["log_q_NK"], task.side["log_q0_NK"]
@@ -201,7 +202,7 @@ class ResidualTargets(ExactTask):
         return self.strength.share * task.side["temperature"] * (task.inputs.share_N * divergence_N).sum()
 
     def unit(self, surrogate: Tensor, task: Task) -> Tensor | float:
-        """RMS of the a that the value has over its own S, so that V - R is largest at the exact task of that S."""
+        """RMS of a over the value's own S, so that V - R is largest at the exact task of that S."""
         q_NK = task.target.q_NK
         if not q_NK.requires_grad:
             return 1.0
@@ -218,10 +219,10 @@ class Selection(OneHot):
     """One-hot on the rows of a micro-batch whose own gradient g(row) aligns best with the value direction u.
 
     The value of a row is <u, g(row)>, the weighted mean of a_t(w_t) over its targets. The rows left out are read once, without
-    a gradient, and are not learned from; before the first meta update there is no u and all rows stay.
+    gradient, and are not learned from; before the first meta update there is no u and all rows stay.
 
     Args:
-        keep: share of the rows of each micro-batch that stay: rounded, one at least.
+        keep: fraction of the rows of each micro-batch that stay: rounded, at least one row.
         true_values: gives a_t(w_t) of a batch, [N], from a pass of its own; None before there is a u.
     """
 
@@ -269,13 +270,13 @@ class TokenWeights(OneHot):
         share_N = batch.weights_N / batch.weights_N.sum()
         finfo = torch.finfo(values_N.dtype)
         rms = (share_N * values_N.square()).sum().sqrt().clamp_min(finfo.tiny)
-        # A weight of 0 would be no target any more.
+        # A token of weight 0 would no longer be a target.
         factor_N = (2 * torch.sigmoid(values_N / rms)).clamp_min(finfo.eps)
         return batch.reweighted(batch.weights_N * factor_N / (share_N * factor_N).sum())
 
 
 class LearnedTargets(OneHot):
-    """The paper's construction (Eq 15): r_t and alpha_t come from the designer, and nothing holds r near the learner.
+    """The paper's construction (Eq 15): r_t and alpha_t come from the designer; r is not regularised towards the learner.
 
     Args:
         designer: phi.
@@ -290,7 +291,7 @@ class LearnedTargets(OneHot):
         self.designer = designer
 
     def asks_for_candidates(self) -> bool:
-        """Always."""
+        """Return True, always."""
         return True
 
     def targets(self, batch: TokenBatch, state: LanguageState) -> Task:

@@ -20,7 +20,7 @@ from vpretrain.language.model.loss import at_least_fp32, gather_dot
 
 
 class TopKDesigner(nn.Module):
-    """phi: gives scores of the candidates and the gate alpha_t (Eq 15) from what the learner has computed already.
+    """phi: computes scores of the candidates and the gate alpha_t (Eq 15) from the learner's state.
 
     A small causal transformer reads, at every position, the learner's last state and the true next token. It has no vocabulary
     of its own: tokens and candidates enter through the learner's output embedding, and a candidate's score is the inner product
@@ -63,7 +63,7 @@ class TopKDesigner(nn.Module):
         batch: TokenBatch,
         state: LanguageState,
     ) -> tuple[Float[Tensor, "N K"], Float[Tensor, " N"]]:
-        """Scores and alpha.
+        """Return scores and alpha.
 
         Args:
             batch: the stream's tokens.

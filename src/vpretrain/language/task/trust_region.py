@@ -1,11 +1,11 @@
-"""How sharply the values tilt the base task: 1 / lambda, from how far from it the targets of a micro-batch may go.
+"""Find 1 / lambda, the sharpness of the tilt, from how far the targets of a micro-batch may diverge from the base task.
 
-Values have heavy tails, and differently so for every direction: at one lambda the targets of one direction are nearly the base
-task's, those of the next far from it. So the divergence from the base task is fixed instead:
+Values have heavy tails, and these differ from direction to direction: at the same lambda, the targets of one direction are
+nearly the base task's and those of the next far from it. So the divergence from the base task is fixed instead:
 
     mean_t KL(q*_t || q0_t) = divergence,     q*_t(v) ~ q0_t(v) exp(a_t(v) / lambda)
 
-It grows with 1 / lambda. lambda is the multiplier of that constraint.
+The divergence grows with 1 / lambda, and lambda is the multiplier of this constraint.
 
 Shapes: N targets, K candidates, G points of a grid.
 """
@@ -28,9 +28,9 @@ _LOG2_SCALES = torch.arange(-5.0, 3.5, 0.5)  # of 1 / lambda, for values at RMS 
 def inverse_temperature(
     log_q0_NK: Float[Tensor, "N K"], values_NK: Float[Tensor, "N K"], weights_N: Float[Tensor, " N"], divergence: float
 ) -> Float[Tensor, ""]:
-    """1 / lambda, over the targets of a micro-batch of all processes; the largest of the grid where none goes so far.
+    """1 / lambda for the targets of a micro-batch over all processes; the largest on the grid if none diverges that far.
 
-    Between grid points lambda is interpolated, which meets the divergence within some per cent.
+    Between grid points lambda is interpolated, which meets the divergence within a few per cent.
 
     Args:
         log_q0_NK: the base task.
@@ -42,7 +42,7 @@ def inverse_temperature(
     sums = [(weights_N * KL_N).sum() for KL_N in _divergences(log_q0_NK.exp(), values_NK, log2_scales_G.exp2())]
     (sums_G,) = distributed.all_reduce_mean([torch.stack([*sums, weights_N.sum().to(values_NK)])])
     log_KL_G = (sums_G[:-1] / sums_G[-1]).clamp_min(torch.finfo(sums_G.dtype).tiny).log()
-    # Between two points, on a line in logarithms: there KL is nearly a power of 1 / lambda.
+    # Interpolate linearly in logarithms: between two points KL is nearly a power of 1 / lambda.
     after = (log_KL_G < math.log(divergence)).sum().clamp(1, len(sums) - 1)
     low, high = log_KL_G[after - 1], log_KL_G[after]
     part = ((math.log(divergence) - low) / (high - low)).nan_to_num(1.0).clamp(0, 1)
@@ -54,7 +54,7 @@ def _divergences(
 ) -> Iterator[Float[Tensor, " N"]]:
     """KL(q || q0) of each target for q ~ q0 exp(s a), as s E_q[b] - log E_q0[exp(s b)], with b = a + constant."""
     largest_N1 = values_NK.masked_fill(q0_NK == 0, -math.inf).amax(-1, keepdim=True)
-    below_NK = (values_NK - largest_N1).clamp_max(0)  # no exponential overflows, and not all of them vanish
+    below_NK = (values_NK - largest_N1).clamp_max(0)  # exponentials cannot overflow, and not all of them underflow
     weighted_NK = q0_NK * below_NK
     for scale in scales_G:
         factor_NK = (scale * below_NK).exp_()

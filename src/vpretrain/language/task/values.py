@@ -1,12 +1,12 @@
 """a_t(v): how much target mass on candidate v at token t adds to the value, in one unit for every Align and metric.
 
-V is linear in the targets (METHOD: the linear engine): <u, g_pre> = mean_t sum_v q_t(v) a_t(v) with
+V is linear in the targets (METHODS: the linear engine): <u, g_pre> = mean_t sum_v q_t(v) a_t(v) with
 
     a_t(v) = -(D_u z_t(v) - sum_w p_t(w) D_u z_t(w))
 
-Targets sum to 1, so that a constant per token changes nothing: a is centred under p_C, p restricted to the candidates, and
-the tangent of the logsumexp cancels. Then it is scaled to RMS 1 under p_C over the micro-batch: the scales of V, of the metric
-and of g_down have no effect.
+Targets sum to 1, so a constant per token changes nothing: a is centred under p_C (p restricted to the candidates), and the
+tangent of the logsumexp cancels. Then a is scaled to RMS 1 under p_C over the micro-batch, so that the scales of V, of the
+metric and of g_down have no effect.
 
 Shapes: N targets, K candidates.
 """
@@ -26,7 +26,7 @@ from vpretrain.method.protocols import Parameters
 def candidate_values(
     learner: LanguageLearner, batch: TokenBatch, state: LanguageState, direction: Parameters | None
 ) -> Float[Tensor, "N K"] | None:
-    """a_t(v) along u on the candidates of a state of the learner's; None before there is a u."""
+    """a_t(v) along u on the candidates of one of the learner's states; None before there is a u."""
     if direction is None:
         return None
     with torch.no_grad():
@@ -44,7 +44,7 @@ def centred_values(tangents_NK: Float[Tensor, "N K"], log_p_NK: Float[Tensor, "N
 def rms(
     values_NK: Float[Tensor, "N K"], log_p_NK: Float[Tensor, "N K"], weights_N: Float[Tensor, " N"]
 ) -> Float[Tensor, ""]:
-    """Root of the mean square of a under p_C over the targets of a micro-batch, of all processes."""
+    """Root mean square of a under p_C over the targets of a micro-batch, over all processes."""
     square_N = (log_p_NK.softmax(-1) * values_NK.square()).sum(-1)
     sums = torch.stack([(weights_N * square_N).sum(), weights_N.sum().to(square_N)])
     (sums,) = distributed.all_reduce_mean([sums])

@@ -1,6 +1,6 @@
 """The feedback set of vision: dense labels, seen through light heads on the frozen backbone.
 
-Shapes: B pictures, D the backbone's width, h x w patches.
+Shapes: B images, D the backbone's width, h x w patches.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from vpretrain.vision.model.batch import IGNORED, Labelled
 from vpretrain.vision.model.heads import Task, dense_head, depth_loss, segmentation_loss, valid_depth
 from vpretrain.vision.model.learner import VisionLearner
 
-_FIRST_POOL = 8  # batches whose features the first fit of the heads goes round
+_FIRST_POOL = 8  # batches whose features the first fit of the heads cycles through
 
 
 @dataclass(frozen=True)
 class FeedbackBatch:
-    """Labelled pictures, with the heads that the backbone is judged through.
+    """Labelled images, with the heads through which the backbone is evaluated.
 
     Attributes:
-        labelled: the pictures.
+        labelled: the images.
         heads: by task; in evaluation mode, so that a gradient through them changes no statistics.
-        weights: alpha_seg and alpha_dep of Eq 54, by task, times this process's share of the labelled pixels.
+        weights: alpha_seg and alpha_dep of Eq 54, by task, times this process's fraction of the labelled pixels.
     """
 
-    weight: ClassVar[float] = 1.0  # the shares are in the weights of the tasks
+    weight: ClassVar[float] = 1.0  # the fractions are in the weights of the tasks
 
     labelled: Labelled
     heads: Mapping[Task, nn.Module]
@@ -43,25 +43,25 @@ class FeedbackBatch:
 
     @property
     def image_B3HW(self) -> Tensor:
-        """The pictures."""
+        """The images."""
         return self.labelled.image_B3HW
 
     def loss(self, grid_BDhw: Float[Tensor, "B D h w"]) -> Float[Tensor, ""]:
-        """alpha_seg L_seg (nats a pixel) + alpha_dep L_dep (metres): one pass of the backbone serves both tasks."""
+        """alpha_seg L_seg (nats per pixel) + alpha_dep L_dep (metres): one pass of the backbone serves both tasks."""
         terms = [self.weights[task] * _loss(task, head, grid_BDhw, self.labelled) for task, head in self.heads.items()]
         return torch.stack(terms).sum()
 
 
 class VisionFeedback:
-    """D_fb: heads are fitted on some labelled batches, g_down comes from others, which the processes share out.
+    """The feedback set D_fb: heads are fitted on some labelled batches; g_down comes from others, split over the processes.
 
     Args:
         config: sources, weights, heads.
-        learner: read only: its frozen features are what the heads see.
-        seed: order of the pictures and start of the heads.
+        learner: read only; its frozen features are the heads' input.
+        seed: seed of the images' order and of the initial heads.
 
     Raises:
-        UserError: a source without labels.
+        UserError: a source has no labels.
     """
 
     def __init__(self, config: FeedbackConfig, learner: VisionLearner, *, seed: int) -> None:
@@ -88,7 +88,7 @@ class VisionFeedback:
         self.optimizer = torch.optim.AdamW(self.heads.parameters(), lr=config.head_lr, weight_decay=0.05)
 
     def next(self) -> dict[str, Any]:
-        """Fit the heads a little further, then give a meta batch."""
+        """Fit the heads a little further, then return a meta batch."""
         for pictures, grid_BDhw in self._head_batches():
             self._fit(pictures, grid_BDhw)
         self.heads.eval()
@@ -102,15 +102,15 @@ class VisionFeedback:
         return {"labels": FeedbackBatch(own, {task: self.heads[task] for task in self.tasks}, weights)}
 
     def state_dict(self) -> dict[str, Any]:
-        """The cursors; heads and their optimizer are tensors and saved as such."""
+        """Return the cursors; the heads and their optimizer are saved separately, as tensors."""
         return {"batches_drawn": self.batches_drawn, "head_steps": self.head_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at the cursors."""
+        """Continue from the cursors."""
         self.batches_drawn, self.head_steps = state["batches_drawn"], state["head_steps"]
 
     def _head_batches(self) -> Iterator[tuple[Labelled, Tensor]]:
-        if self.head_steps == 0:  # the backbone stands still meanwhile: its features are computed once
+        if self.head_steps == 0:  # the backbone does not change meanwhile: its features are computed once
             pool = [self._with_features(i) for i in range(min(_FIRST_POOL, self.config.first_head_steps))]
             for step in range(self.config.first_head_steps):
                 yield pool[step % len(pool)]

@@ -1,4 +1,4 @@
-"""What the data of a vision run were."""
+"""Fingerprints of a vision run's data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vpretrain.vision.data.source import pictures_in
 
 
 def fingerprints(recipe: Recipe) -> list[dict[str, Any]]:
-    """Of every source, with its role. Raises OSError for files that are gone."""
+    """Fingerprint every source, with its role. Raises OSError for missing files."""
     roles = {
         "stream": recipe.stream.sources,
         "feedback, heads": recipe.feedback.heads,

@@ -1,4 +1,4 @@
-"""Readers of the paper's labelled sets: ADE20K as SceneParse150, and NYUv2. Shapes: B pictures, H x W pixels."""
+"""Readers of the paper's labelled sets: ADE20K as SceneParse150, and NYUv2. Shapes: B images, H x W pixels."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from vpretrain.vision.data.resize import Shape, nearest, resize
 from vpretrain.vision.model.batch import IGNORED, Labelled
 
 ADE_CLASSES = 150
-_EIGEN = (slice(45, 471), slice(41, 601))  # rows and columns of a 480 x 640 picture
+_EIGEN = (slice(45, 471), slice(41, 601))  # rows and columns of a 480 x 640 image
 
 
 def read_ade20k(config: SourceConfig, shape: Shape) -> Labelled:
-    """SceneParse150: label 0 (other) is ignored, 1 to 150 become 0 to 149.
+    """Read SceneParse150: label 0 (other) is ignored, 1 to 150 become 0 to 149.
 
     Raises:
-        UserError: a folder or an annotation is missing, or is no map of classes.
+        UserError: a folder or an annotation is missing, or is not a map of classes.
     """
     assert config.ade20k is not None
     root = Path(config.ade20k).expanduser()
@@ -43,7 +43,7 @@ def read_ade20k(config: SourceConfig, shape: Shape) -> Labelled:
 
 
 def read_nyuv2(config: SourceConfig, shape: Shape) -> Labelled:
-    """nyu_depth_v2_labeled.mat: depths in metres, within Eigen's crop if asked for.
+    """Read nyu_depth_v2_labeled.mat: depths in metres, within Eigen's crop if asked for.
 
     Raises:
         UserError: the file is missing or has other contents, or no depth is valid.
@@ -69,7 +69,7 @@ def read_nyuv2(config: SourceConfig, shape: Shape) -> Labelled:
 
 
 def read_picture(file: Path | IO[bytes], name: str | None = None) -> Tensor:
-    """uint8 [3, H, W]. Raises UserError for a file that is no picture."""
+    """Read an image as uint8 [3, H, W]. Raises UserError for a file that is not an image."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -80,14 +80,14 @@ def read_picture(file: Path | IO[bytes], name: str | None = None) -> Tensor:
 
 
 def as_tensor(image: Any) -> Tensor:
-    """A PIL picture as uint8 [3, H, W]."""
+    """Convert a PIL image to uint8 [3, H, W]."""
     import numpy as np
 
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
 def read_classes(file: Path) -> Tensor:
-    """A map of classes [H, W]. Raises UserError if the file is missing or holds colours in place of classes."""
+    """Read a map of classes [H, W]. Raises UserError if the file is missing or holds colours instead of classes."""
     import numpy as np
     from PIL import Image, UnidentifiedImageError
 
@@ -109,7 +109,7 @@ def _without(
     depth_BHW: Tensor | None = None,
     classes: int = 0,
 ) -> Labelled:
-    """Pictures that lack classes or depths, and show a scene each."""
+    """Make a set of images without classes or without depths, each of its own scene."""
     pictures, _, height, width = image_B3HW.shape
     return Labelled(
         image_B3HW=image_B3HW,

@@ -1,4 +1,4 @@
-"""Pictures and label maps at the size that a backbone sees. Shapes: B pictures, H x W pixels."""
+"""Resize images and label maps to the backbone's input size. Shapes: B images, H x W pixels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Shape = tuple[int, int]  # height and width
 
 
 def resize(image_B3HW: Tensor, shape: Shape) -> Tensor:
-    """uint8 pictures of a height and width."""
+    """Resize uint8 images to a height and width."""
     if image_B3HW.shape[2:] == shape:
         return image_B3HW
     resized = F.interpolate(image_B3HW.float(), shape, mode="bilinear", antialias=True, align_corners=False)
@@ -17,5 +17,5 @@ def resize(image_B3HW: Tensor, shape: Shape) -> Tensor:
 
 
 def nearest(map_BHW: Tensor, shape: Shape) -> Tensor:
-    """Classes or depths of a height and width, without mixing neighbours."""
+    """Resize classes or depths to a height and width, without mixing neighbours."""
     return F.interpolate(map_BHW[:, None].float(), shape, mode="nearest")[:, 0]

@@ -1,6 +1,6 @@
-"""Endless labelled scenes, rendered by PyBullet: pictures with exact classes and depths, several cameras a scene.
+"""Any number of labelled scenes, rendered by PyBullet: images with exact classes and depths, several cameras per scene.
 
-A scene follows from (seed, number) alone. Rendered sets are kept in the user's cache as safetensors.
+A scene depends on (seed, number) alone. Rendered sets are kept in the user's cache as safetensors.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _TEXTURES = (
 )  # fmt: skip
 _BLOCKS = 1000  # random objects that come with PyBullet
 _NEAR, _FAR = 0.1, 6.0
-_FORMAT = 1  # raise when the pictures of a seed change
+_FORMAT = 1  # increase when the images of a seed change
 
 
 def rendered(*, seed: int, scenes: int, cameras: int, size: int) -> dict[str, Tensor]:
-    """The pictures of scenes 0 to `scenes` - 1 of a seed; from the cache if they were rendered before.
+    """Return the images of scenes 0 to `scenes` - 1 of a seed; from the cache if they were rendered before.
 
     Returns:
         image_N3HW (uint8), label_NHW (uint8, index into CLASSES), depth_NHW (fp16, metres along the optical axis),
@@ -86,7 +86,7 @@ def _render(seed: int, scenes: int, cameras: int, size: int) -> dict[str, Tensor
 
 @contextlib.contextmanager
 def _client() -> Iterator[tuple[Any, Path]]:
-    with _silent():  # it prints its build time
+    with _silent():  # the import prints a build time
         try:
             import pybullet
             import pybullet_data
@@ -101,7 +101,7 @@ def _client() -> Iterator[tuple[Any, Path]]:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """PyBullet writes through C's stdio, not through sys.stdout."""
+    """Silence the process: PyBullet writes through C's stdio, not through sys.stdout."""
     descriptors = (1, 2)
     sys.stdout.flush()
     kept = [os.dup(descriptor) for descriptor in descriptors]
@@ -119,7 +119,7 @@ def _silent() -> Iterator[None]:
 
 
 class _Studio:
-    """Builds scenes and takes pictures of them."""
+    """Builds scenes and renders images of them."""
 
     def __init__(self, bullet: Any, data: Path) -> None:
         self.bullet, self.data = bullet, data
@@ -127,7 +127,7 @@ class _Studio:
         self.extents: dict[str, float] = {}
 
     def build(self, draw: np.random.Generator) -> tuple[dict[int, int], int]:
-        """A floor, two walls, a large main object and smaller ones around it: bodies with their classes, main class."""
+        """Build a floor, two walls, a large main object and smaller ones around it; return bodies with classes, main class."""
         bodies = {self._slab((3, 3, 0.05), (0, 0, -0.05), draw): CLASSES.index("floor")}
         for position, size in (((0, 1.6, 1), (3, 0.05, 1.5)), ((1.6, 0, 1), (0.05, 3, 1.5))):
             bodies[self._slab(size, position, draw)] = CLASSES.index("wall")
@@ -140,7 +140,7 @@ class _Studio:
         return bodies, main
 
     def shoot(self, draw: np.random.Generator, bodies: dict[int, int], size: int) -> dict[str, Any]:
-        """A picture from somewhere in front."""
+        """Render an image from a random place in front."""
         angle, height, away = draw.uniform(math.pi, 1.5 * math.pi), draw.uniform(0.5, 1.3), draw.uniform(1.2, 1.8)
         view = self.bullet.computeViewMatrix(
             (away * math.cos(angle), away * math.sin(angle), height),
@@ -164,7 +164,7 @@ class _Studio:
         return {"image": image, "label": label, "depth": depth.astype(np.float16)}
 
     def clear(self, bodies: dict[int, int]) -> None:
-        """Take everything away."""
+        """Remove all bodies."""
         for body in bodies:
             self.bullet.removeBody(body)
 

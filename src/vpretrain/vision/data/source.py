@@ -1,4 +1,4 @@
-"""Sources of pictures: generated scenes and the paper's sets with labels; folders, shards and hub data sets without."""
+"""Sources of images: generated scenes and the paper's sets with labels; folders, shards and hub data sets without."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 @runtime_checkable
 class Pictures(Protocol):
-    """Unlabeled pictures by number."""
+    """Unlabeled images by index."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Tensor:
-        """A picture, uint8 [3, H, W]. Raises UserError for one that cannot be read."""
+        """Return an image, uint8 [3, H, W]. Raises UserError if it cannot be read."""
         ...
 
     def key(self, index: int) -> str:
-        """Identity of a picture."""
+        """Return the identity of an image."""
         ...
 
 
 def open_pictures(config: SourceConfig) -> Pictures:
-    """The unlabeled pictures of a source.
+    """Open the unlabeled images of a source.
 
     Raises:
         UserError: there are none, or the source is a labelled set.
@@ -87,7 +87,7 @@ class _Folder:
 
 
 class _Shards:
-    """Pictures in uncompressed tar files, read in place."""
+    """Images in uncompressed tar files, read in place."""
 
     def __init__(self, path: str) -> None:
         self.members: list[tuple[str, str, int, int]] = []
@@ -125,7 +125,7 @@ class _Hub:
         assert config.hub is not None
         try:
             self.rows = datasets.load_dataset(config.hub, config.config, split=config.split)
-        except Exception as error:  # datasets raises many kinds for one thing: the data cannot be had
+        except Exception as error:  # datasets raises many kinds of errors when data are unavailable
             reason = str(error.__cause__ or error).strip().split("\n")[0]
             raise UserError(
                 f"cannot load {config.hub}: {reason}; check name, split and network, or give a path"
@@ -147,12 +147,12 @@ class _Hub:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """Files of pictures in a folder and below it, sorted."""
+    """List the image files in a folder and below it, sorted."""
     return sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
 
 
 def labelled(sources: Sequence[SourceConfig], shape: Shape) -> Labelled:
-    """All labelled pictures of some sources, resized to `shape`. Raises UserError for sources without labels."""
+    """Read all labelled images of some sources, resized to `shape`. Raises UserError for sources without labels."""
     parts = []
     for config in sources:
         if config.ade20k is not None:
@@ -181,9 +181,9 @@ def labelled(sources: Sequence[SourceConfig], shape: Shape) -> Labelled:
 
 
 def check_disjoint(roles: dict[str, Sequence[SourceConfig]]) -> None:
-    """Raises UserError if two roles show the same scenes, or if labelled pictures have two roles that must not share any.
+    """Raise UserError if two roles have the same scenes, or if labelled images have two roles that must not share any.
 
-    The probes' training set may hold pictures of the feedback, as ADE20K's does in the paper; the test set may not.
+    The probes' training set may contain images of the feedback, as ADE20K's does in the paper; the test set may not.
     """
     for one, other in itertools.combinations(
         ("feedback.heads", "feedback.meta", "evaluation.train", "evaluation.test"), 2
@@ -208,7 +208,7 @@ def _labelled_set(config: SourceConfig) -> tuple[str, str] | None:
 
 
 def _overlap(a: SourceConfig, b: SourceConfig) -> bool:
-    """Whether two ranges of one set meet."""
+    """Whether two ranges of one set overlap."""
     ends = [math.inf if config.limit is None else config.skip + config.limit for config in (a, b)]
     return a.skip < ends[1] and b.skip < ends[0]
 

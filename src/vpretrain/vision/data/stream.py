@@ -1,6 +1,6 @@
-"""The unlabeled stream: pictures in an exact order, and DINO's crops of them, the same for every arm.
+"""The unlabeled stream: images in a fixed order, and DINO's crops of them, the same for every arm.
 
-Shapes: V views, B pictures, H x W pixels.
+Shapes: V views, B images, H x W pixels.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from vpretrain.vision.model.batch import ViewBatch
 
 
 class VisionStream:
-    """D_u. Every batch follows from the seed and a counter, augmentation included.
+    """The unlabeled stream D_u. Every batch, augmentation included, depends only on the seed and a counter.
 
     Args:
         config: sources and crops.
-        seed: of order and augmentation.
-        rank: this process, from 0.
-        processes: how many there are. They deal out the pictures: those of a micro-batch do not depend on their number.
+        seed: seed of order and augmentation.
+        rank: rank of this process, from 0.
+        processes: number of processes. The images of a micro-batch are split over them, and do not depend on their number.
 
     Raises:
-        UserError: no pictures, or fewer than a batch; or the processes cannot share a micro-batch evenly.
+        UserError: there are no images, or fewer than a batch; or a micro-batch cannot be split evenly over the processes.
     """
 
     def __init__(self, config: StreamConfig, *, seed: int, rank: int = 0, processes: int = 1) -> None:
@@ -49,28 +49,28 @@ class VisionStream:
             )
         self._order = Shuffled(len(self._where), str(seed))
         for source in self._sources:
-            self._picture(source, 0)  # sizes that never fit are found before the long work
+            self._picture(source, 0)  # finds sizes that never fit before the long run
 
     def next(self) -> list[ViewBatch]:
-        """The micro-batches of one learner step: `accumulation` times batch_size / processes pictures."""
+        """Return the micro-batches of one learner step: `accumulation` times batch_size / processes images."""
         return [self._batch() for _ in range(self.config.accumulation)]
 
     def state_dict(self) -> dict[str, Any]:
-        """The cursor."""
+        """Return the cursor."""
         return {"batches_drawn": self.batches_drawn}
 
     @staticmethod
     def merge(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The whole stream's cursor from those of all its processes: they are equally far."""
+        """Return the whole stream's cursor from those of all processes, which are equal."""
         assert all(state == states[0] for state in states), "the processes are not equally far"
         return states[0]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at a cursor: the batches that follow are the same bit for bit."""
+        """Continue from a cursor: the batches that follow are the same bit for bit."""
         self.batches_drawn = state["batches_drawn"]
 
     def sample(self, pictures: int) -> ViewBatch:
-        """The first few pictures, in crops that no learner step sees: the same at all times and in all processes."""
+        """Return the first few images, in crops that no learner step uses: always the same, in all processes."""
         chosen = [self._where[self._order[i]] for i in range(min(pictures, len(self._where)))]
         global_VB3HW, local_VB3HW = self._crops(-1, 0, chosen)
         keys = tuple(source.key(i) for source, i in chosen)
@@ -80,7 +80,7 @@ class VisionStream:
         number, size, shards = self.batches_drawn, self.config.batch_size, self.config.shards
         self.batches_drawn += 1
         chosen = [self._where[self._order[number * size + i]] for i in range(size)]
-        # Shard j holds every shards-th picture from the j-th on. It is augmented as a whole, also for some of its pictures.
+        # Shard j holds every shards-th image from the j-th on. It is augmented as a whole, even if only some are needed.
         read = {j: range(j, size, shards) for j in sorted({i % shards for i in self._rows})}
         views = [self._crops(number, j, [chosen[i] for i in places]) for j, places in read.items()]
         made = {place: index for index, place in enumerate(itertools.chain(*read.values()))}
@@ -108,7 +108,7 @@ class VisionStream:
 
 
 def crops(images: list[Tensor], config: StreamConfig) -> tuple[Tensor, Tensor]:
-    """DINO's global and local crops [V, B, 3, H, W] of uint8 pictures; draws from torch's global random numbers."""
+    """Return DINO's global and local crops [V, B, 3, H, W] of uint8 images; draws from torch's global random state."""
     side = min(max(min(image.shape[1:]) for image in images), _finest(config))
     pictures_B3HW = torch.stack([_square(image, side) for image in images])
     *globals_, local = augmentations(config)
@@ -149,21 +149,21 @@ def _augmentations(key: tuple[Any, ...]) -> tuple[nn.Module, nn.Module, nn.Modul
 
 
 def augmentations(config: StreamConfig) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """For the first global, the second global and the local crops (the BYOL and DINO recipe), batched, each picture its own."""
+    """Augmentations (of BYOL and DINO) for the first global, the second global and the local crops; batched, one per image."""
     return _augmentations(
         (config.global_size, config.global_scale, config.local_size, config.local_scale, config.colour)
     )
 
 
 def _finest(config: StreamConfig) -> int:
-    """Pixels a side of a picture of which even the smallest crop is not enlarged: more of them only take memory."""
+    """Return the image side in pixels at which even the smallest crop is not enlarged: more pixels only take memory."""
     crops = [(config.global_size, config.global_scale)]
     crops += [(config.local_size, config.local_scale)] if config.local_views else []
     return max(math.ceil(size / math.sqrt(smallest)) for size, (smallest, _) in crops)
 
 
 def _square(image_3HW: Tensor, side: int) -> Tensor:
-    """Of an oblong picture a square part, drawn anew each time: nothing is squeezed."""
+    """Take a square part of a non-square image, drawn anew each time, so that nothing is distorted; resize it to `side`."""
     height, width = image_3HW.shape[1:]
     short = min(height, width)
     start = int(torch.randint(max(height, width) - short + 1, ())) if height != width else 0

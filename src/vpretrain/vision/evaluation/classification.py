@@ -1,4 +1,4 @@
-"""Linear classification on frozen summaries. Shapes: N and M pictures, D width."""
+"""Linear classification on frozen summaries. Shapes: N and M images, D width."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vpretrain.vision.data.source import pictures_in
 
 
 def read_classes_of_folders(config: ClassesConfig) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]]]:
-    """The training and the test pictures with the numbers of their classes. Raises UserError for folders that do not fit."""
+    """List the training and the test images with their class numbers. Raises UserError if the folders do not match."""
     names = {root: _subfolders(root) for root in (config.train, config.test)}
     for root, other in ((config.train, config.test), (config.test, config.train)):
         if odd := sorted(set(names[root]) - set(names[other])):
@@ -31,7 +31,7 @@ def read_classes_of_folders(config: ClassesConfig) -> tuple[list[tuple[Path, int
 def classification_accuracy(
     train_ND: Float[Tensor, "N D"], train_N: Int[Tensor, " N"], test_MD: Float[Tensor, "M D"], test_M: Int[Tensor, " M"]
 ) -> float:
-    """Of a logistic regression on standardised features."""
+    """Return the test accuracy of a logistic regression on standardised features."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler

@@ -1,6 +1,6 @@
-"""Evaluation of a backbone as it is: dense probes, classification, retrieval. Nothing here changes the learner.
+"""Evaluate a frozen backbone: dense probes, classification, retrieval. Nothing here changes the learner.
 
-Shapes: N pictures, D width, h x w patches, H x W pixels.
+Shapes: N images, D width, h x w patches, H x W pixels.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from vpretrain.vision.model.learner import VisionLearner
 
 _PROBE_BATCH = 16
 _KEPT_BYTES = 4 * 2**30
-_PICTURE_WORK = 4  # a picture's features cost about as much as this many probe steps
+_PICTURE_WORK = 4  # an image's features cost about as much as this many probe steps
 
 
 class Evaluation:
-    """What a backbone is measured on; loaded once, before the training.
+    """The evaluation of a backbone; its data are loaded once, before the training.
 
     Args:
         config: sources and sizes.
 
     Raises:
-        UserError: a source without labels, folders of classes that do not fit, no ground truth of retrieval.
+        UserError: a source has no labels, the folders of classes do not match, or retrieval has no valid ground truth.
     """
 
     def __init__(self, config: EvaluationConfig) -> None:
@@ -55,7 +55,7 @@ class Evaluation:
         self.retrieval = None if config.retrieval is None else read_revisited(config.retrieval)
 
     def __call__(self, learner: VisionLearner) -> dict[str, Any]:
-        """Figures of the backbone; `pictures` lists them picture by picture, for paired comparisons."""
+        """Return the backbone's metrics; `pictures` lists them per image, for paired comparisons."""
         config = self.config
         tasks: list[Task] = []
         if self.train.classes and self.train.classes == self.test.classes:
@@ -80,7 +80,7 @@ class Evaluation:
         return figures | {"pictures": figures.pop("pictures")}
 
     def _accuracy(self, learner: VisionLearner, train_ND: Tensor, test_ND: Tensor) -> float | None:
-        """Of a linear classifier: on pictures of their own if the recipe names some, else on those of the dense probes."""
+        """Return a linear classifier's accuracy: on separate images if the recipe names some, else on the dense probes'."""
         if self.classes is not None:
             train, test = self.classes
             with steady("   classification", len(train) + len(test)) as done:
@@ -96,7 +96,7 @@ class Evaluation:
     def _summaries(
         self, learner: VisionLearner, pictures: list[tuple[Path, int]], done: Callable[[int], None]
     ) -> Float[Tensor, "N D"]:
-        """Summaries of pictures in files."""
+        """Return the summaries of images in files."""
         summaries, step = [], self.config.batch_size
         for first in range(0, len(pictures), step):
             files = [file for file, _ in pictures[first : first + step]]
@@ -106,7 +106,7 @@ class Evaluation:
         return torch.cat(summaries)
 
     def _retrieval(self, learner: VisionLearner, revisited: Revisited) -> dict[str, float | None]:
-        """Of instances, each picture at its own aspect."""
+        """Measure instance retrieval, with each image at its own aspect ratio."""
         size, patch = max(self.config.shape), learner.backbone.patch_size
         with steady("        retrieval", len(revisited.queries) + len(revisited.gallery)) as done:
             rows = []
@@ -123,7 +123,7 @@ class Evaluation:
         return revisited_map(summary_ND[:count], summary_ND[count:], revisited.queries)
 
     def _probe(self, task: Task, features: _Features, done: Callable[[int], None]) -> nn.Module:
-        """A linear-BN head, fitted on frozen features; the same start and batches for every backbone."""
+        """Fit a linear-BN head on frozen features, with the same start and batches for every backbone."""
         config = self.config
         own = _with_labels(task, self.train)
         with torch.random.fork_rng(), torch.enable_grad():
@@ -153,7 +153,7 @@ class Evaluation:
     def _test(
         self, learner: VisionLearner, heads: dict[Task, nn.Module], done: Callable[[int], None]
     ) -> tuple[dict[str, Any], Tensor]:
-        """Figures of the probes on the test pictures, and the pictures' summaries."""
+        """Return the probes' metrics on the test images, and the summaries of these images."""
         shape = self.config.shape
         predicted: dict[Task, list[Tensor]] = {task: [] for task in heads}
         summaries = []
@@ -185,13 +185,13 @@ class Evaluation:
 
 
 def _with_labels(task: Task, pictures: Labelled) -> list[int]:
-    """The pictures that a probe of this task can learn from or be judged on: kinds of labels may share an evaluation."""
+    """Return the indices of the images with labels for this task: an evaluation may mix images with different labels."""
     known = pictures.label_BHW != IGNORED if task == "segmentation" else valid_depth(pictures.depth_BHW)
     return known.flatten(1).any(1).nonzero()[:, 0].tolist()
 
 
 class _Features:
-    """Frozen features of the training pictures: kept if they are small, otherwise computed anew for every batch."""
+    """Frozen features of the training images: kept if they are small, otherwise recomputed for every batch."""
 
     def __init__(
         self, learner: VisionLearner, pictures: Labelled, config: EvaluationConfig, done: Callable[[int], None]
@@ -213,7 +213,7 @@ class _Features:
         self._grid_NDhw = torch.cat(grids) if keep else None
 
     def grid(self, rows: list[int]) -> Float[Tensor, "B D h w"]:
-        """Of some pictures."""
+        """Return the feature grids of some images."""
         if self._grid_NDhw is not None:
             return self._grid_NDhw[rows]
         return _features(self.learner, self.pictures[rows].to(self.device))[0]
@@ -225,19 +225,19 @@ def _features(learner: VisionLearner, batch: Labelled) -> tuple[Tensor, Tensor]:
 
 
 def _summary(learner: VisionLearner, image_B3HW: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-    """Of uint8 pictures."""
+    """Return the summaries of uint8 images."""
     return learner.backbone.summary(learner.features(image_B3HW.to(learner.device).float() / 255)).cpu()
 
 
 def _whole(image_3HW: Shaped[Tensor, "3 H W"], size: int, patch: int) -> Shaped[Tensor, "1 3 h w"]:
-    """A picture whose longer side is about `size`; both sides are multiples of the patch."""
+    """Resize an image so that its longer side is about `size` and both sides are multiples of the patch."""
     scale = size / max(image_3HW.shape[1:]) / patch
     height, width = (max(1, round(side * scale)) * patch for side in image_3HW.shape[1:])
     return resize(image_3HW[None], (height, width))
 
 
 def mean_iou(predicted_NHW: Shaped[Tensor, "N H W"], label_NHW: Shaped[Tensor, "N H W"], classes: int) -> float:
-    """Intersection over union, mean over classes, over all pixels of all pictures."""
+    """Mean over classes of the intersection over union, over all pixels of all images."""
     from torchmetrics.functional.classification import multiclass_jaccard_index
 
     return float(
@@ -246,7 +246,7 @@ def mean_iou(predicted_NHW: Shaped[Tensor, "N H W"], label_NHW: Shaped[Tensor, "
 
 
 def picture_iou(predicted_HW: Shaped[Tensor, "H W"], label_HW: Shaped[Tensor, "H W"]) -> float:
-    """Intersection over union of a picture, mean over the classes that it shows."""
+    """Mean intersection over union of an image, over the classes that it shows."""
     known = label_HW != IGNORED
     ious = []
     for kind in label_HW[known].unique():
@@ -256,7 +256,7 @@ def picture_iou(predicted_HW: Shaped[Tensor, "H W"], label_HW: Shaped[Tensor, "H
 
 
 def depth_figures(predicted_NHW: Float[Tensor, "N H W"], depth_NHW: Float[Tensor, "N H W"]) -> dict[str, float]:
-    """RMSE (metres), AbsRel and delta_1 (share within a factor of 1.25) over valid pixels."""
+    """RMSE (metres), AbsRel and delta_1 (fraction within a factor of 1.25) over valid pixels."""
     valid = valid_depth(depth_NHW)
     ours, true = predicted_NHW[valid].float(), depth_NHW[valid].float()
     ratio = torch.maximum(ours / true, true / ours)

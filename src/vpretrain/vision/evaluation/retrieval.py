@@ -1,6 +1,6 @@
-"""Instance retrieval: of the other pictures of a scene, and by the protocols of revisited Oxford and Paris.
+"""Instance retrieval: of the other images of a scene, and by the protocols of revisited Oxford and Paris.
 
-Shapes: Q queries, G pictures of the gallery, N pictures, D width.
+Shapes: Q queries, G gallery images, N images, D width.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from torch.nn import functional as F
 
 from vpretrain.errors import UserError
 
-PROTOCOLS = {"easy": ("easy",), "medium": ("easy", "hard"), "hard": ("hard",)}  # which grades count as found
+PROTOCOLS = {"easy": ("easy",), "medium": ("easy", "hard"), "hard": ("hard",)}  # grades that count as matches
 _GRADES = ("easy", "hard", "junk")
 
 
 @dataclass(frozen=True)
 class Query:
-    """A part of a picture, and how the gallery relates to it.
+    """A part of an image, and its matches in the gallery.
 
     Attributes:
-        file: the picture.
+        file: the image.
         box: left, upper, right and lower edge of the part, in pixels.
-        grades: numbers of gallery pictures that show the same thing: `easy`, `hard`, and `junk`, which never counts.
+        grades: indices of gallery images that show the same thing: `easy`, `hard`, and `junk`, which never counts.
     """
 
     file: Path
@@ -46,10 +46,10 @@ class Revisited:
 
 
 def read_revisited(path: str) -> Revisited:
-    """Read `gnd_roxford5k.json` or the like: the published ground truth as JSON, with the pictures in `jpg/` beside it.
+    """Read `gnd_roxford5k.json` or the like: the published ground truth as JSON, with the images in `jpg/` beside it.
 
     Raises:
-        UserError: a pickle (as published), another form, a missing picture.
+        UserError: the file is a pickle (as published) or has another form, or an image is missing.
     """
     file = Path(path).expanduser()
     if file.suffix == ".pkl":
@@ -83,9 +83,9 @@ def read_revisited(path: str) -> Revisited:
 def revisited_map(
     query_QD: Float[Tensor, "Q D"], gallery_GD: Float[Tensor, "G D"], queries: Sequence[Query]
 ) -> dict[str, float | None]:
-    """Mean average precision by protocol, over the queries that have anything to find in it; None if none has.
+    """Mean average precision by protocol, over the queries that have matches in it; None if none has.
 
-    What a protocol does not ask for is left out of the ranking: always junk, easy pictures under `hard`, hard under `easy`.
+    Images with grades that a protocol ignores are left out of the ranking: always junk, easy under `hard`, hard under `easy`.
     """
     similarity_QG = F.normalize(query_QD, dim=-1) @ F.normalize(gallery_GD, dim=-1).T
     figures: dict[str, float | None] = {}
@@ -104,7 +104,7 @@ def revisited_map(
 
 
 def interpolated_precision(relevant_N: Bool[Tensor, " N"]) -> float:
-    """Area under precision against recall of a ranking by trapezoids: the form that these benchmarks report."""
+    """Area under the precision-recall curve of a ranking by trapezoids, the form that these benchmarks report."""
     ranks = relevant_N.nonzero()[:, 0].double()  # from 0
     found = torch.arange(len(ranks), dtype=torch.float64)
     before = torch.where(ranks == 0, 1.0, found / ranks.clamp_min(1))
@@ -112,7 +112,7 @@ def interpolated_precision(relevant_N: Bool[Tensor, " N"]) -> float:
 
 
 def scene_map(features_ND: Float[Tensor, "N D"], scene_N: Int[Tensor, " N"]) -> float | None:
-    """Mean average precision of finding the other pictures of a scene by cosine; None if no scene has two."""
+    """Mean average precision of finding the other images of a scene by cosine; None if no scene has two."""
     from sklearn.metrics import average_precision_score
 
     features_ND = F.normalize(features_ND, dim=-1)

@@ -1,4 +1,4 @@
-"""`vpretrain check` for vision: what can be wrong is found before the long work, without loading the learner's weights."""
+"""`vpretrain check` for vision: find errors before the long run, without loading the learner's weights."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _NARROW = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4}
 
 
 def check(recipe: Recipe) -> Iterator[str]:
-    """Yields a line for everything found in order.
+    """Yield a line for everything found in order.
 
     Raises:
-        UserError: the first thing that is not, with its remedy.
+        UserError: the first problem, with its remedy.
     """
     config = load_config(recipe.learner.name)
     if config.model_type not in MODEL_TYPES:
@@ -43,7 +43,7 @@ def check(recipe: Recipe) -> Iterator[str]:
 
 
 def tiny_copy(recipe: Recipe) -> Any:
-    """The learner's architecture with as many blocks, 64 wide, with random weights."""
+    """Build the learner's architecture with the same number of blocks, width 64 and random weights."""
     config = load_config(recipe.learner.name)
     for name, size in _NARROW.items():
         if getattr(config, name, None) is not None:
@@ -53,7 +53,7 @@ def tiny_copy(recipe: Recipe) -> Any:
 
 
 def estimate_memory(recipe: Recipe) -> str:
-    """Student with gradients and AdamW, teacher, activations of one micro-batch: an estimate."""
+    """Estimate the memory of student with gradients and AdamW, teacher, and activations of one micro-batch."""
     config = load_config(recipe.learner.name)
     with torch.device("meta"):
         backbone = sum(

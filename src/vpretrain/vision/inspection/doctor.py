@@ -1,4 +1,4 @@
-"""A vision learner for `vpretrain doctor`: random pictures, a random designer, a random linear head."""
+"""A vision learner for `vpretrain doctor`: random images, a random designer, a random linear head."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from vpretrain.vision.model.load import load_backbone
 from vpretrain.vision.task.construction import LearnedViews
 from vpretrain.vision.task.designer import UNetMask
 
-PARTS: dict[str, str] = {}  # the mask generators have no parts that are told apart
+PARTS: dict[str, str] = {}  # the mask generators have no separately reported parts
 _PICTURES, _PATCHES = 4, 4
 _DESIGNER = DesignerConfig(width=8, levels=2, start=0.6)
 _DINO = DinoConfig(outputs=64, hidden=64, bottleneck=32)
 
 
 class _Judge:
-    """A feedback batch: random pictures, a random target for every patch."""
+    """A feedback batch: random images, a random target for every patch."""
 
     def __init__(self, image_B3HW: Tensor, width: int) -> None:
         self.image_B3HW = image_B3HW
@@ -35,13 +35,13 @@ class _Judge:
 
 
 def engine_case(name: str) -> EngineCase:
-    """The learner with a batch of views and a feedback gradient over its last two blocks. Raises UserError."""
+    """Build the learner with a batch of views and a feedback gradient over its last two blocks. Raises UserError."""
     backbone = Backbone(load_backbone(name))
     return engine_case_of(DinoLearner(backbone, _DINO), "last-2" if len(backbone.blocks) >= 2 else "last-1")
 
 
 def engine_case_of(learner: VisionLearner, subset: str) -> EngineCase:
-    """The same for a learner at hand."""
+    """Build the same for a given learner."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         size = _PATCHES * learner.backbone.patch_size

@@ -12,9 +12,9 @@ from vpretrain.vision.task.sheet import draw_sheet
 
 
 def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
-    """Print what the stream and the feedback hold, and write a picture sheet. `examples` and `positions` are language's.
+    """Print the contents of stream and feedback, and write an image sheet. `examples` and `positions` are for language only.
 
-    The learner and the designer are as a run would start with them.
+    The learner and the designer are those at the start of a run.
     """
     console, parts = Console(), assemble(recipe)
     batches = parts.stream.next()

@@ -1,4 +1,4 @@
-"""Vision transformers of several families behind one face, cut at any block. Shapes: B pictures, T tokens, D width."""
+"""One interface to vision transformers of several families, cut at any block. Shapes: B images, T tokens, D width."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from transformers import Dinov2Model, DINOv3ViTModel, IJepaModel
 
 from vpretrain.errors import UserError
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which all three families were trained with
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's; all three families were trained with them
 
 
 class Backbone(nn.Module):
     """A Dinov2Model, DINOv3ViTModel or IJepaModel, fed with pixels in [0, 1].
 
     Args:
-        model: the transformers model, which stays as it is: export saves it.
+        model: the transformers model, kept unchanged because export saves it.
 
     Raises:
-        UserError: another architecture.
+        UserError: the model has another architecture.
     """
 
     mean: Tensor
@@ -34,7 +34,7 @@ class Backbone(nn.Module):
                 f"{type(model).__name__} is not supported as a vision learner: use Dinov2Model, DINOv3ViTModel or IJepaModel"
             )
         self.model = model
-        mask_token = getattr(model.embeddings, "mask_token", None)  # in the place of hidden patches: there are none
+        mask_token = getattr(model.embeddings, "mask_token", None)  # replaces hidden patches, but no patches are hidden
         if mask_token is not None:
             mask_token.requires_grad_(False)  # DDP would wait for its gradient
         self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
@@ -58,17 +58,17 @@ class Backbone(nn.Module):
 
     @property
     def width(self) -> int:
-        """D."""
+        """The width D."""
         return int(self.model.config.hidden_size)
 
     @property
     def patch_size(self) -> int:
-        """Pixels a side of a patch."""
+        """The side of a patch, in pixels."""
         return int(self.model.config.patch_size)
 
     @property
     def prefix(self) -> int:
-        """Tokens before those of the patches: class token and registers."""
+        """The number of tokens before the patch tokens: class token and registers."""
         if isinstance(self.model, IJepaModel):
             return 0
         return 1 + getattr(self.model.config, "num_register_tokens", 0)
@@ -81,7 +81,7 @@ class Backbone(nn.Module):
     def lower(
         self, pixels_B3HW: Float[Tensor, "B 3 H W"], stop: int, keep_BT: Int[Tensor, "B T"] | None = None
     ) -> tuple[Tensor, Any]:
-        """The tokens (of those to keep) that enter block `stop`, and the rotary positions of families that have them."""
+        """Return the tokens (those in `keep_BT`) that enter block `stop`, and rotary positions in families that have them."""
         pixels = (pixels_B3HW - self.mean) / self.std
         rope = None
         match self.model:
@@ -98,21 +98,21 @@ class Backbone(nn.Module):
         return hidden, rope
 
     def upper(self, hidden: Tensor, rope: Any, start: int) -> Float[Tensor, "B T D"]:
-        """The normed tokens after the last block, from those that enter block `start`."""
+        """Return the normalised tokens after the last block, given those that enter block `start`."""
         for block in self.blocks[start:]:
             hidden = self._through(block, hidden, rope)
         return self.norm(hidden)
 
     def forward(self, pixels_B3HW: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B T D"]:
-        """The normed tokens of pictures."""
+        """Return the normalised tokens of images."""
         return self.upper(*self.lower(pixels_B3HW, 0), 0)
 
     def summary(self, tokens_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B D"]:
-        """One vector a picture: the class token, or the mean of the patches where there is none."""
+        """Return one vector per image: the class token, or the mean of the patch tokens if there is none."""
         return tokens_BTD[:, 0] if self.prefix else tokens_BTD.mean(1)
 
     def grid(self, tokens_BTD: Float[Tensor, "B T D"], height: int, width: int) -> Float[Tensor, "B D h w"]:
-        """The patches' tokens as a picture."""
+        """Arrange the patch tokens as an image."""
         patches = tokens_BTD[:, self.prefix :].transpose(1, 2)
         return patches.unflatten(2, (height // self.patch_size, width // self.patch_size))
 
@@ -121,7 +121,7 @@ class Backbone(nn.Module):
 
 
 def positions(height: int, width: int, channels: int) -> Float[Tensor, "T D"]:
-    """Sines and cosines of a grid's rows and columns, row by row; `channels` is a multiple of 4."""
+    """Return sines and cosines of a grid's rows and columns, row by row; `channels` is a multiple of 4."""
     rates = 10_000 ** -(torch.arange(channels // 4) / (channels // 4))
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     angles = [axis.flatten()[:, None] * rates for axis in (rows, columns)]

@@ -1,4 +1,4 @@
-"""Batches of views. Shapes: V views, B pictures, H x W pixels, D the backbone's width, h x w patches."""
+"""Batches of views. Shapes: V views, B images, H x W pixels, D the backbone's width, h x w patches."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from vpretrain.method.protocols import with_tensors
 
 @dataclass(frozen=True)
 class ViewBatch:
-    """Crops of unlabeled pictures, augmented, in [0, 1].
+    """Augmented crops of unlabeled images, in [0, 1].
 
     Attributes:
-        global_VB3HW: the global crops: the only ones that a designer changes.
+        global_VB3HW: the global crops, the only ones that a designer changes.
         local_VB3HW: the local crops; V may be 0.
-        keys: identities of the pictures.
-        places: their numbers in the whole micro-batch, which several processes may share.
-        whole: pictures of the whole micro-batch.
-        mask_VB1HW: the mask through which the global crops are seen, if any.
-        unmasked_VB3HW: the global crops as they were, where a mask has changed them.
-        number: of the draw; seeds a control's random masks, and I-JEPA's blocks.
-        prepared: what a learner has computed of them already for a meta step (see `VisionLearner.prepare`).
+        keys: identities of the images.
+        places: their indices in the whole micro-batch, which may be split over several processes.
+        whole: the number of images in the whole micro-batch.
+        mask_VB1HW: the mask applied to the global crops, if any.
+        unmasked_VB3HW: the global crops before masking, if a mask was applied.
+        number: the number of the draw; seeds a control's random masks and I-JEPA's blocks.
+        prepared: a learner's precomputed results for a meta step (see `VisionLearner.prepare`).
     """
 
     global_VB3HW: Float[Tensor, "V B 3 H W"]
@@ -45,26 +45,26 @@ class ViewBatch:
 
     @property
     def places_VB(self) -> list[int]:
-        """Number of each global crop among those of the whole micro-batch: draws for all, of which these are taken, do not
-        depend on how pictures are shared out, or on how many of them a meta batch has."""
+        """Index of each global crop within the whole micro-batch. Random draws are made for all crops and indexed by this, so
+        they do not depend on how images are split over processes, or on the size of a meta batch."""
         return [view * self.whole + place for view in range(len(self.global_VB3HW)) for place in self.places]
 
     @property
     def weight(self) -> float:
-        """The loss is averaged over pictures."""
+        """The number of images: the loss is averaged over them."""
         return float(len(self.keys))
 
     @property
     def tokens(self) -> int:
-        """Pictures: what a throughput counts."""
+        """The number of images, the unit of throughput."""
         return len(self.keys)
 
     def restrict(self, *, domain: str | None = None, rows: int) -> ViewBatch:
-        """The global crops of the first `rows` pictures: a meta batch. Pictures have no domain."""
+        """Return a meta batch: the global crops of the first `rows` images. Images have no domain."""
         return self.globals_of(slice(rows))
 
     def globals_of(self, pictures: slice) -> ViewBatch:
-        """The global crops of some pictures.
+        """Return the global crops of some images.
 
         Local crops are left out: they do not depend on the designer, and the teacher's targets are constant in phi.
         """
@@ -77,25 +77,25 @@ class ViewBatch:
         )
 
     def to(self, device: torch.device | str) -> ViewBatch:
-        """The same batch on another device."""
+        """Return the batch on another device."""
         return with_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> ViewBatch:
-        """The same batch where a GPU can fetch it from while it computes."""
+        """Return the batch in pinned memory, from which a GPU can copy while it computes."""
         return with_tensors(self, Tensor.pin_memory)
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Pictures with dense labels; as a pool they are uint8, uint8 and fp16, and `to` makes a batch of them.
+    """Images with dense labels. In a pool, images, labels and depths are uint8, uint8 and fp16; `to` makes a batch of them.
 
     Attributes:
-        image_B3HW: a batch in [0, 1].
+        image_B3HW: images; in a batch in [0, 1].
         label_BHW: class of every pixel; IGNORED where it has none.
-        depth_BHW: metres; 0 where unknown.
-        scene_B: which pictures show the same scene.
+        depth_BHW: depth in metres; 0 where unknown.
+        scene_B: scene of every image; images of the same scene have the same number.
         category_B: class of the main object; -1 where unknown.
-        classes: how many classes there are; 0 without labels.
+        classes: number of classes; 0 without labels.
     """
 
     image_B3HW: Shaped[Tensor, "B 3 H W"]
@@ -112,14 +112,14 @@ class Labelled:
         return replace(self, **{name: tensor[index] for name, tensor in self.tensors().items()})
 
     def to(self, device: torch.device | str) -> Labelled:
-        """A batch to compute with: pictures as fp32 in [0, 1], classes as integers, depths as fp32, on a device."""
+        """Make a batch on a device: images as fp32 in [0, 1], classes as integers, depths as fp32."""
         there = {name: tensor.to(device) for name, tensor in self.tensors().items()}
         there["image_B3HW"] = there["image_B3HW"].float() / 255
         there["label_BHW"], there["depth_BHW"] = there["label_BHW"].long(), there["depth_BHW"].float()
         return replace(self, **there)
 
     def tensors(self) -> dict[str, Any]:
-        """All but the number of classes."""
+        """Return all fields but the number of classes, by name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
 

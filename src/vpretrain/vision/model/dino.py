@@ -1,4 +1,4 @@
-"""DINO: student and teacher match across views. Shapes: V views, B pictures, P outputs of the head, D the backbone's width."""
+"""DINO: student and teacher match across views. Shapes: V views, B images, P outputs of the head, D the backbone's width."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vpretrain.vision.model.learner import VisionLearner
 
 @dataclass(frozen=True)
 class DinoState:
-    """What student and teacher made of a batch of views.
+    """The outputs of student and teacher for a batch of views.
 
     Attributes:
         student: head outputs of the global views [Vg, B, P] and of the local ones [Vl, B, P].
@@ -33,7 +33,7 @@ class DinoState:
     teacher: Float[Tensor, "Vg B P"]
 
     def detach(self) -> DinoState:
-        """Values alone."""
+        """Return the state without gradient."""
         return DinoState((self.student[0].detach(), self.student[1].detach()), self.teacher.detach())
 
 
@@ -51,12 +51,12 @@ class DinoHead(nn.Module):
         )
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
-                nn.init.kaiming_normal_(layer.weight)  # not DINO's 0.02: outputs that differ from the start
+                nn.init.kaiming_normal_(layer.weight)  # not DINO's 0.02: so that outputs differ from the start
                 nn.init.zeros_(layer.bias)
         self.last = nn.Parameter(torch.randn(config.outputs, config.bottleneck))
 
     def forward(self, summary_BD: Float[Tensor, "B D"]) -> Float[Tensor, "B P"]:
-        """Outputs in [-1, 1]: cosines with the prototypes."""
+        """Return outputs in [-1, 1]: cosines with the prototypes."""
         return F.linear(F.normalize(self.mlp(summary_BD), dim=-1, eps=1e-6), F.normalize(self.last, dim=-1))
 
 
@@ -65,7 +65,7 @@ class DinoLearner(VisionLearner):
 
     Args:
         backbone: the pretrained transformer.
-        config: of the objective.
+        config: settings of the objective.
         how: bf16 and parallel, see `VisionLearner`.
     """
 
@@ -75,16 +75,16 @@ class DinoLearner(VisionLearner):
         self.config = config
 
     def seen(self, inputs: ViewBatch, stop: int) -> tuple[Any, ...]:
-        """All of all global views."""
+        """Return all global views, with all their tokens."""
         return (inputs.global_VB3HW.flatten(0, 1), stop)
 
     def teach(self, inputs: ViewBatch) -> Float[Tensor, "V B P"]:
-        """The teacher sees the same global views as the student, learned or not."""
+        """Return the teacher's outputs for the same global views as the student's, learned or not."""
         with torch.no_grad():
             return self._project(self.teacher, inputs.global_VB3HW)
 
     def forward(self, inputs: ViewBatch, parameters: Parameters | None = None) -> DinoState:
-        """Student and teacher on the views; `parameters` (of S) replace the student's, and then no other gets a gradient."""
+        """Run student and teacher on the views; `parameters` (of S) replace the student's, and then no others get gradients."""
         if parameters is None:
             with self.autocast():
                 student = [
@@ -98,7 +98,7 @@ class DinoLearner(VisionLearner):
         return DinoState((student_VBP, student_VBP[:0].detach()), inputs.prepared[2])
 
     def loss(self, state: DinoState, task: Task) -> Float[Tensor, ""]:
-        """Cross-entropy of the student to the centred, sharpened teacher, mean over pairs of different views and pictures."""
+        """Cross-entropy of the student to the centred, sharpened teacher, averaged over pairs of different views and images."""
         target_VBP = ((task.target.outputs - self.teacher.centre) / self.config.teacher_temperature).softmax(-1)
         scaled = [s / self.config.student_temperature for s in state.student]
         log_p = [z.log_softmax(-1) for z in scaled]
@@ -111,13 +111,13 @@ class DinoLearner(VisionLearner):
         return torch.stack(terms).mean()
 
     def follow(self, tasks: Sequence[Task], momentum: float) -> None:
-        """One step of the teacher, and of the centre, which follows the teacher's outputs."""
+        """Move the teacher one step towards the student, and the centre one step towards the teacher's mean output."""
         super().follow(tasks, momentum)
         if not tasks:
             return
         with torch.no_grad():
             own_P = torch.stack([task.target.outputs.flatten(0, 1).mean(0) for task in tasks]).mean(0)
-            (mean_P,) = distributed.all_reduce_mean([own_P])  # all processes have as many pictures
+            (mean_P,) = distributed.all_reduce_mean([own_P])  # all processes have equally many images
             self.teacher.centre.lerp_(mean_P, 1 - self.config.centre_momentum)
 
     def _project(self, network: Any, views_VB3HW: Float[Tensor, "V B 3 H W"]) -> Float[Tensor, "V B P"]:

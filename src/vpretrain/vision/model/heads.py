@@ -1,6 +1,6 @@
-"""Light heads on a frozen backbone's patches, and their losses: for feedback and for probes alike.
+"""Light heads on a frozen backbone's patches, and their losses, for feedback and probes.
 
-Shapes: B pictures, D the backbone's width, h x w patches, H x W pixels, C classes.
+Shapes: B images, D the backbone's width, h x w patches, H x W pixels, C classes.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from vpretrain.vision.model.batch import IGNORED
 
 Task = Literal["segmentation", "depth"]
-MIN_DEPTH, MAX_DEPTH = 1e-3, 10.0  # metres; what lies outside is not valid (NYUv2's protocol)
+MIN_DEPTH, MAX_DEPTH = 1e-3, 10.0  # metres; depths outside are invalid (NYUv2's protocol)
 
 
 def dense_head(kind: Literal["linear", "conv"], width: int, outputs: int) -> nn.Module:
-    """BatchNorm and a linear layer a patch, or a small convolutional decoder."""
+    """Build a head: BatchNorm and a linear layer per patch, or a small convolutional decoder."""
     if kind == "linear":
         return nn.Sequential(nn.BatchNorm2d(width), nn.Conv2d(width, outputs, 1))
     return nn.Sequential(
@@ -35,27 +35,27 @@ def dense_head(kind: Literal["linear", "conv"], width: int, outputs: int) -> nn.
 def segmentation_logits(
     head: nn.Module, grid_BDhw: Float[Tensor, "B D h w"], height: int, width: int
 ) -> Float[Tensor, "B C H W"]:
-    """Class scores of every pixel."""
+    """Return the class scores of every pixel."""
     return F.interpolate(head(grid_BDhw), (height, width), mode="bilinear", align_corners=False)
 
 
 def predicted_depth(
     head: nn.Module, grid_BDhw: Float[Tensor, "B D h w"], height: int, width: int
 ) -> Float[Tensor, "B H W"]:
-    """Metres at every pixel; positive by softplus."""
+    """Return the depth of every pixel in metres; positive by softplus."""
     raw = F.interpolate(head(grid_BDhw), (height, width), mode="bilinear", align_corners=False)
     return F.softplus(raw[:, 0]).clamp_min(MIN_DEPTH)
 
 
 def valid_depth(depth_BHW: Float[Tensor, "B H W"]) -> Tensor:
-    """Where the true depth is known and within range."""
+    """Return a mask of the pixels whose true depth is known and within range."""
     return (depth_BHW > MIN_DEPTH) & (depth_BHW < MAX_DEPTH)
 
 
 def segmentation_loss(
     head: nn.Module, grid_BDhw: Float[Tensor, "B D h w"], label_BHW: Int[Tensor, "B H W"]
 ) -> Float[Tensor, ""]:
-    """Cross-entropy a labelled pixel, in nats; 0 if none is labelled."""
+    """Cross-entropy in nats per labelled pixel; 0 if none is labelled."""
     logits_BCHW = segmentation_logits(head, grid_BDhw, *label_BHW.shape[1:])
     total = F.cross_entropy(logits_BCHW, label_BHW, ignore_index=IGNORED, reduction="sum")
     return total / (label_BHW != IGNORED).sum().clamp_min(1)
@@ -64,7 +64,7 @@ def segmentation_loss(
 def depth_loss(
     head: nn.Module, grid_BDhw: Float[Tensor, "B D h w"], depth_BHW: Float[Tensor, "B H W"], *, squared: bool = False
 ) -> Float[Tensor, ""]:
-    """L1 on valid depth, in metres; or L2, in square metres."""
+    """L1 loss on valid depths, in metres; if `squared`, L2, in square metres."""
     error_BHW = (predicted_depth(head, grid_BDhw, *depth_BHW.shape[1:]) - depth_BHW).abs()
     error_BHW = error_BHW.square() if squared else error_BHW
     valid_BHW = valid_depth(depth_BHW)

@@ -1,5 +1,5 @@
-"""I-JEPA: from some patches of a picture predict the representations of others. Shapes: V views, B pictures, D width,
-M target blocks a picture, C context patches, N patches a target block.
+"""I-JEPA: predict the representations of some patches of an image from others. Shapes: V views, B images, D width,
+M target blocks per image, C context patches, N patches per target block.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from vpretrain.vision.model.learner import VisionLearner
 
 @dataclass(frozen=True)
 class Blocks:
-    """Which patches are context and which are targets, numbered row by row.
+    """The context patches and the target patches, numbered row by row.
 
     Attributes:
-        context_BC: none of them in a target block.
-        target_BMN: M blocks of one shape, anywhere.
+        context_BC: context patches, none of them in a target block.
+        target_BMN: patches of M blocks of one shape, anywhere.
     """
 
     context_BC: Int[Tensor, "B C"]
@@ -39,23 +39,23 @@ class Blocks:
 
 @dataclass(frozen=True)
 class IJepaState:
-    """What student and teacher made of the target blocks.
+    """The outputs of student and teacher for the target blocks.
 
     Attributes:
         student: predicted representations.
-        teacher: the EMA encoder's, normalised, without gradient.
+        teacher: the EMA encoder's representations, normalised, without gradient.
     """
 
     student: Float[Tensor, "B M N D"]
     teacher: Float[Tensor, "B M N D"]
 
     def detach(self) -> IJepaState:
-        """Values alone."""
+        """Return the state without gradient."""
         return IJepaState(self.student.detach(), self.teacher.detach())
 
 
 class Predictor(nn.Module):
-    """A narrow transformer over context tokens and, in the place of a target block, mask tokens with its positions."""
+    """A narrow transformer over context tokens and, for a target block, mask tokens with the positions of its patches."""
 
     def __init__(self, width: int, config: IJepaConfig) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Predictor(nn.Module):
     def forward(
         self, context_BCD: Float[Tensor, "B C D"], blocks: Blocks, grid: tuple[int, int]
     ) -> Float[Tensor, "B M N D"]:
-        """Representations of every target block, each predicted on its own from the same context."""
+        """Predict the representations of every target block, each separately from the same context."""
         targets = blocks.target_BMN.shape[1]
         place = positions(*grid, self.mask.shape[0]).to(context_BCD)
         known = (self.inward(context_BCD) + place[blocks.context_BC]).repeat_interleave(targets, dim=0)
@@ -84,7 +84,7 @@ class Predictor(nn.Module):
         for block in self.blocks:
             tokens = block(tokens)
         asked = self.outward(self.norm(tokens[:, known.shape[1] :])).unflatten(0, (-1, targets))
-        return asked.clone()  # FSDP2 ties its backward pass to what a module returns, and warns of views
+        return asked.clone()  # FSDP2 hooks its backward pass to a module's outputs, and warns about views
 
 
 class IJepaLearner(VisionLearner):
@@ -92,11 +92,11 @@ class IJepaLearner(VisionLearner):
 
     Args:
         backbone: the pretrained transformer.
-        config: of the objective.
+        config: settings of the objective.
         how: bf16 and parallel, see `VisionLearner`.
 
     Raises:
-        UserError: a backbone with rotary positions, which cannot leave tokens out.
+        UserError: the backbone has rotary positions, so tokens cannot be left out.
     """
 
     def __init__(self, backbone: Backbone, config: IJepaConfig, **how: Any) -> None:
@@ -108,14 +108,14 @@ class IJepaLearner(VisionLearner):
         self.config = config
 
     def seen(self, inputs: ViewBatch, stop: int) -> tuple[Any, ...]:
-        """The context patches of the views."""
+        """Return the views, with their context tokens only."""
         prefix = self.backbone.prefix
         context_BC = self._blocks(inputs).context_BC
         first = torch.arange(prefix, device=context_BC.device).expand(len(context_BC), -1)
         return (inputs.global_VB3HW.flatten(0, 1), stop, torch.cat([first, context_BC + prefix], dim=1))
 
     def teach(self, inputs: ViewBatch) -> Float[Tensor, "B M N D"]:
-        """The EMA encoder sees the whole crops as they were before any mask; its representations are normalised."""
+        """Return the EMA encoder's normalised representations of the targets, from the whole crops before any mask."""
         blocks = self._blocks(inputs)
         with torch.no_grad():
             tokens_BTD = self.teacher("tokens", inputs.plain_VB3HW.flatten(0, 1)).float()[:, self.backbone.prefix :]
@@ -124,7 +124,7 @@ class IJepaLearner(VisionLearner):
         return tokens_BTD.gather(1, index).unflatten(1, blocks.target_BMN.shape[1:])
 
     def forward(self, inputs: ViewBatch, parameters: Parameters | None = None) -> IJepaState:
-        """Student and teacher; `parameters` (of S) replace the student's, and then no other gets a gradient."""
+        """Run student and teacher; `parameters` (of S) replace the student's, and then no others get gradients."""
         blocks = self._blocks(inputs)
         if parameters is None:
             with self.autocast():
@@ -140,7 +140,7 @@ class IJepaLearner(VisionLearner):
         return IJepaState(predicted, inputs.prepared[2])
 
     def loss(self, state: IJepaState, task: Task) -> Float[Tensor, ""]:
-        """Smooth L1 between predicted and true representations, mean over their elements."""
+        """Smooth L1 between predicted and true representations, averaged over their elements."""
         return F.smooth_l1_loss(state.student, task.target.outputs)
 
     def _grid(self, inputs: ViewBatch) -> tuple[int, int]:
@@ -154,12 +154,12 @@ class IJepaLearner(VisionLearner):
         return Blocks(context_BC.to(self.device), target_BMN.to(self.device))
 
 
-@functools.lru_cache(maxsize=1)  # asked for several times a step
+@functools.lru_cache(maxsize=1)  # called several times per step
 def draw_blocks(config: IJepaConfig, grid: tuple[int, int], pictures: int, *, seed: int) -> Blocks:
-    """Target blocks of one shape at random places a picture, and a large context block without what they cover.
+    """Draw target blocks of one shape at random places per image, and a large context block without their patches.
 
-    They follow from the seed (the number of the batch's draw), so that all arms see the same. Contexts are cut to the
-    smallest of the batch, as in the paper's code.
+    They depend only on the seed (the number of the batch's draw), so that all arms see the same. Contexts are cut to the
+    size of the smallest in the batch, as in the paper's code.
     """
     generator = torch.Generator().manual_seed(seed)
     target = _shape(grid, config.target_scale, config.target_aspect, generator)

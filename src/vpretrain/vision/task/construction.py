@@ -1,6 +1,6 @@
 """Vision constructions: learned views, and the controls, which differ from them in this file only.
 
-Shapes: V views, B pictures, H x W pixels.
+Shapes: V views, B images, H x W pixels.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from vpretrain.vision.task.target import TeacherTarget
 
 
 class Fixed:
-    """The usual DINO views: the base recipe."""
+    """The usual DINO views: the base task."""
 
-    blur = 0.0  # standard deviation behind a mask, in shares of a side
+    blur = 0.0  # standard deviation of the blur behind a mask, as a fraction of a side
 
     @classmethod
     def of(cls, designer: nn.Module | None, config: DesignerConfig) -> Fixed:
-        """An arm's, with its designer if it has one."""
+        """Make an arm's construction, with its designer if it has one."""
         return cls()
 
     def mask(self, batch: ViewBatch) -> Float[Tensor, "V B 1 H W"] | None:
-        """mu of the global crops; None leaves them as they are."""
+        """Return the mask mu of the global crops; None leaves them unchanged."""
         return None
 
     def inputs(self, batch: ViewBatch) -> ViewBatch:
-        """The global crops seen through the mask; local crops as they are."""
+        """Return the batch with masked global crops and unchanged local crops."""
         mask_VB1HW = self.mask(batch)
         if mask_VB1HW is None:
             return batch
@@ -43,23 +43,23 @@ class Fixed:
         return replace(batch, global_VB3HW=views, mask_VB1HW=mask_VB1HW, unmasked_VB3HW=batch.global_VB3HW)
 
     def targets(self, inputs: ViewBatch, state: Any) -> Task:
-        """The teacher's outputs on the same views: student and teacher both see what the designer made."""
+        """Return the task, with the teacher's outputs as target: student and teacher both see the designed views."""
         mask, views = inputs.mask_VB1HW, inputs.global_VB3HW
-        side = {"mask_B": views.new_ones(views.shape[1])}  # of views as they are
+        side = {"mask_B": views.new_ones(views.shape[1])}  # for unmasked views
         if mask is not None:
             side = {"mask_VB1HW": mask, "mask_B": mask.mean((0, 2, 3, 4))}
         return Task(inputs, TeacherTarget(state.teacher), side)
 
     def regulariser(self, task: Task) -> Tensor:
-        """Nothing to hold back."""
+        """Return 0: there is nothing to regularise."""
         return torch.zeros(())
 
     def unit(self, surrogate: Tensor, task: Task) -> Tensor | float:
-        """The value in its own unit."""
+        """Return 1: the value keeps its own unit."""
         return 1.0
 
     def parameters(self) -> Iterable[nn.Parameter]:
-        """None."""
+        """Return no parameters."""
         return ()
 
 
@@ -80,7 +80,7 @@ class LearnedViews(Fixed):
         self.designer, self.config, self.blur = designer, config, config.blur
 
     def mask(self, batch: ViewBatch) -> Float[Tensor, "V B 1 H W"]:
-        """The designer's mask, with a graph to phi unless under no_grad."""
+        """Return the designer's mask, with a graph to phi unless under no_grad."""
         views = batch.global_VB3HW
         return self.designer(views.flatten(0, 1)).unflatten(0, views.shape[:2])
 
@@ -91,12 +91,12 @@ class LearnedViews(Fixed):
         return self.config.sparsity * sparsity + self.config.smoothness * total_variation(mask)
 
     def parameters(self) -> Iterable[nn.Parameter]:
-        """phi."""
+        """Return phi."""
         return self.designer.parameters()
 
 
 class RandomMask(Fixed):
-    """Smooth random masks with the keep ratio that the designer is held to: masks without feedback."""
+    """Smooth random masks with the designer's target keep ratio: masks without feedback."""
 
     @classmethod
     def of(cls, designer: nn.Module | None, config: DesignerConfig) -> Fixed:
@@ -106,7 +106,7 @@ class RandomMask(Fixed):
         self.config, self.blur = config, config.blur
 
     def mask(self, batch: ViewBatch) -> Float[Tensor, "V B 1 H W"]:
-        """Blurred noise through a threshold that keeps the wanted share; drawn anew for every batch, from its number."""
+        """Threshold smooth noise so that the wanted fraction is kept; drawn for every batch from its number."""
         views = batch.global_VB3HW
         generator = torch.Generator().manual_seed(batch.number)
         coarse = torch.randn(views.shape[0] * batch.whole, 1, 7, 7, generator=generator)
@@ -118,12 +118,12 @@ class RandomMask(Fixed):
 def masked(
     view_VB3HW: Float[Tensor, "V B 3 H W"], mask_VB1HW: Float[Tensor, "V B 1 H W"], blur: float
 ) -> Float[Tensor, "V B 3 H W"]:
-    """v~ = mu v + (1 - mu) Blur(v) (Eq 49); with mu = 1 the view itself, bit for bit."""
+    """Return v~ = mu v + (1 - mu) Blur(v) (Eq 49); with mu = 1 the view itself, bit for bit."""
     return mask_VB1HW * view_VB3HW + (1 - mask_VB1HW) * _blur(view_VB3HW, blur)
 
 
 def total_variation(mask_VB1HW: Float[Tensor, "V B 1 H W"]) -> Float[Tensor, ""]:
-    """Mean absolute difference of neighbours, across and down."""
+    """Mean absolute difference of neighbouring pixels, across and down."""
     down, across = mask_VB1HW.diff(dim=-2).abs().mean(), mask_VB1HW.diff(dim=-1).abs().mean()
     return down + across
 

@@ -1,6 +1,6 @@
-"""The task designer of vision: says, pixel by pixel or patch by patch, how much of a global crop stays sharp.
+"""The task designer of vision: a mask, per pixel or per patch, of how much of a global crop stays sharp.
 
-Shapes: B pictures, H x W pixels, h x w patches, D width.
+Shapes: B images, H x W pixels, h x w patches, D width.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vpretrain.vision.model.backbone import positions
 
 
 class UNetMask(nn.Module):
-    """mu_phi(v) in [0, 1] for a crop v. Starts at `config.start` everywhere: near a no-op. Always fp32."""
+    """A U-Net for the mask mu_phi(v) in [0, 1] of a crop v. Starts at `config.start` everywhere: near a no-op. Always fp32."""
 
     def __init__(self, config: DesignerConfig) -> None:
         super().__init__()
@@ -28,10 +28,10 @@ class UNetMask(nn.Module):
         self.up = nn.ModuleList(_block(i + o, o) for i, o in zip(widths[:0:-1], widths[-2::-1], strict=True))
         self.out = nn.Conv2d(widths[0], 1, 1)
         _start_at(self.out, config.start)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # few channels of many pixels: the quicker order on a CPU
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # few channels of many pixels: the faster layout on a CPU
 
     def forward(self, crop_B3HW: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1 H W"]:
-        """The mask of crops in [0, 1], whose sides need not be powers of two."""
+        """Return the mask of crops in [0, 1], whose sides need not be powers of two."""
         x, kept = crop_B3HW.contiguous(memory_format=torch.channels_last) - 0.5, []
         for level, block in enumerate(self.down):
             x = block(x if level == 0 else F.avg_pool2d(x, 2, ceil_mode=True))
@@ -42,7 +42,7 @@ class UNetMask(nn.Module):
 
 
 class PatchMask(nn.Module):
-    """The same by a small transformer: one value a patch, smoothly between patches. Always fp32."""
+    """The same mask by a small transformer: one value per patch, interpolated between patches. Always fp32."""
 
     def __init__(self, config: DesignerConfig) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class PatchMask(nn.Module):
         _start_at(self.out, config.start)
 
     def forward(self, crop_B3HW: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1 H W"]:
-        """The mask of crops in [0, 1], whose sides the patches divide."""
+        """Return the mask of crops in [0, 1], whose sides are multiples of the patch."""
         grid_BDhw = self.patches(crop_B3HW - 0.5)
         _, width, height, across = grid_BDhw.shape
         tokens_BTD = grid_BDhw.flatten(2).transpose(1, 2) + positions(height, across, width).to(grid_BDhw)
@@ -66,7 +66,7 @@ class PatchMask(nn.Module):
 
 
 def make_designer(config: DesignerConfig) -> nn.Module:
-    """The designer that a recipe names."""
+    """Build the designer that a recipe names."""
     return PatchMask(config) if config.kind == "dit" else UNetMask(config)
 
 

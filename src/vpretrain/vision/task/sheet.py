@@ -1,4 +1,4 @@
-"""A picture sheet: crops, the masks that the designer puts on them, and what the learner sees."""
+"""An image sheet: crops, the designer's masks, and the views that the learner gets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from vpretrain.vision.model.batch import ViewBatch
 from vpretrain.vision.task.construction import Fixed
 
-SHOWN = 8  # pictures a sheet
+SHOWN = 8  # images per sheet
 
 
 def draw_sheet(construction: Fixed, batch: ViewBatch, file: Path) -> Path:

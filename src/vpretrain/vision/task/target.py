@@ -1,4 +1,4 @@
-"""What a teacher sets before a student."""
+"""The teacher's target for the student."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ class TeacherTarget:
     outputs: Tensor
 
     def detach(self) -> TeacherTarget:
-        """The same; a teacher's outputs never carry a gradient, but the firewall asks for nothing less."""
+        """Return the target detached: a teacher's outputs never carry a gradient, but the firewall requires it."""
         return TeacherTarget(self.outputs.detach())

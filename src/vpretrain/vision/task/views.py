@@ -1,6 +1,6 @@
-"""What a designer does to a few pictures, over a run: recorded as training goes on, read for a report.
+"""A designer's masks and views of a few images over a run: recorded during training, read for a report.
 
-Shapes: V views, B pictures, H x W pixels.
+Shapes: V views, B images, H x W pixels.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from vpretrain.vision.model.learner import VisionLearner
 from vpretrain.vision.task.construction import Fixed
 
 PICTURES = 6
-POINTS = 6  # shown: with a run's own shares of its budget all, of one that was extended some
-_SIDE = 96  # pixels of a recorded picture, at most
-_BYTES = 2**23  # of a record: many times what a run writes
+POINTS = 6  # points shown: all of an ordinary run's, some of an extended run's
+_SIDE = 96  # maximum side of a recorded image, in pixels
+_BYTES = 2**23  # maximum size of a record: many times that of a run
 _PICTURE = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+=*")
 
 
 def record_views(learner: VisionLearner, construction: Fixed, meta: MetaUpdate, stream: VisionStream) -> dict[str, Any]:
-    """What becomes of a few pictures by the present designer. It leaves no trace; several processes call it together.
+    """Record a few images under the current designer, without side effects; several processes call it together.
 
     Returns:
         JSON-ready: `pictures`, each with `crop` (its first global crop), `mask` (white: kept sharp) and `view` as data URIs;
-        `kept`, the mask's mean; `value`, <u, g_pre> of the picture's views along the present value direction u, and
-        `value_unmasked`, that of its crops as they are; None before the first meta update.
+        `kept`, the mask's mean; `value`, <u, g_pre> of the image's views along the current value direction u, and
+        `value_unmasked`, that of its unmasked crops; None before the first meta update.
     """
     sample = stream.sample(PICTURES).to(learner.device)
     pictures = []
@@ -62,10 +62,10 @@ def record_views(learner: VisionLearner, construction: Fixed, meta: MetaUpdate, 
 
 
 def recorded_views(run: Path) -> list[dict[str, Any]]:
-    """A run's record: `step` (the last one made; -1 before the first), `seconds`, and what `record_views` gives, in order.
+    """Read a run's record, in order: `step` (the last one made; -1 before the first), `seconds`, and `record_views`' result.
 
     Raises:
-        UserError: there is none, or it is not what a run writes.
+        UserError: there is no record, or it is not one that a run writes.
     """
     file = run / "views.jsonl"
     if not file.exists():
@@ -74,7 +74,7 @@ def recorded_views(run: Path) -> list[dict[str, Any]]:
         if file.stat().st_size > _BYTES:
             raise ValueError(f"it is above {_BYTES:,} bytes")
         lines = read_lines(file)
-        # A step may have been recorded twice, where a run was interrupted at its end.
+        # A step may have been recorded twice, if a run was interrupted at its end.
         found = {int(line["step"]): _checked(line) for line in lines}
         if len({len(line["pictures"]) for line in found.values()}) != 1:
             raise ValueError("its lines are not of the same pictures")
@@ -101,7 +101,7 @@ def _value(learner: VisionLearner, construction: Fixed, meta: MetaUpdate, views:
 
 
 def _uri(picture: Tensor, kind: str) -> str:
-    """A small picture; masks as PNG, which loses nothing."""
+    """Encode a small image as a data URI; masks as PNG, which is lossless."""
     from PIL import Image
 
     height, width = (min(side, _SIDE) for side in picture.shape[1:])
@@ -114,7 +114,7 @@ def _uri(picture: Tensor, kind: str) -> str:
 
 
 def _checked(line: dict[str, Any]) -> dict[str, Any]:
-    """A page shows these pictures: they must be in the record itself, and nowhere else."""
+    """Check a line of the record: a page shows its images, so they must be embedded in the record, not linked."""
     if not line["pictures"] or len(line["pictures"]) > PICTURES or not math.isfinite(line["seconds"]):
         raise ValueError("it has no pictures, or too many, or no time")
     for picture in line["pictures"]:

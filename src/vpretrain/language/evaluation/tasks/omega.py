@@ -1,4 +1,4 @@
-"""Answers of OMEGA: right where they are equal as numbers, words or mathematics."""
+"""Score answers of OMEGA: correct if equal as numbers, words or mathematics."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from vpretrain.language.evaluation.solve import is_correct
 
 
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """As lm-eval calls it: a row of the data set, and what the model wrote."""
+    """Score one row; lm-eval calls this with the row of the data set and the model's outputs."""
     return {"exact_match": float(is_correct(results[0], doc["ground_truth"]))}

@@ -1,0 +1,39 @@
+"""A process whose micro-batches have no targets takes part in what all do together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from distributed.processes import distance, together
+from models import random_batch, tiny_model
+from torch.distributed.tensor import DTensor
+
+from vpretrain import distributed
+from vpretrain.language.model.learner import LanguageLearner
+from vpretrain.language.task.construction import OneHot
+from vpretrain.method.step import learner_losses
+
+pytestmark = pytest.mark.distributed
+
+
+def gradient(parallel):
+    """Of a step of two micro-batches: of those of the last process none has a target."""
+    batches = [random_batch(2, seed=1), random_batch(2, seed=2)]
+    if distributed.size() > 1 and distributed.rank() == distributed.size() - 1:
+        batches = [replace(batch, weights_BT=torch.zeros_like(batch.weights_BT)) for batch in batches]
+    learner = LanguageLearner(tiny_model(), parallel=parallel)
+    for part in learner_losses(learner, OneHot(), batches):
+        part.loss.backward()
+    found = {name: p.grad for name, p in learner.named_parameters()}
+    whole = {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in found.items()}
+    return {name.rpartition("model.")[2]: g.clone() for name, g in whole.items()}
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_its_gradient_is_that_of_the_others(parallel):
+    alone = gradient("ddp")
+    for found in together(2, gradient, parallel):
+        assert found.keys() == alone.keys()
+        assert max(distance(alone[name], g) for name, g in found.items()) < 1e-5
