@@ -21,6 +21,7 @@ from vpretrain.compare.results import START, summarise
 from vpretrain.compare.runs import run_group
 from vpretrain.files import read_lines
 from vpretrain.recipe import load_recipe
+from vpretrain.run.versions import versions
 
 ARMS = {
     "one-hot": ["arm=one-hot"],
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = {arm: [results[name] for name in of_arm] for arm, of_arm in names.items()}
     scores = {a: [read_lines(recipe.directory / name / "scores.jsonl") for name in of] for a, of in names.items()}
     report: dict[str, Any] = {"command": "make bench-multitask", **summarise(runs, scores, recipe), "seeds": SEEDS}
+    report |= {"recipe": recipe.model_dump(mode="json"), "versions": versions()}
     header, *rows = domains_table(report)
     view = Table(*header, title=recipe.name)
     for row in rows:

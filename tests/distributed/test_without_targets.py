@@ -28,7 +28,7 @@ def gradient(parallel):
         part.loss.backward()
     found = {name: p.grad for name, p in learner.named_parameters()}
     whole = {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in found.items()}
-    return {name.rpartition("model.")[2]: g.clone() for name, g in whole.items()}
+    return {name.rpartition("model.")[2]: g.numpy() for name, g in whole.items()}  # tensors die with their process
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
@@ -36,4 +36,4 @@ def test_its_gradient_is_that_of_the_others(parallel):
     alone = gradient("ddp")
     for found in together(2, gradient, parallel):
         assert found.keys() == alone.keys()
-        assert max(distance(alone[name], g) for name, g in found.items()) < 1e-5
+        assert max(distance(torch.tensor(alone[name]), torch.tensor(g)) for name, g in found.items()) < 1e-5

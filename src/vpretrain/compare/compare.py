@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from vpretrain.compare.entry import Entry, check_entries
 from vpretrain.compare.results import START, run_name, summarise
-from vpretrain.compare.runs import Process, run_group
+from vpretrain.compare.runs import Process
+from vpretrain.compare.study import Study
 from vpretrain.compare.tables import cells, remarks
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
-from vpretrain.files import read_lines, write_whole
+from vpretrain.files import read_lines
 from vpretrain.run.card import write_card
 
 
@@ -51,18 +51,19 @@ def compare(
     seeds = list(dict.fromkeys(seeds)) or [recipe.seed]
     v = min((entry for entry in entries if entry.arm == "v"), key=lambda entry: len(entry.settings), default=None)
     follow = {name: arm.follows_v for name, arm in recipe.arms.items() if arm.follows_v is not None} if v else {}
-    members = {START: [f"arm={recipe.baseline}", "budget.steps=0"]}
+    study = Study(recipe, "results.json")
+    members: dict[str, list[str]] = {}
     for turn, seed in enumerate(seeds):  # each seed starts with another arm
         order = [*entries[turn % len(entries) :], *entries[: turn % len(entries)]]
         members |= {run_name(e.label, seed, seeds): _settings(e, seed) for e in order if e.arm not in follow}
-    results = run_group(recipe, members, rounds=rounds, resume=resume, overwrite=overwrite, start=start)
+    results = study.run(members, rounds=rounds, resume=resume, overwrite=overwrite, start=start)
     members = {  # arms whose settings match V come after it
         run_name(e.label, seed, seeds): _settings(e, seed, follow[e.arm](results[run_name(v.label, seed, seeds)]))
         for seed, e in itertools.product(seeds, entries)
         if v and e.arm in follow
     }
     if members:
-        results |= run_group(recipe, members, rounds=rounds, resume=True, start=start)
+        results |= study.run(members, rounds=rounds, resume=True, start=start)
     names = {START: [START]} | {e.label: [run_name(e.label, seed, seeds) for seed in seeds] for e in entries}
     runs = {arm: [results[name] for name in of_arm] for arm, of_arm in names.items()}
     scores = {
@@ -70,7 +71,7 @@ def compare(
     }
     summary = summarise(runs, scores, recipe) | {"rounds": rounds, "seeds": seeds}
     summary |= {"table": cells(summary["arms"], recipe), "remarks": remarks(summary, recipe)}
-    write_whole(recipe.directory / "results.json", json.dumps(summary, indent=1))
+    summary = study.write(summary)
     for name in results:
         if (recipe.directory / name / "model").is_dir():
             write_card(recipe.directory / name, recipe.directory / name / "model")

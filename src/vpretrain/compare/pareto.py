@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,14 +10,12 @@ from typing import Any
 from rich.table import Table
 
 from vpretrain.compare.results import START, paired
-from vpretrain.compare.runs import run_group
+from vpretrain.compare.study import Study
 from vpretrain.compare.tables import grid
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
-from vpretrain.files import write_whole
 from vpretrain.modality import Metrics, modality_of
 from vpretrain.plot import pyplot
-from vpretrain.run.versions import versions
 
 
 def pareto(
@@ -39,15 +36,12 @@ def pareto(
     points = points or metrics.pareto_points
     if not points:
         raise UserError(f"give the points: --point field=value,field=value for each; {recipe.modality} has none ready")
-    members = {
-        START: [f"arm={recipe.baseline}", "budget.steps=0"],
-        recipe.baseline: [f"arm={recipe.baseline}"],
-        **{name: ["arm=v", *point] for name, point in _names(points).items()},
-    }
-    start = run_group(recipe, {START: members[START]}, resume=resume, overwrite=overwrite)[START]
+    study, members = Study(recipe, "pareto.json"), {recipe.baseline: [f"arm={recipe.baseline}"]}
+    members |= {name: ["arm=v", *point] for name, point in _names(points).items()}
+    start = study.run({}, resume=resume, overwrite=overwrite)[START]
     if missing := [title for key, (_, title) in metrics.objectives.items() if start[key] is None]:
         raise UserError(f"the evaluation does not measure {' and '.join(missing)}: give it such sources")
-    runs = run_group(recipe, members, resume=True)
+    runs = study.run(members, resume=True)
     scores = {
         name: tuple(sign * run[key] for key, (sign, _) in metrics.objectives.items()) for name, run in runs.items()
     }
@@ -56,18 +50,15 @@ def pareto(
         "objectives": {key: "higher" if sign > 0 else "lower" for key, (sign, _) in metrics.objectives.items()},
         "points": {
             name: {
-                "settings": members[name],
+                "settings": members.get(name, []),
                 "on_front": name in efficient,
                 **{key: value for key, value in run.items() if key not in ("name", metrics.cases)},
                 f"minus_{recipe.baseline}".replace("-", "_"): _differences(run, runs[recipe.baseline], metrics),
             }
             for name, run in runs.items()
         },
-        "recipe": recipe.model_dump(mode="json"),
-        "versions": versions(),
     }
-    write_whole(recipe.directory / "pareto.json", json.dumps(results, indent=1))
-    return results
+    return study.write(results)
 
 
 def front(scores: Mapping[str, tuple[float, ...]]) -> list[str]:

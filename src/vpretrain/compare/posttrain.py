@@ -6,7 +6,6 @@ path is charged to it, including GRPO's attempts, so that scores can be compared
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -16,13 +15,12 @@ from rich.table import Table
 
 from vpretrain.compare.entry import check_entries, parse_entry
 from vpretrain.compare.results import START, over_seeds, paired
-from vpretrain.compare.runs import run_group
+from vpretrain.compare.study import Study
 from vpretrain.compare.tables import grid
 from vpretrain.config import Recipe
-from vpretrain.files import read_lines, write_whole
+from vpretrain.files import read_lines
 from vpretrain.modality import modality_of
 from vpretrain.plot import pyplot
-from vpretrain.run.versions import versions
 
 
 def posttrain(
@@ -42,14 +40,15 @@ def posttrain(
     """
     check_entries(recipe, [stage for path in paths for stage in path.split("+")])
     paths, seeds = list(dict.fromkeys(paths)), list(dict.fromkeys(seeds)) or [recipe.seed]
-    members: dict[str, list[str]] = {START: [f"arm={recipe.baseline}", "budget.steps=0"]}
+    members: dict[str, list[str]] = {}
     stages: dict[str, list[list[str]]] = {path: [] for path in paths}  # path -> seed -> its runs
     for seed in seeds:
         for path in paths:
             own = _stages(recipe, path, seed)
             members |= own
             stages[path].append(list(own))
-    results = run_group(recipe, members, resume=resume, overwrite=overwrite)
+    study = Study(recipe, "posttrain.json")
+    results = study.run(members, resume=resume, overwrite=overwrite)
     metrics = modality_of(recipe).metrics
     start = results[START]
     lines = {path: [_line(recipe, start, runs, results) for runs in of_path] for path, of_path in stages.items()}
@@ -70,11 +69,8 @@ def posttrain(
         },
         "of": metrics.paired[key],
         "seeds": seeds,
-        "recipe": recipe.model_dump(mode="json"),
-        "versions": versions(),
     }
-    write_whole(recipe.directory / "posttrain.json", json.dumps(summary, indent=1))
-    return summary
+    return study.write(summary)
 
 
 def posttrain_table(results: dict[str, Any], recipe: Recipe) -> Table:

@@ -11,7 +11,6 @@ from vpretrain.compare.entry import parse_entry
 from vpretrain.config import Recipe
 from vpretrain.files import Lines
 from vpretrain.modality import Metrics, modality_of
-from vpretrain.run.versions import versions
 
 START = "step-0"
 SECONDS_TOLERANCE = 0.03
@@ -46,8 +45,6 @@ def summarise(runs: Runs, scores: Mapping[str, Sequence[Lines]], recipe: Recipe)
         results["matched"] = {
             axis: _matched(runs, scores, axis, keys, metrics.cases) for axis in ("seconds", recipe.unit)
         }
-    results["recipe"] = recipe.model_dump(mode="json")
-    results["versions"] = versions()
     return results
 
 
