@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -88,8 +88,8 @@ def _number(most: float, text: str) -> float:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vpretrain",
-        description="Continue the pretraining of a language model or a vision transformer on tasks that a designer makes, "
-        "itself trained from feedback.",
+        description="Continue the pretraining of a language model or a vision transformer on tasks that follow a small "
+        "feedback set.",
         epilog="Examples:\n"
         "  vpretrain check recipes/quickstart.yaml\n"
         "  vpretrain compare recipes/quickstart.yaml --arms one-hot,v\n"
@@ -104,37 +104,55 @@ def _parser() -> argparse.ArgumentParser:
         help="let a learner run Python code that comes with it; before the command, and never from a recipe",
     )
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add_group in (_add_runs, _add_comparisons, _add_inspection, _add_preparation, _add_models):
+        add_group(partial(_add, subparsers))
+    return parser
 
-    def add(name: str, function: Any, help: str, example: str, *, recipe: bool = True, settings: bool = False) -> Any:
-        command = subparsers.add_parser(
-            name,
-            help=help,
-            description=help[0].upper() + help[1:] + ".",
-            epilog=f"Example:\n  {example}" + (f"\n\n{settings_help()}" if settings else ""),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        command.set_defaults(command=function)
-        if recipe:
-            command.add_argument("recipe", metavar="RECIPE", help="YAML file with the settings of the run")
-            command.add_argument("overrides", metavar="field=value", nargs="*", help=_OVERRIDES)
-        return command
 
-    def add_count(command: Any, option: str, default: int, what: str, *, least: int = 1) -> None:
-        text = f"{what} (default: {default})"
-        command.add_argument(option, type=partial(_count, least), default=default, metavar="N", help=text)
+def _add(
+    subparsers: Any, name: str, function: Any, help: str, example: str, *, recipe: bool = True, settings: bool = False
+) -> Any:
+    """Add a command.
 
-    def add_seeds(command: Any) -> None:
-        text = "run each with each of them (default: the recipe's)"
-        command.add_argument("--seeds", type=_seeds, default=[], metavar="0,1,2", help=text)
+    Args:
+        recipe: whether it takes a recipe and settings to change.
+        settings: whether its help lists all settings.
+    """
+    command = subparsers.add_parser(
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog=f"Example:\n  {example}" + (f"\n\n{settings_help()}" if settings else ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(command=function)
+    if recipe:
+        command.add_argument("recipe", metavar="RECIPE", help="YAML file with the settings of the run")
+        command.add_argument("overrides", metavar="field=value", nargs="*", help=_OVERRIDES)
+    return command
 
-    def add_resume(command: Any, what: str) -> None:
-        command.add_argument("--resume", action="store_true", help=f"go on with {what} where it was interrupted")
-        command.add_argument("--overwrite", action="store_true", help=f"throw away {what} of the same name")
 
+def _add_count(command: Any, option: str, default: int, what: str, *, least: int = 1) -> None:
+    text = f"{what} (default: {default})"
+    command.add_argument(option, type=partial(_count, least), default=default, metavar="N", help=text)
+
+
+def _add_seeds(command: Any) -> None:
+    text = "run each with every one of these seeds (default: the recipe's)"
+    command.add_argument("--seeds", type=_seeds, default=[], metavar="0,1,2", help=text)
+
+
+def _add_resume(command: Any, what: str) -> None:
+    command.add_argument("--resume", action="store_true", help=f"continue {what} where it was interrupted")
+    command.add_argument("--overwrite", action="store_true", help=f"delete {what} of the same name")
+
+
+def _add_runs(add: Callable[..., Any]) -> None:
+    """Runs, and how to watch them."""
     command = add(
         "run", commands.run, "run one arm", "vpretrain run recipes/quickstart.yaml arm=one-hot", settings=True
     )
-    add_resume(command, "a run")
+    _add_resume(command, "a run")
     command.add_argument(
         "--accept-changes",
         action="store_true",
@@ -144,18 +162,22 @@ def _parser() -> argparse.ArgumentParser:
         "--until",
         type=partial(_number, 1.0),
         default=1.0,
-        metavar="SHARE",
-        help="save and leave off at this share of the budget, e.g. 0.5 (exit code 75); --resume goes on",
+        metavar="FRACTION",
+        help="save and stop at this fraction of the budget, e.g. 0.5 (exit code 75); --resume goes on",
     )
     command = add(
         "watch",
         commands.watch,
-        "watch a run or a comparison at work: curves, budget left, speed, memory, last evaluation",
+        "watch a run or a comparison in progress: curves, budget left, speed, memory, last evaluation",
         "vpretrain watch runs/mine\n  vpretrain watch runs/quickstart --once",
         recipe=False,
     )
     command.add_argument("run", metavar="RUN", help="directory of a run, or of a comparison")
     command.add_argument("--once", action="store_true", help="print one frame and end; so it is outside a terminal")
+
+
+def _add_comparisons(add: Callable[..., Any]) -> None:
+    """Several runs beside each other."""
     command = add(
         "compare",
         commands.compare,
@@ -172,12 +194,10 @@ def _parser() -> argparse.ArgumentParser:
         + "\n".join(f"  {arm.name}: {arm.summary}" for arm in modality.recipe.arms.values())
         for name, modality in MODALITIES.items()
     )
-    add_seeds(command)
-    turns = (
-        "let the runs take turns, each over an N-th of its budget, so that drift of the machine's speed hits all alike"
-    )
-    add_count(command, "--rounds", 1, turns)
-    add_resume(command, "a comparison")
+    _add_seeds(command)
+    turns = "let the runs take turns of 1/N of their budget, so that a drift of the machine's speed affects all alike"
+    _add_count(command, "--rounds", 1, turns)
+    _add_resume(command, "a comparison")
     command = add(
         "pareto",
         commands.pareto,
@@ -189,9 +209,9 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FIELD=VALUE,...",
-        help="settings of a point; give it once a point (default in vision: five weights of segmentation against depth)",
+        help="settings of a point; give it once per point (default in vision: five weights of segmentation against depth)",
     )
-    add_resume(command, "the points")
+    _add_resume(command, "the points")
     command = add(
         "posttrain",
         commands.posttrain,
@@ -200,44 +220,50 @@ def _parser() -> argparse.ArgumentParser:
     )
     paths = "comma-separated: arms, with + between those of a path, and settings as in compare; sft and grpo are TRL's"
     command.add_argument("--paths", required=True, metavar="ARM,ARM+ARM", help=paths)
-    add_seeds(command)
-    add_resume(command, "the paths")
+    _add_seeds(command)
+    _add_resume(command, "the paths")
     command = add(
         "sweep",
         commands.sweep,
-        "search for settings under a fixed budget a trial; trials that fall behind end early",
+        "search for settings under a fixed budget per trial; trials that fall behind end early",
         "vpretrain sweep recipes/quickstart.yaml --space recipes/sweeps/language.yaml --trials 20 budget.minutes=2",
     )
     command.add_argument(
         "--space", required=True, metavar="FILE", help="YAML file: settings by name, each with choices, or low and high"
     )
-    add_count(command, "--trials", 20, "trials in all")
+    _add_count(command, "--trials", 20, "trials in all")
     command.add_argument("--objective", help="figure of the evaluation, e.g. retention_nll (default: the first)")
-    add_count(command, "--rungs", 3, "equal shares of the budget after which a trial may be ended early")
-    add_resume(command, "a sweep")
+    _add_count(command, "--rungs", 3, "equal parts of the budget after which a trial may be ended early")
+    _add_resume(command, "a sweep")
+
+
+def _add_inspection(add: Callable[..., Any]) -> None:
+    """What a run did, and where its time goes."""
     command = add(
         "probe",
         commands.probe,
-        "predict what each step does to the feedback loss, and see what it does",
+        "compare the predicted with the measured change of the feedback loss, step by step",
         "vpretrain probe recipes/quickstart.yaml --steps 20 arm=v",
     )
-    add_count(command, "--steps", 24, "learner steps", least=3)
+    _add_count(command, "--steps", 24, "learner steps", least=3)
     command = add(
         "profile",
         commands.profile,
-        "see where a step's time goes, and what the task designer adds",
+        "show where the time of a step goes, and what V adds to ordinary pretraining",
         "vpretrain profile recipes/quickstart.yaml --steps 16 arm=v",
     )
-    add_count(command, "--steps", 16, "learner steps, rounded up to whole periods of value.every_steps")
+    _add_count(command, "--steps", 16, "learner steps, rounded up to whole periods of value.every_steps")
     command = add(
         "gate",
         commands.gate,
-        "see which tokens a run's designer steers: the gate alpha by kind of token",
+        "show which tokens a run steers: the gate alpha by kind of token",
         "vpretrain gate runs/quickstart/v --batches 16",
         recipe=False,
     )
-    command.add_argument("run", metavar="RUN", help="directory of a run of v, or another arm with a designer")
-    add_count(command, "--batches", 16, "micro-batches of its stream to look at")
+    command.add_argument(
+        "run", metavar="RUN", help="directory of a run of v, or of another arm that follows the feedback"
+    )
+    _add_count(command, "--batches", 16, "micro-batches of its stream to look at")
     command = add(
         "report",
         commands.report,
@@ -255,11 +281,15 @@ def _parser() -> argparse.ArgumentParser:
     command = add(
         "replay",
         commands.replay,
-        "make a step again that ended in a loss, gradient or value that is no number",
+        "run a step again that failed with a NaN or infinite loss, gradient or value",
         "vpretrain replay runs/mine/replay/step-00000042",
         recipe=False,
     )
     command.add_argument("step", metavar="STEP", help="directory that the run named when it stopped")
+
+
+def _add_preparation(add: Callable[..., Any]) -> None:
+    """What comes before the long work."""
     command = add(
         "decontaminate",
         commands.decontaminate,
@@ -275,12 +305,12 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         required=True,
         metavar="EVAL",
-        help=f"what it must not hold: {data}; a recipe's evaluation",
+        help=f"what it must not contain: {data}; of a recipe its evaluation",
     )
     command.add_argument(
         "--output", required=True, metavar="DIRECTORY", help="for what is kept, what is dropped, and the report"
     )
-    add_count(command, "--ngram", 5, "words an n-gram")
+    _add_count(command, "--ngram", 5, "words per n-gram")
     command.add_argument(
         "--jaccard",
         type=partial(_number, 1.0),
@@ -298,14 +328,14 @@ def _parser() -> argparse.ArgumentParser:
     command = add(
         "estimate",
         commands.estimate,
-        "say on paper what a recipe takes on many GPUs: memory, communication, time, and what to shard",
+        "estimate memory, communication and time of a recipe on many GPUs, and what to shard",
         "vpretrain estimate recipes/qwen2.5-0.5b-numinamath-gsm8k.yaml --world-size 8 --device a100 \\\n"
         "      stream.batch_size=32 stream.accumulation=4 value.batch_size=8",
     )
     command.add_argument(
         "--world-size", type=partial(_count, 1), required=True, metavar="N", help="GPUs in all, one process each"
     )
-    add_count(command, "--gpus-per-node", 8, "GPUs of a node")
+    _add_count(command, "--gpus-per-node", 8, "GPUs of a node")
     command.add_argument("--device", choices=DEVICES, default="h100", help="the GPU (default: %(default)s)")
     for option, what in {
         "--tflops": "its peak in bf16, dense",
@@ -320,25 +350,25 @@ def _parser() -> argparse.ArgumentParser:
         "--utilisation",
         type=partial(_number, 1.0),
         default=UTILISATION,
-        metavar="SHARE",
-        help="share of the peak that passes reach: an assumption (default: %(default)s)",
+        metavar="FRACTION",
+        help="fraction of the peak that passes reach: an assumption (default: %(default)s)",
     )
     command.add_argument(
         "--latency-us",
         type=partial(_number, _LARGEST),
         default=LATENCY_US,
         metavar="X",
-        help="microseconds of a message: an assumption (default: %(default)s)",
+        help="microseconds per message: an assumption (default: %(default)s)",
     )
     command.add_argument("--json", action="store_true", help="print JSON")
     command = add(
         "inspect",
         commands.inspect,
-        "show what the stream and the feedback hold, and what the designer makes of it",
+        "show examples of the stream and the feedback, and the tasks made of them",
         "vpretrain inspect recipes/quickstart.yaml --examples 2 --positions 5",
     )
-    add_count(command, "--examples", 3, "language: rows of the stream to show", least=0)
-    add_count(command, "--positions", 4, "language: positions to show candidates for", least=0)
+    _add_count(command, "--examples", 3, "language: rows of the stream to show", least=0)
+    _add_count(command, "--positions", 4, "language: positions to show candidates for", least=0)
     command = add(
         "doctor",
         commands.doctor,
@@ -354,16 +384,18 @@ def _parser() -> argparse.ArgumentParser:
         help="without a recipe: hub name, directory of save_pretrained, or pypi:... (default: %(default)s)",
     )
     command.add_argument("--json", action="store_true", help="print JSON")
-    command = subparsers.add_parser(
+
+
+def _add_models(add: Callable[..., Any]) -> None:
+    """What is done with a trained model."""
+    command = add(
         "evaluate",
-        help="measure a model on a recipe's evaluation, or on standard benchmarks",
-        description="Measure a model on a recipe's evaluation, or on standard benchmarks.",
-        epilog="Example:\n"
-        "  vpretrain evaluate runs/quickstart/v recipes/quickstart.yaml\n"
+        commands.evaluate,
+        "measure a model on a recipe's evaluation, or on standard benchmarks",
+        "vpretrain evaluate runs/quickstart/v recipes/quickstart.yaml\n"
         "  vpretrain evaluate runs/quickstart/v --tasks gsm8k,mmlu --limit 100 --output scores.json",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        recipe=False,
     )
-    command.set_defaults(command=commands.evaluate)
     command.add_argument("model", metavar="MODEL", help="hub name, directory of a model or of a run, or pypi:...")
     command.add_argument("recipe", metavar="RECIPE", nargs="?", help="YAML file whose evaluation is used")
     command.add_argument("overrides", metavar="field=value", nargs="*", help=_OVERRIDES)
@@ -377,7 +409,7 @@ def _parser() -> argparse.ArgumentParser:
         "--limit", type=partial(_count, 1), metavar="N", help="first problems of each task (default: all)"
     )
     command.add_argument("--include", metavar="DIRECTORY", help="task files of your own")
-    add_count(command, "--batch-size", 8, "requests of tasks at once")
+    _add_count(command, "--batch-size", 8, "requests of tasks at once")
     command.add_argument(
         "--run-code", action="store_true", help="let tasks such as mbpp run what the model wrote, here"
     )
@@ -400,4 +432,3 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--private", action="store_true", help="upload it where nobody else can read it, or not at all"
     )
-    return parser
