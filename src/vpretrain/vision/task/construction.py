@@ -43,7 +43,10 @@ class Fixed:
         return replace(batch, global_VB3HW=views, mask_VB1HW=mask_VB1HW, unmasked_VB3HW=batch.global_VB3HW)
 
     def targets(self, inputs: ViewBatch, state: Any) -> Task:
-        """Return the task, with the teacher's outputs as target: DINO's teacher sees the designed views too, I-JEPA's the unmasked crops."""
+        """Return the task, with the teacher's outputs as target.
+
+        DINO's teacher sees the designed views too, I-JEPA's the unmasked crops.
+        """
         mask, views = inputs.mask_VB1HW, inputs.global_VB3HW
         side = {"mask_B": views.new_ones(views.shape[1])}  # for unmasked views
         if mask is not None:
