@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vpretrain.errors import Elsewhere, UserError
+from vpretrain.errors import FailedOnAnotherRank, UserError
 
 Item = TypeVar("Item")
 _alone = False
@@ -149,7 +149,7 @@ def on_rank_0(act: Callable[[], Item]) -> Item:
             raise
     result, failure = broadcast(outcome)
     if failure is not None:
-        raise Elsewhere(failure)
+        raise FailedOnAnotherRank(failure)
     return result
 
 
@@ -165,5 +165,5 @@ def on_all_ranks(act: Callable[[], Item]) -> list[Item]:
         raise UserError(outcome[1])
     for _, failure in outcomes:
         if failure is not None:
-            raise Elsewhere(failure)
+            raise FailedOnAnotherRank(failure)
     return [result for result, _ in outcomes]

@@ -45,5 +45,5 @@ class Paused(Exception):
     exit_code = 75
 
 
-class Elsewhere(UserError):
+class FailedOnAnotherRank(UserError):
     """Another rank failed and has already reported why."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from vpretrain import pretrained
 from vpretrain.cli import commands
-from vpretrain.errors import Elsewhere, Interrupted, Paused, UserError
+from vpretrain.errors import FailedOnAnotherRank, Interrupted, Paused, UserError
 from vpretrain.modality import MODALITIES
 from vpretrain.recipe import settings_help
 from vpretrain.scaling.estimate import DEVICES, LATENCY_US, UTILISATION
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
         return int(options.command(options) or 0)
-    except Elsewhere:
+    except FailedOnAnotherRank:
         return 2
     except UserError as error:
         print(f"vpretrain: {error}", file=sys.stderr)

@@ -18,7 +18,7 @@ def one_step(recipe: Recipe, parts: Parts) -> str:
     meta = parts.meta
     if meta is not None:
         meta.part = {**meta.part, "rows": 1}
-    with contextlib.nullcontext() if meta is None else meta.rehearsal(batches):
+    with contextlib.nullcontext() if meta is None else meta.dry_run(batches):
         if meta is not None and meta.direction is None:
             raise UserError(
                 "value.domains=matched, but no stream row has a domain of the feedback "

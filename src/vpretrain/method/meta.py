@@ -119,7 +119,7 @@ class MetaUpdate:
         return record
 
     @contextlib.contextmanager
-    def rehearsal(self, batches: Sequence[Any]) -> Iterator[None]:
+    def dry_run(self, batches: Sequence[Any]) -> Iterator[None]:
         """Find a direction as a meta update does, and keep it, with the full tilt, until the end of the context.
 
         Afterwards everything is restored except the feedback's cursor.

@@ -28,7 +28,7 @@ from vpretrain.console import console
 from vpretrain.errors import UserError
 from vpretrain.files import remove, sync
 
-Groups = dict[str, Mapping[str, Tensor]]
+Tensors = dict[str, Mapping[str, Tensor]]
 """Named groups of named tensors: one file per group, or one per process if they are sharded."""
 
 MANIFEST = "manifest.json"
@@ -36,7 +36,7 @@ _PLAIN: dict[str, Any] = {"style": "yellow", "markup": False, "highlight": False
 _FILE = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)(\.\d+-of-\d+)?\.(safetensors|json)")  # a name, not a path
 
 
-def save_checkpoint(root: Path, step: int, groups: Groups, state: dict[str, Any], *, keep: int) -> Path:
+def save_checkpoint(root: Path, step: int, groups: Tensors, state: dict[str, Any], *, keep: int) -> Path:
     """Write `root/step-NNNNNNNN`; then, if it reads back unchanged, remove older ones until `keep` are left.
 
     An intact checkpoint of the same step is not written again. All processes call this together.
@@ -75,7 +75,7 @@ def _begin(root: Path, aside: Path) -> None:
     aside.mkdir(parents=True)
 
 
-def _write_groups(aside: Path, groups: Groups) -> dict[str, Any]:
+def _write_groups(aside: Path, groups: Tensors) -> dict[str, Any]:
     """Write this process's part of the groups; return the files' descriptions."""
     described = {}
     for name, tensors in groups.items():
@@ -140,7 +140,7 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def load_checkpoint(path: Path) -> tuple[Groups, dict[str, Any]]:
+def load_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any]]:
     """Read a checkpoint.
 
     Raises:
@@ -158,7 +158,7 @@ def load_checkpoint(path: Path) -> tuple[Groups, dict[str, Any]]:
         raise UserError(f"the checkpoint {path} cannot be read ({error}); remove it to use the one before") from error
 
 
-def load_newest(root: Path) -> tuple[Groups, dict[str, Any]]:
+def load_newest(root: Path) -> tuple[Tensors, dict[str, Any]]:
     """Read the newest intact checkpoint, with a warning for each newer one that is damaged.
 
     Raises:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from vpretrain import distributed
 from vpretrain.config import Recipe
-from vpretrain.errors import Elsewhere, UserError
+from vpretrain.errors import FailedOnAnotherRank, UserError
 from vpretrain.files import remove
 from vpretrain.recipe import refuse_changes
 from vpretrain.run.checkpoint import checkpoints
@@ -57,7 +57,9 @@ def failures_in_one_line(recipe: Recipe) -> Iterator[None]:
         ) from error
     except (MemoryError, RuntimeError) as error:
         if distributed.size() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error)):
-            raise Elsewhere("another process has ended: see what it says, then continue with --resume") from error
+            raise FailedOnAnotherRank(
+                "another process has ended: see what it says, then continue with --resume"
+            ) from error
         if not any(words in str(error) for words in _OUT_OF_MEMORY) and not isinstance(error, MemoryError):
             raise
         raise UserError(f"out of memory: {recipe.memory_knobs}; then start anew, or --resume") from error

@@ -35,7 +35,7 @@ def seconds_of_a_step(recipe: Recipe, parts: Parts, optimizer: AdamW) -> float:
     for _ in range(2):
         start = now()
         batches = parts.stream.next()
-        with contextlib.nullcontext() if parts.meta is None else parts.meta.rehearsal(batches):
+        with contextlib.nullcontext() if parts.meta is None else parts.meta.dry_run(batches):
             # As if each meta update had its own feedback batch.
             seconds = (now() - start) / recipe.value.every_steps
             start = now()

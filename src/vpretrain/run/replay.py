@@ -17,11 +17,13 @@ from vpretrain.recipe import parse_recipe
 from vpretrain.run.checkpoint import load_checkpoint, save_checkpoint
 from vpretrain.run.optimizer import AdamW
 from vpretrain.run.parts import Parts
-from vpretrain.run.state import Before, restore
+from vpretrain.run.state import StepSnapshot, restore
 from vpretrain.run.train import begin, train
 
 
-def write_replay(recipe: Recipe, parts: Parts, optimizer: AdamW, before: Before, step: int, error: NonFinite) -> Path:
+def write_replay(
+    recipe: Recipe, parts: Parts, optimizer: AdamW, before: StepSnapshot, step: int, error: NonFinite
+) -> Path:
     """Save a failed step as a checkpoint with its batch (with several processes, the stream gives the batch again).
 
     Args:

@@ -31,7 +31,7 @@ from vpretrain.run.optimizer import AdamW
 from vpretrain.run.parts import Parts
 from vpretrain.run.replay import write_replay
 from vpretrain.run.signals import Phase, Signals
-from vpretrain.run.state import Before, captured, restore
+from vpretrain.run.state import StepSnapshot, captured, restore
 from vpretrain.run.train import train
 
 
@@ -160,7 +160,7 @@ class Session:
 
     def _steps(self) -> Iterator[int]:
         for step in self.budget:
-            self._before = Before(self.parts)
+            self._before = StepSnapshot(self.parts)
             yield step
 
     def _after_step(self, record: StepRecord) -> None:

@@ -12,15 +12,15 @@ from torch import nn
 from vpretrain import distributed
 from vpretrain.errors import UserError
 from vpretrain.method.meta import MetaUpdate
-from vpretrain.run.checkpoint import Groups, load_parameters, load_tensors, placed
+from vpretrain.run.checkpoint import Tensors, load_parameters, load_tensors, placed
 from vpretrain.run.optimizer import AdamW, load_optimizer_tensors, optimizer_tensors
 from vpretrain.run.parts import Parts
 from vpretrain.run.random_state import random_state, set_random_state
 
 
-def captured(parts: Parts, optimizer: AdamW) -> tuple[Groups, dict[str, Any]]:
+def captured(parts: Parts, optimizer: AdamW) -> tuple[Tensors, dict[str, Any]]:
     """Return tensors by group and the JSON-ready state, of all processes, which call this together."""
-    groups: Groups = {
+    groups: Tensors = {
         "learner": {name: p.detach() for name, p in parts.learner.named_parameters()},
         "learner-optimizer": optimizer_tensors(optimizer.torch),
         "random": {
@@ -43,7 +43,7 @@ def captured(parts: Parts, optimizer: AdamW) -> tuple[Groups, dict[str, Any]]:
     return groups, state
 
 
-def restore(parts: Parts, optimizer: AdamW, groups: Groups, state: dict[str, Any]) -> None:
+def restore(parts: Parts, optimizer: AdamW, groups: Tensors, state: dict[str, Any]) -> None:
     """Restore the result of `captured`.
 
     Raises:
@@ -66,7 +66,7 @@ def restore(parts: Parts, optimizer: AdamW, groups: Groups, state: dict[str, Any
             set_random_state(random)  # a process beyond the earlier number of them keeps its initial random state
 
 
-def captured_meta(meta: MetaUpdate) -> tuple[Groups, dict[str, Any]]:
+def captured_meta(meta: MetaUpdate) -> tuple[Tensors, dict[str, Any]]:
     """Return what later steps need of a meta update, apart from phi: tensors by group, and the JSON-ready state."""
     groups = _kept(meta)
     if meta.optimizer is not None:
@@ -75,7 +75,7 @@ def captured_meta(meta: MetaUpdate) -> tuple[Groups, dict[str, Any]]:
     return groups, {"meta_updates": meta.updates, "strength": strength}
 
 
-def restore_meta(meta: MetaUpdate, groups: Groups, state: dict[str, Any]) -> None:
+def restore_meta(meta: MetaUpdate, groups: Tensors, state: dict[str, Any]) -> None:
     """Restore the result of `captured_meta`. Raises UserError if it is of a run with other parts."""
     with fitting():
         meta.updates = state["meta_updates"]
@@ -103,7 +103,7 @@ def fitting() -> Iterator[None]:
         raise UserError(f"the checkpoint is of a run with other parts than the recipe's ({what})") from error
 
 
-class Before:
+class StepSnapshot:
     """A copy of what a failing step of Algorithm 1 may have changed, enough to run the step again.
 
     theta and its optimizer are updated last, so they need no copy. Nor does phi.
@@ -112,7 +112,7 @@ class Before:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.random = random_state()
-        self.groups: Groups = {}
+        self.groups: Tensors = {}
         self.cursors = {"stream": parts.stream.state_dict(), "feedback": parts.feedback.state_dict()}
         self.updates = 0
         if parts.meta is None:
@@ -135,7 +135,7 @@ class Before:
         """Whether the step's meta update was made, so that the failure came after it."""
         return self.parts.meta is not None and self.parts.meta.updates != self.updates
 
-    def captured(self, optimizer: AdamW) -> tuple[Groups, dict[str, Any]]:
+    def captured(self, optimizer: AdamW) -> tuple[Tensors, dict[str, Any]]:
         """Return the run's state before the step, or after its meta update if that was made."""
         set_random_state(self.random)
         self.parts.stream.load_state_dict(self.cursors["stream"])
@@ -146,7 +146,7 @@ class Before:
         return groups | self.groups, state | {"strength": self.strength}
 
 
-def _kept(meta: MetaUpdate) -> Groups:
+def _kept(meta: MetaUpdate) -> Tensors:
     """Return its direction, and the gradients that later updates need."""
     kept = {f"{domain}/{name}": g for domain, of_domain in meta.kept.items() for name, g in of_domain.items()}
     return {"direction": meta.direction or {}, "feedback-gradients": kept}

@@ -19,7 +19,7 @@ from vpretrain.order import Shuffled
 from vpretrain.vision.config import FeedbackConfig
 from vpretrain.vision.data.source import labelled
 from vpretrain.vision.model.batch import IGNORED, Labelled
-from vpretrain.vision.model.heads import Task, dense_head, depth_loss, segmentation_loss, valid_depth
+from vpretrain.vision.model.heads import LabelKind, dense_head, depth_loss, segmentation_loss, valid_depth
 from vpretrain.vision.model.learner import VisionLearner
 
 _FIRST_POOL = 8  # batches whose features the first fit of the heads cycles through
@@ -38,8 +38,8 @@ class FeedbackBatch:
     weight: ClassVar[float] = 1.0  # the fractions are in the weights of the tasks
 
     labelled: Labelled
-    heads: Mapping[Task, nn.Module]
-    weights: Mapping[Task, float]
+    heads: Mapping[LabelKind, nn.Module]
+    weights: Mapping[LabelKind, float]
 
     @property
     def image_B3HW(self) -> Tensor:
@@ -68,7 +68,7 @@ class VisionFeedback:
         self.config, self.learner, self.seed = config, learner, seed
         self.batches_drawn = self.head_steps = 0
         self.weights = {"labels": 1.0}  # one domain: its tasks are weighted within the batch
-        weights: dict[Task, float] = {"segmentation": config.segmentation, "depth": config.depth}
+        weights: dict[LabelKind, float] = {"segmentation": config.segmentation, "depth": config.depth}
         self.tasks = {task: weight for task, weight in weights.items() if weight > 0}
         if config.batch_size < distributed.size():
             raise UserError(
@@ -78,7 +78,7 @@ class VisionFeedback:
         self._for_heads, self._for_meta = labelled(config.heads, shape), labelled(config.meta, shape)
         for role, pool in (("heads", self._for_heads), ("meta", self._for_meta)):
             _check(role, pool, self.tasks)
-        outputs: dict[Task, int] = {"segmentation": self._for_heads.classes, "depth": 1}
+        outputs: dict[LabelKind, int] = {"segmentation": self._for_heads.classes, "depth": 1}
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             width = learner.backbone.width
@@ -154,12 +154,12 @@ def _check(role: str, pool: Labelled, tasks: Iterable[str]) -> None:
             raise UserError(f"no pixel of feedback.{role} has {what}: set feedback.{task}=0, or give other pictures")
 
 
-def _labelled_pixels(task: Task, pictures: Labelled) -> int:
+def _labelled_pixels(task: LabelKind, pictures: Labelled) -> int:
     valid_BHW = pictures.label_BHW != IGNORED if task == "segmentation" else valid_depth(pictures.depth_BHW)
     return int(valid_BHW.sum())
 
 
-def _loss(task: Task, head: nn.Module, grid_BDhw: Tensor, pictures: Labelled) -> Tensor:
+def _loss(task: LabelKind, head: nn.Module, grid_BDhw: Tensor, pictures: Labelled) -> Tensor:
     if task == "segmentation":
         return segmentation_loss(head, grid_BDhw, pictures.label_BHW)
     return depth_loss(head, grid_BDhw, pictures.depth_BHW)

@@ -23,7 +23,7 @@ from vpretrain.vision.evaluation.classification import classification_accuracy, 
 from vpretrain.vision.evaluation.retrieval import Revisited, read_revisited, revisited_map, scene_map
 from vpretrain.vision.model.batch import IGNORED, Labelled
 from vpretrain.vision.model.heads import (
-    Task,
+    LabelKind,
     dense_head,
     depth_loss,
     predicted_depth,
@@ -57,7 +57,7 @@ class Evaluation:
     def __call__(self, learner: VisionLearner) -> dict[str, Any]:
         """Return the backbone's metrics; `pictures` lists them per image, for paired comparisons."""
         config = self.config
-        tasks: list[Task] = []
+        tasks: list[LabelKind] = []
         if self.train.classes and self.train.classes == self.test.classes:
             tasks.append("segmentation")
         if all(bool(valid_depth(pool.depth_BHW).any()) for pool in (self.train, self.test)):
@@ -66,7 +66,7 @@ class Evaluation:
         with steady("       evaluation", work) as done:
             train = _Features(learner, self.train, config, lambda pictures: done(_PICTURE_WORK * pictures))
             start = _PICTURE_WORK * len(self.train)
-            heads: dict[Task, nn.Module] = {}
+            heads: dict[LabelKind, nn.Module] = {}
             for number, task in enumerate(tasks):
                 before = start + number * config.probe_steps
                 heads[task] = self._probe(task, train, lambda step, before=before: done(before + step))  # type: ignore[misc]
@@ -122,7 +122,7 @@ class Evaluation:
         count = len(revisited.queries)
         return revisited_map(summary_ND[:count], summary_ND[count:], revisited.queries)
 
-    def _probe(self, task: Task, features: _Features, done: Callable[[int], None]) -> nn.Module:
+    def _probe(self, task: LabelKind, features: _Features, done: Callable[[int], None]) -> nn.Module:
         """Fit a linear-BN head on frozen features, with the same start and batches for every backbone."""
         config = self.config
         own = _with_labels(task, self.train)
@@ -151,11 +151,11 @@ class Evaluation:
         return head.eval()
 
     def _test(
-        self, learner: VisionLearner, heads: dict[Task, nn.Module], done: Callable[[int], None]
+        self, learner: VisionLearner, heads: dict[LabelKind, nn.Module], done: Callable[[int], None]
     ) -> tuple[dict[str, Any], Tensor]:
         """Return the probes' metrics on the test images, and the summaries of these images."""
         shape = self.config.shape
-        predicted: dict[Task, list[Tensor]] = {task: [] for task in heads}
+        predicted: dict[LabelKind, list[Tensor]] = {task: [] for task in heads}
         summaries = []
         for first in range(0, len(self.test), self.config.batch_size):
             batch = self.test[slice(first, first + self.config.batch_size)].to(learner.device)
@@ -184,7 +184,7 @@ class Evaluation:
         return figures | {"pictures": pictures}, torch.cat(summaries)
 
 
-def _with_labels(task: Task, pictures: Labelled) -> list[int]:
+def _with_labels(task: LabelKind, pictures: Labelled) -> list[int]:
     """Return the indices of the images with labels for this task: an evaluation may mix images with different labels."""
     known = pictures.label_BHW != IGNORED if task == "segmentation" else valid_depth(pictures.depth_BHW)
     return known.flatten(1).any(1).nonzero()[:, 0].tolist()

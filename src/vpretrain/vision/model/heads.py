@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from vpretrain.vision.model.batch import IGNORED
 
-Task = Literal["segmentation", "depth"]
+LabelKind = Literal["segmentation", "depth"]
 MIN_DEPTH, MAX_DEPTH = 1e-3, 10.0  # metres; depths outside are invalid (NYUv2's protocol)
 
 
