@@ -60,9 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         of_size = arms if size == whole else ["v"]
         resume = (recipe.directory / "recipe.yaml").exists()
         own, start = seeds if size == whole else seeds[:FEW], partial(start_lean, recipe.directory)
-        for count in range(
-            min(2, len(own)), len(own) + 1
-        ):  # a few seeds at a time: a run that waits holds a checkpoint
+        # A few seeds at a time: a run that waits for its turn holds a checkpoint.
+        for count in range(min(2, len(own)), len(own) + 1):
             results = compare(recipe, of_size, seeds=own[:count], rounds=ROUNDS, resume=resume, start=start)
             resume = True
         console.print(table(results, recipe))
