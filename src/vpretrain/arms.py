@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
+
+from vpretrain.types import Json
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class Arm:
     designer: bool = False
     steered: bool = False
     random_feedback: bool = False
-    value: Mapping[str, Any] = field(default_factory=dict)
-    follows_v: Callable[[dict[str, Any]], list[str]] | None = None
+    value: Mapping[str, object] = field(default_factory=dict)
+    follows_v: Callable[[Json], list[str]] | None = None
 
 
 AnyArm = TypeVar("AnyArm", bound=Arm)

@@ -8,11 +8,11 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from vpretrain.errors import UserError
+from vpretrain.types import Json
 
-Lines = list[dict[str, Any]]
+Lines = list[Json]
 
 
 def check_writable(file: Path, setting: str) -> None:

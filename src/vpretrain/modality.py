@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpretrain.config import Recipe
+from vpretrain.types import Json, Model
 
 if TYPE_CHECKING:
     from vpretrain.inspection.doctor import EngineCase
@@ -41,9 +42,9 @@ class Metrics:
     better: Mapping[str, str]
     objectives: Mapping[str, tuple[int, str]]
     pareto_points: Sequence[Sequence[str]]
-    columns: Mapping[str, Callable[[Mapping[str, Any]], str]]
+    columns: Mapping[str, Callable[[Json], str]]
     curves: Mapping[str, str]
-    intervals: Callable[[Sequence[Sequence[dict[str, Any]]]], dict[str, float]]
+    intervals: Callable[[Sequence[Sequence[Json]]], dict[str, float]]
 
 
 class Modality:
@@ -76,7 +77,7 @@ class Modality:
         """transformers' model types of its learners, as far as these can be recognised by type."""
         return self._module("model.load").MODEL_TYPES
 
-    def assemble(self, recipe: Recipe, model: Any = None) -> Parts:
+    def assemble(self, recipe: Recipe, model: Model = None) -> Parts:
         """Return the parts of a run; `model` replaces the learner that it names. Raises UserError for what cannot work."""
         return self._module("assemble").assemble(recipe, model)
 
@@ -88,7 +89,7 @@ class Modality:
         """Return the names of the parameters in S. Raises UserError."""
         return self._module("assemble").subset_of(recipe, learner)
 
-    def measure(self, recipe: Recipe, model: str) -> dict[str, Any]:
+    def measure(self, recipe: Recipe, model: str) -> Json:
         """Return the metrics of a model, by name or directory, on a recipe's evaluation. Raises UserError."""
         return self._module("assemble").measure(recipe, model)
 
@@ -108,7 +109,7 @@ class Modality:
         """Return a recipe as counts, for `estimate`. Raises UserError for what is not known."""
         return self._module("workload").workload(recipe)
 
-    def fingerprints(self, recipe: Recipe) -> list[dict[str, Any]]:
+    def fingerprints(self, recipe: Recipe) -> list[Json]:
         """Return fingerprints of a recipe's data. Raises OSError or UserError where it is gone."""
         return self._module("data.fingerprint").fingerprints(recipe)
 

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from vpretrain.console import console
 from vpretrain.errors import UserError
@@ -18,6 +18,7 @@ PREFIX = "pypi:"
 trusted = (
     False  # whether learners may run code of their own: set by the command line only, never by anything downloaded
 )
+Loaded = TypeVar("Loaded")
 Convert = Callable[[Path, Path], None]
 """Reads a package's folder and writes a directory as save_pretrained does."""
 
@@ -65,7 +66,7 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vpretrain"
 
 
-def loaded(load: Callable[..., Any], what: str, name: str, **options: Any) -> Any:
+def loaded(load: Callable[..., Loaded], what: str, name: str, **options: object) -> Loaded:
     """Return the result of a from_pretrained. Raises UserError with the first line of its error."""
     try:
         return load(name, trust_remote_code=trusted, **options)

@@ -16,6 +16,7 @@ from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.files import write_whole
 from vpretrain.modality import MODALITIES
+from vpretrain.types import Json
 
 _SECRET = re.compile(r"://[^/\s@]+@|\bhf_[A-Za-z0-9]{16,}")
 
@@ -37,14 +38,14 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     return parse_recipe(with_overrides(data, overrides or []), origin=str(path))
 
 
-def with_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def with_overrides(data: Json, overrides: Sequence[str]) -> Json:
     """Apply `field=value` overrides to a recipe's plain data in place, and return it. Raises UserError."""
     for override in overrides:
         _apply(data, override)
     return data
 
 
-def parse_recipe(data: dict[str, Any], origin: str = "recipe") -> Recipe:
+def parse_recipe(data: Json, origin: str = "recipe") -> Recipe:
     """Return a recipe from plain data. Raises UserError, of one line."""
     if any(secret(text) for text in _texts(data, set())):
         raise UserError(
@@ -86,7 +87,7 @@ def refuse_changes(recipe: Recipe, saved: Path, *, except_for: set[str]) -> None
         )
 
 
-def flat(data: Any, prefix: str = "") -> dict[str, Any]:
+def flat(data: Any, prefix: str = "") -> Json:
     """Return nested settings by their dotted names; a list of plain values is one setting."""
     plain = (
         not any(isinstance(inner, dict | list) for inner in data)
@@ -116,7 +117,7 @@ def _texts(data: Any, seen: set[int]) -> Iterator[str]:
             yield from _texts(inner, seen)
 
 
-def _apply(data: dict[str, Any], override: str) -> None:
+def _apply(data: Json, override: str) -> None:
     key, equals, text = (part.strip() for part in override.partition("="))
     if not equals or not key:
         raise UserError(f"override '{key}' must have the form field=value, e.g. optimizer.lr=1e-5")

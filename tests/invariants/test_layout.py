@@ -12,7 +12,7 @@ SOURCE = Path(vpretrain.__file__).parent
 MODALITY = [["arms"], ["config"], ["model"], ["data"], ["task"], ["evaluation"], ["metrics", "warm_up", "direct"]]
 MODALITY += [["assemble"], ["inspection", "workload", "adapters"]]
 FLOORS = [
-    ["errors", "timing"],
+    ["errors", "timing", "types"],
     ["files", "order", "plot", "console", "arms"],
     ["config", "distributed", "pretrained"],
     ["modality"],

@@ -14,6 +14,7 @@ from vpretrain.errors import UserError
 from vpretrain.files import check_writable
 from vpretrain.modality import modality_of
 from vpretrain.recipe import load_recipe
+from vpretrain.types import Json
 
 _SHOWN = 8  # parameters that a replay lists
 
@@ -253,7 +254,7 @@ def evaluate(options: argparse.Namespace) -> int:
         os.environ["TQDM_DISABLE"] = ""  # the harness shows its own progress; tqdm reads this at its first import
     if options.output is not None:
         check_writable(Path(options.output), "--output")
-    results: dict[str, Any] = {}
+    results: Json = {}
     if options.recipe is not None:
         recipe = load_recipe(options.recipe, options.overrides)
         _quiet()
@@ -270,7 +271,7 @@ def evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _run_tasks(options: argparse.Namespace) -> dict[str, Any]:
+def _run_tasks(options: argparse.Namespace) -> Json:
     from vpretrain.language.evaluation.harness import run_tasks, tasks_table
 
     _quiet()
@@ -311,7 +312,7 @@ def _console() -> Any:
     return Console(width=None if sys.stdout.isatty() else 140)
 
 
-def _print_figures(result: dict[str, Any]) -> None:
+def _print_figures(result: Json) -> None:
     for key, value in result.items():
         if value is not None and not isinstance(value, list | dict):
             print(f"{key:>20}  {value:.6g}" if isinstance(value, float) else f"{key:>20}  {value}")

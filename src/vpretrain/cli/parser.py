@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
-from typing import Any
 
 from vpretrain import pretrained
 from vpretrain.cli import commands
@@ -58,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, before)
 
 
-def _terminated(number: int, frame: Any) -> None:
+def _terminated(number: int, frame: object) -> None:
     """Handle SIGTERM where nothing has to be saved; runs have their own handler."""
     raise Interrupted(number, f"stopped by {signal.Signals(number).name}")
 
@@ -110,8 +109,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add(
-    subparsers: Any, name: str, function: Any, help: str, example: str, *, recipe: bool = True, settings: bool = False
-) -> Any:
+    subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    function: Callable[..., object],
+    help: str,
+    example: str,
+    *,
+    recipe: bool = True,
+    settings: bool = False,
+) -> argparse.ArgumentParser:
     """Add a command.
 
     Args:
@@ -132,22 +138,22 @@ def _add(
     return command
 
 
-def _add_count(command: Any, option: str, default: int, what: str, *, least: int = 1) -> None:
+def _add_count(command: argparse.ArgumentParser, option: str, default: int, what: str, *, least: int = 1) -> None:
     text = f"{what} (default: {default})"
     command.add_argument(option, type=partial(_count, least), default=default, metavar="N", help=text)
 
 
-def _add_seeds(command: Any) -> None:
+def _add_seeds(command: argparse.ArgumentParser) -> None:
     text = "run each with every one of these seeds (default: the recipe's)"
     command.add_argument("--seeds", type=_seeds, default=[], metavar="0,1,2", help=text)
 
 
-def _add_resume(command: Any, what: str) -> None:
+def _add_resume(command: argparse.ArgumentParser, what: str) -> None:
     command.add_argument("--resume", action="store_true", help=f"continue {what} where it was interrupted")
     command.add_argument("--overwrite", action="store_true", help=f"delete {what} of the same name")
 
 
-def _add_runs(add: Callable[..., Any]) -> None:
+def _add_runs(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Runs, and how to watch them."""
     command = add(
         "run", commands.run, "run one arm", "vpretrain run recipes/quickstart.yaml arm=one-hot", settings=True
@@ -176,7 +182,7 @@ def _add_runs(add: Callable[..., Any]) -> None:
     command.add_argument("--once", action="store_true", help="print one frame and end; so it is outside a terminal")
 
 
-def _add_comparisons(add: Callable[..., Any]) -> None:
+def _add_comparisons(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Several runs beside each other."""
     command = add(
         "compare",
@@ -189,7 +195,7 @@ def _add_comparisons(add: Callable[..., Any]) -> None:
         help="comma-separated, such as one-hot,v,random-feedback (default: the baseline and v); an arm may carry settings "
         "of its own, each after a colon: v:value.align=dot:value.every_steps=4",
     )
-    command.epilog += "".join(
+    command.epilog = (command.epilog or "") + "".join(
         f"\n\nArms of a {name} recipe:\n"
         + "\n".join(f"  {arm.name}: {arm.summary}" for arm in modality.recipe.arms.values())
         for name, modality in MODALITIES.items()
@@ -237,7 +243,7 @@ def _add_comparisons(add: Callable[..., Any]) -> None:
     _add_resume(command, "a sweep")
 
 
-def _add_inspection(add: Callable[..., Any]) -> None:
+def _add_inspection(add: Callable[..., argparse.ArgumentParser]) -> None:
     """What a run did, and where its time goes."""
     command = add(
         "probe",
@@ -288,7 +294,7 @@ def _add_inspection(add: Callable[..., Any]) -> None:
     command.add_argument("step", metavar="STEP", help="directory that the run named when it stopped")
 
 
-def _add_preparation(add: Callable[..., Any]) -> None:
+def _add_preparation(add: Callable[..., argparse.ArgumentParser]) -> None:
     """What comes before the long work."""
     command = add(
         "decontaminate",
@@ -386,7 +392,7 @@ def _add_preparation(add: Callable[..., Any]) -> None:
     command.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _add_models(add: Callable[..., Any]) -> None:
+def _add_models(add: Callable[..., argparse.ArgumentParser]) -> None:
     """What is done with a trained model."""
     command = add(
         "evaluate",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from vpretrain.compare.entry import Entry, check_entries
 from vpretrain.compare.results import START, run_name, summarise
@@ -15,6 +14,7 @@ from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.files import read_lines
 from vpretrain.run.card import write_card
+from vpretrain.types import Json
 
 
 def compare(
@@ -26,7 +26,7 @@ def compare(
     resume: bool = False,
     overwrite: bool = False,
     start: Callable[[Sequence[str]], Process] | None = None,
-) -> dict[str, Any]:
+) -> Json:
     """Run the untouched learner, and each arm with each seed; return and write results.json.
 
     Args:

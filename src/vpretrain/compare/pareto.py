@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
@@ -16,11 +15,10 @@ from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.modality import Metrics, modality_of
 from vpretrain.plot import pyplot
+from vpretrain.types import Json
 
 
-def pareto(
-    recipe: Recipe, points: Sequence[Sequence[str]], *, resume: bool = False, overwrite: bool = False
-) -> dict[str, Any]:
+def pareto(recipe: Recipe, points: Sequence[Sequence[str]], *, resume: bool = False, overwrite: bool = False) -> Json:
     """Run the untouched learner, the baseline, and V-pretraining at every point; return and write pareto.json.
 
     Args:
@@ -70,7 +68,7 @@ def front(scores: Mapping[str, tuple[float, ...]]) -> list[str]:
     return [name for name, score in scores.items() if not any(beats(other, score) for other in scores.values())]
 
 
-def pareto_table(results: dict[str, Any], recipe: Recipe) -> Table:
+def pareto_table(results: Json, recipe: Recipe) -> Table:
     """Return the points as a table for a terminal."""
     metrics = modality_of(recipe).metrics
     titles = [title for _, title in metrics.objectives.values()]
@@ -82,7 +80,7 @@ def pareto_table(results: dict[str, Any], recipe: Recipe) -> Table:
     return grid(f"{recipe.name}: {' against '.join(titles)}", rows)
 
 
-def draw_pareto(results: dict[str, Any], recipe: Recipe) -> Path | None:
+def draw_pareto(results: Json, recipe: Recipe) -> Path | None:
     """Plot the points over the two objectives, with the front as a line; return None without matplotlib."""
     plot = pyplot()
     if plot is None:
@@ -112,7 +110,7 @@ def draw_pareto(results: dict[str, Any], recipe: Recipe) -> Path | None:
     return file
 
 
-def _differences(run: dict[str, Any], baseline: dict[str, Any], metrics: Metrics) -> dict[str, Any]:
+def _differences(run: Json, baseline: Json, metrics: Metrics) -> Json:
     """Return the differences from the baseline, paired over the evaluated cases, with intervals."""
     return {
         key: paired(*([[case[key] for case in each[metrics.cases] if key in case]] for each in (run, baseline)))

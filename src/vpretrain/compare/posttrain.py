@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from rich.table import Table
 
@@ -21,11 +20,12 @@ from vpretrain.config import Recipe
 from vpretrain.files import read_lines
 from vpretrain.modality import modality_of
 from vpretrain.plot import pyplot
+from vpretrain.types import Json
 
 
 def posttrain(
     recipe: Recipe, paths: Sequence[str], *, seeds: Sequence[int] = (), resume: bool = False, overwrite: bool = False
-) -> dict[str, Any]:
+) -> Json:
     """Run the untouched learner and every path with every seed; return and write posttrain.json.
 
     Args:
@@ -73,7 +73,7 @@ def posttrain(
     return study.write(summary)
 
 
-def posttrain_table(results: dict[str, Any], recipe: Recipe) -> Table:
+def posttrain_table(results: Json, recipe: Recipe) -> Table:
     """Return the paths' final results, as means over seeds, as a table for a terminal."""
     metrics = modality_of(recipe).metrics
     first = next(iter(results["paths"]))
@@ -86,7 +86,7 @@ def posttrain_table(results: dict[str, Any], recipe: Recipe) -> Table:
     return grid(f"{recipe.name}: paths of equal budget", rows)
 
 
-def draw_posttrain(results: dict[str, Any], recipe: Recipe) -> Path | None:
+def draw_posttrain(results: Json, recipe: Recipe) -> Path | None:
     """Plot scores against seconds; a dot ends a stage, a thin line is a seed. Return None without matplotlib."""
     plot = pyplot()
     if plot is None:
@@ -131,9 +131,7 @@ def _stages(recipe: Recipe, path: str, seed: int) -> dict[str, list[str]]:
     return runs
 
 
-def _line(
-    recipe: Recipe, start: dict[str, Any], runs: Sequence[str], results: dict[str, dict[str, Any]]
-) -> list[dict[str, Any]]:
+def _line(recipe: Recipe, start: Json, runs: Sequence[str], results: dict[str, Json]) -> list[Json]:
     """Return a path's scores and their cost: the untouched learner, evaluations along each stage, each stage's end."""
     unit, objectives = recipe.unit, modality_of(recipe).metrics.objectives
     curve = [{"seconds": 0.0, unit: 0, "ends": False, **{key: start[key] for key in objectives}}]

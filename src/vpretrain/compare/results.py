@@ -11,10 +11,11 @@ from vpretrain.compare.entry import parse_entry
 from vpretrain.config import Recipe
 from vpretrain.files import Lines
 from vpretrain.modality import Metrics, modality_of
+from vpretrain.types import Json
 
 START = "step-0"
 SECONDS_TOLERANCE = 0.03
-Runs = dict[str, list[dict[str, Any]]]
+Runs = dict[str, list[Json]]
 """Results by arm, one per seed; the untouched learner has one for all seeds."""
 
 
@@ -24,7 +25,7 @@ def run_name(arm: str, seed: int, seeds: Sequence[int]) -> str:
     return name if len(seeds) == 1 else f"{name}.{seed}"
 
 
-def summarise(runs: Runs, scores: Mapping[str, Sequence[Lines]], recipe: Recipe) -> dict[str, Any]:
+def summarise(runs: Runs, scores: Mapping[str, Sequence[Lines]], recipe: Recipe) -> Json:
     """Return all arms' metrics as means over seeds, and the differences between arms, paired over seeds and cases.
 
     Args:
@@ -33,7 +34,7 @@ def summarise(runs: Runs, scores: Mapping[str, Sequence[Lines]], recipe: Recipe)
         recipe: the recipe that they share.
     """
     metrics = modality_of(recipe).metrics
-    results: dict[str, Any] = {"arms": {arm: over_seeds(of_arm, metrics) for arm, of_arm in runs.items()}}
+    results: Json = {"arms": {arm: over_seeds(of_arm, metrics) for arm, of_arm in runs.items()}}
     cases = {arm: [run[metrics.cases] for run in of_arm] for arm, of_arm in runs.items()}
     keys = [key for key in metrics.paired if any(key in case for case in cases[START][0])]
     results["differences"] = {key: _differences({a: _values(c, key) for a, c in cases.items()}) for key in keys}
@@ -55,7 +56,7 @@ def paired(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> dict[s
     return paired_difference(a, b)
 
 
-def over_seeds(runs: Sequence[dict[str, Any]], metrics: Metrics) -> dict[str, Any]:
+def over_seeds(runs: Sequence[Json], metrics: Metrics) -> Json:
     """Return an arm's means over its seeds, with each seed's results if there are several."""
     own = [{key: value for key, value in run.items() if key not in ("name", metrics.cases)} for run in runs]
     if len(own) == 1:
@@ -73,7 +74,7 @@ def _mean(values: Sequence[Any]) -> Any:
     return mean(values) if all(isinstance(value, int | float) for value in values) else None
 
 
-def _by_domain(cases: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], keys: Sequence[str], domain: str) -> Any:
+def _by_domain(cases: Mapping[str, Sequence[Sequence[Json]]], keys: Sequence[str], domain: str) -> Any:
     """Return each arm's mean in a domain, and its difference from every other arm."""
     own = {arm: [[case for case in run if case["domain"] == domain] for run in runs] for arm, runs in cases.items()}
     values = {key: {arm: _values(runs, key) for arm, runs in own.items()} for key in keys}
@@ -86,7 +87,7 @@ def _by_domain(cases: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], keys:
     }
 
 
-def _values(runs: Sequence[Sequence[Mapping[str, Any]]], key: str) -> list[list[float]]:
+def _values(runs: Sequence[Sequence[Json]], key: str) -> list[list[float]]:
     """Return a metric of every case that has it, [S, N]: the same cases in every run."""
     return [[case[key] for case in run if key in case] for run in runs]
 
@@ -102,9 +103,7 @@ def _differences(values: Mapping[str, list[list[float]]]) -> dict[str, dict[str,
     return differences
 
 
-def _matched(
-    runs: Runs, scores: Mapping[str, Sequence[Lines]], axis: str, keys: Sequence[str], cases: str
-) -> dict[str, Any]:
+def _matched(runs: Runs, scores: Mapping[str, Sequence[Lines]], axis: str, keys: Sequence[str], cases: str) -> Json:
     """Return the arms' metrics at equal cost, interpolated linearly between the evaluations on their curves.
 
     The learning rate must be constant after warm-up, so that one run has a valid result at any number of tokens or seconds: if
@@ -115,7 +114,7 @@ def _matched(
     start = runs[START][0]
     trained = {arm: of_arm for arm, of_arm in runs.items() if arm != START}
     at = min(run[axis] for of_arm in trained.values() for run in of_arm)
-    matched: dict[str, Any] = {"at": at}
+    matched: Json = {"at": at}
     for key in keys:
         values = {
             arm: [
@@ -129,7 +128,7 @@ def _matched(
     return matched
 
 
-def _read_off(curve: Sequence[Mapping[str, Any]], axis: str, at: float, cases: str, key: str) -> list[float]:
+def _read_off(curve: Sequence[Json], axis: str, at: float, cases: str, key: str) -> list[float]:
     """Return a metric of every case that has it, where a curve's `axis` is `at`."""
     for before, after in itertools.pairwise(curve):
         if at <= after[axis]:

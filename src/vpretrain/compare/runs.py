@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from vpretrain import pretrained
 from vpretrain.config import Recipe
@@ -18,6 +18,7 @@ from vpretrain.errors import Interrupted, Paused, UserError
 from vpretrain.recipe import refuse_changes, save_recipe
 from vpretrain.run.lock import LOCK, locked
 from vpretrain.run.tracking import require
+from vpretrain.types import Json
 
 _MAY_CHANGE = {"arm", "checkpoint", "output", "threads", "tracking"}  # settings that a resumed group may change
 
@@ -47,7 +48,7 @@ def run_group(
     resume: bool = False,
     overwrite: bool = False,
     start: Callable[[Sequence[str]], Process] | None = None,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Json]:
     """Run all members in turn, each alone on the machine.
 
     Args:
@@ -76,7 +77,7 @@ def _run_members(
     rounds: int,
     resume: bool,
     start: Callable[[Sequence[str]], Process] | None,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Json]:
     finished = {name for name in members if resume and (directory / name / "result.json").exists()}
     for name in finished:
         console.print(f"{name}: finished already")
@@ -160,7 +161,7 @@ def _wait(process: Process) -> int:
     """Wait for a process, and pass signals that stop us on to it, so that a run saves its state."""
     passed_on: list[int] = []
 
-    def pass_on(number: int, frame: Any) -> None:
+    def pass_on(number: int, frame: object) -> None:
         passed_on.append(number)
         process.send_signal(number)
 

@@ -11,6 +11,7 @@ from vpretrain.compare.runs import run_group
 from vpretrain.config import Recipe
 from vpretrain.files import write_whole
 from vpretrain.run.versions import versions
+from vpretrain.types import Json
 
 
 class Study:
@@ -24,7 +25,7 @@ class Study:
     def __init__(self, recipe: Recipe, file: str) -> None:
         self.recipe, self.file = recipe, file
 
-    def run(self, members: Mapping[str, Sequence[str]], **how: Any) -> dict[str, dict[str, Any]]:
+    def run(self, members: Mapping[str, Sequence[str]], **how: Any) -> dict[str, Json]:
         """Measure the untouched learner, named `START`, then run the members; returns every result.
 
         Args:
@@ -36,7 +37,7 @@ class Study:
         untouched = {START: [f"arm={self.recipe.baseline}", "budget.steps=0"]}
         return run_group(self.recipe, untouched | dict(members), **how)
 
-    def write(self, outcome: dict[str, Any]) -> dict[str, Any]:
+    def write(self, outcome: Json) -> Json:
         """Write the outcome with the recipe and the versions; returns it."""
         outcome = outcome | {"recipe": self.recipe.model_dump(mode="json"), "versions": versions()}
         write_whole(self.recipe.directory / self.file, json.dumps(outcome, indent=1))

@@ -11,7 +11,6 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from vpretrain.plot import pyplot
 from vpretrain.recipe import parse_recipe, save_recipe, with_overrides
 from vpretrain.run.lock import locked
 from vpretrain.run.versions import versions
+from vpretrain.types import Json
 
 try:
     import optuna
@@ -109,7 +109,7 @@ def sweep(
     objective: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> Json:
     """Search, one trial after the other; return and write sweep.json, and write the best recipe as best.yaml.
 
     Trial n is proposed by a sampler (TPE) of seed `recipe.seed + n` from the trials before it, so that an interrupted sweep
@@ -143,7 +143,7 @@ def sweep(
 
 def _search(
     recipe: Recipe, space: dict[str, Dimension], trials: int, rungs: int, key: str, more_is_better: bool
-) -> dict[str, Any]:
+) -> Json:
     _keep_space(recipe.directory / "space.json", space)
     study = optuna.create_study(
         study_name=recipe.name,
@@ -164,7 +164,7 @@ def _search(
     return results
 
 
-def sweep_table(results: dict[str, Any]) -> Table:
+def sweep_table(results: Json) -> Table:
     """Return the trials as a table for a terminal, best first."""
     view = Table(title=f"{results['objective']} ({results['direction']}), {len(results['trials'])} trials")
     for column in ("trial", results["objective"], "state", *results["space"]):
@@ -181,7 +181,7 @@ def sweep_table(results: dict[str, Any]) -> Table:
     return view
 
 
-def draw_sweep(results: dict[str, Any], file: Path) -> Path | None:
+def draw_sweep(results: Json, file: Path) -> Path | None:
     """Plot the objective by trial, and by each setting, most important first; return None without matplotlib."""
     plot = pyplot()
     if plot is None:
@@ -284,7 +284,7 @@ def _trial(
     return f"{told}: {key} {value:.4f} (best: {study.best_value:.4f}, trial {study.best_trial.number})"
 
 
-def _results(study: optuna.Study, recipe: Recipe, space: dict[str, Dimension], key: str) -> dict[str, Any]:
+def _results(study: optuna.Study, recipe: Recipe, space: dict[str, Dimension], key: str) -> Json:
     completed = _completed(study)
     if not completed:
         raise UserError("no trial came to its end; see the lines above")
@@ -329,13 +329,13 @@ def _completed(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     return study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
 
 
-def _with(recipe: Recipe, chosen: Mapping[str, Any]) -> Recipe:
+def _with(recipe: Recipe, chosen: Json) -> Recipe:
     return parse_recipe(with_overrides(recipe.model_dump(mode="json"), _settings(chosen)))
 
 
-def _settings(chosen: Mapping[str, Any]) -> list[str]:
+def _settings(chosen: Json) -> list[str]:
     return [f"{field}={json.dumps(value)}" for field, value in chosen.items()]
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
@@ -16,12 +15,13 @@ from vpretrain.config import Recipe
 from vpretrain.files import read_lines
 from vpretrain.modality import modality_of
 from vpretrain.plot import pyplot
+from vpretrain.types import Json
 
 FEW_UPDATES = 10  # meta updates below which a designer is close to its start
 SLOW = 0.7  # fraction of the baseline's throughput; the lowest of V undisturbed is 0.72 (benchmarks/gsm8k.json)
 
 
-def table(results: dict[str, Any], recipe: Recipe) -> Table:
+def table(results: Json, recipe: Recipe) -> Table:
     """Return the results as a table for a terminal."""
     matched = "training time" if by_minutes(results["arms"], recipe) else "steps"
     title = f"{recipe.name}: {modality_of(recipe).metrics.headline} after equal {matched}"
@@ -38,7 +38,7 @@ def grid(title: str, rows: Sequence[Sequence[str]]) -> Table:
     return view
 
 
-def cells(arms: Mapping[str, dict[str, Any]], recipe: Recipe) -> list[list[str]]:
+def cells(arms: Mapping[str, Json], recipe: Recipe) -> list[list[str]]:
     """Return the table's cells, row by row; the first row names the columns."""
     metrics, unit = modality_of(recipe).metrics, recipe.unit
     shown = {name: [show(arm) for arm in arms.values()] for name, show in metrics.columns.items()}
@@ -60,7 +60,7 @@ def cells(arms: Mapping[str, dict[str, Any]], recipe: Recipe) -> list[list[str]]
     return rows
 
 
-def remarks(results: dict[str, Any], recipe: Recipe) -> list[str]:
+def remarks(results: Json, recipe: Recipe) -> list[str]:
     """Return remarks for readers of the table: differences with intervals, unequal times, idle designers."""
     metrics = modality_of(recipe).metrics
     trained = {name: arm for name, arm in results["arms"].items() if arm["steps"]}
@@ -93,23 +93,23 @@ def remarks(results: dict[str, Any], recipe: Recipe) -> list[str]:
     return lines + _disturbances(trained, recipe)
 
 
-def by_minutes(arms: Mapping[str, dict[str, Any]], recipe: Recipe) -> bool:
+def by_minutes(arms: Mapping[str, Json], recipe: Recipe) -> bool:
     """Whether the budget's minutes, and not its steps, ended some or all of the runs."""
     return bool(recipe.budget.minutes) and any(run["steps"] != recipe.budget.steps for run in _runs(arms))
 
 
-def unequal(arms: Mapping[str, dict[str, Any]], recipe: Recipe) -> bool:
+def unequal(arms: Mapping[str, Json], recipe: Recipe) -> bool:
     """Whether arms with the same minutes trained for different times, since a run ends with a whole step."""
     seconds = [run["seconds"] for run in _runs(arms)]
     return by_minutes(arms, recipe) and max(seconds) > (1 + SECONDS_TOLERANCE) * min(seconds)
 
 
-def _runs(arms: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def _runs(arms: Mapping[str, Json]) -> list[Json]:
     """Return the runs that trained, one per seed."""
     return [run for arm in arms.values() if arm["steps"] for run in arm.get("runs", [arm])]
 
 
-def _disturbances(trained: Mapping[str, dict[str, Any]], recipe: Recipe) -> list[str]:
+def _disturbances(trained: Mapping[str, Json], recipe: Recipe) -> list[str]:
     """Return warnings against a comparison by time."""
     lines, rate, budget = [], f"{recipe.unit}_per_s", recipe.budget
     if unequal(trained, recipe):
@@ -128,7 +128,7 @@ def _disturbances(trained: Mapping[str, dict[str, Any]], recipe: Recipe) -> list
     return lines
 
 
-def draw_curves(recipe: Recipe, results: dict[str, Any]) -> Path | None:
+def draw_curves(recipe: Recipe, results: Json) -> Path | None:
     """Plot loss, gate and value against training seconds, whichever there are, and scores where they were taken.
 
     A thin line is a seed. Returns None without matplotlib, and if no arm has made a step.
@@ -162,7 +162,7 @@ def draw_curves(recipe: Recipe, results: dict[str, Any]) -> Path | None:
 
 
 def _curves(
-    recipe: Recipe, results: dict[str, Any], file: str, x: str, y: str
+    recipe: Recipe, results: Json, file: str, x: str, y: str
 ) -> Iterator[tuple[int, int, str, list[tuple[float, float]]]]:
     """Yield (arm's number, seed's number, arm, points) of all runs with values of y that are not 0 throughout."""
     for index, arm in enumerate(name for name, figures in results["arms"].items() if figures["steps"]):
@@ -173,7 +173,7 @@ def _curves(
                 yield index, number, arm, points
 
 
-def _lines(run: Path, file: str, results: dict[str, Any]) -> list[dict[str, Any]]:
+def _lines(run: Path, file: str, results: Json) -> list[Json]:
     """Return the lines of a run's log; scores with the untouched learner before and the result after them."""
     lines = read_lines(run / f"{file}.jsonl")
     if file == "metrics":
@@ -181,7 +181,7 @@ def _lines(run: Path, file: str, results: dict[str, Any]) -> list[dict[str, Any]
     return [results["arms"][START], *lines, json.loads((run / "result.json").read_text(encoding="utf-8"))]
 
 
-def pairs(trained: dict[str, Any], baseline: str) -> list[tuple[str, str]]:
+def pairs(trained: Json, baseline: str) -> list[tuple[str, str]]:
     """Return the pairs whose differences are reported: every arm minus the baseline, then V minus every other."""
     pairs = [(name, baseline) for name in trained if name != baseline and baseline in trained]
     return pairs + [("v", name) for name in trained if "v" in trained and name not in ("v", baseline)]

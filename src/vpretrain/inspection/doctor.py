@@ -20,6 +20,7 @@ from vpretrain.console import steady
 from vpretrain.errors import UserError
 from vpretrain.method.value import ENGINES, MetaProblem, Value, finite_difference
 from vpretrain.modality import MODALITIES, Modality, modality_of
+from vpretrain.types import Json
 
 _DISTURBANCE = 0.02  # of every designer parameter, if a recipe is examined
 STEPS = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -40,10 +41,10 @@ class EngineCase:
     problem: MetaProblem
     designer: nn.Module
     parts: Mapping[str, str]
-    about: dict[str, Any]
+    about: Json
 
 
-def diagnose(name: str) -> dict[str, Any]:
+def diagnose(name: str) -> Json:
     """Compare the engines' designer gradients with double backward on a learner, with a random designer and random data.
 
     Args:
@@ -60,7 +61,7 @@ def diagnose(name: str) -> dict[str, Any]:
     return {"learner": name, **_compare_engines(_modality(name).engine_case(name), STEPS)}
 
 
-def diagnose_recipe(recipe: Recipe) -> dict[str, Any]:
+def diagnose_recipe(recipe: Recipe) -> Json:
     """Compare the engines as a recipe's own run would use them: its learner, stream, feedback, designer, S and Align.
 
     Returns:
@@ -101,7 +102,7 @@ def _case_of(recipe: Recipe) -> EngineCase:
     )
 
 
-def about(learner: Any, subset: str, align: str, inputs: str) -> dict[str, Any]:
+def about(learner: Any, subset: str, align: str, inputs: str) -> Json:
     """Describe a case for the report."""
     return {
         "architecture": type(learner.model).__name__,
@@ -112,8 +113,8 @@ def about(learner: Any, subset: str, align: str, inputs: str) -> dict[str, Any]:
     }
 
 
-def _compare_engines(case: EngineCase, steps: Sequence[float]) -> dict[str, Any]:
-    engines: dict[str, dict[str, Any]] = {}
+def _compare_engines(case: EngineCase, steps: Sequence[float]) -> Json:
+    engines: dict[str, Json] = {}
     with case.problem.learner.meta_mode(), steady("doctor", 3 + len(steps)) as done:
         _measure("jvp", case)  # the first pass warms up caches and allocators
         oracle, seconds = _measure("double_backward", case)
@@ -142,7 +143,7 @@ def _compare_engines(case: EngineCase, steps: Sequence[float]) -> dict[str, Any]
     }
 
 
-def failures(diagnosis: dict[str, Any]) -> list[str]:
+def failures(diagnosis: Json) -> list[str]:
     """Return the failures: a zero, NaN or infinite gradient, an engine that disagrees with double backward."""
     lines = []
     norm = diagnosis["designer_gradient_norm"]
@@ -166,7 +167,7 @@ def failures(diagnosis: dict[str, Any]) -> list[str]:
     return lines
 
 
-def report(diagnosis: dict[str, Any]) -> str:
+def report(diagnosis: Json) -> str:
     """Format a diagnosis for a terminal."""
     engines = diagnosis["engines"]
     parts = [key for key in engines["jvp"] if key.startswith("relative_error_")]

@@ -10,7 +10,6 @@ import copy
 import json
 import statistics
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -25,6 +24,7 @@ from vpretrain.plot import pyplot
 from vpretrain.run.optimizer import AdamW
 from vpretrain.run.parts import Parts
 from vpretrain.run.train import begin, train
+from vpretrain.types import Json
 
 
 class OneStepProbe:
@@ -77,7 +77,7 @@ class OneStepProbe:
         return {name: theta.detach() for name, theta in self.parts.learner.named_parameters()}
 
 
-def probe(recipe: Recipe, steps: int) -> dict[str, Any]:
+def probe(recipe: Recipe, steps: int) -> Json:
     """Make some steps of a recipe's run with a probe at each; return and write probe.json.
 
     Returns:
@@ -122,7 +122,7 @@ def agreement(steps: list[dict[str, float]], key: str) -> dict[str, float]:
     }
 
 
-def draw_probe(results: dict[str, Any], file: Path) -> Path | None:
+def draw_probe(results: Json, file: Path) -> Path | None:
     """Plot realised against predicted drops, for all parameters and for S; return None without matplotlib."""
     plot = pyplot()
     if plot is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.table import Table
@@ -18,11 +17,12 @@ from vpretrain.plot import pyplot
 from vpretrain.run.optimizer import AdamW
 from vpretrain.run.train import begin, train
 from vpretrain.timing import watching
+from vpretrain.types import Json
 
 ORDINARY = ("stream", "learner forward", "learner backward", "learner optimizer")  # phases of ordinary pretraining
 
 
-def profile(recipe: Recipe, steps: int) -> dict[str, Any]:
+def profile(recipe: Recipe, steps: int) -> Json:
     """Time a recipe's steps; return and write profile.json.
 
     Args:
@@ -78,7 +78,7 @@ def profile(recipe: Recipe, steps: int) -> dict[str, Any]:
     return results
 
 
-def profile_table(results: dict[str, Any]) -> Table:
+def profile_table(results: Json) -> Table:
     """Return the phases as a table for a terminal, most expensive first."""
     unit, total = results["unit"].removesuffix("s"), sum(results["phases"].values())
     view = Table(title=f"{results['arm']}: {results['steps']} steps, {1e6 / total:.4g} {results['unit']}/s")
@@ -89,7 +89,7 @@ def profile_table(results: dict[str, Any]) -> Table:
     return view
 
 
-def draw_profile(results: dict[str, Any], file: Path) -> Path | None:
+def draw_profile(results: Json, file: Path) -> Path | None:
     """Plot the phases as bars, those beyond ordinary pretraining in another colour; return None without matplotlib."""
     plot = pyplot()
     if plot is None:

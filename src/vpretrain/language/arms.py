@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from vpretrain import arms
 from vpretrain.arms import by_name
+from vpretrain.types import Keywords
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,12 @@ class Arm(arms.Arm):
     mixed_in: bool = False
     direct: Literal["sft", "grpo"] | None = None
     direct_on: Literal["stream", "feedback"] = "stream"
-    options: Mapping[str, Any] | None = None
+    options: Mapping[str, object] | None = None
 
 
-_EXACT: dict[str, Any] = {"steered": True, "exact": True, "tangent": True, "candidates": True}
+_EXACT: Keywords = {"steered": True, "exact": True, "tangent": True, "candidates": True}
 # The paper's V as printed.
-PAPER: dict[str, Any] = {"align": "dot", "metric": "identity", "penalty": 0.0, "subset": "last-2"}
+PAPER: Keywords = {"align": "dot", "metric": "identity", "penalty": 0.0, "subset": "last-2"}
 
 ARMS = by_name(
     [

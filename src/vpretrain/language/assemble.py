@@ -6,10 +6,10 @@ import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from vpretrain import distributed
 from vpretrain.console import console
@@ -40,11 +40,12 @@ from vpretrain.method.value import engine
 from vpretrain.run.checkpoint import load_designer
 from vpretrain.run.parts import Parts
 from vpretrain.run.prefetch import prefetched
+from vpretrain.types import Json, Model
 
 _ONE_HOT_ALPHA = 0.01  # a mean alpha below this leaves the targets one-hot for all practical purposes
 
 
-def assemble(recipe: Recipe, model: Any = None) -> Parts:
+def assemble(recipe: Recipe, model: Model = None) -> Parts:
     """Build learner, stream, feedback, construction and evaluation of a recipe.
 
     Args:
@@ -100,7 +101,7 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
     )
 
 
-def load_learner(recipe: Recipe, model: Any = None) -> tuple[LanguageLearner, Callable[[Path], None]]:
+def load_learner(recipe: Recipe, model: Model = None) -> tuple[LanguageLearner, Callable[[Path], None]]:
     """Load the learner; also return a function that writes it into a directory, see `export_model`. Raises UserError."""
     model = load_model(recipe.learner) if model is None else model
     bf16, compiled = recipe.learner.precision == "bf16", recipe.learner.compile
@@ -117,14 +118,14 @@ def subset_of(recipe: Recipe, learner: LanguageLearner) -> tuple[str, ...]:
     return alignment_subset(learner.module, recipe.value.subset)
 
 
-def measure(recipe: Recipe, model: str) -> dict[str, Any]:
+def measure(recipe: Recipe, model: str) -> Json:
     """Evaluate a model, given by name or directory, on a recipe's evaluation. Raises UserError."""
     learner_config = recipe.learner.model_copy(update={"name": model, "lora": None})
     evaluation = load_evaluation(recipe, load_tokenizer(model))
     return evaluation(load_learner(recipe.model_copy(update={"learner": learner_config}))[0])
 
 
-def load_evaluation(recipe: Recipe, tokenizer: Any) -> Evaluation:
+def load_evaluation(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Evaluation:
     """Load the recipe's evaluation with its problems and its retention text. Raises UserError."""
     config = recipe.evaluation
     shape = {"length": config.length, "tokens": config.retention_tokens, "batch_size": config.batch_size}
@@ -134,7 +135,7 @@ def load_evaluation(recipe: Recipe, tokenizer: Any) -> Evaluation:
     return Evaluation(config, problems(config.sources, config.problems), rows, tokenizer)
 
 
-def check_sizes(recipe: Recipe, config: Any) -> None:
+def check_sizes(recipe: Recipe, config: PretrainedConfig) -> None:
     """Check lengths against the learner's context and K against its vocabulary. Raises UserError."""
     config = config.get_text_config()
     context = getattr(config, "max_position_embeddings", None)
@@ -159,7 +160,7 @@ def check_candidates(designer: DesignerConfig, vocabulary: int) -> None:
         raise UserError(f"designer.top_k={designer.top_k} is above the vocabulary of {vocabulary}: use at most that")
 
 
-def export_model(model: Any, tokenizer: Any, directory: Path) -> None:
+def export_model(model: Model, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Write a directory for `AutoModelForCausalLM.from_pretrained`; under LoRA the merged model, and the adapter beside it."""
     if hasattr(model, "get_base_model"):
         model.save_pretrained(directory / "adapter")
@@ -275,7 +276,7 @@ def _mixed_in(recipe: Recipe) -> list[SourceConfig]:
     return [source.model_copy(update={"weight": weight * source.weight / total}) for source in sources]
 
 
-def _idle(result: dict[str, Any]) -> str | None:
+def _idle(result: Json) -> str | None:
     if result["mean_alpha"] >= _ONE_HOT_ALPHA:
         return None
     return (

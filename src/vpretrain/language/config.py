@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from vpretrain import config
 from vpretrain.config import Fraction, Strict
 from vpretrain.language.arms import ARMS, Arm
+from vpretrain.types import Json
 
 if TYPE_CHECKING:
     ArmName = str
@@ -60,7 +61,7 @@ class SourceConfig(Strict):
     config: str | None = Field(None, description="Hub: the configuration of the data set.")
     split: str = Field("train", description="Hub: the split.")
     streaming: bool = Field(False, description="Read row by row, without a copy on disk; then rows keep file order.")
-    options: dict[str, Any] = Field(
+    options: Json = Field(
         default_factory=dict,
         description="reasoning_gym: the generator's options, e.g. seed; task_indices picks gsm_symbolic templates. Most make "
         "example n from seed + n: keep the seeds of roles further apart than their sizes.",

@@ -17,7 +17,14 @@ from itertools import islice
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, TrainerCallback
+from transformers import (
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from vpretrain.errors import NonFinite, UserError
 from vpretrain.language.config import Recipe, SourceConfig
@@ -37,6 +44,7 @@ from vpretrain.method.algorithm import StepRecord
 from vpretrain.order import Shuffled
 from vpretrain.run.optimizer import AdamW
 from vpretrain.run.random_state import random_state, set_random_state
+from vpretrain.types import Keywords
 
 try:
     import datasets
@@ -60,7 +68,9 @@ class DirectTraining:
         UserError: no source has pairs, GRPO could not recognise a correct answer, or the device is not the first one.
     """
 
-    def __init__(self, recipe: Recipe, learner: LanguageLearner, tokenizer: Any, held_back: frozenset[str]) -> None:
+    def __init__(
+        self, recipe: Recipe, learner: LanguageLearner, tokenizer: PreTrainedTokenizerBase, held_back: frozenset[str]
+    ) -> None:
         self.recipe, self.learner, self.tokenizer, self.held_back = recipe, learner, tokenizer, held_back
         arm = recipe.arms[recipe.arm]
         self.method, data = arm.direct, arm.direct_on
@@ -78,7 +88,7 @@ class DirectTraining:
                 f"arm={recipe.arm} runs on the first device only: make {learner.device} the first (CUDA_VISIBLE_DEVICES)"
             )
 
-    def __call__(self, optimizer: AdamW, steps: Iterable[int], after_step: Callable[[StepRecord], Any]) -> None:
+    def __call__(self, optimizer: AdamW, steps: Iterable[int], after_step: Callable[[StepRecord], object]) -> None:
         """Train until `steps` end. A resumed run skips the examples of the steps that its optimizer has made."""
         done = optimizer.steps
         examples = {
@@ -109,7 +119,7 @@ class DirectTraining:
 
     def _trainer(self, dataset: Any, optimizers: tuple[Any, Any], driver: _Driver) -> Any:
         recipe, direct = self.recipe, self.recipe.direct
-        common: dict[str, Any] = {
+        common: Keywords = {
             "output_dir": str(recipe.directory),
             "seed": recipe.seed,
             "max_steps": _ENDLESS,
@@ -126,7 +136,7 @@ class DirectTraining:
             "report_to": "none",
             "disable_tqdm": True,
         }
-        given: dict[str, Any] = {
+        given: Keywords = {
             "model": self.learner.model,
             "train_dataset": dataset,
             "processing_class": self.tokenizer,
@@ -161,7 +171,7 @@ def rows(
     method: str,
     seed: int,
     held_back: frozenset[str],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     length: int,
     start: int,
 ) -> Iterator[dict[str, str]]:
@@ -175,7 +185,9 @@ def rows(
         yield {"prompt": example.prompt, **other}
 
 
-def reward(completions: Sequence[str], truth: Sequence[str], *, stop: Sequence[str] = (), **other: Any) -> list[float]:
+def reward(
+    completions: Sequence[str], truth: Sequence[str], *, stop: Sequence[str] = (), **other: object
+) -> list[float]:
     """Return 1 for a correct final answer before the first stop string, else 0, per attempt: judged as in the evaluation."""
     return [float(is_correct(before_stop(text, stop), answer)) for text, answer in zip(completions, truth, strict=True)]
 
@@ -236,13 +248,15 @@ class _NoStepsLeft(Exception):
 class _Driver(TrainerCallback):
     """Takes each step's number from the budget, and reports the trainer's log of the step to the run."""
 
-    def __init__(self, steps: Iterable[int], after_step: Callable[[StepRecord], Any]) -> None:
+    def __init__(self, steps: Iterable[int], after_step: Callable[[StepRecord], object]) -> None:
         self._steps, self._after_step = iter(steps), after_step
         self._step: int | None = None
         self._read = 0
         self._random = random_state()
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **other: Any) -> None:
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **other: object
+    ) -> None:
         if self._step is not None:
             return
         set_random_state(self._random)  # the trainer has set the seed, and its loader has drawn random numbers
@@ -250,12 +264,21 @@ class _Driver(TrainerCallback):
         if self._step is None:
             raise _NoStepsLeft
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **other: Any) -> None:
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **other: object
+    ) -> None:
         norm = float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
         if not math.isfinite(norm):
             raise NonFinite(f"the learner's gradient is {norm}", "lower optimizer.lr")
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **other: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **other: object,
+    ) -> None:
         if "loss" not in logs:  # the trainer's summary, at its end
             return
         assert self._step is not None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from vpretrain.modality import Metrics
+from vpretrain.types import Json
 
 
-def _intervals(seeds: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float]:
+def _intervals(seeds: Sequence[Sequence[Json]]) -> dict[str, float]:
     """Intervals of figures over several seeds, from the problems of each seed."""
     from vpretrain.compare.statistics import bootstrap_interval
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from vpretrain import pretrained
 from vpretrain.errors import UserError
@@ -19,6 +19,7 @@ from vpretrain.language.task.designer import TopKDesigner
 from vpretrain.method.subset import alignment_subset, blocks_of
 from vpretrain.scaling.cost import Read, Transformer, designer_floor
 from vpretrain.scaling.estimate import BF16, FP32, MetaCost, Workload, block_bytes
+from vpretrain.types import Model
 
 _CANDIDATE_BYTES = 40  # per candidate and target: its id, logit, log p, score, log r and q
 
@@ -34,7 +35,7 @@ def workload(recipe: Recipe) -> Workload:
     check_sizes(recipe, config)
     text = config.get_text_config()
     module = nn.ModuleDict({"model": _without_weights(recipe, config)})
-    model: Any = module["model"]
+    model: Model = module["model"]
     parameters = dict(module.named_parameters())
     trained = {name: p.numel() for name, p in parameters.items() if p.requires_grad}
     blocks = list(blocks_of(module)[1])
@@ -128,7 +129,7 @@ def workload(recipe: Recipe) -> Workload:
     )
 
 
-def _without_weights(recipe: Recipe, config: Any) -> Any:
+def _without_weights(recipe: Recipe, config: PretrainedConfig) -> Model:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=pretrained.trusted)
         return with_adapters(model, recipe.learner.lora) if recipe.learner.lora else model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
@@ -55,7 +55,7 @@ def continue_pretraining(
     schedule: Schedule,
     optimizer_aware: bool,
     steps: Iterable[int],
-    after_step: Callable[[StepRecord], Any],
+    after_step: Callable[[StepRecord], object],
 ) -> None:
     """Continue the learner's pretraining on constructed tasks.
 

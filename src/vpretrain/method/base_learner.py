@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vpretrain.method.parameters import Theta
-from vpretrain.method.protocols import Parameters, Task
+from vpretrain.method.protocols import AnyBatch, AnyState, Context, Inputs, Parameters, Task
 
 
 class BaseLearner:
@@ -40,24 +39,24 @@ class BaseLearner:
         """The trainable parameters."""
         return self.theta.trainable.items()
 
-    def forward(self, inputs: Any, parameters: Parameters | None = None) -> Any:
+    def forward(self, inputs: Inputs, parameters: Parameters | None = None) -> AnyState:
         """Return the state for constructed inputs; `parameters` replace those of S, and then no other gets a gradient."""
         raise NotImplementedError
 
-    def loss(self, state: Any, task: Task) -> Tensor:
+    def loss(self, state: AnyState, task: Task) -> Tensor:
         """L_pre: the self-supervised loss of a task, averaged over its targets."""
         raise NotImplementedError
 
-    def evaluate(self, batch: Any, parameters: Parameters) -> Tensor:
+    def evaluate(self, batch: AnyBatch, parameters: Parameters) -> Tensor:
         """L_down: the evaluator's loss on a feedback batch, as a function of S."""
         raise NotImplementedError
 
-    def prepare(self, inputs: Any, parameters: Parameters) -> Any:
+    def prepare(self, inputs: Inputs, parameters: Parameters) -> Inputs:
         """Return the inputs unchanged: nothing is precomputed for several evaluations."""
         return inputs
 
     def directional_derivative(
-        self, inputs: Any, parameters: Parameters, direction: Parameters, *, whole: bool
+        self, inputs: Inputs, parameters: Parameters, direction: Parameters, *, whole: bool
     ) -> Callable[[Task], Tensor]:
         """Return D_u L_pre as a function of the task, with one tangent pass per task.
 
@@ -101,7 +100,7 @@ class BaseLearner:
     def after_step(self, tasks: Sequence[Task], progress: float) -> None:
         """Do nothing: nothing follows theta by rule."""
 
-    def looking_ahead(self, batch: Any) -> contextlib.AbstractContextManager[None]:
+    def looking_ahead(self, batch: AnyBatch) -> Context:
         """Return an empty context: a meta update and the step after it share no computation."""
         return contextlib.nullcontext()
 
@@ -115,7 +114,7 @@ class BaseLearner:
         finally:
             self.module.train(training)
 
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+    def autocast(self) -> Context:
         """Return the context of the learner's own precision."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 

@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -20,7 +20,15 @@ from torch import Tensor
 from vpretrain import distributed
 from vpretrain.errors import NonFinite
 from vpretrain.method.products import Products, Scaled, like
-from vpretrain.method.protocols import Construction, Feedback, Learner, Parameters, Task, TiltedConstruction
+from vpretrain.method.protocols import (
+    AnyBatch,
+    Construction,
+    Feedback,
+    Learner,
+    Parameters,
+    Targets,
+    TiltedConstruction,
+)
 from vpretrain.method.strength import Judgement, Strength
 from vpretrain.method.value import Align, Engine, MetaProblem, Value, mean, norm
 from vpretrain.timing import phase
@@ -88,7 +96,9 @@ class MetaUpdate:
         self.direction: Parameters | None = None
         self.updates = 0
 
-    def __call__(self, batches: Sequence[Any], metric: Metric | None = None, progress: float = 0.0) -> dict[str, float]:
+    def __call__(
+        self, batches: Sequence[AnyBatch], metric: Metric | None = None, progress: float = 0.0
+    ) -> dict[str, float]:
         """Make one meta update on (a part of) the learner's next batches.
 
         Args:
@@ -119,7 +129,7 @@ class MetaUpdate:
         return record
 
     @contextlib.contextmanager
-    def dry_run(self, batches: Sequence[Any]) -> Iterator[None]:
+    def dry_run(self, batches: Sequence[AnyBatch]) -> Iterator[None]:
         """Find a direction as a meta update does, and keep it, with the full tilt, until the end of the context.
 
         Afterwards everything is restored except the feedback's cursor.
@@ -139,7 +149,7 @@ class MetaUpdate:
                 self.strength.share = share
 
     def _find(
-        self, batches: Sequence[Any], metric: Mapping[str, Tensor] | None
+        self, batches: Sequence[AnyBatch], metric: Mapping[str, Tensor] | None
     ) -> tuple[list[tuple[float, Value]], dict[str, float]]:
         """Find a new direction; return the values that train the designer (empty without one), and |g_down| for the log."""
         valued: list[tuple[float, Value]] = []
@@ -152,7 +162,7 @@ class MetaUpdate:
             self.direction = {n: torch.stack([weight * u[n] for weight, u in directions]).sum(0) for n in self.tilts}
         return valued, {"g_down_norm": g_down_norm} if directions else {}
 
-    def _update(self, batches: Sequence[Any], metric: Mapping[str, Tensor] | None) -> dict[str, float]:
+    def _update(self, batches: Sequence[AnyBatch], metric: Mapping[str, Tensor] | None) -> dict[str, float]:
         valued, record = self._find(batches, metric)
         if record:
             _refuse("g_down", record["g_down_norm"])
@@ -169,7 +179,7 @@ class MetaUpdate:
         return record
 
     def _directions(
-        self, batches: Sequence[Any], metric: Mapping[str, Tensor] | None
+        self, batches: Sequence[AnyBatch], metric: Mapping[str, Tensor] | None
     ) -> tuple[list[tuple[float, Parameters]], float]:
         """Return the (domain weight, u) pairs of a construction without phi, and |g_down|.
 
@@ -184,14 +194,14 @@ class MetaUpdate:
             found.append((p.weight, p.align.direction(p.g_down, g_pre)))
         return found, g_down_norm
 
-    def _base(self) -> Callable[[Any, Any], Task]:
+    def _base(self) -> Targets:
         """Return the targets of the base task if the construction tilts it, else the construction's own."""
         if self.strength is None:
             return self.construction.targets
         return cast(TiltedConstruction, self.construction).ends()[0]
 
     def problems(
-        self, batches: Sequence[Any], metric: Mapping[str, Tensor] | None = None
+        self, batches: Sequence[AnyBatch], metric: Mapping[str, Tensor] | None = None
     ) -> tuple[list[MetaProblem], float]:
         """Return the alignment problems, one per matched domain or one in all, and |g_down|. Call in meta mode."""
         with phase("meta: feedback gradient"):
@@ -216,7 +226,7 @@ class MetaUpdate:
         chosen = set(self.subset if names is None else names)
         return {n: p.detach() for n, p in self.learner.named_parameters() if n in chosen}
 
-    def _judge(self, batches: Sequence[Any], metric: Metric | None) -> dict[str, float]:
+    def _judge(self, batches: Sequence[AnyBatch], metric: Metric | None) -> dict[str, float]:
         """Judge how much of the tilted task helps, over all parameters, on the next feedback, which gave no direction yet.
 
         The direction is the one just found. The one before it has been followed for r steps: it is used up, and can look
@@ -255,7 +265,7 @@ class MetaUpdate:
         Each process takes the gradients of its own pairs. Where theta is sharded, all processes go backward together, and G is
         the mean over one pair from each.
         """
-        found: list[tuple[str, Any]] = []
+        found: list[tuple[str, AnyBatch]] = []
         while sum(distributed.all_gather(len(found))) < _JUDGES:
             found += [(domain, pair) for domain, batch in self.feedback.next().items() for pair in batch.apart()]
         # A domain counts by its weight, however many of the pairs are its own.
@@ -278,11 +288,11 @@ class MetaUpdate:
 
     def _pre(
         self,
-        batch: Any,
+        batch: AnyBatch,
         share: float,
         at: Parameters,
-        targets: Callable[[Any, Any], Task],
-        minus: Callable[[Any, Any], Task] | None = None,
+        targets: Targets,
+        minus: Targets | None = None,
     ) -> Callable[[Parameters], Tensor]:
         """Return L_pre on a batch (less L_pre with the targets `minus`) by parameters, in the learner's own precision."""
         inputs = self.learner.prepare(self.construction.inputs(batch), at)
@@ -297,7 +307,7 @@ class MetaUpdate:
 
         return loss
 
-    def _down(self, batch: Any, share: float = 1.0) -> Callable[[Parameters], Tensor]:
+    def _down(self, batch: AnyBatch, share: float = 1.0) -> Callable[[Parameters], Tensor]:
         """Return L_down as a function of some parameters, in the learner's own precision, which is enough for a direction."""
 
         def loss(parameters: Parameters) -> Tensor:
@@ -329,14 +339,14 @@ class MetaUpdate:
         return g_down
 
     def values(
-        self, batches: Sequence[Any], metric: Mapping[str, Tensor] | None = None
+        self, batches: Sequence[AnyBatch], metric: Mapping[str, Tensor] | None = None
     ) -> tuple[list[tuple[float, Value]], float]:
         """Return the (domain weight, value) pairs on these batches, and |g_down|. Call in the learner's meta mode."""
         problems, g_down_norm = self.problems(batches, metric)
         with phase("meta: tangent"):
             return [(problem.weight, self.engine(problem)) for problem in problems], g_down_norm
 
-    def _meta_batch(self, batches: Sequence[Any], domain: str | None) -> tuple[Any, float]:
+    def _meta_batch(self, batches: Sequence[AnyBatch], domain: str | None) -> tuple[AnyBatch, float]:
         """Return rows of the first micro-batch with any of the domain, and their weight relative to the mean over processes.
 
         A process without such rows, if another has some, takes any batch at weight 0, so that all make the same passes.

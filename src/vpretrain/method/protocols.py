@@ -6,20 +6,31 @@ Nothing here depends on language or vision, and `algorithm.py` and `value.py` de
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from vpretrain.types import Json
 
 Parameters = dict[str, Tensor]
 """Named tensors over the alignment subset S: values of parameters, a gradient, or a direction."""
 
 
-AnyBatch = TypeVar("AnyBatch", bound=Any)
+AnyBatch: TypeAlias = Any
+"""A modality's own `Batch`."""
+Inputs: TypeAlias = Any
+"""A modality's own constructed inputs."""
+AnyState: TypeAlias = Any
+"""A modality's own `State`."""
+Context = AbstractContextManager[object]
+
+_Same = TypeVar("_Same", bound=Any)
 
 
-def with_tensors(batch: AnyBatch, change: Callable[[Tensor], Tensor]) -> AnyBatch:
+def with_tensors(batch: _Same, change: Callable[[Tensor], Tensor]) -> _Same:
     """Return a batch (a dataclass) with all its tensors changed."""
     changed = {name: change(value) for name, value in vars(batch).items() if isinstance(value, Tensor)}
     return replace(batch, **changed)
@@ -58,7 +69,7 @@ class State(Protocol):
 class Task:
     """A constructed prediction problem (x_c, y, m): input, target and side information (section 2.1)."""
 
-    inputs: Any
+    inputs: Inputs
     target: Any
     side: dict[str, Tensor] = field(default_factory=dict)
 
@@ -71,22 +82,29 @@ class Task:
         return {name.rpartition("_")[0]: value.mean() for name, value in self.side.items() if value.ndim == 1}
 
 
+Targets = Callable[[Inputs, AnyState], Task]
+"""A rule for the task, given its inputs and the learner's detached state for them."""
+
+
 class Stream(Protocol):
     """The unlabeled stream D_u."""
 
-    def next(self) -> list[Any]:
+    device: torch.device | str
+    """The device of its batches."""
+
+    def next(self) -> list[AnyBatch]:
         """Return the micro-batches of one learner step, with the rows of this process."""
         ...
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Json:
         """Return the JSON-ready cursor of this process."""
         ...
 
-    def merge(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def merge(self, states: Sequence[Json]) -> Json:
         """Return the whole stream's cursor from those of all processes."""
         ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Json) -> None:
         """Continue at a cursor: this process's or, with any number of processes, the whole stream's."""
         ...
 
@@ -94,7 +112,7 @@ class Stream(Protocol):
 class Feedback(Protocol):
     """The small labelled feedback set D_fb, by domain."""
 
-    def next(self) -> dict[str, Any]:
+    def next(self) -> dict[str, AnyBatch]:
         """Return one labelled batch per domain."""
         ...
 
@@ -103,9 +121,9 @@ class Feedback(Protocol):
         """The weight of each domain."""
         ...
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> Json: ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: Json) -> None: ...
 
 
 class Learner(Protocol):
@@ -121,16 +139,16 @@ class Learner(Protocol):
         """The device that batches must be on."""
         ...
 
-    def forward(self, inputs: Any, parameters: Parameters | None = None) -> Any:
+    def forward(self, inputs: Inputs, parameters: Parameters | None = None) -> AnyState:
         """Return the state for constructed inputs; `parameters` replace those of S, and then no other gets a gradient."""
         ...
 
-    def prepare(self, inputs: Any, parameters: Parameters) -> Any:
+    def prepare(self, inputs: Inputs, parameters: Parameters) -> Inputs:
         """Return inputs with all that does not depend on the parameters of S precomputed, for several evaluations."""
         ...
 
     def directional_derivative(
-        self, inputs: Any, parameters: Parameters, direction: Parameters, *, whole: bool
+        self, inputs: Inputs, parameters: Parameters, direction: Parameters, *, whole: bool
     ) -> Callable[[Task], Tensor]:
         """Return D_u L_pre at the parameters of S along u, as a function of the task; differentiable in phi.
 
@@ -138,11 +156,11 @@ class Learner(Protocol):
         """
         ...
 
-    def loss(self, state: Any, task: Task) -> Tensor:
+    def loss(self, state: AnyState, task: Task) -> Tensor:
         """L_pre: the self-supervised loss of a task, averaged over its targets. It contains no feedback."""
         ...
 
-    def evaluate(self, batch: Any, parameters: Parameters) -> Tensor:
+    def evaluate(self, batch: AnyBatch, parameters: Parameters) -> Tensor:
         """L_down: the evaluator's loss on a feedback batch (Eq 38), as a function of the parameters of S."""
         ...
 
@@ -161,7 +179,7 @@ class Learner(Protocol):
         """Whether a process can take its own gradient; not where theta is sharded."""
         ...
 
-    def shifted(self, at: Parameters, by: Parameters, step: float) -> Any:
+    def shifted(self, at: Parameters, by: Parameters, step: float) -> AbstractContextManager[Parameters | None]:
         """Return a context that gives the parameters of S at theta_S + step * u, to evaluate at inside it."""
         ...
 
@@ -177,19 +195,19 @@ class Learner(Protocol):
         """The trainable parameters."""
         ...
 
-    def meta_mode(self) -> Any:
+    def meta_mode(self) -> Context:
         """Return the context of a meta step: no dropout, no trace."""
         ...
 
-    def autocast(self) -> Any:
+    def autocast(self) -> Context:
         """Return the context of the learner's own precision, for passes that are differentiated once, backwards."""
         ...
 
-    def looking_ahead(self, batch: Any) -> Any:
+    def looking_ahead(self, batch: AnyBatch) -> Context:
         """Return the context of a meta update just before the step that begins with this batch; both may share computations."""
         ...
 
-    def without_fused_kernels(self) -> Any:
+    def without_fused_kernels(self) -> Context:
         """Return a context in which all operations can be differentiated twice, or in forward mode; slower."""
         ...
 
@@ -197,11 +215,11 @@ class Learner(Protocol):
 class Construction(Protocol):
     """c_phi: makes the task. A control is a construction without parameters."""
 
-    def inputs(self, batch: Any) -> Any:
+    def inputs(self, batch: AnyBatch) -> Inputs:
         """Return the learner's inputs (vision: views; language: the batch itself)."""
         ...
 
-    def targets(self, inputs: Any, state: Any) -> Task:
+    def targets(self, inputs: Inputs, state: AnyState) -> Task:
         """Return the task, given its inputs and the learner's detached state for them; differentiable in phi."""
         ...
 
@@ -221,6 +239,6 @@ class Construction(Protocol):
 class TiltedConstruction(Construction, Protocol):
     """A construction that mixes the base task with a tilted one, see `vpretrain.method.strength`."""
 
-    def ends(self) -> tuple[Callable[[Any, Any], Task], Callable[[Any, Any], Task]]:
+    def ends(self) -> tuple[Targets, Targets]:
         """Return the targets of the base task and of the tilted one, as functions of inputs and state."""
         ...

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vpretrain import distributed
-from vpretrain.method.protocols import Construction, Learner, Task
+from vpretrain.method.protocols import AnyBatch, Construction, Learner, Task
 from vpretrain.timing import phase
 
 
@@ -51,7 +50,7 @@ class MicroStep:
 
 
 def learner_losses(
-    learner: Learner, construction: Construction, batches: Sequence[Any], *, total: float | None = None
+    learner: Learner, construction: Construction, batches: Sequence[AnyBatch], *, total: float | None = None
 ) -> Iterator[MicroStep]:
     """Yield the micro-steps of a learner step, one per micro-batch.
 

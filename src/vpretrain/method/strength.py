@@ -30,7 +30,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from vpretrain.types import Json
 
 FIRST, LONGEST = 8, 512  # learner steps until the first judgement, and at most between two judgements
 _REMEMBERED, _MEMORY = 4, 0.5  # judgements that count, and the weight of each relative to the next
@@ -115,11 +117,11 @@ class Strength:
         elif len(self.judgements) > 1 and gain > _ERRORS * error:
             self.radius = min(_WIDEST, self.radius * 2)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Json:
         """Return the state for a checkpoint, as JSON."""
         return dict(vars(self))
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Json) -> None:
         """Restore the state."""
         vars(self).update(state, judgements=[Judgement(*seen) for seen in state["judgements"]])
 

@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_map_only
 
 from vpretrain import distributed
 from vpretrain.config import ValueConfig
-from vpretrain.method.protocols import Construction, Learner, Parameters, Task
+from vpretrain.method.protocols import AnyBatch, Construction, Inputs, Learner, Parameters, Task
 from vpretrain.timing import phase
 
 
@@ -87,14 +87,14 @@ class MetaProblem:
 
     learner: Learner
     construction: Construction
-    batch: Any
+    batch: AnyBatch
     theta_S: Parameters
     g_down: Parameters
     align: Align
     share: float = 1.0
     weight: float = 1.0
 
-    def inputs(self) -> Any:
+    def inputs(self) -> Inputs:
         """Return the learner's inputs, prepared for several evaluations."""
         return self.learner.prepare(self.construction.inputs(self.batch), self.theta_S)
 
@@ -247,7 +247,7 @@ def engine(config: ValueConfig) -> Engine:
     return ENGINES[config.engine]
 
 
-def _linearise(problem: MetaProblem, inputs: Any) -> tuple[Tensor | None, Parameters, Task]:
+def _linearise(problem: MetaProblem, inputs: Inputs) -> tuple[Tensor | None, Parameters, Task]:
     """Return the value (None for a linear Align, which needs no g_pre here), the direction u and the task."""
     learner, construction = problem.learner, problem.construction
     g_down, align = problem.g_down, problem.align
@@ -269,7 +269,7 @@ def _linearise(problem: MetaProblem, inputs: Any) -> tuple[Tensor | None, Parame
     return align(g_down, g_pre).detach(), align.direction(g_down, g_pre), task
 
 
-def _cut(thing: Any, made: list[Tensor]) -> Callable[[Sequence[Tensor]], Any]:
+def _cut(thing: Inputs, made: list[Tensor]) -> Callable[[Sequence[Tensor]], Any]:
     """Append a dataclass's tensors with a graph to phi to `made`; return a function that rebuilds it with other tensors."""
     start = len(made)
 

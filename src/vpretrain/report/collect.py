@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from vpretrain.compare.results import START, over_seeds, run_name
 from vpretrain.compare.tables import cells, remarks
@@ -16,6 +15,7 @@ from vpretrain.errors import UserError
 from vpretrain.files import Lines
 from vpretrain.modality import modality_of
 from vpretrain.recipe import load_recipe
+from vpretrain.types import Json
 
 # The keys that a report needs in these files.
 _COMPARED = {"arms", "differences", "of", "seeds", "versions"}
@@ -38,10 +38,10 @@ class Run:
 
     directory: Path
     recipe: Recipe
-    result: dict[str, Any]
+    result: Json
     metrics: Lines = field(repr=False)
     scores: Lines = field(repr=False)
-    provenance: dict[str, Any]
+    provenance: Json
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ class Study:
 
     directory: Path
     recipe: Recipe
-    results: dict[str, Any]
+    results: Json
     runs: Mapping[str, Sequence[Run]]
-    probe: dict[str, Any]
-    profile: dict[str, Any]
+    probe: Json
+    profile: Json
     missing: list[str]
 
     @property
@@ -71,7 +71,7 @@ class Study:
         return "differences" in self.results
 
     @property
-    def start(self) -> dict[str, Any]:
+    def start(self) -> Json:
         """Results of the untouched learner; empty: not measured."""
         return self.results["arms"].get(START, {})
 
@@ -130,7 +130,7 @@ def _alone(directory: Path) -> Study:
     return Study(directory, run.recipe, results, {run.recipe.arm: [run]}, *_extras(directory), missing)
 
 
-def _extras(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _extras(directory: Path) -> tuple[Json, Json]:
     """Return the results of probe and profile."""
     return _json(directory / "probe.json", _PROBED), _json(directory / "profile.json", _PROFILED)
 
@@ -146,7 +146,7 @@ def _run(directory: Path) -> Run:
     )
 
 
-def _json(file: Path, needed: set[str]) -> dict[str, Any]:
+def _json(file: Path, needed: set[str]) -> Json:
     """Return the content of a file; empty if there is no such file."""
     if not file.exists():
         return {}

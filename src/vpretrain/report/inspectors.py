@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -12,6 +11,7 @@ from vpretrain.errors import UserError
 from vpretrain.recipe import load_recipe
 from vpretrain.report.collect import read_log
 from vpretrain.run.card import without_folders
+from vpretrain.types import Json
 
 TITLES = {"language": "Token inspector", "vision": "Mask inspector"}
 
@@ -32,7 +32,7 @@ def inspectors(run: Path) -> list[Markup]:
     if not recipe.arms[recipe.arm].steered:
         return []
     kind, find = {"language": ("tokens", _tokens), "vision": ("views", _views)}[recipe.modality]
-    shown: dict[str, Any] = {"kind": kind, "title": TITLES[recipe.modality], "missing": None}
+    shown: Json = {"kind": kind, "title": TITLES[recipe.modality], "missing": None}
     try:
         shown["found"] = find(run)
     except UserError as error:
@@ -41,7 +41,7 @@ def inspectors(run: Path) -> list[Markup]:
     return [Markup(environment.get_template("inspector.html").render(shown))]
 
 
-def _tokens(run: Path) -> dict[str, Any]:
+def _tokens(run: Path) -> Json:
     from vpretrain.language.inspection.tokens import tokens
 
     found = tokens(run)
@@ -49,7 +49,7 @@ def _tokens(run: Path) -> dict[str, Any]:
     return found | {"values_known": known}
 
 
-def _views(run: Path) -> dict[str, Any]:
+def _views(run: Path) -> Json:
     from vpretrain.vision.task.views import recorded_views
 
     recipe, points = load_recipe(run / "recipe.yaml"), recorded_views(run)

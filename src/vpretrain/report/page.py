@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -26,6 +25,7 @@ from vpretrain.report.collect import Study, collect
 from vpretrain.report.inspectors import TITLES, inspectors
 from vpretrain.report.verdict import notes, verdict, warnings
 from vpretrain.run.card import HASHES, data_cells, without_folders
+from vpretrain.types import Json
 
 _OWN = ("name", "output", "arm", "seed")  # settings that always differ between the runs of a comparison
 
@@ -63,7 +63,7 @@ def page(studies: Sequence[Study]) -> str:
     )
 
 
-def _study(study: Study, number: int) -> dict[str, Any]:
+def _study(study: Study, number: int) -> Json:
     """Return the template's variables for a study."""
     draws = plots.drawable()
     first, others = plots.steps(study) if draws else ([], [])
@@ -168,7 +168,7 @@ def _cost(study: Study) -> Table | None:
     return Table("What the runs took; evaluation, saving and loading are not counted", rows)
 
 
-def _phases(found: dict[str, Any]) -> Table | None:
+def _phases(found: Json) -> Table | None:
     if not found:
         return None
     total = sum(found["phases"].values())
@@ -201,7 +201,7 @@ def _settings(study: Study) -> list[tuple[Table, bool]]:
     return [*tables, (Table("Settings that are the defaults", [head, *rest]), True)]
 
 
-def _setting(value: Any) -> str:
+def _setting(value: object) -> str:
     """Format a value as in a recipe; of absolute paths only the last part: home directories have names, reviews are blind."""
     return without_folders(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
@@ -218,7 +218,7 @@ def _inspectors(study: Study) -> list[tuple[str, list[Markup]]]:
     return [(f"{TITLES[study.recipe.modality]}: {name}", fragments) for name, fragments in found if fragments]
 
 
-def _number(value: Any) -> str:
+def _number(value: object) -> str:
     return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else f"{value:,}"
 
 

@@ -11,7 +11,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
@@ -21,6 +21,10 @@ from vpretrain.modality import modality_of
 from vpretrain.plot import pyplot
 from vpretrain.report.collect import Run, Study
 from vpretrain.report.curves import Series, between_seeds, thin
+from vpretrain.types import Json, Keywords
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Colours given to matplotlib, and the page's colours that replace them.
 _INK, _FAINT = "#010101", "#010102"
@@ -30,7 +34,7 @@ _COLOURS = {_INK: "currentColor", _FAINT: "var(--faint)"} | {
 }
 _LINES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_STYLE: dict[str, Any] = {
+_STYLE: Keywords = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -116,7 +120,7 @@ def differences(study: Study) -> list[Markup]:
     return pictures
 
 
-def probe(found: Mapping[str, Any]) -> list[Markup]:
+def probe(found: Json) -> list[Markup]:
     """Plot realised against predicted drops of the feedback loss."""
     realised = [step["realised"] for step in found["steps"]]
     pictures = []
@@ -128,13 +132,13 @@ def probe(found: Mapping[str, Any]) -> list[Markup]:
     return pictures
 
 
-def profile(found: Mapping[str, Any]) -> Markup:
+def profile(found: Json) -> Markup:
     """Plot the time of a step by phase: those of ordinary pretraining, and those that the designer adds."""
     from vpretrain.inspection.profile import ORDINARY  # needs torch
 
     names = sorted(found["phases"], key=found["phases"].get)
 
-    def draw(axis: Any) -> None:
+    def draw(axis: Axes) -> None:
         for ordinary, colour, hatch in ((True, _SERIES[0], ""), (False, _SERIES[1], "//")):
             chosen = [(place, found["phases"][n]) for place, n in enumerate(names) if (n in ORDINARY) is ordinary]
             label = "ordinary pretraining" if ordinary else f"added: {found['added']['ratio']:.1%} of it"
@@ -175,7 +179,7 @@ def _evaluation(
 ) -> Markup:
     ends: dict[str, tuple[int | None, float]] = {}
 
-    def draw(axis: Any) -> None:
+    def draw(axis: Axes) -> None:
         for number, (arm, series) in enumerate(curves.items()):
             if not series:
                 continue
@@ -203,13 +207,13 @@ def _steps(curves: Mapping[str, Sequence[Series]], title: str) -> Markup:
     bands = {arm: thin(series) for arm, series in curves.items() if series}
     numbers = {arm: number for number, arm in enumerate(curves)}
 
-    def draw(axis: Any) -> None:
+    def draw(axis: Axes) -> None:
         for arm, band in bands.items():
             colour = _SERIES[numbers[arm] % len(_SERIES)]
             axis.fill_between(band.x, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
             line = _LINES[numbers[arm] % len(_LINES)]
             every = max(1, len(band.x) // 8)
-            marker = {"marker": _MARKERS[numbers[arm] % len(_MARKERS)], "markersize": 3.5, "markevery": every}
+            marker: Keywords = {"marker": _MARKERS[numbers[arm] % len(_MARKERS)], "markersize": 3.5, "markevery": every}
             axis.plot(band.x, band.mean, color=colour, linestyle=line, linewidth=1.2, **marker)
         _name_axes(axis, title, "steps")
         _label(axis, {arm: (numbers[arm], float(band.mean[-1])) for arm, band in bands.items()})
@@ -224,7 +228,7 @@ def _steps(curves: Mapping[str, Sequence[Series]], title: str) -> Markup:
 def _intervals(rows: Sequence[tuple[str, str, Mapping[str, float]]], title: str) -> Markup:
     kinds = list(dict.fromkeys(kind for _, kind, _ in rows))
 
-    def draw(axis: Any) -> None:
+    def draw(axis: Axes) -> None:
         for place, (_, kind, found) in enumerate(rows):
             number = kinds.index(kind)
             colour, y = _SERIES[number % len(_SERIES)], -place
@@ -243,7 +247,7 @@ def _intervals(rows: Sequence[tuple[str, str, Mapping[str, float]]], title: str)
 
 
 def _scatter(predicted: Sequence[float], realised: Sequence[float], title: str) -> Markup:
-    def draw(axis: Any) -> None:
+    def draw(axis: Axes) -> None:
         axis.axline((0, 0), slope=1, color=_INK, linewidth=0.8, linestyle="--")
         axis.plot(predicted, realised, "o", color=_SERIES[0], markersize=4)
         _name_axes(axis, title, "predicted drop of the feedback loss")
@@ -252,7 +256,7 @@ def _scatter(predicted: Sequence[float], realised: Sequence[float], title: str) 
     return _svg(draw, f"Realised against predicted drop, {title}; on the dashed line both are equal", left=62, right=14)
 
 
-def _name_axes(axis: Any, title: str, x_name: str) -> None:
+def _name_axes(axis: Axes, title: str, x_name: str) -> None:
     axis.set_title(_short(title, 60))
     axis.set_xlabel(x_name)
     axis.locator_params(nbins=5)
@@ -262,7 +266,7 @@ def _name_axes(axis: Any, title: str, x_name: str) -> None:
     axis.yaxis.set_major_formatter("{x:.4g}")
 
 
-def _label(axis: Any, ends: Mapping[str, tuple[int | None, float]]) -> None:
+def _label(axis: Axes, ends: Mapping[str, tuple[int | None, float]]) -> None:
     """Write names at the curves' ends, each after a piece of its line, moved apart where they would overlap."""
     low, high = axis.get_ylim()
     gap, floor = 0.085, -1.0
@@ -273,7 +277,7 @@ def _label(axis: Any, ends: Mapping[str, tuple[int | None, float]]) -> None:
         floor = y + gap
         colour = _INK if number is None else _SERIES[number % len(_SERIES)]
         style: Any = (0, (1, 3)) if number is None else _LINES[number % len(_LINES)]
-        how = {"color": colour, "transform": axis.transAxes, "clip_on": False}
+        how: Keywords = {"color": colour, "transform": axis.transAxes, "clip_on": False}
         axis.plot([1.02, 1.1], [y, y], linestyle=style, linewidth=1.4, **how)
         if number is not None:
             axis.plot(1.06, y, _MARKERS[number % len(_MARKERS)], markersize=4, **how)
@@ -288,10 +292,10 @@ def _short(text: str, longest: int = _LONGEST) -> str:
 
 
 def _svg(
-    draw: Callable[[Any], None],
+    draw: Callable[[Axes], None],
     told: str,
     *,
-    names: Sequence[str] | Mapping[str, Any] = (),
+    names: Sequence[str] | Json = (),
     left: float = 46,
     right: float | None = None,
     width: float = _WIDTH,

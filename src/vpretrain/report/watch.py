@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
@@ -25,6 +24,7 @@ from vpretrain.errors import UserError
 from vpretrain.modality import modality_of
 from vpretrain.recipe import load_recipe
 from vpretrain.run.lock import LOCK, holder
+from vpretrain.types import Json
 
 REFRESH_SECONDS = 1.0
 _RECENT = 20  # steps that the speed is measured over
@@ -79,7 +79,7 @@ class Tail:
         self._file: tuple[int, int] | None = None
         self._offset = 0
 
-    def read(self) -> tuple[bool, list[dict[str, Any]]]:
+    def read(self) -> tuple[bool, list[Json]]:
         """Return whether the log has restarted, and the lines added since the last call, or since the restart."""
         try:
             with self.path.open("rb") as file:
@@ -141,15 +141,15 @@ class RunView:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.recipe: Recipe | None = None
-        self.result: dict[str, Any] | None = None
+        self.result: Json | None = None
         self.process: int | None = None
-        self.score: dict[str, Any] | None = None
+        self.score: Json | None = None
         self._recipe_of = 0
         self._log, self._scores = Tail(directory / "metrics.jsonl"), Tail(directory / "scores.jsonl")
         self._begin_anew()
 
     def _begin_anew(self) -> None:
-        self.last: dict[str, Any] = {}
+        self.last: Json = {}
         self.curves: dict[str, Curve] = {}
         self._recent: deque[tuple[float, float]] = deque(maxlen=_RECENT)
 
@@ -171,7 +171,7 @@ class RunView:
         anew, scores = self._scores.read()
         self.score = scores[-1] if scores else None if anew else self.score
 
-    def _add(self, line: dict[str, Any], recipe: Recipe) -> None:
+    def _add(self, line: Json, recipe: Recipe) -> None:
         if not all(_is_number(line.get(key)) for key in ("step", "seconds")):
             return
         self.last = line
@@ -339,14 +339,14 @@ def _members(directory: Path) -> list[str]:
     return sorted({path.parent.name for name in ("recipe.yaml", LOCK) for path in directory.glob(f"*/{name}")})
 
 
-def _objects(text: bytes) -> Iterator[dict[str, Any]]:
+def _objects(text: bytes) -> Iterator[Json]:
     for line in text.splitlines():
         with contextlib.suppress(ValueError, RecursionError):
             if isinstance(found := json.loads(line), dict):
                 yield found
 
 
-def _read(file: Path) -> dict[str, Any] | None:
+def _read(file: Path) -> Json | None:
     """Return the content of a file that is written as a whole; None if there is none."""
     try:
         return next(_objects(file.read_bytes().replace(b"\n", b" ")), None)
@@ -361,7 +361,7 @@ def _resident_bytes(process: int) -> int | None:
     return None
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vpretrain.config import Recipe
+from vpretrain.types import Json
 
 if TYPE_CHECKING:
     from vpretrain.run.hooks import Hook
@@ -20,7 +21,7 @@ def run_recipe(
     accept_changes: bool = False,
     until: float = 1.0,
     hooks: Sequence[Hook] = (),
-) -> dict[str, Any]:
+) -> Json:
     """Run a recipe's arm: train, export, evaluate.
 
     Args:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from vpretrain import distributed
 from vpretrain.config import BudgetConfig
+from vpretrain.types import Json
 
 
 class Budget:
@@ -75,11 +75,11 @@ class Budget:
         """Estimate the training seconds left after `steps_done` steps, for the progress bar."""
         return self._config.seconds_left(steps_done, self.seconds)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Json:
         """Return the state at the end of the current step."""
         return {"step": self.step + self._in_step, "seconds": self.seconds}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Json) -> None:
         """Restore the state of a checkpoint."""
         self.step, self._spent = state["step"], state["seconds"]
 

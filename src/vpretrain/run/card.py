@@ -8,9 +8,8 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -20,6 +19,7 @@ from vpretrain.files import write_whole
 from vpretrain.modality import modality_of
 from vpretrain.recipe import flat, load_recipe
 from vpretrain.run.versions import versions
+from vpretrain.types import Json
 
 _CITATION = """```bibtex
 @misc{vpretraining2026,
@@ -57,7 +57,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _MARKUP = re.compile(r"([\\`*_\[\]#|~$@]|:(?=//))")
 
 
-def provenance(recipe: Recipe) -> dict[str, Any]:
+def provenance(recipe: Recipe) -> Json:
     """Return a run's versions, known base and data fingerprints as JSON; the data are None if they are gone."""
     try:
         data = modality_of(recipe).fingerprints(recipe)
@@ -66,7 +66,7 @@ def provenance(recipe: Recipe) -> dict[str, Any]:
     return {"versions": versions(), "base": _base(recipe), "data": data}
 
 
-def write_card(run: Path, model: Path, *, result: dict[str, Any] | None = None) -> None:
+def write_card(run: Path, model: Path, *, result: Json | None = None) -> None:
     """Write the card of a run beside its model.
 
     Args:
@@ -81,9 +81,7 @@ def write_card(run: Path, model: Path, *, result: dict[str, Any] | None = None) 
     write_whole(model / "README.md", model_card(recipe, result, made, comparison))
 
 
-def model_card(
-    recipe: Recipe, result: Mapping[str, Any], made: Mapping[str, Any], comparison: Mapping[str, Any]
-) -> str:
+def model_card(recipe: Recipe, result: Json, made: Json, comparison: Json) -> str:
     """Return the card's text.
 
     Args:
@@ -105,7 +103,7 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _front(recipe: Recipe, made: Mapping[str, Any]) -> str:
+def _front(recipe: Recipe, made: Json) -> str:
     """Return the metadata that the hub reads; it contains only what is known."""
     from huggingface_hub import ModelCardData
 
@@ -137,7 +135,7 @@ def _base(recipe: Recipe) -> dict[str, str]:
     return known if local or not _HUB_NAME.fullmatch(name) else known | {"base_model": name}
 
 
-def _done(recipe: Recipe, result: Mapping[str, Any]) -> Iterator[str]:
+def _done(recipe: Recipe, result: Json) -> Iterator[str]:
     unit, updates = recipe.unit, result["meta_updates"]
     yield f"- Base learner: {_text(without_folders(recipe.learner.name))}" + (
         " (LoRA; merged here, the adapter is in adapter/)" if getattr(recipe.learner, "lora", None) else ""
@@ -155,7 +153,7 @@ def _done(recipe: Recipe, result: Mapping[str, Any]) -> Iterator[str]:
         yield "- Exported from a checkpoint, before the run had ended: not evaluated"
 
 
-def _settings(recipe: Recipe, result: Mapping[str, Any]) -> list[str]:
+def _settings(recipe: Recipe, result: Json) -> list[str]:
     """Return the settings that are not defaults, and a few that readers look for."""
     everything = flat(recipe.model_dump(mode="json"))
     changed = flat(recipe.model_dump(mode="json", exclude_defaults=True))
@@ -175,13 +173,13 @@ def _of_source(name: str) -> bool:
     return name.split(".")[1:2] in (["sources"], ["heads"], ["meta"])
 
 
-def _data(made: Mapping[str, Any]) -> list[str]:
+def _data(made: Json) -> list[str]:
     if made["data"] is None:
         return ["The data were gone when this card was written."]
     return [*_table(data_cells(made["data"])), "", HASHES]
 
 
-def data_cells(data: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+def data_cells(data: Sequence[Json]) -> list[list[str]]:
     """Return the cells of the table of data fingerprints, row by row; the first row names the columns."""
     rows = [["role", "origin", "rows at most", "fingerprint"]]
     for source in data:
@@ -195,7 +193,7 @@ def data_cells(data: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return rows
 
 
-def _results(recipe: Recipe, result: Mapping[str, Any], comparison: Mapping[str, Any]) -> list[str]:
+def _results(recipe: Recipe, result: Json, comparison: Json) -> list[str]:
     metrics = modality_of(recipe).metrics
     told = {"arm", "seed", "steps", recipe.unit, "seconds", "meta_updates"}
     rows = [
@@ -228,7 +226,7 @@ def _text(text: str) -> str:
     return _MARKUP.sub(r"\\\1", html.escape(line, quote=False))
 
 
-def _number(value: Any) -> str:
+def _number(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -237,7 +235,7 @@ def without_folders(name: str) -> str:
     return Path(name).name if name.startswith(("/", "~")) else name
 
 
-def _comparison(file: Path, result: Mapping[str, Any]) -> dict[str, Any]:
+def _comparison(file: Path, result: Json) -> Json:
     """Return the comparison that includes a run, in its present state; empty if there is none or the file is invalid."""
     try:
         comparison = _read(file)
@@ -252,5 +250,5 @@ def _comparison(file: Path, result: Mapping[str, Any]) -> dict[str, Any]:
     return told if (result["seed"], result["seconds"]) in runs else {}
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> Json:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}

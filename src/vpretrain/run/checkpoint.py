@@ -27,16 +27,18 @@ from vpretrain import distributed
 from vpretrain.console import console
 from vpretrain.errors import UserError
 from vpretrain.files import remove, sync
+from vpretrain.method.protocols import Learner
+from vpretrain.types import Json, Keywords
 
 Tensors = dict[str, Mapping[str, Tensor]]
 """Named groups of named tensors: one file per group, or one per process if they are sharded."""
 
 MANIFEST = "manifest.json"
-_PLAIN: dict[str, Any] = {"style": "yellow", "markup": False, "highlight": False, "soft_wrap": True}
+_PLAIN: Keywords = {"style": "yellow", "markup": False, "highlight": False, "soft_wrap": True}
 _FILE = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)(\.\d+-of-\d+)?\.(safetensors|json)")  # a name, not a path
 
 
-def save_checkpoint(root: Path, step: int, groups: Tensors, state: dict[str, Any], *, keep: int) -> Path:
+def save_checkpoint(root: Path, step: int, groups: Tensors, state: Json, *, keep: int) -> Path:
     """Write `root/step-NNNNNNNN`; then, if it reads back unchanged, remove older ones until `keep` are left.
 
     An intact checkpoint of the same step is not written again. All processes call this together.
@@ -62,7 +64,7 @@ def save_checkpoint(root: Path, step: int, groups: Tensors, state: dict[str, Any
     return final
 
 
-def _try(final: Path, act: Callable[..., Any], *arguments: Any) -> Any:
+def _try(final: Path, act: Callable[..., Any], *arguments: object) -> Any:
     try:
         return act(*arguments)
     except (OSError, SafetensorError) as error:
@@ -75,7 +77,7 @@ def _begin(root: Path, aside: Path) -> None:
     aside.mkdir(parents=True)
 
 
-def _write_groups(aside: Path, groups: Tensors) -> dict[str, Any]:
+def _write_groups(aside: Path, groups: Tensors) -> Json:
     """Write this process's part of the groups; return the files' descriptions."""
     described = {}
     for name, tensors in groups.items():
@@ -94,7 +96,7 @@ def _write_groups(aside: Path, groups: Tensors) -> dict[str, Any]:
     return described
 
 
-def _finish(root: Path, aside: Path, final: Path, state: dict[str, Any], manifest: dict[str, Any]) -> None:
+def _finish(root: Path, aside: Path, final: Path, state: Json, manifest: Json) -> None:
     (aside / "state.json").write_text(json.dumps(state), encoding="utf-8")
     sync(aside / "state.json")
     manifest["state.json"] = _described(aside / "state.json")
@@ -140,7 +142,7 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def load_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any]]:
+def load_checkpoint(path: Path) -> tuple[Tensors, Json]:
     """Read a checkpoint.
 
     Raises:
@@ -158,7 +160,7 @@ def load_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any]]:
         raise UserError(f"the checkpoint {path} cannot be read ({error}); remove it to use the one before") from error
 
 
-def load_newest(root: Path) -> tuple[Tensors, dict[str, Any]]:
+def load_newest(root: Path) -> tuple[Tensors, Json]:
     """Read the newest intact checkpoint, with a warning for each newer one that is damaged.
 
     Raises:
@@ -191,7 +193,7 @@ def load_designer(designer: nn.Module, run: str) -> None:
     designer.load_state_dict(start, strict=False)
 
 
-def load_parameters(module: Any, tensors: Mapping[str, Tensor]) -> None:
+def load_parameters(module: Learner | nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Load a checkpoint's values into trainable parameters. Raises UserError for other names or shapes."""
     load_tensors({name: p.data for name, p in module.named_parameters()}, tensors)
 
@@ -245,6 +247,6 @@ def _read(files: Sequence[Path]) -> Mapping[str, Tensor]:
     return {name: tensor.clone() for name, tensor in load_file(files[0]).items()}
 
 
-def _described(path: Path) -> dict[str, Any]:
+def _described(path: Path) -> Json:
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
@@ -15,6 +14,7 @@ from vpretrain.pretrained import first_line
 from vpretrain.recipe import load_recipe
 from vpretrain.run.card import write_card
 from vpretrain.run.checkpoint import checkpoints, load_newest, load_parameters
+from vpretrain.types import Json
 
 
 def export(run: str, target: str) -> None:
@@ -48,7 +48,7 @@ def export(run: str, target: str) -> None:
         write_card(source, aside, result=figures)
 
 
-def export_checkpoint(recipe: Recipe, checkpoints: Path, directory: Path) -> dict[str, Any]:
+def export_checkpoint(recipe: Recipe, checkpoints: Path, directory: Path) -> Json:
     """Write the learner of the newest checkpoint, which may be sharded; return the run's state in it. Raises UserError."""
     learner, write = modality_of(recipe).load_learner(recipe)
     groups, state = load_newest(checkpoints)

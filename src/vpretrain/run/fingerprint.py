@@ -6,13 +6,14 @@ import hashlib
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+
+from vpretrain.types import Json
 
 MOST = 2**30  # bytes of a source that are read, at most
 _END = 2**20
 
 
-def of_files(files: Sequence[Path], root: Path | None = None) -> dict[str, Any]:
+def of_files(files: Sequence[Path], root: Path | None = None) -> Json:
     """Return the number of local files, their bytes and their SHA-256.
 
     For one file the hash is what `sha256sum` prints; for several, the hash of the lines that it prints for them under `root`.
@@ -34,11 +35,11 @@ def of_files(files: Sequence[Path], root: Path | None = None) -> dict[str, Any]:
     return {"files": len(files), "bytes": sum(sizes), "sha256": digest, **of}
 
 
-def of_hub(name: str, config: str | None, split: str) -> dict[str, Any]:
+def of_hub(name: str, config: str | None, split: str) -> Json:
     """Return the revision of a hub data set and its number of rows; both None if they are not available."""
     import datasets
 
-    found: dict[str, Any] = {"hub": name, "config": config, "split": split, "revision": None, "rows": None}
+    found: Json = {"hub": name, "config": config, "split": split, "revision": None, "rows": None}
     try:
         builder = datasets.load_dataset_builder(name, config)
         splits = builder.info.splits or {}
@@ -47,7 +48,7 @@ def of_hub(name: str, config: str | None, split: str) -> dict[str, Any]:
         return found
 
 
-def generated(package: str, **asked: Any) -> dict[str, Any]:
+def generated(package: str, **asked: object) -> Json:
     """Return the arguments of generated data, and the package that made it."""
     try:
         return {**asked, "package": f"{package} {version(package)}"}

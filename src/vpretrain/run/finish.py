@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,12 +14,13 @@ from vpretrain.console import console
 from vpretrain.files import whole_directory, write_whole
 from vpretrain.run.card import provenance, write_card
 from vpretrain.run.export import export_checkpoint
+from vpretrain.types import Json
 
 if TYPE_CHECKING:
     from vpretrain.run.session import Session
 
 
-def finish(session: Session) -> dict[str, Any]:
+def finish(session: Session) -> Json:
     """Export, evaluate, and write result.json, which marks a run as finished; return its content."""
     result = _figures(session)
     if session.budget.step:
@@ -34,7 +35,7 @@ def finish(session: Session) -> dict[str, Any]:
     return result
 
 
-def _figures(session: Session) -> dict[str, Any]:
+def _figures(session: Session) -> Json:
     recipe, unit = session.recipe, session.recipe.unit
     steps, seconds = session.budget.step, session.budget.seconds
     return {
@@ -63,7 +64,7 @@ def _export(session: Session, sharded: bool) -> None:
         session.parts.illustrate(session.directory)
 
 
-def _write(session: Session, result: dict[str, Any]) -> None:
+def _write(session: Session, result: Json) -> None:
     if result["steps"]:
         with console.status(f"{session.recipe.arm}: hashing the data"):
             write_whole(session.directory / "provenance.json", json.dumps(provenance(session.recipe), indent=1))

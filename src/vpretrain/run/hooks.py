@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from vpretrain import distributed
 from vpretrain.method.algorithm import StepRecord
 from vpretrain.run.log import METRICS, SCORES, VIEWS, append
 from vpretrain.run.tracking import Trackers
+from vpretrain.types import Json
 
 if TYPE_CHECKING:
     from vpretrain.run.session import Session
@@ -43,17 +44,17 @@ class Hook:
     def after_training(self, session: Session) -> None:
         """Called when the budget is spent and a checkpoint written."""
 
-    def after_run(self, session: Session, result: dict[str, Any]) -> None:
+    def after_run(self, session: Session, result: Json) -> None:
         """Called when the run was evaluated and exported."""
 
     def close(self) -> None:
         """Called when the run has ended, in any way."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Json:
         """Return the hook's state for a checkpoint, as JSON."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Json) -> None:
         """Restore the state."""
 
 
@@ -87,7 +88,7 @@ class Tracking(Hook):
         main = distributed.is_rank_0()
         self._trackers = Trackers(session.recipe, session.budget.step, resumed=session.resumed, main=main)
 
-    def log(self, kind: str, figures: dict[str, Any], step: int) -> None:
+    def log(self, kind: str, figures: Json, step: int) -> None:
         """Send metrics to all trackers."""
         if self._trackers is not None:
             self._trackers.log(kind, figures, step)
@@ -95,7 +96,7 @@ class Tracking(Hook):
     def after_step(self, session: Session, record: StepRecord) -> None:
         self.log("train", session.line, record.step)
 
-    def after_run(self, session: Session, result: dict[str, Any]) -> None:
+    def after_run(self, session: Session, result: Json) -> None:
         self.log("evaluation", result, result["steps"])
 
     def close(self) -> None:

@@ -6,16 +6,16 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from vpretrain import distributed
 from vpretrain.files import write_whole
 from vpretrain.run.random_state import random_state, set_random_state
+from vpretrain.types import Json
 
 METRICS, SCORES, VIEWS = LOGS = ("metrics.jsonl", "scores.jsonl", "views.jsonl")
 
 
-def append(log: Path, line: dict[str, Any], find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def append(log: Path, line: Json, find: Callable[[], Json]) -> Json:
     """Append a line with the result of `find`, on which no later step depends; return the result."""
     random = random_state()
     found = find()

@@ -6,7 +6,6 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from vpretrain.config import OptimizerConfig
 from vpretrain.errors import NonFinite
 from vpretrain.run.checkpoint import placed
+from vpretrain.types import Json
 
 _RECENT, _FEWEST = 64, 8  # most and fewest losses that a loss spike is measured against
 FINAL_SHARE = 0.1  # linear and cosine schedules end at this fraction of the peak learning rate
@@ -100,11 +100,11 @@ class AdamW:
         """
         return adamw_metric(self.torch, {name: self.parameters[name] for name in names})
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Json:
         """Return counters and recent losses; the moments are in `optimizer_tensors`."""
         return {"steps": self.steps, "skipped": self.skipped, "horizon": self.horizon, "losses": list(self._losses)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Json) -> None:
         """Restore the counters and losses."""
         self.steps, self.skipped, self.horizon = state["steps"], state["skipped"], state["horizon"]
         self._losses.clear()

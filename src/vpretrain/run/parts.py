@@ -13,6 +13,7 @@ from torch import nn
 from vpretrain.method.algorithm import StepRecord
 from vpretrain.method.meta import MetaUpdate
 from vpretrain.method.protocols import Construction, Feedback, Learner, Stream
+from vpretrain.types import Json
 
 
 @dataclass
@@ -49,12 +50,12 @@ class Parts:
     base: Construction
     meta: MetaUpdate | None
     designer: nn.Module | None
-    evaluate: Callable[[], dict[str, Any]]
-    warning: Callable[[dict[str, Any]], str | None]
+    evaluate: Callable[[], Json]
+    warning: Callable[[Json], str | None]
     export: Callable[[Path], None]
-    train: Callable[[Any, Iterable[int], Callable[[StepRecord], Any]], None] | None = None
+    train: Callable[[Any, Iterable[int], Callable[[StepRecord], object]], None] | None = None
     warm_up: Callable[[], None] | None = None
-    look: Callable[[], dict[str, Any]] | None = None
+    look: Callable[[], Json] | None = None
     illustrate: Callable[[Path], Path] | None = None
     modules: dict[str, nn.Module] = field(default_factory=dict)
     optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
-from vpretrain.method.protocols import Stream
+from vpretrain.method.protocols import AnyBatch, Stream
+from vpretrain.types import Json
 
 
-def prefetched(stream: Any, steps: int, device: torch.device) -> Any:
+def prefetched(stream: Stream, steps: int, device: torch.device) -> Stream:
     """Return the stream on a device: as it is, or read ahead by this number of learner steps."""
     if steps:
         return Prefetched(stream, steps, device)
@@ -38,12 +39,14 @@ class Prefetched:
     """
 
     def __init__(self, stream: Stream, steps: int, device: torch.device) -> None:
-        self.stream, self.steps, self.device = stream, steps, device
+        self.stream, self.steps = stream, steps
+        self.device: torch.device | str = device
+        self._pin = device.type == "cuda"
         self._worker: ProcessPoolExecutor | None = None
-        self._made: deque[Future[tuple[list[Any], Any]]] = deque()
+        self._made: deque[Future[tuple[list[AnyBatch], Any]]] = deque()
         self._state = stream.state_dict()
 
-    def next(self) -> list[Any]:
+    def next(self) -> list[AnyBatch]:
         """Return the micro-batches of one learner step."""
         if self._worker is None:  # a single worker keeps the order
             self.stream.load_state_dict(self._state)  # closes open files and connections: the worker shares none
@@ -52,19 +55,19 @@ class Prefetched:
         while len(self._made) <= self.steps:
             self._made.append(self._worker.submit(_step))
         batches, self._state = self._made.popleft().result()
-        if self.device.type == "cuda":
+        if self._pin:
             batches = [batch.pin_memory() for batch in batches]
         return [batch.to(self.device) for batch in batches]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Json:
         """Return the cursor."""
         return self._state
 
-    def merge(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def merge(self, states: Sequence[Json]) -> Json:
         """See `Stream`."""
         return self.stream.merge(states)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Json) -> None:
         """Continue at a cursor; batches read beyond it are dropped."""
         if self._worker is not None:
             self._end()
@@ -93,5 +96,5 @@ def _end_with_the_run() -> None:
     os._exit(1)
 
 
-def _step() -> tuple[list[Any], Any]:
+def _step() -> tuple[list[AnyBatch], Any]:
     return _stream.next(), _stream.state_dict()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,12 +12,14 @@ from torch import Tensor
 from vpretrain import distributed
 from vpretrain.config import Recipe
 from vpretrain.errors import NonFinite, UserError
+from vpretrain.method.protocols import AnyBatch
 from vpretrain.recipe import parse_recipe
 from vpretrain.run.checkpoint import load_checkpoint, save_checkpoint
 from vpretrain.run.optimizer import AdamW
 from vpretrain.run.parts import Parts
 from vpretrain.run.state import StepSnapshot, restore
 from vpretrain.run.train import begin, train
+from vpretrain.types import Json
 
 
 def write_replay(
@@ -42,7 +43,7 @@ def write_replay(
     return save_checkpoint(root, step, groups, state, keep=3)
 
 
-def replay(path: Path) -> dict[str, Any]:
+def replay(path: Path) -> Json:
     """Run a saved step again.
 
     Returns:
@@ -81,7 +82,7 @@ def replay(path: Path) -> dict[str, Any]:
     }
 
 
-def _tensors(batches: list[Any]) -> dict[str, Tensor]:
+def _tensors(batches: list[AnyBatch]) -> dict[str, Tensor]:
     return {
         f"{number}.{name}": value.cpu()
         for number, batch in enumerate(batches)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -33,6 +32,7 @@ from vpretrain.run.replay import write_replay
 from vpretrain.run.signals import Phase, Signals
 from vpretrain.run.state import StepSnapshot, captured, restore
 from vpretrain.run.train import train
+from vpretrain.types import Json
 
 
 class Session:
@@ -61,7 +61,7 @@ class Session:
         self.optimizer = AdamW(parts.learner.named_parameters(), recipe.effective_optimizer)
         self.totals: dict[str, float] = {"read": 0, "meta_updates": 0}
         self.side: dict[str, float] = {}
-        self.line: dict[str, Any] = {}
+        self.line: Json = {}
         self._share_before = self._share = 0.0
         self._signals = Signals(self.budget.stop, self._interrupt)
         tracking = Tracking()
@@ -72,7 +72,7 @@ class Session:
         elif distributed.rank():
             torch.manual_seed(recipe.seed + 1_000_003 * distributed.rank())  # each process has its own dropout
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Json:
         """Train until the budget is spent, evaluate, export; return and write result.json.
 
         Raises:

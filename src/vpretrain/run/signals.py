@@ -7,7 +7,6 @@ import enum
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from vpretrain import distributed
 from vpretrain.console import console
@@ -60,7 +59,7 @@ class Signals:
         self.received = next((number for number in distributed.all_gather(self.received) if number is not None), None)
         return self.received
 
-    def _handle(self, number: int, frame: Any) -> None:
+    def _handle(self, number: int, frame: object) -> None:
         if self.received is not None:
             sys.exit(128 + number)
         self.received = number

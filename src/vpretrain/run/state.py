@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,9 +15,10 @@ from vpretrain.run.checkpoint import Tensors, load_parameters, load_tensors, pla
 from vpretrain.run.optimizer import AdamW, load_optimizer_tensors, optimizer_tensors
 from vpretrain.run.parts import Parts
 from vpretrain.run.random_state import random_state, set_random_state
+from vpretrain.types import Json
 
 
-def captured(parts: Parts, optimizer: AdamW) -> tuple[Tensors, dict[str, Any]]:
+def captured(parts: Parts, optimizer: AdamW) -> tuple[Tensors, Json]:
     """Return tensors by group and the JSON-ready state, of all processes, which call this together."""
     groups: Tensors = {
         "learner": {name: p.detach() for name, p in parts.learner.named_parameters()},
@@ -29,7 +29,7 @@ def captured(parts: Parts, optimizer: AdamW) -> tuple[Tensors, dict[str, Any]]:
             for name, t in own.items()
         },
     }
-    state: dict[str, Any] = {
+    state: Json = {
         "optimizer": optimizer.state_dict(),
         "stream": parts.stream.merge(distributed.all_gather(parts.stream.state_dict())),
         "feedback": parts.feedback.state_dict(),
@@ -43,7 +43,7 @@ def captured(parts: Parts, optimizer: AdamW) -> tuple[Tensors, dict[str, Any]]:
     return groups, state
 
 
-def restore(parts: Parts, optimizer: AdamW, groups: Tensors, state: dict[str, Any]) -> None:
+def restore(parts: Parts, optimizer: AdamW, groups: Tensors, state: Json) -> None:
     """Restore the result of `captured`.
 
     Raises:
@@ -66,7 +66,7 @@ def restore(parts: Parts, optimizer: AdamW, groups: Tensors, state: dict[str, An
             set_random_state(random)  # a process beyond the earlier number of them keeps its initial random state
 
 
-def captured_meta(meta: MetaUpdate) -> tuple[Tensors, dict[str, Any]]:
+def captured_meta(meta: MetaUpdate) -> tuple[Tensors, Json]:
     """Return what later steps need of a meta update, apart from phi: tensors by group, and the JSON-ready state."""
     groups = _kept(meta)
     if meta.optimizer is not None:
@@ -75,7 +75,7 @@ def captured_meta(meta: MetaUpdate) -> tuple[Tensors, dict[str, Any]]:
     return groups, {"meta_updates": meta.updates, "strength": strength}
 
 
-def restore_meta(meta: MetaUpdate, groups: Tensors, state: dict[str, Any]) -> None:
+def restore_meta(meta: MetaUpdate, groups: Tensors, state: Json) -> None:
     """Restore the result of `captured_meta`. Raises UserError if it is of a run with other parts."""
     with fitting():
         meta.updates = state["meta_updates"]
@@ -135,7 +135,7 @@ class StepSnapshot:
         """Whether the step's meta update was made, so that the failure came after it."""
         return self.parts.meta is not None and self.parts.meta.updates != self.updates
 
-    def captured(self, optimizer: AdamW) -> tuple[Tensors, dict[str, Any]]:
+    def captured(self, optimizer: AdamW) -> tuple[Tensors, Json]:
         """Return the run's state before the step, or after its meta update if that was made."""
         set_random_state(self.random)
         self.parts.stream.load_state_dict(self.cursors["stream"])

@@ -10,7 +10,6 @@ import importlib.util
 import json
 import os
 import secrets
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,12 @@ from vpretrain.errors import UserError
 from vpretrain.files import write_whole
 from vpretrain.pretrained import first_line
 from vpretrain.recipe import flat, secret
+from vpretrain.types import Json, Keywords
 
 TENSORBOARD = "tensorboard"  # the default, and the name of its directory
 KEPT = "trackers.json"  # by tracker: the id of the run there, and the first step that was not sent
 _NO_TELEMETRY = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}
-_PLAIN: dict[str, Any] = {"style": "yellow", "markup": False, "highlight": False, "soft_wrap": True}
+_PLAIN: Keywords = {"style": "yellow", "markup": False, "highlight": False, "soft_wrap": True}
 
 
 def require(config: TrackingConfig) -> None:
@@ -71,7 +71,7 @@ class Trackers:
         if kept:
             write_whole(recipe.directory / KEPT, json.dumps(kept, indent=1))
 
-    def log(self, kind: str, figures: Mapping[str, Any], step: int) -> None:
+    def log(self, kind: str, figures: Json, step: int) -> None:
         """Send the numbers among `figures` to all trackers, as KIND/NAME."""
         values = {f"{kind}/{k}": v for k, v in figures.items() if isinstance(v, int | float) and k != "step"}
         for name in [name for name in self._trackers if step >= self._next[name]]:
@@ -118,7 +118,7 @@ class Trackers:
         )
 
 
-def _options(name: str, recipe: Recipe, run: str | None, step: int) -> dict[str, Any]:
+def _options(name: str, recipe: Recipe, run: str | None, step: int) -> Json:
     """Return the arguments of a tracker's class; `run` is the id of a run that resumes at `step`."""
     project, title = recipe.tracking.project, "/".join(recipe.directory.parts[-2:])
     match name:
@@ -145,7 +145,7 @@ def _id(name: str, tracker: Any) -> str:
             return str(getattr(tracker.tracker, "name", ""))
 
 
-def _settings(recipe: Recipe) -> dict[str, Any]:
+def _settings(recipe: Recipe) -> Json:
     """Return the recipe's settings by name for trackers, without anything that looks like a password or token."""
     settings = flat(recipe.model_dump(mode="json"))
     return {
@@ -155,7 +155,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> Json:
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 
@@ -27,7 +26,7 @@ def begin(recipe: Recipe) -> Parts:
 
 
 def train(
-    recipe: Recipe, parts: Parts, optimizer: AdamW, *, steps: Iterable[int], after_step: Callable[[StepRecord], Any]
+    recipe: Recipe, parts: Parts, optimizer: AdamW, *, steps: Iterable[int], after_step: Callable[[StepRecord], object]
 ) -> None:
     """Run Algorithm 1 with the recipe's settings, or the arm's own training in its place."""
     if parts.train is not None:

@@ -13,6 +13,7 @@ from typing import Any
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.modality import modality_of
+from vpretrain.types import Json
 
 FP32, BF16 = 4, 2  # bytes
 UTILISATION = 0.4  # fraction of a GPU's peak that passes reach: an assumption
@@ -208,7 +209,7 @@ class Estimate:
     workload: Workload
     plans: list[Plan]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Json:
         """Return all of it, with the measured ratios."""
         return asdict(self) | {"over_floor": OVER_FLOOR[self.workload.modality]}
 

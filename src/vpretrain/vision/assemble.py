@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,6 +16,7 @@ from vpretrain.method.value import engine, no_value
 from vpretrain.run.checkpoint import load_designer
 from vpretrain.run.parts import Parts
 from vpretrain.run.prefetch import prefetched
+from vpretrain.types import Json, Keywords, Model
 from vpretrain.vision.config import Recipe
 from vpretrain.vision.data.feedback import VisionFeedback
 from vpretrain.vision.data.source import check_disjoint
@@ -35,7 +35,7 @@ from vpretrain.vision.task.views import record_views
 from vpretrain.vision.warm_up import warm_up
 
 
-def assemble(recipe: Recipe, model: Any = None) -> Parts:
+def assemble(recipe: Recipe, model: Model = None) -> Parts:
     """Build learner, stream, feedback, construction and evaluation of a recipe.
 
     Args:
@@ -92,7 +92,7 @@ def assemble(recipe: Recipe, model: Any = None) -> Parts:
     )
 
 
-def load_learner(recipe: Recipe, model: Any = None) -> tuple[VisionLearner, Callable[[Path], None]]:
+def load_learner(recipe: Recipe, model: Model = None) -> tuple[VisionLearner, Callable[[Path], None]]:
     """Load the learner; also return a function that saves its backbone for `AutoModel.from_pretrained`. Raises UserError."""
     model = load_backbone(recipe.learner.name) if model is None else model
     device = recipe.learner.device
@@ -104,7 +104,7 @@ def load_learner(recipe: Recipe, model: Any = None) -> tuple[VisionLearner, Call
         raise UserError(f"learner.device {device}: {str(error).strip().splitlines()[0]}") from None
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
-        how: dict[str, Any] = {"bf16": recipe.learner.precision == "bf16", "parallel": recipe.parallel}
+        how: Keywords = {"bf16": recipe.learner.precision == "bf16", "parallel": recipe.parallel}
         learner: VisionLearner
         if recipe.learner.objective == "ijepa":
             learner = IJepaLearner(backbone, recipe.learner.ijepa, **how)
@@ -122,7 +122,7 @@ def subset_of(recipe: Recipe, learner: VisionLearner) -> tuple[str, ...]:
     return subset
 
 
-def measure(recipe: Recipe, model: str) -> dict[str, Any]:
+def measure(recipe: Recipe, model: str) -> Json:
     """Evaluate a model, given by name or directory, on a recipe's evaluation. Raises UserError."""
     learner_config = recipe.learner.model_copy(update={"name": model})
     learner, _ = load_learner(recipe.model_copy(update={"learner": learner_config}))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from vpretrain.modality import Metrics
+from vpretrain.types import Json
 
 
-def _intervals(seeds: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float]:
+def _intervals(seeds: Sequence[Sequence[Json]]) -> dict[str, float]:
     """Return no intervals: the metrics of a test set are not means over its images."""
     return {}
 

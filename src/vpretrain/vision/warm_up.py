@@ -7,7 +7,6 @@ Shapes: V views, B images, D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -99,5 +98,5 @@ def _summaries(learner: DinoLearner, views_VB3HW: Tensor) -> Tensor:
     return torch.stack([learner.backbone.summary(learner.features(view)) for view in views_VB3HW])
 
 
-def _apply(network: Any, summary_VBD: Tensor) -> Tensor:
+def _apply(network: Callable[..., Tensor], summary_VBD: Tensor) -> Tensor:
     return network("head", summary_VBD.flatten(0, 1)).unflatten(0, summary_VBD.shape[:2])

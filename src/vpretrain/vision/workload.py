@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModel
+from transformers import AutoModel, PretrainedConfig
 
 from vpretrain import pretrained
 from vpretrain.errors import UserError
@@ -128,7 +128,7 @@ def workload(recipe: Recipe) -> Workload:
     )
 
 
-def _without_weights(recipe: Recipe, config: Any) -> VisionLearner:
+def _without_weights(recipe: Recipe, config: PretrainedConfig) -> VisionLearner:
     objective = recipe.learner.objective
     with torch.device("meta"):
         model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=pretrained.trusted)
@@ -172,7 +172,7 @@ def _whole(backbone: Backbone, views: int, pixels: int) -> Read:
     return Read(views * length, 0, length)
 
 
-def _block_bytes(config: Any, width: int, low: bool) -> int:
+def _block_bytes(config: PretrainedConfig, width: int, low: bool) -> int:
     inner = getattr(config, "intermediate_size", None) or int(config.mlp_ratio * width)
     gated = getattr(config, "use_gated_mlp", False) or getattr(config, "use_swiglu_ffn", False)
     kept = block_bytes(width, width, inner, norm=1, gated=gated, bf16=low)

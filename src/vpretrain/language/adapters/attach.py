@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
 
 from vpretrain import distributed
 from vpretrain.errors import UserError
@@ -30,6 +31,7 @@ from vpretrain.order import Shuffled
 from vpretrain.run.checkpoint import checkpoints, load_newest, save_checkpoint
 from vpretrain.run.optimizer import adamw_metric
 from vpretrain.run.state import captured_meta, fitting, restore_meta
+from vpretrain.types import Json, Model
 
 NO_TARGET = -100  # transformers' label of a token that is not predicted
 _DOMAIN = "general"  # rows of other loops have no domain
@@ -68,7 +70,7 @@ class VPretraining:
 
     def __init__(
         self,
-        model: Any,
+        model: Model,
         feedback: Iterable[Mapping[str, Any]],
         *,
         arm: Literal["v", "v-exact", "v-learned", "v-paper"] = "v",
@@ -82,7 +84,7 @@ class VPretraining:
         self.designer_config, self.value_config = designer or DesignerConfig(), value or ValueConfig()
         self.value_config = self.value_config.model_copy(update=dict(ARMS[arm].value))
         self.schedule = Schedule(self.value_config.every_steps, self.designer_config.burn_in_steps)
-        self.record: dict[str, Any] = {}
+        self.record: Json = {}
         if distributed.size() > 1 and not replicated:
             raise UserError(
                 "a loop of one's own trains in one process: use VPretrainTrainer under torchrun, or `vpretrain run`"
@@ -176,7 +178,7 @@ class VPretraining:
         chosen = set(names)
         return adamw_metric(optimizer, {n: p for n, p in self.learner.named_parameters() if n in chosen})
 
-    def _check_settings(self, model: Any) -> None:
+    def _check_settings(self, model: Model) -> None:
         check_candidates(self.designer_config, model.config.get_text_config().vocab_size)
         for name, parameter in model.named_parameters():
             if any(hasattr(parameter, mark) for mark in ("device_mesh", "ds_id")):  # a DTensor's, ZeRO-3's
@@ -192,7 +194,7 @@ class VPretraining:
 
 
 def feedback_rows(
-    pairs: Iterable[tuple[str, str]], tokenizer: Any, *, length: int | None = None
+    pairs: Iterable[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, *, length: int | None = None
 ) -> list[dict[str, list[int]]]:
     """Tokenise (prompt, response) pairs into rows, with labels on the response and its end token.
 
@@ -273,11 +275,11 @@ class _Rows:
         }
         return {_DOMAIN: token_batch(batch).to(self.device)}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Json:
         """The cursor."""
         return {"batches_drawn": self.batches_drawn}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Json) -> None:
         """Continue from a cursor."""
         self.batches_drawn = state["batches_drawn"]
 

@@ -13,6 +13,7 @@ from transformers import Trainer
 from vpretrain.errors import UserError
 from vpretrain.language.adapters.attach import VPretraining
 from vpretrain.language.config import DesignerConfig, ValueConfig
+from vpretrain.types import Json
 
 _DIRECTORY = "vpretrain"  # in a checkpoint of the Trainer
 _LOGGED = ("strength", "value", "g_down_norm", "alpha")
@@ -47,13 +48,13 @@ class VPretrainTrainer(Trainer):
 
     def __init__(
         self,
-        *arguments: Any,
+        *arguments: object,
         feedback_dataset: Iterable[Mapping[str, Any]],
         arm: Literal["v", "v-exact", "v-learned", "v-paper"] = "v",
         designer: DesignerConfig | None = None,
         value: ValueConfig | None = None,
         feedback_batch_size: int = 8,
-        **keywords: Any,
+        **keywords: object,
     ) -> None:
         super().__init__(*arguments, **keywords)
         self._refuse()
@@ -71,9 +72,9 @@ class VPretrainTrainer(Trainer):
             replicated=True,
         )
         self._losses: Iterator[Tensor] = iter(())
-        self._unlogged: dict[str, Any] = {}
+        self._unlogged: Json = {}
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: object) -> tuple[list[Any], Any]:
         """Fetch the micro-batches of the coming step. Their losses, and the meta update, are computed on demand."""
         samples, targets = super().get_batch_samples(epoch_iterator, num_batches, device)
         processes, whole = self.accelerator.num_processes, self.args.average_tokens_across_devices
@@ -88,7 +89,7 @@ class VPretrainTrainer(Trainer):
         return samples, targets
 
     def compute_loss(
-        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: object = None
     ) -> Any:
         """In training the micro-batch's part of the step's soft-target loss, else the model's own loss."""
         if not model.training:
@@ -101,7 +102,7 @@ class VPretrainTrainer(Trainer):
         self._unlogged |= self.vpretraining.record
         return loss
 
-    def log(self, logs: dict[str, float], *arguments: Any, **keywords: Any) -> None:
+    def log(self, logs: dict[str, float], *arguments: object, **keywords: object) -> None:
         """Add the figures of V-pretraining to the Trainer's log."""
         if "loss" in logs:
             logs |= {name: float(self._unlogged[name]) for name in _LOGGED if name in self._unlogged}

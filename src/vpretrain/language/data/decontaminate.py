@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from rich.table import Table
 
@@ -19,6 +18,7 @@ from vpretrain.language.config import Recipe, SourceConfig
 from vpretrain.language.data.overlap import OverlapIndex
 from vpretrain.language.data.source import Example, count_rows, open_source, templates
 from vpretrain.recipe import load_recipe, save_recipe
+from vpretrain.types import Json
 
 EXCERPT = 300  # characters of a text in the report
 _PARAGRAPH = re.compile(r"\n\s*\n")
@@ -33,14 +33,14 @@ class Text:
     part: str
     text: str
 
-    def shown(self) -> dict[str, Any]:
+    def shown(self) -> Json:
         """The text as an entry of the report, cut to `EXCERPT` characters."""
         return {"source": self.source, "example": self.example, "part": self.part, "text": self.text[:EXCERPT]}
 
 
 def decontaminate(
     stream: str, against: Sequence[str], output: Path, *, n: int, threshold: float, overwrite: bool = False
-) -> dict[str, Any]:
+) -> Json:
     """Copy a stream without the examples that resemble evaluation problems.
 
     An example is dropped if its problem, its problem with its solution, or its raw text or a paragraph of it has a Jaccard
@@ -120,7 +120,7 @@ def decontaminate(
     return report
 
 
-def decontaminate_table(report: dict[str, Any]) -> Table:
+def decontaminate_table(report: Json) -> Table:
     """The report as a terminal table."""
     view = Table(title=f"near-duplicates: Jaccard {report['jaccard']:g} or more over {report['ngram']}-grams of words")
     for column in ("source", "examples", "dropped", "share"):
@@ -169,7 +169,7 @@ def _index(sources: Sequence[SourceConfig], n: int, threshold: float) -> tuple[l
 
 def _clean(
     source: SourceConfig, place: int, file: Path, find: _Find, report_drop: Callable[[Text, float, Text], None]
-) -> tuple[SourceConfig, dict[str, Any]]:
+) -> tuple[SourceConfig, Json]:
     """Write the examples of a source that are kept; return the source of these, and counts."""
     examples = dropped = 0
     chosen: dict[str, str] = {}

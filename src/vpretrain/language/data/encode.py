@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from vpretrain.language.data.source import Example
 from vpretrain.language.model.batch import TokenBatch
@@ -45,7 +46,7 @@ class Document:
         return Document(self.ids[start:stop], max(1, self.context - start), self.raw, self.domain, self.key)
 
 
-def encode(example: Example, tokenizer: Any, length: int | None = None) -> Document:
+def encode(example: Example, tokenizer: PreTrainedTokenizerBase, length: int | None = None) -> Document:
     """Tokenise prompt and response, with an end token, and a begin token if the tokenizer uses one. Cut to `length`."""
     prompt = begin_ids(tokenizer) + (
         tokenizer(example.prompt, add_special_tokens=False)["input_ids"] if example.prompt else []
@@ -55,7 +56,7 @@ def encode(example: Example, tokenizer: Any, length: int | None = None) -> Docum
     return document if length is None else document.cut(0, length)
 
 
-def begin_ids(tokenizer: Any) -> list[int]:
+def begin_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that the tokenizer puts before a text: its begin token, or none."""
     ids = list(tokenizer("")["input_ids"])
     adds_end = ids and ids[-1] == tokenizer.eos_token_id
@@ -63,7 +64,7 @@ def begin_ids(tokenizer: Any) -> list[int]:
     return ids[:-1] if adds_end and not only_begin else ids
 
 
-def pad_id(tokenizer: Any) -> int:
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token id that fills rows; its value is never used."""
     return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
 
@@ -82,7 +83,7 @@ def packed(documents: Sequence[Document], length: int) -> list[list[Document]]:
 
 def collate(
     rows: Sequence[Document | Sequence[Document]],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     length: int | None = None,
     average: Literal["tokens", "examples"] = "tokens",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from vpretrain.errors import UserError
 from vpretrain.language.config import FeedbackConfig, SourceConfig
@@ -14,6 +14,7 @@ from vpretrain.language.data.encode import Document, collate, encode, packed
 from vpretrain.language.data.source import Example, open_source
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.order import Shuffled
+from vpretrain.types import Json
 
 _MOST = 100_000  # pairs per source at most; feedback is small by nature
 
@@ -35,7 +36,14 @@ class LanguageFeedback:
     """
 
     def __init__(
-        self, config: FeedbackConfig, tokenizer: Any, *, seed: int, packing: bool, rank: int = 0, processes: int = 1
+        self,
+        config: FeedbackConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        seed: int,
+        packing: bool,
+        rank: int = 0,
+        processes: int = 1,
     ) -> None:
         if config.batch_size < processes:
             raise UserError(f"feedback.batch_size={config.batch_size} is below the {processes} processes: raise it")
@@ -68,11 +76,11 @@ class LanguageFeedback:
         self.batches_drawn += 1
         return batches
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Json:
         """The cursor."""
         return {"batches_drawn": self.batches_drawn}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Json) -> None:
         """Continue from a cursor."""
         self.batches_drawn = state["batches_drawn"]
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
-from typing import Any
 
 from vpretrain.language.config import Recipe, SourceConfig
 from vpretrain.language.data.source import count_rows, data_files
 from vpretrain.run.fingerprint import generated, of_files, of_hub
+from vpretrain.types import Json
 
 _USED = {"skip", "limit", "part", "exclude", "domain", "weight"}
 
 
-def fingerprints(recipe: Recipe) -> list[dict[str, Any]]:
+def fingerprints(recipe: Recipe) -> list[Json]:
     """Fingerprint every source, with its role. Raises UserError or OSError for files that no longer exist."""
     roles = {
         "stream": recipe.stream.sources,
@@ -24,7 +24,7 @@ def fingerprints(recipe: Recipe) -> list[dict[str, Any]]:
     return [{"role": role, **_of(source)} for role, sources in roles.items() for source in sources]
 
 
-def _of(source: SourceConfig) -> dict[str, Any]:
+def _of(source: SourceConfig) -> Json:
     """Fingerprint one source; `rows` is the maximum that a run may use."""
     used = source.model_dump(mode="json", include=_USED, exclude_defaults=True)
     if source.hub is not None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from vpretrain.errors import UserError
 from vpretrain.language.config import SourceConfig
+from vpretrain.types import Json
 
 _FORMATS = {
     ".jsonl": "json", ".json": "json", ".jsonl.gz": "json", ".json.gz": "json", ".parquet": "parquet", ".txt": "text",
@@ -42,7 +43,7 @@ class Example:
     domain: str
     problem: str
     solution: str
-    fields: dict[str, Any]
+    fields: Json
 
     @cached_property
     def key(self) -> str:
@@ -107,15 +108,15 @@ class StreamingSource:
                 raise UserError(f"{self.config.origin}: no examples are left after skip={self.config.skip}")
         return example
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Json:
         """The cursor, JSON-ready: the position in the rows, and how many of this epoch's examples were read."""
         return {"rows": self._loaded or self._epoch.state_dict(), "met": self._met}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Json) -> None:
         """Continue from a cursor. The part of the current file before it is read again, as tables and not row by row."""
         self._open(state["rows"], state["met"])
 
-    def _open(self, rows: dict[str, Any] | None = None, met: int = 0) -> None:
+    def _open(self, rows: Json | None = None, met: int = 0) -> None:
         from datasets.distributed import split_dataset_by_node
 
         number, of = self._files
@@ -173,7 +174,7 @@ def count_rows(config: SourceConfig) -> int | None:
     return min(limits, default=None)
 
 
-def templates(row: dict[str, Any], config: SourceConfig) -> dict[str, str]:
+def templates(row: Json, config: SourceConfig) -> dict[str, str]:
     """The source's templates (text, or prompt and response), or the defaults for rows like this. Raises UserError."""
     if config.text is not None:
         return {"text": config.text}
@@ -186,7 +187,7 @@ def templates(row: dict[str, Any], config: SourceConfig) -> dict[str, str]:
     raise UserError(f"{config.origin}: give text, or prompt and response; its fields are {', '.join(row)}")
 
 
-def render(row: dict[str, Any], config: SourceConfig) -> Example:
+def render(row: Json, config: SourceConfig) -> Example:
     """Build an example from a row by the source's templates. Raises UserError for a field that the row lacks."""
     row = row | {
         field: names.get(str(row[field]), row[field]) for field, names in config.values.items() if field in row
@@ -200,7 +201,7 @@ def render(row: dict[str, Any], config: SourceConfig) -> Example:
     return Example(prompt, response, config.domain, problem, solution, row)
 
 
-def _fill(template: str, row: dict[str, Any], config: SourceConfig) -> tuple[str, str]:
+def _fill(template: str, row: Json, config: SourceConfig) -> tuple[str, str]:
     """Fill a template; return the text, and the values filled in. A line that held only an empty field disappears."""
     contents: list[str] = []
 
@@ -299,7 +300,7 @@ def _hub(config: SourceConfig) -> Any:
     return _load(config, config.hub, *([config.config] if config.config else []), split=config.split)
 
 
-def _load(config: SourceConfig, *arguments: Any, **options: Any) -> Any:
+def _load(config: SourceConfig, *arguments: object, **options: object) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
@@ -325,7 +326,7 @@ def _readable(config: SourceConfig) -> Iterator[None]:
         raise UserError(f"cannot load {config.origin}: {reason}; {remedy}") from None
 
 
-def _kept(config: SourceConfig, row: dict[str, Any]) -> bool:
+def _kept(config: SourceConfig, row: Json) -> bool:
     for field, pattern in config.exclude.items():
         if field not in row:
             raise UserError(f"{config.origin}: no field '{field}' for exclude (fields: {', '.join(row)})")
@@ -337,7 +338,7 @@ def _kept(config: SourceConfig, row: dict[str, Any]) -> bool:
     return low <= int(render(row, config).key, 16) / 16**KEY_DIGITS < high
 
 
-def _python_manual() -> Sequence[dict[str, Any]]:
+def _python_manual() -> Sequence[Json]:
     from pydoc_data import topics
 
     return [{"topic": name, "text": text} for name, text in sorted(topics.topics.items())]
@@ -352,7 +353,7 @@ class _Generated:
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Json:
         entry = self._dataset[index]
         scalars = {k: v for k, v in entry["metadata"].items() if isinstance(v, str | int | float)}
         return {"answer_cot": entry["answer"], **scalars, "question": entry["question"], "answer": entry["answer"]}
@@ -363,7 +364,7 @@ def _generated(config: SourceConfig) -> _Generated:
         import reasoning_gym
     except ImportError:
         raise UserError('reasoning_gym sources need a package: pip install "vpretrain[quickstart]"') from None
-    options = {"seed": 0} | config.options
+    options: Json = {"seed": 0} | config.options
     templates = options.pop("task_indices", None)
     try:
         dataset = reasoning_gym.create_dataset(config.reasoning_gym, size=config.size, **options)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from vpretrain.errors import UserError
 from vpretrain.language.config import SourceConfig, StreamConfig
@@ -17,6 +17,7 @@ from vpretrain.language.data.encode import Document, collate, encode
 from vpretrain.language.data.source import Example, IndexedSource, StreamingSource, open_source
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.order import Shuffled
+from vpretrain.types import Json
 
 HOPELESS = 2000  # this many examples in a row without a usable one end the run
 
@@ -43,7 +44,7 @@ class LanguageStream:
     def __init__(
         self,
         config: StreamConfig,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
         *,
         seed: int,
         held_back: frozenset[str] = frozenset(),
@@ -75,22 +76,22 @@ class LanguageStream:
         """Return the micro-batches of one learner step: `accumulation` times [batch_size / processes, length]."""
         return [self._batch() for _ in range(self.config.accumulation)]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Json:
         """The cursor, JSON-ready: the number of rows drawn, and the position in each shard that is read here."""
         shards = {str(shard): [packer.state_dict() for packer in packers] for shard, packers in self._shards.items()}
         return {"rows_drawn": self.rows_drawn, "shards": shards}
 
     @staticmethod
-    def merge(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def merge(states: Sequence[Json]) -> Json:
         """Merge the cursors of all processes, after the same number of steps, into the whole stream's."""
-        shards: dict[str, Any] = {}
+        shards: Json = {}
         for state in states:
             assert state["rows_drawn"] == states[0]["rows_drawn"], "the processes are not equally far"
             for shard, cursors in state["shards"].items():
                 assert shards.setdefault(shard, cursors) == cursors, f"two processes disagree on shard {shard}"
         return {"rows_drawn": states[0]["rows_drawn"], "shards": shards}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Json) -> None:
         """Continue from a cursor, of this process or merged: the batches that follow are the same bit for bit."""
         self.rows_drawn = state["rows_drawn"]
         for shard, packers in self._shards.items():
@@ -111,7 +112,13 @@ class LanguageStream:
 
 
 def rows_of(
-    source: SourceConfig, tokenizer: Any, *, length: int, tokens: int, batch_size: int, packing: bool
+    source: SourceConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int,
+    tokens: int,
+    batch_size: int,
+    packing: bool,
 ) -> list[TokenBatch]:
     """Batch the first rows of one source in its own order until they hold `tokens` tokens: fixed text to evaluate on."""
     config = StreamConfig(sources=[source], length=length, packing=packing)
@@ -131,7 +138,7 @@ class _Packer:
         self,
         source: SourceConfig,
         config: StreamConfig,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
         seed: str | None,
         held_back: frozenset[str],
         shard: int = 0,
@@ -168,7 +175,7 @@ class _Packer:
                 break
         return documents
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Json:
         waiting = self._waiting
         return {
             "drawn": self._drawn,
@@ -179,7 +186,7 @@ class _Packer:
             else [list(waiting.ids), waiting.context, waiting.raw, waiting.domain, waiting.key],
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Json) -> None:
         self._drawn, self.held_back_count = state["drawn"], state["held_back"]
         if isinstance(self._source, StreamingSource):
             self._source.load_state_dict(state["source"])

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from vpretrain.compare.statistics import bootstrap_interval
 from vpretrain.console import steady
@@ -29,6 +30,7 @@ from vpretrain.language.evaluation.solve import (
 )
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.language.model.learner import LanguageLearner
+from vpretrain.types import Json
 
 _DECODING = 10
 
@@ -44,7 +46,11 @@ class Evaluation:
     """
 
     def __init__(
-        self, config: EvaluationConfig, problems: Sequence[Example], retention: Sequence[TokenBatch], tokenizer: Any
+        self,
+        config: EvaluationConfig,
+        problems: Sequence[Example],
+        retention: Sequence[TokenBatch],
+        tokenizer: PreTrainedTokenizerBase,
     ) -> None:
         self.config, self.problems, self.retention, self.tokenizer = config, problems, retention, tokenizer
         without = sum(encode(example, tokenizer, config.length).targets <= 0 for example in problems)
@@ -56,7 +62,7 @@ class Evaluation:
         if any(needs_mathematics(reference(example)) for example in problems[: config.pass_at_1_problems]):
             math_verify()  # a missing package fails now, not after training
 
-    def __call__(self, learner: LanguageLearner) -> dict[str, Any]:
+    def __call__(self, learner: LanguageLearner) -> Json:
         """Measure the learner as it is; `problems` lists the figures per problem, for paired comparisons."""
         size = self.config.batch_size
         asked = self.problems[: self.config.pass_at_1_problems]
@@ -91,7 +97,7 @@ class Evaluation:
             learner.module.train(training)
         low, high = bootstrap_interval(nll)
         domains = list(dict.fromkeys(example.domain for example in self.problems))
-        result: dict[str, Any] = {
+        result: Json = {
             "answer_nll": mean(nll),
             "answer_nll_low": low,
             "answer_nll_high": high,

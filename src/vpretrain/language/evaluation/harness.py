@@ -14,6 +14,7 @@ from vpretrain import pretrained
 from vpretrain.errors import UserError
 from vpretrain.language.model.load import resolve
 from vpretrain.run.versions import versions
+from vpretrain.types import Json
 
 try:
     import lm_eval
@@ -34,7 +35,7 @@ def run_tasks(
     include: str | None = None,
     batch_size: int = 8,
     run_code: bool = False,
-) -> dict[str, Any]:
+) -> Json:
     """Score a model on tasks of the harness.
 
     Args:
@@ -92,7 +93,7 @@ def run_tasks(
     }
 
 
-def tasks_table(results: dict[str, Any]) -> Table:
+def tasks_table(results: Json) -> Table:
     """The results as a terminal table, one line per metric and filter."""
     view = Table(title=f"{results['model']}" + (f", first {results['limit']} problems" if results["limit"] else ""))
     for column in ("task", "version", "shots", "problems", "filter", "metric", "value"):
@@ -112,7 +113,7 @@ def _unknown(pattern: str, include: str | None) -> str:
     raise UserError(f"no task '{pattern}' among those of lm-eval{where} (`lm_eval ls tasks` lists them)")
 
 
-def _scores(found: Any, name: str) -> dict[str, Any]:
+def _scores(found: Any, name: str) -> Json:
     """The scores of a task or group under lm-eval's names: `exact_match,strict-match` is a metric and its filter."""
     scores = []
     for key, value in found["results"][name].items():

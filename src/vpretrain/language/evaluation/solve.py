@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from vpretrain.errors import UserError
 from vpretrain.language.data.encode import begin_ids
 from vpretrain.language.data.source import Example
 from vpretrain.language.model.learner import LanguageLearner
+from vpretrain.types import Keywords
 
 _NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?"
 _PLAIN_NUMBER = re.compile(rf"\$?{_NUMBER}\s?%?")
@@ -24,7 +26,7 @@ _PLAIN_NUMBER = re.compile(rf"\$?{_NUMBER}\s?%?")
 
 def solve(
     learner: LanguageLearner,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
     max_new_tokens: int,
     *,
@@ -56,13 +58,13 @@ def solve(
     for row, ids in enumerate(prompts):
         ids_BT[row, length - len(ids) :] = torch.tensor(ids)
         mask_BT[row, length - len(ids) :] = 1
-    how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    how: Keywords = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if samples:
         how = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0, "num_return_sequences": samples}
     # Tokens to search for a stop string that the newest one completes: each of the string's tokens holds at least one byte.
     tail = 1 + max((len(string.encode()) for string in stop), default=0)
 
-    def ended(ids_BT: Tensor, scores: Any, **_: Any) -> Tensor:
+    def ended(ids_BT: Tensor, scores: object, **_: object) -> Tensor:
         """A stopping criterion of transformers: which rows contain a stop string, [B]."""
         done((ids_BT.shape[1] - length) / max_new_tokens)
         texts = tokenizer.batch_decode(ids_BT[:, length:][:, -tail:], skip_special_tokens=True)

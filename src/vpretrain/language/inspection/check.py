@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -18,6 +17,7 @@ from vpretrain.language.config import Recipe, SourceConfig
 from vpretrain.language.data.source import IndexedSource, open_source
 from vpretrain.language.model.load import device, load_config, with_adapters
 from vpretrain.language.model.loss import CHUNK
+from vpretrain.types import Model
 
 SCANNED = 2000  # stream examples per source that are compared with feedback and evaluation
 _NARROW = {
@@ -43,7 +43,7 @@ def check(recipe: Recipe) -> Iterator[str]:
     yield estimate_memory(recipe)
 
 
-def tiny_copy(recipe: Recipe) -> Any:
+def tiny_copy(recipe: Recipe) -> Model:
     """The learner's architecture with the same number of blocks and vocabulary, 64 wide, with random weights."""
     config = load_config(recipe.learner.name)
     text = config.get_text_config()

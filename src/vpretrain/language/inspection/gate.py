@@ -8,7 +8,6 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -22,12 +21,13 @@ from vpretrain.language.inspection.steering import Steering, at_newest_checkpoin
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.language.model.load import load_tokenizer
 from vpretrain.plot import pyplot
+from vpretrain.types import Json
 
 KINDS = ("word", "number", "punctuation", "space", "other")
 KNOWN = (0.01, 0.1, 0.5, 0.9)  # bounds of p(w_t)
 
 
-def gate(run: Path, batches: int) -> dict[str, Any]:
+def gate(run: Path, batches: int) -> Json:
     """Build tasks with the newest checkpoint of a run, on the next micro-batches of its stream.
 
     Args:
@@ -87,7 +87,7 @@ def kind(text: str) -> str:
     return "punctuation" if not any(c.isalnum() for c in core) else "other"
 
 
-def gate_table(results: dict[str, Any]) -> Table:
+def gate_table(results: Json) -> Table:
     """The results as a terminal table."""
     view = Table(title=f"{results['arm']}: gate alpha over {results['targets']:,} targets")
     for column in ("by", "group", "mean alpha", "share of targets"):
@@ -99,7 +99,7 @@ def gate_table(results: dict[str, Any]) -> Table:
     return view
 
 
-def draw_gate(results: dict[str, Any], file: Path) -> Path | None:
+def draw_gate(results: Json, file: Path) -> Path | None:
     """Draw the results as bars; return None without matplotlib."""
     plot = pyplot()
     if plot is None:

@@ -9,13 +9,13 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vpretrain.console import steady
 from vpretrain.language.inspection.steering import at_newest_checkpoint, steering
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.language.model.load import load_tokenizer
 from vpretrain.run.parts import Parts
+from vpretrain.types import Json
 
 TOKENS = 480  # shown in total, divided among the domains
 CANDIDATES = 8  # per token: the true one, and those with the largest q
@@ -24,7 +24,7 @@ _CONTEXT = 12  # tokens before a row's first target
 _STEPS = 32  # of the stream, searched for every domain
 
 
-def tokens(run: Path) -> dict[str, Any]:
+def tokens(run: Path) -> Json:
     """Build targets with the newest checkpoint of a run, on the next rows of its stream: the first of every domain.
 
     Args:
@@ -48,7 +48,7 @@ def tokens(run: Path) -> dict[str, Any]:
         return tokenizer.decode([token]) or f"<{token}>"
 
     pieces = list(_pieces(parts, {source.domain for source in recipe.stream.sources}))
-    rows: list[dict[str, Any]] = []
+    rows: list[Json] = []
     with steady("            tokens", len(pieces)) as done:
         for piece in pieces:
             rows.append({"domain": piece.batch.domains[piece.row], "tokens": _tokens(parts, piece, text)})
@@ -88,11 +88,11 @@ def _pieces(parts: Parts, domains: set[str]) -> Iterator[_Piece]:
             return
 
 
-def _tokens(parts: Parts, piece: _Piece, text: Callable[[int], str]) -> list[dict[str, Any]]:
+def _tokens(parts: Parts, piece: _Piece, text: Callable[[int], str]) -> list[Json]:
     """The tokens of a piece, JSON-ready."""
     batch = piece.batch
     ids_T, positions_T = (tensor[piece.row, : piece.end].tolist() for tensor in (batch.ids_BT, batch.positions_BT))
-    shown: list[dict[str, Any]] = [{"text": text(token)} for token in ids_T]
+    shown: list[Json] = [{"text": text(token)} for token in ids_T]
     for number in range(1, len(shown)):
         if positions_T[number] == 0:
             shown[number]["begins"] = True

@@ -8,13 +8,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vpretrain.method.protocols import with_tensors
+from vpretrain.types import Keywords
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,7 @@ class TokenBatch:
             starts = (self.positions_BT[row] == 0).nonzero()[:, 0].tolist()
             for start, end in itertools.pairwise([*starts, self.ids_BT.shape[1]]):
                 of_row = self.rows([row])
-                within: dict[str, Any] = {
-                    name: t[:, start:end] for name, t in vars(of_row).items() if isinstance(t, Tensor)
-                }
+                within: Keywords = {name: t[:, start:end] for name, t in vars(of_row).items() if isinstance(t, Tensor)}
                 documents.append(replace(of_row, **within))
         return [document for document in documents if document.weight > 0]
 

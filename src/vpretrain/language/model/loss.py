@@ -22,6 +22,8 @@ from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from vpretrain.types import Keywords
+
 CHUNK = 2**26  # logits per chunk at most: 256 MiB in fp32. Fewer chunks mean fewer passes over the head's gradient.
 
 
@@ -109,7 +111,7 @@ class Head:
         """The tangent of the mean logsumexp: the inner product of its gradient and the tangents of its inputs."""
         given = {"hidden_ND": hidden_ND, "weight_VD": self.weight_VD, "bias_V": self.bias_V}
         along = {name: t for name, t in vars(tangent).items() if t is not None}
-        at: dict[str, Any] = {
+        at: Keywords = {
             name: None if t is None else t.detach().requires_grad_(name in along) for name, t in given.items()
         }
         with torch.enable_grad():

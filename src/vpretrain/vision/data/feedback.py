@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vpretrain import distributed
 from vpretrain.errors import NonFinite, UserError
 from vpretrain.order import Shuffled
+from vpretrain.types import Json
 from vpretrain.vision.config import FeedbackConfig
 from vpretrain.vision.data.source import labelled
 from vpretrain.vision.model.batch import IGNORED, Labelled
@@ -87,7 +88,7 @@ class VisionFeedback:
             )
         self.optimizer = torch.optim.AdamW(self.heads.parameters(), lr=config.head_lr, weight_decay=0.05)
 
-    def next(self) -> dict[str, Any]:
+    def next(self) -> Json:
         """Fit the heads a little further, then return a meta batch."""
         for pictures, grid_BDhw in self._head_batches():
             self._fit(pictures, grid_BDhw)
@@ -101,11 +102,11 @@ class VisionFeedback:
         }
         return {"labels": FeedbackBatch(own, {task: self.heads[task] for task in self.tasks}, weights)}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Json:
         """Return the cursors; the heads and their optimizer are saved separately, as tensors."""
         return {"batches_drawn": self.batches_drawn, "head_steps": self.head_steps}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Json) -> None:
         """Continue from the cursors."""
         self.batches_drawn, self.head_steps = state["batches_drawn"], state["head_steps"]
 

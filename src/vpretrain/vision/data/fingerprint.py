@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import glob
 from pathlib import Path
-from typing import Any
 
 from vpretrain.run.fingerprint import generated, of_files, of_hub
+from vpretrain.types import Json
 from vpretrain.vision.config import Recipe, SourceConfig
 from vpretrain.vision.data.source import pictures_in
 
 
-def fingerprints(recipe: Recipe) -> list[dict[str, Any]]:
+def fingerprints(recipe: Recipe) -> list[Json]:
     """Fingerprint every source, with its role. Raises OSError for missing files."""
     roles = {
         "stream": recipe.stream.sources,
@@ -34,7 +34,7 @@ def fingerprints(recipe: Recipe) -> list[dict[str, Any]]:
     return found
 
 
-def _of(source: SourceConfig) -> dict[str, Any]:
+def _of(source: SourceConfig) -> Json:
     if source.hub is not None:
         return of_hub(source.hub, source.config, source.split)
     used = source.model_dump(mode="json", include={"skip", "limit"}, exclude_defaults=True)
@@ -59,6 +59,6 @@ def _of(source: SourceConfig) -> dict[str, Any]:
     return {"origin": source.origin, "rows": rows} | found | used
 
 
-def _of_folder(folder: str) -> dict[str, Any]:
+def _of_folder(folder: str) -> Json:
     root = Path(folder).expanduser()
     return of_files(pictures_in(root), root)

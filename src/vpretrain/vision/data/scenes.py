@@ -25,6 +25,7 @@ from torch import Tensor
 from vpretrain.console import steady
 from vpretrain.errors import UserError
 from vpretrain.pretrained import cache
+from vpretrain.types import Json
 
 CLASSES = ("floor", "wall", "block", "duck", "teddy", "mug", "ball", "cube")
 _OBJECTS = {
@@ -64,7 +65,7 @@ def rendered(*, seed: int, scenes: int, cameras: int, size: int) -> dict[str, Te
 
 
 def _render(seed: int, scenes: int, cameras: int, size: int) -> dict[str, Tensor]:
-    pictures: list[dict[str, Any]] = []
+    pictures: list[Json] = []
     with _client() as (bullet, data), steady(f"rendering {scenes} scenes", scenes) as done:
         studio = _Studio(bullet, data)
         for number in range(scenes):
@@ -139,7 +140,7 @@ class _Studio:
             bodies[self._object(kind, place, draw.uniform(0.18, 0.35), draw)] = kind
         return bodies, main
 
-    def shoot(self, draw: np.random.Generator, bodies: dict[int, int], size: int) -> dict[str, Any]:
+    def shoot(self, draw: np.random.Generator, bodies: dict[int, int], size: int) -> Json:
         """Render an image from a random place in front."""
         angle, height, away = draw.uniform(math.pi, 1.5 * math.pi), draw.uniform(0.5, 1.3), draw.uniform(1.2, 1.8)
         view = self.bullet.computeViewMatrix(

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from vpretrain.errors import UserError
 from vpretrain.order import Shuffled
+from vpretrain.types import Json
 from vpretrain.vision.config import StreamConfig
 from vpretrain.vision.data.source import Pictures, open_pictures
 from vpretrain.vision.model.batch import ViewBatch
@@ -55,17 +56,17 @@ class VisionStream:
         """Return the micro-batches of one learner step: `accumulation` times batch_size / processes images."""
         return [self._batch() for _ in range(self.config.accumulation)]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Json:
         """Return the cursor."""
         return {"batches_drawn": self.batches_drawn}
 
     @staticmethod
-    def merge(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def merge(states: Sequence[Json]) -> Json:
         """Return the whole stream's cursor from those of all processes, which are equal."""
         assert all(state == states[0] for state in states), "the processes are not equally far"
         return states[0]
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Json) -> None:
         """Continue from a cursor: the batches that follow are the same bit for bit."""
         self.batches_drawn = state["batches_drawn"]
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from vpretrain.console import steady
 from vpretrain.order import Shuffled
+from vpretrain.types import Json
 from vpretrain.vision.config import EvaluationConfig
 from vpretrain.vision.data.readers import read_picture
 from vpretrain.vision.data.resize import resize
@@ -54,7 +54,7 @@ class Evaluation:
         self.classes = None if config.classes is None else read_classes_of_folders(config.classes)
         self.retrieval = None if config.retrieval is None else read_revisited(config.retrieval)
 
-    def __call__(self, learner: VisionLearner) -> dict[str, Any]:
+    def __call__(self, learner: VisionLearner) -> Json:
         """Return the backbone's metrics; `pictures` lists them per image, for paired comparisons."""
         config = self.config
         tasks: list[LabelKind] = []
@@ -152,7 +152,7 @@ class Evaluation:
 
     def _test(
         self, learner: VisionLearner, heads: dict[LabelKind, nn.Module], done: Callable[[int], None]
-    ) -> tuple[dict[str, Any], Tensor]:
+    ) -> tuple[Json, Tensor]:
         """Return the probes' metrics on the test images, and the summaries of these images."""
         shape = self.config.shape
         predicted: dict[LabelKind, list[Tensor]] = {task: [] for task in heads}
@@ -168,8 +168,8 @@ class Evaluation:
                 if "depth" in heads:
                     predicted["depth"].append(predicted_depth(heads["depth"], grid_BDhw, *shape).half().cpu())
             done(first + len(batch))
-        figures: dict[str, Any] = dict.fromkeys(("miou", "depth_rmse", "depth_abs_rel", "depth_delta_1"))
-        pictures: list[dict[str, Any]] = [{"scene": int(scene)} for scene in self.test.scene_B]
+        figures: Json = dict.fromkeys(("miou", "depth_rmse", "depth_abs_rel", "depth_delta_1"))
+        pictures: list[Json] = [{"scene": int(scene)} for scene in self.test.scene_B]
         if "segmentation" in heads:
             classes_NHW = torch.cat(predicted["segmentation"])
             figures["miou"] = mean_iou(classes_NHW, self.test.label_BHW, self.test.classes)

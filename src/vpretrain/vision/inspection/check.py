@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from transformers import AutoModel
@@ -12,6 +11,7 @@ from vpretrain import pretrained
 from vpretrain.errors import UserError
 from vpretrain.inspection.check import one_step
 from vpretrain.inspection.doctor import bf16_note
+from vpretrain.types import Model
 from vpretrain.vision.assemble import assemble, check_sizes
 from vpretrain.vision.config import Recipe
 from vpretrain.vision.model.load import MODEL_TYPES, load_config
@@ -42,7 +42,7 @@ def check(recipe: Recipe) -> Iterator[str]:
     yield estimate_memory(recipe)
 
 
-def tiny_copy(recipe: Recipe) -> Any:
+def tiny_copy(recipe: Recipe) -> Model:
     """Build the learner's architecture with the same number of blocks, width 64 and random weights."""
     config = load_config(recipe.learner.name)
     for name, size in _NARROW.items():

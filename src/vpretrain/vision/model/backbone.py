@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import Dinov2Model, DINOv3ViTModel, IJepaModel
 
 from vpretrain.errors import UserError
+from vpretrain.types import Model
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's; all three families were trained with them
 
@@ -27,7 +28,7 @@ class Backbone(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
         if not isinstance(model, Dinov2Model | DINOv3ViTModel | IJepaModel):
             raise UserError(

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from vpretrain.method.protocols import with_tensors
+from vpretrain.types import Json
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Labelled:
         there["label_BHW"], there["depth_BHW"] = there["label_BHW"].long(), there["depth_BHW"].float()
         return replace(self, **there)
 
-    def tensors(self) -> dict[str, Any]:
+    def tensors(self) -> Json:
         """Return all fields but the number of classes, by name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,7 +120,9 @@ class DinoLearner(VisionLearner):
             (mean_P,) = distributed.all_reduce_mean([own_P])  # all processes have equally many images
             self.teacher.centre.lerp_(mean_P, 1 - self.config.centre_momentum)
 
-    def _project(self, network: Any, views_VB3HW: Float[Tensor, "V B 3 H W"]) -> Float[Tensor, "V B P"]:
+    def _project(
+        self, network: Callable[..., Tensor], views_VB3HW: Float[Tensor, "V B 3 H W"]
+    ) -> Float[Tensor, "V B P"]:
         if len(views_VB3HW) == 0:
             return views_VB3HW.new_zeros(0, views_VB3HW.shape[1], self.config.outputs)
         tokens_BTD = network("tokens", views_VB3HW.flatten(0, 1))

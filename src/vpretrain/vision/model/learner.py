@@ -23,7 +23,8 @@ from torch.overrides import TorchFunctionMode
 
 from vpretrain.method.base_learner import BaseLearner
 from vpretrain.method.parameters import ShardedTheta, sharded, theta_of
-from vpretrain.method.protocols import Parameters, Task
+from vpretrain.method.protocols import AnyBatch, Parameters, Task
+from vpretrain.types import Model
 from vpretrain.vision.model.backbone import Backbone
 from vpretrain.vision.model.batch import ViewBatch
 
@@ -121,7 +122,7 @@ class VisionLearner(BaseLearner):
         return self.module.backbone
 
     @property
-    def model(self) -> Any:
+    def model(self) -> Model:
         """The student's transformers model."""
         return self.backbone.model
 
@@ -152,7 +153,7 @@ class VisionLearner(BaseLearner):
         """Return the teacher's outputs for these views, without gradient."""
         raise NotImplementedError
 
-    def evaluate(self, batch: Any, parameters: Parameters) -> Float[Tensor, ""]:
+    def evaluate(self, batch: AnyBatch, parameters: Parameters) -> Float[Tensor, ""]:
         """L_down: the loss of a feedback batch's head on the backbone's patches, as a function of S."""
         tokens_BTD = self.call(parameters)("tokens", batch.image_B3HW)
         with torch.autocast(self.device.type, enabled=False):  # heads and depths are fp32

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, Dinov2Config, Dinov2Model
+from transformers import AutoConfig, AutoModel, Dinov2Config, Dinov2Model, PretrainedConfig
 
 from vpretrain import pretrained
 from vpretrain.errors import UserError
 from vpretrain.pretrained import loaded
+from vpretrain.types import Model
 
 MODEL_TYPES = ("dinov2", "dinov3_vit", "ijepa")  # model types
 
 
-def load_backbone(name: str) -> Any:
+def load_backbone(name: str) -> Model:
     """Load the transformers model in fp32. Raises UserError if there is none."""
     what = f"the learner {name}"
     return loaded(AutoModel.from_pretrained, what, resolve(name), dtype=torch.float32, use_safetensors=True)
 
 
-def load_config(name: str) -> Any:
+def load_config(name: str) -> PretrainedConfig:
     """Load a model's configuration, without weights. Raises UserError if there is none."""
     return loaded(AutoConfig.from_pretrained, f"the learner {name}", resolve(name))
 

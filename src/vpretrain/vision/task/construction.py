@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vpretrain.method.protocols import Task
+from vpretrain.method.protocols import AnyState, Task
 from vpretrain.vision.config import DesignerConfig
 from vpretrain.vision.model.batch import ViewBatch
 from vpretrain.vision.task.target import TeacherTarget
@@ -42,7 +41,7 @@ class Fixed:
         views = masked(batch.global_VB3HW, mask_VB1HW, self.blur)
         return replace(batch, global_VB3HW=views, mask_VB1HW=mask_VB1HW, unmasked_VB3HW=batch.global_VB3HW)
 
-    def targets(self, inputs: ViewBatch, state: Any) -> Task:
+    def targets(self, inputs: ViewBatch, state: AnyState) -> Task:
         """Return the task, with the teacher's outputs as target.
 
         DINO's teacher sees the designed views too, I-JEPA's the unmasked crops.

@@ -10,7 +10,6 @@ import io
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from vpretrain.errors import UserError
 from vpretrain.files import read_lines
 from vpretrain.method.meta import MetaUpdate
 from vpretrain.method.value import inner
+from vpretrain.types import Json
 from vpretrain.vision.data.stream import VisionStream
 from vpretrain.vision.model.batch import ViewBatch
 from vpretrain.vision.model.learner import VisionLearner
@@ -32,7 +32,7 @@ _BYTES = 2**23  # maximum size of a record: many times that of a run
 _PICTURE = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+=*")
 
 
-def record_views(learner: VisionLearner, construction: Fixed, meta: MetaUpdate, stream: VisionStream) -> dict[str, Any]:
+def record_views(learner: VisionLearner, construction: Fixed, meta: MetaUpdate, stream: VisionStream) -> Json:
     """Record a few images under the current designer, without side effects; several processes call it together.
 
     Returns:
@@ -61,7 +61,7 @@ def record_views(learner: VisionLearner, construction: Fixed, meta: MetaUpdate, 
     return {"pictures": pictures}
 
 
-def recorded_views(run: Path) -> list[dict[str, Any]]:
+def recorded_views(run: Path) -> list[Json]:
     """Read a run's record, in order: `step` (the last one made; -1 before the first), `seconds`, and `record_views`' result.
 
     Raises:
@@ -113,7 +113,7 @@ def _uri(picture: Tensor, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _checked(line: dict[str, Any]) -> dict[str, Any]:
+def _checked(line: Json) -> Json:
     """Check a line of the record: a page shows its images, so they must be embedded in the record, not linked."""
     if not line["pictures"] or len(line["pictures"]) > PICTURES or not math.isfinite(line["seconds"]):
         raise ValueError("it has no pictures, or too many, or no time")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from vpretrain.language.evaluation.solve import is_correct
+from vpretrain.types import Json
 
 
-def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+def process_results(doc: Json, results: list[str]) -> dict[str, float]:
     """Score one row; lm-eval calls this with the row of the data set and the model's outputs."""
     return {"exact_match": float(is_correct(results[0], doc["ground_truth"]))}
