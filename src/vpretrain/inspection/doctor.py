@@ -89,7 +89,7 @@ def _case_of(recipe: Recipe) -> EngineCase:
         for phi in parts.designer.parameters():
             phi.add_(_DISTURBANCE * torch.randn_like(phi))
     with parts.learner.meta_mode():
-        problems, _ = parts.meta.problems(parts.stream.next())
+        problems = parts.meta.problems(parts.meta.feedback_gradients(), parts.stream.next())
     if not problems:
         raise UserError("no stream row has a domain of the feedback: name the domains alike, or set value.domains=sum")
     problem = replace(problems[0], share=1.0)

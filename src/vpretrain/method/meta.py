@@ -122,7 +122,9 @@ class MetaUpdate:
         # Not before a judgement: the learner's own pass would be held in memory beside the judgement's passes.
         ahead = contextlib.nullcontext() if judged else self.learner.looking_ahead(batches[0])
         with self.learner.meta_mode(), ahead:
-            record = self._update(batches, P)
+            values, record = self._find(batches, P)
+            if values and self.optimizer is not None:
+                record |= self._train(values, self.optimizer)
             if judged:  # after the update, since the new direction is what is judged
                 record |= self._judge(batches, metric)
         self.updates += 1
@@ -151,48 +153,51 @@ class MetaUpdate:
     def _find(
         self, batches: Sequence[AnyBatch], metric: Mapping[str, Tensor] | None
     ) -> tuple[list[tuple[float, Value]], dict[str, float]]:
-        """Find a new direction; return the values that train the designer (empty without one), and |g_down| for the log."""
-        valued: list[tuple[float, Value]] = []
-        if self.phi:
-            valued, g_down_norm = self.values(batches, metric)
-            directions = [(weight, v.direction) for weight, v in valued]
-        else:
-            directions, g_down_norm = self._directions(batches, metric)
-        if directions:  # else no stream row could be aligned, and the old direction stays
-            self.direction = {n: torch.stack([weight * u[n] for weight, u in directions]).sum(0) for n in self.tilts}
-        return valued, {"g_down_norm": g_down_norm} if directions else {}
+        """Find a new direction; return the values that train the designer (empty without phi), and |g_down| for the log.
 
-    def _update(self, batches: Sequence[AnyBatch], metric: Mapping[str, Tensor] | None) -> dict[str, float]:
-        valued, record = self._find(batches, metric)
-        if record:
-            _refuse("g_down", record["g_down_norm"])
-        if self.optimizer is not None and valued:
-            record["value"] = float(mean([(w, v.value) for w, v in valued]))
-            _refuse("value", record["value"])
-            # The unit is that of the value itself, without this process's weight, which is 0 if it has no rows.
-            units = [self.construction.unit(v.surrogate / (v.share or 1.0), v.task) for _, v in valued]
-            surrogate = mean([(w, v.surrogate / unit) for (w, v), unit in zip(valued, units, strict=True)])
-            regulariser = mean([(w, v.share * self.construction.regulariser(v.task)) for w, v in valued])
-            record["regulariser"] = distributed.all_reduce_mean(float(regulariser.detach()))
-            if (regulariser - surrogate).requires_grad:  # at strength 0 the task does not depend on phi
-                record["designer_grad_norm"] = self._step(regulariser - surrogate)
-        return record
-
-    def _directions(
-        self, batches: Sequence[AnyBatch], metric: Mapping[str, Tensor] | None
-    ) -> tuple[list[tuple[float, Parameters]], float]:
-        """Return the (domain weight, u) pairs of a construction without phi, and |g_down|.
-
-        This takes no tangent, and for a dot product no task. A cosine's u is taken at the base task; at the tilted one it would
-        depend on the previous u.
+        Without phi this takes no tangent, and for a dot product no task. A cosine's u is then taken at the base task; at the
+        tilted one it would depend on the previous u.
         """
-        problems, g_down_norm = self.problems(batches, metric)
-        found = []
-        for p in problems:
+        g_down = self.feedback_gradients()
+        problems = self.problems(g_down, batches, metric)
+        if not problems:  # no stream row could be aligned: the old direction stays
+            return [], {}
+        values = self.values(problems) if self.phi else []
+        directions = [(weight, value.direction) for weight, value in values]
+        for p in problems if not self.phi else ():
             loss = self._pre(p.batch, p.share, p.theta_S, self._base())
             g_pre = None if p.align.linear else self.learner.gradient(loss, p.theta_S)
-            found.append((p.weight, p.align.direction(p.g_down, g_pre)))
-        return found, g_down_norm
+            directions.append((p.weight, p.align.direction(p.g_down, g_pre)))
+        self.direction = {n: torch.stack([weight * u[n] for weight, u in directions]).sum(0) for n in self.tilts}
+        g_down_norm = self.norm_of(g_down)
+        _refuse("g_down", g_down_norm)
+        return values, {"g_down_norm": g_down_norm}
+
+    def _train(self, values: Sequence[tuple[float, Value]], optimizer: torch.optim.Optimizer) -> dict[str, float]:
+        """Update phi by one step on V - R; return numbers for the log."""
+        record = {"value": float(mean([(w, v.value) for w, v in values]))}
+        _refuse("value", record["value"])
+        # The unit is that of the value itself, without this process's weight, which is 0 if it has no rows.
+        units = [self.construction.unit(v.surrogate / (v.share or 1.0), v.task) for _, v in values]
+        surrogate = mean([(w, v.surrogate / unit) for (w, v), unit in zip(values, units, strict=True)])
+        regulariser = mean([(w, v.share * self.construction.regulariser(v.task)) for w, v in values])
+        record["regulariser"] = distributed.all_reduce_mean(float(regulariser.detach()))
+        objective = regulariser - surrogate
+        if not objective.requires_grad:  # at strength 0 the task does not depend on phi
+            return record
+        with phase("meta: designer gradient"):
+            # Averaged before clipping, so that all processes make the same step.
+            gradients = distributed.all_reduce_mean(
+                torch.autograd.grad(objective, self.phi, allow_unused=True, materialize_grads=True)
+            )
+        with phase("meta: designer optimizer"):
+            for parameter, g in zip(self.phi, gradients, strict=True):
+                parameter.grad = g
+            record["designer_grad_norm"] = float(torch.nn.utils.clip_grad_norm_(self.phi, self.clip_norm))
+            _refuse("designer's gradient", record["designer_grad_norm"])
+            optimizer.step()
+            optimizer.zero_grad()
+        return record
 
     def _base(self) -> Targets:
         """Return the targets of the base task if the construction tilts it, else the construction's own."""
@@ -200,18 +205,38 @@ class MetaUpdate:
             return self.construction.targets
         return cast(TiltedConstruction, self.construction).ends()[0]
 
-    def problems(
-        self, batches: Sequence[AnyBatch], metric: Mapping[str, Tensor] | None = None
-    ) -> tuple[list[MetaProblem], float]:
-        """Return the alignment problems, one per matched domain or one in all, and |g_down|. Call in meta mode."""
+    def feedback_gradients(self) -> dict[str, Parameters]:
+        """Return g_down by domain, of the next feedback batch or, between batches, of the last one."""
+        if self.kept and self.updates % self.feedback_every:
+            return self.kept
+        noise, theta_S = self._noise(self.updates, 0), self.theta_at()
+        g_down = {}
         with phase("meta: feedback gradient"):
-            g_down = self._feedback_gradients()
+            for domain, batch in self.feedback.next().items():
+                # So that the mean of the processes' gradients is the gradient of the whole batch.
+                share = batch.weight / distributed.all_reduce_mean(batch.weight)
+                g = self.learner.gradient(self._down(batch, share), theta_S)
+                g_down[domain] = g if noise is None else noise_like(g, noise)
+        if self.feedback_every > 1:
+            self.kept = g_down
+        return g_down
+
+    def norm_of(self, g_down: Mapping[str, Parameters]) -> float:
+        """Return |g_down|, the weighted sum over domains."""
+        return float(sum(self.feedback.weights[domain] * norm(g) for domain, g in g_down.items()))
+
+    def problems(
+        self,
+        g_down: Mapping[str, Parameters],
+        batches: Sequence[AnyBatch],
+        metric: Mapping[str, Tensor] | None = None,
+    ) -> list[MetaProblem]:
+        """Return the alignment problems, one per matched domain (Eq 46) or one in all (Eq 18)."""
         weights = dict(self.feedback.weights)
-        g_down_norm = float(sum(weights[domain] * norm(g) for domain, g in g_down.items()))
         aligned: list[tuple[float, str | None, Parameters]]
-        if self.matched and len(g_down) > 1:  # Eq 46
+        if self.matched and len(g_down) > 1:
             aligned = [(weights[domain], domain, g) for domain, g in g_down.items()]
-        else:  # Eq 18
+        else:
             total = {n: torch.stack([weights[d] * g[n] for d, g in g_down.items()]).sum(0) for n in self.subset}
             aligned = [(1.0, None, total)]
         align, theta_S, found = Align(self.kind, metric, self.penalty), self.theta_at(), []
@@ -219,7 +244,12 @@ class MetaUpdate:
             batch, share = self._meta_batch(batches, domain)
             if batch is not None:
                 found.append(MetaProblem(self.learner, self.construction, batch, theta_S, g, align, share, weight))
-        return found, g_down_norm
+        return found
+
+    def values(self, problems: Sequence[MetaProblem]) -> list[tuple[float, Value]]:
+        """Return the (domain weight, value) pairs. Call in the learner's meta mode."""
+        with phase("meta: tangent"):
+            return [(problem.weight, self.engine(problem)) for problem in problems]
 
     def theta_at(self, names: Iterable[str] | None = None) -> Parameters:
         """Return theta_S, or theta over other names, detached."""
@@ -323,29 +353,6 @@ class MetaUpdate:
         # Seeded by update and number, so that a resumed run draws the same noise.
         return torch.Generator().manual_seed(self.random_seed * 1_000_003 + update + number * 1_000_000_007)
 
-    def _feedback_gradients(self) -> dict[str, Parameters]:
-        """Return g_down by domain, of the next feedback batch or, between batches, of the last one."""
-        if self.kept and self.updates % self.feedback_every:
-            return self.kept
-        noise, theta_S = self._noise(self.updates, 0), self.theta_at()
-        g_down = {}
-        for domain, batch in self.feedback.next().items():
-            # So that the mean of the processes' gradients is the gradient of the whole batch.
-            share = batch.weight / distributed.all_reduce_mean(batch.weight)
-            g = self.learner.gradient(self._down(batch, share), theta_S)
-            g_down[domain] = g if noise is None else noise_like(g, noise)
-        if self.feedback_every > 1:
-            self.kept = g_down
-        return g_down
-
-    def values(
-        self, batches: Sequence[AnyBatch], metric: Mapping[str, Tensor] | None = None
-    ) -> tuple[list[tuple[float, Value]], float]:
-        """Return the (domain weight, value) pairs on these batches, and |g_down|. Call in the learner's meta mode."""
-        problems, g_down_norm = self.problems(batches, metric)
-        with phase("meta: tangent"):
-            return [(problem.weight, self.engine(problem)) for problem in problems], g_down_norm
-
     def _meta_batch(self, batches: Sequence[AnyBatch], domain: str | None) -> tuple[AnyBatch, float]:
         """Return rows of the first micro-batch with any of the domain, and their weight relative to the mean over processes.
 
@@ -356,22 +363,6 @@ class MetaUpdate:
         weight = 0.0 if found is None else found.weight
         whole = distributed.all_reduce_mean(weight)
         return (None, 0.0) if whole == 0 else (batches[0] if found is None else found, weight / whole)
-
-    def _step(self, objective: Tensor) -> float:
-        assert self.optimizer is not None
-        with phase("meta: designer gradient"):
-            # Averaged before clipping, so that all processes make the same step.
-            gradients = distributed.all_reduce_mean(
-                torch.autograd.grad(objective, self.phi, allow_unused=True, materialize_grads=True)
-            )
-        with phase("meta: designer optimizer"):
-            for parameter, g in zip(self.phi, gradients, strict=True):
-                parameter.grad = g
-            grad_norm = float(torch.nn.utils.clip_grad_norm_(self.phi, self.clip_norm))
-            _refuse("designer's gradient", grad_norm)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-        return grad_norm
 
 
 def noise_like(g: Parameters, noise: torch.Generator) -> Parameters:

@@ -36,9 +36,11 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
         )
     if parts.meta is not None:
         with parts.learner.meta_mode():
-            valued, norm = parts.meta.values(batches)
+            g_down = parts.meta.feedback_gradients()
+            (_, value), *_ = parts.meta.values(parts.meta.problems(g_down, batches))
         console.print(
-            f"value of the task: {float(valued[0][1].value):+.4g} ({recipe.value.align}), |g_down| {norm:.4g}"
+            f"value of the task: {float(value.value):+.4g} ({recipe.value.align}), "
+            f"|g_down| {parts.meta.norm_of(g_down):.4g}"
         )
     recipe.directory.mkdir(parents=True, exist_ok=True)
     sheet = draw_sheet(parts.construction, batch, recipe.directory / "inspect.png")  # type: ignore[arg-type]
