@@ -26,14 +26,14 @@ def test_the_share_is_where_the_cosine_has_its_maximum():
         A, B, E, F = float(G @ g), float(G @ d), float(g @ d), float(d @ d)
         ends = [0.0, 1.0, min(1.0, max(0.0, (B - A * E) / (A * F - B * E)))]
         expected = max(ends, key=lambda beta: float((g + beta * d) @ G / (g + beta * d).norm()))
-        assert best_share([Judgement([A], [B], E, F, [1.0])]) == pytest.approx(expected, abs=0.01)
+        assert best_share([Judgement([1.0], [A], [B], E, F)]) == pytest.approx(expected, abs=0.01)
         inside += 0 < expected < 1
     assert inside > 5
 
 
 def judgement(gains, agreement=(1.0,)):
     """Of pairs that gain so much from the whole tilt, which leaves the length of the step as it is."""
-    return Judgement([0.0] * len(gains), gains, 0.0, 0.0, list(agreement))
+    return Judgement(list(agreement), [0.0] * len(gains), gains)
 
 
 def scattered(mean, error):
@@ -48,6 +48,29 @@ def test_without_a_direction_nothing_is_taken():
     assert best_share([judgement([1.0] * 4, [math.nan] * 4)]) == 0.0
     # Two that agree say more than one.
     assert best_share([judgement([1.0] * 4, scattered(1.0, 0.55))] * 2) == 1.0
+
+
+def test_judgements_are_pooled_whatever_their_unit():
+    """|G| over S differs from |G| over all parameters, and the two questions are asked on different ones."""
+    agree, oppose = Judgement([1.0, 1.1, 0.9]), Judgement([-1e3, -1.1e3, -0.9e3])
+    assert best_share([agree, oppose]) == 1.0
+    assert best_share([oppose, agree]) == 0.0
+
+
+def test_a_direction_is_followed_before_its_gain_is_measured():
+    strength = Strength.that_chooses_itself(1)
+    asked = []
+    for update, seen in (
+        (8, Judgement([0.0, 1.0, -1.0])),
+        (16, Judgement([1.0, 1.1, 0.9])),
+        (64, judgement(scattered(-9.0, 0.1))),
+        (128, judgement(scattered(-9.0, 0.1))),
+    ):
+        asked.append(strength.in_doubt)
+        assert strength.due(update, progress=0.0)
+        strength.judge(update, seen)
+        assert strength.share == (update == 16)
+    assert asked == [False, False, True, True]
 
 
 def test_a_direction_is_followed_until_it_is_seen_to_harm():
@@ -95,7 +118,7 @@ def test_judgements_become_rare_and_nothing_is_done_between_them_while_nothing_i
 
 def test_late_in_a_run_nothing_is_judged(tmp_path, tokenizer):
     how = {"value": {"every_steps": 2}, "feedback": {"batch_size": 1}}
-    for steps, judged in ((13, [8]), (12, [])):
+    for steps, judged in ((17, [8]), (16, [])):
         _, lines = run_lines(tiny_recipe(tmp_path, tokenizer, arm="v", budget={"steps": steps}, **how))
         assert [line["step"] for line in lines if "strength" in line] == judged
 
@@ -123,7 +146,7 @@ def test_a_judgement_sees_the_inner_products_in_the_metric(tmp_path, tokenizer):
     meta, learner = parts.meta, parts.learner
     generator = torch.Generator().manual_seed(0)
     P = {n: torch.rand(p.shape, generator=generator) + 0.1 for n, p in learner.named_parameters()}
-    meta.strength.next = 0
+    meta.strength.next, meta.strength.share = 0, 1.0
     batches, before = parts.stream.next(), parts.feedback.state_dict()
     meta(batches, lambda names: {n: P[n] for n in names})
     (seen,) = meta.strength.judgements
@@ -145,9 +168,31 @@ def test_a_judgement_sees_the_inner_products_in_the_metric(tmp_path, tokenizer):
     unit = sum(float(norm(g)) for g in G) / len(G) * C / float(norm(base))
     assert seen.a == pytest.approx([float(inner(g, base, P)) / unit for g in G], **near)
     assert seen.b == pytest.approx([float(inner(g, d, P)) / unit for g in G], **near)
-    u, mean_norm = meta.direction, sum(float(norm(g)) for g in G) / len(G)
-    agreement = [float(sum((g[n] * u[n]).sum() for n in u)) / mean_norm / float(norm(u)) for g in G]
-    assert seen.agreement == pytest.approx(agreement, rel=1e-4, abs=1e-6)
+    assert seen.agreement == pytest.approx(agreement(meta.direction, G), rel=1e-4, abs=1e-6)
+
+
+def agreement(u, G):
+    return [float(sum((g[n] * u[n]).sum() for n in u)) for g in G]
+
+
+def test_the_first_question_takes_eight_pairs_and_no_pass_over_the_stream(tmp_path, tokenizer, monkeypatch):
+    parts = assemble(tiny_recipe(tmp_path, tokenizer, arm="v", value={"align": "dot"}))  # which needs no g_pre for u
+    meta, learner = parts.meta, parts.learner
+    meta.strength.next = 0
+    batches, before = parts.stream.next(), parts.feedback.state_dict()
+    monkeypatch.setattr(meta, "_pre", None)
+    meta(batches)
+    (seen,) = meta.strength.judgements
+    parts.feedback.load_state_dict(before)
+    parts.feedback.next()
+    pairs = []
+    while len(pairs) < 8:
+        pairs += [pair for batch in parts.feedback.next().values() for pair in batch.apart()]
+    theta = meta.theta_at(meta.direction)
+    with learner.meta_mode():
+        G = [gradient(lambda at, pair=pair: learner.evaluate(pair, at), theta) for pair in pairs]
+    assert seen.agreement == pytest.approx(agreement(meta.direction, G), rel=1e-4, abs=1e-6)
+    assert not seen.a
 
 
 def run_lines(recipe):

@@ -36,7 +36,8 @@ from vpretrain.timing import phase
 Metric = Callable[[Iterable[str]], Mapping[str, Tensor] | None]
 """AdamW's preconditioner P over the named parameters; None while it has no statistics."""
 
-_JUDGES = 4  # least number of feedback pairs per judgement; a feedback batch is used whole
+# Least number of feedback pairs for each question of a judgement; a feedback batch is used whole.
+_PAIRS_FOR_DIRECTION, _PAIRS_FOR_GAIN = 8, 4
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -257,7 +258,7 @@ class MetaUpdate:
         return {n: p.detach() for n, p in self.learner.named_parameters() if n in chosen}
 
     def _judge(self, batches: Sequence[AnyBatch], metric: Metric | None) -> dict[str, float]:
-        """Judge how much of the tilted task helps, over all parameters, on the next feedback, which gave no direction yet.
+        """Judge the strength on the next feedback, which gave no direction yet: is there a direction, how far does it help?
 
         The direction is the one just found. The one before it has been followed for r steps: it is used up, and can look
         harmful although the next one helps.
@@ -268,35 +269,44 @@ class MetaUpdate:
         batch, share = self._meta_batch(batches, None)
         if batch is None:
             return {}
-        at = self.theta_at(n for n, _ in self.learner.named_parameters())
-        P = metric(at) if metric is not None else None
         with phase("meta: judgement"):
-            base, tilted = cast(TiltedConstruction, self.construction).ends()
-            g_base = Scaled(at, P)
-            self.learner.visit_gradient(self._pre(batch, share, at, base), at, g_base.add, own=False)
-            # d = g_pre(q*) - g_base, from one backward pass through the difference of the losses.
-            d = Scaled(at, P, g_base.held)
-            self.learner.visit_gradient(self._pre(batch, share, at, tilted, base), at, d.add, own=False)
-            # C = |g_base|_P^2, square = |g_base|^2, F = |d|_P^2, E = <g_base, P d>
-            (C, square), (F, _, E) = g_base(), d()
-            C = max(C, _TINY)
-            *along, agreement = self._along(at, g_base.held, d.held, self.direction)
-            # A and B at |g_base|_P = 1; |g_base| / |g_base|_P removes the scale of P, so that judgements can be pooled.
-            a, b = ([math.sqrt(square) / C * x for x in of_pairs] for of_pairs in along)
-            length = max(float(norm(self.direction)), _TINY)
-            agreed = [x / length for x in agreement]
-        # Rank 0's numbers: all processes must use the same strength.
-        strength.judge(self.updates, distributed.broadcast(Judgement(a, b, E / C, F / C, agreed)))
+            if strength.in_doubt:
+                judgement = self._gain(batch, share, metric)
+            else:
+                _, agreement = self._along(self.theta_at(self.direction), self.direction, pairs=_PAIRS_FOR_DIRECTION)
+                judgement = Judgement(list(agreement))
+        strength.judge(self.updates, distributed.broadcast(judgement))  # rank 0's: all must use the same strength
         return {"strength": strength.share, "radius": strength.radius}
 
-    def _along(self, at: Parameters, *others: Parameters) -> list[tuple[float, ...]]:
-        """Return <G, v> for each v and each pair of the next feedback in all processes, scaled to a mean |G| of 1.
+    def _gain(self, batch: AnyBatch, share: float, metric: Metric | None) -> Judgement:
+        """Measure over all parameters how far the tilted task helps."""
+        assert self.direction is not None
+        at = self.theta_at(n for n, _ in self.learner.named_parameters())
+        P = metric(at) if metric is not None else None
+        base, tilted = cast(TiltedConstruction, self.construction).ends()
+        g_base = Scaled(at, P)
+        self.learner.visit_gradient(self._pre(batch, share, at, base), at, g_base.add, own=False)
+        # d = g_pre(q*) - g_base, from one backward pass through the difference of the losses.
+        d = Scaled(at, P, g_base.held)
+        self.learner.visit_gradient(self._pre(batch, share, at, tilted, base), at, d.add, own=False)
+        # C = |g_base|_P^2, square = |g_base|^2, F = |d|_P^2, E = <g_base, P d>
+        (C, square), (F, _, E) = g_base(), d()
+        C = max(C, _TINY)
+        lengths, *along, agreement = self._along(at, g_base.held, d.held, self.direction, pairs=_PAIRS_FOR_GAIN)
+        # A and B at |g_base|_P = 1 and a mean |G| of 1; |g_base| / |g_base|_P removes the scale of P, so that judgements can
+        # be pooled.
+        unit = C / math.sqrt(square) * max(fmean(lengths), _TINY) if square else 1.0
+        a, b = ([x / unit for x in of_pairs] for of_pairs in along)
+        return Judgement(list(agreement), a, b, E / C, F / C)
+
+    def _along(self, at: Parameters, *others: Parameters, pairs: int) -> list[tuple[float, ...]]:
+        """Return |G|, and <G, v> for each v, of at least this many pairs of the next feedback in all processes.
 
         Each process takes the gradients of its own pairs. Where theta is sharded, all processes go backward together, and G is
         the mean over one pair from each.
         """
         found: list[tuple[str, AnyBatch]] = []
-        while sum(distributed.all_gather(len(found))) < _JUDGES:
+        while sum(distributed.all_gather(len(found))) < pairs:
             found += [(domain, pair) for domain, batch in self.feedback.next().items() for pair in batch.apart()]
         # A domain counts by its weight, however many of the pairs are its own.
         counts = Counter(itertools.chain(*distributed.all_gather([domain for domain, _ in found])))
@@ -312,9 +322,7 @@ class MetaUpdate:
             seen.append((math.sqrt(square), *(weights[domain] * product for product in along)))
         if self.learner.has_own_gradient:  # without the repeated pairs
             seen = list(itertools.chain(*distributed.all_gather(seen[: len(found)])))
-        lengths, *along_others = zip(*seen, strict=True)
-        unit = max(fmean(lengths), _TINY)
-        return [tuple(x / unit for x in of_pairs) for of_pairs in along_others]
+        return list(zip(*seen, strict=True))
 
     def _pre(
         self,

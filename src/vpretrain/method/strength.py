@@ -3,12 +3,14 @@
     q_beta = (1 - beta) q_base + beta q*,     hence  g_pre(beta) = g_base + beta d,   d = g_pre(q*) - g_base
 
 The direction u of the tilt comes from S alone, at every step. Whether it helps is judged rarely, on a few feedback pairs that
-gave no direction, by their gradients G over all parameters. There are two questions:
+gave no direction, by their gradients G. There are two questions:
 
 1. Is there a direction? Yes, if the <G, u>_S are above 0 by more than two standard errors. If not, as for noise, beta = 0.
-2. How far does it help? The length of AdamW's steps does not depend on the gradient's, so the gain of a step is the cosine of
-   g_pre with G in the metric P of the optimizer; their inner product grows with the tilt without limit. In units in which
-   |g_base|_P = 1, the tilt adds
+   If there is one, it is followed, beta = 1. This takes G over S alone, less time than a learner step.
+2. How far does it help? This takes G over all parameters, the time of several steps, and is asked of a tilt that is in use,
+   from the second judgement on. The length of AdamW's steps does not depend on the gradient's, so the gain of a step is the
+   cosine of g_pre with G in the metric P of the optimizer; their inner product grows with the tilt without limit. In units in
+   which |g_base|_P = 1, the tilt adds
 
        gain(beta) = (A + beta B) / sqrt(1 + 2 beta E + beta^2 F) - A
        A = <G, P g_base>,  B = <G, P d>,  E = <g_base, P d>,  F = |d|_P^2
@@ -41,7 +43,7 @@ _WIDEST = 4.0  # the largest radius, as a multiple of the recipe's
 # The next judgement is due after this many times as many updates. It is sooner after a refusal, which may be due to chance in
 # the few pairs of the judgement or of the direction.
 _AFTER_TILT, _AFTER_NONE = 4, 2
-_LATE = 2 / 3  # fraction of a run after which a judgement would cost more than it can gain
+_LATE = 1 / 2  # fraction of a run after which a judgement would cost more than it can gain
 
 
 class Judgement(NamedTuple):
@@ -49,17 +51,17 @@ class Judgement(NamedTuple):
     P is the identity).
 
     Attributes:
-        a: A of each feedback pair.
+        agreement: <G, u>_S of each feedback pair, in any unit.
+        a: A of each pair; empty if only the first question was asked.
         b: B of each.
         e, f: E and F.
-        agreement: <G, u>_S of each pair, with |G| = |u|_S = 1.
     """
 
-    a: list[float]
-    b: list[float]
-    e: float
-    f: float
     agreement: list[float]
+    a: Sequence[float] = ()
+    b: Sequence[float] = ()
+    e: float = 0.0
+    f: float = 0.0
 
     def gains(self, beta: float) -> list[float]:
         """Return the gain of each pair."""
@@ -101,6 +103,11 @@ class Strength:
         """Whether meta update number `update`, at this progress of the run, ends with a judgement."""
         return not self.fixed and update >= self.next and progress < _LATE
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the next judgement asks how far the tilt helps: one is in use, or it was asked before."""
+        return self.share > 0 or any(judgement.a for judgement in self.judgements)
+
     def idle(self, update: int, progress: float) -> bool:
         """Whether the meta update has nothing to do: no tilt is used, and no judgement is due."""
         return self.share == 0 and not self.due(update, progress)
@@ -111,10 +118,11 @@ class Strength:
         self.share = best_share(self.judgements)
         times = _AFTER_TILT if self.share else _AFTER_NONE
         self.next = update + min(self.longest, (times - 1) * max(1, update))
-        gain, error = _pooled([j.gains(1.0) for j in self.judgements])
+        gains = [j.gains(1.0) for j in self.judgements if j.a]
+        gain, error = _pooled(gains)
         if self.share < 1:
             self.radius = max(1.0, self.radius / 2)
-        elif len(self.judgements) > 1 and gain > _ERRORS * error:
+        elif len(gains) > 1 and gain > _ERRORS * error:
             self.radius = min(_WIDEST, self.radius * 2)
 
     def state_dict(self) -> Json:
@@ -127,19 +135,31 @@ class Strength:
 
 
 def best_share(judgements: Sequence[Judgement]) -> float:
-    """Return the beta with the largest mean gain plus a standard error (latest judgement first); 0 without a direction."""
-    agreement, error = _pooled([j.agreement for j in judgements])
+    """Return the beta with the largest mean gain plus a standard error (latest judgement first).
+
+    It is 0 without a direction, and 1 if no gain was measured.
+    """
+    agreement, error = _pooled([_normalised(j.agreement) for j in judgements])
     if not agreement > _ERRORS * error:  # also if NaN
         return 0.0
+    measured = [j for j in judgements if j.a]
+    if not measured:
+        return 1.0
 
     def hoped(beta: float) -> float:
-        return sum(_pooled([j.gains(beta) for j in judgements]))
+        return sum(_pooled([j.gains(beta) for j in measured]))
 
     best, reach = 0.5, 0.5
     while reach > 1e-6:  # on ever finer grids of 101 points
         best = max((min(1.0, max(0.0, best + reach * i / 50)) for i in range(-50, 51)), key=hoped)
         reach /= 25
     return best if hoped(best) > 0 else 0.0
+
+
+def _normalised(agreement: Sequence[float]) -> list[float]:
+    """Return the agreement at RMS 1: judgements differ in their unit."""
+    rms = math.hypot(*agreement) / math.sqrt(len(agreement))
+    return [x / rms if rms else 0.0 for x in agreement]
 
 
 def _pooled(judgements: Sequence[Sequence[float]]) -> tuple[float, float]:
