@@ -166,8 +166,9 @@ class MetaUpdate:
         values = self.values(problems) if self.phi else []
         directions = [(weight, value.direction) for weight, value in values]
         for p in problems if not self.phi else ():
-            loss = self._pre(p.batch, p.share, p.theta_S, self._base())
-            g_pre = None if p.align.linear else self.learner.gradient(loss, p.theta_S)
+            g_pre = None
+            if not p.align.linear:
+                g_pre = self.learner.gradient(self._pre(p.batch, p.share, p.theta_S, self._base()), p.theta_S)
             directions.append((p.weight, p.align.direction(p.g_down, g_pre)))
         self.direction = {n: torch.stack([weight * u[n] for weight, u in directions]).sum(0) for n in self.tilts}
         g_down_norm = self.norm_of(g_down)
