@@ -17,6 +17,7 @@ import torch
 from jaxtyping import install_import_hook
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 CHECKED = {
     "model": ("backbone", "batch", "heads", "learner", "loss"),
@@ -35,6 +36,7 @@ install_import_hook(
     "beartype.beartype",
 )
 
+disable_progress_bar()  # commands are tested by the lines that they print
 torch.set_num_threads(1)  # tiny tensors gain nothing from more, and lose much beside other work
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789 \n?:.#+=-<>|"
@@ -62,8 +64,9 @@ def pad_is_eos_tokenizer():
 
 @pytest.fixture
 def judged_early(monkeypatch):
-    """The first judgement after two learner steps: most runs of the tests end before the usual one."""
+    """The first judgement after two learner steps, also late in a run: most runs of the tests end before the usual one."""
     monkeypatch.setattr("vpretrain.method.strength.FIRST", 2)
+    monkeypatch.setattr("vpretrain.method.strength._LATE", 1.0)
 
 
 @pytest.fixture
