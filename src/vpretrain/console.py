@@ -20,6 +20,11 @@ def minutes(seconds: float | None) -> str:
     return "-:--" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
+def warn(text: str) -> None:
+    """Print a warning as it is: no name in it is markup, and no line is broken."""
+    console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
 @contextlib.contextmanager
 def progress(title: str) -> Iterator[Callable[[float, float | None, str], None]]:
     """Yield `update(share_done, seconds_left, note)`."""
@@ -43,17 +48,13 @@ def progress(title: str) -> Iterator[Callable[[float, float | None, str], None]]
     yield line
 
 
-def steady(title: str, total: int) -> contextlib.AbstractContextManager[Callable[[float], None]]:
+@contextlib.contextmanager
+def steady(title: str, total: int) -> Iterator[Callable[[float], None]]:
     """Yield `done(parts)`, for work of equal parts; fractions count, and the time left is estimated from the pace."""
-
-    @contextlib.contextmanager
-    def manager() -> Iterator[Callable[[float], None]]:
-        start = time.monotonic()
-        with progress(title) as update:
-            yield lambda parts: update(
-                parts / max(1, total),
-                (time.monotonic() - start) * (total - parts) / parts if parts else None,
-                f"{parts:.0f}/{total}",
-            )
-
-    return manager()
+    start = time.monotonic()
+    with progress(title) as update:
+        yield lambda parts: update(
+            parts / max(1, total),
+            (time.monotonic() - start) * (total - parts) / parts if parts else None,
+            f"{parts:.0f}/{total}",
+        )

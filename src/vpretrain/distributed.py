@@ -88,9 +88,14 @@ def all_reduce_mean(values: Any) -> Any:
     """Return the mean over processes of a number, of numbers by name, or of tensors of one dtype, in one all-reduce."""
     if isinstance(values, Mapping):
         return dict(zip(values, _mean_numbers(list(values.values())), strict=True))
-    if isinstance(values, Sequence):
-        return _mean_tensors(values)
-    return _mean_numbers([values])[0]
+    if not isinstance(values, Sequence):
+        return _mean_numbers([values])[0]
+    if size() == 1:
+        return list(values)
+    flat = torch.cat([tensor.detach().flatten() for tensor in values]) / size()
+    dist.all_reduce(flat)
+    parts = flat.split([tensor.numel() for tensor in values])
+    return [part.view_as(tensor) for part, tensor in zip(parts, values, strict=True)]
 
 
 def _mean_numbers(numbers: list[float]) -> list[float]:
@@ -99,20 +104,6 @@ def _mean_numbers(numbers: list[float]) -> list[float]:
     total = torch.tensor(numbers, dtype=torch.float64)
     dist.all_reduce(total, group=_host())
     return (total / size()).tolist()
-
-
-def _mean_tensors(tensors: Sequence[Tensor]) -> list[Tensor]:
-    if size() == 1:
-        return list(tensors)
-    flat = torch.cat([tensor.detach().flatten() for tensor in tensors]) / size()
-    dist.all_reduce(flat)
-    parts = flat.split([tensor.numel() for tensor in tensors])
-    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
-
-
-def on_any_rank(flag: bool) -> bool:
-    """Whether the flag is set in any process."""
-    return all_reduce_mean(float(flag)) > 0
 
 
 def all_gather(item: Item) -> list[Item]:
@@ -155,14 +146,12 @@ def on_rank_0(act: Callable[[], Item]) -> Item:
 
 def on_all_ranks(act: Callable[[], Item]) -> list[Item]:
     """Call `act` in all processes; in each, return the results by rank, or raise a UserError if any of them did."""
-    outcome: Any
+    outcomes: list[tuple[Any, str | None]]
     try:
-        outcome = act(), None
+        outcomes = all_gather((act(), None))
     except UserError as error:
-        outcome = None, str(error)
-    outcomes = all_gather(outcome)
-    if outcome[1] is not None:
-        raise UserError(outcome[1])
+        all_gather((None, str(error)))
+        raise
     for _, failure in outcomes:
         if failure is not None:
             raise FailedOnAnotherRank(failure)

@@ -16,11 +16,7 @@ Lines = list[Json]
 
 
 def check_writable(file: Path, setting: str) -> None:
-    """Check before long work whether a file can be written, and leave nothing behind but its directory.
-
-    Raises:
-        UserError: it cannot; change `setting`.
-    """
+    """Raise UserError, which names `setting`, if a file cannot be written. Leaves nothing behind but its directory."""
     there = file.exists()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

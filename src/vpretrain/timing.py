@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 
@@ -27,21 +27,16 @@ class Watch:
         self._open: list[str] = []
         self._since = 0.0
 
-    def switch(self, change: Callable[[], object]) -> None:
-        """Charge the time since the last switch to the innermost open phase, then open or close one."""
+    def switch(self, opened: str | None) -> None:
+        """Charge the time since the last switch to the innermost open phase; then open one or, by None, close that."""
         end = now()  # work that was queued in a phase belongs to it
         if self._open:
             self.seconds[self._open[-1]] += end - self._since
-        change()
+        if opened is None:
+            self._open.pop()
+        else:
+            self._open.append(opened)
         self._since = time.perf_counter()
-
-    def enter(self, name: str) -> None:
-        """Open a phase."""
-        self.switch(lambda: self._open.append(name))
-
-    def leave(self) -> None:
-        """Close the innermost phase."""
-        self.switch(self._open.pop)
 
 
 @contextlib.contextmanager
@@ -50,11 +45,11 @@ def phase(name: str) -> Iterator[None]:
     if _watching is None:
         yield
         return
-    _watching.enter(name)
+    _watching.switch(name)
     try:
         yield
     finally:
-        _watching.leave()
+        _watching.switch(None)
 
 
 @contextlib.contextmanager

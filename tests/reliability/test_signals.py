@@ -125,7 +125,7 @@ def test_a_second_process_is_refused(tmp_path, tokenizer, fault, modality):
     other = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline() == "held\n"
-        with fault(), pytest.raises(UserError, match=r"another process is at work in .*/tiny: wait for its end"):
+        with fault(), pytest.raises(UserError, match=r"another process uses .*/tiny: wait for its end"):
             run_recipe(recipe, overwrite=True)
         other.kill()  # the lock goes with its process
         other.wait()

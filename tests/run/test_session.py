@@ -150,6 +150,16 @@ def test_a_taken_directory_and_a_changed_recipe_are_refused(tmp_path, tokenizer)
         run_recipe(recipe.model_copy(update={"name": "other"}), resume=True)
 
 
+def test_a_run_replaces_no_file_of_a_comparison(tmp_path, tokenizer):
+    recipe = tiny_recipe(tmp_path, tokenizer)
+    for directory in (recipe.directory, recipe.directory / "v.0"):
+        directory.mkdir(parents=True)
+        (directory / "recipe.yaml").write_text("name: mine\n")
+    with pytest.raises(UserError, match="holds a comparison"):
+        prepare_directory(recipe, resume=False, overwrite=True)
+    assert (recipe.directory / "recipe.yaml").exists()
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_the_older_one(tmp_path, monkeypatch):
     save_checkpoint(tmp_path, 1, {"a": {"x": torch.ones(2)}}, {"n": 1}, keep=1)
 

@@ -49,10 +49,8 @@ def run_recipe(
     from vpretrain.run.train import begin
 
     how = {"resume": resume, "overwrite": overwrite, "accept_changes": accept_changes}
-    with contextlib.ExitStack() as held:
-        held.enter_context(distributed.process_group())
+    with distributed.process_group(), failures_in_one_line(recipe), contextlib.ExitStack() as held:
         console.quiet = not distributed.is_rank_0()
-        held.enter_context(failures_in_one_line(recipe))
         distributed.on_rank_0(lambda: held.enter_context(locked(recipe.directory)))
         distributed.on_rank_0(lambda: prepare_directory(recipe, **how))
         with console.status(f"{recipe.arm}: loading the learner and the data"):

@@ -26,14 +26,10 @@ class Budget:
     def __init__(
         self, config: BudgetConfig, clock: Callable[[], float] = time.perf_counter, *, until: float = 1.0
     ) -> None:
-        self.until = until
-        self._config = config
-        self.step = 0
-        self._clock = clock
-        self._spent = 0.0
+        self._config, self._clock, self.until = config, clock, until
+        self.step, self._spent = 0, 0.0
         self._running_since: float | None = None
-        self._in_step = False
-        self._stopped = False
+        self._in_step = self._stopped = False
 
     def __iter__(self) -> Iterator[int]:
         while not self._done():
@@ -46,8 +42,7 @@ class Budget:
     @property
     def seconds(self) -> float:
         """Training seconds spent, including the current step."""
-        running = 0.0 if self._running_since is None else self._clock() - self._running_since
-        return self._spent + running
+        return self._spent + (0.0 if self._running_since is None else self._clock() - self._running_since)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -58,10 +53,6 @@ class Budget:
         finally:
             self._running_since = self._clock()
 
-    def share(self, steps_done: int) -> float:
-        """Return the fraction of the budget that is spent after `steps_done` steps."""
-        return self._config.share(steps_done, self.seconds)
-
     @property
     def spent(self) -> bool:
         """Whether the whole budget is spent."""
@@ -70,10 +61,6 @@ class Budget:
     def stop(self) -> None:
         """End training after the current step."""
         self._stopped = True
-
-    def seconds_left(self, steps_done: int) -> float:
-        """Estimate the training seconds left after `steps_done` steps, for the progress bar."""
-        return self._config.seconds_left(steps_done, self.seconds)
 
     def state_dict(self) -> Json:
         """Return the state at the end of the current step."""
@@ -87,4 +74,5 @@ class Budget:
         self._spent, self._running_since = distributed.broadcast(self.seconds), None
 
     def _done(self) -> bool:
-        return distributed.on_any_rank(self._stopped) or self._config.reached(self.step, self._spent, self.until)
+        stopped = distributed.all_reduce_mean(float(self._stopped)) > 0  # in any process
+        return stopped or self._config.reached(self.step, self._spent, self.until)

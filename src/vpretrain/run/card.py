@@ -33,25 +33,10 @@ _CITATION = """```bibtex
 }
 ```"""
 HASHES = "A hash of several files is that of the lines which sha256sum prints for them."
-_SHOWN = (
-    "optimizer.lr",
-    "stream.length",
-    "stream.batch_size",
-    "stream.accumulation",
-)  # shown even if they are the defaults
+# What the table of settings shows even if it is the default, and what the card tells elsewhere.
+_SHOWN = ("optimizer.lr", "stream.length", "stream.batch_size", "stream.accumulation")
 _SHOWN_OF_VALUE = ("value.every_steps", "value.align", "value.subset")
-_TOLD_ELSEWHERE = {
-    "name",
-    "arm",
-    "seed",
-    "output",
-    "threads",
-    "modality",
-    "budget",
-    "checkpoint",
-    "tracking",
-    "evaluation",
-}
+_NOT_SHOWN = {"name", "arm", "seed", "output", "threads", "modality", "budget", "checkpoint", "tracking", "evaluation"}
 _FEEDBACK = {"feedback", "designer", "value"}  # sections that affect a run only if there are meta updates
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _MARKUP = re.compile(r"([\\`*_\[\]#|~$@]|:(?=//))")
@@ -67,13 +52,7 @@ def provenance(recipe: Recipe) -> Json:
 
 
 def write_card(run: Path, model: Path, *, result: Json | None = None) -> None:
-    """Write the card of a run beside its model.
-
-    Args:
-        run: directory of the run, with recipe.yaml.
-        model: directory of the model; its README.md is replaced.
-        result: metrics of the run; None: those in its result.json.
-    """
+    """Write (or replace) README.md in `model` for the directory of a run; `result`: its metrics, else its result.json."""
     recipe = load_recipe(run / "recipe.yaml")
     result = result or _read(run / "result.json")
     made = _read(run / "provenance.json") or provenance(recipe)
@@ -137,9 +116,8 @@ def _base(recipe: Recipe) -> dict[str, str]:
 
 def _done(recipe: Recipe, result: Json) -> Iterator[str]:
     unit, updates = recipe.unit, result["meta_updates"]
-    yield f"- Base learner: {_text(without_folders(recipe.learner.name))}" + (
-        " (LoRA; merged here, the adapter is in adapter/)" if getattr(recipe.learner, "lora", None) else ""
-    )
+    lora = " (LoRA; merged here, the adapter is in adapter/)" if getattr(recipe.learner, "lora", None) else ""
+    yield f"- Base learner: {_text(without_folders(recipe.learner.name))}{lora}"
     yield f"- Arm: {_text(recipe.arm)}" + (" (V-pretraining)" if recipe.arm == "v" else "")
     yield (
         f"- Training: {result['steps']:,} steps, {result[unit]:,} {unit}, {result['seconds']:.1f} seconds (evaluation, "
@@ -158,19 +136,14 @@ def _settings(recipe: Recipe, result: Json) -> list[str]:
     everything = flat(recipe.model_dump(mode="json"))
     changed = flat(recipe.model_dump(mode="json", exclude_defaults=True))
     shown = (*_SHOWN, *(_SHOWN_OF_VALUE if result["meta_updates"] else ()))
-    left_out = _TOLD_ELSEWHERE | (set() if result["meta_updates"] else _FEEDBACK)
-    names = [
-        name
-        for name in everything
-        if (name in changed or name in shown) and not left_out & {name.split(".")[0]} and not _of_source(name)
-    ]
-    rows = [[name, without_folders(str(everything[name]))] for name in names if name != "learner.name"]
-    return _table([["setting", "value"], *rows])
-
-
-def _of_source(name: str) -> bool:
-    """Whether the data table shows this setting."""
-    return name.split(".")[1:2] in (["sources"], ["heads"], ["meta"])
+    left_out = _NOT_SHOWN | (set() if result["meta_updates"] else _FEEDBACK)
+    rows = [["setting", "value"]]
+    for name, value in everything.items():
+        section, *inner = name.split(".")
+        of_source = inner[:1] in (["sources"], ["heads"], ["meta"])  # the table of the data shows it
+        if (name in changed or name in shown) and section not in left_out and not of_source and name != "learner.name":
+            rows.append([name, without_folders(str(value))])
+    return _table(rows)
 
 
 def _data(made: Json) -> list[str]:
@@ -183,35 +156,31 @@ def data_cells(data: Sequence[Json]) -> list[list[str]]:
     """Return the cells of the table of data fingerprints, row by row; the first row names the columns."""
     rows = [["role", "origin", "rows at most", "fingerprint"]]
     for source in data:
-        about = {key: value for key, value in source.items() if key not in ("role", "origin", "rows")}
+        details = [
+            f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}"
+            for key, value in source.items()
+            if value is not None and key not in ("role", "origin", "hub", "rows")
+        ]
         origin = source.get("origin") or source["hub"]
-        told = ", ".join(
-            f"{key} {_number(value)}" for key, value in about.items() if value is not None and key != "hub"
-        )
         count = "unknown" if source["rows"] is None else f"{source['rows']:,}"
-        rows.append([source["role"], without_folders(origin), count, told])
+        rows.append([source["role"], without_folders(origin), count, ", ".join(details)])
     return rows
 
 
 def _results(recipe: Recipe, result: Json, comparison: Json) -> list[str]:
-    metrics = modality_of(recipe).metrics
-    told = {"arm", "seed", "steps", recipe.unit, "seconds", "meta_updates"}
+    elsewhere = {"arm", "seed", "steps", recipe.unit, "seconds", "meta_updates"}
     rows = [
         [key, f"{value:.6g}" if isinstance(value, float) else f"{value:,}"]
         for key, value in result.items()
-        if isinstance(value, int | float) and key not in told
+        if isinstance(value, int | float) and key not in elsewhere
     ]
     lines = _table([["figure", "value"], *rows]) if rows else ["Not evaluated."]
     if "warning" in result:
         lines += ["", f"Warning: {_text(result['warning'])}"]
     if comparison:
-        lines += [
-            "",
-            f"All arms of the comparison; step-0 is the untouched learner. {metrics.headline.capitalize()}:",
-            "",
-        ]
-        lines += _table(comparison["table"])
-        lines += ["", *(f"- {_text(line)}" for line in comparison["remarks"])]
+        headline = modality_of(recipe).metrics.headline.capitalize()
+        lines += ["", f"All arms of the comparison; step-0 is the untouched learner. {headline}:", ""]
+        lines += [*_table(comparison["table"]), "", *(f"- {_text(line)}" for line in comparison["remarks"])]
     return lines
 
 
@@ -226,10 +195,6 @@ def _text(text: str) -> str:
     return _MARKUP.sub(r"\\\1", html.escape(line, quote=False))
 
 
-def _number(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
 def without_folders(name: str) -> str:
     """Return only the last part of an absolute path: cards are published, and home directories contain names."""
     return Path(name).name if name.startswith(("/", "~")) else name
@@ -241,13 +206,13 @@ def _comparison(file: Path, result: Json) -> Json:
         comparison = _read(file)
         arms = [arm for arm in comparison["arms"].values() if arm["arm"] == result["arm"]]
         runs = {(run["seed"], run["seconds"]) for arm in arms for run in arm.get("runs", [arm])}
-        told = {
+        shown = {
             "table": [[str(cell) for cell in row] for row in comparison["table"]],
             "remarks": [str(line) for line in comparison["remarks"]],
         }
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
-    return told if (result["seed"], result["seconds"]) in runs else {}
+    return shown if (result["seed"], result["seconds"]) in runs else {}
 
 
 def _read(file: Path) -> Json:

@@ -24,17 +24,16 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vpretrain import distributed
-from vpretrain.console import console
+from vpretrain.console import warn
 from vpretrain.errors import UserError
 from vpretrain.files import remove, sync
 from vpretrain.method.protocols import Learner
-from vpretrain.types import Json, Keywords
+from vpretrain.types import Json
 
 Tensors = dict[str, Mapping[str, Tensor]]
 """Named groups of named tensors: one file per group, or one per process if they are sharded."""
 
 MANIFEST = "manifest.json"
-_PLAIN: Keywords = {"style": "yellow", "markup": False, "highlight": False, "soft_wrap": True}
 _FILE = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)(\.\d+-of-\d+)?\.(safetensors|json)")  # a name, not a path
 
 
@@ -143,11 +142,7 @@ def damage(path: Path) -> str | None:
 
 
 def load_checkpoint(path: Path) -> tuple[Tensors, Json]:
-    """Read a checkpoint.
-
-    Raises:
-        UserError: a file is missing or damaged.
-    """
+    """Read a checkpoint. Raises UserError if a file is missing or damaged."""
     if found := distributed.on_rank_0(lambda: damage(path)):
         raise UserError(f"the checkpoint {path} is damaged: {found}; remove it to use the one before")
     try:
@@ -161,30 +156,22 @@ def load_checkpoint(path: Path) -> tuple[Tensors, Json]:
 
 
 def load_newest(root: Path) -> tuple[Tensors, Json]:
-    """Read the newest intact checkpoint, with a warning for each newer one that is damaged.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Read the newest intact checkpoint, and warn of each newer one that is damaged. Raises UserError if there is none."""
     for path in reversed(checkpoints(root)):
         try:
             return load_checkpoint(path)
         except UserError as error:
-            console.print(f"warning: {str(error).rpartition(';')[0]}; going back to the one before", **_PLAIN)
+            warn(f"warning: {str(error).rpartition(';')[0]}; going back to the one before")
     raise UserError(f"no checkpoint in {root} can be read: start the run anew with --overwrite")
 
 
 def load_designer(designer: nn.Module, run: str) -> None:
-    """Load a designer's parameters from the newest checkpoint of another run.
-
-    Raises:
-        UserError: that run has none, or one of another shape.
-    """
+    """Load a designer's parameters from another run's newest checkpoint. Raises UserError if it has none, or another shape."""
     root = Path(run) / "checkpoints"
     groups = load_newest(root)[0] if checkpoints(root) else {}
     if "designer" not in groups:
         raise UserError(
-            f"designer.warm_start={run} holds no checkpoint with a designer: name the directory of an arm v"
+            f"designer.warm_start={run} holds no checkpoint with a designer: name the run of an arm with a designer"
         )
     own = dict(designer.named_parameters())
     start = {name: groups["designer"].get(name) for name in own}  # buffers belong to the present learner
@@ -220,24 +207,20 @@ class _Shards(Mapping[str, Tensor]):
     """Tensors whose rows are in several files; each is assembled on access, so that only that one is in memory."""
 
     def __init__(self, files: Sequence[Path]) -> None:
-        self.files = sorted(files, key=lambda file: int(file.name.split(".")[1].split("-")[0]))
-        self._names = [list(safe_open(file, "pt").keys()) for file in self.files]
+        self._files: dict[str, list[Path]] = {}
+        for file in sorted(files, key=lambda file: int(file.name.split(".")[1].split("-")[0])):
+            for name in list(safe_open(file, "pt").keys()):
+                self._files.setdefault(name, []).append(file)
 
     def __getitem__(self, name: str) -> Tensor:
-        parts = [
-            safe_open(file, "pt").get_tensor(name)
-            for file, names in zip(self.files, self._names, strict=True)
-            if name in names
-        ]
-        if not parts:
-            raise KeyError(name)
+        parts = [safe_open(file, "pt").get_tensor(name) for file in self._files[name]]
         return torch.cat(parts) if len(parts) > 1 else parts[0].clone()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names[0])
+        return iter(self._files)
 
     def __len__(self) -> int:
-        return len(self._names[0])
+        return len(self._files)
 
 
 def _read(files: Sequence[Path]) -> Mapping[str, Tensor]:

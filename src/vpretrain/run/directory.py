@@ -30,11 +30,12 @@ def prepare_directory(recipe: Recipe, *, resume: bool, overwrite: bool, accept_c
         raise UserError(
             f"{directory} holds a run already: add --resume to continue it, --overwrite to start anew, or name=..."
         )
-    if resume:
-        if not saved:
-            raise UserError(f"{directory} has no checkpoint to resume from: start it without --resume")
-        if not accept_changes:
-            refuse_changes(recipe, directory / "recipe.yaml", except_for=_MAY_CHANGE)
+    if any(directory.glob("*/recipe.yaml")):
+        raise UserError(f"{directory} holds a comparison, of which a run would replace files: choose another name=...")
+    if resume and not saved:
+        raise UserError(f"{directory} has no checkpoint to resume from: start it without --resume")
+    if resume and not accept_changes:
+        refuse_changes(recipe, directory / "recipe.yaml", except_for=_MAY_CHANGE)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if not resume:  # also files of a run that ended before its first checkpoint

@@ -28,8 +28,7 @@ def seconds_of_a_step(recipe: Recipe, parts: Parts, optimizer: AdamW) -> float:
     The optimizers' own time is not included. The first pass only warms up allocators and caches.
     """
     seconds = 0.0
-    cursors = parts.stream.state_dict(), parts.feedback.state_dict()
-    stateful: list[Any] = [*parts.modules.values(), *parts.optimizers.values()]
+    stateful: list[Any] = [parts.stream, parts.feedback, *parts.modules.values(), *parts.optimizers.values()]
     kept = [copy.deepcopy(part.state_dict()) for part in stateful]
     random = random_state()
     for _ in range(2):
@@ -43,8 +42,6 @@ def seconds_of_a_step(recipe: Recipe, parts: Parts, optimizer: AdamW) -> float:
                 part.loss.backward()
             seconds += (now() - start) * len(batches)
         optimizer.torch.zero_grad(set_to_none=True)
-    parts.stream.load_state_dict(cursors[0])
-    parts.feedback.load_state_dict(cursors[1])
     for part, state_dict in zip(stateful, kept, strict=True):
         part.load_state_dict(state_dict)
     set_random_state(random)

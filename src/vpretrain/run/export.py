@@ -20,12 +20,8 @@ from vpretrain.types import Json
 def export(run: str, target: str) -> None:
     """Write the finished model of a run, or the learner of its newest checkpoint if it has not finished.
 
-    Args:
-        run: directory of the run.
-        target: a new or empty directory; from_pretrained loads it, with equal outputs.
-
-    Raises:
-        UserError: there is nothing to export, or the target is taken.
+    The target is a new or empty directory; from_pretrained loads it, with equal outputs. Raises UserError if the target is
+    taken, or if there is nothing to export.
     """
     source, directory = Path(run), Path(target)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -64,15 +60,9 @@ def check_hub_name(name: str) -> None:
 
 
 def push(directory: str, name: str, *, private: bool) -> str:
-    """Upload an exported directory as a model to the hub, with the user's own login; return its address.
+    """Upload to the hub a directory that `export` wrote, with the user's own login; return its address.
 
-    Args:
-        directory: as `export` wrote it.
-        name: USER/NAME; created if it does not exist.
-        private: upload to a private repository only.
-
-    Raises:
-        UserError: it cannot be uploaded.
+    USER/NAME is created if it does not exist; `private`: to a private repository only. Raises UserError.
     """
     from huggingface_hub import HfApi
 
@@ -83,9 +73,9 @@ def push(directory: str, name: str, *, private: bool) -> str:
             raise UserError("it is there already, and public")
         api.upload_folder(repo_id=name, folder_path=directory, commit_message="Upload by vpretrain export")
     except Exception as error:  # of the hub, the network or the login
-        told = first_line(error).rstrip(".") or type(error).__name__
+        reason = first_line(error).rstrip(".") or type(error).__name__
         raise UserError(
-            f"{directory} is exported but not uploaded to {name}: {told}; mend it (hf auth login, or HF_TOKEN, names who "
+            f"{directory} is exported but not uploaded to {name}: {reason}; mend it (hf auth login, or HF_TOKEN, names who "
             f"you are), then: hf upload {name} {directory}"
         ) from error
     return str(url)

@@ -14,13 +14,10 @@ _END = 2**20
 
 
 def of_files(files: Sequence[Path], root: Path | None = None) -> Json:
-    """Return the number of local files, their bytes and their SHA-256.
+    """Return the number of local files, their bytes and their SHA-256. Raises OSError if one is gone.
 
     For one file the hash is what `sha256sum` prints; for several, the hash of the lines that it prints for them under `root`.
     Above a gigabyte only both ends of each file are read, a megabyte or less of each, and `of` has the amount.
-
-    Raises:
-        OSError: a file is gone.
     """
     sizes = [file.stat().st_size for file in files]
     end = None if sum(sizes) <= MOST else min(_END, MOST // (2 * len(files)))

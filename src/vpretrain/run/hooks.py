@@ -105,11 +105,7 @@ class Tracking(Hook):
 
 
 class Scores(Hook):
-    """Write evaluations along the run to scores.jsonl, without effect on the run.
-
-    Args:
-        tracking: gets them too.
-    """
+    """Write evaluations along the run to scores.jsonl and to the trackers, without effect on the run."""
 
     def __init__(self, tracking: Tracking) -> None:
         self._tracking = tracking
@@ -155,8 +151,7 @@ class Checkpoints(Hook):
 
     def after_step(self, session: Session, record: StepRecord) -> None:
         every, since = session.recipe.checkpoint, session.budget.seconds - self._saved_at
-        if (every.every_steps is not None and (record.step + 1) % every.every_steps == 0) or (
-            every.every_minutes is not None and since >= 60 * every.every_minutes
-        ):
+        by_steps = every.every_steps is not None and (record.step + 1) % every.every_steps == 0
+        if by_steps or (every.every_minutes is not None and since >= 60 * every.every_minutes):
             session.save()
             self._saved_at = session.budget.seconds

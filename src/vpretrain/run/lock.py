@@ -17,19 +17,16 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Lock a directory, created if necessary, while this process works in it.
+    """Lock a directory, created if necessary, until the context or this process ends, in any way.
 
-    The lock is released when the process ends, in any way.
-
-    Raises:
-        UserError: another process holds it, or it cannot be made.
+    Raises UserError if another process holds it, or it cannot be made.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = FileLock(directory / LOCK)
         lock.acquire(timeout=0.2)  # `holder` may hold it for an instant
     except Timeout:
-        raise UserError(f"another process is at work in {directory}: wait for its end, or use name=...") from None
+        raise UserError(f"another process uses {directory}: wait for its end, or use name=...") from None
     except OSError as error:
         raise UserError(f"cannot write to {directory}: {error.strerror}; change `output`") from None
     try:

@@ -70,11 +70,7 @@ class AdamW:
     def step(self, loss: float) -> dict[str, float]:
         """Clip, update and clear the gradients; or only clear them, at a loss spike that the recipe's settings skip.
 
-        Args:
-            loss: of this step.
-
-        Raises:
-            NonFinite: the loss or the gradient is NaN or infinite; theta is unchanged.
+        Raises NonFinite if the step's loss or gradient is NaN or infinite; theta is unchanged.
         """
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -94,10 +90,7 @@ class AdamW:
         return {"lr": lr, "grad_norm": grad_norm, **({"skipped": 1.0} if leapt else {})}
 
     def metric(self, names: Iterable[str]) -> Preconditioner | None:
-        """Return AdamW's preconditioner over the named parameters; it follows the optimizer's state.
-
-        None before the first step, when there is no v_hat yet; parameters that no loss has reached have none either.
-        """
+        """Return `adamw_metric` of those named parameters that a loss has reached; it follows the optimizer's state."""
         return adamw_metric(self.torch, {name: self.parameters[name] for name in names})
 
     def state_dict(self) -> Json:
@@ -107,8 +100,7 @@ class AdamW:
     def load_state_dict(self, state: Json) -> None:
         """Restore the counters and losses."""
         self.steps, self.skipped, self.horizon = state["steps"], state["skipped"], state["horizon"]
-        self._losses.clear()
-        self._losses.extend(state["losses"])
+        self._losses = deque(state["losses"], maxlen=_RECENT)
 
     def _leapt(self, loss: float) -> bool:
         """Whether the loss exceeds the median of recent ones by the factor above which steps are skipped."""

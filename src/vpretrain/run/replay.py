@@ -25,33 +25,22 @@ from vpretrain.types import Json
 def write_replay(
     recipe: Recipe, parts: Parts, optimizer: AdamW, before: StepSnapshot, step: int, error: NonFinite
 ) -> Path:
-    """Save a failed step as a checkpoint with its batch (with several processes, the stream gives the batch again).
-
-    Args:
-        recipe, parts, optimizer: of the run.
-        before: the state before the step.
-        step: its number.
-        error: how it failed.
-    """
+    """Save a failed step as a checkpoint, with its batch (with several processes, the stream gives the batch again)."""
     groups, state = before.captured(optimizer)
     groups["batch"] = _tensors(parts.stream.next()) if distributed.size() == 1 else {}
     state |= {"step": step, "error": error.what, "updated": before.updated, "recipe": recipe.model_dump(mode="json")}
     root = recipe.directory / "replay"
-    distributed.on_rank_0(
-        lambda: shutil.rmtree(root / f"step-{step:08d}", ignore_errors=True)
-    )  # of an earlier attempt with other settings
+    earlier = root / f"step-{step:08d}"  # of an attempt with other settings
+    distributed.on_rank_0(lambda: shutil.rmtree(earlier, ignore_errors=True))
     return save_checkpoint(root, step, groups, state, keep=3)
 
 
 def replay(path: Path) -> Json:
-    """Run a saved step again.
+    """Run a saved step again. Raises UserError if it cannot be read, or does not fit the recipe.
 
     Returns:
         `step`; `was` and `is`: how it failed, and how it fails now (None: it does not); `batch`: whether the stream still gives
         the same batch; `not_finite`: parameters of the learner with NaN or infinite entries in their gradient, and how many.
-
-    Raises:
-        UserError: it cannot be read, or does not fit the recipe.
     """
     groups, state = load_checkpoint(path)
     if "error" not in state:
@@ -69,9 +58,8 @@ def replay(path: Path) -> Json:
         train(recipe, parts, optimizer, steps=[state["step"]], after_step=lambda record: None)
     except NonFinite as error:
         now = error.what
-    counts = {
-        name: int((~torch.isfinite(p.grad)).sum()) for name, p in parts.learner.named_parameters() if p.grad is not None
-    }
+    gradients = {name: p.grad for name, p in parts.learner.named_parameters() if p.grad is not None}
+    counts = {name: int((~torch.isfinite(g)).sum()) for name, g in gradients.items()}
     return {
         "step": state["step"],
         "was": state["error"],

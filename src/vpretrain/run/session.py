@@ -36,14 +36,7 @@ from vpretrain.types import Json
 
 
 class Session:
-    """Run one recipe in its directory, which `prepare_directory` has created.
-
-    Args:
-        recipe: the run.
-        parts: its parts.
-        resume: continue from the newest checkpoint.
-        until: the fraction of the budget at which to save and leave the rest for later.
-        hooks: further hooks of the run.
+    """Run one recipe in its directory, which `prepare_directory` has created. For the arguments see `run_recipe`.
 
     Attributes:
         budget: the budget, and how much of it is spent.
@@ -142,10 +135,8 @@ class Session:
         restore(self.parts, self.optimizer, groups, state)
         self.budget.load_state_dict(state["budget"])
         self.totals, self.side = state["totals"], state["side"]
-        self._share = self.budget.share(self.budget.step)
-        for hook, kept in zip(
-            self._own, state.get("hooks", ()), strict=False
-        ):  # a resumed run may have fewer hooks, or more
+        self._share = self.recipe.budget.share(self.budget.step, self.budget.seconds)
+        for hook, kept in zip(self._own, state.get("hooks", ()), strict=False):  # there may be fewer hooks now, or more
             hook.load_state_dict(kept)
 
     def _begin(self) -> None:
@@ -165,32 +156,26 @@ class Session:
 
     def _after_step(self, record: StepRecord) -> None:
         with self.budget.paused():
-            self._share_before, self._share = self._share, self.budget.share(record.step + 1)
+            share = self.recipe.budget.share(record.step + 1, self.budget.seconds)
+            self._share_before, self._share = self._share, share
             if self.recipe.budget.steps is None:  # total steps by the clock: every arm's schedule ends with its budget
-                self.optimizer.horizon = round((record.step + 1) / self._share)
+                self.optimizer.horizon = round((record.step + 1) / share)
             self.totals["read"] += record.tokens
             self.totals["meta_updates"] += bool(record.meta)
             for name, value in record.side.items():
                 self.side[name] = self.side.get(name, 0.0) + value
-            self.line = {
-                "step": record.step,
-                "seconds": round(self.budget.seconds, 4),
-                self.recipe.unit: self.totals["read"],
-                "loss": record.loss,
-                **record.optimizer,
-                **record.side,
-                **record.meta,
-            }
+            self.line = {"step": record.step, "seconds": round(self.budget.seconds, 4)}
+            self.line |= {self.recipe.unit: self.totals["read"], "loss": record.loss}
+            self.line |= {**record.optimizer, **record.side, **record.meta}
             self._show(record)
             for hook in self.hooks:
                 hook.after_step(self, record)
 
     def _show(self, record: StepRecord) -> None:
-        seconds, left = self.budget.seconds, self.budget.seconds_left(record.step + 1)
+        seconds, step = self.budget.seconds, record.step + 1
+        left = self.recipe.budget.seconds_left(step, seconds)
         value = f"  value {record.meta['value']:+.3f}" if "value" in record.meta else ""
-        self._update(
-            seconds / max(1e-9, seconds + left), left, f"step {record.step + 1}  loss {record.loss:.3f}{value}"
-        )
+        self._update(seconds / max(1e-9, seconds + left), left, f"step {step}  loss {record.loss:.3f}{value}")
 
     def _keep_failed_step(self, error: NonFinite) -> str:
         """Save the failed step; return the message for the user."""
@@ -205,10 +190,7 @@ class Session:
         return f"{text}; `vpretrain replay {kept}` makes the step again"
 
     def _interrupt(self, number: int) -> None:
-        trained = bool(checkpoints(self.directory / "checkpoints"))
-        how = (
-            "what was trained is saved; continue with --resume"
-            if trained
-            else "nothing was trained yet; start it again"
-        )
+        how = "nothing was trained yet; start it again"
+        if checkpoints(self.directory / "checkpoints"):
+            how = "what was trained is saved; continue with --resume"
         raise Interrupted(number, f"stopped by {signal.Signals(number).name}; {how}")

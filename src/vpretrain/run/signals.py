@@ -11,14 +11,7 @@ from collections.abc import Callable, Iterator
 from vpretrain import distributed
 from vpretrain.console import console
 
-
-class Phase(enum.Enum):
-    """The phase of a run."""
-
-    START = enum.auto()
-    TRAINING = enum.auto()
-    SAVING = enum.auto()
-    END = enum.auto()
+Phase = enum.Enum("Phase", ["START", "TRAINING", "SAVING", "END"])  # of a run
 
 
 class Signals:
@@ -27,10 +20,6 @@ class Signals:
     Args:
         stop: ends training after the current step.
         interrupt: ends the run, given the signal's number.
-
-    Attributes:
-        phase: set by the run.
-        received: the signal's number, or None.
     """
 
     def __init__(self, stop: Callable[[], None], interrupt: Callable[[int], None]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-import torch
 from torch import nn
 
 from vpretrain import distributed
@@ -38,17 +37,12 @@ def captured(parts: Parts, optimizer: AdamW) -> tuple[Tensors, Json]:
     groups |= {f"{name}-optimizer": optimizer_tensors(o) for name, o in parts.optimizers.items()}
     if parts.meta is not None:
         of_meta, counters = captured_meta(parts.meta)
-        groups |= of_meta
-        state |= counters
+        groups, state = groups | of_meta, state | counters
     return groups, state
 
 
 def restore(parts: Parts, optimizer: AdamW, groups: Tensors, state: Json) -> None:
-    """Restore the result of `captured`.
-
-    Raises:
-        UserError: the checkpoint is of a run with other parts.
-    """
+    """Restore the result of `captured`. Raises UserError if it is of a run with other parts."""
     with fitting():
         load_parameters(parts.learner, groups["learner"])
         load_optimizer_tensors(optimizer.torch, groups["learner-optimizer"])
@@ -76,19 +70,18 @@ def captured_meta(meta: MetaUpdate) -> tuple[Tensors, Json]:
 
 
 def restore_meta(meta: MetaUpdate, groups: Tensors, state: Json) -> None:
-    """Restore the result of `captured_meta`. Raises UserError if it is of a run with other parts."""
-    with fitting():
-        meta.updates = state["meta_updates"]
-        if meta.strength is not None:
-            meta.strength.load_state_dict(state["strength"])
-        at = meta.theta_at()
-        meta.direction = {name: placed(u, at[name]) for name, u in groups["direction"].items()} or None
-        meta.kept = {}
-        for key, g in groups["feedback-gradients"].items():
-            domain, name = key.rsplit("/", 1)
-            meta.kept.setdefault(domain, {})[name] = placed(g, at[name])
-        if meta.optimizer is not None:
-            load_optimizer_tensors(meta.optimizer, groups["designer-optimizer"])
+    """Restore the result of `captured_meta`, inside `fitting`."""
+    meta.updates = state["meta_updates"]
+    if meta.strength is not None:
+        meta.strength.load_state_dict(state["strength"])
+    at = meta.theta_at()
+    meta.direction = {name: placed(u, at[name]) for name, u in groups["direction"].items()} or None
+    meta.kept = {}
+    for key, g in groups["feedback-gradients"].items():
+        domain, name = key.rsplit("/", 1)
+        meta.kept.setdefault(domain, {})[name] = placed(g, at[name])
+    if meta.optimizer is not None:
+        load_optimizer_tensors(meta.optimizer, groups["designer-optimizer"])
 
 
 @contextlib.contextmanager
@@ -114,21 +107,15 @@ class StepSnapshot:
         self.random = random_state()
         self.groups: Tensors = {}
         self.cursors = {"stream": parts.stream.state_dict(), "feedback": parts.feedback.state_dict()}
-        self.updates = 0
         if parts.meta is None:
             return
         self.updates = parts.meta.updates
         self.strength = captured_meta(parts.meta)[1]["strength"]
         self.groups |= _kept(parts.meta)
-        changing: dict[str, tuple[nn.Module, torch.optim.Optimizer | None]] = {
-            name: (parts.modules[name], optimizer)  # heads, which are fitted on every feedback batch
-            for name, optimizer in parts.optimizers.items()
-        }
-        for name, (module, optimizer) in changing.items():
-            self.groups[name] = {key: value.clone() for key, value in module.state_dict().items()}
-            if optimizer is not None:
-                tensors = optimizer_tensors(optimizer)
-                self.groups[f"{name}-optimizer"] = {key: value.clone() for key, value in tensors.items()}
+        for name, optimizer in parts.optimizers.items():  # of heads, which are fitted on every feedback batch
+            tensors = optimizer_tensors(optimizer)
+            self.groups[name] = {key: value.clone() for key, value in parts.modules[name].state_dict().items()}
+            self.groups[f"{name}-optimizer"] = {key: value.clone() for key, value in tensors.items()}
 
     @property
     def updated(self) -> bool:

@@ -14,17 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from vpretrain.config import Recipe, TrackingConfig
-from vpretrain.console import console
+from vpretrain.console import warn
 from vpretrain.errors import UserError
 from vpretrain.files import write_whole
 from vpretrain.pretrained import first_line
 from vpretrain.recipe import flat, secret
-from vpretrain.types import Json, Keywords
+from vpretrain.types import Json
 
 TENSORBOARD = "tensorboard"  # the default, and the name of its directory
 KEPT = "trackers.json"  # by tracker: the id of the run there, and the first step that was not sent
 _NO_TELEMETRY = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}
-_PLAIN: Keywords = {"style": "yellow", "markup": False, "highlight": False, "soft_wrap": True}
 
 
 def require(config: TrackingConfig) -> None:
@@ -54,17 +53,18 @@ class Trackers:
         names = list(dict.fromkeys(recipe.tracking.trackers)) if main else []
         if TENSORBOARD in names and not _installed(TENSORBOARD):
             names.remove(TENSORBOARD)
-            console.print("no curves for TensorBoard: pip install tensorboard, or set tracking.trackers=[]", **_PLAIN)
+            warn("no curves for TensorBoard: pip install tensorboard, or set tracking.trackers=[]")
         if not names:
             return
         from accelerate import PartialState
 
         PartialState()
         kept = _read(recipe.directory / KEPT) if resumed else {}
-        told = _steps_of(recipe.directory / "metrics.jsonl") if resumed else 0
+        log = recipe.directory / "metrics.jsonl"  # one line per step
+        logged = log.read_bytes().count(b"\n") if resumed and log.exists() else 0
         for name in names:
             before = kept.get(name)
-            self._next[name] = step if before is None else max(told, before["next"])
+            self._next[name] = step if before is None else max(logged, before["next"])
             self._start(name, None if before is None else before["id"], step)
         kept |= {name: {"id": _id(name, tracker), "next": self._next[name]} for name, tracker in self._trackers.items()}
         kept.pop(TENSORBOARD, None)
@@ -100,21 +100,19 @@ class Trackers:
             tracker.start()
             if not goes_on:
                 tracker.store_init_configuration(_settings(self._recipe))
+            self._trackers[name] = tracker
         except Exception as error:
             if name != TENSORBOARD:
                 raise UserError(
                     f"the tracker {name} does not start: {first_line(error)}; mend it, or leave it out of tracking.trackers"
                 ) from error
             self._leave(name, error)
-            return
-        self._trackers[name] = tracker
 
     def _leave(self, name: str, error: Exception) -> None:
         self._trackers.pop(name, None)
-        console.print(
+        warn(
             f"warning: the tracker {name} failed ({first_line(error) or type(error).__name__}); the run goes on without "
-            "it, and metrics.jsonl has everything",
-            **_PLAIN,
+            "it, and metrics.jsonl has everything"
         )
 
 
@@ -160,11 +158,6 @@ def _read(file: Path) -> Json:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return {}
-
-
-def _steps_of(log: Path) -> int:
-    """Return the number of steps in a log, which has one line per step."""
-    return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
 def _installed(name: str) -> bool:

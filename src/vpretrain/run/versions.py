@@ -8,6 +8,5 @@ from importlib.metadata import version
 
 def versions() -> dict[str, str]:
     """Return the versions that results depend on."""
-    return {name: version(name) for name in ("vpretrain", "torch", "transformers")} | {
-        "python": platform.python_version()
-    }
+    packages = {name: version(name) for name in ("vpretrain", "torch", "transformers")}
+    return packages | {"python": platform.python_version()}
