@@ -21,7 +21,7 @@ from benchmarks.command import command
 from benchmarks.steering.__main__ import CONDITIONS, recipe_of
 from benchmarks.steering.learner import pretrained
 from benchmarks.steering.table import ablation_markdown
-from vpretrain.compare.results import paired
+from vpretrain.compare.statistics import paired_difference
 from vpretrain.config import Recipe
 from vpretrain.run import run_recipe
 from vpretrain.run.versions import versions
@@ -106,7 +106,7 @@ def _summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         variant: {
             "validation_nll": _mean(of_v, "answer_nll"),
             "retention_nll": _mean(of_v, "retention_nll"),
-            **{f"minus_{other}": paired(nll[variant], nll[other]) for other in ("v", "one-hot") if other in nll},
+            **{f"minus_{arm}": paired_difference(nll[variant], nll[arm]) for arm in ("v", "one-hot") if arm in nll},
             "seconds": _mean(of_v, "seconds"),
             "mean_alpha": _mean(of_v, "mean_alpha"),
         }

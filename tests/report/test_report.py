@@ -189,7 +189,7 @@ def test_single_runs_finished_and_at_work(tmp_path):
 def test_without_matplotlib_there_are_numbers(tmp_path, monkeypatch):
     write_comparison(tmp_path / "study")
     write_probe(tmp_path / "study")
-    monkeypatch.setattr("vpretrain.report.plots.pyplot", lambda: None)
+    monkeypatch.setattr("vpretrain.report.page.pyplot", lambda: None)
     page = made(tmp_path, tmp_path / "study")
     assert "pip install matplotlib" in page.text()
     assert not [tag for tag, _ in page.tags if tag == "svg"]
@@ -316,7 +316,7 @@ def test_thinning_keeps_extremes_and_means(points):
     draw = np.random.default_rng(points)
     x, y = np.arange(points), draw.normal(size=(2, points))
     y[0, points // 3], y[1, points // 2] = 99.0, -99.0  # lost by any thinning that skips
-    band = thin([(x, y[0]), (x, y[1])], most=240)
+    band = thin([(x, y[0]), (x, y[1])])
     assert len(band.x) == min(points, 240)
     assert (band.low.min(), band.high.max()) == (y.min(), y.max())
     assert np.all(np.diff(band.x) > 0)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from vpretrain.compare.entry import Entry, check_entries
 from vpretrain.compare.results import START, run_name, summarise
 from vpretrain.compare.runs import Process
-from vpretrain.compare.study import Study
+from vpretrain.compare.study import run_study, write_study
 from vpretrain.compare.tables import cells, remarks
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
@@ -51,27 +51,24 @@ def compare(
     seeds = list(dict.fromkeys(seeds)) or [recipe.seed]
     v = min((entry for entry in entries if entry.arm == "v"), key=lambda entry: len(entry.settings), default=None)
     follow = {name: arm.follows_v for name, arm in recipe.arms.items() if arm.follows_v is not None} if v else {}
-    study = Study(recipe, "results.json")
     members: dict[str, list[str]] = {}
     for turn, seed in enumerate(seeds):  # each seed starts with another arm
         order = [*entries[turn % len(entries) :], *entries[: turn % len(entries)]]
         members |= {run_name(e.label, seed, seeds): _settings(e, seed) for e in order if e.arm not in follow}
-    results = study.run(members, rounds=rounds, resume=resume, overwrite=overwrite, start=start)
+    results = run_study(recipe, members, rounds=rounds, resume=resume, overwrite=overwrite, start=start)
     members = {  # arms whose settings match V come after it
         run_name(e.label, seed, seeds): _settings(e, seed, follow[e.arm](results[run_name(v.label, seed, seeds)]))
         for seed, e in itertools.product(seeds, entries)
         if v and e.arm in follow
     }
     if members:
-        results |= study.run(members, rounds=rounds, resume=True, start=start)
+        results |= run_study(recipe, members, rounds=rounds, resume=True, start=start)
     names = {START: [START]} | {e.label: [run_name(e.label, seed, seeds) for seed in seeds] for e in entries}
-    runs = {arm: [results[name] for name in of_arm] for arm, of_arm in names.items()}
-    scores = {
-        arm: [read_lines(recipe.directory / name / "scores.jsonl") for name in of_arm] for arm, of_arm in names.items()
-    }
+    runs = {arm: [results[name] for name in of] for arm, of in names.items()}
+    scores = {arm: [read_lines(recipe.directory / name / "scores.jsonl") for name in of] for arm, of in names.items()}
     summary = summarise(runs, scores, recipe) | {"rounds": rounds, "seeds": seeds}
     summary |= {"table": cells(summary["arms"], recipe), "remarks": remarks(summary, recipe)}
-    summary = study.write(summary)
+    summary = write_study(recipe, "results.json", summary)
     for name in results:
         if (recipe.directory / name / "model").is_dir():
             write_card(recipe.directory / name, recipe.directory / name / "model")

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from rich.table import Table
 
-from vpretrain.compare.results import START, paired
-from vpretrain.compare.study import Study
+from vpretrain.compare.results import START, over_seeds, values_of
+from vpretrain.compare.statistics import paired_difference
+from vpretrain.compare.study import run_study, write_study
 from vpretrain.compare.tables import grid
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
@@ -34,12 +35,12 @@ def pareto(recipe: Recipe, points: Sequence[Sequence[str]], *, resume: bool = Fa
     points = points or metrics.pareto_points
     if not points:
         raise UserError(f"give the points: --point field=value,field=value for each; {recipe.modality} has none ready")
-    study, members = Study(recipe, "pareto.json"), {recipe.baseline: [f"arm={recipe.baseline}"]}
+    members = {recipe.baseline: [f"arm={recipe.baseline}"]}
     members |= {name: ["arm=v", *point] for name, point in _names(points).items()}
-    start = study.run({}, resume=resume, overwrite=overwrite)[START]
+    start = run_study(recipe, {}, resume=resume, overwrite=overwrite)[START]
     if missing := [title for key, (_, title) in metrics.objectives.items() if start[key] is None]:
         raise UserError(f"the evaluation does not measure {' and '.join(missing)}: give it such sources")
-    runs = study.run(members, resume=True)
+    runs = run_study(recipe, members, resume=True)
     scores = {
         name: tuple(sign * run[key] for key, (sign, _) in metrics.objectives.items()) for name, run in runs.items()
     }
@@ -50,13 +51,13 @@ def pareto(recipe: Recipe, points: Sequence[Sequence[str]], *, resume: bool = Fa
             name: {
                 "settings": members.get(name, []),
                 "on_front": name in efficient,
-                **{key: value for key, value in run.items() if key not in ("name", metrics.cases)},
+                **over_seeds([run], metrics),
                 f"minus_{recipe.baseline}".replace("-", "_"): _differences(run, runs[recipe.baseline], metrics),
             }
             for name, run in runs.items()
         },
     }
-    return study.write(results)
+    return write_study(recipe, "pareto.json", results)
 
 
 def front(scores: Mapping[str, tuple[float, ...]]) -> list[str]:
@@ -88,19 +89,17 @@ def draw_pareto(results: Json, recipe: Recipe) -> Path | None:
     objectives = modality_of(recipe).metrics.objectives
     (x, (x_sign, x_title)), (y, (y_sign, y_title)) = objectives.items()
     figure, panel = plot.subplots(figsize=(8.4, 4.6), layout="constrained")
-    markers = ["s", "D", "o", "^", "v", "<", ">", "P", "X", "*"]
+    markers = "sDo^v<>PX*"
     for number, (name, point) in enumerate(results["points"].items()):
         marker = markers[number % len(markers)]
         panel.plot(point[x], point[y], marker, label=name, color=f"C{number % 10}", markersize=8, alpha=0.8)
     efficient = sorted((point[x], point[y]) for point in results["points"].values() if point["on_front"])
     panel.plot(*zip(*efficient, strict=True), "--", color="grey", label="front", zorder=0)
-    for sign, title, setter, invert in (
-        (x_sign, f"{x_title}, better to the right", panel.set_xlabel, panel.invert_xaxis),
-        (y_sign, f"{y_title}, better above", panel.set_ylabel, panel.invert_yaxis),
-    ):
-        setter(title)
-        if sign < 0:
-            invert()
+    panel.set(xlabel=f"{x_title}, better to the right", ylabel=f"{y_title}, better above")
+    if x_sign < 0:
+        panel.invert_xaxis()
+    if y_sign < 0:
+        panel.invert_yaxis()
     panel.margins(0.1)
     panel.locator_params(nbins=5)
     panel.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
@@ -112,10 +111,11 @@ def draw_pareto(results: Json, recipe: Recipe) -> Path | None:
 
 def _differences(run: Json, baseline: Json, metrics: Metrics) -> Json:
     """Return the differences from the baseline, paired over the evaluated cases, with intervals."""
+    cases = metrics.cases
     return {
-        key: paired(*([[case[key] for case in each[metrics.cases] if key in case]] for each in (run, baseline)))
+        key: paired_difference(values_of([run[cases]], key), values_of([baseline[cases]], key))
         for key in metrics.paired
-        if any(key in case for case in run[metrics.cases])
+        if any(key in case for case in run[cases])
     }
 
 

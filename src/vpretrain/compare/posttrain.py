@@ -6,15 +6,16 @@ path is charged to it, including GRPO's attempts, so that scores can be compared
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean
 
 from rich.table import Table
 
 from vpretrain.compare.entry import check_entries, parse_entry
-from vpretrain.compare.results import START, over_seeds, paired
-from vpretrain.compare.study import Study
+from vpretrain.compare.results import START, over_seeds
+from vpretrain.compare.statistics import paired_difference
+from vpretrain.compare.study import run_study, write_study
 from vpretrain.compare.tables import grid
 from vpretrain.config import Recipe
 from vpretrain.files import read_lines
@@ -40,19 +41,16 @@ def posttrain(
     """
     check_entries(recipe, [stage for path in paths for stage in path.split("+")])
     paths, seeds = list(dict.fromkeys(paths)), list(dict.fromkeys(seeds)) or [recipe.seed]
+    stages = {path: [_stages(recipe, path, seed) for seed in seeds] for path in paths}  # path -> seed -> its runs
     members: dict[str, list[str]] = {}
-    stages: dict[str, list[list[str]]] = {path: [] for path in paths}  # path -> seed -> its runs
-    for seed in seeds:
-        for path in paths:
-            own = _stages(recipe, path, seed)
+    for of_seed in zip(*stages.values(), strict=True):
+        for own in of_seed:
             members |= own
-            stages[path].append(list(own))
-    study = Study(recipe, "posttrain.json")
-    results = study.run(members, resume=resume, overwrite=overwrite)
+    results = run_study(recipe, members, resume=resume, overwrite=overwrite)
     metrics = modality_of(recipe).metrics
     start = results[START]
     lines = {path: [_line(recipe, start, runs, results) for runs in of_path] for path, of_path in stages.items()}
-    ends = {path: [results[runs[-1]] for runs in of_path] for path, of_path in stages.items()}
+    ends = {path: [results[list(runs)[-1]] for runs in of_path] for path, of_path in stages.items()}
     key = next(key for key in metrics.paired if key in start[metrics.cases][0])
     cases = {path: [[case[key] for case in run[metrics.cases]] for run in runs] for path, runs in ends.items()}
     summary = {
@@ -63,14 +61,14 @@ def posttrain(
                 "seconds": mean(line[-1]["seconds"] for line in lines[path]),
                 recipe.unit: mean(line[-1][recipe.unit] for line in lines[path]),
                 "curve": lines[path],
-                "minus": {other: paired(cases[path], cases[other]) for other in paths if other != path},
+                "minus": {other: paired_difference(cases[path], cases[other]) for other in paths if other != path},
             }
             for path, runs in ends.items()
         },
         "of": metrics.paired[key],
         "seeds": seeds,
     }
-    return study.write(summary)
+    return write_study(recipe, "posttrain.json", summary)
 
 
 def posttrain_table(results: Json, recipe: Recipe) -> Table:
@@ -96,9 +94,8 @@ def draw_posttrain(results: Json, recipe: Recipe) -> Path | None:
         for key, (_, title) in modality_of(recipe).metrics.objectives.items()
         if results[START].get(key) is not None
     ]
-    picture, axes = plot.subplots(
-        1, len(objectives), figsize=(5.2 * len(objectives), 3.8), layout="constrained", squeeze=False
-    )
+    count = len(objectives)
+    picture, axes = plot.subplots(1, count, figsize=(5.2 * count, 3.8), layout="constrained", squeeze=False)
     for axis, (key, title) in zip(axes[0], objectives, strict=True):
         for number, (path, found) in enumerate(results["paths"].items()):
             for turn, curve in enumerate(found["curve"]):
@@ -131,16 +128,14 @@ def _stages(recipe: Recipe, path: str, seed: int) -> dict[str, list[str]]:
     return runs
 
 
-def _line(recipe: Recipe, start: Json, runs: Sequence[str], results: dict[str, Json]) -> list[Json]:
+def _line(recipe: Recipe, start: Json, runs: Iterable[str], results: dict[str, Json]) -> list[Json]:
     """Return a path's scores and their cost: the untouched learner, evaluations along each stage, each stage's end."""
     unit, objectives = recipe.unit, modality_of(recipe).metrics.objectives
-    curve = [{"seconds": 0.0, unit: 0, "ends": False, **{key: start[key] for key in objectives}}]
+    curve: list[Json] = [{"seconds": 0.0, unit: 0, "ends": False, **{key: start[key] for key in objectives}}]
     for run in runs:
         spent, read = curve[-1]["seconds"], curve[-1][unit]
         points = [(line, False) for line in read_lines(recipe.directory / run / "scores.jsonl")]
         for point, ends in [*points, (results[run], True)]:
-            figures = {key: point[key] for key in objectives}
-            curve.append(
-                {"seconds": spent + point["seconds"], unit: read + point[unit], "ends": ends, "run": run, **figures}
-            )
+            cost = {"seconds": spent + point["seconds"], unit: read + point[unit]}
+            curve.append({**cost, "ends": ends, "run": run, **{key: point[key] for key in objectives}})
     return curve

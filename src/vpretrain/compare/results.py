@@ -8,6 +8,7 @@ from statistics import mean
 from typing import Any
 
 from vpretrain.compare.entry import parse_entry
+from vpretrain.compare.statistics import paired_difference
 from vpretrain.config import Recipe
 from vpretrain.files import Lines
 from vpretrain.modality import Metrics, modality_of
@@ -37,23 +38,15 @@ def summarise(runs: Runs, scores: Mapping[str, Sequence[Lines]], recipe: Recipe)
     results: Json = {"arms": {arm: over_seeds(of_arm, metrics) for arm, of_arm in runs.items()}}
     cases = {arm: [run[metrics.cases] for run in of_arm] for arm, of_arm in runs.items()}
     keys = [key for key in metrics.paired if any(key in case for case in cases[START][0])]
-    results["differences"] = {key: _differences({a: _values(c, key) for a, c in cases.items()}) for key in keys}
+    results["differences"] = {key: _differences({a: values_of(c, key) for a, c in cases.items()}) for key in keys}
     results["of"] = {key: metrics.paired[key] for key in keys}
     domains = list(dict.fromkeys(case["domain"] for case in cases[START][0] if "domain" in case))
     if len(domains) > 1:
         results["by_domain"] = {domain: _by_domain(cases, keys, domain) for domain in domains}
     if recipe.evaluation.points and recipe.optimizer.schedule == "constant":
-        results["matched"] = {
-            axis: _matched(runs, scores, axis, keys, metrics.cases) for axis in ("seconds", recipe.unit)
-        }
+        axes = ("seconds", recipe.unit)
+        results["matched"] = {axis: _matched(runs, scores, axis, keys, metrics.cases) for axis in axes}
     return results
-
-
-def paired(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Call `paired_difference`, imported here because it needs torch, unlike the rest of this file."""
-    from vpretrain.compare.statistics import paired_difference
-
-    return paired_difference(a, b)
 
 
 def over_seeds(runs: Sequence[Json], metrics: Metrics) -> Json:
@@ -74,20 +67,19 @@ def _mean(values: Sequence[Any]) -> Any:
     return mean(values) if all(isinstance(value, int | float) for value in values) else None
 
 
-def _by_domain(cases: Mapping[str, Sequence[Sequence[Json]]], keys: Sequence[str], domain: str) -> Any:
-    """Return each arm's mean in a domain, and its difference from every other arm."""
+def _by_domain(cases: Mapping[str, Sequence[Sequence[Json]]], keys: Sequence[str], domain: str) -> Json:
+    """Return each metric's comparison of all arms in a domain."""
     own = {arm: [[case for case in run if case["domain"] == domain] for run in runs] for arm, runs in cases.items()}
-    values = {key: {arm: _values(runs, key) for arm, runs in own.items()} for key in keys}
-    return {
-        key: {
-            "arms": {arm: mean(itertools.chain.from_iterable(runs)) for arm, runs in of_key.items()},
-            "differences": _differences(of_key),
-        }
-        for key, of_key in values.items()
-    }
+    return {key: _compared({arm: values_of(runs, key) for arm, runs in own.items()}) for key in keys}
 
 
-def _values(runs: Sequence[Sequence[Json]], key: str) -> list[list[float]]:
+def _compared(values: Mapping[str, list[list[float]]]) -> Json:
+    """Return each arm's mean over seeds and cases, and its difference from every other arm."""
+    means = {arm: mean(itertools.chain.from_iterable(runs)) for arm, runs in values.items()}
+    return {"arms": means, "differences": _differences(values)}
+
+
+def values_of(runs: Sequence[Sequence[Json]], key: str) -> list[list[float]]:
     """Return a metric of every case that has it, [S, N]: the same cases in every run."""
     return [[case[key] for case in run if key in case] for run in runs]
 
@@ -98,7 +90,7 @@ def _differences(values: Mapping[str, list[list[float]]]) -> dict[str, dict[str,
     full = {arm: runs if len(runs) == seeds else runs * seeds for arm, runs in values.items()}
     differences: dict[str, dict[str, dict[str, float]]] = {arm: {} for arm in full}
     for a, b in itertools.combinations(full, 2):
-        one = differences[a][b] = paired(full[a], full[b])
+        one = differences[a][b] = paired_difference(full[a], full[b])
         differences[b][a] = {"mean": -one["mean"], "low": -one["high"], "high": -one["low"]}
     return differences
 
@@ -111,20 +103,17 @@ def _matched(runs: Runs, scores: Mapping[str, Sequence[Lines]], axis: str, keys:
     A falling curve lies below its chords, so an arm interpolated between two evaluations looks a little worse than it was,
     beside one at the end of its curve; more points reduce this.
     """
-    start = runs[START][0]
-    trained = {arm: of_arm for arm, of_arm in runs.items() if arm != START}
-    at = min(run[axis] for of_arm in trained.values() for run in of_arm)
+    start = {**runs[START][0], axis: 0}
+    curves = {
+        arm: [[start, *lines, run] for lines, run in zip(scores[arm], of_arm, strict=True)]
+        for arm, of_arm in runs.items()
+        if arm != START
+    }
+    at = min(curve[-1][axis] for of_arm in curves.values() for curve in of_arm)
     matched: Json = {"at": at}
     for key in keys:
-        values = {
-            arm: [
-                _read_off([{**start, axis: 0}, *lines, run], axis, at, cases, key)
-                for lines, run in zip(scores[arm], of_arm, strict=True)
-            ]
-            for arm, of_arm in trained.items()
-        }
-        means = {arm: mean(itertools.chain.from_iterable(of_arm)) for arm, of_arm in values.items()}
-        matched[key] = {"arms": means, "differences": _differences(values)}
+        values = {arm: [_read_off(curve, axis, at, cases, key) for curve in of] for arm, of in curves.items()}
+        matched[key] = _compared(values)
     return matched
 
 
@@ -133,6 +122,6 @@ def _read_off(curve: Sequence[Json], axis: str, at: float, cases: str, key: str)
     for before, after in itertools.pairwise(curve):
         if at <= after[axis]:
             share = (at - before[axis]) / (after[axis] - before[axis]) if after[axis] > before[axis] else 1.0
-            ((starts,), (ends,)) = _values([before[cases]], key), _values([after[cases]], key)
+            ((starts,), (ends,)) = values_of([before[cases]], key), values_of([after[cases]], key)
             return [(1 - share) * one + share * other for one, other in zip(starts, ends, strict=True)]
     raise AssertionError("the curve ends before")

@@ -66,32 +66,22 @@ def run_group(
         UserError: the directory is taken, or a member failed (its own message is printed above).
         Interrupted: a signal stopped it, after the current member had saved its state.
     """
-    with locked(recipe.directory):
+    directory = recipe.directory
+    with locked(directory):
         prepare_group(recipe, resume=resume, overwrite=overwrite)
-        return _run_members(recipe.directory, members, rounds, resume, start)
-
-
-def _run_members(
-    directory: Path,
-    members: Mapping[str, Sequence[str]],
-    rounds: int,
-    resume: bool,
-    start: Callable[[Sequence[str]], Process] | None,
-) -> dict[str, Json]:
-    finished = {name for name in members if resume and (directory / name / "result.json").exists()}
-    for name in finished:
-        console.print(f"{name}: finished already")
-    begun: set[str] = set()
-    for turn in range(1, rounds + 1):
-        for number, name in enumerate(members, start=1):
-            if name not in finished:
+        finished = {name for name in members if resume and (directory / name / "result.json").exists()}
+        for name in finished:
+            console.print(f"{name}: finished already")
+        for turn in range(1, rounds + 1):
+            for number, name in enumerate(members, start=1):
+                if name in finished:
+                    continue
                 part = f", round {turn} of {rounds}" if rounds > 1 else ""
                 console.print(f"{name}: run {number} of {len(members)}{part}", highlight=False)
-                again = resume or name in begun
-                done = run_member(directory, name, members[name], until=turn / rounds, resume=again, start=start)
-                begun.add(name)
-                finished |= {name} if done else set()
-    return {name: json.loads((directory / name / "result.json").read_text(encoding="utf-8")) for name in members}
+                again, until = resume or turn > 1, turn / rounds
+                if run_member(directory, name, members[name], until=until, resume=again, start=start):
+                    finished.add(name)
+        return {name: json.loads((directory / name / "result.json").read_text(encoding="utf-8")) for name in members}
 
 
 def run_member(
@@ -121,32 +111,7 @@ def run_member(
     again = "--resume" if resume and any((directory / name / "checkpoints").glob("step-*")) else "--overwrite"
     how = [again] if until == 1 else [again, f"--until={until}"]
     command = ["run", str(directory / "recipe.yaml"), *how, f"name={name}", f"output={directory}", *settings]
-    return _finished(name, _wait((start or start_process)(command)))
-
-
-def prepare_group(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-    """Create the group's directory with its recipe. Raises UserError before any long work if it cannot be used."""
-    require(recipe.tracking)
-    directory = recipe.directory
-    if overwrite and not resume and (directory / "recipe.yaml").exists():
-        for path in directory.iterdir():
-            if path.name != LOCK:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-    if (directory / "recipe.yaml").exists() and not resume:
-        raise UserError(
-            f"{directory} holds runs already: add --resume to finish them, --overwrite to start anew, or name=..."
-        )
-    if (directory / "recipe.yaml").exists():
-        refuse_changes(recipe, directory / "recipe.yaml", except_for=_MAY_CHANGE)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {directory}: {error.strerror}; change `output`") from None
-    save_recipe(recipe, directory / "recipe.yaml")
-
-
-def _finished(name: str, code: int) -> bool:
-    """Whether a member is finished, rather than paused, by its exit code. Raises as `run_group`."""
+    code = _wait((start or start_process)(command))
     if code == Paused.exit_code:
         return False
     number = -code if code < 0 else code - 128  # a process without a signal handler yet, or one with
@@ -155,6 +120,23 @@ def _finished(name: str, code: int) -> bool:
     if code:
         raise UserError(f"{name} failed (exit code {code}); mend it and go on with the same command and --resume")
     return True
+
+
+def prepare_group(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    """Write the recipe into the group's locked directory. Raises UserError before any work if that holds another group."""
+    require(recipe.tracking)
+    saved = recipe.directory / "recipe.yaml"
+    if overwrite and not resume and saved.exists():
+        for path in recipe.directory.iterdir():
+            if path.name != LOCK:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if saved.exists():
+        if not resume:
+            raise UserError(
+                f"{recipe.directory} holds runs already: add --resume to finish them, --overwrite to start anew, or name=..."
+            )
+        refuse_changes(recipe, saved, except_for=_MAY_CHANGE)
+    save_recipe(recipe, saved)
 
 
 def _wait(process: Process) -> int:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
 RESAMPLES = 10_000
 _AT_ONCE = 500  # resamples held in memory together
 
@@ -19,14 +16,15 @@ def bootstrap_interval(values: Sequence[float] | Sequence[Sequence[float]], *, s
             bootstrap), since every seed has the same cases.
         seed: of the draws.
     """
+    import torch  # takes seconds: what only shows results needs none of it
+
     x_SN = torch.tensor(values, dtype=torch.float64)
     x_SN = x_SN[None] if x_SN.ndim == 1 else x_SN
     generator = torch.Generator().manual_seed(seed)
     cases_RN = torch.randint(x_SN.shape[1], (RESAMPLES, x_SN.shape[1]), generator=generator)
     seeds_RS = torch.randint(x_SN.shape[0], (RESAMPLES, x_SN.shape[0]), generator=generator)
-    means_R = torch.cat(
-        [_means(x_SN, s, n) for s, n in zip(seeds_RS.split(_AT_ONCE), cases_RN.split(_AT_ONCE), strict=True)]
-    )
+    parts = zip(seeds_RS.split(_AT_ONCE), cases_RN.split(_AT_ONCE), strict=True)
+    means_R = torch.cat([x_SN[s_RS[:, :, None], n_RN[:, None, :]].mean((1, 2)) for s_RS, n_RN in parts])
     low, high = torch.quantile(means_R, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high
 
@@ -37,7 +35,3 @@ def paired_difference(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]
     low, high = bootstrap_interval(differences)
     flat = [difference for row in differences for difference in row]
     return {"mean": sum(flat) / len(flat), "low": low, "high": high}
-
-
-def _means(x_SN: Tensor, seeds_RS: Tensor, cases_RN: Tensor) -> Tensor:
-    return x_SN[seeds_RS[:, :, None], cases_RN[:, None, :]].mean((1, 2))

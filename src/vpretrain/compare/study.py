@@ -14,31 +14,13 @@ from vpretrain.run.versions import versions
 from vpretrain.types import Json
 
 
-class Study:
-    """Runs that share a recipe.
+def run_study(recipe: Recipe, members: Mapping[str, Sequence[str]], **how: Any) -> dict[str, Json]:
+    """Measure the untouched learner, named `START`, then run the members; otherwise as `run_group`."""
+    return run_group(recipe, {START: [f"arm={recipe.baseline}", "budget.steps=0"], **members}, **how)
 
-    Args:
-        recipe: its directory holds the directories of the runs.
-        file: name of the file with the outcome.
-    """
 
-    def __init__(self, recipe: Recipe, file: str) -> None:
-        self.recipe, self.file = recipe, file
-
-    def run(self, members: Mapping[str, Sequence[str]], **how: Any) -> dict[str, Json]:
-        """Measure the untouched learner, named `START`, then run the members; returns every result.
-
-        Args:
-            members: name -> settings (`field=value`) of its own.
-            how: as in `run_group`.
-
-        Raises: as `run_group`.
-        """
-        untouched = {START: [f"arm={self.recipe.baseline}", "budget.steps=0"]}
-        return run_group(self.recipe, untouched | dict(members), **how)
-
-    def write(self, outcome: Json) -> Json:
-        """Write the outcome with the recipe and the versions; returns it."""
-        outcome = outcome | {"recipe": self.recipe.model_dump(mode="json"), "versions": versions()}
-        write_whole(self.recipe.directory / self.file, json.dumps(outcome, indent=1))
-        return outcome
+def write_study(recipe: Recipe, file: str, outcome: Json) -> Json:
+    """Write the outcome of a study, with its recipe and the versions, in its directory; return it."""
+    outcome = outcome | {"recipe": recipe.model_dump(mode="json"), "versions": versions()}
+    write_whole(recipe.directory / file, json.dumps(outcome, indent=1))
+    return outcome

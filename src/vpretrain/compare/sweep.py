@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import RootModel, ValidationError, model_validator
+from pydantic import TypeAdapter, ValidationError, model_validator
 from rich.table import Table
 
 from vpretrain.compare.runs import prepare_group, run_member
+from vpretrain.compare.study import write_study
 from vpretrain.config import Recipe, Strict
 from vpretrain.console import console, minutes
 from vpretrain.errors import UserError
@@ -27,7 +28,6 @@ from vpretrain.modality import modality_of
 from vpretrain.plot import pyplot
 from vpretrain.recipe import parse_recipe, save_recipe, with_overrides
 from vpretrain.run.lock import locked
-from vpretrain.run.versions import versions
 from vpretrain.types import Json
 
 try:
@@ -52,16 +52,12 @@ class Dimension(Strict):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Dimension:
-        ranged = self.low is not None and self.high is not None
-        if ranged == (self.choices is not None) or (self.low is None) != (self.high is None):
+        low, high = self.low, self.high
+        if (low is not None and high is not None) == (self.choices is not None) or (low is None) != (high is None):
             raise ValueError("give either choices, or low and high")
         if self.choices is not None and len(set(self.choices)) < 2:
             raise ValueError("choices must be two or more")
-        if (
-            self.low is not None
-            and self.high is not None
-            and not (self.low < self.high and (self.low > 0 or not self.log))
-        ):
+        if low is not None and high is not None and not (low < high and (low > 0 or not self.log)):
             raise ValueError("low must be below high, and above 0 on a log scale")
         return self
 
@@ -76,15 +72,11 @@ class Dimension(Strict):
         return trial.suggest_float(field, self.low, self.high, log=self.log)
 
 
-class Space(RootModel[dict[str, Dimension]]):
-    """Settings of a recipe by their dotted names, each with its possible values."""
-
-
 def load_space(path: str | Path) -> dict[str, Dimension]:
-    """Read a space. Raises UserError if it is missing or invalid."""
+    """Read a space: dotted names of settings, each with its values. Raises UserError if it is missing or invalid."""
     try:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        space = Space.model_validate(data).root
+        space = TypeAdapter(dict[str, Dimension]).validate_python(data)
     except OSError as error:
         raise UserError(f"cannot read the space {path}: {error.strerror}; recipes/sweeps/ holds ready ones") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -138,30 +130,22 @@ def sweep(
         _refuse_unusable(recipe, field, dimension)
     with locked(recipe.directory):
         prepare_group(recipe, resume=resume, overwrite=overwrite)
-        return _search(recipe, space, trials, rungs, key, objectives[key][0] > 0)
-
-
-def _search(
-    recipe: Recipe, space: dict[str, Dimension], trials: int, rungs: int, key: str, more_is_better: bool
-) -> Json:
-    _keep_space(recipe.directory / "space.json", space)
-    study = optuna.create_study(
-        study_name=recipe.name,
-        storage=optuna.storages.JournalStorage(JournalFileBackend(str(recipe.directory / "study.journal"))),
-        direction="maximize" if more_is_better else "minimize",
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=_UNPRUNED),
-        load_if_exists=True,
-    )
-    start = time.monotonic()
-    for number in range(trials):
-        told = _trial(study, recipe, space, number, key=key, rungs=rungs)
-        left = (time.monotonic() - start) / (number + 1) * (trials - number - 1)
-        console.print(f"trial {number}: {told}; {minutes(left)} left", highlight=False, soft_wrap=True)
-        if number + 1 == _UNPRUNED and not _completed(study):
-            raise UserError(f"none of the first {_UNPRUNED} trials came to its end; the last one: {told}")
-    results = _results(study, recipe, space, key)
-    write_whole(recipe.directory / "sweep.json", json.dumps(results, indent=1))
-    return results
+        _keep_space(recipe.directory / "space.json", space)
+        study = optuna.create_study(
+            study_name=recipe.name,
+            storage=optuna.storages.JournalStorage(JournalFileBackend(str(recipe.directory / "study.journal"))),
+            direction="maximize" if objectives[key][0] > 0 else "minimize",
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=_UNPRUNED),
+            load_if_exists=True,
+        )
+        start = time.monotonic()
+        for number in range(trials):
+            outcome = _trial(study, recipe, space, number, key=key, rungs=rungs)
+            left = (time.monotonic() - start) / (number + 1) * (trials - number - 1)
+            console.print(f"trial {number}: {outcome}; {minutes(left)} left", highlight=False, soft_wrap=True)
+            if number + 1 == _UNPRUNED and not _completed(study):
+                raise UserError(f"none of the first {_UNPRUNED} trials came to its end; the last one: {outcome}")
+        return write_study(recipe, "sweep.json", _results(study, recipe, space, key))
 
 
 def sweep_table(results: Json) -> Table:
@@ -170,11 +154,8 @@ def sweep_table(results: Json) -> Table:
     for column in ("trial", results["objective"], "state", *results["space"]):
         view.add_column(column, justify="left" if column == "state" else "right")
     sign = 1 if results["direction"] == "minimize" else -1
-    worst = [trial for trial in results["trials"] if trial["value"] is None]
-    ranked = sorted(
-        (trial for trial in results["trials"] if trial["value"] is not None), key=lambda t: sign * t["value"]
-    )
-    for trial in [*ranked, *worst]:
+    ranked = sorted(results["trials"], key=lambda t: math.inf if t["value"] is None else sign * t["value"])
+    for trial in ranked:
         value = "-" if trial["value"] is None else f"{trial['value']:.4f}"
         settings = (_shown(trial["settings"].get(field)) for field in results["space"])
         view.add_row(str(trial["number"]), value, trial["state"], *settings)
@@ -188,9 +169,8 @@ def draw_sweep(results: Json, file: Path) -> Path | None:
         return None
     done = [trial for trial in results["trials"] if trial["value"] is not None]
     fields = sorted(results["space"], key=lambda field: -results["importances"].get(field, 0.0))
-    picture, axes = plot.subplots(
-        1, 1 + len(fields), figsize=(3.2 * (1 + len(fields)), 3.4), layout="constrained", sharey=True
-    )
+    count = 1 + len(fields)
+    picture, axes = plot.subplots(1, count, figsize=(3.2 * count, 3.4), layout="constrained", sharey=True)
     axes[0].plot([trial["number"] for trial in done], [trial["value"] for trial in done], "o", markersize=4)
     best = next(trial for trial in done if trial["number"] == results["best"])
     axes[0].set_xlabel("trial")
@@ -245,12 +225,12 @@ def _trial(
     trial = study.ask() if number == len(known) else optuna.Trial(study, known[number]._trial_id)
     chosen = {field: dimension.suggest(trial, field) for field, dimension in space.items()}
     directory = recipe.directory / f"trial-{number}"
-    told = " ".join(f"{field}={_shown(value)}" for field, value in chosen.items())
+    settings = " ".join(f"{field}={_shown(value)}" for field, value in chosen.items())
     try:
         _with(recipe, chosen)
     except UserError as error:
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        return f"{told}: {error}"
+        return f"{settings}: {error}"
     seen = len(study.get_trials(deepcopy=False)[number].intermediate_values)
     for rung in range(seen + 1, rungs + 1):
         until = 1.0 if rung == rungs else (rung + _LATE) / rungs
@@ -261,7 +241,7 @@ def _trial(
                 break
         except UserError as error:  # its own message is printed above: out of memory, a NaN or infinite loss ...
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            return f"{told}: {error}"
+            return f"{settings}: {error}"
         scores = read_lines(directory / "scores.jsonl")
         if len(scores) < rung:  # so few steps that the scored one is still to come
             continue
@@ -271,27 +251,25 @@ def _trial(
         if trial.should_prune():
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
             shutil.rmtree(directory / "checkpoints", ignore_errors=True)
-            return f"{told}: left off at rung {rung} with {key} {scores[rung - 1][key]:.4f}"
+            return f"{settings}: left off at rung {rung} with {key} {scores[rung - 1][key]:.4f}"
     value = json.loads((directory / "result.json").read_text(encoding="utf-8"))[key]
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
     if value is None or not math.isfinite(value):
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        return f"{told}: {key} is {value}"
+        return f"{settings}: {key} is {value}"
     study.tell(trial, value)
     for other in _completed(study):  # keep the best trial's model only
         if other.number != study.best_trial.number:
             shutil.rmtree(recipe.directory / f"trial-{other.number}" / "model", ignore_errors=True)
-    return f"{told}: {key} {value:.4f} (best: {study.best_value:.4f}, trial {study.best_trial.number})"
+    return f"{settings}: {key} {value:.4f} (best: {study.best_value:.4f}, trial {study.best_trial.number})"
 
 
 def _results(study: optuna.Study, recipe: Recipe, space: dict[str, Dimension], key: str) -> Json:
-    completed = _completed(study)
-    if not completed:
+    if not _completed(study):
         raise UserError("no trial came to its end; see the lines above")
     best = study.best_trial
-    save_recipe(
-        _with(recipe, best.params).model_copy(update={"name": f"{recipe.name}-best"}), recipe.directory / "best.yaml"
-    )
+    chosen = _with(recipe, best.params).model_copy(update={"name": f"{recipe.name}-best"})
+    save_recipe(chosen, recipe.directory / "best.yaml")
     return {
         "objective": key,
         "direction": study.direction.name.lower(),
@@ -308,8 +286,6 @@ def _results(study: optuna.Study, recipe: Recipe, space: dict[str, Dimension], k
             for trial in study.get_trials(deepcopy=False)
         ],
         "space": {field: dimension.model_dump(mode="json") for field, dimension in space.items()},
-        "recipe": recipe.model_dump(mode="json"),
-        "versions": versions(),
     }
 
 

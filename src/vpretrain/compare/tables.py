@@ -46,17 +46,10 @@ def cells(arms: Mapping[str, Json], recipe: Recipe) -> list[list[str]]:
     rows = [["arm", *shown, "steps", unit, "seconds", f"{unit}/s", "peak memory"]]
     for number, (name, arm) in enumerate(arms.items()):
         rate = arm[f"{unit}_per_s"]
-        rows.append(
-            [
-                name,
-                *(column[number] for column in shown.values()),
-                f"{arm['steps']:,.0f}",
-                f"{arm[unit]:,.0f}",
-                f"{arm['seconds']:.1f}",
-                "-" if rate is None else f"{rate:.3g}" if rate < 100 else f"{rate:.0f}",
-                f"{arm['peak_memory_bytes'] / 2**30:.2f} GiB",
-            ]
-        )
+        speed = "-" if rate is None else f"{rate:.3g}" if rate < 100 else f"{rate:.0f}"
+        spent = [f"{arm['steps']:,.0f}", f"{arm[unit]:,.0f}", f"{arm['seconds']:.1f}"]
+        memory = f"{arm['peak_memory_bytes'] / 2**30:.2f} GiB"
+        rows.append([name, *(column[number] for column in shown.values()), *spent, speed, memory])
     return rows
 
 
@@ -68,12 +61,9 @@ def remarks(results: Json, recipe: Recipe) -> list[str]:
     designed = {arm.name for arm in recipe.arms.values() if arm.designer}
     over = f", paired over {metrics.cases}" + (f" and {seeds} seeds" if seeds > 1 else "")
     parts = [("", results["differences"], over)]
-    for axis, matched in results.get("matched", {}).items():
-        found = {key: matched[key]["differences"] for key in results["of"]}
-        parts.append((f"after {matched['at']:,.0f} {axis}, ", found, ""))
-    for domain, of_domain in results.get("by_domain", {}).items():
-        found = {key: of_domain[key]["differences"] for key in results["of"]}
-        parts.append((f"domain {domain}, ", found, ""))
+    apart = {f"after {found['at']:,.0f} {axis}, ": found for axis, found in results.get("matched", {}).items()}
+    apart |= {f"domain {domain}, ": found for domain, found in results.get("by_domain", {}).items()}
+    parts += [(where, {key: found[key]["differences"] for key in results["of"]}, "") for where, found in apart.items()]
     lines = [
         f"{where}{name} minus {other}: {interval(differences[key][name][other], unit)}{how}"
         for where, differences, how in parts
@@ -88,7 +78,7 @@ def remarks(results: Json, recipe: Recipe) -> list[str]:
             lines.append(f"warning: {name}: {arm['warning']}")
         if arm["arm"] in designed and 0 < arm["meta_updates"] < FEW_UPDATES:
             lines.append(
-                f"warning: {name} had under {FEW_UPDATES} meta updates, so its designer has hardly begun; raise the budget"
+                f"warning: {name} had under {FEW_UPDATES} meta updates, so its designer is hardly trained; raise the budget"
             )
     return lines + _disturbances(trained, recipe)
 
@@ -122,8 +112,8 @@ def _disturbances(trained: Mapping[str, Json], recipe: Recipe) -> list[str]:
     for name, arm in trained.items():
         if base and arm["arm"] in steered and arm[rate] < SLOW * base:
             lines.append(
-                f"warning: {name} read {recipe.unit} at {arm[rate] / base:.0%} of {recipe.baseline}'s rate; where "
-                "`vpretrain profile` does not say why, something else used the machine: run again alone, or with --rounds 4"
+                f"warning: {name} read {recipe.unit} at {arm[rate] / base:.0%} of {recipe.baseline}'s rate; unless "
+                "`vpretrain profile` shows why, something else used the machine: run again alone, or with --rounds 4"
             )
     return lines
 

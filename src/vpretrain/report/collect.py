@@ -49,7 +49,6 @@ class Study:
     """A comparison, or a run alone.
 
     Args:
-        directory: its directory.
         recipe: the recipe that its runs share.
         results: as in results.json; of a run alone only its arm, once it is finished.
         runs: by arm, one per seed.
@@ -57,7 +56,6 @@ class Study:
         missing: what is missing, and how to create it.
     """
 
-    directory: Path
     recipe: Recipe
     results: Json
     runs: Mapping[str, Sequence[Run]]
@@ -75,31 +73,28 @@ class Study:
         """Results of the untouched learner; empty: not measured."""
         return self.results["arms"].get(START, {})
 
+    @property
+    def trained(self) -> dict[str, Sequence[Run]]:
+        """By arm, the runs that are there, without the untouched learner."""
+        return {arm: runs for arm, runs in self.runs.items() if arm != START and runs}
+
 
 def collect(directory: Path) -> Study:
     """Read a directory. Raises UserError if it is neither a run's nor a comparison's, or a file in it is damaged."""
     if (directory / "results.json").exists():
         return _comparison(directory)
-    if (directory / "recipe.yaml").exists() and ((directory / "metrics.jsonl").exists() or _is_finished(directory)):
-        return _alone(directory)
     if (directory / "recipe.yaml").exists():
+        if any((directory / name).exists() for name in ("metrics.jsonl", "result.json")):
+            return _alone(directory)
         raise UserError(
             f"{directory} has no results.json: finish the comparison with --resume, or name the directories of its runs"
         )
-    others = [path.name for path in directory.parent.iterdir()] if directory.parent.is_dir() else []
-    nearest = difflib.get_close_matches(directory.name, others, n=1) if not directory.exists() else []
-    raise UserError(
-        f"{directory} is neither a run's directory nor a comparison's: "
-        + (
-            f"did you mean {directory.with_name(nearest[0])}?"
-            if nearest
-            else "give what `vpretrain run` or `vpretrain compare` wrote, e.g. runs/quickstart"
-        )
-    )
-
-
-def _is_finished(run: Path) -> bool:
-    return (run / "result.json").exists()
+    remedy = "give what `vpretrain run` or `vpretrain compare` wrote, e.g. runs/quickstart"
+    if directory.parent.is_dir() and not directory.exists():
+        others = [path.name for path in directory.parent.iterdir()]
+        for nearest in difflib.get_close_matches(directory.name, others, n=1):
+            remedy = f"did you mean {directory.with_name(nearest)}?"
+    raise UserError(f"{directory} is neither a run's directory nor a comparison's: {remedy}")
 
 
 def _comparison(directory: Path) -> Study:
@@ -116,18 +111,16 @@ def _comparison(directory: Path) -> Study:
         runs[arm] = [_run(directory / name) for name in there]
     if not recipe.evaluation.points:
         missing.append("evaluations along the runs: curves have their ends alone; evaluation.points=4 makes more")
-    return Study(directory, recipe, results, runs, *_extras(directory), missing)
+    return Study(recipe, results, runs, *_extras(directory), missing)
 
 
 def _alone(directory: Path) -> Study:
     run = _run(directory)
-    metrics, missing = modality_of(run.recipe).metrics, []
-    arms = {run.recipe.arm: over_seeds([run.result], metrics)} if run.result else {}
-    if not run.result:
-        missing.append("result.json: the run is not finished; `vpretrain run ... --resume` goes on")
+    arms = {run.recipe.arm: over_seeds([run.result], modality_of(run.recipe).metrics)} if run.result else {}
+    missing = [] if run.result else ["result.json: the run is not finished; `vpretrain run ... --resume` goes on"]
     missing.append("controls and the untouched learner: `vpretrain compare` runs them under the same budget")
     results = {"arms": arms, "seeds": [run.recipe.seed], "versions": run.provenance.get("versions", {})}
-    return Study(directory, run.recipe, results, {run.recipe.arm: [run]}, *_extras(directory), missing)
+    return Study(run.recipe, results, {run.recipe.arm: [run]}, *_extras(directory), missing)
 
 
 def _extras(directory: Path) -> tuple[Json, Json]:

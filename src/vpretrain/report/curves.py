@@ -30,19 +30,18 @@ class Band:
     high: np.ndarray
 
 
-def thin(series: Sequence[Series], most: int = MOST) -> Band:
-    """Thin the curves of one arm's seeds to at most `most` bands of equal width. No extreme is lost.
+def thin(series: Sequence[Series]) -> Band:
+    """Thin the curves of one arm's seeds to at most `MOST` bands of equal width. No extreme is lost.
 
     Args:
         series: of each seed; if there are no more different x than bands, each x is a band of its own.
-        most: number of bands.
     """
     x_P = np.concatenate([np.asarray(x, dtype=float) for x, _ in series])
     y_P = np.concatenate([np.asarray(y, dtype=float) for _, y in series])
     x_P, y_P = x_P[np.isfinite(y_P)], y_P[np.isfinite(y_P)]
     different, band_P = np.unique(x_P, return_inverse=True)
-    if len(different) > most:
-        edges = np.linspace(different[0], different[-1], most + 1)[1:-1]
+    if len(different) > MOST:
+        edges = np.linspace(different[0], different[-1], MOST + 1)[1:-1]
         _, band_P = np.unique(np.searchsorted(edges, x_P, side="right"), return_inverse=True)
     count_B = np.bincount(band_P)
     low_B, high_B = np.full(len(count_B), np.inf), np.full(len(count_B), -np.inf)

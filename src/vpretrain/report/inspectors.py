@@ -13,6 +13,7 @@ from vpretrain.report.collect import read_log
 from vpretrain.run.card import without_folders
 from vpretrain.types import Json
 
+TEMPLATES = Environment(loader=PackageLoader("vpretrain.report"), autoescape=True, undefined=StrictUndefined)
 TITLES = {"language": "Token inspector", "vision": "Mask inspector"}
 
 
@@ -37,8 +38,7 @@ def inspectors(run: Path) -> list[Markup]:
         shown["found"] = find(run)
     except UserError as error:
         shown["missing"] = " ".join(map(without_folders, str(error).split(" ")))
-    environment = Environment(loader=PackageLoader("vpretrain.report"), autoescape=True, undefined=StrictUndefined)
-    return [Markup(environment.get_template("inspector.html").render(shown))]
+    return [Markup(TEMPLATES.get_template("inspector.html").render(shown))]
 
 
 def _tokens(run: Path) -> Json:

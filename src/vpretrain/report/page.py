@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vpretrain.compare.results import START
 from vpretrain.compare.tables import cells
 from vpretrain.files import check_writable, write_whole
 from vpretrain.modality import modality_of
+from vpretrain.plot import pyplot
 from vpretrain.recipe import flat
 from vpretrain.report import plots
 from vpretrain.report.collect import Study, collect
-from vpretrain.report.inspectors import TITLES, inspectors
+from vpretrain.report.inspectors import TEMPLATES, TITLES, inspectors
 from vpretrain.report.verdict import notes, verdict, warnings
 from vpretrain.run.card import HASHES, data_cells, without_folders
 from vpretrain.types import Json
@@ -50,22 +50,14 @@ def report(directories: Sequence[Path], output: Path) -> Path:
     """
     studies = [collect(directory) for directory in directories]  # errors show before the drawing
     check_writable(output, "--output")
-    write_whole(output, page(studies))
+    shown = [_study(study, number) for number, study in enumerate(studies, start=1)]
+    write_whole(output, TEMPLATES.get_template("page.html").render(studies=shown, version=version("vpretrain")))
     return output
-
-
-def page(studies: Sequence[Study]) -> str:
-    """Return the HTML."""
-    environment = Environment(loader=PackageLoader("vpretrain.report"), autoescape=True, undefined=StrictUndefined)
-    environment.globals["version"] = version("vpretrain")
-    return environment.get_template("page.html").render(
-        studies=[_study(study, number) for number, study in enumerate(studies, start=1)]
-    )
 
 
 def _study(study: Study, number: int) -> Json:
     """Return the template's variables for a study."""
-    draws = plots.drawable()
+    draws = pyplot() is not None
     first, others = plots.steps(study) if draws else ([], [])
     return {
         "anchor": f"study-{number}",
@@ -101,11 +93,11 @@ def _results(study: Study) -> Table | None:
     if not arms:
         return None
     rows = cells(arms, study.recipe)
-    told = [f"Results on {modality_of(study.recipe).metrics.headline}"]
-    told += ["step-0 is the untouched learner"] if study.start else []
-    told += ["means over seeds"] if len(study.results["seeds"]) > 1 else []
-    told += ["[ ] are 95 % bootstrap intervals"] if any("[" in text for text in rows[-1]) else []
-    return Table("; ".join(told), rows)
+    title = [f"Results on {modality_of(study.recipe).metrics.headline}"]
+    title += ["step-0 is the untouched learner"] if study.start else []
+    title += ["means over seeds"] if len(study.results["seeds"]) > 1 else []
+    title += ["[ ] are 95 % bootstrap intervals"] if any("[" in text for text in rows[-1]) else []
+    return Table("; ".join(title), rows)
 
 
 def _differences(study: Study) -> Table | None:
@@ -131,40 +123,33 @@ def _scores(study: Study) -> Table:
     rows = [["arm", "seed", "steps", "seconds", unit, *keys]]
     for arm, runs in study.runs.items():
         for run in runs:
+            seed = "-" if arm == START else str(run.recipe.seed)
             lines = [{**line, "steps": line["step"] + 1} for line in run.scores] + ([run.result] if run.result else [])
             for line in lines:
-                own = [_number(line.get(key)) for key in keys]
-                own = [f"{line['steps']:,}", f"{line['seconds']:.1f}", f"{line[unit]:,}", *own]
-                rows.append([arm, "-" if arm == START else str(run.recipe.seed), *own])
+                cost = [f"{line['steps']:,}", f"{line['seconds']:.1f}", f"{line[unit]:,}"]
+                rows.append([arm, seed, *cost, *(_number(line.get(key)) for key in keys)])
     return Table("Evaluations along the runs, and at their ends", rows)
 
 
 def _cost(study: Study) -> Table | None:
     """Return the time, throughput, meta updates, processes and memory of each run."""
     unit = study.recipe.unit
-    runs = [run for arm, of_arm in study.runs.items() if arm != START for run in of_arm if run.result]
+    runs = [run for of_arm in study.trained.values() for run in of_arm if run.result]
     if not runs:
         return None
     of_baseline = [run.result for run in study.runs.get(study.recipe.baseline, ()) if run.result]
     rates = [result[f"{unit}_per_s"] for result in of_baseline if result["steps"]]
     base = sum(rates) / len(rates) if rates else None
     share = [f"of {study.recipe.baseline}'s rate"] if base else []
-    rows = [["run", "seconds", "steps", f"{unit}/s", *share, "seconds a step", "meta updates", "processes", "memory"]]
+    rows = [["run", "seconds", "steps", f"{unit}/s", *share, "seconds per step", "meta updates", "processes", "memory"]]
     for run in runs:
         result, rate = run.result, run.result[f"{unit}_per_s"]
-        rows.append(
-            [
-                run.directory.name,
-                f"{result['seconds']:.1f}",
-                f"{result['steps']:,}",
-                _rounded(rate),
-                *([f"{rate / base:.1%}" if rate else "-"] if base else []),
-                _rounded(result["seconds"] / result["steps"] if result["steps"] else None),
-                f"{result['meta_updates']:,}",
-                str(result.get("processes", 1)),
-                f"{result['peak_memory_bytes'] / 2**30:.2f} GiB",
-            ]
-        )
+        spent = [f"{result['seconds']:.1f}", f"{result['steps']:,}", _rounded(rate)]
+        share = [f"{rate / base:.1%}" if rate else "-"] if base else []
+        a_step = _rounded(result["seconds"] / result["steps"] if result["steps"] else None)
+        others = [f"{result['meta_updates']:,}", str(result.get("processes", 1))]
+        memory = f"{result['peak_memory_bytes'] / 2**30:.2f} GiB"
+        rows.append([run.directory.name, *spent, *share, a_step, *others, memory])
     return Table("What the runs took; evaluation, saving and loading are not counted", rows)
 
 
@@ -173,11 +158,11 @@ def _phases(found: Json) -> Table | None:
         return None
     total = sum(found["phases"].values())
     unit, added = str(found["unit"]).removesuffix("s"), found["added"]
-    rows = [["phase", f"microseconds a {unit}", "share"]]
+    rows = [["phase", f"microseconds per {unit}", "share"]]
     for name, cost in sorted(found["phases"].items(), key=lambda item: -item[1]):
         rows.append([name, f"{cost:.2f}", f"{cost / total:.1%}"])
-    told = f"{added['microseconds']:.2f} microseconds a {unit}, {added['ratio']:.1%}"
-    return Table(f"Phases of a step of {found['arm']}, added to ordinary pretraining: {told}", rows)
+    total = f"{added['microseconds']:.2f} microseconds per {unit}, {added['ratio']:.1%}"
+    return Table(f"Phases of a step of {found['arm']}, added to ordinary pretraining: {total}", rows)
 
 
 def _settings(study: Study) -> list[tuple[Table, bool]]:
@@ -189,9 +174,8 @@ def _settings(study: Study) -> list[tuple[Table, bool]]:
     rest = [[name, _setting(value)] for name, value in everything.items() if name not in changed]
     own = [
         [run.directory.name, name, _setting(value)]
-        for arm, runs in study.runs.items()
+        for runs in study.trained.values()
         for run in runs
-        if arm != START
         for name, value in flat(run.recipe.model_dump(mode="json", exclude=set(_OWN))).items()
         if everything.get(name) != value
     ]
@@ -213,7 +197,7 @@ def _data(study: Study) -> Table | None:
 
 def _inspectors(study: Study) -> list[tuple[str, list[Markup]]]:
     """Return the inspectors of each arm's first seed only: each loads a learner, and takes up to a megabyte."""
-    runs = [run.directory for arm, of_arm in study.runs.items() if arm != START for run in of_arm[:1]]
+    runs = [of_arm[0].directory for of_arm in study.trained.values()]
     found = [(run.name, inspectors(run)) for run in runs]
     return [(f"{TITLES[study.recipe.modality]}: {name}", fragments) for name, fragments in found if fragments]
 

@@ -34,7 +34,8 @@ _COLOURS = {_INK: "currentColor", _FAINT: "var(--faint)"} | {
 }
 _LINES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_STYLE: Keywords = {
+_INKED = ("axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "hatch.color", "text.color")
+_STYLE: Keywords = dict.fromkeys((*_INKED, "xtick.color", "ytick.color"), _INK) | {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -43,21 +44,14 @@ _STYLE: Keywords = {
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "axes.titlecolor": _INK,
     "axes.grid": True,
     "axes.axisbelow": True,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
     "grid.color": _FAINT,
     "grid.linewidth": 0.5,
-    "text.color": _INK,
-    "text.parse_math": False,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "hatch.color": _INK,
     "hatch.linewidth": 0.6,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
+    "text.parse_math": False,
 }
 _WIDTH, _HEIGHT = 330, 215  # points
 _LONGEST = 22  # characters of a name in a plot
@@ -70,34 +64,29 @@ _TITLES = {
 }
 
 
-def drawable() -> bool:
-    """Whether plots can be drawn."""
-    return pyplot() is not None
-
-
 def evaluation(study: Study) -> list[Markup]:
     """Plot each objective against seconds, tokens (or images) and steps; bands over seeds."""
     unit = study.recipe.unit
     pictures = []
     for key, (sign, title) in modality_of(study.recipe).metrics.objectives.items():
         for axis, name in {"seconds": "training seconds", unit: unit, "steps": "steps"}.items():
-            curves = {arm: [_curve(study, run, key, axis) for run in runs] for arm, runs in _trained(study).items()}
+            curves = {arm: [_curve(study, run, key, axis) for run in runs] for arm, runs in study.trained.items()}
             curves = {arm: [c for c in of_arm if c[0]] for arm, of_arm in curves.items()}
             if any(curves.values()):
                 better = "lower is better" if sign < 0 else "higher is better"
-                pictures.append(_evaluation(study, curves, f"{title}, {better}", name, study.start.get(key)))
+                pictures.append(_evaluation(curves, f"{title}, {better}", name, study.start.get(key)))
     return pictures
 
 
 def steps(study: Study) -> tuple[list[Markup], list[Markup]]:
     """Plot metrics.jsonl: loss, gate or mask and value; then, apart from these, all else that it has of each step."""
     first = modality_of(study.recipe).metrics.curves
-    runs = [run for of_arm in _trained(study).values() for run in of_arm]
+    runs = [run for of_arm in study.trained.values() for run in of_arm]
     known = {"step", "seconds", study.recipe.unit}
     keys = dict.fromkeys([*first, *(key for run in runs for line in run.metrics for key in line if key not in known)])
     drawn: dict[str, Markup] = {}
     for key in keys:
-        curves = {arm: [_logged(run, key) for run in of_arm] for arm, of_arm in _trained(study).items()}
+        curves = {arm: [_logged(run, key) for run in of_arm] for arm, of_arm in study.trained.items()}
         curves = {arm: [c for c in of_arm if c[0] and (key == "loss" or any(c[1]))] for arm, of_arm in curves.items()}
         if any(curves.values()):
             drawn[key] = _steps(curves, first.get(key) or _TITLES.get(key, key))
@@ -108,14 +97,12 @@ def differences(study: Study) -> list[Markup]:
     """Plot every reported difference with its interval, at the end of the budget and after equal seconds and tokens."""
     results, metrics = study.results, modality_of(study.recipe).metrics
     trained = {name: arm for name, arm in results["arms"].items() if arm["steps"]}
-    told = pairs(trained, study.recipe.baseline)
+    wanted = pairs(trained, study.recipe.baseline)
     pictures = []
-    for key, unit in results["of"].items() if told else ():
-        rows = [(f"{_short(a)} − {_short(b)}", "end of budget", results["differences"][key][a][b]) for a, b in told]
-        for axis, matched in results.get("matched", {}).items():
-            rows += [
-                (f"{_short(a)} − {_short(b)}", f"equal {axis}", matched[key]["differences"][a][b]) for a, b in told
-            ]
+    for key, unit in results["of"].items() if wanted else ():
+        compared = {"end of budget": results["differences"][key]}
+        compared |= {f"equal {axis}": found[key]["differences"] for axis, found in results.get("matched", {}).items()}
+        rows = [(f"{_short(a)} − {_short(b)}", kind, of[a][b]) for kind, of in compared.items() for a, b in wanted]
         pictures.append(_intervals(rows, f"difference, {unit} ({metrics.better[key]} is better)"))
     return pictures
 
@@ -125,9 +112,8 @@ def probe(found: Json) -> list[Markup]:
     realised = [step["realised"] for step in found["steps"]]
     pictures = []
     for key, which, title in (("predicted", "full", "all parameters"), ("predicted_subset", "subset", "S alone")):
-        predicted = [step[key] for step in found["steps"]]
-        r, slope = found[which]["pearson_r"], found[which]["slope"]
-        text = f"{title}: r = {r:.3f}, slope {slope:.2f}"
+        predicted, fit = [step[key] for step in found["steps"]], found[which]
+        text = f"{title}: r = {fit['pearson_r']:.3f}, slope {fit['slope']:.2f}"
         pictures.append(_scatter(predicted, realised, text))
     return pictures
 
@@ -144,17 +130,13 @@ def profile(found: Json) -> Markup:
             label = "ordinary pretraining" if ordinary else f"added: {found['added']['ratio']:.1%} of it"
             axis.barh(*zip(*chosen, strict=True), color=colour, hatch=hatch, label=label) if chosen else None
         axis.set_yticks(range(len(names)), [_short(name, 28) for name in names])
-        axis.set_xlabel(f"microseconds a {_short(found['unit']).removesuffix('s')}")
+        axis.set_xlabel(f"microseconds per {_short(found['unit']).removesuffix('s')}")
         axis.grid(visible=False, axis="y")
         axis.legend(loc="lower right", frameon=False)
 
     longest = max(names, key=found["phases"].get)
     height = 70 + 17 * len(names)
     return _svg(draw, f"Phases of a step; the longest is {longest}", left=150, right=12, height=height, width=480)
-
-
-def _trained(study: Study) -> dict[str, Sequence[Run]]:
-    return {arm: runs for arm, runs in study.runs.items() if arm != START and runs}
 
 
 def _curve(study: Study, run: Run, key: str, axis: str) -> Series:
@@ -174,23 +156,27 @@ def _finite(points: Sequence[tuple[float, Any]]) -> Series:
     return [x for x, _ in kept], [y for _, y in kept]
 
 
-def _evaluation(
-    study: Study, curves: Mapping[str, Sequence[Series]], title: str, axis_name: str, start: float | None
-) -> Markup:
+def _look(number: int) -> tuple[str, str, str]:
+    """Return an arm's colour, line style and marker, by its number."""
+    return _SERIES[number % len(_SERIES)], _LINES[number % len(_LINES)], _MARKERS[number % len(_MARKERS)]
+
+
+def _evaluation(curves: Mapping[str, Sequence[Series]], title: str, axis_name: str, start: float | None) -> Markup:
+    bands = {arm: between_seeds(series) for arm, series in curves.items() if series}
     ends: dict[str, tuple[int | None, float]] = {}
 
     def draw(axis: Axes) -> None:
         for number, (arm, series) in enumerate(curves.items()):
             if not series:
                 continue
-            band, colour = between_seeds(series), _SERIES[number % len(_SERIES)]
+            band, (colour, line, marker) = bands[arm], _look(number)
             if len(series) > 1:
                 axis.fill_between(band.x, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
                 for x, y in series:
-                    axis.plot(x, y, _MARKERS[number % len(_MARKERS)], color=colour, markersize=2.5, alpha=0.6)
-            axis.plot(band.x, band.mean, color=colour, linestyle=_LINES[number % len(_LINES)], linewidth=1.6)
+                    axis.plot(x, y, marker, color=colour, markersize=2.5, alpha=0.6)
+            axis.plot(band.x, band.mean, color=colour, linestyle=line, linewidth=1.6)
             if len(series) == 1:
-                axis.plot(*series[0], _MARKERS[number % len(_MARKERS)], color=colour, markersize=4)
+                axis.plot(*series[0], marker, color=colour, markersize=4)
             ends[arm] = (number, float(band.mean[-1]))
         if start is not None:
             axis.axhline(start, color=_INK, linewidth=0.7, linestyle=(0, (1, 3)))
@@ -198,7 +184,7 @@ def _evaluation(
         _name_axes(axis, title, axis_name)
         _label(axis, ends)
 
-    last = ", ".join(f"{arm} {between_seeds(series).mean[-1]:.4g}" for arm, series in curves.items() if series)
+    last = ", ".join(f"{arm} {band.mean[-1]:.4g}" for arm, band in bands.items())
     begin = "" if start is None else f"; untouched {start:.4g}"
     return _svg(draw, f"{title}, against {axis_name}; at the end {last}{begin}", names=[*curves, START])
 
@@ -209,20 +195,18 @@ def _steps(curves: Mapping[str, Sequence[Series]], title: str) -> Markup:
 
     def draw(axis: Axes) -> None:
         for arm, band in bands.items():
-            colour = _SERIES[numbers[arm] % len(_SERIES)]
+            colour, line, marker = _look(numbers[arm])
             axis.fill_between(band.x, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
-            line = _LINES[numbers[arm] % len(_LINES)]
-            every = max(1, len(band.x) // 8)
-            marker: Keywords = {"marker": _MARKERS[numbers[arm] % len(_MARKERS)], "markersize": 3.5, "markevery": every}
-            axis.plot(band.x, band.mean, color=colour, linestyle=line, linewidth=1.2, **marker)
+            marks: Keywords = {"marker": marker, "markersize": 3.5, "markevery": max(1, len(band.x) // 8)}
+            axis.plot(band.x, band.mean, color=colour, linestyle=line, linewidth=1.2, **marks)
         _name_axes(axis, title, "steps")
         _label(axis, {arm: (numbers[arm], float(band.mean[-1])) for arm, band in bands.items()})
 
-    told = "; ".join(
+    text = "; ".join(
         f"{arm} from {b.mean[0]:.4g} to {b.mean[-1]:.4g}, least {b.low.min():.4g}, most {b.high.max():.4g}"
         for arm, b in bands.items()
     )
-    return _svg(draw, f"{title}, against steps: {told}", names=bands)
+    return _svg(draw, f"{title}, against steps: {text}", names=bands)
 
 
 def _intervals(rows: Sequence[tuple[str, str, Mapping[str, float]]], title: str) -> Markup:
@@ -230,10 +214,9 @@ def _intervals(rows: Sequence[tuple[str, str, Mapping[str, float]]], title: str)
 
     def draw(axis: Axes) -> None:
         for place, (_, kind, found) in enumerate(rows):
-            number = kinds.index(kind)
-            colour, y = _SERIES[number % len(_SERIES)], -place
+            (colour, _, marker), y = _look(kinds.index(kind)), -place
             axis.plot([found["low"], found["high"]], [y, y], color=colour, linewidth=2)
-            axis.plot(found["mean"], y, _MARKERS[number], color=colour, markersize=6)
+            axis.plot(found["mean"], y, marker, color=colour, markersize=6)
         axis.axvline(0, color=_INK, linewidth=0.8)
         axis.set_yticks([-place for place in range(len(rows))], [f"{name}, {kind}" for name, kind, _ in rows])
         axis.set_ylim(-len(rows) + 0.4, 0.6)
@@ -241,9 +224,9 @@ def _intervals(rows: Sequence[tuple[str, str, Mapping[str, float]]], title: str)
         axis.locator_params(axis="x", nbins=6)
         axis.set_xlabel(title)
 
-    told = "; ".join(f"{n}, {k}: {f['mean']:+.4f} from {f['low']:+.4f} to {f['high']:+.4f}" for n, k, f in rows)
+    text = "; ".join(f"{n}, {k}: {f['mean']:+.4f} from {f['low']:+.4f} to {f['high']:+.4f}" for n, k, f in rows)
     left = 16 + 5.2 * max(len(name) + len(kind) for name, kind, _ in rows)
-    return _svg(draw, f"{title}: {told}", left=left, right=12, height=60 + 20 * len(rows), width=480)
+    return _svg(draw, f"{title}: {text}", left=left, right=12, height=60 + 20 * len(rows), width=480)
 
 
 def _scatter(predicted: Sequence[float], realised: Sequence[float], title: str) -> Markup:
@@ -275,12 +258,11 @@ def _label(axis: Axes, ends: Mapping[str, tuple[int | None, float]]) -> None:
     for rank, (place, arm, number) in enumerate(places):
         y = max(min(place, top + gap * rank), floor)
         floor = y + gap
-        colour = _INK if number is None else _SERIES[number % len(_SERIES)]
-        style: Any = (0, (1, 3)) if number is None else _LINES[number % len(_LINES)]
+        colour, style, marker = (_INK, (0, (1, 3)), "") if number is None else _look(number)
         how: Keywords = {"color": colour, "transform": axis.transAxes, "clip_on": False}
         axis.plot([1.02, 1.1], [y, y], linestyle=style, linewidth=1.4, **how)
         if number is not None:
-            axis.plot(1.06, y, _MARKERS[number % len(_MARKERS)], markersize=4, **how)
+            axis.plot(1.06, y, marker, markersize=4, **how)
         axis.text(1.12, y, _short(arm), transform=axis.transAxes, verticalalignment="center", fontsize=8.5)
     axis.set_ylim(low, high)
 
@@ -293,7 +275,7 @@ def _short(text: str, longest: int = _LONGEST) -> str:
 
 def _svg(
     draw: Callable[[Axes], None],
-    told: str,
+    description: str,
     *,
     names: Sequence[str] | Json = (),
     left: float = 46,
@@ -305,7 +287,7 @@ def _svg(
 
     Args:
         draw: draws into the axes.
-        told: a description for those who cannot see it.
+        description: a description for those who cannot see it.
         names: labels to the right of the axes.
         left, right, width, height: points; right: None: as the names need it.
     """
@@ -320,14 +302,14 @@ def _svg(
         file = io.StringIO()
         picture.savefig(file, format="svg", metadata={"Date": None}, transparent=True)
         plot.close(picture)
-    return _for_page(file.getvalue(), told)
+    return _for_page(file.getvalue(), description)
 
 
-def _for_page(svg: str, told: str) -> Markup:
+def _for_page(svg: str, description: str) -> Markup:
     """Adapt an SVG to a page: nothing that only a separate file needs, unique ids, the page's colours and font."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    own = hashlib.sha256((svg + told).encode()).hexdigest()[:8]
+    own = hashlib.sha256((svg + description).encode()).hexdigest()[:8]
     svg = re.sub(r'\bid="', f'id="s{own}-', svg)
     svg = re.sub(r'(xlink:)?href="#', f'href="#s{own}-', svg).replace("url(#", f"url(#s{own}-")
     for colour, of_page in _COLOURS.items():
@@ -335,5 +317,5 @@ def _for_page(svg: str, told: str) -> Markup:
     svg = svg.replace("'DejaVu Sans', sans-serif", "system-ui, sans-serif")
     box = re.search(r'viewBox="[^"]*"', svg)
     assert box is not None
-    head = f'<svg role="img" aria-label="{escape(told)}" {box[0]}>'
+    head = f'<svg role="img" aria-label="{escape(description)}" {box[0]}>'
     return Markup(re.sub(r"<svg[^>]*>", lambda _: head, svg, count=1))

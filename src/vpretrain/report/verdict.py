@@ -24,9 +24,9 @@ def verdict(study: Study) -> str:
     if not trained or not results["of"]:
         return "Nothing was trained, or nothing measured, that could be compared."
     of = results["of"]
-    told = pairs(trained, recipe.baseline)
+    wanted = pairs(trained, recipe.baseline)
     v = ("v", recipe.baseline)
-    a, b = v if v in told else told[0] if told else (next(iter(trained)), START)
+    a, b = v if v in wanted else wanted[0] if wanted else (next(iter(trained)), START)
     text = "at the end of its budget" if b == START else f"after {_equal(study, a, b)}"
     for number, key in enumerate(of):
         found, better = results["differences"][key][a][b], metrics.better[key]
@@ -61,24 +61,21 @@ def notes(study: Study) -> list[str]:
 
 def warnings(study: Study) -> list[str]:
     """Return reasons to doubt the results."""
-    lines = []
+    runs = [run for of_arm in study.runs.values() for run in of_arm]
     if study.compared:
         said = remarks(study.results, study.recipe)
-        lines += [line.removeprefix("warning: ") for line in said if line.startswith("warning")]
-    runs, cases = (
-        [run for of_arm in study.runs.values() for run in of_arm],
-        modality_of(study.recipe).metrics.cases,
-    )
-    if not study.compared:
-        lines += [run.result["warning"] for run in runs if "warning" in run.result]
-    few = min((len(run.result[cases]) for run in runs if run.result.get(cases)), default=FEW_CASES)
-    if study.compared and few < FEW_CASES:
-        lines.append(f"{few} {cases} are few: resampling so few makes intervals too narrow")
+        lines = [line.removeprefix("warning: ") for line in said if line.startswith("warning")]
+        cases = modality_of(study.recipe).metrics.cases
+        few = min((len(run.result[cases]) for run in runs if run.result.get(cases)), default=FEW_CASES)
+        if few < FEW_CASES:
+            lines.append(f"{few} {cases} are few: resampling so few makes intervals too narrow")
+    else:
+        lines = [run.result["warning"] for run in runs if "warning" in run.result]
     made = [run for run in runs if run.provenance]
-    for what, told in (("versions", "other versions"), ("data", "other data")):
+    for what, difference in (("versions", "other versions"), ("data", "other data")):
         others = [run.directory.name for run in made[1:] if run.provenance.get(what) != made[0].provenance.get(what)]
         if others:
-            lines.append(f"{', '.join(others)}: made with {told} than {made[0].directory.name}")
+            lines.append(f"{', '.join(others)}: made with {difference} than {made[0].directory.name}")
     return lines
 
 

@@ -29,6 +29,7 @@ from vpretrain.types import Json
 REFRESH_SECONDS = 1.0
 _RECENT = 20  # steps that the speed is measured over
 _BARS = "▁▂▃▄▅▆▇█"
+_MOST_BARS = 64  # of a sparkline, hence means that a curve keeps
 _SUMMARIES = ("results.json", "pareto.json", "posttrain.json", "sweep.json")  # files that finished groups have
 
 
@@ -98,14 +99,9 @@ class Tail:
 
 
 class Curve:
-    """A curve of any length in constant memory: means of equally many points, whose number doubles when means are too many.
+    """A curve of any length in constant memory: means of equally many points, whose number doubles when means are too many."""
 
-    Args:
-        bars: the largest number of means.
-    """
-
-    def __init__(self, bars: int = 64) -> None:
-        self.bars = bars
+    def __init__(self) -> None:
         self.means: list[float] = []
         self.last: float | None = None
         self._each, self._open = 1, [0.0, 0]
@@ -119,7 +115,7 @@ class Curve:
         if self._open[1] == self._each:
             self.means.append(self._open[0] / self._each)
             self._open = [0.0, 0]
-        if len(self.means) > self.bars:
+        if len(self.means) > _MOST_BARS:
             pairs = list(zip(self.means[::2], self.means[1::2], strict=False))
             if len(self.means) % 2:
                 self._open = [self.means[-1] * self._each, self._each]
@@ -143,7 +139,7 @@ class RunView:
         self.recipe: Recipe | None = None
         self.result: Json | None = None
         self.process: int | None = None
-        self.score: Json | None = None
+        self.score: Json = {}
         self._recipe_of = 0
         self._log, self._scores = Tail(directory / "metrics.jsonl"), Tail(directory / "scores.jsonl")
         self._begin_anew()
@@ -169,7 +165,7 @@ class RunView:
         for line in lines:
             self._add(line, self.recipe)
         anew, scores = self._scores.read()
-        self.score = scores[-1] if scores else None if anew else self.score
+        self.score = scores[-1] if scores else {} if anew else self.score
 
     def _add(self, line: Json, recipe: Recipe) -> None:
         if not all(_is_number(line.get(key)) for key in ("step", "seconds")):
@@ -206,9 +202,8 @@ class RunView:
     @property
     def _trained(self) -> bool:
         """Whether the budget is spent, by the run's own rule."""
-        if self.recipe is None or not self.last:
-            return False
-        return self.recipe.budget.reached(self.steps, self.last["seconds"])
+        recipe, last = self.recipe, self.last
+        return recipe is not None and bool(last) and recipe.budget.reached(self.steps, last["seconds"])
 
     @property
     def state(self) -> str:
@@ -238,8 +233,11 @@ class RunView:
         """The present memory of the process, or the peak of a finished run."""
         if self.result is not None and "peak_memory_bytes" in self.result:
             return f"{self.result['peak_memory_bytes'] / 2**30:.2f} GiB at most"
-        resident = _resident_bytes(self.process) if self.process else None
-        return "-" if resident is None else f"{resident / 2**30:.2f} GiB"
+        with contextlib.suppress(OSError, StopIteration):  # it has ended, or its id is not known
+            lines = Path(f"/proc/{self.process}/status").read_text(encoding="utf-8").splitlines()
+            resident = 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmRSS:")))
+            return f"{resident / 2**30:.2f} GiB"
+        return "-"
 
     def scores(self) -> dict[str, str]:
         """Return the last evaluation in the form of tables."""
@@ -257,39 +255,34 @@ class RunView:
         if self.recipe is None:
             what = "loading the learner and the data" if self.process is not None else "it has not begun"
             return Panel(Text(what), title=Text(f"{self.state}: {self.directory}"), title_align="left")
-        unit = self.recipe.unit
         facts = {"step": f"{self.steps:,}"} if self.last else {}
         facts |= {key: _number(curve.last) for key, curve in self.curves.items()}
         speed = self.speed
-        facts |= {f"{unit}/s": "-" if speed is None else f"{speed:.3g}" if speed < 100 else f"{speed:,.0f}"}
-        facts |= {"memory": self.memory}
+        rate = "-" if speed is None else f"{speed:.3g}" if speed < 100 else f"{speed:,.0f}"
+        facts |= {f"{self.recipe.unit}/s": rate, "memory": self.memory}
         # In a narrow terminal columns move to the next line; cells of a grid would be broken.
         row = Columns((Text.assemble((f"{name} ", "dim"), text) for name, text in facts.items()), padding=(0, 3))
-        parts: list[RenderableType] = [self._budget(), row]
+        parts: list[RenderableType] = [self._budget(self.recipe), row]
         for key, curve in self.curves.items():
             if curve.means:
                 ends = f"  {_number(curve.means[0])} to {_number(curve.means[-1])}"
                 parts.append(Text.assemble((f"{key:>6} ", "dim"), (curve.sparkline(), "cyan"), (ends, "dim")))
         if scores := self.scores():
-            after = (
-                "at the end" if self.result is not None else f"after step {self.score['step']}" if self.score else ""
-            )
-            told = "   ".join(f"{name} {text}" for name, text in scores.items())
-            parts.append(Text.assemble((f"evaluation {after}: ", "dim"), told))
+            after = "at the end" if self.result is not None else f"after step {self.score['step']}"
+            line = "   ".join(f"{name} {text}" for name, text in scores.items())
+            parts.append(Text.assemble((f"evaluation {after}: ", "dim"), line))
         if self.state in ("paused", "interrupted"):
-            saved = any(self._checkpoints())
-            how = " and --resume" if saved else ": nothing was saved yet"
+            how = " and --resume" if any(self._checkpoints()) else ": nothing was saved yet"
             parts.append(Text(f"go on with the same command{how}", "yellow"))
         process = f" (process {self.process})" if self.process else ""
         title = f"arm {self.recipe.arm}, {self.state}{process}: {self.directory}"
         return Panel(Group(*parts), title=Text(title), title_align="left")
 
-    def _budget(self) -> RenderableType:
-        assert self.recipe is not None
-        left = None if not self.last else self.recipe.budget.seconds_left(self.steps, self.last["seconds"])
+    def _budget(self, recipe: Recipe) -> RenderableType:
+        left = None if not self.last else recipe.budget.seconds_left(self.steps, self.last["seconds"])
         bar = Table.grid(padding=(0, 2))
-        told = "" if self.result is not None else f"{minutes(left)} left of the budget"
-        bar.add_row(ProgressBar(total=1.0, completed=self.share, width=40), f"{self.share:.0%}", told)
+        note = "" if self.result is not None else f"{minutes(left)} left of the budget"
+        bar.add_row(ProgressBar(total=1.0, completed=self.share, width=40), f"{self.share:.0%}", note)
         return bar
 
 
@@ -352,13 +345,6 @@ def _read(file: Path) -> Json | None:
         return next(_objects(file.read_bytes().replace(b"\n", b" ")), None)
     except OSError:
         return None
-
-
-def _resident_bytes(process: int) -> int | None:
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
-        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmRSS:")))
-    return None
 
 
 def _is_number(value: object) -> bool:
