@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
@@ -30,3 +31,10 @@ def one_step(recipe: Recipe, parts: Parts) -> str:
     parts.learner.after_step([part.task], optimizer.progress)
     done = "a learner step" if meta is None else "a meta update and a learner step"
     return f"{done} on a tiny copy of the learner: fine"
+
+
+def memory_line(parts: Mapping[str, int], learner: str) -> str:
+    """Return the line for bytes of memory by content, with a description of the learner."""
+    listed = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items() if size)
+    total = f"{sum(parts.values()) / 2**30:.1f} GiB"
+    return f"memory: about {total} ({listed}; {learner}), and what Python and torch take themselves"

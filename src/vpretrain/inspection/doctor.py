@@ -18,7 +18,8 @@ from vpretrain import pretrained
 from vpretrain.config import Recipe
 from vpretrain.console import steady
 from vpretrain.errors import UserError
-from vpretrain.method.value import ENGINES, MetaProblem, Value, finite_difference
+from vpretrain.method.subset import alignment_subset
+from vpretrain.method.value import Align, Engine, MetaProblem, Value, double_backward, finite_difference, gradient, jvp
 from vpretrain.modality import MODALITIES, Modality, modality_of
 from vpretrain.types import Json
 
@@ -29,19 +30,12 @@ TOLERANCES = {"jvp": 1e-4, "finite_difference": 1e-2}
 
 @dataclass(frozen=True)
 class EngineCase:
-    """A learner with everything needed to compute a value.
+    """A learner with everything needed to compute a value."""
 
-    Attributes:
-        problem: the problem whose value is computed; the designer is away from its start.
-        designer: phi.
-        parts: name -> prefix of designer parameters whose error is reported separately.
-        about: a description for the report.
-    """
-
-    problem: MetaProblem
-    designer: nn.Module
-    parts: Mapping[str, str]
-    about: Json
+    problem: MetaProblem  # the problem whose value is computed; the designer is away from its start
+    designer: nn.Module  # phi
+    parts: Mapping[str, str]  # name -> prefix of designer parameters whose error is reported separately
+    about: Json  # a description for the report
 
 
 def diagnose(name: str) -> Json:
@@ -93,17 +87,23 @@ def _case_of(recipe: Recipe) -> EngineCase:
     if not problems:
         raise UserError("no stream row has a domain of the feedback: name the domains alike, or set value.domains=sum")
     problem = replace(problems[0], share=1.0)
-    inputs = f"{problem.batch.tokens} {recipe.unit}"
-    return EngineCase(
-        problem=problem,
-        designer=parts.designer,
-        parts=modality_of(recipe).designer_parts,
-        about=about(parts.learner, value.subset, value.align, inputs),
-    )
+    about = _about(parts.learner, value.subset, value.align, f"{problem.batch.tokens} {recipe.unit}")
+    return EngineCase(problem, parts.designer, modality_of(recipe).designer_parts, about)
 
 
-def about(learner: Any, subset: str, align: str, inputs: str) -> Json:
-    """Describe a case for the report."""
+def random_case(
+    learner: Any, construction: Any, batch: Any, feedback: Any, subset: str, parts: Mapping[str, str], inputs: str
+) -> EngineCase:
+    """Return the case of a cosine with the feedback batch's gradient; `parts` and `inputs` are for the report."""
+    names = alignment_subset(learner.module, subset)
+    theta_S = {n: p.detach() for n, p in learner.named_parameters() if n in names}
+    with learner.meta_mode():
+        g_down = gradient(partial(learner.evaluate, feedback), theta_S)
+    problem = MetaProblem(learner, construction, batch, theta_S, g_down, Align("cosine"))
+    return EngineCase(problem, construction.designer, parts, _about(learner, subset, "cosine", inputs))
+
+
+def _about(learner: Any, subset: str, align: str, inputs: str) -> Json:
     return {
         "architecture": type(learner.model).__name__,
         "subset": subset,
@@ -116,16 +116,16 @@ def about(learner: Any, subset: str, align: str, inputs: str) -> Json:
 def _compare_engines(case: EngineCase, steps: Sequence[float]) -> Json:
     engines: dict[str, Json] = {}
     with case.problem.learner.meta_mode(), steady("doctor", 3 + len(steps)) as done:
-        _measure("jvp", case)  # the first pass warms up caches and allocators
-        oracle, seconds = _measure("double_backward", case)
+        _measure(jvp, case)  # the first pass warms up caches and allocators
+        oracle, seconds = _measure(double_backward, case)
         engines["double_backward"] = {"relative_error": 0.0, "seconds": seconds}
         done(1)
-        ours, seconds = _measure("jvp", case)
+        ours, seconds = _measure(jvp, case)
         engines["jvp"] = {**relative_errors(ours, oracle), "seconds": seconds}
         done(2)
         sweep = {}
         for number, step in enumerate(steps):
-            ours, seconds = _measure("finite_difference", case, relative_step=step)
+            ours, seconds = _measure(partial(finite_difference, relative_step=step), case)
             sweep[step] = {**relative_errors(ours, oracle), "seconds": seconds}
             done(3 + number)
     best = min(sweep, key=lambda step: _order(sweep[step]["relative_error"]))
@@ -171,26 +171,23 @@ def report(diagnosis: Json) -> str:
     """Format a diagnosis for a terminal."""
     engines = diagnosis["engines"]
     parts = [key for key in engines["jvp"] if key.startswith("relative_error_")]
+    titles = "".join(f"{'of ' + part.removeprefix('relative_error_'):>14}" for part in parts)
     lines = [
         f"{diagnosis['learner']} ({diagnosis['architecture']}), S = {diagnosis['subset']}, {diagnosis['inputs']}, fp32",
-        f"{'engine':<20}{'relative error':>16}"
-        + "".join(f"{'of ' + part.removeprefix('relative_error_'):>14}" for part in parts)
-        + f"{'seconds':>10}",
+        f"{'engine':<20}{'relative error':>16}{titles}{'seconds':>10}",
     ]
     for engine, entry in engines.items():
         errors = "".join(f"{entry.get(part, 0.0):>14.1e}" for part in parts)
         lines.append(f"{engine:<20}{entry['relative_error']:>16.1e}{errors}{entry['seconds']:>10.2f}")
     sweep = "  ".join(f"{step}: {error:.1e}" for step, error in diagnosis["finite_difference_sweep"].items())
     versions = ", ".join(f"{n} {v}" for n, v in diagnosis["versions"].items())
-    return "\n".join(
-        [
-            *lines,
-            f"finite_difference by value.relative_step: {sweep}",
-            f"attention: {diagnosis['attention']['training']} in training, {diagnosis['attention']['meta']} in tangents",
-            f"bf16: {diagnosis['bf16']}",
-            f"versions: {versions}; {diagnosis['threads']} threads",
-        ]
-    )
+    lines += [
+        f"finite_difference by value.relative_step: {sweep}",
+        f"attention: {diagnosis['attention']['training']} in training, {diagnosis['attention']['meta']} in tangents",
+        f"bf16: {diagnosis['bf16']}",
+        f"versions: {versions}; {diagnosis['threads']} threads",
+    ]
+    return "\n".join(lines)
 
 
 def designer_gradient(valued: Value, designer: nn.Module, parts: Mapping[str, str]) -> dict[str, Tensor]:
@@ -207,12 +204,8 @@ def designer_gradient(valued: Value, designer: nn.Module, parts: Mapping[str, st
 
 def relative_errors(ours: dict[str, Tensor], oracle: dict[str, Tensor]) -> dict[str, float]:
     """Return |ours - oracle| / |oracle|; NaN where the oracle is zero."""
-    return {
-        "relative_error" + ("" if part == "all" else f"_{part}"): float(
-            (ours[part] - oracle[part]).norm() / oracle[part].norm()
-        )
-        for part in oracle
-    }
+    errors = {part: float((ours[part] - exact).norm() / exact.norm()) for part, exact in oracle.items()}
+    return {"relative_error" + ("" if part == "all" else f"_{part}"): error for part, error in errors.items()}
 
 
 def bf16_note(device: torch.device) -> str | None:
@@ -225,10 +218,9 @@ def bf16_note(device: torch.device) -> str | None:
     return "this CPU has no bf16 instructions; training in bf16 would be many times slower than fp32"
 
 
-def _measure(engine: str, case: EngineCase, relative_step: float | None = None) -> tuple[dict[str, Tensor], float]:
+def _measure(engine: Engine, case: EngineCase) -> tuple[dict[str, Tensor], float]:
     start = time.perf_counter()
-    compute = ENGINES[engine] if relative_step is None else partial(finite_difference, relative_step=relative_step)
-    gradients = designer_gradient(compute(case.problem), case.designer, case.parts)
+    gradients = designer_gradient(engine(case.problem), case.designer, case.parts)
     return gradients, time.perf_counter() - start
 
 

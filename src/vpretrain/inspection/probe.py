@@ -28,12 +28,7 @@ from vpretrain.types import Json
 
 
 class OneStepProbe:
-    """Observe a learner from outside, without an optimizer and without changing anything.
-
-    Args:
-        parts: of the run.
-        subset: names of the parameters in S.
-    """
+    """Observe a learner from outside, without an optimizer and without changing anything. `subset`: the names in S."""
 
     def __init__(self, parts: Parts, subset: tuple[str, ...]) -> None:
         self.parts, self.subset = parts, subset
@@ -90,9 +85,8 @@ def probe(recipe: Recipe, steps: int) -> Json:
     parts = begin(recipe)
     if parts.warm_up is not None:
         parts.warm_up()
-    optimizer = AdamW(
-        parts.learner.named_parameters(), recipe.effective_optimizer, horizon=recipe.budget.steps or steps
-    )
+    horizon = recipe.budget.steps or steps
+    optimizer = AdamW(parts.learner.named_parameters(), recipe.effective_optimizer, horizon=horizon)
     observer = OneStepProbe(parts, modality_of(recipe).subset(recipe, parts.learner))
     with steady("             probe", steps) as done:
 
@@ -129,9 +123,8 @@ def draw_probe(results: Json, file: Path) -> Path | None:
         return None
     picture, axes = plot.subplots(1, 2, figsize=(9, 4), layout="constrained", sharey=True)
     realised = [step["realised"] for step in results["steps"]]
-    for axis, key, which, title in zip(
-        axes, ("predicted", "predicted_subset"), ("full", "subset"), ("all parameters", "S alone"), strict=True
-    ):
+    panels = (("full", "predicted", "all parameters"), ("subset", "predicted_subset", "S alone"))
+    for axis, (which, key, title) in zip(axes, panels, strict=True):
         predicted = [step[key] for step in results["steps"]]
         axis.axline((0, 0), slope=1, color="grey", linewidth=0.8)
         axis.plot(predicted, realised, "o", markersize=4)

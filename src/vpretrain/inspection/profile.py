@@ -45,9 +45,8 @@ def profile(recipe: Recipe, steps: int) -> Json:
         raise UserError(f"profile times the steps of Algorithm 1, and arm={recipe.arm} has a trainer of its own")
     if parts.warm_up is not None:
         parts.warm_up()
-    optimizer = AdamW(
-        parts.learner.named_parameters(), recipe.effective_optimizer, horizon=recipe.budget.steps or steps
-    )
+    horizon = recipe.budget.steps or steps
+    optimizer = AdamW(parts.learner.named_parameters(), recipe.effective_optimizer, horizon=horizon)
     read = 0
     with steady("           profile", steps + period) as done:
 
@@ -82,7 +81,7 @@ def profile_table(results: Json) -> Table:
     """Return the phases as a table for a terminal, most expensive first."""
     unit, total = results["unit"].removesuffix("s"), sum(results["phases"].values())
     view = Table(title=f"{results['arm']}: {results['steps']} steps, {1e6 / total:.4g} {results['unit']}/s")
-    for column in ("phase", f"microseconds a {unit}", "share"):
+    for column in ("phase", f"microseconds per {unit}", "share"):
         view.add_column(column, justify="left" if column == "phase" else "right")
     for name, cost in sorted(results["phases"].items(), key=lambda item: -item[1]):
         view.add_row(name, f"{cost:.2f}", f"{cost / total:.1%}")
@@ -100,7 +99,7 @@ def draw_profile(results: Json, file: Path) -> Path | None:
         chosen = [name for name in names if (name in ORDINARY) is which]
         label = "ordinary pretraining" if which else f"added: {results['added']['ratio']:.1%} of it"
         axis.barh(chosen, [results["phases"][n] for n in chosen], color=colour, hatch=hatch, label=label)
-    axis.set_xlabel(f"microseconds a {results['unit'].removesuffix('s')}")
+    axis.set_xlabel(f"microseconds per {results['unit'].removesuffix('s')}")
     axis.set_title(f"{results['arm']}: where a step's time goes")
     axis.legend(loc="lower right")
     picture.savefig(file, dpi=120)

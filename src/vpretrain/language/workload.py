@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -72,11 +73,10 @@ def workload(recipe: Recipe) -> Workload:
     hidden = recipe.designer.hidden_size
     graph = recipe.designer.layers * block_bytes(hidden, hidden, 4 * hidden, norm=2, gated=True, bf16=False)
 
-    def meta_cost(feedback_flops: float, value_flops: float, blocks: int, **how: float) -> MetaCost:
-        kept_of_both = fed.tokens * kept(blocks, bf16), meta.tokens * (kept(blocks, False) + graph)
-        return MetaCost(feedback_flops, 0.0, value_flops, *kept_of_both, **how)
-
     share = above / len(blocks)
+    by_jvp, by_differences = size.value_floor(share, meta, phi), size.difference_floor(share, meta, phi)
+    kept_of_both = fed.tokens * kept(above, bf16), meta.tokens * (kept(above, False) + graph)
+    replicated = MetaCost(size.feedback_floor(share, fed), 0.0, by_jvp if designed else 0.0, *kept_of_both)
     return Workload(
         modality=recipe.modality,
         memory_knobs=recipe.memory_knobs,
@@ -91,7 +91,6 @@ def workload(recipe: Recipe) -> Workload:
         directions=directions,
         parameters=sum(p.numel() for p in parameters.values()),
         trained=sum(trained.values()),
-        teacher=0,
         cast=(size.blocks + size.head) * bf16,
         head_cast=size.head * bf16,
         block=size.blocks // len(blocks),
@@ -115,13 +114,10 @@ def workload(recipe: Recipe) -> Workload:
         head_gradient_bytes=size.head * FP32 * size.trained_head,
         below_bytes=row.tokens * width * FP32 if lower else 0.0,
         construction_bytes=row.tokens * (4 * width * FP32 + k * _CANDIDATE_BYTES) if steered else 0.0,
-        replicated=meta_cost(
-            size.feedback_floor(share, fed), size.value_floor(share, meta, phi) if designed else 0.0, above
-        ),
-        sharded=meta_cost(
-            size.feedback_floor(share, fed),
-            size.difference_floor(share, meta, phi) if designed else 0.0,
-            above,
+        replicated=replicated,
+        sharded=replace(
+            replicated,
+            value_flops=by_differences if designed else 0.0,
             # g_down and g_pre forward, and back through S; the two differences, in which blocks that only replay a cache
             # are gathered as well.
             weights_gathered=(domains + directions) * (1 + share) + 2 * directions,

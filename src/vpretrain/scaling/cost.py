@@ -20,21 +20,14 @@ class Read:
 
 @dataclass(frozen=True)
 class Transformer:
-    """The sizes that determine the FLOPs of its passes.
+    """The sizes that determine the FLOPs of its passes."""
 
-    Attributes:
-        blocks: parameters of all blocks.
-        head: parameters of the output layer.
-        attention: FLOPs of scores and sums per token and position of its row, in all blocks: 4 x blocks x width of queries.
-        trained_blocks: the part of `blocks` that has a gradient.
-        trained_head: whether the output layer has one.
-    """
-
-    blocks: int
-    head: int
+    blocks: int  # parameters of all blocks
+    head: int  # parameters of the output layer
+    # FLOPs of scores and sums per token and position of its row, in all blocks: 4 x blocks x width of queries.
     attention: int
-    trained_blocks: int
-    trained_head: bool
+    trained_blocks: int  # the part of `blocks` that has a gradient
+    trained_head: bool  # whether the output layer has one
 
     def through_blocks(self, read: Read) -> float:
         """Return the FLOPs of forward, without the head."""

@@ -21,31 +21,19 @@ LATENCY_US = 5.0  # of one message between two GPUs: an assumption
 
 # Seconds on two CPU cores, divided by those of the floor's FLOPs at the learner's own speed, all in fp32: benchmarks/scaling.py
 # computes them from benchmarks/speed/results.json. That they hold on a GPU is an assumption.
-OVER_FLOOR = {
-    "language": {"designer": 1.31, "meta": 1.4},
-    "vision": {"designer": 1.63, "meta": 1.38},
-}
+OVER_FLOOR = {"language": {"designer": 1.31, "meta": 1.4}, "vision": {"designer": 1.63, "meta": 1.38}}
 
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU and its links, from the vendors' data sheets.
+    """A GPU and its links, from the vendors' data sheets."""
 
-    Attributes:
-        tflops: peak in bf16, dense.
-        fp32_tflops: peak in fp32. torch leaves TF32 off.
-        memory_gib: memory.
-        memory_gbs: GB/s of that memory.
-        node_gbs: GB/s that a GPU sends within its node.
-        network_gbs: GB/s from each GPU of a node to other nodes.
-    """
-
-    tflops: float
-    fp32_tflops: float
+    tflops: float  # peak in bf16, dense
+    fp32_tflops: float  # peak in fp32; torch leaves TF32 off
     memory_gib: float
-    memory_gbs: float
-    node_gbs: float
-    network_gbs: float
+    memory_gbs: float  # GB/s of that memory
+    node_gbs: float  # GB/s that a GPU sends within its node
+    network_gbs: float  # GB/s from each GPU of a node to other nodes
 
 
 DEVICES = {
@@ -57,103 +45,64 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class MetaCost:
-    """The cost of one meta update, by the rows that it reads.
+    """The cost of one meta update, by the rows that it reads."""
 
-    Attributes:
-        feedback_flops: per feedback row, in the learner's precision.
-        feedback_flops_fp32: per feedback row, in fp32.
-        value_flops: per row of the meta batch, in fp32.
-        feedback_bytes: activations per feedback row.
-        value_bytes: activations per row of the meta batch, including the designer's.
-        weights_gathered: if parameters are sharded, how often all of them are gathered.
-    """
-
-    feedback_flops: float
-    feedback_flops_fp32: float
-    value_flops: float
-    feedback_bytes: float
-    value_bytes: float
-    weights_gathered: float = 0.0
+    feedback_flops: float  # per feedback row, in the learner's precision
+    feedback_flops_fp32: float  # per feedback row, in fp32
+    value_flops: float  # per row of the meta batch, in fp32
+    feedback_bytes: float  # activations per feedback row
+    value_bytes: float  # activations per row of the meta batch, including the designer's
+    weights_gathered: float = 0.0  # if parameters are sharded, how often all of them are gathered
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Workload:
-    """A recipe as counts. A row is a sequence in language, an image in vision.
-
-    Attributes:
-        modality: of the recipe.
-        memory_knobs: settings that reduce memory.
-        bf16: whether the learner's own passes run under autocast.
-        batch_size: rows of a micro-batch, split over all GPUs; a step has `accumulation` micro-batches.
-        every_steps: r.
-        meta_rows: of the meta batch of each direction, split over all GPUs; 0 without a meta update.
-        feedback_rows: the same for feedback, per domain.
-        feedback_every: meta updates per feedback batch.
-        domains: of the feedback; `directions`: of the value, one per matched domain.
-        parameters: of the learner; `trained` of them have gradients, `teacher` follow as a moving average.
-        cast: parameters that autocast copies to bf16, `head_cast` of them the output layer's.
-        block: parameters of one of the `blocks` blocks; `root`: of everything outside of them.
-        subset: |S|; `copies`: tensors of that size that a meta update holds at once.
-        designer: parameters of phi; 0 without a designer.
-        step_flops: per row, forward and backward; `designer_flops`: the designer's forward pass over it, fp32.
-        gathered_bytes: of a row's candidates, read and written at random addresses.
-        activation_bytes: per row, kept from forward to backward; `entry_bytes`: of these, the inputs of the blocks.
-        logits_bytes: per row, as the loss holds them, up to `chunk_bytes`.
-        head_gradient_bytes: kept by the loss beside the gradients.
-        below_bytes: per row of the micro-batch or of the meta batch, the states below S that are kept for the meta update.
-        construction_bytes: per row, the designer's working memory in every step.
-        replicated: the meta update if every GPU holds theta (jvp); `sharded`: if it holds a part (finite differences).
-    """
+    """A recipe as counts. A row is a sequence in language, an image in vision."""
 
     modality: str
-    memory_knobs: str
-    bf16: bool
-    batch_size: int
-    accumulation: int
-    every_steps: int
-    meta_rows: int
-    feedback_rows: int
-    feedback_every: int
-    domains: int
-    directions: int
-    parameters: int
-    trained: int
-    teacher: int
-    cast: int
-    head_cast: int
-    block: int
-    blocks: int
-    root: int
-    subset: int
-    copies: int
-    designer: int
-    step_flops: float
-    designer_flops: float
-    gathered_bytes: float
-    activation_bytes: float
-    entry_bytes: float
-    logits_bytes: float
+    memory_knobs: str  # settings that reduce memory
+    bf16: bool  # whether the learner's own passes run under autocast
+    batch_size: int  # rows of a micro-batch, split over all GPUs
+    accumulation: int  # micro-batches of a step
+    every_steps: int  # r
+    meta_rows: int  # of the meta batch of each direction, split over all GPUs; 0 without a meta update
+    feedback_rows: int  # the same for feedback, per domain
+    feedback_every: int  # meta updates per feedback batch
+    domains: int = 1  # of the feedback
+    directions: int = 1  # of the value, one per matched domain
+    parameters: int  # of the learner
+    trained: int  # parameters that have gradients
+    teacher: int = 0  # parameters that follow as a moving average
+    cast: int  # parameters that autocast copies to bf16
+    head_cast: int  # of these, the output layer's
+    block: int  # parameters of one block
+    blocks: int  # their number
+    root: int  # parameters outside of the blocks
+    subset: int  # |S|
+    copies: int  # tensors of that size that a meta update holds at once
+    designer: int  # parameters of phi; 0 without a designer
+    step_flops: float  # per row, forward and backward
+    designer_flops: float  # per row, the designer's forward pass, fp32
+    gathered_bytes: float = 0.0  # of a row's candidates, read and written at random addresses
+    activation_bytes: float  # per row, kept from forward to backward
+    entry_bytes: float  # of these, the inputs of the blocks
+    logits_bytes: float  # per row, as the loss holds them, up to `chunk_bytes`
     chunk_bytes: float
-    head_gradient_bytes: float
-    below_bytes: float
-    construction_bytes: float
-    replicated: MetaCost
-    sharded: MetaCost
+    head_gradient_bytes: float = 0.0  # kept by the loss beside the gradients
+    below_bytes: float = 0.0  # per row of the micro- or meta batch, states below S that are kept for the meta update
+    construction_bytes: float = 0.0  # per row, the designer's working memory in every step
+    replicated: MetaCost  # the meta update if every GPU holds theta (jvp)
+    sharded: MetaCost  # the same if it holds a part (finite differences)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The distribution of the learner over the GPUs.
+    """The distribution of the learner over the GPUs."""
 
-    Attributes:
-        name: the name in tables.
-        sharded: whether parameters, gradients and optimizer states are sharded over all GPUs, block by block.
-        lean: whether backward recomputes each block's activations from its input, and gradients are summed, and so sharded,
-            after every micro-batch.
-    """
-
-    name: str
-    sharded: bool
+    name: str  # in tables
+    sharded: bool  # whether parameters, gradients and optimizer states are sharded over all GPUs, block by block
+    # Whether backward recomputes each block's activations from its input, and gradients are summed, and so sharded, after
+    # every micro-batch.
     lean: bool
 
 
@@ -163,22 +112,15 @@ LAYOUTS = (Layout("ddp", False, False), Layout("fsdp2", True, False), Layout("fs
 
 @dataclass(frozen=True)
 class Plan:
-    """A layout's cost.
+    """A layout's cost."""
 
-    Attributes:
-        layout: its name.
-        memory: bytes per GPU, by content.
-        sent: bytes that a GPU sends: `a step`, and `a meta update` in addition.
-        seconds: `learner` (compute), `learner's communication` beside it, `designer`, and of a meta update `meta compute` and
-            `meta communication`; `step` is a step with its fraction of a meta update.
-        fits: whether the memory suffices.
-    """
-
-    layout: str
-    memory: dict[str, float]
-    sent: dict[str, float]
+    layout: str  # its name
+    memory: dict[str, float]  # bytes per GPU, by content
+    sent: dict[str, float]  # bytes that a GPU sends: `a step`, and `a meta update` in addition
+    # `learner` (compute), `learner's communication` beside it, `designer`, and of a meta update `meta compute` and
+    # `meta communication`; `step` is a step with its fraction of a meta update.
     seconds: dict[str, float]
-    fits: bool
+    fits: bool  # whether the memory suffices
 
     @property
     def gib(self) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from rich.table import Table
 
@@ -48,10 +47,7 @@ def estimate_remarks(found: Estimate) -> list[str]:
     work, device = found.workload, found.device
     lines = [_fit(plan, device.memory_gib) for plan in found.plans]
     plan = next((plan for plan in found.plans if plan.fits), found.plans[-1])
-    if plan.fits:
-        lines.append(_ADVICE[plan.layout])
-    else:
-        lines.append(f"no layout fits: {work.memory_knobs}; or use more GPUs")
+    lines.append(_ADVICE[plan.layout] if plan.fits else f"no layout fits: {work.memory_knobs}; or use more GPUs")
     if work.accumulation > 1 and plan.layout != "ddp":
         lines.append(
             f"fsdp2 holds whole gradients from micro-batch to micro-batch, {4 * work.trained / 2**30:,.1f} GiB: with "
@@ -92,7 +88,7 @@ def _fit(plan: Plan, memory_gib: float) -> str:
     return f"{plan.layout} does not fit: {plan.gib:,.1f} GiB of {memory_gib:g} ({listed})"
 
 
-def _of_the_designer(found: Estimate, plan: Plan) -> Sequence[str]:
+def _of_the_designer(found: Estimate, plan: Plan) -> list[str]:
     work = found.workload
     small = "negligible" if plan.designer_share + plan.meta_share <= NEGLIGIBLE else "not negligible"
     lines = [

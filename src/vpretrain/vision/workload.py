@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ class _Views:
     """Tokens that the passes of student, teacher and objective's head read per image."""
 
     student: list[Read]
-    teacher: list[Read]
+    teacher: Read
     head: list[Read]
 
 
@@ -61,7 +61,7 @@ def workload(recipe: Recipe) -> Workload:
         return sum(map(size.back_through_blocks, views.student)) + sum(map(head.step, views.head))
 
     def teach(views: _Views) -> float:
-        return sum(map(size.through_blocks, views.teacher)) + dino * sum(map(head.forward, views.head[:1]))
+        return size.through_blocks(views.teacher) + dino * sum(map(head.forward, views.head[:1]))
 
     def kept(reads: Iterable[Read], low: bool) -> float:
         return blocks * sum(read.tokens for read in reads) * _block_bytes(config, width, low)
@@ -75,12 +75,12 @@ def workload(recipe: Recipe) -> Workload:
     by_jvp = 2 * (1 - share) * seen + 4 * share * seen + 4 * heads + teach(meta) + 3 * mask_flops
     # g_pre through S, then two passes forward and backward through S, and from there down to the views.
     by_differences = (2 * (1 - share) + 7 * share) * seen + 7 * heads + teach(meta) + 3 * mask_flops
-    on_views = (
-        2 * kept(meta.student, False) + mask_bytes
-    )  # forward's graph, and the tangent's or the other difference's
+    # Forward's graph, and the tangent's or the other difference's.
+    on_views = 2 * kept(meta.student, False) + mask_bytes
     every = sum(p.numel() for p in theta.values())
     # Outputs divided by their temperature, and their log-softmax.
     outputs_bytes = sum(read.targets for read in step.head) * recipe.learner.dino.outputs * 2 * FP32 * dino
+    replicated = MetaCost(g_down, fit, by_jvp, share * kept([fed], bf16), on_views)
     return Workload(
         modality=recipe.modality,
         memory_knobs=recipe.memory_knobs,
@@ -91,8 +91,6 @@ def workload(recipe: Recipe) -> Workload:
         meta_rows=value.batch_size if designed else 0,
         feedback_rows=feedback.batch_size if designed else 0,
         feedback_every=value.feedback_every,
-        domains=1,
-        directions=1,
         parameters=every,
         trained=every,
         teacher=every,
@@ -107,21 +105,14 @@ def workload(recipe: Recipe) -> Workload:
         designer=phi,
         step_flops=sum(map(size.through_blocks, step.student)) + backward(step) + teach(step),
         designer_flops=mask_flops,
-        gathered_bytes=0.0,
         activation_bytes=kept(step.student, bf16),
         entry_bytes=sum(read.tokens for read in step.student) * blocks * width * FP32,
         logits_bytes=outputs_bytes,
         chunk_bytes=stream.batch_size * outputs_bytes,
-        head_gradient_bytes=0.0,
-        below_bytes=0.0,
-        construction_bytes=0.0,
-        replicated=MetaCost(g_down, fit, by_jvp, share * kept([fed], bf16), on_views),
-        sharded=MetaCost(
-            g_down,
-            fit,
-            by_differences,
-            share * kept([fed], bf16),
-            on_views,
+        replicated=replicated,
+        sharded=replace(
+            replicated,
+            value_flops=by_differences,
             # The heads' features, the teacher; g_down and g_pre, with backward through S; the differences, with backward.
             weights_gathered=feedback.head_steps + 1 + 2 * (1 + share) + 4,
         ),
@@ -129,10 +120,9 @@ def workload(recipe: Recipe) -> Workload:
 
 
 def _without_weights(recipe: Recipe, config: PretrainedConfig) -> VisionLearner:
-    objective = recipe.learner.objective
     with torch.device("meta"):
         model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=pretrained.trusted)
-        if objective == "ijepa":
+        if recipe.learner.objective == "ijepa":
             return IJepaLearner(Backbone(model), recipe.learner.ijepa)
         return DinoLearner(Backbone(model), recipe.learner.dino)
 
@@ -157,14 +147,14 @@ def _views(recipe: Recipe, backbone: Backbone, local_views: int) -> _Views:
     if recipe.learner.objective == "dino":
         local = _whole(backbone, local_views, stream.local_size)
         heads = [Read(0, views, 0) for views in (stream.global_views, local_views)]
-        return _Views([whole, local], [whole], heads)
+        return _Views([whole, local], whole, heads)
     grid = stream.global_size // backbone.patch_size
     blocks = draw_blocks(recipe.learner.ijepa, (grid, grid), _DRAWN, seed=0)
     context, (targets, patches) = blocks.context_BC.shape[1], blocks.target_BMN.shape[1:]
     views, length = stream.global_views, context + backbone.prefix
     student = Read(views * length, 0, length)
     predicted = Read(views * targets * (context + patches), views * targets * patches, context + patches)
-    return _Views([student], [whole], [predicted])
+    return _Views([student], whole, [predicted])
 
 
 def _whole(backbone: Backbone, views: int, pixels: int) -> Read:

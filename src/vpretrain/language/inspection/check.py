@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from vpretrain import pretrained
 from vpretrain.console import steady
 from vpretrain.errors import UserError
-from vpretrain.inspection.check import one_step
+from vpretrain.inspection.check import memory_line, one_step
 from vpretrain.inspection.doctor import bf16_note
 from vpretrain.language.assemble import assemble, check_sizes
 from vpretrain.language.config import Recipe, SourceConfig
@@ -77,11 +77,7 @@ def estimate_memory(recipe: Recipe) -> str:
         "activations": 34 * activation_bytes * tokens * text.hidden_size * text.num_hidden_layers,
         "designer": 16 * designer if recipe.has_designer else 0,
     }
-    listed = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items() if size)
-    return (
-        f"memory: about {sum(parts.values()) / 2**30:.1f} GiB ({listed}; {total / 1e6:.0f}M parameters, "
-        f"{trainable / 1e6:.0f}M trained), and what Python and torch take themselves"
-    )
+    return memory_line(parts, f"{total / 1e6:.0f}M parameters, {trainable / 1e6:.0f}M trained")
 
 
 def _scan(source: SourceConfig, own: frozenset[str]) -> int:

@@ -10,13 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from jaxtyping import Int
 from rich.table import Table
 from torch import Tensor
 
 from vpretrain.console import steady
 from vpretrain.files import write_whole
-from vpretrain.language.config import Recipe
 from vpretrain.language.inspection.steering import Steering, at_newest_checkpoint, steering
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.language.model.load import load_tokenizer
@@ -28,11 +26,7 @@ KNOWN = (0.01, 0.1, 0.5, 0.9)  # bounds of p(w_t)
 
 
 def gate(run: Path, batches: int) -> Json:
-    """Build tasks with the newest checkpoint of a run, on the next micro-batches of its stream.
-
-    Args:
-        run: its directory.
-        batches: micro-batches to look at.
+    """Build tasks with the newest checkpoint of a run, on the next `batches` micro-batches of its stream.
 
     Returns:
         `by`: grouping -> group -> mean alpha and fraction of the targets, for groupings with several groups; written to
@@ -42,37 +36,29 @@ def gate(run: Path, batches: int) -> Json:
         UserError: see `at_newest_checkpoint`.
     """
     recipe, parts, _ = at_newest_checkpoint(run)
-    kinds_V = token_kinds(recipe)
+    tokenizer = load_tokenizer(recipe.learner.name)
+    kinds_V = torch.tensor([KINDS.index(kind(tokenizer.decode([token]))) for token in range(len(tokenizer))])
     sums: dict[str, dict[str, list[float]]] = {}
     seen = 0
     with steady("              gate", batches) as done:
         while seen < batches:
             for batch in parts.stream.next():
                 found = steering(parts, batch)
-                alpha_N = found.alpha_N
                 for grouping, group, member_N in _groups(batch, kinds_V, found):
                     entry = sums.setdefault(grouping, {}).setdefault(group, [0.0, 0.0])
-                    entry[0] += float(alpha_N[member_N].sum())
+                    entry[0] += float(found.alpha_N[member_N].sum())
                     entry[1] += float(member_N.sum())
                 seen += 1
                 done(min(seen, batches))
     total = sum(count for _, count in sums["kind of token"].values())
-    by = {
-        grouping: {
-            group: {"alpha": alpha / count, "share": count / total} for group, (alpha, count) in groups.items() if count
-        }
-        for grouping, groups in sums.items()
-    }
-    by = {grouping: groups for grouping, groups in by.items() if len(groups) > 1}
+    by = {}
+    for grouping, groups in sums.items():
+        means = {group: {"alpha": alpha / n, "share": n / total} for group, (alpha, n) in groups.items() if n}
+        if len(means) > 1:
+            by[grouping] = means
     results = {"arm": recipe.arm, "targets": int(total), "by": by}
     write_whole(run / "gate.json", json.dumps(results, indent=1))
     return results
-
-
-def token_kinds(recipe: Recipe) -> Int[Tensor, " V"]:
-    """The kind of every token of the learner's vocabulary, as an index into `KINDS`."""
-    tokenizer = load_tokenizer(recipe.learner.name)
-    return torch.tensor([KINDS.index(kind(tokenizer.decode([token]))) for token in range(len(tokenizer))])
 
 
 def kind(text: str) -> str:
@@ -104,9 +90,8 @@ def draw_gate(results: Json, file: Path) -> Path | None:
     plot = pyplot()
     if plot is None:
         return None
-    picture, axes = plot.subplots(
-        1, len(results["by"]), figsize=(3.4 * len(results["by"]), 3.4), layout="constrained", sharey=True
-    )
+    count = len(results["by"])
+    picture, axes = plot.subplots(1, count, figsize=(3.4 * count, 3.4), layout="constrained", sharey=True)
     for axis, (grouping, groups) in zip(axes, results["by"].items(), strict=True):
         bars = axis.bar(list(groups), [found["alpha"] for found in groups.values()])
         axis.bar_label(bars, [f"{found['share']:.0%}" for found in groups.values()], fontsize=8)
@@ -126,9 +111,8 @@ def _groups(batch: TokenBatch, kinds_V: Tensor, found: Steering) -> Iterator[tup
     kinds_N = kinds_V.to(p_N.device)[batch.targets_N]
     for number, name in enumerate(KINDS):
         yield "kind of token", name, kinds_N == number
-    bounds = [0.0, *KNOWN, 1.0]
     bins_N = torch.bucketize(p_N, torch.tensor(KNOWN, device=p_N.device))
-    for number, (low, high) in enumerate(itertools.pairwise(bounds)):
+    for number, (low, high) in enumerate(itertools.pairwise([0.0, *KNOWN, 1.0])):
         yield "learner's p of it", f"{low:g} to {high:g}", bins_N == number
     if found.values_NK is not None:
         values_N = found.values_NK[:, 0]

@@ -28,9 +28,8 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
     console.print("Rows of the stream: [bold]targets of the loss[/bold], [dim]context[/dim], | between documents")
     rows = [(batch, row) for batch in batches for row in range(len(batch.domains))][:examples]
     for number, (batch, row) in enumerate(rows):
-        console.print(
-            Text(f"\nrow {number}, domain {batch.domains[row]}, {int((batch.weights_BT[row] > 0).sum())} targets")
-        )
+        targets = int((batch.weights_BT[row] > 0).sum())
+        console.print(Text(f"\nrow {number}, domain {batch.domains[row]}, {targets} targets"))
         console.print(_marked(batch, row, tokenizer))
     seen_by = "evaluator and stream" if recipe.arm == "mixed-in" else "evaluator only"
     for domain, batch in parts.feedback.next().items():
@@ -68,8 +67,7 @@ def _marked(batch: TokenBatch, row: int, tokenizer: object) -> Text:
     start = 0
     ids, weights, positions = batch.ids_BT[row], batch.weights_BT[row], batch.positions_BT[row]
     for t in range(1, len(ids) + 1):
-        ends = t == len(ids) or (weights[t] > 0) != (weights[start] > 0) or positions[t] == 0
-        if not ends:
+        if t < len(ids) and (weights[t] > 0) == (weights[start] > 0) and positions[t] != 0:
             continue
         text.append(tokenizer.decode(ids[start:t]), style="bold" if weights[start] > 0 else "dim")  # type: ignore[attr-defined]
         if t < len(ids) and positions[t] == 0:

@@ -24,21 +24,13 @@ from vpretrain.run.train import begin
 
 @dataclass(frozen=True)
 class Steering:
-    """Targets, and the quantities that they are computed from.
+    """Targets, and the quantities that they are computed from."""
 
-    Attributes:
-        candidates_NK: token ids C_t; the first is the true token.
-        p_NK: the learner's probabilities of them.
-        q_NK: the target.
-        alpha_N: the gate.
-        values_NK: a_t(v) along the current value direction, see `vpretrain.language.task.values`; None before the first
-            meta update.
-    """
-
-    candidates_NK: Int[Tensor, "N K"]
-    p_NK: Float[Tensor, "N K"]
-    q_NK: Float[Tensor, "N K"]
-    alpha_N: Float[Tensor, " N"]
+    candidates_NK: Int[Tensor, "N K"]  # token ids C_t; the first is the true token
+    p_NK: Float[Tensor, "N K"]  # the learner's probabilities of them
+    q_NK: Float[Tensor, "N K"]  # the target
+    alpha_N: Float[Tensor, " N"]  # the gate
+    # a_t(v) along the current value direction, see `vpretrain.language.task.values`; None before the first meta update.
     values_NK: Float[Tensor, "N K"] | None
 
 
@@ -57,21 +49,12 @@ def steering(parts: Parts, batch: TokenBatch) -> Steering:
 def at_newest_checkpoint(run: Path) -> tuple[Recipe, Parts, int]:
     """Load a run's recipe, its parts at the newest checkpoint, and the step of that. The stream continues from there.
 
-    Args:
-        run: its directory, which may have been moved.
+    The run's directory may have been moved.
 
     Raises:
         UserError: the directory is not that of a language run, its targets follow no feedback, it has no checkpoint, or its
             learner or data cannot be loaded.
     """
-    recipe = _recipe_of(run)
-    parts = begin(recipe)
-    groups, state = load_newest(run / "checkpoints")
-    restore(parts, AdamW(parts.learner.named_parameters(), recipe.optimizer), groups, state)
-    return recipe, parts, state["budget"]["step"]
-
-
-def _recipe_of(run: Path) -> Recipe:
     if not (run / "recipe.yaml").exists():
         raise UserError(f"{run} is not the directory of a run: it has no recipe.yaml")
     recipe = load_recipe(run / "recipe.yaml").model_copy(update={"output": str(run.parent), "name": run.name})
@@ -81,4 +64,7 @@ def _recipe_of(run: Path) -> Recipe:
         raise UserError(f"{run} is a run of {recipe.arm}, whose targets follow no feedback: name one of an arm like v")
     if not checkpoints(run / "checkpoints"):
         raise UserError(f"{run} has no checkpoint yet: run it first")
-    return recipe
+    parts = begin(recipe)
+    groups, state = load_newest(run / "checkpoints")
+    restore(parts, AdamW(parts.learner.named_parameters(), recipe.optimizer), groups, state)
+    return recipe, parts, state["budget"]["step"]

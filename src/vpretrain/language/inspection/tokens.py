@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from vpretrain.console import steady
@@ -26,9 +25,6 @@ _STEPS = 32  # of the stream, searched for every domain
 
 def tokens(run: Path) -> Json:
     """Build targets with the newest checkpoint of a run, on the next rows of its stream: the first of every domain.
-
-    Args:
-        run: its directory.
 
     Returns:
         JSON-ready: `arm`, `step`, `alpha_max`, and `rows`, each with its `domain` and its `tokens`. Every token has its `text`,
@@ -50,8 +46,8 @@ def tokens(run: Path) -> Json:
     pieces = list(_pieces(parts, {source.domain for source in recipe.stream.sources}))
     rows: list[Json] = []
     with steady("            tokens", len(pieces)) as done:
-        for piece in pieces:
-            rows.append({"domain": piece.batch.domains[piece.row], "tokens": _tokens(parts, piece, text)})
+        for batch, row, start, end in pieces:
+            rows.append({"domain": batch.domains[row], "tokens": _tokens(parts, batch, row, start, end, text)})
             done(len(rows))
     targets = [token for row in rows for token in row["tokens"] if "alpha" in token]
     most = sorted((token["moved"] for token in targets), reverse=True)
@@ -62,18 +58,8 @@ def tokens(run: Path) -> Json:
     return {"arm": recipe.arm, "step": step, "alpha_max": alpha_max, "rows": rows}
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """The tokens of a row of a micro-batch from `start` to `end`. Targets need the whole micro-batch, which scales values."""
-
-    batch: TokenBatch
-    row: int
-    start: int
-    end: int
-
-
-def _pieces(parts: Parts, domains: set[str]) -> Iterator[_Piece]:
-    """Yield pieces of one row each."""
+def _pieces(parts: Parts, domains: set[str]) -> Iterator[tuple[TokenBatch, int, int, int]]:
+    """Yield a row of a micro-batch and its bounds: targets need the whole micro-batch, which scales values."""
     left = dict.fromkeys(domains, max(_STRETCH // 2, TOKENS // len(domains)))
     total = TOKENS
     for batch in (batch for _ in range(_STEPS) for batch in parts.stream.next()):
@@ -83,30 +69,27 @@ def _pieces(parts: Parts, domains: set[str]) -> Iterator[_Piece]:
             end = min(target_M[-1] + 1, start + min(_STRETCH, left[domain], total))
             if end > target_M[0]:
                 left[domain], total = left[domain] - (end - start), total - (end - start)
-                yield _Piece(batch, row, start, end)
+                yield batch, row, start, end
         if total <= _CONTEXT or max(left.values()) <= _CONTEXT:
             return
 
 
-def _tokens(parts: Parts, piece: _Piece, text: Callable[[int], str]) -> list[Json]:
-    """The tokens of a piece, JSON-ready."""
-    batch = piece.batch
-    ids_T, positions_T = (tensor[piece.row, : piece.end].tolist() for tensor in (batch.ids_BT, batch.positions_BT))
+def _tokens(parts: Parts, batch: TokenBatch, row: int, start: int, end: int, text: Callable[[int], str]) -> list[Json]:
+    """Return the tokens of a row from `start` to `end`, JSON-ready."""
+    ids_T, positions_T = (tensor[row, :end].tolist() for tensor in (batch.ids_BT, batch.positions_BT))
     shown: list[Json] = [{"text": text(token)} for token in ids_T]
     for number in range(1, len(shown)):
         if positions_T[number] == 0:
             shown[number]["begins"] = True
     found = steering(parts, batch)
     order_NK = found.q_NK[:, 1:].argsort(dim=1, descending=True)[:, : CANDIDATES - 1] + 1
-    for n, (row, before) in enumerate(batch.predicts_BT.nonzero().tolist()):
+    for n, (of, before) in enumerate(batch.predicts_BT.nonzero().tolist()):
         number = before + 1
-        if row != piece.row or number >= piece.end:
+        if of != row or number >= end:
             continue
         chosen = [0, *order_NK[n].tolist()]
         q_K = found.q_NK[n].tolist()
-        values_K: list[float | None] = [None] * len(q_K)
-        if found.values_NK is not None:
-            values_K = found.values_NK[n].tolist()
+        values_K: list[float | None] = [None] * len(q_K) if found.values_NK is None else found.values_NK[n].tolist()
         texts, p_K = [text(token) for token in found.candidates_NK[n].tolist()], found.p_NK[n].tolist()
         true = values_K[0]
         shown[number] |= {
@@ -116,7 +99,7 @@ def _tokens(parts: Parts, piece: _Piece, text: Callable[[int], str]) -> list[Jso
             "candidates": [[texts[k], *map(_short, (p_K[k], q_K[k], values_K[k]))] for k in chosen],
             "rest": _short(max(0.0, 1 - sum(q_K[k] for k in chosen))),
         }
-    return shown[piece.start :]
+    return shown[start:]
 
 
 def _short(number: float | None) -> float | None:

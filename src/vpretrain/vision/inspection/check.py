@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -9,7 +10,7 @@ from transformers import AutoModel
 
 from vpretrain import pretrained
 from vpretrain.errors import UserError
-from vpretrain.inspection.check import one_step
+from vpretrain.inspection.check import memory_line, one_step
 from vpretrain.inspection.doctor import bf16_note
 from vpretrain.types import Model
 from vpretrain.vision.assemble import assemble, check_sizes
@@ -56,31 +57,17 @@ def estimate_memory(recipe: Recipe) -> str:
     """Estimate the memory of student with gradients and AdamW, teacher, and activations of one micro-batch."""
     config = load_config(recipe.learner.name)
     with torch.device("meta"):
-        backbone = sum(
-            p.numel()
-            for p in AutoModel.from_config(
-                config, dtype=torch.float32, trust_remote_code=pretrained.trusted
-            ).parameters()
-        )
+        model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=pretrained.trusted)
+    backbone = sum(p.numel() for p in model.parameters())
     dino, stream = recipe.learner.dino, recipe.stream
-    head = (
-        config.hidden_size * dino.hidden
-        + dino.hidden**2
-        + dino.hidden * dino.bottleneck
-        + dino.bottleneck * dino.outputs
-    )
-    tokens = stream.batch_size * (
-        2 * (stream.global_size // config.patch_size) ** 2
-        + stream.local_views * (stream.local_size // config.patch_size) ** 2
-    )
+    widths = (config.hidden_size, dino.hidden, dino.hidden, dino.bottleneck, dino.outputs)
+    head = sum(inputs * outputs for inputs, outputs in itertools.pairwise(widths))
+    whole, local = ((side // config.patch_size) ** 2 for side in (stream.global_size, stream.local_size))
+    tokens = stream.batch_size * (2 * whole + stream.local_views * local)
     element = 2 if recipe.learner.precision == "bf16" else 4
     parts = {
         "student, gradients and AdamW": 16 * (backbone + head),
         "teacher": 4 * (backbone + head),
         "activations": 34 * element * tokens * config.hidden_size * config.num_hidden_layers,
-    }  # fmt: skip
-    listed = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
-    return (
-        f"memory: about {sum(parts.values()) / 2**30:.1f} GiB ({listed}; {backbone / 1e6:.0f}M parameters in the backbone), "
-        "and what Python and torch take themselves"
-    )
+    }
+    return memory_line(parts, f"{backbone / 1e6:.0f}M parameters in the backbone")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vpretrain.inspection.doctor import EngineCase, about
-from vpretrain.method.subset import alignment_subset
-from vpretrain.method.value import Align, MetaProblem, gradient
+from vpretrain.inspection.doctor import EngineCase, random_case
 from vpretrain.vision.config import DesignerConfig, DinoConfig
 from vpretrain.vision.model.backbone import Backbone
 from vpretrain.vision.model.batch import ViewBatch
@@ -49,12 +47,7 @@ def engine_case_of(learner: VisionLearner, subset: str) -> EngineCase:
         judge = _Judge(torch.rand(_PICTURES, 3, size, size, device=learner.device), learner.backbone.width)
         designer = UNetMask(_DESIGNER).to(learner.device)
         nn.init.normal_(designer.out.weight, std=0.5)
-    names = alignment_subset(learner.module, subset)
-    theta_S = {n: p.detach() for n, p in learner.named_parameters() if n in names}
-    with learner.meta_mode():
-        g_down = gradient(lambda parameters: learner.evaluate(judge, parameters), theta_S)
     places = tuple(range(_PICTURES))
     batch = ViewBatch(views, views[:0], tuple(map(str, places)), places, _PICTURES)
-    told = about(learner, subset, "cosine", f"{_PICTURES} pictures of {size} pixels")
-    problem = MetaProblem(learner, LearnedViews(designer, _DESIGNER), batch, theta_S, g_down, Align("cosine"))
-    return EngineCase(problem, designer, PARTS, told)
+    construction, inputs = LearnedViews(designer, _DESIGNER), f"{_PICTURES} pictures of {size} pixels"
+    return random_case(learner, construction, batch, judge, subset, PARTS, inputs)

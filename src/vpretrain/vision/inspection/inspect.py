@@ -19,10 +19,8 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
     console, parts = Console(), assemble(recipe)
     batches = parts.stream.next()
     batch = batches[0]
-    shapes = [tuple(views.shape) for views in (batch.global_VB3HW, batch.local_VB3HW)]
-    console.print(
-        f"stream: global crops {shapes[0]}, local crops {shapes[1]} (views, pictures, channels, height, width)"
-    )
+    whole, local = (tuple(views.shape) for views in (batch.global_VB3HW, batch.local_VB3HW))
+    console.print(f"stream: global crops {whole}, local crops {local} (views, pictures, channels, height, width)")
     (feedback,) = parts.feedback.next().values()
     label, depth = feedback.labelled.label_BHW, feedback.labelled.depth_BHW
     if "segmentation" in feedback.heads:
@@ -30,18 +28,14 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
         console.print(f"feedback, segmentation: share of pixels by class: {', '.join(shares)} ({IGNORED}: ignored)")
     if "depth" in feedback.heads:
         valid = depth[valid_depth(depth)]
-        console.print(
-            f"feedback, depth: {valid.numel() / depth.numel():.1%} valid, "
-            f"{float(valid.min()):.2f} to {float(valid.max()):.2f} m"
-        )
+        share, low, high = valid.numel() / depth.numel(), float(valid.min()), float(valid.max())
+        console.print(f"feedback, depth: {share:.1%} valid, {low:.2f} to {high:.2f} m")
     if parts.meta is not None:
         with parts.learner.meta_mode():
             g_down = parts.meta.feedback_gradients()
             (_, value), *_ = parts.meta.values(parts.meta.problems(g_down, batches))
-        console.print(
-            f"value of the task: {float(value.value):+.4g} ({recipe.value.align}), "
-            f"|g_down| {parts.meta.norm_of(g_down):.4g}"
-        )
+        norm = parts.meta.norm_of(g_down)
+        console.print(f"value of the task: {float(value.value):+.4g} ({recipe.value.align}), |g_down| {norm:.4g}")
     recipe.directory.mkdir(parents=True, exist_ok=True)
     sheet = draw_sheet(parts.construction, batch, recipe.directory / "inspect.png")  # type: ignore[arg-type]
     console.print(f"crops, masks (white: kept sharp) and views: {sheet}")
