@@ -163,7 +163,7 @@ def test_labelled_pictures_have_one_role(tmp_path):
 
     (source,) = data["evaluation"]["test"]
     data["evaluation"]["test"] = [source | {"skip": 5, "limit": None}]
-    with pytest.raises(UserError, match=r"feedback\.meta and evaluation\.test share pictures of .*: keep them apart"):
+    with pytest.raises(UserError, match=r"feedback\.meta and evaluation\.test share images of .*: keep them apart"):
         assemble(parse_recipe(data))
     data["evaluation"]["test"], data["evaluation"]["train"] = [source], data["feedback"]["heads"]
     assemble(parse_recipe(data))  # probes may be fitted on pictures of the feedback

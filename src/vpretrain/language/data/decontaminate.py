@@ -67,7 +67,7 @@ def decontaminate(
     if (output / "report.json").exists() and not overwrite:
         raise UserError(f"{output} holds a result already: add --overwrite, or give another --output")
     evaluation = [source for one in against for source in _evaluation(one)]
-    known, find = _index(evaluation, n, threshold)
+    known, index = _index(evaluation, n, threshold)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -78,14 +78,15 @@ def decontaminate(
         aside = Path(folder)
         with (aside / "dropped.jsonl").open("w", encoding="utf-8") as dropped:
 
-            def report_drop(text: Text, jaccard: float, like: Text) -> None:
+            def report_drop(text: Text, jaccard: float, number: int) -> None:
+                like = known[number]
                 line = {**text.shown(), "jaccard": round(jaccard, 4), "like": like.shown()}
                 dropped.write(json.dumps(line, ensure_ascii=False) + "\n")
                 hits.add((like.source, like.example))
 
             files = [f"stream-{number}.jsonl" for number in range(len(sources))]
             cleaned = [
-                _clean(source, number, aside / file, find, report_drop)
+                _clean(source, number, aside / file, index, report_drop)
                 for number, (source, file) in enumerate(zip(sources, files, strict=True))
             ]
         for old in [*output.glob("stream-*.jsonl"), output / "recipe.yaml"]:
@@ -93,10 +94,7 @@ def decontaminate(
         for file in (*files, "dropped.jsonl"):
             (aside / file).replace(output / file)
     if recipe is not None:
-        new = [
-            source.model_copy(update={"path": str(output / file)})
-            for (source, _), file in zip(cleaned, files, strict=True)
-        ]
+        new = [SourceConfig(path=str(output / file), **kept) for file, (kept, _) in zip(files, cleaned, strict=True)]
         stream_config = recipe.stream.model_copy(update={"sources": new})
         save_recipe(recipe.model_copy(update={"stream": stream_config}), output / "recipe.yaml")
     report = {
@@ -147,11 +145,8 @@ def parts(example: Example, source: int, number: int) -> Iterator[Text]:
             yield Text(source, number, f"paragraph {place}", paragraph)
 
 
-_Find = Callable[[Text], tuple[float, Text] | None]
-
-
-def _index(sources: Sequence[SourceConfig], n: int, threshold: float) -> tuple[list[Text], _Find]:
-    """The evaluation's texts, and a function that finds the one that a given text nearly duplicates."""
+def _index(sources: Sequence[SourceConfig], n: int, threshold: float) -> tuple[list[Text], OverlapIndex]:
+    """The evaluation's texts, and an index of them that gives the same numbers."""
     index, known = OverlapIndex(n, threshold), list[Text]()
     for place, source in enumerate(sources):
         for number, example in enumerate(open_source(source)):
@@ -159,25 +154,20 @@ def _index(sources: Sequence[SourceConfig], n: int, threshold: float) -> tuple[l
                 if not text.part.startswith("paragraph"):  # a single paragraph is not a problem
                     index.add(text.text)
                     known.append(text)
-
-    def find(text: Text) -> tuple[float, Text] | None:
-        found = index.nearest(text.text)
-        return None if found is None else (found[0], known[found[1]])
-
-    return known, find
+    return known, index
 
 
 def _clean(
-    source: SourceConfig, place: int, file: Path, find: _Find, report_drop: Callable[[Text, float, Text], None]
-) -> tuple[SourceConfig, Json]:
-    """Write the examples of a source that are kept; return the source of these, and counts."""
+    source: SourceConfig, place: int, file: Path, index: OverlapIndex, report_drop: Callable[[Text, float, int], None]
+) -> tuple[Json, Json]:
+    """Write the examples of a source that are kept; return the settings of their source, and counts."""
     examples = dropped = 0
     chosen: dict[str, str] = {}
     with file.open("w", encoding="utf-8") as kept:
         for example in _watched(source):
             chosen = chosen or templates(example.fields, source)
             for text in parts(example, place, examples):
-                if (found := find(text)) is not None:
+                if (found := index.nearest(text.text)) is not None:
                     report_drop(text, *found)
                     dropped += 1
                     break
@@ -185,15 +175,14 @@ def _clean(
                 kept.write(json.dumps(example.fields, ensure_ascii=False, default=str) + "\n")
             examples += 1
     same = {"streaming": source.streaming, "domain": source.domain, "weight": source.weight}
-    clean = SourceConfig(path=str(file), **same, **chosen)  # in the file values are renamed, skip and limit applied
-    return clean, {"origin": source.origin, "examples": examples, "dropped": dropped}
+    counts = {"origin": source.origin, "examples": examples, "dropped": dropped}
+    return {**same, **chosen}, counts  # in the file values are renamed, skip and limit applied
 
 
 def _watched(source: SourceConfig) -> Iterator[Example]:
     """Yield the source's examples once, showing progress."""
     opened = open_source(source.model_copy(update={"streaming": True}))  # generators hold their rows in memory anyway
-    total = count_rows(source)
-    start = time.monotonic()
+    total, start = count_rows(source), time.monotonic()
     with progress(f"{'decontaminate':>18}") as update:
         for number, example in enumerate(opened, start=1):
             yield example

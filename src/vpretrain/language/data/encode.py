@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -48,25 +48,19 @@ class Document:
 
 def encode(example: Example, tokenizer: PreTrainedTokenizerBase, length: int | None = None) -> Document:
     """Tokenise prompt and response, with an end token, and a begin token if the tokenizer uses one. Cut to `length`."""
-    prompt = begin_ids(tokenizer) + (
-        tokenizer(example.prompt, add_special_tokens=False)["input_ids"] if example.prompt else []
-    )
+    asked = tokenizer(example.prompt, add_special_tokens=False)["input_ids"] if example.prompt else []
+    prompt = begin_ids(tokenizer) + asked
     response = [*tokenizer(example.response, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     document = Document((*prompt, *response), max(1, len(prompt)), not example.prompt, example.domain, example.key)
-    return document if length is None else document.cut(0, length)
+    return document.cut(0, length)
 
 
-def begin_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def begin_ids(tokenizer: Any) -> list[int]:
     """The tokens that the tokenizer puts before a text: its begin token, or none."""
     ids = list(tokenizer("")["input_ids"])
     adds_end = ids and ids[-1] == tokenizer.eos_token_id
     only_begin = len(ids) == 1 and tokenizer.bos_token_id == tokenizer.eos_token_id  # OPT has one token for both
     return ids[:-1] if adds_end and not only_begin else ids
-
-
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token id that fills rows; its value is never used."""
-    return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
 
 
 def packed(documents: Sequence[Document], length: int) -> list[list[Document]]:
@@ -98,7 +92,8 @@ def collate(
     """
     filled = [[row] if isinstance(row, Document) else list(row) for row in rows]
     length = length or max(sum(map(len, documents)) for documents in filled)
-    ids_BT = torch.full((len(filled), length), pad_id(tokenizer), dtype=torch.long)
+    padding = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)  # never read
+    ids_BT = torch.full((len(filled), length), padding, dtype=torch.long)
     positions_BT = torch.zeros_like(ids_BT)
     weights_BT = torch.zeros(ids_BT.shape)
     for row, documents in enumerate(filled):
@@ -107,15 +102,10 @@ def collate(
             stop = start + len(document)
             ids_BT[row, start:stop] = torch.tensor(document.ids)
             positions_BT[row, start:stop] = torch.arange(len(document))
-            weights_BT[row, start + document.context : stop] = (
-                1 if average == "tokens" else 1 / max(1, document.targets)
-            )
+            weight = 1 if average == "tokens" else 1 / max(1, document.targets)
+            weights_BT[row, start + document.context : stop] = weight
             start = stop
         positions_BT[row, start:] = torch.arange(length - start)
-    return TokenBatch(
-        ids_BT,
-        positions_BT,
-        weights_BT,
-        tuple(documents[0].domain for documents in filled),
-        tuple(tuple(document.key for document in documents) for documents in filled),
-    )
+    domains = tuple(documents[0].domain for documents in filled)
+    keys = tuple(tuple(document.key for document in documents) for documents in filled)
+    return TokenBatch(ids_BT, positions_BT, weights_BT, domains, keys)

@@ -16,6 +16,7 @@ from typing import Any
 
 from vpretrain.errors import UserError
 from vpretrain.language.config import SourceConfig
+from vpretrain.pretrained import first_line
 from vpretrain.types import Json
 
 _FORMATS = {
@@ -55,10 +56,8 @@ class IndexedSource:
     """Examples by number; rows are rendered on access."""
 
     def __init__(self, config: SourceConfig, rows: Any) -> None:
-        self.config = config
-        self._rows = rows
-        stop = len(rows) if config.limit is None else min(len(rows), config.skip + config.limit)
-        self._range = range(config.skip, stop)
+        self.config, self._rows = config, rows
+        self._range = range(len(rows))[config.skip :][: config.limit]
         if not self._range:
             raise UserError(f"{config.origin}: no examples are left after skip={config.skip} of {len(rows)}")
 
@@ -87,8 +86,7 @@ class StreamingSource:
     """
 
     def __init__(self, config: SourceConfig, rows: Any, *, shard: int = 0, shards: int = 1) -> None:
-        self.config = config
-        self._rows = rows
+        self.config, self._rows = config, rows
         whole_files = rows.num_shards % shards == 0 and not config.skip and config.limit is None
         self._files, self._every = ((shard, shards), (0, 1)) if whole_files else ((0, 1), (shard, shards))
         self._stop = None if config.limit is None else config.skip + config.limit
@@ -145,20 +143,17 @@ def open_source(config: SourceConfig, *, shard: int = 0, shards: int = 1) -> Ind
     Raises:
         UserError: it does not exist, or its rows lack the fields that the templates name.
     """
-    source: IndexedSource | StreamingSource
+    rows: Any
     if config.reasoning_gym is not None:
-        source = IndexedSource(config, _generated(config))
+        rows = _generated(config)
     elif config.builtin is not None:
-        source = IndexedSource(config, _python_manual())
+        rows = _python_manual()
     else:
-        rows = _files(config) if config.path is not None else _hub(config)
-        source = (
-            StreamingSource(config, rows, shard=shard, shards=shards)
-            if config.streaming
-            else IndexedSource(config, rows)
-        )
-    if isinstance(source, IndexedSource):
-        source[0]  # a wrong template fails now and not in the middle of a run
+        rows = _load(config)
+        if config.streaming:
+            return StreamingSource(config, rows, shard=shard, shards=shards)
+    source = IndexedSource(config, rows)
+    source[0]  # a wrong template fails now and not in the middle of a run
     return source
 
 
@@ -189,9 +184,8 @@ def templates(row: Json, config: SourceConfig) -> dict[str, str]:
 
 def render(row: Json, config: SourceConfig) -> Example:
     """Build an example from a row by the source's templates. Raises UserError for a field that the row lacks."""
-    row = row | {
-        field: names.get(str(row[field]), row[field]) for field, names in config.values.items() if field in row
-    }
+    renamed = {field: names.get(str(row[field]), row[field]) for field, names in config.values.items() if field in row}
+    row = row | renamed
     chosen = templates(row, config)
     if "text" in chosen:
         text, content = _fill(chosen["text"], row, config)
@@ -229,12 +223,6 @@ def _fill(template: str, row: Json, config: SourceConfig) -> tuple[str, str]:
     return "".join(lines), " ".join(contents)
 
 
-def _files(config: SourceConfig) -> Any:
-    files, kind = data_files(config)
-    options = {"sample_by": "document"} if kind == "text" else {}
-    return _load(config, kind, data_files=files, split="train", **options)
-
-
 def data_files(config: SourceConfig) -> tuple[list[str], str]:
     """The files at the source's path, and their common format. Raises UserError."""
     assert config.path is not None
@@ -250,9 +238,8 @@ def data_files(config: SourceConfig) -> tuple[list[str], str]:
         raise UserError(
             f"no data at {config.path}: give a .jsonl, .json, .parquet or .txt file, a glob, or a folder of them"
         )
-    formats = {_format(file) for file in files}
-    (kind,) = formats if len(formats) == 1 else (None,)
-    if kind is None:
+    kind = _format(files[0])
+    if kind is None or any(_format(file) != kind for file in files):
         raise UserError(f"{config.path}: files must all be of one kind, .jsonl/.json, .parquet or .txt")
     return files, kind
 
@@ -296,16 +283,20 @@ def _count_in_files(files: Sequence[str], kind: str) -> int | None:
     return count
 
 
-def _hub(config: SourceConfig) -> Any:
-    return _load(config, config.hub, *([config.config] if config.config else []), split=config.split)
-
-
-def _load(config: SourceConfig, *arguments: object, **options: object) -> Any:
+def _load(config: SourceConfig) -> Any:
+    """The rows of files or of a hub data set."""
     import datasets
 
+    name = config.hub
+    options: Json = {"name": config.config or None, "split": config.split}
+    if config.path is not None:
+        files, name = data_files(config)
+        options = {"data_files": files, "split": "train"}
+        if name == "text":
+            options["sample_by"] = "document"
     datasets.disable_progress_bars()
     with _readable(config):
-        rows = datasets.load_dataset(*arguments, streaming=config.streaming, **options)
+        rows = datasets.load_dataset(name, streaming=config.streaming, **options)
         if config.streaming or not (config.exclude or config.part):
             return rows
         return rows.filter(partial(_kept, config))
@@ -319,11 +310,10 @@ def _readable(config: SourceConfig) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # datasets raises many types if the data are unavailable
-        reason = str(error.__cause__ or error).strip().split("\n")[0]
         remedy = "check the name and the network, or give a path" if config.hub else "check the file"
         if config.path is not None and "://" in config.path:
             remedy = "check the URL, the network, and the credentials in the environment"
-        raise UserError(f"cannot load {config.origin}: {reason}; {remedy}") from None
+        raise UserError(f"cannot load {config.origin}: {first_line(error.__cause__ or error)}; {remedy}") from None
 
 
 def _kept(config: SourceConfig, row: Json) -> bool:
@@ -369,9 +359,8 @@ def _generated(config: SourceConfig) -> _Generated:
     try:
         dataset = reasoning_gym.create_dataset(config.reasoning_gym, size=config.size, **options)
     except (ValueError, TypeError, AssertionError) as error:
-        raise UserError(
-            f"reasoning_gym {config.reasoning_gym}: {str(error).strip()}; check the name and the options"
-        ) from None
+        reason = str(error).strip()
+        raise UserError(f"reasoning_gym {config.reasoning_gym}: {reason}; check the name and the options") from None
     if templates is not None:
         dataset.task_indices = _choose_templates(config, templates, options["seed"])
     return _Generated(dataset)

@@ -123,12 +123,11 @@ def rows_of(
     """Batch the first rows of one source in its own order until they hold `tokens` tokens: fixed text to evaluate on."""
     config = StreamConfig(sources=[source], length=length, packing=packing)
     packer = _Packer(source, config, tokenizer, None, frozenset())
-    documents: list[list[Document]] = []
+    rows: list[list[Document]] = []
     while tokens > 0:
-        documents.append(packer.row())
-        tokens -= length if packing else sum(map(len, documents[-1]))  # packed rows are full, or nearly
-    chunks = [documents[i : i + batch_size] for i in range(0, len(documents), batch_size)]
-    return [collate(chunk, tokenizer, length=length) for chunk in chunks]
+        rows.append(packer.row())
+        tokens -= length if packing else sum(map(len, rows[-1]))  # packed rows are full, or nearly
+    return [collate(rows[i : i + batch_size], tokenizer, length=length) for i in range(0, len(rows), batch_size)]
 
 
 class _Packer:
@@ -145,8 +144,7 @@ class _Packer:
     ) -> None:
         self.source_config, self.config, self.tokenizer = source, config, tokenizer
         self.held_back_count = 0
-        self._held_back = held_back
-        self._shard = shard
+        self._held_back, self._shard = held_back, shard
         self._source = open_source(source, shard=shard, shards=config.shards)
         self._drawn = 0  # examples taken from an indexed source
         self._order: Shuffled | None = None
@@ -165,7 +163,8 @@ class _Packer:
             if len(document) > room:
                 if document.raw:
                     documents.append(document.cut(0, room))
-                    self._waiting = self._rest(document, room)
+                    rest = document.cut(room)
+                    self._waiting = rest if len(rest) >= self.config.min_chunk else None
                 else:
                     self._waiting = document
                 break
@@ -176,14 +175,12 @@ class _Packer:
         return documents
 
     def state_dict(self) -> Json:
-        waiting = self._waiting
+        one = self._waiting
         return {
             "drawn": self._drawn,
             "held_back": self.held_back_count,
             "source": self._source.state_dict() if isinstance(self._source, StreamingSource) else None,
-            "waiting": None
-            if waiting is None
-            else [list(waiting.ids), waiting.context, waiting.raw, waiting.domain, waiting.key],
+            "waiting": None if one is None else [list(one.ids), one.context, one.raw, one.domain, one.key],
         }
 
     def load_state_dict(self, state: Json) -> None:
@@ -203,9 +200,8 @@ class _Packer:
             document = encode(example, self.tokenizer)
             if not document.raw:  # a pair is cut at its end; raw text continues in the next row
                 document = document.cut(0, self.config.length)
-            if document.targets > 0 and (
-                not document.raw or len(document) >= min(self.config.min_chunk, self.config.length)
-            ):
+            least = min(self.config.min_chunk, self.config.length) if document.raw else 0
+            if document.targets > 0 and len(document) >= least:
                 return document
         raise UserError(
             f"{self.source_config.origin}: {HOPELESS} examples in a row have no token to learn from: their prompts fill "
@@ -218,7 +214,3 @@ class _Packer:
         number = self._drawn * self.config.shards + self._shard  # the shards together read each example once per epoch
         self._drawn += 1
         return self._source[number % len(self._source) if self._order is None else self._order[number]]
-
-    def _rest(self, document: Document, start: int) -> Document | None:
-        rest = document.cut(start)
-        return rest if len(rest) >= self.config.min_chunk else None

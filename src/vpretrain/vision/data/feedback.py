@@ -71,10 +71,7 @@ class VisionFeedback:
         self.weights = {"labels": 1.0}  # one domain: its tasks are weighted within the batch
         weights: dict[LabelKind, float] = {"segmentation": config.segmentation, "depth": config.depth}
         self.tasks = {task: weight for task, weight in weights.items() if weight > 0}
-        if config.batch_size < distributed.size():
-            raise UserError(
-                f"feedback.batch_size={config.batch_size} is below the {distributed.size()} processes: raise it"
-            )
+        distributed.portion("feedback.batch_size", config.batch_size)  # no process may be without any
         shape = (config.size, config.size)
         self._for_heads, self._for_meta = labelled(config.heads, shape), labelled(config.meta, shape)
         for role, pool in (("heads", self._for_heads), ("meta", self._for_meta)):
@@ -83,9 +80,8 @@ class VisionFeedback:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             width = learner.backbone.width
-            self.heads = nn.ModuleDict({task: dense_head(config.head, width, outputs[task]) for task in self.tasks}).to(
-                learner.device
-            )
+            heads: dict[str, nn.Module] = {task: dense_head(config.head, width, outputs[task]) for task in self.tasks}
+            self.heads = nn.ModuleDict(heads).to(learner.device)
         self.optimizer = torch.optim.AdamW(self.heads.parameters(), lr=config.head_lr, weight_decay=0.05)
 
     def next(self) -> Json:
@@ -128,10 +124,8 @@ class VisionFeedback:
         with torch.enable_grad():
             loss = torch.stack([_loss(task, self.heads[task], grid_BDhw, pictures) for task in self.tasks]).sum()
             if not torch.isfinite(loss):
-                raise NonFinite(
-                    f"the loss of the feedback's heads is {float(loss.detach())}",
-                    "lower feedback.head_lr or optimizer.lr",
-                )
+                what = f"the loss of the feedback's heads is {float(loss.detach())}"
+                raise NonFinite(what, "lower feedback.head_lr or optimizer.lr")
             gradients = torch.autograd.grad(loss, list(self.heads.parameters()))
         for parameter, gradient in zip(self.heads.parameters(), gradients, strict=True):
             parameter.grad = gradient
@@ -146,12 +140,11 @@ class VisionFeedback:
 
 
 def _check(role: str, pool: Labelled, tasks: Iterable[str]) -> None:
-    for task, there in (
-        ("segmentation", pool.classes > 0),
-        ("depth", bool(valid_depth(pool.depth_BHW).any())),
+    for task, what, there in (
+        ("segmentation", "a class", pool.classes > 0),
+        ("depth", "a valid depth", bool(valid_depth(pool.depth_BHW).any())),
     ):
         if task in tasks and not there:
-            what = "a class" if task == "segmentation" else "a valid depth"
             raise UserError(f"no pixel of feedback.{role} has {what}: set feedback.{task}=0, or give other pictures")
 
 

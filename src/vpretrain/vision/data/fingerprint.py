@@ -28,9 +28,8 @@ def fingerprints(recipe: Recipe) -> list[Json]:
     if (truth := recipe.evaluation.retrieval) is not None:
         file = Path(truth).expanduser()
         pictures = pictures_in(file.parent / "jpg")
-        found.append(
-            {"role": "retrieval", "origin": truth, "rows": len(pictures), **of_files([file, *pictures], file.parent)}
-        )
+        files = of_files([file, *pictures], file.parent)
+        found.append({"role": "retrieval", "origin": truth, "rows": len(pictures), **files})
     return found
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,8 +28,7 @@ def read_ade20k(config: SourceConfig, shape: Shape) -> Labelled:
     """
     assert config.ade20k is not None
     root = Path(config.ade20k).expanduser()
-    files = sorted((root / "images" / config.split).glob("*.jpg"))[config.skip :]
-    files = files[: config.limit]
+    files = sorted((root / "images" / config.split).glob("*.jpg"))[config.skip :][: config.limit]
     if not files:
         raise UserError(f"no pictures in {root / 'images' / config.split}: ade20k names the folder of SceneParse150")
     images, labels = [], []
@@ -70,44 +71,34 @@ def read_nyuv2(config: SourceConfig, shape: Shape) -> Labelled:
 
 def read_picture(file: Path | IO[bytes], name: str | None = None) -> Tensor:
     """Read an image as uint8 [3, H, W]. Raises UserError for a file that is not an image."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(file) as image:
-            return as_tensor(image)
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"cannot read the picture {name or file}: {error}; remove or replace it") from None
+    return _read(file, f"the picture {name or file}", as_tensor)
 
 
 def as_tensor(image: Any) -> Tensor:
     """Convert a PIL image to uint8 [3, H, W]."""
-    import numpy as np
-
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
 def read_classes(file: Path) -> Tensor:
     """Read a map of classes [H, W]. Raises UserError if the file is missing or holds colours instead of classes."""
-    import numpy as np
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(file) as image:
-            array = torch.from_numpy(np.array(image))
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"cannot read the map of classes {file}: {error}; remove or replace it") from None
+    array = _read(file, f"the map of classes {file}", lambda image: torch.from_numpy(np.array(image)))
     if array.ndim != 2:
         raise UserError(f"{file} is no map of classes but a picture of {array.shape[2]} channels: give one channel")
     return array.long()
 
 
+def _read(file: Path | IO[bytes], what: str, convert: Callable[[Any], Tensor]) -> Tensor:
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            return convert(image)
+    except OSError as error:  # also where it is no image
+        raise UserError(f"cannot read {what}: {error}; remove or replace it") from None
+
+
 def _without(
-    origin: str,
-    image_B3HW: Tensor,
-    *,
-    label_BHW: Tensor | None = None,
-    depth_BHW: Tensor | None = None,
-    classes: int = 0,
+    name: str, image_B3HW: Tensor, *, label_BHW: Tensor | None = None, depth_BHW: Tensor | None = None, classes: int = 0
 ) -> Labelled:
     """Make a set of images without classes or without depths, each of its own scene."""
     pictures, _, height, width = image_B3HW.shape
@@ -115,7 +106,7 @@ def _without(
         image_B3HW=image_B3HW,
         label_BHW=torch.full((pictures, height, width), IGNORED, dtype=torch.uint8) if label_BHW is None else label_BHW,
         depth_BHW=torch.zeros(pictures, height, width, dtype=torch.float16) if depth_BHW is None else depth_BHW,
-        scene_B=torch.arange(pictures) + (zlib.crc32(origin.encode()) << 24),
+        scene_B=torch.arange(pictures) + (zlib.crc32(name.encode()) << 24),
         category_B=torch.full((pictures,), -1),
         classes=classes,
     )

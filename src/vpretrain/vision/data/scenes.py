@@ -72,10 +72,10 @@ def _render(seed: int, scenes: int, cameras: int, size: int) -> dict[str, Tensor
             draw = np.random.default_rng([seed, number])
             bodies, category = studio.build(draw)
             for camera in range(cameras):
-                pictures.append(
-                    {**studio.shoot(draw, bodies, size), "scene": number, "camera": camera, "category": category}
-                )
-            studio.clear(bodies)
+                shot = studio.shoot(draw, bodies, size)
+                pictures.append({**shot, "scene": number, "camera": camera, "category": category})
+            for body in bodies:
+                bullet.removeBody(body)
             done(number + 1)
     return {
         "image_N3HW": torch.from_numpy(np.stack([p["image"] for p in pictures])).permute(0, 3, 1, 2).contiguous(),
@@ -103,17 +103,16 @@ def _client() -> Iterator[tuple[Any, Path]]:
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
     """Silence the process: PyBullet writes through C's stdio, not through sys.stdout."""
-    descriptors = (1, 2)
     sys.stdout.flush()
-    kept = [os.dup(descriptor) for descriptor in descriptors]
+    kept = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for descriptor in descriptors:
+    for descriptor in kept:
         os.dup2(nowhere, descriptor)
     try:
         yield
     finally:
         ctypes.CDLL(None).fflush(None)
-        for descriptor, saved in zip(descriptors, kept, strict=True):
+        for descriptor, saved in kept.items():
             os.dup2(saved, descriptor)
             os.close(saved)
         os.close(nowhere)
@@ -157,17 +156,11 @@ class _Studio:
         buffer = np.asarray(buffer, dtype=np.float64).reshape(size, size)
         depth = _FAR * _NEAR / (_FAR - (_FAR - _NEAR) * buffer)
         classes = np.zeros(max(bodies) + 2, dtype=np.uint8)
-        for body, kind in bodies.items():
-            classes[body] = kind
+        classes[list(bodies)] = list(bodies.values())
         classes[-1] = CLASSES.index("wall")  # id -1: beyond the walls
         image = np.asarray(colour, dtype=np.uint8).reshape(size, size, 4)[:, :, :3]
         label = classes[np.asarray(ids).reshape(size, size)]
         return {"image": image, "label": label, "depth": depth.astype(np.float16)}
-
-    def clear(self, bodies: dict[int, int]) -> None:
-        """Remove all bodies."""
-        for body in bodies:
-            self.bullet.removeBody(body)
 
     def _slab(self, size: tuple[float, ...], position: tuple[float, ...], draw: np.random.Generator) -> int:
         shape = self.bullet.createVisualShape(self.bullet.GEOM_BOX, halfExtents=size)

@@ -7,14 +7,16 @@ import io
 import itertools
 import math
 import tarfile
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vpretrain.errors import UserError
+from vpretrain.pretrained import first_line
 from vpretrain.vision.config import SourceConfig
 from vpretrain.vision.data.readers import as_tensor, read_ade20k, read_nyuv2, read_picture
 from vpretrain.vision.data.resize import Shape, nearest, resize
@@ -24,19 +26,21 @@ from vpretrain.vision.model.batch import Labelled
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
-@runtime_checkable
-class Pictures(Protocol):
+class Pictures(ABC):
     """Unlabeled images by index."""
 
-    def __len__(self) -> int: ...
+    items: Any  # what each image is read from
 
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @abstractmethod
     def __getitem__(self, index: int) -> Tensor:
         """Return an image, uint8 [3, H, W]. Raises UserError if it cannot be read."""
-        ...
 
+    @abstractmethod
     def key(self, index: int) -> str:
         """Return the identity of an image."""
-        ...
 
 
 def open_pictures(config: SourceConfig) -> Pictures:
@@ -54,93 +58,77 @@ def open_pictures(config: SourceConfig) -> Pictures:
     return _Shards(config.path) if config.path.endswith(".tar") else _Folder(config.path)
 
 
-class _Scenes:
+class _Scenes(Pictures):
     def __init__(self, config: SourceConfig) -> None:
         self.config = config
-        self.images_N3HW = _scenes(config)["image_N3HW"]
-
-    def __len__(self) -> int:
-        return len(self.images_N3HW)
+        self.items = _scenes(config)["image_N3HW"]
 
     def __getitem__(self, index: int) -> Tensor:
-        return self.images_N3HW[index]
+        return self.items[index]
 
     def key(self, index: int) -> str:
         return f"{self.config.seed}/{index // self.config.cameras}"
 
 
-class _Folder:
+class _Folder(Pictures):
     def __init__(self, path: str) -> None:
-        root = Path(path).expanduser()
-        self.files = pictures_in(root)
-        if not self.files:
+        self.items = pictures_in(Path(path).expanduser())
+        if not self.items:
             raise UserError(f"no pictures in {path}: give a folder with {', '.join(sorted(_SUFFIXES))} files")
 
-    def __len__(self) -> int:
-        return len(self.files)
-
     def __getitem__(self, index: int) -> Tensor:
-        return read_picture(self.files[index])
+        return read_picture(self.items[index])
 
     def key(self, index: int) -> str:
-        return str(self.files[index])
+        return str(self.items[index])
 
 
-class _Shards:
+class _Shards(Pictures):
     """Images in uncompressed tar files, read in place."""
 
     def __init__(self, path: str) -> None:
-        self.members: list[tuple[str, str, int, int]] = []
+        self.items: list[tuple[str, str, int, int]] = []  # shard, name, offset, size
         for shard in sorted(glob.glob(str(Path(path).expanduser()))):
             try:
                 with tarfile.open(shard, "r:") as tar:
-                    self.members += [
+                    self.items += [
                         (shard, m.name, m.offset_data, m.size)
                         for m in tar
                         if m.isfile() and Path(m.name).suffix.lower() in _SUFFIXES
                     ]
             except (OSError, tarfile.TarError) as error:
                 raise UserError(f"cannot read the shard {shard}: {error}; shards are uncompressed .tar files") from None
-        if not self.members:
+        if not self.items:
             raise UserError(f"no pictures in {path}: give .tar files with {', '.join(sorted(_SUFFIXES))} members")
 
-    def __len__(self) -> int:
-        return len(self.members)
-
     def __getitem__(self, index: int) -> Tensor:
-        shard, name, offset, size = self.members[index]
+        shard, name, offset, size = self.items[index]
         with open(shard, "rb") as file:
             file.seek(offset)
             return read_picture(io.BytesIO(file.read(size)), f"{shard}:{name}")
 
     def key(self, index: int) -> str:
-        return ":".join(self.members[index][:2])
+        return ":".join(self.items[index][:2])
 
 
-class _Hub:
+class _Hub(Pictures):
     def __init__(self, config: SourceConfig) -> None:
         import datasets
 
         datasets.disable_progress_bars()
         assert config.hub is not None
         try:
-            self.rows = datasets.load_dataset(config.hub, config.config, split=config.split)
+            self.items = datasets.load_dataset(config.hub, config.config, split=config.split)
         except Exception as error:  # datasets raises many kinds of errors when data are unavailable
-            reason = str(error.__cause__ or error).strip().split("\n")[0]
-            raise UserError(
-                f"cannot load {config.hub}: {reason}; check name, split and network, or give a path"
-            ) from None
-        if config.column not in self.rows.column_names:
-            raise UserError(
-                f"{config.hub} has no column '{config.column}': set column to one of {self.rows.column_names}"
-            )
+            reason = f"{first_line(error.__cause__ or error)}; check name, split and network, or give a path"
+            raise UserError(f"cannot load {config.hub}: {reason}") from None
+        names = self.items.column_names
+        if config.column not in names:
+            raise UserError(f"{config.hub} has no column '{config.column}': set column to one of {names}")
         self.config = config
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
     def __getitem__(self, index: int) -> Tensor:
-        return as_tensor(self.rows[index][self.config.column])
+        return as_tensor(self.items[index][self.config.column])
 
     def key(self, index: int) -> str:
         return f"{self.config.hub}/{index}"
@@ -176,7 +164,7 @@ def labelled(sources: Sequence[SourceConfig], shape: Shape) -> Labelled:
     classes = {part.classes for part in parts if part.classes}
     if len(classes) > 1:
         raise UserError(f"sources with {sorted(classes)} classes do not go together: use one kind for segmentation")
-    joined = {name: torch.cat([part.tensors()[name] for part in parts]) for name in parts[0].tensors()}
+    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0]) if name != "classes"}
     return Labelled(**joined, classes=max(classes, default=0))
 
 
@@ -185,14 +173,13 @@ def check_disjoint(roles: dict[str, Sequence[SourceConfig]]) -> None:
 
     The probes' training set may contain images of the feedback, as ADE20K's does in the paper; the test set may not.
     """
-    for one, other in itertools.combinations(
-        ("feedback.heads", "feedback.meta", "evaluation.train", "evaluation.test"), 2
-    ):
+    pairs = itertools.combinations(("feedback.heads", "feedback.meta", "evaluation.train", "evaluation.test"), 2)
+    for one, other in pairs:
         if other == "evaluation.train":
             continue
         for a, b in itertools.product(roles[one], roles[other]):
             if _labelled_set(a) is not None and _labelled_set(a) == _labelled_set(b) and _overlap(a, b):
-                raise UserError(f"{one} and {other} share pictures of {a.origin}: keep them apart with skip and limit")
+                raise UserError(f"{one} and {other} share images of {a.origin}: keep them apart with skip and limit")
     owner: dict[int, str] = {}
     for role, sources in roles.items():
         for seed in {source.seed for source in sources if source.scenes is not None}:

@@ -10,7 +10,6 @@ import itertools
 import math
 import zlib
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from torch.nn import functional as F
 from vpretrain.errors import UserError
 from vpretrain.order import Shuffled
 from vpretrain.types import Json
-from vpretrain.vision.config import StreamConfig
+from vpretrain.vision.config import Scale, StreamConfig
 from vpretrain.vision.data.source import Pictures, open_pictures
 from vpretrain.vision.model.batch import ViewBatch
 
@@ -44,11 +43,10 @@ class VisionStream:
         self.batches_drawn = 0
         self._sources = [open_pictures(source) for source in config.sources]
         self._where = [(source, i) for source in self._sources for i in range(len(source))]
-        if len(self._where) < config.batch_size:
-            raise UserError(
-                f"the stream has {len(self._where)} pictures: fewer than stream.batch_size={config.batch_size}"
-            )
-        self._order = Shuffled(len(self._where), str(seed))
+        count = len(self._where)
+        if count < config.batch_size:
+            raise UserError(f"the stream has {count} pictures: fewer than stream.batch_size={config.batch_size}")
+        self._order = Shuffled(count, str(seed))
         for source in self._sources:
             self._picture(source, 0)  # finds sizes that never fit before the long run
 
@@ -120,27 +118,21 @@ def crops(images: list[Tensor], config: StreamConfig) -> tuple[Tensor, Tensor]:
 
 
 @functools.lru_cache
-def _augmentations(key: tuple[Any, ...]) -> tuple[nn.Module, nn.Module, nn.Module]:
+def _augmentations(
+    global_size: int, global_scale: Scale, local_size: int, local_scale: Scale, colour: bool
+) -> tuple[nn.Module, nn.Module, nn.Module]:
     from kornia import augmentation as K
 
-    global_size, global_scale, local_size, local_scale, colour = key
-
-    def recipe(size: int, scale: tuple[float, float], blur: float, solarise: float) -> nn.Module:
-        return K.AugmentationSequential(
-            K.RandomResizedCrop((size, size), scale=scale, resample="bilinear"),
-            K.RandomHorizontalFlip(),
-            *(
-                (
-                    K.ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8),
-                    K.RandomGrayscale(p=0.2),
-                    K.RandomGaussianBlur((9, 9), (0.1, 2.0), p=blur),
-                    K.RandomSolarize(0.5, 0.0, p=solarise),
-                )
-                if colour
-                else ()
-            ),
-            data_keys=["input"],
-        )
+    def recipe(size: int, scale: Scale, blur: float, solarise: float) -> nn.Module:
+        steps = [K.RandomResizedCrop((size, size), scale=scale, resample="bilinear"), K.RandomHorizontalFlip()]
+        if colour:
+            steps += [
+                K.ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8),
+                K.RandomGrayscale(p=0.2),
+                K.RandomGaussianBlur((9, 9), (0.1, 2.0), p=blur),
+                K.RandomSolarize(0.5, 0.0, p=solarise),
+            ]
+        return K.AugmentationSequential(*steps, data_keys=["input"])
 
     return (
         recipe(global_size, global_scale, 1.0, 0.0),
@@ -151,9 +143,7 @@ def _augmentations(key: tuple[Any, ...]) -> tuple[nn.Module, nn.Module, nn.Modul
 
 def augmentations(config: StreamConfig) -> tuple[nn.Module, nn.Module, nn.Module]:
     """Augmentations (of BYOL and DINO) for the first global, the second global and the local crops; batched, one per image."""
-    return _augmentations(
-        (config.global_size, config.global_scale, config.local_size, config.local_scale, config.colour)
-    )
+    return _augmentations(config.global_size, config.global_scale, config.local_size, config.local_scale, config.colour)
 
 
 def _finest(config: StreamConfig) -> int:
