@@ -246,7 +246,7 @@ def test_the_loss_is_the_mean_over_pairs_of_different_views(tmp_path):
     task = parts.construction.targets(batch, state.detach())
     config = parts.learner.config
     q = ((state.teacher - parts.learner.teacher.centre) / config.teacher_temperature).softmax(-1)
-    students = [*state.student[0], *state.student[1]]
+    students = [*state.student, *state.local]
     terms = [
         torch.nn.functional.cross_entropy(student / config.student_temperature, q[t])
         for t in range(2)

@@ -7,6 +7,7 @@ Shapes: V views, B images, D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from vpretrain.vision.data.stream import VisionStream
 from vpretrain.vision.model.batch import ViewBatch
 from vpretrain.vision.model.dino import DinoLearner, DinoState
 from vpretrain.vision.model.learner import VisionLearner
-from vpretrain.vision.task.target import TeacherTarget
+from vpretrain.vision.task.construction import TeacherTarget
 
 Loss = Callable[[Parameters], Tensor]  # as a function of the head
 _POOL = 24  # batches whose features DINO's steps cycle through
@@ -86,8 +87,8 @@ def _dino_losses(
             def loss(
                 head: Parameters, views: tuple[Tensor, Tensor] = (global_VBD, local_VBD), task: Task = task
             ) -> Tensor:
-                student = [_apply(learner.call(head), summaries) for summaries in views]
-                return learner.loss(DinoState((student[0], student[1]), task.target.outputs), task)
+                student, local = (_apply(partial(learner.theta.forward_with, head), summaries) for summaries in views)
+                return learner.loss(DinoState(student, task.target.outputs, local), task)
 
             yield loss, task
 

@@ -80,8 +80,7 @@ def run_tasks(
         reason = " ".join(str(error).split())
         if any(word in reason for word in ("marked as unsafe", "HF_ALLOW_CODE_EVAL")):
             reason = "it runs what the model wrote on this machine: add --run-code, inside a sandbox"
-        reason = reason[:300]
-        raise UserError(f"{', '.join(tasks)}: {reason}") from None
+        raise UserError(f"{', '.join(tasks)}: {reason[:300]}") from None
     return {
         "model": model,
         "tasks": {name: _scores(found, name) for name in found["results"]},
@@ -99,12 +98,11 @@ def tasks_table(results: Json) -> Table:
     for column in ("task", "version", "shots", "problems", "filter", "metric", "value"):
         view.add_column(column, justify="right" if column in ("shots", "problems", "value") else "left")
     for name, task in results["tasks"].items():
-        for number, score in enumerate(task["scores"]):
-            first = (
-                (name, str(task["version"]), str(task["shots"]), f"{task['problems']:,}") if number == 0 else ("",) * 4
-            )
+        first = [name, str(task["version"]), str(task["shots"]), f"{task['problems']:,}"]
+        for score in task["scores"]:
             error = "" if score["standard_error"] is None else f" ± {score['standard_error']:.4f}"
             view.add_row(*first, score["filter"], score["metric"], f"{score['value']:.4f}{error}")
+            first = [""] * len(first)
     return view
 
 
@@ -115,11 +113,11 @@ def _unknown(pattern: str, include: str | None) -> str:
 
 def _scores(found: Any, name: str) -> Json:
     """The scores of a task or group under lm-eval's names: `exact_match,strict-match` is a metric and its filter."""
-    scores = []
-    for key, value in found["results"][name].items():
+    scores, measured = [], found["results"][name]
+    for key, value in measured.items():
         metric, comma, filtered = key.partition(",")
         if comma and not metric.endswith("_stderr") and isinstance(value, int | float):
-            error = found["results"][name].get(f"{metric}_stderr,{filtered}")
+            error = measured.get(f"{metric}_stderr,{filtered}")
             scores.append(
                 {
                     "metric": metric,
@@ -132,6 +130,6 @@ def _scores(found: Any, name: str) -> Json:
     return {
         "version": found["versions"].get(name),
         "shots": found["n-shot"].get(name),
-        "problems": found["n-samples"].get(name, {}).get("effective", found["results"][name].get("sample_len", 0)),
+        "problems": found["n-samples"].get(name, {}).get("effective", measured.get("sample_len", 0)),
         "scores": scores,
     }

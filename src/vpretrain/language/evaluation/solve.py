@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from math import comb
 from statistics import mean
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from vpretrain.errors import UserError
@@ -52,12 +52,10 @@ def solve(
     """
     begin = begin_ids(tokenizer)
     prompts = [begin + tokenizer(example.prompt, add_special_tokens=False)["input_ids"] for example in examples]
-    length = max(map(len, prompts))
-    ids_BT = torch.zeros(len(prompts), length, dtype=torch.long)
-    mask_BT = torch.zeros_like(ids_BT)
-    for row, ids in enumerate(prompts):
-        ids_BT[row, length - len(ids) :] = torch.tensor(ids)
-        mask_BT[row, length - len(ids) :] = 1
+    rows = [torch.tensor(ids, dtype=torch.long) for ids in prompts]
+    ids_BT = pad_sequence(rows, batch_first=True, padding_side="left")
+    mask_BT = pad_sequence([torch.ones_like(ids) for ids in rows], batch_first=True, padding_side="left")
+    length = ids_BT.shape[1]
     how: Keywords = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if samples:
         how = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0, "num_return_sequences": samples}
@@ -89,14 +87,6 @@ def before_stop(text: str, stop: Sequence[str]) -> str:
     return text[: min((text.index(string) for string in stop if string in text), default=len(text))]
 
 
-@contextlib.contextmanager
-def sampling_seed() -> Iterator[None]:
-    """Seed draws equally for every model, without changing the run's own random numbers."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
 def pass_at_k(correct: Sequence[int], samples: int) -> dict[str, float]:
     """Pass@k for k = 1, 2, 4 ... up to `samples`: 1 - C(n - c, k) / C(n, k), without bias (Chen et al., 2021).
 
@@ -104,7 +94,7 @@ def pass_at_k(correct: Sequence[int], samples: int) -> dict[str, float]:
         correct: c, the number of correct solutions of each problem.
         samples: n.
     """
-    ks = [2**power for power in range(samples.bit_length()) if 2**power <= samples]
+    ks = [2**power for power in range(samples.bit_length())]
     return {str(k): mean(1 - comb(samples - c, k) / comb(samples, k) for c in correct) for k in ks}
 
 
@@ -176,6 +166,5 @@ def _value(text: str) -> float | None:
     if not numbers:
         return None
     numerator, _, denominator = numbers[0].replace(",", "").partition("/")
-    if denominator:
-        return float(numerator) / float(denominator) if float(denominator) else None
-    return float(numerator)
+    divisor = float(denominator or 1)
+    return float(numerator) / divisor if divisor else None

@@ -5,12 +5,14 @@ Shapes: N images, D width, h x w patches, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
 
 from vpretrain.console import steady
 from vpretrain.order import Shuffled
@@ -20,19 +22,20 @@ from vpretrain.vision.data.readers import read_picture
 from vpretrain.vision.data.resize import resize
 from vpretrain.vision.data.source import labelled
 from vpretrain.vision.evaluation.classification import classification_accuracy, read_classes_of_folders
-from vpretrain.vision.evaluation.retrieval import Revisited, read_revisited, revisited_map, scene_map
+from vpretrain.vision.evaluation.retrieval import Query, read_revisited, revisited_map, scene_map
 from vpretrain.vision.model.batch import IGNORED, Labelled
 from vpretrain.vision.model.heads import (
     LabelKind,
     dense_head,
     depth_loss,
+    pixel_outputs,
     predicted_depth,
-    segmentation_logits,
     segmentation_loss,
     valid_depth,
 )
 from vpretrain.vision.model.learner import VisionLearner
 
+Grids = Callable[[list[int]], Tensor]  # the feature grids [B, D, h, w] of images, by their indices
 _PROBE_BATCH = 16
 _KEPT_BYTES = 4 * 2**30
 _PICTURE_WORK = 4  # an image's features cost about as much as this many probe steps
@@ -63,21 +66,22 @@ class Evaluation:
         if all(bool(valid_depth(pool.depth_BHW).any()) for pool in (self.train, self.test)):
             tasks.append("depth")
         work = _PICTURE_WORK * (len(self.train) + len(self.test)) + len(tasks) * config.probe_steps
+        spent = 0
         with steady("       evaluation", work) as done:
-            train = _Features(learner, self.train, config, lambda pictures: done(_PICTURE_WORK * pictures))
-            start = _PICTURE_WORK * len(self.train)
-            heads: dict[LabelKind, nn.Module] = {}
-            for number, task in enumerate(tasks):
-                before = start + number * config.probe_steps
-                heads[task] = self._probe(task, train, lambda step, before=before: done(before + step))  # type: ignore[misc]
-            figures, summary_ND = self._test(
-                learner, heads, lambda p: done(work - _PICTURE_WORK * (len(self.test) - p))
-            )
-        figures["accuracy"] = self._accuracy(learner, train.summary_ND, summary_ND)
-        figures["retrieval_map"] = scene_map(summary_ND, self.test.scene_B)
+
+            def spend(parts: int) -> None:
+                nonlocal spent
+                spent += parts
+                done(spent)
+
+            grids, train_ND = _grids(learner, self.train, config, spend)
+            heads = {task: self._probe(task, learner, grids, spend) for task in tasks}
+            figures, pictures, test_ND = self._test(learner, heads, spend)
+        figures["accuracy"] = self._accuracy(learner, train_ND, test_ND)
+        figures["retrieval_map"] = scene_map(test_ND, self.test.scene_B)
         if self.retrieval is not None:
-            figures |= self._retrieval(learner, self.retrieval)
-        return figures | {"pictures": figures.pop("pictures")}
+            figures |= self._retrieval(learner, *self.retrieval)
+        return figures | {"pictures": pictures}
 
     def _accuracy(self, learner: VisionLearner, train_ND: Tensor, test_ND: Tensor) -> float | None:
         """Return a linear classifier's accuracy: on separate images if the recipe names some, else on the dense probes'."""
@@ -105,69 +109,64 @@ class Evaluation:
             done(first + len(files))
         return torch.cat(summaries)
 
-    def _retrieval(self, learner: VisionLearner, revisited: Revisited) -> dict[str, float | None]:
+    def _retrieval(
+        self, learner: VisionLearner, queries: Sequence[Query], gallery: Sequence[Path]
+    ) -> dict[str, float | None]:
         """Measure instance retrieval, with each image at its own aspect ratio."""
         size, patch = max(self.config.shape), learner.backbone.patch_size
-        with steady("        retrieval", len(revisited.queries) + len(revisited.gallery)) as done:
+        with steady("        retrieval", len(queries) + len(gallery)) as done:
             rows = []
-            for query in revisited.queries:
+            for query in queries:
                 left, upper, right, lower = map(round, query.box)
                 part_3HW = read_picture(query.file)[:, max(0, upper) : lower, max(0, left) : right]
                 rows.append(_summary(learner, _whole(part_3HW, size, patch)))
                 done(len(rows))
-            for file in revisited.gallery:
+            for file in gallery:
                 rows.append(_summary(learner, _whole(read_picture(file), size, patch)))
                 done(len(rows))
         summary_ND = torch.cat(rows)
-        count = len(revisited.queries)
-        return revisited_map(summary_ND[:count], summary_ND[count:], revisited.queries)
+        return revisited_map(summary_ND[: len(queries)], summary_ND[len(queries) :], queries)
 
-    def _probe(self, task: LabelKind, features: _Features, done: Callable[[int], None]) -> nn.Module:
+    def _probe(self, task: LabelKind, learner: VisionLearner, grids: Grids, spend: Callable[[int], None]) -> nn.Module:
         """Fit a linear-BN head on frozen features, with the same start and batches for every backbone."""
-        config = self.config
-        own = _with_labels(task, self.train)
+        config, own = self.config, _with_labels(task, self.train)
         with torch.random.fork_rng(), torch.enable_grad():
             torch.manual_seed(0)
-            head = dense_head("linear", features.width, self.train.classes if task == "segmentation" else 1)
-            head.to(features.device)
+            outputs = self.train.classes if task == "segmentation" else 1
+            head = dense_head("linear", learner.backbone.width, outputs).to(learner.device)
             optimizer = torch.optim.AdamW(head.parameters(), lr=config.probe_lr, weight_decay=0.05)
-            schedule = torch.optim.lr_scheduler.OneCycleLR(
-                optimizer, config.probe_lr, config.probe_steps, pct_start=0.05
-            )
+            schedule = OneCycleLR(optimizer, config.probe_lr, config.probe_steps, pct_start=0.05)
             order = Shuffled(len(own), task)
             for step in range(config.probe_steps):
                 rows = [own[order[step * _PROBE_BATCH + i]] for i in range(_PROBE_BATCH)]
-                pictures = self.train[rows].to(features.device)
+                pictures = self.train[rows].to(learner.device)
                 if task == "segmentation":
-                    loss = segmentation_loss(head, features.grid(rows), pictures.label_BHW)
+                    loss = segmentation_loss(head, grids(rows), pictures.label_BHW)
                 else:
-                    loss = depth_loss(head, features.grid(rows), pictures.depth_BHW, squared=True)
+                    loss = depth_loss(head, grids(rows), pictures.depth_BHW, squared=True)
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(head.parameters(), 1.0)
                 optimizer.step()
                 schedule.step()
-                done(step + 1)
+                spend(1)
         return head.eval()
 
     def _test(
-        self, learner: VisionLearner, heads: dict[LabelKind, nn.Module], done: Callable[[int], None]
-    ) -> tuple[Json, Tensor]:
-        """Return the probes' metrics on the test images, and the summaries of these images."""
+        self, learner: VisionLearner, heads: dict[LabelKind, nn.Module], spend: Callable[[int], None]
+    ) -> tuple[Json, list[Json], Tensor]:
+        """Return the probes' metrics on the test images, in all and per image, and the summaries of these images."""
         shape = self.config.shape
         predicted: dict[LabelKind, list[Tensor]] = {task: [] for task in heads}
         summaries = []
-        for first in range(0, len(self.test), self.config.batch_size):
-            batch = self.test[slice(first, first + self.config.batch_size)].to(learner.device)
-            grid_BDhw, summary_BD = _features(learner, batch)
-            summaries.append(summary_BD.cpu())
+        for grid_BDhw, summary_BD in _batches(learner, self.test, self.config, spend):
+            summaries.append(summary_BD)
             with torch.no_grad():
                 if "segmentation" in heads:
-                    logits = segmentation_logits(heads["segmentation"], grid_BDhw, *shape)
+                    logits = pixel_outputs(heads["segmentation"], grid_BDhw, *shape)
                     predicted["segmentation"].append(logits.argmax(1).byte().cpu())
                 if "depth" in heads:
                     predicted["depth"].append(predicted_depth(heads["depth"], grid_BDhw, *shape).half().cpu())
-            done(first + len(batch))
         figures: Json = dict.fromkeys(("miou", "depth_rmse", "depth_abs_rel", "depth_delta_1"))
         pictures: list[Json] = [{"scene": int(scene)} for scene in self.test.scene_B]
         if "segmentation" in heads:
@@ -181,7 +180,7 @@ class Evaluation:
             for n in _with_labels("depth", self.test):
                 one = slice(n, n + 1)
                 pictures[n]["depth_rmse"] = depth_figures(depth_NHW[one], self.test.depth_BHW[one])["depth_rmse"]
-        return figures | {"pictures": pictures}, torch.cat(summaries)
+        return figures, pictures, torch.cat(summaries)
 
 
 def _with_labels(task: LabelKind, pictures: Labelled) -> list[int]:
@@ -190,33 +189,30 @@ def _with_labels(task: LabelKind, pictures: Labelled) -> list[int]:
     return known.flatten(1).any(1).nonzero()[:, 0].tolist()
 
 
-class _Features:
-    """Frozen features of the training images: kept if they are small, otherwise recomputed for every batch."""
+def _grids(
+    learner: VisionLearner, pictures: Labelled, config: EvaluationConfig, spend: Callable[[int], None]
+) -> tuple[Grids, Float[Tensor, "N D"]]:
+    """Return images' frozen features: grids, kept if they are small, otherwise recomputed for every batch; and summaries."""
+    backbone, grids, summaries = learner.backbone, [], []
+    keep = 4 * len(pictures) * math.prod(backbone.patches(*config.shape)) * backbone.width <= _KEPT_BYTES
+    for grid_BDhw, summary_BD in _batches(learner, pictures, config, spend):
+        summaries.append(summary_BD)
+        if keep:
+            grids.append(grid_BDhw)
+    if keep:
+        return torch.cat(grids).__getitem__, torch.cat(summaries)
+    return lambda rows: _features(learner, pictures[rows].to(learner.device))[0], torch.cat(summaries)
 
-    def __init__(
-        self, learner: VisionLearner, pictures: Labelled, config: EvaluationConfig, done: Callable[[int], None]
-    ) -> None:
-        self.learner, self.pictures = learner, pictures
-        self.width, self.device = learner.backbone.width, learner.device
-        height, width = config.shape
-        patches = (height // learner.backbone.patch_size) * (width // learner.backbone.patch_size)
-        keep = 4 * len(pictures) * patches * self.width <= _KEPT_BYTES
-        grids, summaries = [], []
-        for first in range(0, len(pictures), config.batch_size):
-            batch = pictures[slice(first, first + config.batch_size)].to(self.device)
-            grid_BDhw, summary_BD = _features(learner, batch)
-            summaries.append(summary_BD.cpu())
-            if keep:
-                grids.append(grid_BDhw)
-            done(first + len(batch))
-        self.summary_ND = torch.cat(summaries)
-        self._grid_NDhw = torch.cat(grids) if keep else None
 
-    def grid(self, rows: list[int]) -> Float[Tensor, "B D h w"]:
-        """Return the feature grids of some images."""
-        if self._grid_NDhw is not None:
-            return self._grid_NDhw[rows]
-        return _features(self.learner, self.pictures[rows].to(self.device))[0]
+def _batches(
+    learner: VisionLearner, pictures: Labelled, config: EvaluationConfig, spend: Callable[[int], None]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield feature grids and, on the CPU, summaries of images, batch by batch."""
+    for first in range(0, len(pictures), config.batch_size):
+        batch = pictures[slice(first, first + config.batch_size)].to(learner.device)
+        grid_BDhw, summary_BD = _features(learner, batch)
+        yield grid_BDhw, summary_BD.cpu()
+        spend(_PICTURE_WORK * len(batch))
 
 
 def _features(learner: VisionLearner, batch: Labelled) -> tuple[Tensor, Tensor]:
@@ -240,9 +236,8 @@ def mean_iou(predicted_NHW: Shaped[Tensor, "N H W"], label_NHW: Shaped[Tensor, "
     """Mean over classes of the intersection over union, over all pixels of all images."""
     from torchmetrics.functional.classification import multiclass_jaccard_index
 
-    return float(
-        multiclass_jaccard_index(predicted_NHW.long(), label_NHW.long(), num_classes=classes, ignore_index=IGNORED)
-    )
+    ours, true = predicted_NHW.long(), label_NHW.long()
+    return float(multiclass_jaccard_index(ours, true, num_classes=classes, ignore_index=IGNORED))
 
 
 def picture_iou(predicted_HW: Shaped[Tensor, "H W"], label_HW: Shaped[Tensor, "H W"]) -> float:

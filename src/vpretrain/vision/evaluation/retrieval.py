@@ -37,16 +37,10 @@ class Query:
     grades: dict[str, list[int]]
 
 
-@dataclass(frozen=True)
-class Revisited:
-    """Queries and gallery of revisited Oxford or Paris (Radenovic et al., CVPR 2018)."""
+def read_revisited(path: str) -> tuple[list[Query], list[Path]]:
+    """Read queries and gallery of revisited Oxford or Paris (Radenovic et al., CVPR 2018).
 
-    queries: list[Query]
-    gallery: list[Path]
-
-
-def read_revisited(path: str) -> Revisited:
-    """Read `gnd_roxford5k.json` or the like: the published ground truth as JSON, with the images in `jpg/` beside it.
+    The file is `gnd_roxford5k.json` or the like: the published ground truth as JSON, with the images in `jpg/` beside it.
 
     Raises:
         UserError: the file is a pickle (as published) or has another form, or an image is missing.
@@ -77,7 +71,7 @@ def read_revisited(path: str) -> Revisited:
     missing = next((p for p in [*gallery, *(q.file for q in queries)] if not p.is_file()), None)
     if missing is not None:
         raise UserError(f"the picture {missing} is missing: pictures lie in jpg/ beside {file.name}")
-    return Revisited(queries, gallery)
+    return queries, gallery
 
 
 def revisited_map(

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import Dinov2Model, DINOv3ViTModel, IJepaModel
+from transformers import Dinov2Config, Dinov2Model, DINOv3ViTModel, IJepaModel
+from transformers.models.dinov2.modeling_dinov2 import Dinov2Layer
 
 from vpretrain.errors import UserError
 from vpretrain.types import Model
@@ -44,13 +45,9 @@ class Backbone(nn.Module):
     @property
     def blocks(self) -> nn.ModuleList:
         """The transformer's blocks."""
-        match self.model:
-            case Dinov2Model():
-                return self.model.encoder.layer
-            case DINOv3ViTModel():
-                return self.model.model.layer
-            case _:
-                return self.model.layers
+        if isinstance(self.model, Dinov2Model):
+            return self.model.encoder.layer
+        return self.model.model.layer if isinstance(self.model, DINOv3ViTModel) else self.model.layers
 
     @property
     def norm(self) -> nn.Module:
@@ -70,9 +67,7 @@ class Backbone(nn.Module):
     @property
     def prefix(self) -> int:
         """The number of tokens before the patch tokens: class token and registers."""
-        if isinstance(self.model, IJepaModel):
-            return 0
-        return 1 + getattr(self.model.config, "num_register_tokens", 0)
+        return 0 if isinstance(self.model, IJepaModel) else 1 + getattr(self.model.config, "num_register_tokens", 0)
 
     @property
     def rotary(self) -> bool:
@@ -84,25 +79,16 @@ class Backbone(nn.Module):
     ) -> tuple[Tensor, Any]:
         """Return the tokens (those in `keep_BT`) that enter block `stop`, and rotary positions in families that have them."""
         pixels = (pixels_B3HW - self.mean) / self.std
-        rope = None
-        match self.model:
-            case Dinov2Model():
-                hidden = self.model.embeddings(pixels)
-            case DINOv3ViTModel():
-                hidden, rope = self.model.embeddings(pixels), self.model.rope_embeddings(pixels)
-            case _:
-                hidden = self.model.embeddings(pixels, interpolate_pos_encoding=True)
+        how = {"interpolate_pos_encoding": True} if isinstance(self.model, IJepaModel) else {}
+        hidden = self.model.embeddings(pixels, **how)
+        rope = self.model.rope_embeddings(pixels) if self.rotary else None
         if keep_BT is not None:
             hidden = hidden.gather(1, keep_BT[:, :, None].expand(-1, -1, hidden.shape[-1]))
-        for block in self.blocks[:stop]:
-            hidden = self._through(block, hidden, rope)
-        return hidden, rope
+        return _through(self.blocks[:stop], hidden, rope), rope
 
     def upper(self, hidden: Tensor, rope: Any, start: int) -> Float[Tensor, "B T D"]:
         """Return the normalised tokens after the last block, given those that enter block `start`."""
-        for block in self.blocks[start:]:
-            hidden = self._through(block, hidden, rope)
-        return self.norm(hidden)
+        return self.norm(_through(self.blocks[start:], hidden, rope))
 
     def forward(self, pixels_B3HW: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B T D"]:
         """Return the normalised tokens of images."""
@@ -112,13 +98,13 @@ class Backbone(nn.Module):
         """Return one vector per image: the class token, or the mean of the patch tokens if there is none."""
         return tokens_BTD[:, 0] if self.prefix else tokens_BTD.mean(1)
 
+    def patches(self, height: int, width: int) -> tuple[int, int]:
+        """Return the numbers of rows and columns of patches in an image."""
+        return height // self.patch_size, width // self.patch_size
+
     def grid(self, tokens_BTD: Float[Tensor, "B T D"], height: int, width: int) -> Float[Tensor, "B D h w"]:
         """Arrange the patch tokens as an image."""
-        patches = tokens_BTD[:, self.prefix :].transpose(1, 2)
-        return patches.unflatten(2, (height // self.patch_size, width // self.patch_size))
-
-    def _through(self, block: nn.Module, hidden: Tensor, rope: Any) -> Tensor:
-        return block(hidden) if rope is None else block(hidden, position_embeddings=rope)
+        return tokens_BTD[:, self.prefix :].transpose(1, 2).unflatten(2, self.patches(height, width))
 
 
 def positions(height: int, width: int, channels: int) -> Float[Tensor, "T D"]:
@@ -127,3 +113,15 @@ def positions(height: int, width: int, channels: int) -> Float[Tensor, "T D"]:
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     angles = [axis.flatten()[:, None] * rates for axis in (rows, columns)]
     return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
+
+
+def plain_blocks(layers: int, width: int, heads: int) -> nn.ModuleList:
+    """Build the blocks of a small new transformer: DINOv2's, with layer scales that begin at 1."""
+    sizes = Dinov2Config(hidden_size=width, num_attention_heads=heads, layerscale_value=1.0, attn_implementation="sdpa")
+    return nn.ModuleList(Dinov2Layer(sizes) for _ in range(layers))
+
+
+def _through(blocks: nn.ModuleList, hidden: Tensor, rope: Any) -> Tensor:
+    for block in blocks:
+        hidden = block(hidden) if rope is None else block(hidden, position_embeddings=rope)
+    return hidden

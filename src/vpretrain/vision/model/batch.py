@@ -10,7 +10,6 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from vpretrain.method.protocols import with_tensors
-from vpretrain.types import Json
 
 
 @dataclass(frozen=True)
@@ -110,18 +109,13 @@ class Labelled:
         return len(self.image_B3HW)
 
     def __getitem__(self, index: Any) -> Labelled:
-        return replace(self, **{name: tensor[index] for name, tensor in self.tensors().items()})
+        return with_tensors(self, lambda tensor: tensor[index])
 
     def to(self, device: torch.device | str) -> Labelled:
         """Make a batch on a device: images as fp32 in [0, 1], classes as integers, depths as fp32."""
-        there = {name: tensor.to(device) for name, tensor in self.tensors().items()}
-        there["image_B3HW"] = there["image_B3HW"].float() / 255
-        there["label_BHW"], there["depth_BHW"] = there["label_BHW"].long(), there["depth_BHW"].float()
-        return replace(self, **there)
-
-    def tensors(self) -> Json:
-        """Return all fields but the number of classes, by name."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        there = with_tensors(self, lambda tensor: tensor.to(device))
+        image_B3HW, depth_BHW = there.image_B3HW.float() / 255, there.depth_BHW.float()
+        return replace(there, image_B3HW=image_B3HW, label_BHW=there.label_BHW.long(), depth_BHW=depth_BHW)
 
 
 IGNORED = 255  # label of pixels that belong to no class

@@ -17,24 +17,18 @@ from vpretrain.method.protocols import Parameters, Task
 from vpretrain.vision.config import DinoConfig
 from vpretrain.vision.model.backbone import Backbone
 from vpretrain.vision.model.batch import ViewBatch
-from vpretrain.vision.model.learner import VisionLearner
+from vpretrain.vision.model.learner import ViewState, VisionLearner
 
 
 @dataclass(frozen=True)
-class DinoState:
-    """The outputs of student and teacher for a batch of views.
+class DinoState(ViewState):
+    """The outputs of student and teacher.
 
     Attributes:
-        student: head outputs of the global views [Vg, B, P] and of the local ones [Vl, B, P].
-        teacher: the teacher's outputs of the global views, without gradient.
+        local: the student's head outputs of the local views.
     """
 
-    student: tuple[Float[Tensor, "Vg B P"], Float[Tensor, "Vl B P"]]
-    teacher: Float[Tensor, "Vg B P"]
-
-    def detach(self) -> DinoState:
-        """Return the state without gradient."""
-        return DinoState((self.student[0].detach(), self.student[1].detach()), self.teacher.detach())
+    local: Float[Tensor, "V B P"]
 
 
 class DinoHead(nn.Module):
@@ -42,17 +36,12 @@ class DinoHead(nn.Module):
 
     def __init__(self, width: int, config: DinoConfig) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(width, config.hidden),
-            nn.GELU(),
-            nn.Linear(config.hidden, config.hidden),
-            nn.GELU(),
-            nn.Linear(config.hidden, config.bottleneck),
-        )
-        for layer in self.mlp:
-            if isinstance(layer, nn.Linear):
-                nn.init.kaiming_normal_(layer.weight)  # not DINO's 0.02: so that outputs differ from the start
-                nn.init.zeros_(layer.bias)
+        sizes = itertools.pairwise([width, config.hidden, config.hidden, config.bottleneck])
+        layers = [nn.Linear(inputs, outputs) for inputs, outputs in sizes]
+        for layer in layers:
+            nn.init.kaiming_normal_(layer.weight)  # not DINO's 0.02: so that outputs differ from the start
+            nn.init.zeros_(layer.bias)
+        self.mlp = nn.Sequential(layers[0], nn.GELU(), layers[1], nn.GELU(), layers[2])
         self.last = nn.Parameter(torch.randn(config.outputs, config.bottleneck))
 
     def forward(self, summary_BD: Float[Tensor, "B D"]) -> Float[Tensor, "B P"]:
@@ -87,28 +76,22 @@ class DinoLearner(VisionLearner):
         """Run student and teacher on the views; `parameters` (of S) replace the student's, and then no others get gradients."""
         if parameters is None:
             with self.autocast():
-                student = [
-                    self._project(self.theta.forward, views) for views in (inputs.global_VB3HW, inputs.local_VB3HW)
-                ]
-                return DinoState((student[0], student[1]), self.teach(inputs))
+                student_VBP = self._project(self.theta.forward, inputs.global_VB3HW)
+                local_VBP = self._project(self.theta.forward, inputs.local_VB3HW)
+                return DinoState(student_VBP, self.teach(inputs), local_VBP)
         assert len(inputs.local_VB3HW) == 0, "meta steps leave local crops out (see ViewBatch.restrict)"
-        inputs = inputs if inputs.prepared else self.prepare(inputs, parameters)
-        summary = self.backbone.summary(self.tokens(inputs, parameters))
-        student_VBP = self.call(parameters)("head", summary).unflatten(0, inputs.global_VB3HW.shape[:2])
-        return DinoState((student_VBP, student_VBP[:0].detach()), inputs.prepared[2])
+        tokens_BTD, taught_VBP = self.tokens(inputs, parameters)
+        outputs = self.theta.forward_with(parameters, "head", self.backbone.summary(tokens_BTD))
+        student_VBP = outputs.unflatten(0, inputs.global_VB3HW.shape[:2])
+        return DinoState(student_VBP, taught_VBP, student_VBP[:0].detach())
 
     def loss(self, state: DinoState, task: Task) -> Float[Tensor, ""]:
         """Cross-entropy of the student to the centred, sharpened teacher, averaged over pairs of different views and images."""
         target_VBP = ((task.target.outputs - self.teacher.centre) / self.config.teacher_temperature).softmax(-1)
-        scaled = [s / self.config.student_temperature for s in state.student]
-        log_p = [z.log_softmax(-1) for z in scaled]
-        terms = [
-            -(target_VBP[t] * log_p[0][s]).sum(-1).mean()
-            for t, s in itertools.product(range(len(target_VBP)), range(len(log_p[0])))
-            if t != s
-        ]
-        terms += [-(target_BP * p_BP).sum(-1).mean() for target_BP, p_BP in itertools.product(target_VBP, log_p[1])]
-        return torch.stack(terms).mean()
+        student, local = ((z / self.config.student_temperature).log_softmax(-1) for z in (state.student, state.local))
+        pairs = [(target_VBP[t], student[s]) for t, s in itertools.permutations(range(len(target_VBP)), 2)]
+        pairs += itertools.product(target_VBP, local)
+        return torch.stack([-(target_BP * p_BP).sum(-1).mean() for target_BP, p_BP in pairs]).mean()
 
     def follow(self, tasks: Sequence[Task], momentum: float) -> None:
         """Move the teacher one step towards the student, and the centre one step towards the teacher's mean output."""
@@ -120,9 +103,7 @@ class DinoLearner(VisionLearner):
             (mean_P,) = distributed.all_reduce_mean([own_P])  # all processes have equally many images
             self.teacher.centre.lerp_(mean_P, 1 - self.config.centre_momentum)
 
-    def _project(
-        self, network: Callable[..., Tensor], views_VB3HW: Float[Tensor, "V B 3 H W"]
-    ) -> Float[Tensor, "V B P"]:
+    def _project(self, network: Callable[..., Tensor], views_VB3HW: Tensor) -> Float[Tensor, "V B P"]:
         if len(views_VB3HW) == 0:
             return views_VB3HW.new_zeros(0, views_VB3HW.shape[1], self.config.outputs)
         tokens_BTD = network("tokens", views_VB3HW.flatten(0, 1))

@@ -32,10 +32,10 @@ def dense_head(kind: Literal["linear", "conv"], width: int, outputs: int) -> nn.
     )
 
 
-def segmentation_logits(
+def pixel_outputs(
     head: nn.Module, grid_BDhw: Float[Tensor, "B D h w"], height: int, width: int
 ) -> Float[Tensor, "B C H W"]:
-    """Return the class scores of every pixel."""
+    """Return a head's outputs for every pixel: class scores, or a raw depth."""
     return F.interpolate(head(grid_BDhw), (height, width), mode="bilinear", align_corners=False)
 
 
@@ -43,8 +43,7 @@ def predicted_depth(
     head: nn.Module, grid_BDhw: Float[Tensor, "B D h w"], height: int, width: int
 ) -> Float[Tensor, "B H W"]:
     """Return the depth of every pixel in metres; positive by softplus."""
-    raw = F.interpolate(head(grid_BDhw), (height, width), mode="bilinear", align_corners=False)
-    return F.softplus(raw[:, 0]).clamp_min(MIN_DEPTH)
+    return F.softplus(pixel_outputs(head, grid_BDhw, height, width)[:, 0]).clamp_min(MIN_DEPTH)
 
 
 def valid_depth(depth_BHW: Float[Tensor, "B H W"]) -> Tensor:
@@ -56,7 +55,7 @@ def segmentation_loss(
     head: nn.Module, grid_BDhw: Float[Tensor, "B D h w"], label_BHW: Int[Tensor, "B H W"]
 ) -> Float[Tensor, ""]:
     """Cross-entropy in nats per labelled pixel; 0 if none is labelled."""
-    logits_BCHW = segmentation_logits(head, grid_BDhw, *label_BHW.shape[1:])
+    logits_BCHW = pixel_outputs(head, grid_BDhw, *label_BHW.shape[1:])
     total = F.cross_entropy(logits_BCHW, label_BHW, ignore_index=IGNORED, reduction="sum")
     return total / (label_BHW != IGNORED).sum().clamp_min(1)
 

@@ -13,15 +13,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Dinov2Config
-from transformers.models.dinov2.modeling_dinov2 import Dinov2Layer
 
 from vpretrain.errors import UserError
-from vpretrain.method.protocols import Parameters, Task
+from vpretrain.method.protocols import Parameters, Task, with_tensors
 from vpretrain.vision.config import IJepaConfig
-from vpretrain.vision.model.backbone import Backbone, positions
+from vpretrain.vision.model.backbone import Backbone, plain_blocks, positions
 from vpretrain.vision.model.batch import ViewBatch
-from vpretrain.vision.model.learner import VisionLearner
+from vpretrain.vision.model.learner import ViewState, VisionLearner
 
 
 @dataclass(frozen=True)
@@ -37,38 +35,15 @@ class Blocks:
     target_BMN: Int[Tensor, "B M N"]
 
 
-@dataclass(frozen=True)
-class IJepaState:
-    """The outputs of student and teacher for the target blocks.
-
-    Attributes:
-        student: predicted representations.
-        teacher: the EMA encoder's representations, normalised, without gradient.
-    """
-
-    student: Float[Tensor, "B M N D"]
-    teacher: Float[Tensor, "B M N D"]
-
-    def detach(self) -> IJepaState:
-        """Return the state without gradient."""
-        return IJepaState(self.student.detach(), self.teacher.detach())
-
-
 class Predictor(nn.Module):
     """A narrow transformer over context tokens and, for a target block, mask tokens with the positions of its patches."""
 
     def __init__(self, width: int, config: IJepaConfig) -> None:
         super().__init__()
         narrow = config.predictor_width
-        sizes = Dinov2Config(
-            hidden_size=narrow,
-            num_attention_heads=config.predictor_heads,
-            layerscale_value=1.0,
-            attn_implementation="sdpa",
-        )
         self.inward = nn.Linear(width, narrow)
         self.mask = nn.Parameter(torch.zeros(narrow))
-        self.blocks = nn.ModuleList(Dinov2Layer(sizes) for _ in range(config.predictor_layers))
+        self.blocks = plain_blocks(config.predictor_layers, narrow, config.predictor_heads)
         self.norm = nn.LayerNorm(narrow)
         self.outward = nn.Linear(narrow, width)
 
@@ -123,35 +98,30 @@ class IJepaLearner(VisionLearner):
         index = blocks.target_BMN.flatten(1)[:, :, None].expand(-1, -1, tokens_BTD.shape[-1])
         return tokens_BTD.gather(1, index).unflatten(1, blocks.target_BMN.shape[1:])
 
-    def forward(self, inputs: ViewBatch, parameters: Parameters | None = None) -> IJepaState:
+    def forward(self, inputs: ViewBatch, parameters: Parameters | None = None) -> ViewState:
         """Run student and teacher; `parameters` (of S) replace the student's, and then no others get gradients."""
-        blocks = self._blocks(inputs)
+        blocks, grid, prefix = self._blocks(inputs), self._grid(inputs), self.backbone.prefix
         if parameters is None:
             with self.autocast():
                 hidden, rope = self.theta.forward("lower", *self.seen(inputs, 0))
                 tokens_BTD = self.theta.forward("upper", hidden, rope, 0)
-                predicted = self.theta.forward(
-                    "head", tokens_BTD[:, self.backbone.prefix :], blocks, self._grid(inputs)
-                )
-                return IJepaState(predicted.float(), self.teach(inputs))
-        inputs = inputs if inputs.prepared else self.prepare(inputs, parameters)
-        tokens_BTD = self.tokens(inputs, parameters)[:, self.backbone.prefix :]
-        predicted = self.call(parameters)("head", tokens_BTD, blocks, self._grid(inputs))
-        return IJepaState(predicted, inputs.prepared[2])
+                predicted_BMND = self.theta.forward("head", tokens_BTD[:, prefix:], blocks, grid)
+                return ViewState(predicted_BMND.float(), self.teach(inputs))
+        tokens_BTD, taught_BMND = self.tokens(inputs, parameters)
+        predicted_BMND = self.theta.forward_with(parameters, "head", tokens_BTD[:, prefix:], blocks, grid)
+        return ViewState(predicted_BMND, taught_BMND)
 
-    def loss(self, state: IJepaState, task: Task) -> Float[Tensor, ""]:
+    def loss(self, state: ViewState, task: Task) -> Float[Tensor, ""]:
         """Smooth L1 between predicted and true representations, averaged over their elements."""
         return F.smooth_l1_loss(state.student, task.target.outputs)
 
     def _grid(self, inputs: ViewBatch) -> tuple[int, int]:
-        height, width = inputs.global_VB3HW.shape[3:]
-        return height // self.backbone.patch_size, width // self.backbone.patch_size
+        return self.backbone.patches(*inputs.global_VB3HW.shape[3:])
 
     def _blocks(self, inputs: ViewBatch) -> Blocks:
         pictures = len(inputs.global_VB3HW) * inputs.whole
         blocks = draw_blocks(self.config, self._grid(inputs), pictures, seed=inputs.number)
-        context_BC, target_BMN = blocks.context_BC[inputs.places_VB], blocks.target_BMN[inputs.places_VB]
-        return Blocks(context_BC.to(self.device), target_BMN.to(self.device))
+        return with_tensors(blocks, lambda tensor: tensor[inputs.places_VB].to(self.device))
 
 
 @functools.lru_cache(maxsize=1)  # called several times per step

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -23,10 +23,27 @@ from torch.overrides import TorchFunctionMode
 
 from vpretrain.method.base_learner import BaseLearner
 from vpretrain.method.parameters import ShardedTheta, sharded, theta_of
-from vpretrain.method.protocols import AnyBatch, Parameters, Task
+from vpretrain.method.protocols import AnyBatch, Parameters, Task, with_tensors
 from vpretrain.types import Model
 from vpretrain.vision.model.backbone import Backbone
 from vpretrain.vision.model.batch import ViewBatch
+
+
+@dataclass(frozen=True)
+class ViewState:
+    """The outputs of student and teacher for a batch of views.
+
+    Attributes:
+        student: DINO's head outputs of the global views [V, B, P]; I-JEPA's predicted representations [B, M, N, D].
+        teacher: the teacher's of the same, without gradient.
+    """
+
+    student: Tensor
+    teacher: Tensor
+
+    def detach(self) -> ViewState:
+        """Return the state without gradient."""
+        return with_tensors(self, Tensor.detach)
 
 
 class Network(nn.Module):
@@ -38,16 +55,9 @@ class Network(nn.Module):
 
     def forward(self, part: str, *arguments: Any) -> Any:
         """Run one of the parts by name, so that `functional_call` can replace parameters in any of them."""
-        match part:
-            case "lower":
-                return self.backbone.lower(*arguments)
-            case "upper":
-                return self.backbone.upper(*arguments)
-            case "tokens":
-                return self.backbone(*arguments)
-            case "head":
-                return self.head(*arguments)
-        raise AssertionError(part)
+        backbone = self.backbone
+        run: dict[str, Any] = {"lower": backbone.lower, "upper": backbone.upper, "tokens": backbone, "head": self.head}
+        return run[part](*arguments)
 
 
 class Teacher(Network):
@@ -69,9 +79,8 @@ class PlainLayerNorm(TorchFunctionMode):
     """
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
-        if function is F.layer_norm:
-            return _layer_norm(*arguments, **(keywords or {}))
-        return function(*arguments, **(keywords or {}))
+        called = _layer_norm if function is F.layer_norm else function
+        return called(*arguments, **(keywords or {}))
 
 
 def _layer_norm(
@@ -135,15 +144,12 @@ class VisionLearner(BaseLearner):
         below = None if start is None else self.theta.forward_frozen("lower", *self.seen(inputs, start))
         return replace(inputs, prepared=(start, below, self.teach(inputs)))
 
-    def call(self, parameters: Parameters | None) -> Any:
-        """The student's parts as a function, with the parameters of S replaced if given (then no others get gradients)."""
-        return self.theta.forward if parameters is None else partial(self.theta.forward_with, parameters)
-
-    def tokens(self, inputs: ViewBatch, parameters: Parameters) -> Float[Tensor, "VB T D"]:
-        """Return the student's tokens of the views of a meta step, computed from those that `prepare` stored below S."""
-        start, below, _ = inputs.prepared
-        hidden, rope = self.call(parameters)("lower", *self.seen(inputs, 0)) if start is None else below
-        return self.call(parameters)("upper", hidden, rope, start or 0)
+    def tokens(self, inputs: ViewBatch, parameters: Parameters) -> tuple[Float[Tensor, "VB T D"], Tensor]:
+        """Return the student's tokens of the views of a meta step, and the teacher's outputs, from what `prepare` stored."""
+        start, below, taught = (inputs if inputs.prepared else self.prepare(inputs, parameters)).prepared
+        call = partial(self.theta.forward_with, parameters)
+        hidden, rope = call("lower", *self.seen(inputs, 0)) if start is None else below
+        return call("upper", hidden, rope, start or 0), taught
 
     def seen(self, inputs: ViewBatch, stop: int) -> tuple[Any, ...]:
         """Return the arguments of `Backbone.lower` for the student's part of the global views: pixels, and which tokens."""
@@ -155,18 +161,14 @@ class VisionLearner(BaseLearner):
 
     def evaluate(self, batch: AnyBatch, parameters: Parameters) -> Float[Tensor, ""]:
         """L_down: the loss of a feedback batch's head on the backbone's patches, as a function of S."""
-        tokens_BTD = self.call(parameters)("tokens", batch.image_B3HW)
+        tokens_BTD = self.theta.forward_with(parameters, "tokens", batch.image_B3HW)
         with torch.autocast(self.device.type, enabled=False):  # heads and depths are fp32
             return batch.loss(self.backbone.grid(tokens_BTD.to(batch.image_B3HW), *batch.image_B3HW.shape[2:]))
 
     def features(self, pixels_B3HW: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B T D"]:
         """Return normalised tokens of the frozen backbone, in fp32, without gradient or dropout."""
-        training = self.module.training
-        self.module.eval()
-        with torch.no_grad():
-            tokens_BTD = self.module("tokens", pixels_B3HW)
-        self.module.train(training)
-        return tokens_BTD
+        with self.meta_mode(), torch.no_grad():
+            return self.module("tokens", pixels_B3HW)
 
     def after_step(self, tasks: Sequence[Task], progress: float) -> None:
         """Update the teacher, an exponential average of the student whose momentum rises to 1 along a cosine."""
@@ -189,10 +191,10 @@ class VisionLearner(BaseLearner):
 
     def first_block(self, parameters: Parameters) -> int | None:
         """Return the lowest block with parameters in S; None if S reaches below the blocks or into the head."""
-        numbers = {id(p): i for i, block in enumerate(self.backbone.blocks) for p in block.parameters()}
-        above = {id(p) for p in self.backbone.norm.parameters()}
+        blocks = [*self.backbone.blocks, self.backbone.norm]
+        numbers = {id(p): i for i, block in enumerate(blocks) for p in block.parameters()}
         theta = dict(self.module.named_parameters())
         touched = [id(theta[name]) for name in parameters]
-        if not all(i in numbers or i in above for i in touched):
+        if any(i not in numbers for i in touched):
             return None
-        return min((numbers[i] for i in touched if i in numbers), default=len(self.backbone.blocks))
+        return min((numbers[i] for i in touched), default=len(self.backbone.blocks))

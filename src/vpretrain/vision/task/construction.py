@@ -6,7 +6,7 @@ Shapes: V views, B images, H x W pixels.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,17 @@ from torch.nn import functional as F
 from vpretrain.method.protocols import AnyState, Task
 from vpretrain.vision.config import DesignerConfig
 from vpretrain.vision.model.batch import ViewBatch
-from vpretrain.vision.task.target import TeacherTarget
+
+
+@dataclass(frozen=True)
+class TeacherTarget:
+    """The teacher's raw outputs: DINO's on the global views [V, B, P], not yet centred; I-JEPA's of target patches."""
+
+    outputs: Tensor
+
+    def detach(self) -> TeacherTarget:
+        """Return the target detached: a teacher's outputs never carry a gradient, but the firewall requires it."""
+        return TeacherTarget(self.outputs.detach())
 
 
 class Fixed:
@@ -87,10 +97,11 @@ class LearnedViews(Fixed):
         return self.designer(views.flatten(0, 1)).unflatten(0, views.shape[:2])
 
     def regulariser(self, task: Task) -> Tensor:
-        """Sparsity, which holds the mask's mean near the keep ratio, and total variation (Eq 54)."""
+        """Sparsity, which holds the mask's mean near the keep ratio, and total variation, across and down (Eq 54)."""
         mask = task.side["mask_VB1HW"]
         sparsity = (mask.mean((2, 3, 4)) - self.config.keep).square().mean()
-        return self.config.sparsity * sparsity + self.config.smoothness * total_variation(mask)
+        variation = mask.diff(dim=-2).abs().mean() + mask.diff(dim=-1).abs().mean()
+        return self.config.sparsity * sparsity + self.config.smoothness * variation
 
     def parameters(self) -> Iterable[nn.Parameter]:
         """Return phi."""
@@ -121,18 +132,9 @@ def masked(
     view_VB3HW: Float[Tensor, "V B 3 H W"], mask_VB1HW: Float[Tensor, "V B 1 H W"], blur: float
 ) -> Float[Tensor, "V B 3 H W"]:
     """Return v~ = mu v + (1 - mu) Blur(v) (Eq 49); with mu = 1 the view itself, bit for bit."""
-    return mask_VB1HW * view_VB3HW + (1 - mask_VB1HW) * _blur(view_VB3HW, blur)
-
-
-def total_variation(mask_VB1HW: Float[Tensor, "V B 1 H W"]) -> Float[Tensor, ""]:
-    """Mean absolute difference of neighbouring pixels, across and down."""
-    down, across = mask_VB1HW.diff(dim=-2).abs().mean(), mask_VB1HW.diff(dim=-1).abs().mean()
-    return down + across
-
-
-def _blur(view_VB3HW: Tensor, share: float) -> Tensor:
     from kornia.filters import gaussian_blur2d
 
-    sigma = share * view_VB3HW.shape[-1]
+    sigma = blur * view_VB3HW.shape[-1]
     reach = 2 * round(2 * sigma) + 1
-    return gaussian_blur2d(view_VB3HW.flatten(0, 1), (reach, reach), (sigma, sigma)).unflatten(0, view_VB3HW.shape[:2])
+    blurred = gaussian_blur2d(view_VB3HW.flatten(0, 1), (reach, reach), (sigma, sigma))
+    return mask_VB1HW * view_VB3HW + (1 - mask_VB1HW) * blurred.unflatten(0, view_VB3HW.shape[:2])

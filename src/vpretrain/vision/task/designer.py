@@ -11,11 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Dinov2Config
-from transformers.models.dinov2.modeling_dinov2 import Dinov2Layer
 
 from vpretrain.vision.config import DesignerConfig
-from vpretrain.vision.model.backbone import positions
+from vpretrain.vision.model.backbone import plain_blocks, positions
 
 
 class UNetMask(nn.Module):
@@ -47,9 +45,8 @@ class PatchMask(nn.Module):
     def __init__(self, config: DesignerConfig) -> None:
         super().__init__()
         width = 12 * config.width
-        sizes = Dinov2Config(hidden_size=width, num_attention_heads=4, layerscale_value=1.0, attn_implementation="sdpa")
         self.patches = nn.Conv2d(3, width, config.patch_size, config.patch_size)
-        self.blocks = nn.ModuleList(Dinov2Layer(sizes) for _ in range(config.layers))
+        self.blocks = plain_blocks(config.layers, width, heads=4)
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, 1)
         _start_at(self.out, config.start)

@@ -89,7 +89,6 @@ def _value(learner: VisionLearner, construction: Fixed, meta: MetaUpdate, views:
     if meta.direction is None:
         return None
     at = meta.theta_at()
-
     with learner.meta_mode():
         inputs = learner.prepare(views, at)
 
