@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -37,7 +37,7 @@ class Arm:
 AnyArm = TypeVar("AnyArm", bound=Arm)
 
 
-def by_name(arms: Iterable[AnyArm]) -> dict[str, AnyArm]:
+def by_name(*arms: AnyArm) -> dict[str, AnyArm]:
     """Return a table of arms."""
     return {arm.name: arm for arm in arms}
 

@@ -47,6 +47,10 @@ class LearnerConfig(Strict):
     """The foundation model that continues its pretraining."""
 
     name: str
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16: autocast with fp32 master weights. Slow on CPUs without bf16 instructions."
+    )
+    device: str = Field("auto", description="auto (cuda if there is one), cpu, cuda, cuda:1, mps ...")
 
 
 class FeedbackConfig(Strict):

@@ -27,11 +27,7 @@ class NonFinite(UserError):
 class Interrupted(BaseException):
     """A signal stopped the command; nothing was lost. Exit code 128 + the signal's number.
 
-    Like KeyboardInterrupt it passes through `except Exception`.
-
-    Args:
-        signal_number: the signal.
-        message: what was kept and how to continue.
+    The message says what was kept and how to continue. Like KeyboardInterrupt it passes through `except Exception`.
     """
 
     def __init__(self, signal_number: int, message: str) -> None:

@@ -44,18 +44,19 @@ class Metrics:
     pareto_points: Sequence[Sequence[str]]
     columns: Mapping[str, Callable[[Json], str]]
     curves: Mapping[str, str]
-    intervals: Callable[[Sequence[Sequence[Json]]], dict[str, float]]
+    intervals: Callable[[Sequence[Sequence[Json]]], dict[str, float]] = lambda seeds: {}
 
 
+def shown(value: float | None, form: str = ".4f", unit: str = "") -> str:
+    """Return a metric as a table shows it."""
+    return "-" if value is None else f"{value:{form}}{unit}"
+
+
+@dataclass(frozen=True)
 class Modality:
-    """A modality's part of every command: a folder with the same modules as the others, imported when they are needed.
+    """A modality's part of every command: the folder `name`, whose modules are imported when they are needed."""
 
-    Args:
-        name: of the folder.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
+    name: str
 
     @property
     def recipe(self) -> type[Recipe]:

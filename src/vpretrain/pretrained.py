@@ -15,9 +15,8 @@ from vpretrain.console import console
 from vpretrain.errors import UserError
 
 PREFIX = "pypi:"
-trusted = (
-    False  # whether learners may run code of their own: set by the command line only, never by anything downloaded
-)
+# Whether learners may run code of their own: set by the command line only, never by anything downloaded.
+trusted = False
 Loaded = TypeVar("Loaded")
 Convert = Callable[[Path, Path], None]
 """Reads a package's folder and writes a directory as save_pretrained does."""
@@ -71,10 +70,10 @@ def loaded(load: Callable[..., Loaded], what: str, name: str, **options: object)
     try:
         return load(name, trust_remote_code=trusted, **options)
     except Exception as error:  # damaged or hostile files cause many exception types
-        told = first_line(error) or type(error).__name__
+        reason = first_line(error) or type(error).__name__
         if "custom code" in str(error):
-            told = "it comes with code of its own: if you trust it, use vpretrain --trust-remote-code COMMAND"
-        raise UserError(f"cannot load {what}: {told}") from error
+            reason = "it comes with code of its own: if you trust it, use vpretrain --trust-remote-code COMMAND"
+        raise UserError(f"cannot load {what}: {reason}") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -89,14 +89,10 @@ def refuse_changes(recipe: Recipe, saved: Path, *, except_for: set[str]) -> None
 
 def flat(data: Any, prefix: str = "") -> Json:
     """Return nested settings by their dotted names; a list of plain values is one setting."""
-    plain = (
-        not any(isinstance(inner, dict | list) for inner in data)
-        if isinstance(data, list)
-        else not isinstance(data, dict)
-    )
-    if plain or not data:
+    listed = isinstance(data, list) and any(isinstance(inner, dict | list) for inner in data)
+    if not data or not (listed or isinstance(data, dict)):
         return {prefix[:-1]: data}
-    items = data.items() if isinstance(data, dict) else enumerate(data)
+    items = enumerate(data) if listed else data.items()
     return {name: value for key, inner in items for name, value in flat(inner, f"{prefix}{key}.").items()}
 
 
@@ -163,8 +159,7 @@ def _explain(recipe: type[BaseModel], problem: Any) -> str:
     return f"'{location}': {message}" if location else message
 
 
-def _model_at(recipe: type[BaseModel], location: tuple[Any, ...]) -> type[BaseModel]:
-    model = recipe
+def _model_at(model: type[BaseModel], location: tuple[Any, ...]) -> type[BaseModel]:
     for part in location:
         if not isinstance(part, int):
             model = _model_in(model.model_fields[part].annotation) or model

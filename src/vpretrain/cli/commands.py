@@ -1,4 +1,4 @@
-"""The commands. Heavy imports are inside them, so that help and error messages appear at once."""
+"""The commands; their docstrings are their help. Heavy imports are inside, so that help and error messages appear at once."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from vpretrain.errors import UserError
 from vpretrain.files import check_writable
 from vpretrain.modality import modality_of
 from vpretrain.recipe import load_recipe
-from vpretrain.types import Json
+from vpretrain.types import Json, Keywords
 
 _SHOWN = 8  # parameters that a replay lists
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> None:
+    """Run one arm."""
     recipe = load_recipe(options.recipe, options.overrides)
     from vpretrain.run import run_recipe
 
     _quiet()
-    how = {name: getattr(options, name) for name in ("resume", "overwrite", "accept_changes", "until")}
-    result = run_recipe(recipe, **how)
+    result = run_recipe(recipe, **_chosen(options, "resume", "overwrite", "accept_changes", "until"))
     if int(os.environ.get("RANK", "0")):
-        return 0  # rank 0 prints
+        return  # rank 0 prints
     _print_figures(result)
     print(f"results: {recipe.directory / 'result.json'}   log: {recipe.directory / 'metrics.jsonl'}")
     if result["steps"]:
         print(f"model: {recipe.directory / 'model'} (from_pretrained loads it)")
     _print_next(recipe.directory)
-    return 0
 
 
-def watch(options: argparse.Namespace) -> int:
+def watch(options: argparse.Namespace) -> None:
+    """Watch a run or a comparison in progress: curves, budget left, speed, memory, last evaluation."""
     from vpretrain.report.watch import watch
 
     watch(Path(options.run), _console(), once=options.once or not sys.stdout.isatty())
-    return 0
 
 
-def compare(options: argparse.Namespace) -> int:
+def compare(options: argparse.Namespace) -> None:
+    """Run several arms under one budget and compare them with the untouched learner."""
     recipe = load_recipe(options.recipe, options.overrides)
     from vpretrain.compare.compare import compare
     from vpretrain.compare.entry import split_entries
@@ -51,8 +51,7 @@ def compare(options: argparse.Namespace) -> int:
     from vpretrain.compare.tables import draw_curves, remarks, table
 
     arms = split_entries(options.arms) if options.arms else [recipe.baseline, "v"]
-    again = {"resume": options.resume, "overwrite": options.overwrite}
-    results = compare(recipe, arms, seeds=options.seeds, rounds=options.rounds, **again)
+    results = compare(recipe, arms, **_chosen(options, "seeds", "rounds", "resume", "overwrite"))
     console = _console()
     console.print(table(results, recipe))
     for line in remarks(results, recipe):
@@ -67,10 +66,10 @@ def compare(options: argparse.Namespace) -> int:
         if (sheet := directory / name / "views.png").exists():
             print(f"views:   {sheet}")
     _print_next(directory)
-    return 0
 
 
-def pareto(options: argparse.Namespace) -> int:
+def pareto(options: argparse.Namespace) -> None:
+    """Run V-pretraining at several weights of the feedback, and draw what one objective costs the other."""
     recipe = load_recipe(options.recipe, options.overrides)
     from vpretrain.compare.pareto import draw_pareto, pareto, pareto_table
 
@@ -78,47 +77,42 @@ def pareto(options: argparse.Namespace) -> int:
     for point in points:
         load_recipe(options.recipe, [*options.overrides, *point])  # errors show before the long work
     recipe = recipe.model_copy(update={"name": f"{recipe.name}-pareto"})  # avoids a comparison of this name
-    results = pareto(recipe, points, resume=options.resume, overwrite=options.overwrite)
+    results = pareto(recipe, points, **_chosen(options, "resume", "overwrite"))
     _console().print(pareto_table(results, recipe))
-    picture = draw_pareto(results, recipe)
-    _print_results(recipe.directory / "pareto.json", picture)
-    return 0
+    _print_results(recipe.directory / "pareto.json", draw_pareto(results, recipe))
 
 
-def posttrain(options: argparse.Namespace) -> int:
+def posttrain(options: argparse.Namespace) -> None:
+    """Compare paths of several trainings under one budget, such as V-pretraining, then GRPO."""
     recipe = load_recipe(options.recipe, options.overrides)
     from vpretrain.compare.entry import split_entries
     from vpretrain.compare.posttrain import draw_posttrain, posttrain, posttrain_table
 
     recipe = recipe.model_copy(update={"name": f"{recipe.name}-posttrain"})  # avoids a comparison of this name
-    again = {"resume": options.resume, "overwrite": options.overwrite}
-    results = posttrain(recipe, split_entries(options.paths), seeds=options.seeds, **again)
+    results = posttrain(recipe, split_entries(options.paths), **_chosen(options, "seeds", "resume", "overwrite"))
     _console().print(posttrain_table(results, recipe))
-    picture = draw_posttrain(results, recipe)
-    _print_results(recipe.directory / "posttrain.json", picture)
-    return 0
+    _print_results(recipe.directory / "posttrain.json", draw_posttrain(results, recipe))
 
 
-def sweep(options: argparse.Namespace) -> int:
+def sweep(options: argparse.Namespace) -> None:
+    """Search for settings under a fixed budget per trial; trials that fall behind end early."""
     recipe = load_recipe(options.recipe, options.overrides)
     from vpretrain.compare.sweep import draw_sweep, load_space, sweep, sweep_table
 
     space = load_space(options.space)
     recipe = recipe.model_copy(update={"name": f"{recipe.name}-sweep-{recipe.arm}"})
-    again = {"resume": options.resume, "overwrite": options.overwrite}
-    results = sweep(recipe, space, trials=options.trials, rungs=options.rungs, objective=options.objective, **again)
+    results = sweep(recipe, space, **_chosen(options, "trials", "rungs", "objective", "resume", "overwrite"))
     _console().print(sweep_table(results))
     for field, importance in results["importances"].items():
         print(f"{importance:>7.1%}  {field}")
     directory = recipe.directory
-    picture = draw_sweep(results, directory / "sweep.png")
-    _print_results(directory / "sweep.json", picture)
+    _print_results(directory / "sweep.json", draw_sweep(results, directory / "sweep.png"))
     model = directory / f"trial-{results['best']}" / "model"
     print(f"best:    {directory / 'best.yaml'}   model: {model}")
-    return 0
 
 
-def probe(options: argparse.Namespace) -> int:
+def probe(options: argparse.Namespace) -> None:
+    """Compare the predicted with the measured change of the feedback loss, step by step."""
     recipe = load_recipe(options.recipe, options.overrides)
     from vpretrain.inspection.probe import draw_probe, probe
 
@@ -129,12 +123,11 @@ def probe(options: argparse.Namespace) -> int:
     )
     for which, title in (("full", "all parameters"), ("subset", f"S = {recipe.value.subset}")):
         print(f"{title:>20}  Pearson r {results[which]['pearson_r']:+.3f}   slope {results[which]['slope']:+.3f}")
-    picture = draw_probe(results, recipe.directory / "probe.png")
-    _print_results(recipe.directory / "probe.json", picture)
-    return 0
+    _print_results(recipe.directory / "probe.json", draw_probe(results, recipe.directory / "probe.png"))
 
 
-def profile(options: argparse.Namespace) -> int:
+def profile(options: argparse.Namespace) -> None:
+    """Show where the time of a step goes, and what V adds to ordinary pretraining."""
     recipe = load_recipe(options.recipe, options.overrides)
     from vpretrain.inspection.profile import draw_profile, profile, profile_table
 
@@ -142,33 +135,32 @@ def profile(options: argparse.Namespace) -> int:
     results = profile(recipe, options.steps)
     _console().print(profile_table(results))
     added, unit = results["added"], results["unit"].removesuffix("s")
-    print(f"added to ordinary pretraining: {added['microseconds']:.2f} microseconds a {unit}, {added['ratio']:.1%}")
-    picture = draw_profile(results, recipe.directory / "profile.png")
-    _print_results(recipe.directory / "profile.json", picture)
-    return 0
+    print(f"added to ordinary pretraining: {added['microseconds']:.2f} microseconds per {unit}, {added['ratio']:.1%}")
+    _print_results(recipe.directory / "profile.json", draw_profile(results, recipe.directory / "profile.png"))
 
 
-def gate(options: argparse.Namespace) -> int:
+def gate(options: argparse.Namespace) -> None:
+    """Show which tokens a run steers: the gate alpha by kind of token."""
     from vpretrain.language.inspection.gate import draw_gate, gate, gate_table
 
     _quiet()
-    results = gate(Path(options.run), options.batches)
+    directory = Path(options.run)
+    results = gate(directory, options.batches)
     _console().print(gate_table(results))
-    picture = draw_gate(results, Path(options.run) / "gate.png")
-    _print_results(Path(options.run) / "gate.json", picture)
-    return 0
+    _print_results(directory / "gate.json", draw_gate(results, directory / "gate.png"))
 
 
-def report(options: argparse.Namespace) -> int:
+def report(options: argparse.Namespace) -> None:
+    """Write one HTML file on runs and comparisons, with verdict, curves, cost and settings."""
     from vpretrain.report.page import report
 
     directories = [Path(run) for run in options.runs]
     file = report(directories, Path(options.output or directories[0] / "report.html"))
     print(f"report: {file} ({file.stat().st_size / 2**20:.1f} MB; it needs nothing else)")
-    return 0
 
 
 def replay(options: argparse.Namespace) -> int:
+    """Run a step again that failed with a NaN or infinite loss, gradient or value."""
     from vpretrain.run.replay import replay
 
     _quiet()
@@ -186,7 +178,8 @@ def replay(options: argparse.Namespace) -> int:
     return int(found["is"] != found["was"])
 
 
-def check(options: argparse.Namespace) -> int:
+def check(options: argparse.Namespace) -> None:
+    """Find mistakes before the long work, and estimate the memory."""
     recipe = load_recipe(options.recipe, options.overrides)
     from vpretrain.run.tracking import require
 
@@ -194,35 +187,35 @@ def check(options: argparse.Namespace) -> int:
     _quiet()
     for line in modality_of(recipe).check(recipe):
         print(line)
-    return 0
 
 
-def estimate(options: argparse.Namespace) -> int:
+def estimate(options: argparse.Namespace) -> None:
+    """Estimate memory, communication and time of a recipe on many GPUs, and what to shard."""
     recipe = load_recipe(options.recipe, options.overrides)
     from vpretrain.scaling.estimate import DEVICES, estimate
     from vpretrain.scaling.tables import estimate_remarks, estimate_table
 
     _quiet()
-    own = {name: getattr(options, name) for name in ("tflops", "fp32_tflops", "memory_gib")}
+    own = _chosen(options, "tflops", "fp32_tflops", "memory_gib")
     device = replace(DEVICES[options.device], **{name: value for name, value in own.items() if value is not None})
-    how = {name: getattr(options, name) for name in ("gpus_per_node", "bandwidth_gbs", "utilisation", "latency_us")}
+    how = _chosen(options, "gpus_per_node", "bandwidth_gbs", "utilisation", "latency_us")
     found = estimate(recipe, options.world_size, device=device, **how)
     if options.json:
         print(json.dumps(found.as_json() | {"remarks": estimate_remarks(found)}, indent=1))
-        return 0
-    _console().print(estimate_table(found))
-    print("\n".join(estimate_remarks(found)))
-    return 0
+    else:
+        _console().print(estimate_table(found))
+        print("\n".join(estimate_remarks(found)))
 
 
-def inspect(options: argparse.Namespace) -> int:
+def inspect(options: argparse.Namespace) -> None:
+    """Show examples of the stream and the feedback, and the tasks made of them."""
     recipe = load_recipe(options.recipe, options.overrides)
     _quiet()
     modality_of(recipe).inspect(recipe, examples=options.examples, positions=options.positions)
-    return 0
 
 
 def doctor(options: argparse.Namespace) -> int:
+    """Compare the value engines, on a recipe as its run would use them, or on a learner with random data."""
     recipe = load_recipe(options.recipe, options.overrides) if options.recipe else None
     from vpretrain.inspection.doctor import diagnose, diagnose_recipe, failures, report
 
@@ -234,7 +227,8 @@ def doctor(options: argparse.Namespace) -> int:
     return 1 if failures(diagnosis) else 0
 
 
-def decontaminate(options: argparse.Namespace) -> int:
+def decontaminate(options: argparse.Namespace) -> None:
+    """Copy a stream without the examples that are near-duplicates of evaluation problems."""
     from vpretrain.language.data.decontaminate import decontaminate, decontaminate_table
 
     _quiet()
@@ -244,10 +238,10 @@ def decontaminate(options: argparse.Namespace) -> int:
     _console().print(decontaminate_table(report))
     print(f"kept:    {output}/stream-*.jsonl" + (f"   recipe: {output / 'recipe.yaml'}" if report["recipe"] else ""))
     print(f"dropped: {output / 'dropped.jsonl'}   report: {output / 'report.json'}")
-    return 0
 
 
-def evaluate(options: argparse.Namespace) -> int:
+def evaluate(options: argparse.Namespace) -> None:
+    """Measure a model on a recipe's evaluation, or on standard benchmarks."""
     if options.recipe is None and options.tasks is None:
         raise UserError("say what to measure on: a recipe, --tasks gsm8k,mmlu or both")
     if options.tasks is not None:
@@ -268,21 +262,21 @@ def evaluate(options: argparse.Namespace) -> int:
         print(f"results: {options.output}", file=sys.stderr)
     if options.json:
         print(json.dumps(results, indent=1, default=str))
-    return 0
 
 
 def _run_tasks(options: argparse.Namespace) -> Json:
     from vpretrain.language.evaluation.harness import run_tasks, tasks_table
 
     _quiet()
-    settings = {name: getattr(options, name) for name in ("shots", "limit", "include", "batch_size", "run_code")}
+    settings = _chosen(options, "shots", "limit", "include", "batch_size", "run_code")
     results = run_tasks(options.model, options.tasks.split(","), **settings)
     if not options.json:
         _console().print(tasks_table(results))
     return results
 
 
-def export(options: argparse.Namespace) -> int:
+def export(options: argparse.Namespace) -> None:
+    """Write the learner of a run for from_pretrained (LoRA: merged, and the adapter), with a model card."""
     if options.private and options.push_to_hub is None:
         raise UserError("--private is about --push-to-hub: give both")
     from vpretrain.run.export import check_hub_name, export, push
@@ -294,7 +288,10 @@ def export(options: argparse.Namespace) -> int:
     print(f"{options.directory}: from_pretrained loads it; its card is README.md")
     if options.push_to_hub is not None:
         print(f"uploaded: {push(options.directory, options.push_to_hub, private=options.private)}")
-    return 0
+
+
+def _chosen(options: argparse.Namespace, *names: str) -> Keywords:
+    return {name: getattr(options, name) for name in names}
 
 
 def _print_results(results: Path, picture: Path | None) -> None:

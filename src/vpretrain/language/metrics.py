@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vpretrain.modality import Metrics
+from vpretrain.modality import Metrics, shown
 from vpretrain.types import Json
 
 
@@ -36,9 +36,9 @@ METRICS = Metrics(
         "answer NLL [95 %]": lambda arm: (
             f"{arm['answer_nll']:.4f} [{arm['answer_nll_low']:.3f}, {arm['answer_nll_high']:.3f}]"
         ),
-        "Pass@1": lambda arm: "-" if arm["pass_at_1"] is None else f"{arm['pass_at_1']:.1%}",
+        "Pass@1": lambda arm: shown(arm["pass_at_1"], ".1%"),
         "Pass@k": lambda arm: _sampled(arm.get("pass_at_k")),
-        "retention NLL": lambda arm: "-" if arm["retention_nll"] is None else f"{arm['retention_nll']:.4f}",
+        "retention NLL": lambda arm: shown(arm["retention_nll"]),
     },
     curves={"loss": "training loss (nats per token)", "alpha": "mean gate alpha", "value": "value of the task"},
     intervals=_intervals,

@@ -36,14 +36,9 @@ from vpretrain.vision.warm_up import warm_up
 
 
 def assemble(recipe: Recipe, model: Model = None) -> Parts:
-    """Build learner, stream, feedback, construction and evaluation of a recipe.
+    """Build the parts of a run; `model` replaces the learner that the recipe names (in `check`, by a tiny copy of it).
 
-    Args:
-        recipe: the run.
-        model: replaces the learner that the recipe names (in `check`, by a tiny copy of it).
-
-    Raises:
-        UserError: something in the recipe cannot work; the message gives the problem and the remedy.
+    Raises UserError if something in the recipe cannot work; the message gives the problem and the remedy.
     """
     check_disjoint(
         {
@@ -70,7 +65,21 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
         designer.to(learner.device)
     construction: Fixed = getattr(constructions, arm.construction).of(designer, recipe.designer)
     if designer is not None:
-        meta = _meta_update(recipe, learner, feedback, construction)
+        meta = MetaUpdate(
+            learner=learner,
+            construction=construction,
+            feedback=feedback,
+            subset=subset_of(recipe, learner),
+            engine=no_value if arm.without_value else engine(recipe.value),
+            kind=recipe.value.align,
+            penalty=recipe.value.penalty,
+            feedback_every=recipe.value.feedback_every,
+            part={"rows": distributed.portion("value.batch_size", recipe.value.batch_size)},
+            matched=False,
+            lr=recipe.designer.lr,
+            clip_norm=recipe.designer.clip_norm,
+            random_seed=recipe.seed if arm.random_feedback else None,
+        )
         look = partial(record_views, learner, construction, meta, own)
     return Parts(
         learner=learner,
@@ -138,8 +147,8 @@ def check_sizes(recipe: Recipe, patch: int) -> None:
     if recipe.learner.objective == "ijepa" and stream.local_views:
         raise UserError("I-JEPA has no local crops: set stream.local_views=0")
     sizes = [
-        ("stream.global_size", recipe.stream.global_size),
-        ("stream.local_size", recipe.stream.local_size),
+        ("stream.global_size", stream.global_size),
+        ("stream.local_size", stream.local_size),
         ("feedback.size", recipe.feedback.size),
         *(("evaluation.size", side) for side in recipe.evaluation.shape),
     ]
@@ -147,25 +156,6 @@ def check_sizes(recipe: Recipe, patch: int) -> None:
         if size % patch:
             nearest = max(1, round(size / patch)) * patch
             raise UserError(f"{field}={size} is no multiple of the learner's patch of {patch} pixels: use {nearest}")
-    crop, divisor = recipe.stream.global_size, recipe.designer.patch_size
+    crop, divisor = stream.global_size, recipe.designer.patch_size
     if recipe.designer.kind == "dit" and crop % divisor:
         raise UserError(f"designer.patch_size={divisor} does not divide stream.global_size={crop}: use a divisor of it")
-
-
-def _meta_update(recipe: Recipe, learner: VisionLearner, feedback: VisionFeedback, construction: Fixed) -> MetaUpdate:
-    arm = recipe.arms[recipe.arm]
-    return MetaUpdate(
-        learner=learner,
-        construction=construction,
-        feedback=feedback,
-        subset=subset_of(recipe, learner),
-        engine=no_value if arm.without_value else engine(recipe.value),
-        kind=recipe.value.align,
-        penalty=recipe.value.penalty,
-        feedback_every=recipe.value.feedback_every,
-        part={"rows": distributed.portion("value.batch_size", recipe.value.batch_size)},
-        matched=False,
-        lr=recipe.designer.lr,
-        clip_norm=recipe.designer.clip_norm,
-        random_seed=recipe.seed if arm.random_feedback else None,
-    )

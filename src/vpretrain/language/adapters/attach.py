@@ -129,7 +129,7 @@ class VPretraining:
             optimizer: the loop's own. With value.metric=adamw (the default) value and strength are measured in its metric,
                 if it is an Adam; without it, or with another, in the identity metric.
             total: number of targets that the losses are normalised by; None: that of these micro-batches.
-            progress: the fraction of training that is done. In the last third the strength is no longer judged, which saves
+            progress: the fraction of training that is done. In the second half the strength is no longer judged, which saves
                 time.
         """
         learner = self.learner
