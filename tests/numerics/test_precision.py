@@ -29,7 +29,11 @@ def test_the_designer_is_taught_the_same_in_bf16(tmp_path, tokenizer, modality):
         with parts.learner.meta_mode(), parts.learner.looking_ahead(batches[0]):
             g_down = parts.meta.feedback_gradients()
             (_, one), *_ = parts.meta.values(parts.meta.problems(g_down, batches))
-        found[precision] = float(one.value), parts.meta.norm_of(g_down), designer_gradient(one, parts.designer, {})["all"]
+        found[precision] = (
+            float(one.value),
+            parts.meta.norm_of(g_down),
+            designer_gradient(one, parts.designer, {})["all"],
+        )
     (value, g_down_norm, exact), (near_value, near_norm, near) = found["fp32"], found["bf16"]
     assert near_norm != g_down_norm
     assert near_norm == pytest.approx(g_down_norm, rel=0.02)
