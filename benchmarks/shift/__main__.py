@@ -34,7 +34,7 @@ ARMS = (
     "one-hot", "v", "uniform", "self-distillation", "random-feedback", "selection", "token-weights", "v-learned", "v-paper",
     "mixed-in", "v-mixed-in",
 )  # fmt: skip
-SEEDS, MINUTES, SIZES = 5, 1.5, (16, 64, 256, 1024)  # all arms use the last size
+SEEDS, MINUTES, SIZES = 5, 2.0, (16, 64, 256, 1024)  # all arms use the last size
 FEW = 3  # seeds of the smaller sizes
 ROUNDS = 2  # turns of each run: a machine may lose a third of its speed from one run to the next
 _TRAIN, _DATA = Path("data/gsm8k/train.jsonl"), Path("data/gsm8k-shift")
@@ -102,6 +102,7 @@ def recipe_of(size: int, options: argparse.Namespace) -> Recipe:
         f"feedback.sources.0.limit={size}",
         f"evaluation.sources.0.path={_DATA / role}.jsonl",
         f"budget.minutes={options.minutes}",
+        "evaluation.points=1",
         "tracking.trackers=[]",
     ]
     return load_recipe("recipes/smollm2-gsm8k-shift.yaml", [*settings, *options.settings])

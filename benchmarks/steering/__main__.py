@@ -127,7 +127,8 @@ def summary(recipe: Recipe, results: dict[str, Any]) -> dict[str, Any]:
         if arm != "one-hot":
             arms[arm]["minus_one_hot"] = differences[arm]["one-hot"]
         if arm != START:
-            arms[arm]["seconds_to_one_hot"] = _time_to(recipe, results, arm, goals)
+            if recipe.evaluation.points > 1:
+                arms[arm]["seconds_to_one_hot"] = _time_to(recipe, results, arm, goals)
             arms[arm] |= {key: figures[key] for key in figures if key.startswith("mean_")}
     matched = results.get("matched")
     v = differences.get("v", {})
