@@ -69,8 +69,8 @@ def judged_early(monkeypatch):
     monkeypatch.setattr("vpretrain.method.strength._LATE", 1.0)
 
 
-@pytest.fixture
-def in_this_process(monkeypatch):
+@contextlib.contextmanager
+def runs_in_this_process():
     """Runs of a group in this process (a process costs seconds); yields the commands in their order."""
     from vpretrain.cli.parser import main
     from vpretrain.compare import runs
@@ -81,8 +81,16 @@ def in_this_process(monkeypatch):
         commands.append(list(command))
         return SimpleNamespace(wait=lambda: main(command))
 
-    monkeypatch.setattr(runs, "start_process", start)
-    return commands
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "start_process", start)
+        yield commands
+
+
+@pytest.fixture
+def in_this_process():
+    """`runs_in_this_process` for one test."""
+    with runs_in_this_process() as commands:
+        yield commands
 
 
 def pytest_addoption(parser):

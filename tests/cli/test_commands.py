@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
+from conftest import character_tokenizer
 from models import tiny_model
 from transformers import AutoModelForCausalLM
 from worlds import recipe_data, sums, write_jsonl
@@ -28,19 +31,19 @@ COMMANDS = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def recipe(tmp_path, tokenizer):
+def write_recipe(root, changes=None, **sections):
     """Saves a recipe with changes given as nested dictionaries; returns its path."""
+    data = recipe_data(root, character_tokenizer()) | {"threads": 1}
+    for section, values in ((changes or {}) | sections).items():
+        data[section] = data[section] | values if isinstance(values, dict) and section in data else values
+    path = root / "recipe.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return str(path)
 
-    def save(changes=None, **sections):
-        data = recipe_data(tmp_path, tokenizer) | {"threads": 1}
-        for section, values in ((changes or {}) | sections).items():
-            data[section] = data[section] | values if isinstance(values, dict) and section in data else values
-        path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump(data))
-        return str(path)
 
-    return save
+@pytest.fixture
+def recipe(tmp_path):
+    return partial(write_recipe, tmp_path)
 
 
 def refusal(capsys, *arguments: str) -> str:
@@ -84,7 +87,7 @@ def test_run_and_its_overrides(recipe, capsys, tmp_path):
     assert len((tmp_path / "runs/two/metrics.jsonl").read_text().splitlines()) == 2
 
 
-def test_check_says_what_it_found(recipe, capsys):
+def test_check_prints_overlap_trial_step_and_memory(recipe, capsys):
     assert main(["check", recipe()]) == 0
     text = capsys.readouterr().out
     assert "disjoint" in text
@@ -140,13 +143,26 @@ def test_doctor_fails_loudly_on_a_silent_zero_or_a_wrong_engine():
     assert failures({"designer_gradient_norm": 0.1, "engines": wrong} | own) == []  # which has taken that advice
 
 
-def test_compare_tables_every_figure_and_resumes(recipe, capsys, tmp_path):
-    path = recipe(evaluation={"problems": 6, "pass_at_1_problems": 0}, value={"strength": 1.0})
-    assert main(["compare", path, "--arms", "one-hot,v"]) == 0
-    text = capsys.readouterr().out
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A comparison, each run in its own process: the recipe, its directory, and what was printed and saved at once."""
+    root = tmp_path_factory.mktemp("compared")
+    path = write_recipe(root, evaluation={"problems": 6, "pass_at_1_problems": 0}, value={"strength": 1.0})
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main(["compare", path, "--arms", "one-hot,v"]) == 0
+    directory = root / "runs/tiny"
+    return path, directory, printed.getvalue(), json.loads((directory / "results.json").read_text())
+
+
+def test_compare_prints_a_table_and_draws_curves(compared):
+    _, directory, printed, _ = compared
     for word in ("step-0", "one-hot", "answer NLL", "retention NLL", "tokens/s", "peak memory", "paired over problems"):
-        assert word in text
-    results = json.loads((tmp_path / "runs/tiny/results.json").read_text())
+        assert word in printed
+    assert (directory / "curves.png").stat().st_size > 1000
+
+
+def test_compare_saves_every_figure_of_every_arm_and_their_difference(compared):
+    results = compared[-1]
     assert list(results["arms"]) == ["step-0", "one-hot", "v"]
     figures = {
         "answer_nll",
@@ -165,15 +181,18 @@ def test_compare_tables_every_figure_and_resumes(recipe, capsys, tmp_path):
     assert difference["low"] <= difference["mean"] <= difference["high"]
     expected = results["arms"]["v"]["answer_nll"] - results["arms"]["one-hot"]["answer_nll"]
     assert difference["mean"] == pytest.approx(expected)
-    assert (tmp_path / "runs/tiny/curves.png").stat().st_size > 1000
     assert results["arms"]["step-0"]["steps"] == 0
 
+
+def test_a_comparison_is_refused_where_one_is_and_resumed_to_the_same_end(compared, capsys):
+    """Last of those on `compared`: it changes the directory."""
+    path, directory, _, results = compared
     assert "--resume" in refusal(capsys, "compare", path)
     assert "changed recipe" in refusal(capsys, "compare", path, "--resume", "optimizer.lr=1")
-    (tmp_path / "runs/tiny/v/result.json").unlink()
+    (directory / "v/result.json").unlink()
     assert main(["compare", path, "--resume"]) == 0
     assert "one-hot: finished already" in capsys.readouterr().err
-    again = json.loads((tmp_path / "runs/tiny/results.json").read_text())
+    again = json.loads((directory / "results.json").read_text())
     assert again["arms"]["v"]["answer_nll"] == results["arms"]["v"]["answer_nll"]
 
 
@@ -214,41 +233,68 @@ class Hub:
         self.asked.append(("upload", repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
 
 
-def test_export_uploads_if_asked_and_keeps_what_it_wrote_if_that_fails(recipe, capsys, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The directory of a run, which exports only read."""
+    root = tmp_path_factory.mktemp("trained")
+    assert main(["run", write_recipe(root, arm="one-hot", budget={"steps": 1})]) == 0
+    return str(root / "runs/tiny")
+
+
+@pytest.fixture
+def hub(monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     monkeypatch.setattr(Hub, "last", None)
-    run, target = str(tmp_path / "runs/tiny"), tmp_path / "exported"
-    assert main(["run", recipe(arm="one-hot", budget={"steps": 1})]) == 0
-    assert "--private is about --push-to-hub" in refusal(capsys, "export", run, str(target), "--private")
-    assert "give USER/NAME" in refusal(capsys, "export", run, str(target), "--push-to-hub", "../name")
+    return Hub
+
+
+def test_export_refuses_wrong_options_of_the_hub_before_it_writes(trained, hub, capsys, tmp_path):
+    target = tmp_path / "exported"
+    assert "--private is about --push-to-hub" in refusal(capsys, "export", trained, str(target), "--private")
+    assert "give USER/NAME" in refusal(capsys, "export", trained, str(target), "--push-to-hub", "../name")
     assert not target.exists()
-    assert Hub.last is None
-    assert main(["export", run, str(target)]) == 0
-    assert Hub.last is None  # nothing goes anywhere unless asked for
-    shutil.rmtree(target)
-    assert main(["export", run, str(target), "--push-to-hub", "me/mine", "--private"]) == 0
+    assert hub.last is None
+
+
+def test_export_uploads_nothing_unless_asked(trained, hub, tmp_path):
+    assert main(["export", trained, str(tmp_path / "exported")]) == 0
+    assert hub.last is None
+
+
+def test_export_uploads_what_it_wrote_if_asked(trained, hub, capsys, tmp_path):
+    target = str(tmp_path / "exported")
+    assert main(["export", trained, target, "--push-to-hub", "me/mine", "--private"]) == 0
     assert "uploaded: https://hub/me/mine" in capsys.readouterr().out
-    created, (_, name, files) = Hub.last.asked
+    created, (_, name, files) = hub.last.asked
     assert created == ("create", "me/mine", {"private": True, "exist_ok": True})
     assert name == "me/mine"
     assert {"README.md", "config.json", "model.safetensors"} <= set(files)
-    for changes, message in (
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
         (
-            {"fails": ConnectionError("offline mode is enabled\nand more")},
+            "fails",
+            ConnectionError("offline mode is enabled\nand more"),
             "not uploaded to me/mine: offline mode is enabled; ",
         ),
-        ({"public": True}, "it is there already, and public"),
-    ):
-        shutil.rmtree(target)
-        for field in ("fails", "public"):
-            monkeypatch.setattr(Hub, field, changes.get(field))
-        assert main(["export", run, str(target), "--push-to-hub", "me/mine", "--private"]) == 2
-        told = capsys.readouterr().err
-        assert told.count("\n") == 1
-        assert message in told
-        assert f"hf upload me/mine {target}" in told
-        assert [what for what, *_ in Hub.last.asked] == ["create"]
-        assert (target / "model.safetensors").exists()
+        ("public", True, "it is there already, and public"),
+    ],
+    ids=["offline", "public"],
+)
+def test_export_keeps_what_it_wrote_if_the_upload_fails(
+    trained, hub, capsys, tmp_path, monkeypatch, field, value, message
+):
+    target = tmp_path / "exported"
+    monkeypatch.setattr(hub, field, value)
+    assert main(["export", trained, str(target), "--push-to-hub", "me/mine", "--private"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert message in told
+    assert f"hf upload me/mine {target}" in told
+    assert [what for what, *_ in hub.last.asked] == ["create"]
+    assert (target / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("command", ["check", "run"])
@@ -325,33 +371,56 @@ def test_a_tokenizer_without_an_end_token_is_refused(recipe, capsys, tmp_path):
     assert "has no end token: set eos_token" in refusal(capsys, "check", path)
 
 
-def test_wrong_commands_get_one_line_too(recipe, capsys, tmp_path):
+def test_a_recipe_that_cannot_be_read_gets_one_line(capsys, tmp_path):
     assert "cannot read the recipe gone.yaml" in refusal(capsys, "run", "gone.yaml")
     (tmp_path / "bad.yaml").write_text("a: [")
     assert "is not valid YAML" in refusal(capsys, "run", str(tmp_path / "bad.yaml"))
-    assert "unknown arm w: choose from" in refusal(capsys, "compare", recipe(), "--arms", "one-hot,w")
-    for entry, message in {
-        "v:value.align=dto": "v: 'value.align': 'dto' is unknown: choose from 'dot' or 'cosine'",
-        "v:value.algn=dot": "v: unknown key 'value.algn': did you mean 'align'?",
-        "v:value.penalty=0.1:value.align=cosine": "penalty belongs to align=dot",
-        "v:value.align": "override 'value.align' must have the form field=value",
-        "v:": "override '' must have the form field=value",
-        "w:value.align=dot": "unknown arm w: choose from",
-        "v:budget.steps=9": "v: all runs share budget.steps; set it for the whole comparison",
-        "v:seed=1": "all runs share seed",
-    }.items():
-        assert message in refusal(capsys, "compare", recipe(), "--arms", f"one-hot,{entry}")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("w", "unknown arm w: choose from"),
+        ("v:value.align=dto", "v: 'value.align': 'dto' is unknown: choose from 'dot' or 'cosine'"),
+        ("v:value.algn=dot", "v: unknown key 'value.algn': did you mean 'align'?"),
+        ("v:value.penalty=0.1:value.align=cosine", "penalty belongs to align=dot"),
+        ("v:value.align", "override 'value.align' must have the form field=value"),
+        ("v:", "override '' must have the form field=value"),
+        ("w:value.align=dot", "unknown arm w: choose from"),
+        ("v:budget.steps=9", "v: all runs share budget.steps; set it for the whole comparison"),
+        ("v:seed=1", "all runs share seed"),
+    ],
+)
+def test_a_wrong_arm_of_a_comparison_gets_one_line_before_any_run(recipe, capsys, tmp_path, entry, message):
+    assert message in refusal(capsys, "compare", recipe(), "--arms", f"one-hot,{entry}")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_wrong_overrides_of_a_comparison_get_one_line(recipe, capsys):
     assert "budget.steps=0 trains nothing" in refusal(capsys, "compare", recipe(), "budget.steps=0")
+    assert "'arms' must have the form field=value" in refusal(capsys, "compare", recipe(), "arms")
+
+
+def test_a_run_or_a_learner_that_is_not_there_gets_one_line(recipe, capsys, tmp_path):
+    path = recipe()
     assert "is not the directory of a run" in refusal(
         capsys, "export", str(tmp_path / "learner"), str(tmp_path / "new")
     )
     assert "there is no learner at" in refusal(capsys, "doctor", "--learner", str(tmp_path / "none"))
-    assert "there is no learner at" in refusal(capsys, "evaluate", str(tmp_path / "none"), recipe())
+    assert "there is no learner at" in refusal(capsys, "evaluate", str(tmp_path / "none"), path)
+
+
+def test_a_run_without_a_checkpoint_cannot_be_resumed(recipe, capsys):
     assert "has no checkpoint to resume from" in refusal(capsys, "run", recipe(), "--resume")
+
+
+def test_an_output_that_is_a_file_gets_one_line(recipe, capsys, tmp_path):
     (tmp_path / "file").write_text("")
     assert "change `output`" in refusal(capsys, "run", recipe(output=str(tmp_path / "file")))
-    assert "'arms' must have the form field=value" in refusal(capsys, "compare", recipe(), "arms")
+
+
+def test_stray_words_are_refused(recipe):
     for stray in (["run", recipe(), "--steps", "3"], ["export", "a", "b", "c=d"]):
         with pytest.raises(SystemExit) as exit:
             main(stray)
@@ -363,7 +432,7 @@ def test_every_setting_in_the_help_can_be_set():
     assert set(settings) == set(Recipe.model_fields)
 
 
-def test_an_interruption_saves_and_says_how_to_go_on(recipe, tmp_path):
+def test_an_interrupted_run_saves_and_can_be_resumed(recipe, tmp_path):
     path = recipe(budget={"steps": 100000}, checkpoint={"every_minutes": None})
     command = [sys.executable, "-m", "vpretrain", "run", path]
     run = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -416,7 +485,7 @@ def test_an_interrupted_comparison_saves_the_running_arm_and_goes_on(recipe, tmp
         (["estimate", "r.yaml", "--tflops", "nan"], "nan: give a number above 0"),
     ],
 )
-def test_a_wrong_number_is_told_with_what_would_do(capsys, words, remedy):
+def test_a_wrong_number_gets_a_line_with_the_remedy(capsys, words, remedy):
     with pytest.raises(SystemExit) as exit:
         main(words)
     assert exit.value.code == 2
@@ -427,7 +496,7 @@ def test_a_wrong_number_is_told_with_what_would_do(capsys, words, remedy):
     "words",
     [["probe", "r.yaml", "--steps", "2"], ["profile", "r.yaml", "--steps", "0"], ["gate", "r", "--batches", "x"]],
 )
-def test_a_wrong_count_is_told_in_a_line(capsys, words):
+def test_a_wrong_count_gets_one_short_line(capsys, words):
     with pytest.raises(SystemExit) as exit:
         main(words)
     assert exit.value.code == 2

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -27,39 +30,67 @@ def lines(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+ROWS = [
+    {"problem": CHANGED, "solution": "Five.", "id": 1},
+    {"problem": CLEAN, "solution": SOLUTION, "id": 2, "tags": ["ß", 1]},
+    {"problem": PROBLEM.upper() + "!", "solution": SOLUTION, "id": 3},
+]
+
+
+def write_evaluation(root) -> str:
+    rows = [{"question": PROBLEM, "answer": SOLUTION}, {"question": "Which of the two came first?", "answer": "None."}]
+    return write_jsonl(root / "known.jsonl", rows) + ":question,answer"
+
+
 @pytest.fixture
 def evaluation(tmp_path) -> str:
-    rows = [{"question": PROBLEM, "answer": SOLUTION}, {"question": "Which of the two came first?", "answer": "None."}]
-    return write_jsonl(tmp_path / "known.jsonl", rows) + ":question,answer"
+    return write_evaluation(tmp_path)
 
 
-def test_near_duplicates_go_and_everything_else_stays_as_it_was(tmp_path, evaluation, capsys):
-    rows = [
-        {"problem": CHANGED, "solution": "Five.", "id": 1},
-        {"problem": CLEAN, "solution": SOLUTION, "id": 2, "tags": ["ß", 1]},
-        {"problem": PROBLEM.upper() + "!", "solution": SOLUTION, "id": 3},
-    ]
-    stream = write_jsonl(tmp_path / "stream.jsonl", rows)
-    output = tmp_path / "clean"
-    arguments = ["decontaminate", f"{stream}:problem,solution", "--against", evaluation, "--output", str(output)]
-    assert main(arguments) == 0
-    assert lines(output / "stream-0.jsonl") == rows[1:2]
-    first, second = lines(output / "dropped.jsonl")
+@pytest.fixture(scope="module")
+def cleaned(tmp_path_factory):
+    """ROWS cleaned: the command, its folder, and what it wrote there and printed, read at once."""
+    root = tmp_path_factory.mktemp("cleaned")
+    stream = write_jsonl(root / "stream.jsonl", ROWS)
+    output = root / "clean"
+    against = ["--against", write_evaluation(root), "--output", str(output)]
+    command = ["decontaminate", f"{stream}:problem,solution", *against]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main(command) == 0
+    return SimpleNamespace(
+        command=command,
+        output=output,
+        kept=lines(output / "stream-0.jsonl"),
+        dropped=lines(output / "dropped.jsonl"),
+        report=json.loads((output / "report.json").read_text()),
+        printed=" ".join(printed.getvalue().split()),
+    )
+
+
+def test_near_duplicates_go_and_everything_else_stays_as_it_was(cleaned):
+    assert cleaned.kept == ROWS[1:2]
+
+
+def test_every_dropped_row_is_kept_aside_with_what_it_is_like(cleaned):
+    first, second = cleaned.dropped
     assert (first["example"], first["part"], first["text"]) == (0, "problem", CHANGED)
     assert first["like"] == {"source": 0, "example": 0, "part": "problem", "text": PROBLEM}
     assert 0.7 <= first["jaccard"] < 1
     assert (second["example"], second["jaccard"]) == (2, 1.0)
-    report = json.loads((output / "report.json").read_text())
-    assert [(s["examples"], s["dropped"]) for s in report["sources"]] == [(3, 2)]
-    assert [(s["examples"], s["found"]) for s in report["evaluation"]] == [(2, 1)]
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "66.667%" in printed
-    assert "1 were in it" in printed
 
-    assert main(arguments) == 2
+
+def test_what_was_dropped_and_found_is_counted_in_the_report_and_printed(cleaned):
+    assert [(s["examples"], s["dropped"]) for s in cleaned.report["sources"]] == [(3, 2)]
+    assert [(s["examples"], s["found"]) for s in cleaned.report["evaluation"]] == [(2, 1)]
+    assert "66.667%" in cleaned.printed
+    assert "1 were in it" in cleaned.printed
+
+
+def test_an_earlier_output_is_replaced_only_if_asked(cleaned, capsys):
+    assert main(cleaned.command) == 2
     assert "--overwrite" in capsys.readouterr().err
-    assert main([*arguments, "--overwrite", "--jaccard", "1"]) == 0
-    assert [row["id"] for row in lines(output / "stream-0.jsonl")] == [1, 2]
+    assert main([*cleaned.command, "--overwrite", "--jaccard", "1"]) == 0
+    assert [row["id"] for row in lines(cleaned.output / "stream-0.jsonl")] == [1, 2]
 
 
 def test_a_stream_is_cleaned_in_place_and_nothing_old_is_left(tmp_path, tokenizer, evaluation):
@@ -125,7 +156,7 @@ def test_a_recipe_gets_a_recipe_whose_stream_is_clean(tmp_path, tokenizer, monke
         ("stream.jsonl:question;answer", "evaluation.jsonl:question", "is no name of a field"),
     ],
 )
-def test_what_is_wrong_is_told_in_one_line(tmp_path, monkeypatch, capsys, stream, against, message):
+def test_wrong_input_gets_one_line(tmp_path, monkeypatch, capsys, stream, against, message):
     monkeypatch.chdir(tmp_path)
     write_jsonl(tmp_path / "stream.jsonl", sums(5, 1))
     write_jsonl(tmp_path / "evaluation.jsonl", sums(5, 2))

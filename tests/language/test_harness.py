@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 
 import pytest
 import yaml
+from conftest import character_tokenizer
 from models import tiny_model
 from worlds import save_learner, tiny_recipe
 
@@ -55,41 +58,61 @@ OUTPUTS = {  # what a model says -> the truth
 }
 
 
-@pytest.fixture
-def tasks(tmp_path):
+def write_tasks(root):
     """A folder with a task like the harness's own gsm8k, on a file."""
-    folder = tmp_path / "tasks"
+    folder = root / "tasks"
     folder.mkdir()
     rows = [
         {"question": f"q{number} ?", "answer": f"because #### {truth}", "said": said}
         for number, (said, truth) in enumerate(OUTPUTS.items())
     ]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}}}
+    (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(root / "rows.jsonl")}}}
     (folder / "local.yaml").write_text(yaml.safe_dump({"task": "local_gsm", "test_split": "test", **data, **GSM}))
     return folder
 
 
-def test_a_finished_run_is_scored_with_what_is_needed_to_repeat_it(tmp_path, tokenizer, tasks, capsys):
-    recipe = tiny_recipe(tmp_path, tokenizer, arm="one-hot", budget={"steps": 1})
+@pytest.fixture
+def tasks(tmp_path):
+    return write_tasks(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """A finished run scored on the task: the command, the recipe's file, what was printed, what was saved."""
+    root = tmp_path_factory.mktemp("scored")
+    recipe = tiny_recipe(root, character_tokenizer(), arm="one-hot", budget={"steps": 1})
     run_recipe(recipe)
-    output = tmp_path / "scores.json"
-    save_recipe(recipe, tmp_path / "recipe.yaml")
-    command = ["evaluate", str(recipe.directory), "--tasks", "local_gsm", "--include", str(tasks), "--limit", "5"]
-    assert main([*command, "--output", str(output)]) == 0
-    printed = capsys.readouterr().out
+    output = root / "scores.json"
+    save_recipe(recipe, root / "recipe.yaml")
+    include = ["--include", str(write_tasks(root))]
+    command = ["evaluate", str(recipe.directory), "--tasks", "local_gsm", *include, "--limit", "5"]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main([*command, "--output", str(output)]) == 0
+    return command, root / "recipe.yaml", printed.getvalue(), json.loads(output.read_text())
+
+
+def test_a_run_is_scored_by_every_filter_of_a_task(scored):
+    _, _, printed, saved = scored
     assert "flexible-extract" in printed
     assert "strict-match" in printed
-    task = json.loads(output.read_text())["tasks"]["local_gsm"]
+    scores = saved["tasks"]["local_gsm"]["scores"]
+    assert {score["filter"] for score in scores} == {"strict-match", "flexible-extract"}
+    assert all(score["metric"] == "exact_match" and score["higher_is_better"] for score in scores)
+
+
+def test_scores_are_saved_with_what_is_needed_to_repeat_them(scored):
+    saved = scored[-1]
+    task = saved["tasks"]["local_gsm"]
     assert (task["version"], task["shots"], task["problems"]) == (3.0, 0, 5)
-    assert {score["filter"] for score in task["scores"]} == {"strict-match", "flexible-extract"}
-    assert all(score["metric"] == "exact_match" and score["higher_is_better"] for score in task["scores"])
-    saved = json.loads(output.read_text())
     assert saved["limit"] == 5
     assert "lm_eval" in saved["versions"]
     assert len(saved["samples"]["local_gsm"]) == 10  # by filter
 
-    both = ["evaluate", str(recipe.directory), str(tmp_path / "recipe.yaml"), *command[2:], "--json", "--shots", "0"]
+
+def test_tasks_and_the_evaluation_of_a_recipe_go_together(scored, capsys):
+    command, recipe, _, _ = scored
+    both = [*command[:2], str(recipe), *command[2:], "--json", "--shots", "0"]
     assert main(both) == 0
     found = json.loads(capsys.readouterr().out)
     assert "answer_nll" in found
@@ -168,7 +191,7 @@ def test_groups_and_formulas_the_way_omega_has_them(tmp_path, tokenizer, monkeyp
     )
 
 
-def test_mistakes_are_told_in_one_line(tmp_path, tokenizer, tasks, capsys):
+def test_mistakes_get_one_line(tmp_path, tokenizer, tasks, capsys):
     learner = save_learner(tmp_path / "learner", tokenizer)
     with pytest.raises(UserError, match="no task 'gsm9k'"):
         harness.run_tasks(learner, ["gsm9k"])

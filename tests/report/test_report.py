@@ -102,7 +102,7 @@ def test_the_verdict_goes_no_further_than_its_interval(tmp_path, difference, rel
     assert "one seed: the intervals" in page.text()
 
 
-def test_a_higher_figure_is_better_where_its_modality_says_so(tmp_path):
+def test_a_higher_figure_is_better_where_its_modality_defines_it_so(tmp_path):
     from worlds import vision_recipe
 
     results = write_comparison(tmp_path / "study")
@@ -132,11 +132,18 @@ def test_a_higher_figure_is_better_where_its_modality_says_so(tmp_path):
     ]
 
 
-def test_the_tables_say_what_results_json_says(tmp_path):
-    results = write_comparison(tmp_path / "study")
-    write_probe(tmp_path / "study")
-    write_profile(tmp_path / "study")
-    page = made(tmp_path, tmp_path / "study")
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """The results of a comparison with a probe and a profile, and the page of it."""
+    root = tmp_path_factory.mktemp("study")
+    results = write_comparison(root / "study")
+    write_probe(root / "study")
+    write_profile(root / "study")
+    return results, made(root, root / "study")
+
+
+def test_the_table_of_results_equals_results_json(study):
+    results, page = study
     head, *rows = page.tables["Results on held-out answers"]
     assert [row[0] for row in rows] == list(results["arms"]) == ["step-0", "one-hot", "v"]
     for row, arm in zip(rows, results["arms"].values(), strict=True):
@@ -144,27 +151,48 @@ def test_the_tables_say_what_results_json_says(tmp_path):
         assert float(shown["answer NLL [95 %]"].split()[0]) == pytest.approx(arm["answer_nll"], abs=5e-5)
         assert int(shown["tokens"].replace(",", "")) == arm["tokens"]
         assert float(shown["seconds"]) == arm["seconds"]
-    differences = {tuple(row[:2]): row[4:] for row in page.tables["Differences"][1:]}
+
+
+def test_the_table_of_differences_has_every_pair_with_its_interval(study):
+    differences = {tuple(row[:2]): row[4:] for row in study[1].tables["Differences"][1:]}
     assert set(differences) == {("one-hot", "step-0"), ("v", "step-0"), ("v", "one-hot")}
     assert differences["v", "one-hot"] == ["-0.0917", "[-0.1517, -0.0497]"]
-    costs = {row[0]: row for row in page.tables["What the runs took"][1:]}
+
+
+def test_the_table_of_costs_has_every_run(study):
+    costs = {row[0]: row for row in study[1].tables["What the runs took"][1:]}
     assert set(costs) == {"one-hot.0", "one-hot.1", "v.0", "v.1"}
     assert costs["v.1"][6] == "5"
+
+
+def test_settings_that_differ_from_the_defaults_have_a_table_of_their_own(study):
+    page = study[1]
     settings = {row[0]: row[1] for row in page.tables["Settings that are not the defaults"]}
     assert settings["optimizer.lr"] == "3e-05"
     assert "optimizer.eps" not in settings
     assert dict(page.tables["Settings that are the defaults"])["optimizer.eps"] == "1e-08"
-    assert "somebody" not in page.text()  # a review is blind
+
+
+def test_data_versions_and_phases_have_tables(study):
+    page = study[1]
     assert page.tables["What identifies the data"][1][:2] == ["stream", "stream.jsonl"]
     assert dict(page.tables["Versions"][1:])["torch"] == "2.10.0"
     assert page.tables["Phases of a step of v"][1] == ["learner backward", "9.00", "45.0%"]
+
+
+def test_no_name_of_a_user_is_in_the_page(study):
+    assert "somebody" not in study[1].text()  # a review is blind
+
+
+def test_pictures_have_labels_with_what_they_show(study):
+    page = study[1]
     labels = [a.get("aria-label", "") for tag, a in page.tags if tag == "svg"]
     assert sum("answer NLL, lower is better, against" in label for label in labels) == 3
     assert any("at the end one-hot 1.244, v 1.153; untouched 1.545" in label for label in labels)
     assert sum("Realised against predicted" in label for label in labels) == 2
 
 
-def test_what_is_missing_is_said_in_a_line(tmp_path):
+def test_what_is_missing_is_named_in_a_line(tmp_path):
     write_comparison(tmp_path / "study")
     for file in (tmp_path / "study/v.1").iterdir():
         file.unlink()
@@ -204,7 +232,7 @@ def test_runs_made_with_other_data_or_versions_are_named(tmp_path):
     assert warnings(collect(tmp_path / "study"))[-1] == "v.1: made with other data than step-0"
 
 
-def test_a_comparison_that_something_disturbed_says_so_in_its_first_sentence(tmp_path):
+def test_the_verdict_on_a_disturbed_comparison_begins_with_its_unequal_times(tmp_path):
     results = write_comparison(tmp_path / "study", steps=96, seeds=(0,))
     assert warnings(collect(tmp_path / "study")) == ["8 problems are few: resampling so few makes intervals too narrow"]
     results["arms"]["v"] |= {"steps": 4, "seconds": 129.0, "tokens_per_s": 16.0, "meta_updates": 1}
@@ -239,29 +267,49 @@ def test_where_a_budget_has_minutes_and_steps_it_counts_which_ended_the_runs(tmp
     assert verdict(collect(tmp_path / "study")).startswith(f"After {equal}, v is")
 
 
-def test_hostile_text_stays_text_and_nothing_is_loaded(tmp_path):
-    hostile_study(tmp_path / "study")
-    page = made(tmp_path, tmp_path / "study")
+@pytest.fixture(scope="module")
+def hostile_page(tmp_path_factory):
+    """The page of a comparison that holds hostile text wherever text can come from."""
+    root = tmp_path_factory.mktemp("hostile")
+    hostile_study(root / "study")
+    return made(root, root / "study")
+
+
+def test_hostile_text_adds_no_tags_and_no_handlers(hostile_page):
     assert not [
-        tag for tag, _ in page.tags if tag in ("script", "iframe", "object", "embed", "img", "link", "image", "base")
+        tag
+        for tag, _ in hostile_page.tags
+        if tag in ("script", "iframe", "object", "embed", "img", "link", "image", "base")
     ]
     # The page's, and that of the first seed's inspector, which has nothing to show.
-    assert [tag for tag, _ in page.tags].count("style") == 1 + 1
-    names = {name for _, attributes in page.tags for name in attributes}
+    assert [tag for tag, _ in hostile_page.tags].count("style") == 1 + 1
+    names = {name for _, attributes in hostile_page.tags for name in attributes}
     assert not [name for name in names if name.startswith("on")]
-    assert page.text().count("<script>alert(1)</script>") > 10
-    assert "{{ 7*7 }}" in page.text()
-    assert "alert(1)" in " ".join(page.texts[page.texts.index("Other figures of each step") :])  # a picture's title
-    links = [a[n] for _, a in page.tags for n in ("href", "src", "xlink:href", "action", "data") if n in a]
+
+
+def test_hostile_text_is_shown_as_text(hostile_page):
+    texts = hostile_page.texts
+    assert hostile_page.text().count("<script>alert(1)</script>") > 10
+    assert "{{ 7*7 }}" in hostile_page.text()
+    assert "alert(1)" in " ".join(texts[texts.index("Other figures of each step") :])  # a picture's title
+
+
+def test_links_lead_to_places_in_the_page_and_each_place_has_an_id_of_its_own(hostile_page):
+    links = [a[n] for _, a in hostile_page.tags for n in ("href", "src", "xlink:href", "action", "data") if n in a]
     assert links
     assert all(link.startswith("#") for link in links)
-    styles = [a["style"] for _, a in page.tags if "style" in a] + [page.texts[page.texts.index("\n") + 1]]
-    assert not [style for style in styles if "http" in style or "@import" in style]
-    clips = [a["clip-path"] for _, a in page.tags if "clip-path" in a]
-    ids = [a["id"] for _, a in page.tags if "id" in a]
+    ids = [a["id"] for _, a in hostile_page.tags if "id" in a]
     assert len(ids) == len(set(ids))
-    assert all(clip.startswith("url(#") and clip[5:-1] in ids for clip in clips)
     assert all(link[1:] in ids for link in links)
+
+
+def test_styles_and_clips_load_nothing_from_elsewhere(hostile_page):
+    texts = hostile_page.texts
+    styles = [a["style"] for _, a in hostile_page.tags if "style" in a] + [texts[texts.index("\n") + 1]]
+    assert not [style for style in styles if "http" in style or "@import" in style]
+    clips = [a["clip-path"] for _, a in hostile_page.tags if "clip-path" in a]
+    ids = [a["id"] for _, a in hostile_page.tags if "id" in a]
+    assert all(clip.startswith("url(#") and clip[5:-1] in ids for clip in clips)
 
 
 def test_text_in_pictures_follows_the_page(tmp_path):
@@ -390,7 +438,7 @@ def test_directories_that_are_neither_are_refused_with_the_remedy(tmp_path, caps
     assert not (tmp_path / "study/report.html").exists()
 
 
-def test_a_file_that_cannot_be_written_is_told_before_the_drawing_and_nothing_is_left(tmp_path, capsys):
+def test_a_file_that_cannot_be_written_is_refused_before_the_drawing_and_nothing_is_left(tmp_path, capsys):
     write_comparison(tmp_path / "study")
     (tmp_path / "taken").write_text("")
     for output in (tmp_path / "study", tmp_path / "taken/report.html"):

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from conftest import character_tokenizer
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from worlds import recipe_data, tiny_recipe, vision_recipe, write_jsonl
@@ -48,20 +49,40 @@ def rendered(text):
     return tables, kinds
 
 
-@pytest.mark.usefixtures("judged_early")
-def test_a_run_has_a_card_beside_its_model(tmp_path, tokenizer):
-    recipe = tiny_recipe(tmp_path, tokenizer)
-    result = run_recipe(recipe)
-    text = (recipe.directory / "model" / "README.md").read_text()
-    front = ModelCard(text).data
+@pytest.fixture(scope="module")
+def carded(tmp_path_factory):
+    """A finished run: the directory of its data, its result, and the card beside its model."""
+    root = tmp_path_factory.mktemp("carded")
+    recipe = tiny_recipe(root, character_tokenizer())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vpretrain.method.strength.FIRST", 2)  # as judged_early
+        result = run_recipe(recipe)
+    return root, result, (recipe.directory / "model" / "README.md").read_text()
+
+
+def test_the_card_names_the_library_the_method_and_the_arm_and_guesses_nothing(carded):
+    front = ModelCard(carded[-1]).data
     assert front.to_dict()["library_name"] == "transformers"
     assert {"v-pretraining", "arm:v"} <= set(front.tags)
     assert (front.base_model, front.license, front.datasets) == (None, None, None)  # nobody knows
-    (settings, data, figures), kinds = rendered(text)
-    assert not kinds & {"html_block", "html_inline", "link_open", "image"}
+
+
+def test_the_card_has_no_markup_from_elsewhere_and_no_local_path(carded):
+    root, _, text = carded
+    assert not rendered(text)[1] & {"html_block", "html_inline", "link_open", "image"}
+    assert str(root) not in text  # it is published, and home directories have names
+
+
+def test_the_card_lists_the_settings_defaults_too(carded):
+    (settings, _, _), _ = rendered(carded[-1])
     assert ["optimizer.lr", "0.001"] in settings
     assert ["stream.accumulation", "1"] in settings
     assert ["designer.top_k", "8"] in settings
+
+
+def test_the_card_lists_every_data_file_with_its_rows_and_hash(carded):
+    root, _, text = carded
+    (_, data, _), _ = rendered(text)
     assert [row[:3] for row in data[1:]] == [
         ["stream", "stream.jsonl", "40"],
         ["stream", "text.jsonl", "5"],
@@ -69,17 +90,24 @@ def test_a_run_has_a_card_beside_its_model(tmp_path, tokenizer):
         ["evaluation", "evaluation.jsonl", "10"],
         ["retention", "other.jsonl", "1"],
     ]
-    digest = hashlib.sha256((tmp_path / "feedback.jsonl").read_bytes()).hexdigest()
+    digest = hashlib.sha256((root / "feedback.jsonl").read_bytes()).hexdigest()
     assert f"sha256 {digest}" in data[3][3]
+
+
+def test_the_card_has_the_figures_the_cost_and_the_budget(carded):
+    _, result, text = carded
+    (_, _, figures), _ = rendered(text)
     assert dict(figures)["answer_nll"] == f"{result['answer_nll']:.6g}"
     assert f"6 steps, {result['tokens']:,} tokens, {result['seconds']:.1f} seconds" in text
     assert re.search(r"1 meta update from feedback|2 meta updates from feedback", text)
     assert "Budget: 6 steps; seed 0" in text
-    assert "eprint        = {2601.22108}" in text
-    assert str(tmp_path) not in text  # it is published, and home directories have names
 
 
-def test_an_export_has_it_too_and_so_has_that_of_a_checkpoint(tmp_path, tokenizer):
+def test_the_card_cites_the_paper(carded):
+    assert "eprint        = {2601.22108}" in carded[-1]
+
+
+def test_an_export_has_the_card_too_and_so_has_that_of_a_checkpoint(tmp_path, tokenizer):
     recipe = tiny_recipe(tmp_path, tokenizer, arm="one-hot")
     run_recipe(recipe)
     card = (recipe.directory / "model" / "README.md").read_text()
@@ -161,7 +189,7 @@ def test_texts_of_recipes_and_data_are_shown_as_text(tmp_path, tokenizer):
     assert (front.license, front.base_model, front.datasets) == (None, None, None)
 
 
-def test_base_and_licence_are_what_a_learner_of_the_hub_or_its_card_say(tmp_path, tokenizer):
+def test_base_and_licence_come_from_the_hub_or_the_card_of_the_learner(tmp_path, tokenizer):
     recipe = tiny_recipe(tmp_path, tokenizer)
     Path(recipe.learner.name, "README.md").write_text("---\nbase_model: some/base\nlicense: apache-2.0\n---\ntext")
     text = model_card(recipe, RESULT, provenance(recipe), {})
@@ -209,7 +237,7 @@ def test_the_hash_of_several_files_is_that_of_what_sha256sum_prints(tmp_path):
     assert found == {"files": 2, "bytes": 2 * 20, "sha256": printed.stdout.split()[0]}
 
 
-def test_much_data_is_known_by_its_ends_and_the_card_says_so(tmp_path, monkeypatch):
+def test_much_data_is_hashed_at_its_ends_and_recorded_as_such(tmp_path, monkeypatch):
     monkeypatch.setattr("vpretrain.run.fingerprint.MOST", 3 * 2**20)
     file = tmp_path / "much"
     content = bytearray(b"x" * (4 * 2**20))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import character_tokenizer, runs_in_this_process
 from worlds import tiny_recipe
 
 from vpretrain import UserError
@@ -54,31 +56,53 @@ def test_evaluations_along_the_run_change_nothing_and_are_kept(tmp_path, tokeniz
     assert all(len(line["problems"]) == 6 for line in lines)
 
 
-def test_arms_take_turns_over_seeds_and_end_where_they_would_alone(tmp_path, tokenizer, in_this_process):
-    recipe = tiny_recipe(tmp_path, tokenizer, evaluation=_with_points(tmp_path, tokenizer, 2))
-    results = compare(recipe, ["one-hot", "v", "self-distillation"], seeds=[0, 1], rounds=2)
-    ran = [[word for word in command if word.startswith(("name=", "--until"))] for command in in_this_process]
+@pytest.fixture(scope="module")
+def turns(tmp_path_factory):
+    """Three arms over two seeds in two rounds: where, the recipe, the commands of the runs, and the results."""
+    root = tmp_path_factory.mktemp("turns")
+    recipe = tiny_recipe(root, character_tokenizer(), evaluation=_with_points(root, character_tokenizer(), 2))
+    with runs_in_this_process() as commands:
+        results = compare(recipe, ["one-hot", "v", "self-distillation"], seeds=[0, 1], rounds=2)
+    return SimpleNamespace(root=root, recipe=recipe, commands=commands, results=results)
+
+
+def test_arms_take_turns_over_seeds(turns):
+    ran = [[word for word in command if word.startswith(("name=", "--until"))] for command in turns.commands]
     turn = ["step-0", "one-hot.0", "v.0", "self-distillation.0", "v.1", "self-distillation.1", "one-hot.1"]
     turn = [f"name={name}" for name in turn]
     assert ran == [["--until=0.5", n] for n in turn] + [[n] for n in turn[1:]]
-    alone = tiny_recipe(tmp_path, tokenizer, name="alone", arm="v", seed=1)
-    run_recipe(alone)
-    assert_equal(final(alone.directory), final(recipe.directory / "v.1"))
 
-    arms = results["arms"]
+
+def test_a_run_in_turns_ends_where_it_would_alone(turns):
+    alone = tiny_recipe(turns.root, character_tokenizer(), name="alone", arm="v", seed=1)
+    run_recipe(alone)
+    assert_equal(final(alone.directory), final(turns.recipe.directory / "v.1"))
+
+
+def test_the_figures_of_an_arm_are_means_over_its_seeds_with_an_interval(turns):
+    arms = turns.results["arms"]
     assert list(arms) == ["step-0", "one-hot", "v", "self-distillation"]
     assert [run["seed"] for run in arms["v"]["runs"]] == [0, 1]
     assert arms["v"]["answer_nll"] == pytest.approx(sum(run["answer_nll"] for run in arms["v"]["runs"]) / 2)
     assert arms["v"]["answer_nll_low"] <= arms["v"]["answer_nll"] <= arms["v"]["answer_nll_high"]
-    differences = results["differences"]["nll"]
+
+
+def test_every_arm_is_compared_with_every_other(turns):
+    arms, differences = turns.results["arms"], turns.results["differences"]["nll"]
     assert {a: set(others) for a, others in differences.items()} == {a: set(arms) - {a} for a in arms}
     assert differences["v"]["one-hot"]["mean"] == pytest.approx(arms["v"]["answer_nll"] - arms["one-hot"]["answer_nll"])
     assert differences["v"]["one-hot"]["mean"] == pytest.approx(-differences["one-hot"]["v"]["mean"])
-    matched = results["matched"]
+
+
+def test_arms_are_matched_in_seconds_and_tokens(turns):
+    arms, matched = turns.results["arms"], turns.results["matched"]
     assert set(matched) == {"seconds", "tokens"}
     assert matched["tokens"]["at"] == min(run["tokens"] for arm in arms.values() for run in arm.get("runs", []))
     assert matched["tokens"]["nll"]["arms"]["v"] == pytest.approx(arms["v"]["answer_nll"], abs=0.05)
 
+
+def test_a_comparison_over_seeds_has_a_table_remarks_and_curves(turns):
+    results, recipe = turns.results, turns.recipe
     assert [column.header for column in table(results, recipe).columns][:2] == ["arm", "answer NLL [95 %]"]
     told = "\n".join(remarks(results, recipe))
     assert "v minus self-distillation" in told
@@ -117,7 +141,7 @@ def test_a_curve_is_read_off_between_its_evaluations():
     assert _read_off(curve, "tokens", 300, "cases", "nll") == [1.0, 2.0]
 
 
-def test_a_paused_run_says_how_to_go_on(tmp_path, tokenizer, capsys):
+def test_a_paused_run_prints_its_share_and_can_be_resumed(tmp_path, tokenizer, capsys):
     save_recipe(tiny_recipe(tmp_path, tokenizer), tmp_path / "recipe.yaml")
     assert main(["run", str(tmp_path / "recipe.yaml"), "--until", "0.4"]) == 75
     assert "paused at 40% of the budget" in capsys.readouterr().err
@@ -140,40 +164,61 @@ def test_unknown_arms_are_named(tmp_path, tokenizer):
         compare(tiny_recipe(tmp_path, tokenizer), ["two-hot"])
 
 
-def test_an_arm_may_have_settings_of_its_own(tmp_path, tokenizer, in_this_process, monkeypatch):
+DOT = "v:value.align=dot:value.strength=1"
+ENTRIES = ["one-hot", DOT, "self-distillation:control.keep=0.75", "v:value.strength=1:value.align=dot"]  # a twin last
+OWN = ["v-value.align-dot-value.strength-1", "self-distillation-control.keep-0.75"]
+
+
+@pytest.fixture(scope="module")
+def with_settings(tmp_path_factory):
+    """Arms with settings of their own over two seeds: the recipe, the commands of the runs, and the results."""
+
     def follows_v(v):
         return [f"control.alpha={v['seed'] / 4 + 0.25}", "control.keep=0.25"]
 
-    monkeypatch.setitem(ARMS, "self-distillation", replace(ARMS["self-distillation"], follows_v=follows_v))
-    recipe = tiny_recipe(tmp_path, tokenizer)
-    dot = "v:value.align=dot:value.strength=1"
-    arms = ["one-hot", dot, "self-distillation:control.keep=0.75", "v:value.strength=1:value.align=dot"]
-    results = compare(recipe, arms, seeds=[0, 1])
-    ran = [next(word for word in command if word.startswith("name=")) for command in in_this_process]
-    own = ["v-value.align-dot-value.strength-1", "self-distillation-control.keep-0.75"]
-    members = ["step-0", "one-hot.0", f"{own[0]}.0", f"{own[0]}.1", "one-hot.1", f"{own[1]}.0", f"{own[1]}.1"]
-    assert ran == [f"name={member}" for member in members]
-    assert list(results["arms"]) == ["step-0", *arms[:3]]
-    assert results["arms"][dot]["arm"] == "v"
-    assert set(results["differences"]["nll"][dot]) == {"step-0", "one-hot", arms[2]}
+    recipe = tiny_recipe(tmp_path_factory.mktemp("settings"), character_tokenizer())
+    with runs_in_this_process() as commands, pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARMS, "self-distillation", replace(ARMS["self-distillation"], follows_v=follows_v))
+        results = compare(recipe, ENTRIES, seeds=[0, 1])
+    return SimpleNamespace(recipe=recipe, commands=commands, results=results)
 
-    saved = load_recipe(recipe.directory / members[3] / "recipe.yaml")
+
+def test_an_entry_with_settings_is_an_arm_of_its_own_and_a_twin_is_not(with_settings):
+    ran = [next(word for word in command if word.startswith("name=")) for command in with_settings.commands]
+    members = ["step-0", "one-hot.0", f"{OWN[0]}.0", f"{OWN[0]}.1", "one-hot.1", f"{OWN[1]}.0", f"{OWN[1]}.1"]
+    assert ran == [f"name={member}" for member in members]
+    results = with_settings.results
+    assert list(results["arms"]) == ["step-0", *ENTRIES[:3]]
+    assert results["arms"][DOT]["arm"] == "v"
+    assert set(results["differences"]["nll"][DOT]) == {"step-0", "one-hot", ENTRIES[2]}
+
+
+def test_settings_of_an_arm_apply_to_its_runs_alone(with_settings):
+    recipe = with_settings.recipe
+    saved = load_recipe(recipe.directory / f"{OWN[0]}.1" / "recipe.yaml")
     assert (saved.arm, saved.seed, saved.value.align, saved.value.strength) == ("v", 1, "dot", 1)
     assert load_recipe(recipe.directory / "one-hot.1/recipe.yaml").value == recipe.value
     # What is set to match V follows the only V there is, and keeps its own settings.
-    after = load_recipe(recipe.directory / members[6] / "recipe.yaml").control
+    after = load_recipe(recipe.directory / f"{OWN[1]}.1" / "recipe.yaml").control
     assert (after.alpha, after.keep) == (0.5, 0.75)
 
-    assert dot in list(table(results, recipe).columns[0].cells)
-    assert f"{dot} minus one-hot" in "\n".join(remarks(results, recipe))
+
+def test_table_remarks_and_curves_name_arms_with_their_settings(with_settings):
+    results, recipe = with_settings.results, with_settings.recipe
+    assert DOT in list(table(results, recipe).columns[0].cells)
+    assert f"{DOT} minus one-hot" in "\n".join(remarks(results, recipe))
     assert draw_curves(recipe, results).stat().st_size > 1000
-    study = collect(recipe.directory)
-    assert {arm: len(runs) for arm, runs in study.runs.items()} == {"step-0": 1} | dict.fromkeys(arms[:3], 2)
-    card = (recipe.directory / members[3] / "model/README.md").read_text()
+
+
+def test_the_report_and_the_card_include_arms_with_settings(with_settings):
+    directory = with_settings.recipe.directory
+    study = collect(directory)
+    assert {arm: len(runs) for arm, runs in study.runs.items()} == {"step-0": 1} | dict.fromkeys(ENTRIES[:3], 2)
+    card = (directory / f"{OWN[0]}.1" / "model/README.md").read_text()
     assert "All arms of the comparison" in card
 
 
-def test_names_of_directories_tell_entries_apart():
+def test_names_of_directories_differ_between_entries():
     plain = {
         "v": "v",
         "v:value.subset=last-1": "v-value.subset-last-1",

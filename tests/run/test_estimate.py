@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import json
 from dataclasses import replace
@@ -11,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import yaml
+from conftest import character_tokenizer
 from models import tiny_model, tiny_vision_model
 from torch.distributed.fsdp import fully_shard
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -51,29 +54,55 @@ WORK = Workload(
 )  # fmt: skip
 
 
-def test_memory_is_what_a_hand_works_out():
-    ddp, fsdp2, lean = (plan.memory for plan in on_gpus(WORK, 8).plans)
+@pytest.fixture
+def memory():
+    """Of the three layouts on 8 GPUs: ddp, fsdp2, fsdp2-lean."""
+    return [plan.memory for plan in on_gpus(WORK, 8).plans]
+
+
+def test_memory_of_states_equals_a_hand_calculation(memory):
+    ddp, fsdp2, _ = memory
     states = ("parameters (fp32)", "gradients (fp32)", "AdamW (fp32)")
     assert [ddp[name] for name in states] == [4000, 4000, 8000]
     assert [fsdp2[name] for name in states] == [500, 500, 1000]
+
+
+def test_memory_of_gradients_not_yet_summed_equals_a_hand_calculation(memory):
+    ddp, fsdp2, lean = memory
     late = "gradients not yet summed (fp32)"  # in DDP's buckets; of two micro-batches; of a block and what is outside of all
     assert (ddp[late], fsdp2[late], lean[late]) == (4000, 4000, 4 * (200 + 200))
     assert on_gpus(WORK, 1).plans[0].memory[late] == 0
+
+
+def test_memory_of_copies_of_weights_equals_a_hand_calculation(memory):
+    ddp, fsdp2, lean = memory
     assert ddp["autocast's copies (bf16)"] == fsdp2["autocast's copies (bf16)"] == 1800
     assert lean["autocast's copies (bf16)"] == 2 * (100 + 200)
     assert (ddp["collected weights (fp32)"], fsdp2["collected weights (fp32)"]) == (0, 4 * (200 + 2 * 200))
+
+
+def test_memory_of_activations_and_loss_equals_a_hand_calculation(memory):
+    ddp, fsdp2, lean = memory
     assert ddp["activations"] == fsdp2["activations"] == 4 * 8000  # 32 rows a micro-batch, 4 on each
     assert lean["activations"] == 4 * (800 + 8000 / 4)
     assert ddp["loss"] == 1000 + 400  # its chunk is full
+
+
+def test_memory_of_a_meta_update_equals_a_hand_calculation(memory):
+    ddp, fsdp2, _ = memory
     assert (ddp["g_down, g_pre, u over S (fp32)"], fsdp2["g_down, g_pre, u over S (fp32)"]) == (6400, 800)
     assert (ddp["states below S"], fsdp2["states below S"]) == (30 * (4 + 2), 0)
     assert ddp["meta update's activations"] == 2 * 700  # two rows of the meta batch, two pairs
     assert fsdp2["meta update's activations"] == 0  # it comes before the step's, and is smaller
+
+
+def test_memory_of_the_designer_equals_a_hand_calculation(memory):
+    ddp, fsdp2, _ = memory
     assert ddp["designer and its AdamW (fp32)"] == fsdp2["designer and its AdamW (fp32)"] == 16 * 50
     assert ddp["designer's working memory"] == 4 * 20
 
 
-def test_bytes_sent_are_what_a_hand_works_out():
+def test_bytes_sent_equal_a_hand_calculation():
     ddp, fsdp2, lean = (plan.sent for plan in on_gpus(WORK, 8).plans)
     assert ddp["a step"] == pytest.approx(2 * 7 / 8 * 4000)
     assert ddp["a meta update"] == pytest.approx(
@@ -88,25 +117,44 @@ def test_bytes_sent_are_what_a_hand_works_out():
     assert alone.seconds["learner's communication"] == 0
 
 
-def test_seconds_are_what_a_hand_works_out():
-    device = Device(tflops=1e-9, fp32_tflops=1e-10, memory_gib=1, memory_gbs=1, node_gbs=1e-6, network_gbs=1e-7)
-    ddp, fsdp2, lean = (p.seconds for p in on_gpus(WORK, 8, device=device, utilisation=0.5, latency_us=1e6).plans)
+SLOW = Device(tflops=1e-9, fp32_tflops=1e-10, memory_gib=1, memory_gbs=1, node_gbs=1e-6, network_gbs=1e-7)
+
+
+@pytest.fixture
+def seconds():
+    """Of the three layouts on 8 slow GPUs: ddp, fsdp2, fsdp2-lean."""
+    return [plan.seconds for plan in on_gpus(WORK, 8, device=SLOW, utilisation=0.5, latency_us=1e6).plans]
+
+
+def test_seconds_of_compute_equal_a_hand_calculation(seconds):
+    ddp, _, lean = seconds
     over = OVER_FLOOR["language"]
     assert ddp["learner"] == pytest.approx(8 * 6000 / 500)
     assert lean["learner"] == pytest.approx(ddp["learner"] * 4 / 3)
     assert ddp["designer"] == pytest.approx(over["designer"] * 8 * 100 / 50)  # fp32
     assert ddp["meta compute"] == pytest.approx(over["meta"] * 2 * (2000 / 500 + 1000 / 50))
+
+
+def test_seconds_of_communication_equal_a_hand_calculation(seconds):
+    ddp, fsdp2, lean = seconds
     # 1,000 bytes a second in a node, a second a message: up and down a tree of 8, or seven round a ring, for each of 5 units.
     assert ddp["learner's communication"] == pytest.approx(7 + 2 * 3)
     assert fsdp2["learner's communication"] == pytest.approx((2 * 2 + 1) * (3.5 + 5 * 7))
     assert lean["learner's communication"] == pytest.approx(2 * 3 * (3.5 + 5 * 7))
     assert ddp["meta communication"] == pytest.approx(2 * 7 / 8 * 4 * 850 / 1000 + 3 * 6)
+
+
+def test_a_step_takes_the_longer_of_compute_and_communication_and_its_share_of_a_meta_update(seconds):
+    ddp = seconds[0]
     longer = max(ddp["learner"], ddp["learner's communication"])
     meta = (ddp["meta compute"] + ddp["meta communication"]) / 8
     assert ddp["step"] == pytest.approx(longer + ddp["designer"] + meta)
+
+
+def test_bandwidth_beyond_a_node_is_that_of_its_links_together():
     # Beyond a node its 8 links carry 100 bytes a second each.
-    assert on_gpus(WORK, 16, device=device).bandwidth_gbs == pytest.approx(8e-7)
-    assert on_gpus(WORK, 16, device=device, gpus_per_node=4).bandwidth_gbs == pytest.approx(4e-7)
+    assert on_gpus(WORK, 16, device=SLOW).bandwidth_gbs == pytest.approx(8e-7)
+    assert on_gpus(WORK, 16, device=SLOW, gpus_per_node=4).bandwidth_gbs == pytest.approx(4e-7)
 
 
 def test_the_least_period_makes_meta_updates_negligible():
@@ -322,26 +370,39 @@ def test_every_recipe_can_be_estimated(name, tmp_path):
     assert found.plans[0].seconds["step"] > found.plans[0].seconds["designer"] > 0
 
 
-@pytest.fixture
-def path(tmp_path, tokenizer):
-    data = recipe_data(tmp_path, tokenizer)
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    root = tmp_path_factory.mktemp("estimate")
+    data = recipe_data(root, character_tokenizer())
     data["stream"]["accumulation"] = 8
     data["stream"]["batch_size"] = data["feedback"]["batch_size"] = data["value"]["batch_size"] = 4
-    file = tmp_path / "recipe.yaml"
+    file = root / "recipe.yaml"
     file.write_text(yaml.safe_dump(data))
     return str(file)
 
 
-def test_the_command_says_what_fits_and_what_to_shard(path, capsys):
+@pytest.fixture(scope="module")
+def sizes(path):
+    """GiB on each of 4 GPUs, by layout."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main(["estimate", path, "--world-size", "4", "--json"]) == 0
+    return [sum(plan["memory"].values()) / GIB for plan in json.loads(printed.getvalue())["plans"]]
+
+
+def test_where_ddp_fits_nothing_needs_to_be_sharded(path, capsys):
     assert main(["estimate", path, "--world-size", "4"]) == 0
     text = capsys.readouterr().out
     assert "4 GPUs, on paper: 8 x 1 rows a step on each" in text
     assert "ddp fits: " in text
     assert "nothing needs to be sharded" in text
     assert "nothing was measured on a GPU" in text
-    assert main(["estimate", path, "--world-size", "4", "--json"]) == 0
-    sizes = [sum(plan["memory"].values()) / GIB for plan in json.loads(capsys.readouterr().out)["plans"]]
+
+
+def test_every_layout_needs_less_memory_than_the_one_before(sizes):
     assert sizes[0] > sizes[1] > sizes[2]
+
+
+def test_where_ddp_does_not_fit_the_first_layout_that_does_is_advised(path, sizes, capsys):
     between = [str((more + less) / 2) for more, less in itertools.pairwise(sizes)]
     for memory, advice in zip([*between, "1e-9"], ["(fsdp2)", "activations again", "no layout fits"], strict=True):
         assert main(["estimate", path, "--world-size", "4", "--memory-gib", memory]) == 0
@@ -362,33 +423,45 @@ def test_the_command_takes_settings_a_device_and_answers_in_json(path, capsys):
     assert any("fits" in line for line in found["remarks"])
 
 
-def test_what_cannot_be_estimated_gets_one_line_with_the_remedy(path, capsys, tmp_path):
-    def refused(*words):
-        assert main(["estimate", path, *words]) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1
-        return error
+def refused(capsys, path, *words):
+    assert main(["estimate", path, *words]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
 
-    assert "stream.batch_size=4 is no multiple of 3 GPUs, and the run would refuse it: use 6" in refused(
-        "--world-size", "3"
-    )
-    assert "value.batch_size=4 leaves some of 8 GPUs" in refused("--world-size", "8", "stream.batch_size=8")
-    enough = ("stream.batch_size=8", "value.batch_size=8")
-    assert "feedback.batch_size=4 leaves some of 8 GPUs" in refused("--world-size", "8", *enough)
-    assert "arm=sft has passes of its own" in refused("--world-size", "2", "arm=sft")
-    assert "stream.length=4096 is longer" in refused("--world-size", "2", "stream.length=4096")
-    tiny_model("mamba").config.save_pretrained(tmp_path / "mamba")
-    assert "is a mamba: estimate knows" in refused("--world-size", "2", f"learner.name={tmp_path}/mamba")
-    tiny_model("qwen3-moe").config.save_pretrained(tmp_path / "moe")
-    assert "one feed-forward part" in refused("--world-size", "2", f"learner.name={tmp_path}/moe")
-    for words in (
-        ["--world-size", "0"],
-        [],
-        ["--world-size", "2", "--tflops", "-1"],
-        ["--world-size", "2", "--device", "z9"],
-    ):
-        with pytest.raises(SystemExit) as exit:
-            main(["estimate", path, *words])
-        assert exit.value.code == 2
+
+@pytest.mark.parametrize(
+    ("gpus", "settings", "message"),
+    [
+        ("3", [], "stream.batch_size=4 is no multiple of 3 GPUs, and the run would refuse it: use 6"),
+        ("8", ["stream.batch_size=8"], "value.batch_size=4 leaves some of 8 GPUs"),
+        ("8", ["stream.batch_size=8", "value.batch_size=8"], "feedback.batch_size=4 leaves some of 8 GPUs"),
+        ("2", ["arm=sft"], "arm=sft has passes of its own"),
+        ("2", ["stream.length=4096"], "stream.length=4096 is longer"),
+    ],
+)
+def test_what_cannot_be_estimated_gets_one_line_with_the_remedy(path, capsys, gpus, settings, message):
+    assert message in refused(capsys, path, "--world-size", gpus, *settings)
+
+
+@pytest.mark.parametrize(
+    ("family", "message"), [("mamba", "is a mamba: estimate knows"), ("qwen3-moe", "one feed-forward part")]
+)
+def test_a_learner_of_another_architecture_gets_one_line(path, capsys, tmp_path, family, message):
+    tiny_model(family).config.save_pretrained(tmp_path / family)
+    assert message in refused(capsys, path, "--world-size", "2", f"learner.name={tmp_path}/{family}")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--world-size", "0"], [], ["--world-size", "2", "--tflops", "-1"], ["--world-size", "2", "--device", "z9"]],
+)
+def test_missing_or_wrong_options_of_the_command_are_refused(path, words):
+    with pytest.raises(SystemExit) as exit:
+        main(["estimate", path, *words])
+    assert exit.value.code == 2
+
+
+def test_an_estimate_for_no_gpus_is_refused():
     with pytest.raises(UserError, match="give a number from 1"):
         on_gpus(WORK, 0)

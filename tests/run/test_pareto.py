@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 
+import pytest
+from conftest import runs_in_this_process
 from worlds import tiny_recipe, vision_recipe
 
 from vpretrain.cli.parser import main
@@ -17,21 +21,42 @@ def test_the_front_is_what_nothing_beats():
     assert front({"a": (1.0, 1.0), "twin": (1.0, 1.0)}) == ["a", "twin"]
 
 
-def test_points_are_run_and_drawn(tmp_path, capsys, in_this_process):
-    save_recipe(vision_recipe(tmp_path, budget={"steps": 2}), tmp_path / "recipe.yaml")
+@pytest.fixture(scope="module")
+def two_points(tmp_path_factory):
+    """The command that ran two points, what it printed, its directory and its results as the command left them."""
+    root = tmp_path_factory.mktemp("points")
+    save_recipe(vision_recipe(root, budget={"steps": 2}), root / "recipe.yaml")
     points = ["--point", "feedback.segmentation=4,feedback.depth=1", "--point", "feedback.segmentation=0"]
-    command = ["pareto", str(tmp_path / "recipe.yaml"), *points]
-    assert main(command) == 0
-    text = capsys.readouterr().out
-    assert "on the front" in text
-    results = json.loads((tmp_path / "runs/tiny-pareto/pareto.json").read_text())
+    command = ["pareto", str(root / "recipe.yaml"), *points]
+    with runs_in_this_process(), contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main(command) == 0
+    directory = root / "runs/tiny-pareto"
+    return command, printed.getvalue(), directory, json.loads((directory / "pareto.json").read_text())
+
+
+def test_every_point_is_run_with_its_settings(two_points):
+    _, _, directory, results = two_points
     assert list(results["points"]) == ["step-0", "fixed", "segmentation-4-depth-1", "segmentation-0"]
+    saved = (directory / "segmentation-0/recipe.yaml").read_text()
+    assert "segmentation: 0" in saved
+
+
+def test_points_are_compared_in_both_objectives(two_points):
+    results = two_points[-1]
     assert results["objectives"] == {"miou": "higher", "depth_rmse": "lower"}
     assert any(point["on_front"] for point in results["points"].values())
     assert results["points"]["fixed"]["minus_fixed"]["miou"]["mean"] == 0
-    saved = (tmp_path / "runs/tiny-pareto/segmentation-0/recipe.yaml").read_text()
-    assert "segmentation: 0" in saved
-    assert (tmp_path / "runs/tiny-pareto/pareto.png").stat().st_size > 1000
+
+
+def test_the_front_is_printed_and_drawn(two_points):
+    _, printed, directory, _ = two_points
+    assert "on the front" in printed
+    assert (directory / "pareto.png").stat().st_size > 1000
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_points_that_were_run_are_refused_unless_resumed(two_points, capsys):
+    command = two_points[0]
     assert main(command) == 2
     assert "holds runs already" in capsys.readouterr().err
     assert main([*command, "--resume"]) == 0
@@ -46,7 +71,7 @@ def test_mistakes_in_points_come_before_the_long_work(tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
-def test_points_of_fields_that_end_alike_are_told_apart_and_twins_refused(tmp_path, capsys):
+def test_points_of_fields_that_end_alike_get_different_names_and_twins_are_refused(tmp_path, capsys):
     sources = [["feedback.sources.0.limit=256"], ["feedback.sources.1.limit=256"]]
     assert list(_names(sources)) == ["feedback.sources.0.limit-256", "feedback.sources.1.limit-256"]
     assert list(_names([["a.limit=1"], ["a.limit=2"]])) == ["limit-1", "limit-2"]

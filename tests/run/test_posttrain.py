@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+from types import SimpleNamespace
 
 import pytest
+from conftest import character_tokenizer, runs_in_this_process
 from worlds import tiny_recipe
 
 from vpretrain.cli.parser import main
@@ -12,46 +16,69 @@ from vpretrain.compare.posttrain import posttrain
 from vpretrain.errors import UserError
 from vpretrain.recipe import load_recipe, save_recipe
 
+PATHS = ["v", "v+sft", "v+grpo"]
 
-def test_paths_share_first_stages_and_pay_for_all_of_theirs(tmp_path, tokenizer, capsys, in_this_process):
-    recipe = tiny_recipe(tmp_path, tokenizer, budget={"steps": 4}, direct={"problems": 1, "group": 2})
-    save_recipe(recipe, tmp_path / "recipe.yaml")
-    paths = ["v", "v+sft", "v+grpo"]
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Three paths over two seeds: the command, the runs it started, what it printed, and what it left."""
+    root = tmp_path_factory.mktemp("paths")
+    recipe = tiny_recipe(root, character_tokenizer(), budget={"steps": 4}, direct={"problems": 1, "group": 2})
+    save_recipe(recipe, root / "recipe.yaml")
     command = [
         "posttrain",
-        str(tmp_path / "recipe.yaml"),
+        str(root / "recipe.yaml"),
         "--seeds",
         "0,1",
         "--paths",
-        ",".join(paths),
+        ",".join(PATHS),
         "evaluation.points=2",
     ]
-    assert main(command) == 0
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "minus v" in printed
-    directory = tmp_path / "runs/tiny-posttrain"
+    with runs_in_this_process() as started, contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main(command) == 0
+    directory = root / "runs/tiny-posttrain"
     results = json.loads((directory / "posttrain.json").read_text())
-    assert list(results["paths"]) == paths
-    runs = [next(word for word in command if word.startswith("name=")) for command in in_this_process]
+    return SimpleNamespace(
+        command=command, started=started, printed=printed.getvalue(), directory=directory, results=results
+    )
+
+
+def test_paths_share_their_first_stages(finished):
+    runs = [next(word for word in command if word.startswith("name=")) for command in finished.started]
     assert len(runs) == len(set(runs)) == 1 + 2 * 4  # step-0; by seed: v, half of v, then sft, then grpo
-    second = load_recipe(directory / "v_sft.2of2.1" / "recipe.yaml")
-    assert second.learner.name == str(directory / "v.1of2.1")
+    second = load_recipe(finished.directory / "v_sft.2of2.1" / "recipe.yaml")
+    assert second.learner.name == str(finished.directory / "v.1of2.1")
     assert (second.budget.steps, second.arm, second.seed) == (2, "sft", 1)
-    for found in results["paths"].values():
+
+
+def test_a_curve_goes_from_the_untouched_learner_through_the_ends_of_the_stages(finished):
+    for found in finished.results["paths"].values():
         assert [run["steps"] for run in found["end"]["runs"]] in ([4, 4], [2, 2])
         for curve in found["curve"]:
             assert [point["seconds"] for point in curve] == sorted(point["seconds"] for point in curve)
             assert curve[-1]["ends"]
-    whole, half = (results["paths"][path] for path in ("v", "v+sft"))
+    whole, half = (finished.results["paths"][path] for path in ("v", "v+sft"))
     assert whole["curve"][0][0] == half["curve"][0][0]  # the untouched learner
     assert sum(point["ends"] for point in half["curve"][0]) == 2
+
+
+def test_a_path_is_charged_for_all_its_stages(finished):
+    half = finished.results["paths"]["v+sft"]
     stages = [f"{stage}.{seed}" for stage in ("v.1of2", "v_sft.2of2") for seed in (0, 1)]
-    spent = sum(json.loads((directory / name / "result.json").read_text())["seconds"] for name in stages)
+    spent = sum(json.loads((finished.directory / name / "result.json").read_text())["seconds"] for name in stages)
     assert half["seconds"] == pytest.approx(spent / 2)
-    assert half["minus"]["v"]["low"] <= half["minus"]["v"]["mean"] <= half["minus"]["v"]["high"]
-    assert (directory / "posttrain.png").stat().st_size > 1000
-    in_this_process.clear()
-    assert main([*command, "--resume"]) == 0
+
+
+def test_paths_are_compared_with_the_first_and_drawn(finished):
+    assert list(finished.results["paths"]) == PATHS
+    assert "minus v" in " ".join(finished.printed.split())
+    minus_v = finished.results["paths"]["v+sft"]["minus"]["v"]
+    assert minus_v["low"] <= minus_v["mean"] <= minus_v["high"]
+    assert (finished.directory / "posttrain.png").stat().st_size > 1000
+
+
+def test_resuming_finished_paths_runs_nothing(finished, in_this_process):
+    assert main([*finished.command, "--resume"]) == 0
     assert in_this_process == []
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from pathlib import Path
 
 import pytest
 import yaml
+from conftest import character_tokenizer, runs_in_this_process
 from worlds import tiny_recipe, vision_recipe
 
 from vpretrain.cli.parser import main
@@ -63,26 +66,45 @@ def pretend(monkeypatch):
     return pretender
 
 
-def test_a_sweep_of_real_runs_from_the_command_line(tmp_path, tokenizer, capsys, in_this_process):
-    save_recipe(tiny_recipe(tmp_path, tokenizer), tmp_path / "recipe.yaml")
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """The command of a sweep of real runs, what it printed, its directory and its results as the command left them."""
+    root = tmp_path_factory.mktemp("sweep")
+    save_recipe(tiny_recipe(root, character_tokenizer()), root / "recipe.yaml")
     file = space(
-        tmp_path, optimizer__lr={"low": 1e-5, "high": 1e-2, "log": True}, value__subset={"choices": ["all", "last-1"]}
+        root, optimizer__lr={"low": 1e-5, "high": 1e-2, "log": True}, value__subset={"choices": ["all", "last-1"]}
     )
-    command = ["sweep", str(tmp_path / "recipe.yaml"), "--space", str(file), "--trials", "6", "arm=v"]
-    assert main(command) == 0
-    text = capsys.readouterr().out
-    assert "best.yaml" in text
-    directory = tmp_path / "runs/tiny-sweep-v"
-    results = json.loads((directory / "sweep.json").read_text())
+    command = ["sweep", str(root / "recipe.yaml"), "--space", str(file), "--trials", "6", "arm=v"]
+    with runs_in_this_process(), contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main(command) == 0
+    directory = root / "runs/tiny-sweep-v"
+    return command, printed.getvalue(), directory, json.loads((directory / "sweep.json").read_text())
+
+
+def test_the_best_trial_is_the_complete_one_of_the_lowest_value(swept):
+    results = swept[-1]
     assert [trial["number"] for trial in results["trials"]] == list(range(6))
     values = {t["number"]: t["value"] for t in results["trials"] if t["state"] == "complete"}
     assert results["best"] == min(values, key=values.get)
     assert sum(results["importances"].values()) == pytest.approx(1) or len(values) < 5
+
+
+def test_of_a_sweep_the_best_recipe_and_model_are_kept_and_no_checkpoints(swept):
+    _, _, directory, results = swept
     best = load_recipe(directory / "best.yaml")
     assert best.optimizer.lr == results["trials"][results["best"]]["settings"]["optimizer.lr"]
     assert [path.parent.name for path in directory.glob("*/model")] == [f"trial-{results['best']}"]
     assert not list(directory.glob("*/checkpoints"))
+
+
+def test_a_sweep_prints_where_its_best_recipe_is_and_is_drawn(swept):
+    _, printed, directory, _ = swept
+    assert "best.yaml" in printed
     assert (directory / "sweep.png").stat().st_size > 1000
+
+
+def test_a_finished_sweep_is_refused_unless_resumed_and_then_runs_nothing(swept, capsys, in_this_process):
+    command = swept[0]
     assert main(command) == 2
     assert "holds runs already" in capsys.readouterr().err
     in_this_process.clear()
@@ -150,7 +172,7 @@ def test_a_loss_that_is_no_number_fails_the_trial(tmp_path, tokenizer, pretend):
         ("a: [", "not valid YAML"),
     ],
 )
-def test_wrong_spaces_are_told_in_one_line(tmp_path, text, message):
+def test_wrong_spaces_get_one_line(tmp_path, text, message):
     file = tmp_path / "space.yaml"
     file.write_text(text)
     with pytest.raises(UserError, match=message) as caught:

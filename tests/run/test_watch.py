@@ -46,22 +46,36 @@ def recipe(tmp_path, tokenizer):
     return tiny_recipe(tmp_path, tokenizer, budget={"steps": 20})
 
 
-def test_a_run_at_work(tmp_path, recipe):
+@pytest.fixture
+def at_work(tmp_path, recipe):
+    """The view of a run of this process after 5 of 20 steps and an evaluation."""
     run = written(tmp_path / "run", [line(n, alpha=0.1, value=0.01 * n) for n in range(5)], recipe)
     (run / "scores.jsonl").write_text(json.dumps({"step": 3, "retention_nll": 2.5, "pass_at_1": None}) + "\n")
     with locked(run):
-        text = shown(run)
-    assert f"arm v, running (process {os.getpid()})" in text
-    assert "25%" in text
-    assert "0:30 left" in text  # 15 steps of 2 seconds
-    assert "step 5" in text
-    assert "loss 3.6" in text
-    assert "alpha 0.1" in text
-    assert "value 0.04" in text
-    assert "tokens/s 50" in text
-    assert re.search("█▆[▄▅]▃▁", text)
-    assert "evaluation after step 3: retention NLL 2.5000" in text
-    resident = float(text.split("memory ")[1].split()[0])
+        return shown(run)
+
+
+def test_a_run_at_work_shows_its_arm_its_process_and_what_is_left(at_work):
+    assert f"arm v, running (process {os.getpid()})" in at_work
+    assert "25%" in at_work
+    assert "0:30 left" in at_work  # 15 steps of 2 seconds
+    assert "step 5" in at_work
+
+
+def test_a_run_at_work_shows_its_newest_figures(at_work):
+    assert "loss 3.6" in at_work
+    assert "alpha 0.1" in at_work
+    assert "value 0.04" in at_work
+    assert "tokens/s 50" in at_work
+
+
+def test_a_run_at_work_shows_its_curve_and_its_last_evaluation(at_work):
+    assert re.search("█▆[▄▅]▃▁", at_work)
+    assert "evaluation after step 3: retention NLL 2.5000" in at_work
+
+
+def test_a_run_at_work_shows_the_memory_of_its_process(at_work):
+    resident = float(at_work.split("memory ")[1].split()[0])
     statm = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     assert resident == pytest.approx(statm / 2**30, rel=0.1)
 
