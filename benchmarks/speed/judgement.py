@@ -24,11 +24,11 @@ def judgement(repeats: int) -> dict[str, Any]:
     """
     recipe: Any = language_recipe("smollm2-135m", "v", strength="auto")
     parts: Any = assemble(recipe)
-    optimizer = AdamW(parts.learner.named_parameters(), recipe.optimizer, horizon=1000)
+    optimizer = AdamW(parts.learner.named_parameters(), recipe.optimizer, total_steps=1000)
     strength = parts.meta.strength
 
     def step(number: int, *, judged: bool = False, share: float = 1.0) -> float:
-        strength.share, strength.next = share, parts.meta.updates + (0 if judged else 1)
+        strength.beta, strength.next = share, parts.meta.updates + (0 if judged else 1)
         start = time.perf_counter()
         train(recipe, parts, optimizer, steps=[number], after_step=lambda record: None)
         return time.perf_counter() - start

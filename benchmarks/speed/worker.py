@@ -33,7 +33,7 @@ class Worker:
         self.recipe: Any = language_recipe(learner, own) if learner in LANGUAGE else vision_recipe(own)
         model = language_model(learner) if learner in LANGUAGE else None
         self.parts: Any = modality_of(self.recipe).assemble(self.recipe, model)
-        self.optimizer = AdamW(self.parts.learner.named_parameters(), self.recipe.optimizer, horizon=1000)
+        self.optimizer = AdamW(self.parts.learner.named_parameters(), self.recipe.optimizer, total_steps=1000)
         self.step = self._plain if arm == HF else self._ours
         self.read = 0
 

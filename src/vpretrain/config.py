@@ -162,7 +162,7 @@ class BudgetConfig(Strict):
             return True
         return self.minutes is not None and seconds + 0.5 * seconds / max(1, steps_done) >= share * 60 * self.minutes
 
-    def share(self, steps_done: int, seconds: float) -> float:
+    def fraction(self, steps_done: int, seconds: float) -> float:
         """Return the fraction of it that is spent after these steps and training seconds."""
         shares = []
         if self.minutes is not None:

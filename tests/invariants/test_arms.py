@@ -313,7 +313,9 @@ def test_the_adamw_metric_is_the_preconditioner_of_the_step():
 
     unused = torch.nn.Parameter(torch.randn(2))
     optimizer = AdamW(
-        [("w", parameter), ("unused", unused)], OptimizerConfig(lr=1e-3, clip_norm=1e9, betas=(0.0, 0.9)), horizon=100
+        [("w", parameter), ("unused", unused)],
+        OptimizerConfig(lr=1e-3, clip_norm=1e9, betas=(0.0, 0.9)),
+        total_steps=100,
     )
     assert optimizer.metric(["w"]) is None
     for _ in range(3):

@@ -72,7 +72,7 @@ def test_minutes_end_a_run_as_well_and_warm_it_up(tmp_path, tokenizer):
     recipe = recipe_of(tmp_path, tokenizer, "sft").model_copy(update={"budget": BudgetConfig(minutes=0.02)})
     result = run_recipe(recipe)
     assert result["seconds"] == pytest.approx(1.2, abs=0.5)
-    assert result["horizon"] == pytest.approx(result["steps"], rel=0.2, abs=2)
+    assert result["total_steps"] == pytest.approx(result["steps"], rel=0.2, abs=2)
 
 
 def test_prompts_that_leave_no_room_are_passed_over_and_resuming_knows_it(tmp_path, tokenizer):

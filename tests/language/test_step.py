@@ -56,7 +56,7 @@ def test_a_step_of_nothing_else_is_made_and_changes_nothing():
         stream=Stream(),
         construction=OneHot(),
         base=OneHot(),
-        optimizer=AdamW(learner.named_parameters(), OptimizerConfig(lr=1e-2), horizon=2),
+        optimizer=AdamW(learner.named_parameters(), OptimizerConfig(lr=1e-2), total_steps=2),
         meta=None,
         schedule=Schedule(1),
         optimizer_aware=False,

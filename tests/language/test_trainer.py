@@ -118,7 +118,7 @@ def by_our_loop(model, accumulation, bf16, arm, value):
         stream=Stream(accumulation),
         construction=construction,
         base=OneHot(),
-        optimizer=AdamW(learner.named_parameters(), OptimizerConfig(lr=LR, warmup_fraction=0), horizon=STEPS),
+        optimizer=AdamW(learner.named_parameters(), OptimizerConfig(lr=LR, warmup_fraction=0), total_steps=STEPS),
         meta=meta,
         schedule=Schedule(value.every_steps),
         optimizer_aware=value.metric == "adamw",

@@ -183,7 +183,7 @@ def test_the_scales_of_g_down_and_of_the_metric_have_no_effect_on_the_task(tmp_p
 
 
 def exact(values_NK, **how):
-    settings = {"alpha0": 0.05, "divergence": 0.1, "strength": Strength(share=1.0)} | how
+    settings = {"alpha0": 0.05, "divergence": 0.1, "strength": Strength(beta=1.0)} | how
     return ExactTask(values=lambda batch, state: values_NK, **settings)
 
 
@@ -233,8 +233,8 @@ def test_the_radius_multiplies_the_divergence():
     batch = random_batch()
     state = learner.observe(batch)
     values_NK = torch.randn(state.logits.z_NK.shape, generator=torch.Generator().manual_seed(0))
-    wide = exact(values_NK, strength=Strength(share=1.0, radius=3.0))
-    same = exact(values_NK, divergence=0.3, strength=Strength(share=1.0))
+    wide = exact(values_NK, strength=Strength(beta=1.0, radius=3.0))
+    same = exact(values_NK, divergence=0.3, strength=Strength(beta=1.0))
     q_NK, other_NK = (construction.targets(batch, state).target.q_NK for construction in (wide, same))
     torch.testing.assert_close(q_NK, other_NK)
 
@@ -245,13 +245,13 @@ def test_a_share_of_the_task_is_that_share_and_nothing_is_one_hot():
     state = learner.observe(batch)
     values_NK = torch.randn(state.logits.z_NK.shape, generator=torch.Generator().manual_seed(0))
     whole, half, none = (
-        exact(values_NK, strength=Strength(share=s)).targets(batch, state).target.q_NK for s in (1.0, 0.5, 0.0)
+        exact(values_NK, strength=Strength(beta=s)).targets(batch, state).target.q_NK for s in (1.0, 0.5, 0.0)
     )
     one_hot = state.logits.one_hot().q_NK
     assert torch.equal(none, one_hot)
     torch.testing.assert_close(half, (whole + one_hot) / 2)
     assert torch.equal(exact(values_NK, alpha0=0.0).targets(batch, state).target.q_NK, one_hot)
-    before = ExactTask(0.05, 1.0, Strength(share=1.0), lambda batch, state: None)
+    before = ExactTask(0.05, 1.0, Strength(beta=1.0), lambda batch, state: None)
     assert torch.equal(before.targets(batch, state).target.q_NK, one_hot)
 
 
@@ -261,7 +261,7 @@ def test_a_step_of_the_exact_task_makes_nothing_of_the_size_of_all_logits_or_of_
     state = learner.observe(batch)
     targets, heads = len(batch.targets_N), 4
     with Largest() as fast:
-        construction = ExactTask(0.02, 1.0, Strength(share=1.0), lambda *given: candidate_values(learner, *given, u))
+        construction = ExactTask(0.02, 1.0, Strength(beta=1.0), lambda *given: candidate_values(learner, *given, u))
         construction.targets(batch, state)
     assert fast.numel < targets * 997 / 4
     assert fast.numel < 4 * heads * 120 * 120 / 4
@@ -277,6 +277,6 @@ def test_without_a_tilt_a_learner_step_keeps_the_true_token_alone_as_one_hots_do
     kept = []
     for share in (0.0, 0.5):
         if parts.meta.strength is not None:
-            parts.meta.strength.share = share
+            parts.meta.strength.beta = share
         kept.append(parts.learner.forward(batch).logits.candidates_NK.shape[1])
     assert kept == [1, 1 if arm == "selection" else 8]  # which looks at candidates in a pass of its own

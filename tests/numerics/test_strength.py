@@ -11,7 +11,7 @@ from worlds import tiny_recipe
 
 from vpretrain.language.assemble import assemble
 from vpretrain.language.task.values import candidate_values
-from vpretrain.method.strength import Judgement, Strength, best_share
+from vpretrain.method.strength import Judgement, Strength, best_beta
 from vpretrain.method.value import gradient, inner, norm
 from vpretrain.run import run_recipe
 
@@ -26,7 +26,7 @@ def test_the_share_is_where_the_cosine_has_its_maximum():
         A, B, E, F = float(G @ g), float(G @ d), float(g @ d), float(d @ d)
         ends = [0.0, 1.0, min(1.0, max(0.0, (B - A * E) / (A * F - B * E)))]
         expected = max(ends, key=lambda beta: float((g + beta * d) @ G / (g + beta * d).norm()))
-        assert best_share([Judgement([1.0], [A], [B], E, F)]) == pytest.approx(expected, abs=0.01)
+        assert best_beta([Judgement([1.0], [A], [B], E, F)]) == pytest.approx(expected, abs=0.01)
         inside += 0 < expected < 1
     assert inside > 5
 
@@ -43,18 +43,18 @@ def scattered(mean, error):
 
 def test_without_a_direction_nothing_is_taken():
     for error, share in ((0.45, 1.0), (0.55, 0.0)):
-        assert best_share([judgement([1.0] * 4, scattered(1.0, error))]) == share
-    assert best_share([judgement([1.0] * 4, scattered(-1.0, 0.1))]) == 0.0
-    assert best_share([judgement([1.0] * 4, [math.nan] * 4)]) == 0.0
+        assert best_beta([judgement([1.0] * 4, scattered(1.0, error))]) == share
+    assert best_beta([judgement([1.0] * 4, scattered(-1.0, 0.1))]) == 0.0
+    assert best_beta([judgement([1.0] * 4, [math.nan] * 4)]) == 0.0
     # Two that agree say more than one.
-    assert best_share([judgement([1.0] * 4, scattered(1.0, 0.55))] * 2) == 1.0
+    assert best_beta([judgement([1.0] * 4, scattered(1.0, 0.55))] * 2) == 1.0
 
 
 def test_judgements_are_pooled_whatever_their_unit():
     """|G| over S differs from |G| over all parameters, and the two questions are asked on different ones."""
     agree, oppose = Judgement([1.0, 1.1, 0.9]), Judgement([-1e3, -1.1e3, -0.9e3])
-    assert best_share([agree, oppose]) == 1.0
-    assert best_share([oppose, agree]) == 0.0
+    assert best_beta([agree, oppose]) == 1.0
+    assert best_beta([oppose, agree]) == 0.0
 
 
 def test_a_direction_is_followed_before_its_gain_is_measured():
@@ -69,19 +69,19 @@ def test_a_direction_is_followed_before_its_gain_is_measured():
         asked.append(strength.in_doubt)
         assert strength.due(update, progress=0.0)
         strength.judge(update, seen)
-        assert strength.share == (update == 16)
+        assert strength.beta == (update == 16)
     assert asked == [False, False, True, True]
 
 
 def test_a_direction_is_followed_until_it_is_seen_to_harm():
     for error, share in ((0.0, 0.0), (0.9, 0.0), (1.1, 1.0)):
-        assert best_share([judgement(scattered(-1.0, error))]) == pytest.approx(share, abs=1e-5)
+        assert best_beta([judgement(scattered(-1.0, error))]) == pytest.approx(share, abs=1e-5)
 
 
 def test_a_judgement_counts_twice_as_much_as_the_one_before_it():
     good, bad = judgement([1.0] * 4), judgement([-1.0] * 4)
-    assert best_share([good, bad]) == 1.0
-    assert best_share([bad, good]) == 0.0
+    assert best_beta([good, bad]) == 1.0
+    assert best_beta([bad, good]) == 0.0
 
 
 def test_the_trust_region_grows_where_the_whole_tilt_is_seen_to_help_and_shrinks_where_less_is_taken():
@@ -131,7 +131,7 @@ def test_a_judgement_is_of_the_direction_that_was_just_found(tmp_path, tokenizer
         "vpretrain.language.assemble.candidate_values",
         lambda learner, batch, state, u: asked.append(u) or candidate_values(learner, batch, state, u),
     )
-    parts.meta.strength.share = 1.0
+    parts.meta.strength.beta = 1.0
     for update in range(2):
         parts.meta.strength.next = update
         parts.meta(parts.stream.next())
@@ -146,7 +146,7 @@ def test_a_judgement_sees_the_inner_products_in_the_metric(tmp_path, tokenizer):
     meta, learner = parts.meta, parts.learner
     generator = torch.Generator().manual_seed(0)
     P = {n: torch.rand(p.shape, generator=generator) + 0.1 for n, p in learner.named_parameters()}
-    meta.strength.next, meta.strength.share = 0, 1.0
+    meta.strength.next, meta.strength.beta = 0, 1.0
     batches, before = parts.stream.next(), parts.feedback.state_dict()
     meta(batches, lambda names: {n: P[n] for n in names})
     (seen,) = meta.strength.judgements

@@ -121,7 +121,7 @@ def test_a_step_whose_fault_is_gone_says_so(tmp_path, tokenizer, capsys, monkeyp
 
 def test_a_loss_that_leaps_is_left_out():
     parameter = torch.nn.Parameter(torch.ones(1))
-    optimizer = AdamW([("w", parameter)], OptimizerConfig(lr=0.1, skip_above=3.0, warmup_fraction=0), horizon=100)
+    optimizer = AdamW([("w", parameter)], OptimizerConfig(lr=0.1, skip_above=3.0, warmup_fraction=0), total_steps=100)
 
     def step(loss):
         parameter.grad = torch.ones(1)

@@ -36,7 +36,7 @@ def result(arm: str, seed: int, nll: float, *, steps: int, seconds: float = 120.
     tokens = 512 * steps
     return {
         "name": arm, "arm": arm, "seed": seed, "steps": steps, "processes": 1, "tokens": tokens, "seconds": seconds,
-        "tokens_per_s": tokens / seconds if steps else None, "peak_memory_bytes": 3 * 2**30, "horizon": steps,
+        "tokens_per_s": tokens / seconds if steps else None, "peak_memory_bytes": 3 * 2**30, "total_steps": steps,
         "meta_updates": steps // 8 if arm == "v" else 0, "mean_alpha": 0.137 if arm == "v" else 0.0,
         "answer_nll": nll, "answer_nll_low": nll - 0.1, "answer_nll_high": nll + 0.1, "pass_at_1": 0.0625,
         "retention_nll": 2.8301, "problems": [{"key": str(n), "domain": "sums", "nll": nll} for n in range(CASES)], **more,

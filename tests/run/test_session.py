@@ -214,7 +214,7 @@ def test_a_budget_is_honoured_across_a_resume():
     assert second.seconds == 60
 
 
-def test_rehearsal_of_the_horizon_changes_nothing(tmp_path, tokenizer):
+def test_the_dry_run_that_plans_the_steps_changes_nothing(tmp_path, tokenizer):
     timed = tiny_recipe(tmp_path, tokenizer, arm="v-learned", budget={"steps": 6, "minutes": 60})
     recipe = timed.model_copy(update={"budget": BudgetConfig(minutes=60)})
     prepare_directory(recipe, resume=False, overwrite=False)
@@ -281,11 +281,11 @@ def test_a_hook_may_stop_a_run_which_then_goes_on(tmp_path, tokenizer):
     assert run_recipe(recipe, resume=True)["steps"] == 5
 
 
-def test_a_schedule_ends_with_the_minutes_however_the_rehearsal_went(tmp_path, tokenizer, monkeypatch):
+def test_a_schedule_ends_with_the_minutes_however_the_dry_run_went(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr("vpretrain.run.dry_run.seconds_of_a_step", lambda *run: 1e-3)
     recipe = tiny_recipe(tmp_path, tokenizer, optimizer={"lr": 1e-3, "schedule": "linear"})
     result = run_recipe(recipe.model_copy(update={"budget": BudgetConfig(minutes=0.03)}))
-    assert result["horizon"] == pytest.approx(result["steps"], rel=0.1, abs=1)
+    assert result["total_steps"] == pytest.approx(result["steps"], rel=0.1, abs=1)
     rates = [json.loads(line)["lr"] for line in (recipe.directory / "metrics.jsonl").read_text().splitlines()]
     assert rates[-1] < 0.4 * max(rates)
 

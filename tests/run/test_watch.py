@@ -198,7 +198,7 @@ def test_sparklines_span_low_to_high():
 )  # fmt: skip
 def test_what_is_left_of_a_budget(limits, steps, seconds, share, left):
     budget = BudgetConfig(**limits)
-    assert budget.share(steps, seconds) == pytest.approx(share)
+    assert budget.fraction(steps, seconds) == pytest.approx(share)
     assert budget.seconds_left(steps, seconds) == pytest.approx(left)
 
 

@@ -20,7 +20,7 @@ from vpretrain.language.config import SourceConfig
 from vpretrain.language.data.source import open_source
 from vpretrain.recipe import load_recipe, parse_recipe, with_overrides
 from vpretrain.run.checkpoint import damage
-from vpretrain.vision.data.source import read_picture
+from vpretrain.vision.data.source import read_image
 
 pytestmark = pytest.mark.security
 PROMISE = "19 fuzzed recipes, overrides, manifests, JSONL and pictures: a result, or an error of one line"
@@ -160,7 +160,7 @@ def test_pictures(many, fault):
     def run(kind, cut, place, byte, raw):
         content = bytearray(whole[kind][: max(1, int(cut * len(whole[kind])))])
         content[int(place * (len(content) - 1))] = byte
-        picture = read_picture(io.BytesIO(raw if raw is not None else bytes(content)), "a picture")
+        picture = read_image(io.BytesIO(raw if raw is not None else bytes(content)), "a picture")
         assert picture.shape[0] == 3
 
     strategies = {

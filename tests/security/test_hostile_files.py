@@ -26,7 +26,7 @@ from vpretrain.language.model.load import load_model
 from vpretrain.recipe import parse_recipe, save_recipe
 from vpretrain.run.checkpoint import MANIFEST, _described, checkpoints, damage, load_checkpoint
 from vpretrain.vision.config import SourceConfig
-from vpretrain.vision.data.source import open_pictures
+from vpretrain.vision.data.source import open_images
 from vpretrain.vision.model.load import load_backbone
 
 pytestmark = pytest.mark.security
@@ -200,7 +200,7 @@ def test_paths_in_archives_are_only_names(tmp_path, fault):
         tar.addfile(link)
     before = sorted(map(str, tmp_path.rglob("*")))
     with fault():
-        pictures = open_pictures(SourceConfig(path=str(tmp_path / "in" / "*.tar")))
+        pictures = open_images(SourceConfig(path=str(tmp_path / "in" / "*.tar")))
         assert len(pictures) == 3  # read in place; the link is none
         assert all(pictures[index].shape == (3, 8, 8) for index in range(3))
     assert sorted(map(str, tmp_path.rglob("*"))) == before

@@ -122,9 +122,9 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path):
         return str(caught.value)
 
     assert "no ground truth of revisited Oxford or Paris" in refusal(lambda t: t.pop("imlist"))
-    assert "there is no picture 77" in refusal(lambda t: t["gnd"][0]["easy"].append(77))
-    assert "is no name of a picture" in refusal(lambda t: t["imlist"].append("../../secret"))
-    assert "is missing: pictures lie in jpg/ beside gnd.json" in refusal(lambda t: t["imlist"].append("p9"))
+    assert "there is no image 77" in refusal(lambda t: t["gnd"][0]["easy"].append(77))
+    assert "is no name of an image" in refusal(lambda t: t["imlist"].append("../../secret"))
+    assert "is missing: images lie in jpg/ beside gnd.json" in refusal(lambda t: t["imlist"].append("p9"))
     assert "is empty" in refusal(lambda t: t["gnd"][0].update(bbx=[5, 5, 5, 9]))
     with pytest.raises(UserError, match="is a pickle, which may run code"):
         read_revisited(str(tmp_path / "gnd_roxford5k.pkl"))
@@ -136,12 +136,12 @@ def test_folders_of_classes_must_agree(tmp_path):
     for folder in ("train/a", "train/b", "test/a", "test/b"):
         (tmp_path / folder).mkdir(parents=True)
     config = ClassesConfig(train=str(tmp_path / "train"), test=str(tmp_path / "test"))
-    with pytest.raises(UserError, match=r"no pictures in .*train/a"):
+    with pytest.raises(UserError, match=r"no images in .*train/a"):
         read_classes_of_folders(config)
     (tmp_path / "test/c").mkdir()
     with pytest.raises(UserError, match=r"lacks the class c of"):
         read_classes_of_folders(config)
-    with pytest.raises(UserError, match="must hold a folder of pictures for each of two classes"):
+    with pytest.raises(UserError, match="must hold a folder of images for each of two classes"):
         read_classes_of_folders(ClassesConfig(train=str(tmp_path / "none"), test=str(tmp_path / "test")))
 
 

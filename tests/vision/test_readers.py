@@ -132,7 +132,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path):
 
     annotation = root / "annotations/training/ADE_1.png"
     Image.new("RGB", (64, 48)).save(annotation)
-    assert "is no map of classes but a picture of 3 channels" in refusal(ade20k=str(root))
+    assert "is no map of classes but an image of 3 channels" in refusal(ade20k=str(root))
     Image.fromarray(np.full((48, 64), 200, dtype=np.uint8)).save(annotation)
     assert "has class 200: SceneParse150 has 0 to 150" in refusal(ade20k=str(root))
     annotation.unlink()
@@ -140,7 +140,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path):
     assert "ade20k names the folder" in refusal(ade20k=str(tmp_path / "none"))
     assert "nyuv2 names nyu_depth_v2_labeled.mat" in refusal(nyuv2=str(tmp_path / "none.mat"))
     file = save_nyuv2(tmp_path / "nyu.mat", 4)
-    assert "no pictures are left after skip=9" in refusal(nyuv2=file, skip=9)
+    assert "no images are left after skip=9" in refusal(nyuv2=file, skip=9)
 
 
 def test_tasks_without_labels_are_refused(tmp_path):

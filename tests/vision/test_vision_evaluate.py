@@ -10,7 +10,7 @@ from worlds import vision_recipe
 from vpretrain.vision.config import DinoConfig, EvaluationConfig
 from vpretrain.vision.data.scenes import CLASSES, rendered
 from vpretrain.vision.evaluation.classification import classification_accuracy
-from vpretrain.vision.evaluation.evaluate import Evaluation, depth_figures, mean_iou, picture_iou
+from vpretrain.vision.evaluation.evaluate import Evaluation, depth_figures, image_iou, mean_iou
 from vpretrain.vision.evaluation.retrieval import scene_map
 from vpretrain.vision.model.backbone import Backbone
 from vpretrain.vision.model.batch import IGNORED
@@ -52,7 +52,7 @@ def test_probes_recover_planted_labels(tmp_path):
 def test_iou_ignores_what_has_no_label():
     label = torch.tensor([[[0, 0, 1, IGNORED]]])
     predicted = torch.tensor([[[0, 1, 1, 5]]])
-    assert picture_iou(predicted[0], label[0]) == pytest.approx((1 / 2 + 1 / 2) / 2)
+    assert image_iou(predicted[0], label[0]) == pytest.approx((1 / 2 + 1 / 2) / 2)
     both = mean_iou(torch.cat([predicted, predicted]), torch.cat([label, label]), 2)
     assert both == pytest.approx(1 / 2)
 

@@ -18,7 +18,7 @@ from vpretrain.run.dry_run import planned_steps
 from vpretrain.run.session import Session
 from vpretrain.vision.assemble import assemble
 from vpretrain.vision.config import SourceConfig
-from vpretrain.vision.data.source import open_pictures
+from vpretrain.vision.data.source import open_images
 from vpretrain.vision.inspection.check import check
 from vpretrain.vision.task.construction import LearnedViews
 
@@ -208,7 +208,7 @@ def test_s_is_of_the_backbone_however_long_the_predictor_is(tmp_path):
     assert all(name.startswith("backbone.") for name in parts.meta.subset)
 
 
-def test_the_rehearsal_of_the_horizon_changes_nothing(tmp_path):
+def test_the_dry_run_that_plans_the_steps_changes_nothing(tmp_path):
     session = session_of(vision_recipe(tmp_path, budget={"steps": None, "minutes": 60}))
     parts = session.parts
     modules = {"learner": parts.learner.module, "designer": parts.designer, **parts.modules}
@@ -295,8 +295,8 @@ def test_check_takes_one_step_and_wrong_input_gets_one_line(tmp_path):
             {"stream": {"sources": [{"scenes": 24, "seed": 1, "size": 24}]}},
             "of 24 x 24 pixels is smaller than a crop: remove it, or lower stream.global_size=32",
         ),
-        ({"stream": {"batch_size": 64}}, "the stream has 24 pictures: fewer than stream.batch_size=64"),
-        ({"stream": {"sources": [{"path": str(tmp_path / "none")}]}}, "no pictures in"),
+        ({"stream": {"batch_size": 64}}, "the stream has 24 images: fewer than stream.batch_size=64"),
+        ({"stream": {"sources": [{"path": str(tmp_path / "none")}]}}, "no images in"),
         ({"feedback": {"heads": [{"path": str(tmp_path)}]}}, "has no labels"),
         ({"learner": {"name": "./nowhere"}}, "there is no learner at ./nowhere"),
     ):
@@ -317,7 +317,7 @@ def test_pictures_may_come_from_a_folder(tmp_path):
     assert batch.global_VB3HW.shape == (2, 4, 3, 32, 32)
     (folder / "5.png").write_bytes(b"no picture")
     stream = assemble(recipe).stream
-    with pytest.raises(UserError, match=r"cannot read the picture .*5\.png"):
+    with pytest.raises(UserError, match=r"cannot read the image .*5\.png"):
         [stream.next() for _ in range(3)]
 
 
@@ -334,20 +334,20 @@ def test_pictures_may_come_from_tar_shards(tmp_path):
                 tar.add(file, arcname=f"{i}.png")
                 (tmp_path / "note.txt").write_text("no picture")
                 tar.add(tmp_path / "note.txt", arcname=f"{i}.txt")
-    shards = open_pictures(SourceConfig(path=str(tmp_path / "shard-*.tar")))
+    shards = open_images(SourceConfig(path=str(tmp_path / "shard-*.tar")))
     assert len(shards) == 6
     assert shards[4][:, 5, 5].tolist() == [100, 60, 7]
     assert shards.key(4).endswith("shard-1.tar:1.png")
     (tmp_path / "bad.tar").write_bytes(b"x" * 2000)
     with pytest.raises(UserError, match=r"cannot read the shard .*bad\.tar"):
-        open_pictures(SourceConfig(path=str(tmp_path / "bad.tar")))
-    with pytest.raises(UserError, match=r"no pictures in .*none\.tar"):
-        open_pictures(SourceConfig(path=str(tmp_path / "none.tar")))
+        open_images(SourceConfig(path=str(tmp_path / "bad.tar")))
+    with pytest.raises(UserError, match=r"no images in .*none\.tar"):
+        open_images(SourceConfig(path=str(tmp_path / "none.tar")))
 
 
 def test_a_hub_data_set_that_cannot_be_had_gets_one_line():
     with pytest.raises(UserError, match=r"cannot load no/such-pictures: .*; check name, split and network") as caught:
-        open_pictures(SourceConfig(hub="no/such-pictures", split="train"))
+        open_images(SourceConfig(hub="no/such-pictures", split="train"))
     assert "\n" not in str(caught.value)
 
 

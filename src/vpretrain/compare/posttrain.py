@@ -95,7 +95,7 @@ def draw_posttrain(results: Json, recipe: Recipe) -> Path | None:
         if results[START].get(key) is not None
     ]
     count = len(objectives)
-    picture, axes = plot.subplots(1, count, figsize=(5.2 * count, 3.8), layout="constrained", squeeze=False)
+    figure, axes = plot.subplots(1, count, figsize=(5.2 * count, 3.8), layout="constrained", squeeze=False)
     for axis, (key, title) in zip(axes[0], objectives, strict=True):
         for number, (path, found) in enumerate(results["paths"].items()):
             for turn, curve in enumerate(found["curve"]):
@@ -108,8 +108,8 @@ def draw_posttrain(results: Json, recipe: Recipe) -> Path | None:
         axis.set_title(title)
     axes[0][0].legend(fontsize=8)
     file = recipe.directory / "posttrain.png"
-    picture.savefig(file, dpi=120)
-    plot.close(picture)
+    figure.savefig(file, dpi=120)
+    plot.close(figure)
     return file
 
 

@@ -170,7 +170,7 @@ def draw_sweep(results: Json, file: Path) -> Path | None:
     done = [trial for trial in results["trials"] if trial["value"] is not None]
     fields = sorted(results["space"], key=lambda field: -results["importances"].get(field, 0.0))
     count = 1 + len(fields)
-    picture, axes = plot.subplots(1, count, figsize=(3.2 * count, 3.4), layout="constrained", sharey=True)
+    figure, axes = plot.subplots(1, count, figsize=(3.2 * count, 3.4), layout="constrained", sharey=True)
     axes[0].plot([trial["number"] for trial in done], [trial["value"] for trial in done], "o", markersize=4)
     best = next(trial for trial in done if trial["number"] == results["best"])
     axes[0].set_xlabel("trial")
@@ -189,8 +189,8 @@ def draw_sweep(results: Json, file: Path) -> Path | None:
         axis.set_title("" if importance is None else f"importance {importance:.0%}", fontsize=9)
         axis.set_xlabel(field)
     axes[-1].legend(fontsize=8)
-    picture.savefig(file, dpi=120)
-    plot.close(picture)
+    figure.savefig(file, dpi=120)
+    plot.close(figure)
     return file
 
 

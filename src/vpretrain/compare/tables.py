@@ -132,7 +132,7 @@ def draw_curves(recipe: Recipe, results: Json) -> Path | None:
         key, (_, title) = next(iter(metrics.objectives.items()))
         panels += [("scores", axis, key, title) for axis in ("seconds", unit)]
     drawn = [(panel, curves) for panel in panels if (curves := list(_curves(recipe, results, *panel[:3])))]
-    picture, axes = plot.subplots(1, len(drawn), figsize=(4.3 * len(drawn), 3.8), layout="constrained", squeeze=False)
+    figure, axes = plot.subplots(1, len(drawn), figsize=(4.3 * len(drawn), 3.8), layout="constrained", squeeze=False)
     for axis, ((file, x, _, title), curves) in zip(axes[0], drawn, strict=True):
         for index, number, arm, points in curves:
             axis.plot(
@@ -146,8 +146,8 @@ def draw_curves(recipe: Recipe, results: Json) -> Path | None:
         axis.set_xlabel("training seconds" if x == "seconds" else x)
         axis.set_title(title)
         axis.legend(fontsize=8)
-    picture.savefig(recipe.directory / "curves.png", dpi=120)
-    plot.close(picture)
+    figure.savefig(recipe.directory / "curves.png", dpi=120)
+    plot.close(figure)
     return recipe.directory / "curves.png"
 
 

@@ -15,7 +15,7 @@ from vpretrain.run.parts import Parts
 def one_step(recipe: Recipe, parts: Parts) -> str:
     """Make the step; return a summary. Raises UserError if no stream row can be aligned with the feedback."""
     batches = parts.stream.next()
-    optimizer = AdamW(parts.learner.named_parameters(), recipe.effective_optimizer, horizon=1)
+    optimizer = AdamW(parts.learner.named_parameters(), recipe.effective_optimizer, total_steps=1)
     meta = parts.meta
     if meta is not None:
         meta.part = {**meta.part, "rows": 1}

@@ -85,8 +85,8 @@ def probe(recipe: Recipe, steps: int) -> Json:
     parts = begin(recipe)
     if parts.warm_up is not None:
         parts.warm_up()
-    horizon = recipe.budget.steps or steps
-    optimizer = AdamW(parts.learner.named_parameters(), recipe.effective_optimizer, horizon=horizon)
+    total_steps = recipe.budget.steps or steps
+    optimizer = AdamW(parts.learner.named_parameters(), recipe.effective_optimizer, total_steps=total_steps)
     observer = OneStepProbe(parts, modality_of(recipe).subset(recipe, parts.learner))
     with steady("             probe", steps) as done:
 
@@ -121,7 +121,7 @@ def draw_probe(results: Json, file: Path) -> Path | None:
     plot = pyplot()
     if plot is None:
         return None
-    picture, axes = plot.subplots(1, 2, figsize=(9, 4), layout="constrained", sharey=True)
+    figure, axes = plot.subplots(1, 2, figsize=(9, 4), layout="constrained", sharey=True)
     realised = [step["realised"] for step in results["steps"]]
     panels = (("full", "predicted", "all parameters"), ("subset", "predicted_subset", "S alone"))
     for axis, (which, key, title) in zip(axes, panels, strict=True):
@@ -132,6 +132,6 @@ def draw_probe(results: Json, file: Path) -> Path | None:
         found = results[which]
         axis.set_title(f"{title}: r = {found['pearson_r']:.3f}, slope {found['slope']:.2f}")
     axes[0].set_ylabel("realised drop")
-    picture.savefig(file, dpi=120)
-    plot.close(picture)
+    figure.savefig(file, dpi=120)
+    plot.close(figure)
     return file

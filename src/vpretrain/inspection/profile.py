@@ -45,8 +45,8 @@ def profile(recipe: Recipe, steps: int) -> Json:
         raise UserError(f"profile times the steps of Algorithm 1, and arm={recipe.arm} has a trainer of its own")
     if parts.warm_up is not None:
         parts.warm_up()
-    horizon = recipe.budget.steps or steps
-    optimizer = AdamW(parts.learner.named_parameters(), recipe.effective_optimizer, horizon=horizon)
+    total_steps = recipe.budget.steps or steps
+    optimizer = AdamW(parts.learner.named_parameters(), recipe.effective_optimizer, total_steps=total_steps)
     read = 0
     with steady("           profile", steps + period) as done:
 
@@ -93,7 +93,7 @@ def draw_profile(results: Json, file: Path) -> Path | None:
     plot = pyplot()
     if plot is None:
         return None
-    picture, axis = plot.subplots(figsize=(7, 3.6), layout="constrained")
+    figure, axis = plot.subplots(figsize=(7, 3.6), layout="constrained")
     names = sorted(results["phases"], key=results["phases"].get)
     for which, colour, hatch in ((True, "C0", ""), (False, "C1", "//")):
         chosen = [name for name in names if (name in ORDINARY) is which]
@@ -102,6 +102,6 @@ def draw_profile(results: Json, file: Path) -> Path | None:
     axis.set_xlabel(f"microseconds per {results['unit'].removesuffix('s')}")
     axis.set_title(f"{results['arm']}: where a step's time goes")
     axis.legend(loc="lower right")
-    picture.savefig(file, dpi=120)
-    plot.close(picture)
+    figure.savefig(file, dpi=120)
+    plot.close(figure)
     return file

@@ -160,7 +160,7 @@ def new_strength(value: ValueConfig) -> Strength:
     """The recipe's fixed strength, or for `auto` one that is judged during the run."""
     if value.strength == "auto":
         return Strength.that_chooses_itself(value.every_steps)
-    return Strength(share=value.strength, fixed=True)
+    return Strength(beta=value.strength, fixed=True)
 
 
 def new_designer(config: DesignerConfig, learner: LanguageLearner, *, length: int, seed: int) -> TopKDesigner:

@@ -88,7 +88,7 @@ def continue_pretraining(
                 part.loss.backward()  # line 4: one step of theta on L_pre
             tasks.append(part.task)
             losses.append(part.loss.detach())
-            sides.append({name: part.share * value for name, value in part.task.summary().items()})
+            sides.append({name: part.weight * value for name, value in part.task.summary().items()})
         with phase("learner optimizer"):
             # Convert to numbers only now: reading one earlier would wait for the device.
             own = {"loss": float(sum(losses)), "tokens": sum(batch.tokens for batch in batches)}

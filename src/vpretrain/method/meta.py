@@ -138,18 +138,18 @@ class MetaUpdate:
         Afterwards everything is restored except the feedback's cursor.
         """
         kept = self.direction, self.kept
-        share = 0.0 if self.strength is None else self.strength.share
+        beta = 0.0 if self.strength is None else self.strength.beta
         try:
             with self.learner.meta_mode():
                 self._find(batches, None)  # before the learner's first step there is no metric
             # An automatic strength begins at 0, at which a dry run would leave out the cost of the tilt.
             if self.strength is not None and not self.strength.fixed:
-                self.strength.share = 1.0
+                self.strength.beta = 1.0
             yield
         finally:
             self.direction, self.kept = kept
             if self.strength is not None:
-                self.strength.share = share
+                self.strength.beta = beta
 
     def _find(
         self, batches: Sequence[AnyBatch], metric: Mapping[str, Tensor] | None
@@ -277,7 +277,7 @@ class MetaUpdate:
                 _, agreement = self._along(self.theta_at(self.direction), self.direction, pairs=_PAIRS_FOR_DIRECTION)
                 judgement = Judgement(list(agreement))
         strength.judge(self.updates, distributed.broadcast(judgement))  # rank 0's: all must use the same strength
-        return {"strength": strength.share, "radius": strength.radius}
+        return {"strength": strength.beta, "radius": strength.radius}
 
     def _gain(self, batch: AnyBatch, share: float, metric: Metric | None) -> Judgement:
         """Measure over all parameters how far the tilted task helps."""

@@ -39,14 +39,14 @@ class MicroStep:
     """One micro-batch of a learner step.
 
     Attributes:
-        loss: L_pre of the task, times `share`; call backward on it before requesting the next micro-step.
+        loss: L_pre of the task, times `weight`; call backward on it before requesting the next micro-step.
         task: the task, detached.
-        share: the micro-batch's weight in the step's loss.
+        weight: the micro-batch's weight in the step's loss.
     """
 
     loss: Tensor
     task: Task
-    share: float
+    weight: float
 
 
 def learner_losses(
@@ -74,7 +74,7 @@ def learner_losses(
         with phase("construction"), torch.no_grad():
             task = construction.targets(inputs, state.detach()).detach()  # line 3: the task with the new phi, detached
         # The weight as drawn: if the construction leaves examples out, the others stand for their micro-batch.
-        share = weight / whole if whole else 0.0
+        of_step = weight / whole if whole else 0.0
         with phase("learner backward"):
-            loss = learner.loss(state, task) * share
-        yield MicroStep(loss, task, share)
+            loss = learner.loss(state, task) * of_step
+        yield MicroStep(loss, task, of_step)

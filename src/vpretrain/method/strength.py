@@ -74,7 +74,7 @@ class Strength:
     """The strength beta, and when it is judged again.
 
     Attributes:
-        share: beta.
+        beta: the weight of the tilted task.
         radius: of the trust region, as a multiple of the recipe's; at least 1.
         fixed: whether the recipe sets beta.
         next: the meta update at which the next judgement is due.
@@ -82,7 +82,7 @@ class Strength:
         judgements: the last ones, the latest first.
     """
 
-    share: float = 0.0
+    beta: float = 0.0
     radius: float = 1.0
     fixed: bool = False
     next: int = 1  # before the learner's first step its optimizer has no metric
@@ -106,21 +106,21 @@ class Strength:
     @property
     def in_doubt(self) -> bool:
         """Whether the next judgement asks how far the tilt helps: one is in use, or it was asked before."""
-        return self.share > 0 or any(judgement.a for judgement in self.judgements)
+        return self.beta > 0 or any(judgement.a for judgement in self.judgements)
 
     def idle(self, update: int, progress: float) -> bool:
         """Whether the meta update has nothing to do: no tilt is used, and no judgement is due."""
-        return self.share == 0 and not self.due(update, progress)
+        return self.beta == 0 and not self.due(update, progress)
 
     def judge(self, update: int, judgement: Judgement) -> None:
         """Set beta to the best value by the judgements so far, adapt the radius, and schedule the next judgement."""
         self.judgements = [judgement, *self.judgements][:_REMEMBERED]
-        self.share = best_share(self.judgements)
-        times = _AFTER_TILT if self.share else _AFTER_NONE
+        self.beta = best_beta(self.judgements)
+        times = _AFTER_TILT if self.beta else _AFTER_NONE
         self.next = update + min(self.longest, (times - 1) * max(1, update))
         gains = [j.gains(1.0) for j in self.judgements if j.a]
         gain, error = _pooled(gains)
-        if self.share < 1:
+        if self.beta < 1:
             self.radius = max(1.0, self.radius / 2)
         elif len(gains) > 1 and gain > _ERRORS * error:
             self.radius = min(_WIDEST, self.radius * 2)
@@ -134,7 +134,7 @@ class Strength:
         vars(self).update(state, judgements=[Judgement(*seen) for seen in state["judgements"]])
 
 
-def best_share(judgements: Sequence[Judgement]) -> float:
+def best_beta(judgements: Sequence[Judgement]) -> float:
     """Return the beta with the largest mean gain plus a standard error (latest judgement first).
 
     It is 0 without a direction, and 1 if no gain was measured.

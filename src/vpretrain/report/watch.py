@@ -197,7 +197,7 @@ class RunView:
         """The fraction of the budget that is spent."""
         if self.result is not None or self._trained:
             return 1.0
-        return self.recipe.budget.share(self.steps, self.last["seconds"]) if self.recipe and self.last else 0.0
+        return self.recipe.budget.fraction(self.steps, self.last["seconds"]) if self.recipe and self.last else 0.0
 
     @property
     def _trained(self) -> bool:

@@ -48,7 +48,7 @@ def _figures(session: Session) -> Json:
         "seconds": seconds,
         f"{unit}_per_s": session.totals["read"] / seconds if seconds else None,
         "peak_memory_bytes": peak_memory_bytes(),
-        "horizon": session.optimizer.horizon,
+        "total_steps": session.optimizer.total_steps,
         "meta_updates": session.totals["meta_updates"],
         **{f"mean_{name}": total / steps for name, total in session.side.items()},
     }

@@ -1,4 +1,4 @@
-"""The learner's optimizer: AdamW with clipping and a learning rate schedule over the total steps (the horizon)."""
+"""The learner's optimizer: AdamW with clipping and a learning rate schedule over the total steps."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class AdamW:
     Args:
         parameters: the learner's trainable parameters, named.
         config: learning rate, moments, clipping, schedule.
-        horizon: total steps of the schedule; a run that continues beyond them keeps the last learning rate.
+        total_steps: of the schedule; a run that continues beyond them keeps the last learning rate.
     """
 
     def __init__(
-        self, parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig, horizon: int | None = None
+        self, parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig, total_steps: int | None = None
     ) -> None:
         self.parameters = dict(parameters)
         self.config = config
-        self.horizon = horizon
+        self.total_steps = total_steps
         self.steps = self.skipped = 0
         self._losses: deque[float] = deque(maxlen=_RECENT)
         self.torch = torch.optim.AdamW(
@@ -47,17 +47,17 @@ class AdamW:
 
     @property
     def progress(self) -> float:
-        """Steps done, as a fraction of the horizon; 1 beyond it."""
-        assert self.horizon is not None, "the horizon is set before the run starts"
-        return min(1.0, self.steps / self.horizon)
+        """Steps done, as a fraction of the total steps; 1 beyond them."""
+        assert self.total_steps is not None, "total_steps is set before the run starts"
+        return min(1.0, self.steps / self.total_steps)
 
     def rate(self) -> float:
         """Return the learning rate of the coming step."""
-        assert self.horizon is not None, "the horizon is set before the run starts"
-        warmup = math.ceil(self.config.warmup_fraction * self.horizon)
+        assert self.total_steps is not None, "total_steps is set before the run starts"
+        warmup = math.ceil(self.config.warmup_fraction * self.total_steps)
         if self.steps < warmup:
             return self.config.lr * (self.steps + 1) / warmup
-        progress = min(1.0, (self.steps - warmup) / max(1, self.horizon - warmup))
+        progress = min(1.0, (self.steps - warmup) / max(1, self.total_steps - warmup))
         match self.config.schedule:
             case "constant":
                 share = 1.0
@@ -95,11 +95,16 @@ class AdamW:
 
     def state_dict(self) -> Json:
         """Return counters and recent losses; the moments are in `optimizer_tensors`."""
-        return {"steps": self.steps, "skipped": self.skipped, "horizon": self.horizon, "losses": list(self._losses)}
+        return {
+            "steps": self.steps,
+            "skipped": self.skipped,
+            "total_steps": self.total_steps,
+            "losses": list(self._losses),
+        }
 
     def load_state_dict(self, state: Json) -> None:
         """Restore the counters and losses."""
-        self.steps, self.skipped, self.horizon = state["steps"], state["skipped"], state["horizon"]
+        self.steps, self.skipped, self.total_steps = state["steps"], state["skipped"], state["total_steps"]
         self._losses = deque(state["losses"], maxlen=_RECENT)
 
     def _leapt(self, loss: float) -> bool:

@@ -55,7 +55,7 @@ class Session:
         self.totals: dict[str, float] = {"read": 0, "meta_updates": 0}
         self.side: dict[str, float] = {}
         self.line: Json = {}
-        self._share_before = self._share = 0.0
+        self._fraction_before = self._fraction = 0.0
         self._signals = Signals(self.budget.stop, self._interrupt)
         tracking = Tracking()
         self._own = list(hooks)
@@ -89,11 +89,13 @@ class Session:
         for hook in self.hooks:
             hook.before_run(self)
         self._begin()
-        if self.optimizer.horizon is None:
+        if self.optimizer.total_steps is None:
             if self.parts.warm_up is not None and self.recipe.budget.steps != 0:
                 self.parts.warm_up()
             with console.status(f"{self.recipe.arm}: measuring a step"):
-                self.optimizer.horizon = distributed.broadcast(planned_steps(self.recipe, self.parts, self.optimizer))
+                self.optimizer.total_steps = distributed.broadcast(
+                    planned_steps(self.recipe, self.parts, self.optimizer)
+                )
         for hook in self.hooks:
             hook.before_training(self)
         self._signals.enter(Phase.TRAINING)
@@ -107,7 +109,7 @@ class Session:
             name = signal.Signals(number).name
             raise Interrupted(number, f"stopped by {name}; saved {self.save()}; continue with --resume")
         if not self.budget.spent:
-            reached = self.budget.until if self.budget.until < 1 else self._share  # or stopped by a hook
+            reached = self.budget.until if self.budget.until < 1 else self._fraction  # or stopped by a hook
             text = f"paused at {reached:.0%} of the budget; saved {self.save()}; continue with --resume"
             self._signals.enter(Phase.END)
             raise Paused(text)
@@ -120,7 +122,7 @@ class Session:
 
     def passed(self, parts: int) -> bool:
         """Whether the last step has passed a boundary between this number of equal parts of the budget."""
-        return int(parts * self._share_before) < int(parts * self._share) and self._share < 1
+        return int(parts * self._fraction_before) < int(parts * self._fraction) and self._fraction < 1
 
     def save(self) -> Path:
         """Write a checkpoint of everything that the next step depends on."""
@@ -135,7 +137,7 @@ class Session:
         restore(self.parts, self.optimizer, groups, state)
         self.budget.load_state_dict(state["budget"])
         self.totals, self.side = state["totals"], state["side"]
-        self._share = self.recipe.budget.share(self.budget.step, self.budget.seconds)
+        self._fraction = self.recipe.budget.fraction(self.budget.step, self.budget.seconds)
         for hook, kept in zip(self._own, state.get("hooks", ()), strict=False):  # there may be fewer hooks now, or more
             hook.load_state_dict(kept)
 
@@ -156,10 +158,10 @@ class Session:
 
     def _after_step(self, record: StepRecord) -> None:
         with self.budget.paused():
-            share = self.recipe.budget.share(record.step + 1, self.budget.seconds)
-            self._share_before, self._share = self._share, share
+            fraction = self.recipe.budget.fraction(record.step + 1, self.budget.seconds)
+            self._fraction_before, self._fraction = self._fraction, fraction
             if self.recipe.budget.steps is None:  # total steps by the clock: every arm's schedule ends with its budget
-                self.optimizer.horizon = round((record.step + 1) / share)
+                self.optimizer.total_steps = round((record.step + 1) / fraction)
             self.totals["read"] += record.tokens
             self.totals["meta_updates"] += bool(record.meta)
             for name, value in record.side.items():

@@ -91,7 +91,7 @@ def draw_gate(results: Json, file: Path) -> Path | None:
     if plot is None:
         return None
     count = len(results["by"])
-    picture, axes = plot.subplots(1, count, figsize=(3.4 * count, 3.4), layout="constrained", sharey=True)
+    figure, axes = plot.subplots(1, count, figsize=(3.4 * count, 3.4), layout="constrained", sharey=True)
     for axis, (grouping, groups) in zip(axes, results["by"].items(), strict=True):
         bars = axis.bar(list(groups), [found["alpha"] for found in groups.values()])
         axis.bar_label(bars, [f"{found['share']:.0%}" for found in groups.values()], fontsize=8)
@@ -99,9 +99,9 @@ def draw_gate(results: Json, file: Path) -> Path | None:
         axis.tick_params(axis="x", rotation=30)
     axes[0].set_ylabel("mean gate alpha")
     axes[0].margins(y=0.1)
-    picture.suptitle(f"{results['arm']}: where the designer steers (percent: share of the targets)", fontsize=10)
-    picture.savefig(file, dpi=120)
-    plot.close(picture)
+    figure.suptitle(f"{results['arm']}: where the designer steers (percent: share of the targets)", fontsize=10)
+    figure.savefig(file, dpi=120)
+    plot.close(figure)
     return file
 
 

@@ -39,7 +39,7 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
     batch = batches[0].rows([0])
     if parts.meta is not None:
         if parts.meta.strength is not None and not parts.meta.strength.fixed:
-            parts.meta.strength.share = 1.0  # in a run it is 0 until a judgement
+            parts.meta.strength.beta = 1.0  # in a run it is 0 until a judgement
             console.print(
                 "\nTargets below are the tilted task whole; a run takes as much of it as serves, at first nothing"
             )

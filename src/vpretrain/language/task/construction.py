@@ -132,19 +132,19 @@ class ExactTask(OneHot):
 
     def asks_for_candidates(self) -> bool:
         """Whether a tilt is taken; without one a step is a one-hot step, at the same cost."""
-        return self.strength.share > 0
+        return self.strength.beta > 0
 
     def targets(self, batch: TokenBatch, state: LanguageState) -> Task:
         """The tilted base task, mixed with one-hot."""
-        return self.at_share(batch, state, self.strength.share)
+        return self.at_beta(batch, state, self.strength.beta)
 
     def ends(self) -> tuple[Targets, Targets]:
         """The targets at beta = 0 and at beta = 1, which a judgement compares."""
-        return partial(self.at_share, share=0.0), partial(self.at_share, share=1.0)
+        return partial(self.at_beta, beta=0.0), partial(self.at_beta, beta=1.0)
 
-    def at_share(self, batch: TokenBatch, state: LanguageState, share: float) -> Task:
-        """The targets at beta = `share`."""
-        values_NK = self.values(batch, state) if share else None
+    def at_beta(self, batch: TokenBatch, state: LanguageState, beta: float) -> Task:
+        """The targets at this beta."""
+        values_NK = self.values(batch, state) if beta else None
         if values_NK is None:
             return super().targets(batch, state)
         log_p_NK = torch.log_softmax(state.logits.log_p_NK, dim=-1)
@@ -155,8 +155,8 @@ class ExactTask(OneHot):
         divergence = self.strength.radius * self.divergence
         scale = inverse_temperature(log_q0_NK, values_NK, batch.weights_N, divergence)
         log_q_NK = torch.log_softmax(log_q0_NK + self.tilt(batch, state, scale * values_NK), dim=-1)
-        q_NK = share * log_q_NK.exp()
-        q_NK = torch.cat([1 - share + q_NK[:, :1], q_NK[:, 1:]], dim=-1)
+        q_NK = beta * log_q_NK.exp()
+        q_NK = torch.cat([1 - beta + q_NK[:, :1], q_NK[:, 1:]], dim=-1)
         side = {"alpha_N": 1 - q_NK[:, 0], "log_q_NK": log_q_NK, "log_q0_NK": log_q0_NK, "log_p_NK": log_p_NK}
         return Task(batch, SoftTarget(state.logits.candidates_NK, q_NK), side | {"temperature": 1 / scale})
 
@@ -199,7 +199,7 @@ class ResidualTargets(ExactTask):
             return torch.zeros(())
         log_q_NK, log_q0_NK = task.side["log_q_NK"], task.side["log_q0_NK"]
         divergence_N = divergence_from(log_q0_NK, log_q_NK)
-        return self.strength.share * task.side["temperature"] * (task.inputs.share_N * divergence_N).sum()
+        return self.strength.beta * task.side["temperature"] * (task.inputs.share_N * divergence_N).sum()
 
     def unit(self, surrogate: Tensor, task: Task) -> Tensor | float:
         """RMS of a over the value's own S, so that V - R is largest at the exact task of that S."""

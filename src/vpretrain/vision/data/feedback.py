@@ -86,14 +86,14 @@ class VisionFeedback:
 
     def next(self) -> Json:
         """Fit the heads a little further, then return a meta batch."""
-        for pictures, grid_BDhw in self._head_batches():
-            self._fit(pictures, grid_BDhw)
+        for images, grid_BDhw in self._head_batches():
+            self._fit(images, grid_BDhw)
         self.heads.eval()
-        pictures = self._draw(self._for_meta, "meta", self.batches_drawn)
-        own = pictures[distributed.rank() :: distributed.size()]
+        images = self._draw(self._for_meta, "meta", self.batches_drawn)
+        own = images[distributed.rank() :: distributed.size()]
         self.batches_drawn += 1
         weights = {
-            task: weight * (distributed.size() * _labelled_pixels(task, own) / max(1, _labelled_pixels(task, pictures)))
+            task: weight * (distributed.size() * _labelled_pixels(task, own) / max(1, _labelled_pixels(task, images)))
             for task, weight in self.tasks.items()
         }
         return {"labels": FeedbackBatch(own, {task: self.heads[task] for task in self.tasks}, weights)}
@@ -115,14 +115,14 @@ class VisionFeedback:
             yield self._with_features(self.head_steps)
 
     def _with_features(self, number: int) -> tuple[Labelled, Tensor]:
-        pictures = self._draw(self._for_heads, "heads", number)
+        images = self._draw(self._for_heads, "heads", number)
         size = self.config.size
-        return pictures, self.learner.backbone.grid(self.learner.features(pictures.image_B3HW), size, size)
+        return images, self.learner.backbone.grid(self.learner.features(images.image_B3HW), size, size)
 
-    def _fit(self, pictures: Labelled, grid_BDhw: Tensor) -> None:
+    def _fit(self, images: Labelled, grid_BDhw: Tensor) -> None:
         self.heads.train()
         with torch.enable_grad():
-            loss = torch.stack([_loss(task, self.heads[task], grid_BDhw, pictures) for task in self.tasks]).sum()
+            loss = torch.stack([_loss(task, self.heads[task], grid_BDhw, images) for task in self.tasks]).sum()
             if not torch.isfinite(loss):
                 what = f"the loss of the feedback's heads is {float(loss.detach())}"
                 raise NonFinite(what, "lower feedback.head_lr or optimizer.lr")
@@ -145,15 +145,15 @@ def _check(role: str, pool: Labelled, tasks: Iterable[str]) -> None:
         ("depth", "a valid depth", bool(valid_depth(pool.depth_BHW).any())),
     ):
         if task in tasks and not there:
-            raise UserError(f"no pixel of feedback.{role} has {what}: set feedback.{task}=0, or give other pictures")
+            raise UserError(f"no pixel of feedback.{role} has {what}: set feedback.{task}=0, or give other images")
 
 
-def _labelled_pixels(task: LabelKind, pictures: Labelled) -> int:
-    valid_BHW = pictures.label_BHW != IGNORED if task == "segmentation" else valid_depth(pictures.depth_BHW)
+def _labelled_pixels(task: LabelKind, images: Labelled) -> int:
+    valid_BHW = images.label_BHW != IGNORED if task == "segmentation" else valid_depth(images.depth_BHW)
     return int(valid_BHW.sum())
 
 
-def _loss(task: LabelKind, head: nn.Module, grid_BDhw: Tensor, pictures: Labelled) -> Tensor:
+def _loss(task: LabelKind, head: nn.Module, grid_BDhw: Tensor, images: Labelled) -> Tensor:
     if task == "segmentation":
-        return segmentation_loss(head, grid_BDhw, pictures.label_BHW)
-    return depth_loss(head, grid_BDhw, pictures.depth_BHW)
+        return segmentation_loss(head, grid_BDhw, images.label_BHW)
+    return depth_loss(head, grid_BDhw, images.depth_BHW)

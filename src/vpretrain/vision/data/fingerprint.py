@@ -8,7 +8,7 @@ from pathlib import Path
 from vpretrain.run.fingerprint import generated, of_files, of_hub
 from vpretrain.types import Json
 from vpretrain.vision.config import Recipe, SourceConfig
-from vpretrain.vision.data.source import pictures_in
+from vpretrain.vision.data.source import images_in
 
 
 def fingerprints(recipe: Recipe) -> list[Json]:
@@ -27,9 +27,9 @@ def fingerprints(recipe: Recipe) -> list[Json]:
             found.append({"role": role, "origin": folder, "rows": None, **_of_folder(folder), **limit})
     if (truth := recipe.evaluation.retrieval) is not None:
         file = Path(truth).expanduser()
-        pictures = pictures_in(file.parent / "jpg")
-        files = of_files([file, *pictures], file.parent)
-        found.append({"role": "retrieval", "origin": truth, "rows": len(pictures), **files})
+        images = images_in(file.parent / "jpg")
+        files = of_files([file, *images], file.parent)
+        found.append({"role": "retrieval", "origin": truth, "rows": len(images), **files})
     return found
 
 
@@ -44,10 +44,10 @@ def _of(source: SourceConfig) -> Json:
         found = generated("pybullet", **asked)
     elif source.ade20k is not None:
         root = Path(source.ade20k).expanduser()
-        pictures = sorted((root / "images" / source.split).glob("*.jpg"))
+        images = sorted((root / "images" / source.split).glob("*.jpg"))
         labels = sorted((root / "annotations" / source.split).glob("*.png"))
-        rows = len(pictures[source.skip :][: source.limit])
-        found = {"split": source.split, **of_files([*labels, *pictures], root)}
+        rows = len(images[source.skip :][: source.limit])
+        found = {"split": source.split, **of_files([*labels, *images], root)}
     elif source.nyuv2 is not None:
         found = of_files([Path(source.nyuv2).expanduser()])
     elif source.path is not None and source.path.endswith(".tar"):
@@ -60,4 +60,4 @@ def _of(source: SourceConfig) -> Json:
 
 def _of_folder(folder: str) -> Json:
     root = Path(folder).expanduser()
-    return of_files(pictures_in(root), root)
+    return of_files(images_in(root), root)

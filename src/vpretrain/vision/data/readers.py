@@ -30,7 +30,7 @@ def read_ade20k(config: SourceConfig, shape: Shape) -> Labelled:
     root = Path(config.ade20k).expanduser()
     files = sorted((root / "images" / config.split).glob("*.jpg"))[config.skip :][: config.limit]
     if not files:
-        raise UserError(f"no pictures in {root / 'images' / config.split}: ade20k names the folder of SceneParse150")
+        raise UserError(f"no images in {root / 'images' / config.split}: ade20k names the folder of SceneParse150")
     images, labels = [], []
     for file in files:
         annotation = root / "annotations" / config.split / f"{file.stem}.png"
@@ -38,7 +38,7 @@ def read_ade20k(config: SourceConfig, shape: Shape) -> Labelled:
         if int(raw_HW.max()) > ADE_CLASSES:
             raise UserError(f"{annotation} has class {int(raw_HW.max())}: SceneParse150 has 0 to {ADE_CLASSES}")
         label_HW = torch.where(raw_HW == 0, IGNORED, raw_HW - 1)
-        images.append(resize(read_picture(file)[None], shape))
+        images.append(resize(read_image(file)[None], shape))
         labels.append(nearest(label_HW[None], shape).byte())
     return _without(f"{root}/{config.skip}", torch.cat(images), label_BHW=torch.cat(labels), classes=ADE_CLASSES)
 
@@ -61,7 +61,7 @@ def read_nyuv2(config: SourceConfig, shape: Shape) -> Labelled:
     except (OSError, KeyError) as error:
         raise UserError(f"cannot read {config.nyuv2}: {error}; nyuv2 names nyu_depth_v2_labeled.mat") from None
     if len(images) == 0:
-        raise UserError(f"{config.nyuv2}: no pictures are left after skip={config.skip}")
+        raise UserError(f"{config.nyuv2}: no images are left after skip={config.skip}")
     if config.eigen_crop and depths.shape[1:] == (480, 640):
         kept = torch.zeros_like(depths)
         kept[:, *_EIGEN] = depths[:, *_EIGEN]
@@ -69,9 +69,9 @@ def read_nyuv2(config: SourceConfig, shape: Shape) -> Labelled:
     return _without(f"{config.nyuv2}/{config.skip}", resize(images, shape), depth_BHW=nearest(depths, shape).half())
 
 
-def read_picture(file: Path | IO[bytes], name: str | None = None) -> Tensor:
+def read_image(file: Path | IO[bytes], name: str | None = None) -> Tensor:
     """Read an image as uint8 [3, H, W]. Raises UserError for a file that is not an image."""
-    return _read(file, f"the picture {name or file}", as_tensor)
+    return _read(file, f"the image {name or file}", as_tensor)
 
 
 def as_tensor(image: Any) -> Tensor:
@@ -83,7 +83,7 @@ def read_classes(file: Path) -> Tensor:
     """Read a map of classes [H, W]. Raises UserError if the file is missing or holds colours instead of classes."""
     array = _read(file, f"the map of classes {file}", lambda image: torch.from_numpy(np.array(image)))
     if array.ndim != 2:
-        raise UserError(f"{file} is no map of classes but a picture of {array.shape[2]} channels: give one channel")
+        raise UserError(f"{file} is no map of classes but an image of {array.shape[2]} channels: give one channel")
     return array.long()
 
 
@@ -101,12 +101,12 @@ def _without(
     name: str, image_B3HW: Tensor, *, label_BHW: Tensor | None = None, depth_BHW: Tensor | None = None, classes: int = 0
 ) -> Labelled:
     """Make a set of images without classes or without depths, each of its own scene."""
-    pictures, _, height, width = image_B3HW.shape
+    images, _, height, width = image_B3HW.shape
     return Labelled(
         image_B3HW=image_B3HW,
-        label_BHW=torch.full((pictures, height, width), IGNORED, dtype=torch.uint8) if label_BHW is None else label_BHW,
-        depth_BHW=torch.zeros(pictures, height, width, dtype=torch.float16) if depth_BHW is None else depth_BHW,
-        scene_B=torch.arange(pictures) + (zlib.crc32(name.encode()) << 24),
-        category_B=torch.full((pictures,), -1),
+        label_BHW=torch.full((images, height, width), IGNORED, dtype=torch.uint8) if label_BHW is None else label_BHW,
+        depth_BHW=torch.zeros(images, height, width, dtype=torch.float16) if depth_BHW is None else depth_BHW,
+        scene_B=torch.arange(images) + (zlib.crc32(name.encode()) << 24),
+        category_B=torch.full((images,), -1),
         classes=classes,
     )

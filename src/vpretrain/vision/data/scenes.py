@@ -56,16 +56,16 @@ def rendered(*, seed: int, scenes: int, cameras: int, size: int) -> dict[str, Te
     root = cache()
     file = root / f"scenes-{name}.safetensors"
     if not file.exists():
-        pictures = _render(seed, scenes, cameras, size)
+        images = _render(seed, scenes, cameras, size)
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root) as aside:
-            save_file(pictures, Path(aside) / "scenes")
+            save_file(images, Path(aside) / "scenes")
             (Path(aside) / "scenes").rename(file)
     return load_file(file)
 
 
 def _render(seed: int, scenes: int, cameras: int, size: int) -> dict[str, Tensor]:
-    pictures: list[Json] = []
+    images: list[Json] = []
     with _client() as (bullet, data), steady(f"rendering {scenes} scenes", scenes) as done:
         studio = _Studio(bullet, data)
         for number in range(scenes):
@@ -73,15 +73,15 @@ def _render(seed: int, scenes: int, cameras: int, size: int) -> dict[str, Tensor
             bodies, category = studio.build(draw)
             for camera in range(cameras):
                 shot = studio.shoot(draw, bodies, size)
-                pictures.append({**shot, "scene": number, "camera": camera, "category": category})
+                images.append({**shot, "scene": number, "camera": camera, "category": category})
             for body in bodies:
                 bullet.removeBody(body)
             done(number + 1)
     return {
-        "image_N3HW": torch.from_numpy(np.stack([p["image"] for p in pictures])).permute(0, 3, 1, 2).contiguous(),
-        "label_NHW": torch.from_numpy(np.stack([p["label"] for p in pictures])),
-        "depth_NHW": torch.from_numpy(np.stack([p["depth"] for p in pictures])),
-        **{f"{key}_N": torch.tensor([p[key] for p in pictures]) for key in ("scene", "camera", "category")},
+        "image_N3HW": torch.from_numpy(np.stack([p["image"] for p in images])).permute(0, 3, 1, 2).contiguous(),
+        "label_NHW": torch.from_numpy(np.stack([p["label"] for p in images])),
+        "depth_NHW": torch.from_numpy(np.stack([p["depth"] for p in images])),
+        **{f"{key}_N": torch.tensor([p[key] for p in images]) for key in ("scene", "camera", "category")},
     }
 
 

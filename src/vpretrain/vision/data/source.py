@@ -18,7 +18,7 @@ from torch import Tensor
 from vpretrain.errors import UserError
 from vpretrain.pretrained import first_line
 from vpretrain.vision.config import SourceConfig
-from vpretrain.vision.data.readers import as_tensor, read_ade20k, read_nyuv2, read_picture
+from vpretrain.vision.data.readers import as_tensor, read_ade20k, read_image, read_nyuv2
 from vpretrain.vision.data.resize import Shape, nearest, resize
 from vpretrain.vision.data.scenes import CLASSES, rendered
 from vpretrain.vision.model.batch import Labelled
@@ -26,7 +26,7 @@ from vpretrain.vision.model.batch import Labelled
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
-class Pictures(ABC):
+class Images(ABC):
     """Unlabeled images by index."""
 
     items: Any  # what each image is read from
@@ -43,7 +43,7 @@ class Pictures(ABC):
         """Return the identity of an image."""
 
 
-def open_pictures(config: SourceConfig) -> Pictures:
+def open_images(config: SourceConfig) -> Images:
     """Open the unlabeled images of a source.
 
     Raises:
@@ -54,11 +54,11 @@ def open_pictures(config: SourceConfig) -> Pictures:
     if config.hub is not None:
         return _Hub(config)
     if config.path is None:
-        raise UserError(f"{config.origin} is labelled: the stream takes scenes, hub, or a path to its pictures")
+        raise UserError(f"{config.origin} is labelled: the stream takes scenes, hub, or a path to its images")
     return _Shards(config.path) if config.path.endswith(".tar") else _Folder(config.path)
 
 
-class _Scenes(Pictures):
+class _Scenes(Images):
     def __init__(self, config: SourceConfig) -> None:
         self.config = config
         self.items = _scenes(config)["image_N3HW"]
@@ -70,20 +70,20 @@ class _Scenes(Pictures):
         return f"{self.config.seed}/{index // self.config.cameras}"
 
 
-class _Folder(Pictures):
+class _Folder(Images):
     def __init__(self, path: str) -> None:
-        self.items = pictures_in(Path(path).expanduser())
+        self.items = images_in(Path(path).expanduser())
         if not self.items:
-            raise UserError(f"no pictures in {path}: give a folder with {', '.join(sorted(_SUFFIXES))} files")
+            raise UserError(f"no images in {path}: give a folder with {', '.join(sorted(_SUFFIXES))} files")
 
     def __getitem__(self, index: int) -> Tensor:
-        return read_picture(self.items[index])
+        return read_image(self.items[index])
 
     def key(self, index: int) -> str:
         return str(self.items[index])
 
 
-class _Shards(Pictures):
+class _Shards(Images):
     """Images in uncompressed tar files, read in place."""
 
     def __init__(self, path: str) -> None:
@@ -99,19 +99,19 @@ class _Shards(Pictures):
             except (OSError, tarfile.TarError) as error:
                 raise UserError(f"cannot read the shard {shard}: {error}; shards are uncompressed .tar files") from None
         if not self.items:
-            raise UserError(f"no pictures in {path}: give .tar files with {', '.join(sorted(_SUFFIXES))} members")
+            raise UserError(f"no images in {path}: give .tar files with {', '.join(sorted(_SUFFIXES))} members")
 
     def __getitem__(self, index: int) -> Tensor:
         shard, name, offset, size = self.items[index]
         with open(shard, "rb") as file:
             file.seek(offset)
-            return read_picture(io.BytesIO(file.read(size)), f"{shard}:{name}")
+            return read_image(io.BytesIO(file.read(size)), f"{shard}:{name}")
 
     def key(self, index: int) -> str:
         return ":".join(self.items[index][:2])
 
 
-class _Hub(Pictures):
+class _Hub(Images):
     def __init__(self, config: SourceConfig) -> None:
         import datasets
 
@@ -134,7 +134,7 @@ class _Hub(Pictures):
         return f"{self.config.hub}/{index}"
 
 
-def pictures_in(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
     """List the image files in a folder and below it, sorted."""
     return sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
 
@@ -160,7 +160,7 @@ def labelled(sources: Sequence[SourceConfig], shape: Shape) -> Labelled:
                 )
             )
         else:
-            raise UserError(f"{config.origin} has no labels: feedback and evaluation need labelled pictures")
+            raise UserError(f"{config.origin} has no labels: feedback and evaluation need labelled images")
     classes = {part.classes for part in parts if part.classes}
     if len(classes) > 1:
         raise UserError(f"sources with {sorted(classes)} classes do not go together: use one kind for segmentation")

@@ -19,7 +19,7 @@ from vpretrain.errors import UserError
 from vpretrain.order import Shuffled
 from vpretrain.types import Json
 from vpretrain.vision.config import Scale, StreamConfig
-from vpretrain.vision.data.source import Pictures, open_pictures
+from vpretrain.vision.data.source import Images, open_images
 from vpretrain.vision.model.batch import ViewBatch
 
 
@@ -41,14 +41,14 @@ class VisionStream:
         self._rows = config.rows_for(rank, processes)
         self.device: torch.device | str = "cpu"
         self.batches_drawn = 0
-        self._sources = [open_pictures(source) for source in config.sources]
+        self._sources = [open_images(source) for source in config.sources]
         self._where = [(source, i) for source in self._sources for i in range(len(source))]
         count = len(self._where)
         if count < config.batch_size:
-            raise UserError(f"the stream has {count} pictures: fewer than stream.batch_size={config.batch_size}")
+            raise UserError(f"the stream has {count} images: fewer than stream.batch_size={config.batch_size}")
         self._order = Shuffled(count, str(seed))
         for source in self._sources:
-            self._picture(source, 0)  # finds sizes that never fit before the long run
+            self._image(source, 0)  # finds sizes that never fit before the long run
 
     def next(self) -> list[ViewBatch]:
         """Return the micro-batches of one learner step: `accumulation` times batch_size / processes images."""
@@ -68,9 +68,9 @@ class VisionStream:
         """Continue from a cursor: the batches that follow are the same bit for bit."""
         self.batches_drawn = state["batches_drawn"]
 
-    def sample(self, pictures: int) -> ViewBatch:
+    def sample(self, images: int) -> ViewBatch:
         """Return the first few images, in crops that no learner step uses: always the same, in all processes."""
-        chosen = [self._where[self._order[i]] for i in range(min(pictures, len(self._where)))]
+        chosen = [self._where[self._order[i]] for i in range(min(images, len(self._where)))]
         global_VB3HW, local_VB3HW = self._crops(-1, 0, chosen)
         keys = tuple(source.key(i) for source, i in chosen)
         return ViewBatch(global_VB3HW, local_VB3HW, keys, tuple(range(len(keys))), len(keys))
@@ -88,32 +88,32 @@ class VisionStream:
         keys = tuple(source.key(i) for source, i in (chosen[place] for place in self._rows))
         return ViewBatch(global_VB3HW, local_VB3HW, keys, tuple(self._rows), size, number=number).to(self.device)
 
-    def _crops(self, number: int, shard: int, chosen: Sequence[tuple[Pictures, int]]) -> tuple[Tensor, Tensor]:
-        pictures = [self._picture(source, i) for source, i in chosen]
+    def _crops(self, number: int, shard: int, chosen: Sequence[tuple[Images, int]]) -> tuple[Tensor, Tensor]:
+        images = [self._image(source, i) for source, i in chosen]
         seed = f"{self.seed}/{number}" + (f"/{shard}" if self.config.shards > 1 else "")
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(zlib.crc32(seed.encode()))
-            return crops(pictures, self.config)
+            return crops(images, self.config)
 
-    def _picture(self, source: Pictures, index: int) -> Tensor:
-        picture_3HW, crop = source[index], self.config.global_size
-        height, width = picture_3HW.shape[1:]
+    def _image(self, source: Images, index: int) -> Tensor:
+        image_3HW, crop = source[index], self.config.global_size
+        height, width = image_3HW.shape[1:]
         if min(height, width) < crop:
             raise UserError(
-                f"the picture {source.key(index)} of {width} x {height} pixels is smaller than a crop: remove it, or lower "
+                f"the image {source.key(index)} of {width} x {height} pixels is smaller than a crop: remove it, or lower "
                 f"stream.global_size={crop}"
             )
-        return picture_3HW
+        return image_3HW
 
 
 def crops(images: list[Tensor], config: StreamConfig) -> tuple[Tensor, Tensor]:
     """Return DINO's global and local crops [V, B, 3, H, W] of uint8 images; draws from torch's global random state."""
     side = min(max(min(image.shape[1:]) for image in images), _finest(config))
-    pictures_B3HW = torch.stack([_square(image, side) for image in images])
+    images_B3HW = torch.stack([_square(image, side) for image in images])
     *globals_, local = augmentations(config)
-    global_views = [globals_[view % 2](pictures_B3HW) for view in range(config.global_views)]
-    local_views = [local(pictures_B3HW) for _ in range(config.local_views)]
-    empty = pictures_B3HW.new_zeros(0, len(images), 3, config.local_size, config.local_size)
+    global_views = [globals_[view % 2](images_B3HW) for view in range(config.global_views)]
+    local_views = [local(images_B3HW) for _ in range(config.local_views)]
+    empty = images_B3HW.new_zeros(0, len(images), 3, config.local_size, config.local_size)
     return torch.stack(global_views).clamp(0, 1), torch.stack(local_views).clamp(0, 1) if local_views else empty
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vpretrain.errors import UserError
 from vpretrain.vision.config import ClassesConfig
-from vpretrain.vision.data.source import pictures_in
+from vpretrain.vision.data.source import images_in
 
 
 def read_classes_of_folders(config: ClassesConfig) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]]]:
@@ -22,7 +22,7 @@ def read_classes_of_folders(config: ClassesConfig) -> tuple[list[tuple[Path, int
             )
     numbers = {name: number for number, name in enumerate(names[config.train])}
     train, test = (
-        [(file, numbers[name]) for name in numbers for file in _pictures(Path(root).expanduser() / name, config.limit)]
+        [(file, numbers[name]) for name in numbers for file in _images(Path(root).expanduser() / name, config.limit)]
         for root in (config.train, config.test)
     )
     return train, test
@@ -44,12 +44,12 @@ def _subfolders(root: str) -> list[str]:
     folder = Path(root).expanduser()
     names = sorted(child.name for child in folder.iterdir() if child.is_dir()) if folder.is_dir() else []
     if len(names) < 2:
-        raise UserError(f"evaluation.classes: {root} must hold a folder of pictures for each of two classes or more")
+        raise UserError(f"evaluation.classes: {root} must hold a folder of images for each of two classes or more")
     return names
 
 
-def _pictures(folder: Path, limit: int | None) -> list[Path]:
-    files = pictures_in(folder)[:limit]
+def _images(folder: Path, limit: int | None) -> list[Path]:
+    files = images_in(folder)[:limit]
     if not files:
-        raise UserError(f"evaluation.classes: no pictures in {folder}")
+        raise UserError(f"evaluation.classes: no images in {folder}")
     return files

@@ -18,7 +18,7 @@ from vpretrain.console import steady
 from vpretrain.order import Shuffled
 from vpretrain.types import Json
 from vpretrain.vision.config import EvaluationConfig
-from vpretrain.vision.data.readers import read_picture
+from vpretrain.vision.data.readers import read_image
 from vpretrain.vision.data.resize import resize
 from vpretrain.vision.data.source import labelled
 from vpretrain.vision.evaluation.classification import classification_accuracy, read_classes_of_folders
@@ -38,7 +38,7 @@ from vpretrain.vision.model.learner import VisionLearner
 Grids = Callable[[list[int]], Tensor]  # the feature grids [B, D, h, w] of images, by their indices
 _PROBE_BATCH = 16
 _KEPT_BYTES = 4 * 2**30
-_PICTURE_WORK = 4  # an image's features cost about as much as this many probe steps
+_IMAGE_WORK = 4  # an image's features cost about as much as this many probe steps
 
 
 class Evaluation:
@@ -58,14 +58,14 @@ class Evaluation:
         self.retrieval = None if config.retrieval is None else read_revisited(config.retrieval)
 
     def __call__(self, learner: VisionLearner) -> Json:
-        """Return the backbone's metrics; `pictures` lists them per image, for paired comparisons."""
+        """Return the backbone's metrics; `images` lists them per image, for paired comparisons."""
         config = self.config
         tasks: list[LabelKind] = []
         if self.train.classes and self.train.classes == self.test.classes:
             tasks.append("segmentation")
         if all(bool(valid_depth(pool.depth_BHW).any()) for pool in (self.train, self.test)):
             tasks.append("depth")
-        work = _PICTURE_WORK * (len(self.train) + len(self.test)) + len(tasks) * config.probe_steps
+        work = _IMAGE_WORK * (len(self.train) + len(self.test)) + len(tasks) * config.probe_steps
         spent = 0
         with steady("       evaluation", work) as done:
 
@@ -76,12 +76,12 @@ class Evaluation:
 
             grids, train_ND = _grids(learner, self.train, config, spend)
             heads = {task: self._probe(task, learner, grids, spend) for task in tasks}
-            figures, pictures, test_ND = self._test(learner, heads, spend)
+            figures, images, test_ND = self._test(learner, heads, spend)
         figures["accuracy"] = self._accuracy(learner, train_ND, test_ND)
         figures["retrieval_map"] = scene_map(test_ND, self.test.scene_B)
         if self.retrieval is not None:
             figures |= self._retrieval(learner, *self.retrieval)
-        return figures | {"pictures": pictures}
+        return figures | {"pictures": images}
 
     def _accuracy(self, learner: VisionLearner, train_ND: Tensor, test_ND: Tensor) -> float | None:
         """Return a linear classifier's accuracy: on separate images if the recipe names some, else on the dense probes'."""
@@ -90,7 +90,7 @@ class Evaluation:
             with steady("   classification", len(train) + len(test)) as done:
                 train_ND = self._summaries(learner, train, done)
                 test_ND = self._summaries(learner, test, lambda seen: done(len(train) + seen))
-            train_N, test_N = (torch.tensor([number for _, number in pictures]) for pictures in self.classes)
+            train_N, test_N = (torch.tensor([number for _, number in images]) for images in self.classes)
         else:
             train_N, test_N = self.train.category_B, self.test.category_B
             if min(int(train_N.min()), int(test_N.min())) < 0:
@@ -98,13 +98,13 @@ class Evaluation:
         return classification_accuracy(train_ND, train_N, test_ND, test_N)
 
     def _summaries(
-        self, learner: VisionLearner, pictures: list[tuple[Path, int]], done: Callable[[int], None]
+        self, learner: VisionLearner, images: list[tuple[Path, int]], done: Callable[[int], None]
     ) -> Float[Tensor, "N D"]:
         """Return the summaries of images in files."""
         summaries, step = [], self.config.batch_size
-        for first in range(0, len(pictures), step):
-            files = [file for file, _ in pictures[first : first + step]]
-            batch_B3HW = torch.cat([resize(read_picture(file)[None], self.config.shape) for file in files])
+        for first in range(0, len(images), step):
+            files = [file for file, _ in images[first : first + step]]
+            batch_B3HW = torch.cat([resize(read_image(file)[None], self.config.shape) for file in files])
             summaries.append(_summary(learner, batch_B3HW))
             done(first + len(files))
         return torch.cat(summaries)
@@ -118,11 +118,11 @@ class Evaluation:
             rows = []
             for query in queries:
                 left, upper, right, lower = map(round, query.box)
-                part_3HW = read_picture(query.file)[:, max(0, upper) : lower, max(0, left) : right]
+                part_3HW = read_image(query.file)[:, max(0, upper) : lower, max(0, left) : right]
                 rows.append(_summary(learner, _whole(part_3HW, size, patch)))
                 done(len(rows))
             for file in gallery:
-                rows.append(_summary(learner, _whole(read_picture(file), size, patch)))
+                rows.append(_summary(learner, _whole(read_image(file), size, patch)))
                 done(len(rows))
         summary_ND = torch.cat(rows)
         return revisited_map(summary_ND[: len(queries)], summary_ND[len(queries) :], queries)
@@ -139,11 +139,11 @@ class Evaluation:
             order = Shuffled(len(own), task)
             for step in range(config.probe_steps):
                 rows = [own[order[step * _PROBE_BATCH + i]] for i in range(_PROBE_BATCH)]
-                pictures = self.train[rows].to(learner.device)
+                images = self.train[rows].to(learner.device)
                 if task == "segmentation":
-                    loss = segmentation_loss(head, grids(rows), pictures.label_BHW)
+                    loss = segmentation_loss(head, grids(rows), images.label_BHW)
                 else:
-                    loss = depth_loss(head, grids(rows), pictures.depth_BHW, squared=True)
+                    loss = depth_loss(head, grids(rows), images.depth_BHW, squared=True)
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(head.parameters(), 1.0)
@@ -168,51 +168,51 @@ class Evaluation:
                 if "depth" in heads:
                     predicted["depth"].append(predicted_depth(heads["depth"], grid_BDhw, *shape).half().cpu())
         figures: Json = dict.fromkeys(("miou", "depth_rmse", "depth_abs_rel", "depth_delta_1"))
-        pictures: list[Json] = [{"scene": int(scene)} for scene in self.test.scene_B]
+        images: list[Json] = [{"scene": int(scene)} for scene in self.test.scene_B]
         if "segmentation" in heads:
             classes_NHW = torch.cat(predicted["segmentation"])
             figures["miou"] = mean_iou(classes_NHW, self.test.label_BHW, self.test.classes)
             for n in _with_labels("segmentation", self.test):
-                pictures[n]["miou"] = picture_iou(classes_NHW[n], self.test.label_BHW[n])
+                images[n]["miou"] = image_iou(classes_NHW[n], self.test.label_BHW[n])
         if "depth" in heads:
             depth_NHW = torch.cat(predicted["depth"])
             figures |= depth_figures(depth_NHW, self.test.depth_BHW)
             for n in _with_labels("depth", self.test):
                 one = slice(n, n + 1)
-                pictures[n]["depth_rmse"] = depth_figures(depth_NHW[one], self.test.depth_BHW[one])["depth_rmse"]
-        return figures, pictures, torch.cat(summaries)
+                images[n]["depth_rmse"] = depth_figures(depth_NHW[one], self.test.depth_BHW[one])["depth_rmse"]
+        return figures, images, torch.cat(summaries)
 
 
-def _with_labels(task: LabelKind, pictures: Labelled) -> list[int]:
+def _with_labels(task: LabelKind, images: Labelled) -> list[int]:
     """Return the indices of the images with labels for this task: an evaluation may mix images with different labels."""
-    known = pictures.label_BHW != IGNORED if task == "segmentation" else valid_depth(pictures.depth_BHW)
+    known = images.label_BHW != IGNORED if task == "segmentation" else valid_depth(images.depth_BHW)
     return known.flatten(1).any(1).nonzero()[:, 0].tolist()
 
 
 def _grids(
-    learner: VisionLearner, pictures: Labelled, config: EvaluationConfig, spend: Callable[[int], None]
+    learner: VisionLearner, images: Labelled, config: EvaluationConfig, spend: Callable[[int], None]
 ) -> tuple[Grids, Float[Tensor, "N D"]]:
     """Return images' frozen features: grids, kept if they are small, otherwise recomputed for every batch; and summaries."""
     backbone, grids, summaries = learner.backbone, [], []
-    keep = 4 * len(pictures) * math.prod(backbone.patches(*config.shape)) * backbone.width <= _KEPT_BYTES
-    for grid_BDhw, summary_BD in _batches(learner, pictures, config, spend):
+    keep = 4 * len(images) * math.prod(backbone.patches(*config.shape)) * backbone.width <= _KEPT_BYTES
+    for grid_BDhw, summary_BD in _batches(learner, images, config, spend):
         summaries.append(summary_BD)
         if keep:
             grids.append(grid_BDhw)
     if keep:
         return torch.cat(grids).__getitem__, torch.cat(summaries)
-    return lambda rows: _features(learner, pictures[rows].to(learner.device))[0], torch.cat(summaries)
+    return lambda rows: _features(learner, images[rows].to(learner.device))[0], torch.cat(summaries)
 
 
 def _batches(
-    learner: VisionLearner, pictures: Labelled, config: EvaluationConfig, spend: Callable[[int], None]
+    learner: VisionLearner, images: Labelled, config: EvaluationConfig, spend: Callable[[int], None]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield feature grids and, on the CPU, summaries of images, batch by batch."""
-    for first in range(0, len(pictures), config.batch_size):
-        batch = pictures[slice(first, first + config.batch_size)].to(learner.device)
+    for first in range(0, len(images), config.batch_size):
+        batch = images[slice(first, first + config.batch_size)].to(learner.device)
         grid_BDhw, summary_BD = _features(learner, batch)
         yield grid_BDhw, summary_BD.cpu()
-        spend(_PICTURE_WORK * len(batch))
+        spend(_IMAGE_WORK * len(batch))
 
 
 def _features(learner: VisionLearner, batch: Labelled) -> tuple[Tensor, Tensor]:
@@ -240,7 +240,7 @@ def mean_iou(predicted_NHW: Shaped[Tensor, "N H W"], label_NHW: Shaped[Tensor, "
     return float(multiclass_jaccard_index(ours, true, num_classes=classes, ignore_index=IGNORED))
 
 
-def picture_iou(predicted_HW: Shaped[Tensor, "H W"], label_HW: Shaped[Tensor, "H W"]) -> float:
+def image_iou(predicted_HW: Shaped[Tensor, "H W"], label_HW: Shaped[Tensor, "H W"]) -> float:
     """Mean intersection over union of an image, over the classes that it shows."""
     known = label_HW != IGNORED
     ious = []

@@ -53,9 +53,9 @@ def read_revisited(path: str) -> tuple[list[Query], list[Path]]:
         )
     try:
         truth = json.loads(file.read_text(encoding="utf-8"))
-        gallery = [_picture(file, name) for name in truth["imlist"]]
+        gallery = [_image(file, name) for name in truth["imlist"]]
         queries = [
-            Query(_picture(file, name), _box(entry["bbx"]), {grade: list(map(int, entry[grade])) for grade in _GRADES})
+            Query(_image(file, name), _box(entry["bbx"]), {grade: list(map(int, entry[grade])) for grade in _GRADES})
             for name, entry in zip(truth["qimlist"], truth["gnd"], strict=True)
         ]
     except OSError as error:
@@ -67,10 +67,10 @@ def read_revisited(path: str) -> tuple[list[Query], list[Path]]:
         ) from None
     wrong = next((i for query in queries for grade in query.grades.values() for i in grade if i >= len(gallery)), None)
     if wrong is not None or not queries:
-        raise UserError(f"{path}: " + ("it has no queries" if wrong is None else f"there is no picture {wrong}"))
+        raise UserError(f"{path}: " + ("it has no queries" if wrong is None else f"there is no image {wrong}"))
     missing = next((p for p in [*gallery, *(q.file for q in queries)] if not p.is_file()), None)
     if missing is not None:
-        raise UserError(f"the picture {missing} is missing: pictures lie in jpg/ beside {file.name}")
+        raise UserError(f"the image {missing} is missing: images lie in jpg/ beside {file.name}")
     return queries, gallery
 
 
@@ -121,9 +121,9 @@ def scene_map(features_ND: Float[Tensor, "N D"], scene_N: Int[Tensor, " N"]) -> 
     return sum(scores) / len(scores) if scores else None
 
 
-def _picture(truth: Path, name: Any) -> Path:
+def _image(truth: Path, name: Any) -> Path:
     if not isinstance(name, str) or Path(name).name != name:
-        raise ValueError(f"'{name}' is no name of a picture")
+        raise ValueError(f"'{name}' is no name of an image")
     return truth.parent / "jpg" / f"{name}.jpg"
 
 

@@ -36,7 +36,7 @@ def check(recipe: Recipe) -> Iterator[str]:
         size = recipe.stream.global_size
         yield f"note: stream.global_size={size} is above the {config.image_size} pixels the learner was trained at"
     parts = assemble(recipe, tiny_copy(recipe))
-    yield "recipe and pictures: fine; stream, heads, meta batches and evaluation show different scenes"
+    yield "recipe and images: fine; stream, heads, meta batches and evaluation show different scenes"
     yield one_step(recipe, parts)
     if recipe.learner.precision == "bf16" and (note := bf16_note(next(parts.learner.module.parameters()).device)):
         yield f"warning: {note}: use learner.precision=fp32"

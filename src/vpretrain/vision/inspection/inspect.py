@@ -20,7 +20,7 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
     batches = parts.stream.next()
     batch = batches[0]
     whole, local = (tuple(views.shape) for views in (batch.global_VB3HW, batch.local_VB3HW))
-    console.print(f"stream: global crops {whole}, local crops {local} (views, pictures, channels, height, width)")
+    console.print(f"stream: global crops {whole}, local crops {local} (views, images, channels, height, width)")
     (feedback,) = parts.feedback.next().values()
     label, depth = feedback.labelled.label_BHW, feedback.labelled.depth_BHW
     if "segmentation" in feedback.heads:

@@ -63,17 +63,17 @@ class ViewBatch:
         """Return a meta batch: the global crops of the first `rows` images. Images have no domain."""
         return self.globals_of(slice(rows))
 
-    def globals_of(self, pictures: slice) -> ViewBatch:
+    def globals_of(self, images: slice) -> ViewBatch:
         """Return the global crops of some images.
 
         Local crops are left out: they do not depend on the designer, and the teacher's targets are constant in phi.
         """
         return replace(
             self,
-            global_VB3HW=self.global_VB3HW[:, pictures],
-            local_VB3HW=self.local_VB3HW[:0, pictures],
-            keys=self.keys[pictures],
-            places=self.places[pictures],
+            global_VB3HW=self.global_VB3HW[:, images],
+            local_VB3HW=self.local_VB3HW[:0, images],
+            keys=self.keys[images],
+            places=self.places[images],
         )
 
     def to(self, device: torch.device | str) -> ViewBatch:

@@ -119,13 +119,13 @@ class IJepaLearner(VisionLearner):
         return self.backbone.patches(*inputs.global_VB3HW.shape[3:])
 
     def _blocks(self, inputs: ViewBatch) -> Blocks:
-        pictures = len(inputs.global_VB3HW) * inputs.whole
-        blocks = draw_blocks(self.config, self._grid(inputs), pictures, seed=inputs.number)
+        images = len(inputs.global_VB3HW) * inputs.whole
+        blocks = draw_blocks(self.config, self._grid(inputs), images, seed=inputs.number)
         return with_tensors(blocks, lambda tensor: tensor[inputs.places_VB].to(self.device))
 
 
 @functools.lru_cache(maxsize=1)  # called several times per step
-def draw_blocks(config: IJepaConfig, grid: tuple[int, int], pictures: int, *, seed: int) -> Blocks:
+def draw_blocks(config: IJepaConfig, grid: tuple[int, int], images: int, *, seed: int) -> Blocks:
     """Draw target blocks of one shape at random places per image, and a large context block without their patches.
 
     They depend only on the seed (the number of the batch's draw), so that all arms see the same. Contexts are cut to the
@@ -142,7 +142,7 @@ def draw_blocks(config: IJepaConfig, grid: tuple[int, int], pictures: int, *, se
         return number[top : top + shape[0], left : left + shape[1]].flatten()
 
     targets, contexts = [], []
-    for _ in range(pictures):
+    for _ in range(images):
         blocks = torch.stack([place(target) for _ in range(config.targets)])
         seen = place(context)
         left = seen[~torch.isin(seen, blocks)]

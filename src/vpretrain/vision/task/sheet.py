@@ -28,6 +28,6 @@ def draw_sheet(construction: Fixed, batch: ViewBatch, file: Path) -> Path:
     return file
 
 
-def _row(pictures_B3HW: Tensor) -> Tensor:
+def _row(images_B3HW: Tensor) -> Tensor:
     """Put images side by side, each in a white frame of 2 pixels."""
-    return torch.cat(F.pad(pictures_B3HW.cpu(), (2, 2, 2, 2), value=1.0).unbind(), dim=2)
+    return torch.cat(F.pad(images_B3HW.cpu(), (2, 2, 2, 2), value=1.0).unbind(), dim=2)

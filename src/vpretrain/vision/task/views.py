@@ -25,30 +25,30 @@ from vpretrain.vision.model.batch import ViewBatch
 from vpretrain.vision.model.learner import VisionLearner
 from vpretrain.vision.task.construction import Fixed
 
-PICTURES = 6
+IMAGES = 6
 POINTS = 6  # points shown: all of an ordinary run's, some of an extended run's
 _SIDE = 96  # maximum side of a recorded image, in pixels
 _BYTES = 2**23  # maximum size of a record: many times that of a run
-_PICTURE = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+=*")
+_IMAGE = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+=*")
 
 
 def record_views(learner: VisionLearner, construction: Fixed, meta: MetaUpdate, stream: VisionStream) -> Json:
     """Record a few images under the current designer, without side effects; several processes call it together.
 
     Returns:
-        JSON-ready: `pictures`, each with `crop` (its first global crop), `mask` (white: kept sharp) and `view` as data URIs;
+        JSON-ready: `images`, each with `crop` (its first global crop), `mask` (white: kept sharp) and `view` as data URIs;
         `kept`, the mask's mean; `value`, <u, g_pre> of the image's views along the current value direction u, and
         `value_unmasked`, that of its unmasked crops; None before the first meta update.
     """
-    sample = stream.sample(PICTURES).to(learner.device)
-    pictures = []
+    sample = stream.sample(IMAGES).to(learner.device)
+    images = []
     for number in range(len(sample.keys)):
         batch = sample.globals_of(slice(number, number + 1))
         with torch.no_grad():
             views = construction.inputs(batch)
         assert views.mask_VB1HW is not None
         mask_1HW = views.mask_VB1HW[0, 0]
-        pictures.append(
+        images.append(
             {
                 "crop": _uri(batch.global_VB3HW[0, 0], "jpeg"),
                 "mask": _uri(mask_1HW, "png"),
@@ -58,7 +58,7 @@ def record_views(learner: VisionLearner, construction: Fixed, meta: MetaUpdate, 
                 "value_unmasked": _value(learner, construction, meta, batch),
             }
         )
-    return {"pictures": pictures}
+    return {"pictures": images}
 
 
 def recorded_views(run: Path) -> list[Json]:
@@ -77,7 +77,7 @@ def recorded_views(run: Path) -> list[Json]:
         # A step may have been recorded twice, if a run was interrupted at its end.
         found = {int(line["step"]): _checked(line) for line in lines}
         if len({len(line["pictures"]) for line in found.values()}) != 1:
-            raise ValueError("its lines are not of the same pictures")
+            raise ValueError("its lines are not of the same images")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{file} is not what a run writes: {error}") from None
     steps = sorted(found)
@@ -99,14 +99,14 @@ def _value(learner: VisionLearner, construction: Fixed, meta: MetaUpdate, views:
         return float(inner(meta.direction, learner.gradient(loss, at), None))
 
 
-def _uri(picture: Tensor, kind: str) -> str:
+def _uri(image: Tensor, kind: str) -> str:
     """Encode a small image as a data URI; masks as PNG, which is lossless."""
     from PIL import Image
 
-    height, width = (min(side, _SIDE) for side in picture.shape[1:])
-    if picture.shape[1:] != (height, width):
-        picture = F.interpolate(picture[None], (height, width), mode="bilinear", antialias=True, align_corners=False)[0]
-    pixels = (picture.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    height, width = (min(side, _SIDE) for side in image.shape[1:])
+    if image.shape[1:] != (height, width):
+        image = F.interpolate(image[None], (height, width), mode="bilinear", antialias=True, align_corners=False)[0]
+    pixels = (image.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     file = io.BytesIO()
     Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(file, kind, quality=85)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
@@ -114,12 +114,12 @@ def _uri(picture: Tensor, kind: str) -> str:
 
 def _checked(line: Json) -> Json:
     """Check a line of the record: a page shows its images, so they must be embedded in the record, not linked."""
-    if not line["pictures"] or len(line["pictures"]) > PICTURES or not math.isfinite(line["seconds"]):
-        raise ValueError("it has no pictures, or too many, or no time")
-    for picture in line["pictures"]:
-        if not all(_PICTURE.fullmatch(picture[name]) for name in ("crop", "mask", "view")):
-            raise ValueError("a picture is not in the record itself")
+    if not line["pictures"] or len(line["pictures"]) > IMAGES or not math.isfinite(line["seconds"]):
+        raise ValueError("it has no images, or too many, or no time")
+    for image in line["pictures"]:
+        if not all(_IMAGE.fullmatch(image[name]) for name in ("crop", "mask", "view")):
+            raise ValueError("an image is not in the record itself")
         for name in ("kept", "value", "value_unmasked"):
-            if picture[name] is not None and not math.isfinite(picture[name]):
+            if image[name] is not None and not math.isfinite(image[name]):
                 raise ValueError(f"{name} is no number")
     return line
