@@ -6,7 +6,8 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from vpretrain.config import Recipe
 from vpretrain.types import Json, Model
@@ -118,7 +119,7 @@ class Modality:
         """Return a learner's name as transformers takes it. Raises UserError."""
         return self._module("model.load").resolve(learner)
 
-    def _module(self, room: str) -> Any:
+    def _module(self, room: str) -> ModuleType:
         return importlib.import_module(f"vpretrain.{self.name}.{room}")
 
 

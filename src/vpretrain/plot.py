@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import ModuleType
 
 
-def pyplot() -> Any | None:
+def pyplot() -> ModuleType | None:
     """Return the pyplot module, set to draw without a screen; None without matplotlib."""
     try:
         import matplotlib

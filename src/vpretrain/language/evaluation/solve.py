@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from math import comb
 from statistics import mean
-from typing import Any
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -153,7 +153,7 @@ def needs_mathematics(truth: str) -> bool:
     return not _PLAIN_NUMBER.fullmatch(truth.strip()) and not is_words(truth)
 
 
-def math_verify() -> Any:
+def math_verify() -> ModuleType:
     """Import the package. Raises UserError if it is not installed."""
     try:
         return importlib.import_module("math_verify")
