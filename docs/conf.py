@@ -8,7 +8,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from settings_page import settings_page  # noqa: E402
+import generated  # noqa: E402
 
 project = "vpretrain"
 author = "The vpretrain contributors"
@@ -35,6 +35,6 @@ def _plain(app: object, what: str, name: str, item: object, options: object, lin
 
 
 def setup(app) -> None:
-    """Make the page of settings from the models; read docstrings as they are meant."""
-    (HERE / "settings.md").write_text(settings_page(), encoding="utf-8")
+    """Make the generated parts of the pages; read docstrings as they are meant."""
+    generated.write(HERE)
     app.connect("autodoc-process-docstring", _plain, priority=100)

@@ -40,9 +40,3 @@ AnyArm = TypeVar("AnyArm", bound=Arm)
 def by_name(*arms: AnyArm) -> dict[str, AnyArm]:
     """Return a table of arms."""
     return {arm.name: arm for arm in arms}
-
-
-def arms_table(arms: Mapping[str, Arm]) -> str:
-    """Return the table as Markdown."""
-    rows = [f"| `{arm.name}` | {arm.summary} |" for arm in arms.values()]
-    return "\n".join(["| arm | task |", "|---|---|", *rows])

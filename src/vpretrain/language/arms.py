@@ -42,8 +42,7 @@ PAPER: Keywords = {"align": "dot", "metric": "identity", "penalty": 0.0, "subset
 ARMS = by_name(
     Arm(
         "v",
-        "one-hot and the exact task, tilted along the feedback over the learner's top K; how much of it is chosen by what "
-        "it does",
+        "the exact task: one-hot tilted along the feedback over the learner's top K, with a weight that is judged in the run",
         **_EXACT_TASK,
     ),
     Arm("one-hot", "the true next token: ordinary continued pretraining", "OneHot"),
@@ -78,11 +77,11 @@ ARMS = by_name(
     ),
     Arm("mixed-in", "one-hot; a tenth of the stream's rows are the feedback pairs themselves", "OneHot", mixed_in=True),
     Arm("v-mixed-in", "`v` on the stream of `mixed-in`", mixed_in=True, **_EXACT_TASK),
-    Arm("v-exact", "what `v` is at present", **_EXACT_TASK),
+    Arm("v-exact", "the same as `v` today: name it if a later `v` must not replace it", **_EXACT_TASK),
     Arm("v-learned", "`v-exact` with a designer's scores on top", "ResidualTargets", designer=True, **_EXACT),
     Arm(
         "v-paper",
-        "the paper's designer as printed: (1 - alpha) one-hot + alpha r, with alpha and r from the designer and r free",
+        "the paper's designer as printed: (1 - alpha) one-hot + alpha r; the designer gives alpha and an unrestricted r",
         "LearnedTargets",
         designer=True,
         steered=True,

@@ -1,16 +1,18 @@
-"""The page of every setting, from the models that recipes are checked by."""
+"""Parts of the documentation that are made from the source: the page of every setting, and the tables of arms."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from vpretrain.arms import Arm
 from vpretrain.modality import MODALITIES
 from vpretrain.recipe import _model_in
 
@@ -29,6 +31,22 @@ _LIMITS = {
     "min_length": "at least {} of them",
     "pattern": "matches {}",
 }
+
+
+def write(docs: Path) -> None:
+    """Write the generated parts anew."""
+    (docs / "settings.md").write_text(settings_page(), encoding="utf-8")
+    for name, modality in MODALITIES.items():
+        page = docs / f"{name}.md"
+        table = arms_table(modality.recipe.arms)
+        text = re.sub(r"\| arm \| task \|(\n\|.*)+", lambda _, new=table: new, page.read_text(encoding="utf-8"))
+        page.write_text(text, encoding="utf-8")
+
+
+def arms_table(arms: Mapping[str, Arm]) -> str:
+    """Markdown: a row per arm."""
+    rows = [f"| `{arm.name}` | {arm.summary} |" for arm in arms.values()]
+    return "\n".join(["| arm | task |", "|---|---|", *rows])
 
 
 def settings_page() -> str:
