@@ -36,8 +36,7 @@ from vpretrain.timing import phase
 Metric = Callable[[Iterable[str]], Mapping[str, Tensor] | None]
 """AdamW's preconditioner P over the named parameters; None while it has no statistics."""
 
-# Least number of feedback pairs for each question of a judgement; a feedback batch is used whole.
-_PAIRS_FOR_DIRECTION, _PAIRS_FOR_GAIN = 8, 4
+_PAIRS = (8, 4)  # least number of feedback pairs for each question of a judgement; a feedback batch is used whole
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -271,17 +270,16 @@ class MetaUpdate:
         if batch is None:
             return {}
         with phase("meta: judgement"):
-            if strength.in_doubt:
-                judgement = self._gain(batch, share, metric)
-            else:
-                _, agreement = self._along(self.theta_at(self.direction), self.direction, pairs=_PAIRS_FOR_DIRECTION)
-                judgement = Judgement(list(agreement))
-        strength.judge(self.updates, distributed.broadcast(judgement))  # rank 0's: all must use the same strength
+            _, agreement = self._along(self.theta_at(self.direction), self.direction, question=0)
+            # Rank 0's numbers: all processes must ask the same questions, and use the same strength.
+            judgement = distributed.broadcast(Judgement(list(agreement)))
+            if strength.in_doubt(judgement):
+                judgement = distributed.broadcast(self._with_gain(judgement, batch, share, metric))
+        strength.judge(self.updates, judgement)
         return {"strength": strength.beta, "radius": strength.radius}
 
-    def _gain(self, batch: AnyBatch, share: float, metric: Metric | None) -> Judgement:
-        """Measure over all parameters how far the tilted task helps."""
-        assert self.direction is not None
+    def _with_gain(self, judgement: Judgement, batch: AnyBatch, share: float, metric: Metric | None) -> Judgement:
+        """Measure over all parameters, too, how far the tilted task helps."""
         at = self.theta_at(n for n, _ in self.learner.named_parameters())
         P = metric(at) if metric is not None else None
         base, tilted = cast(TiltedConstruction, self.construction).ends()
@@ -293,21 +291,21 @@ class MetaUpdate:
         # C = |g_base|_P^2, square = |g_base|^2, F = |d|_P^2, E = <g_base, P d>
         (C, square), (F, _, E) = g_base(), d()
         C = max(C, _TINY)
-        lengths, *along, agreement = self._along(at, g_base.held, d.held, self.direction, pairs=_PAIRS_FOR_GAIN)
+        lengths, *along = self._along(at, g_base.held, d.held, question=1)
         # A and B at |g_base|_P = 1 and a mean |G| of 1; |g_base| / |g_base|_P removes the scale of P, so that judgements can
         # be pooled.
         unit = C / math.sqrt(square) * max(fmean(lengths), _TINY) if square else 1.0
         a, b = ([x / unit for x in of_pairs] for of_pairs in along)
-        return Judgement(list(agreement), a, b, E / C, F / C)
+        return Judgement(judgement.agreement, a, b, E / C, F / C)
 
-    def _along(self, at: Parameters, *others: Parameters, pairs: int) -> list[tuple[float, ...]]:
-        """Return |G|, and <G, v> for each v, of at least this many pairs of the next feedback in all processes.
+    def _along(self, at: Parameters, *others: Parameters, question: int) -> list[tuple[float, ...]]:
+        """Return |G|, and <G, v> for each v, of the next feedback's pairs in all processes, as many as the question takes.
 
         Each process takes the gradients of its own pairs. Where theta is sharded, all processes go backward together, and G is
         the mean over one pair from each.
         """
         found: list[tuple[str, AnyBatch]] = []
-        while sum(distributed.all_gather(len(found))) < pairs:
+        while sum(distributed.all_gather(len(found))) < _PAIRS[question]:
             found += [(domain, pair) for domain, batch in self.feedback.next().items() for pair in batch.apart()]
         # A domain counts by its weight, however many of the pairs are its own.
         counts = Counter(itertools.chain(*distributed.all_gather([domain for domain, _ in found])))
@@ -316,7 +314,8 @@ class MetaUpdate:
         # All processes make equally many passes, since passes over shards are collective; those with fewer pairs repeat some.
         for turn in range(max(distributed.all_gather(len(found)))):
             domain, pair = found[turn % len(found)]
-            noise = self._noise(self.updates, 1 + distributed.rank() + turn * distributed.size())
+            number = distributed.rank() + turn * distributed.size()
+            noise = self._noise(self.updates, 1 + question + len(_PAIRS) * number)
             products = Products(*others, noise=noise)
             self.learner.visit_gradient(self._down(pair), at, products.add, own=True)
             square, *along = products()

@@ -5,7 +5,7 @@
 The direction u of the tilt comes from S alone, at every step. Whether it helps is judged rarely, on a few feedback pairs that
 gave no direction, by their gradients G. There are two questions:
 
-1. Is there a direction? Yes, if the <G, u>_S are above 0 by more than two standard errors. If not, as for noise, beta = 0.
+1. Is there a direction? Yes, if the <G, u>_S are above 0 by more than three standard errors. If not, as for noise, beta = 0.
    If there is one, it is followed, beta = 1. This takes G over S alone, less time than a learner step.
 2. How far does it help? This takes G over all parameters, the time of several steps, and is asked of a tilt that is in use,
    from the second judgement on. The length of AdamW's steps does not depend on the gradient's, so the gain of a step is the
@@ -37,8 +37,9 @@ from typing import NamedTuple
 from vpretrain.types import Json
 
 FIRST, LONGEST = 8, 512  # learner steps until the first judgement, and at most between two judgements
+_UNMEASURED = 24  # learner steps for which a new tilt is followed before its gain is measured
 _REMEMBERED, _MEMORY = 4, 0.5  # judgements that count, and the weight of each relative to the next
-_ERRORS = 2.0  # standard errors above 0 at which pairs agree on a direction or on a gain
+_AGREED, _GAINED = 3.0, 2.0  # standard errors above 0 at which pairs agree on a direction, and on a gain
 _WIDEST = 4.0  # the largest radius, as a multiple of the recipe's
 # The next judgement is due after this many times as many updates. It is sooner after a refusal, which may be due to chance in
 # the few pairs of the judgement or of the direction.
@@ -79,6 +80,7 @@ class Strength:
         fixed: whether the recipe sets beta.
         next: the meta update at which the next judgement is due.
         longest: meta updates between two judgements, at most.
+        unmeasured: meta updates from taking a tilt to measuring its gain.
         judgements: the last ones, the latest first.
     """
 
@@ -87,6 +89,7 @@ class Strength:
     fixed: bool = False
     next: int = 1  # before the learner's first step its optimizer has no metric
     longest: int = 64
+    unmeasured: int = 3
     judgements: list[Judgement] = field(default_factory=list)
 
     @classmethod
@@ -97,16 +100,17 @@ class Strength:
             every_steps: r.
         """
         first = max(1, FIRST // every_steps)
-        return cls(next=first, longest=max(first, LONGEST // every_steps))
+        longest, unmeasured = max(first, LONGEST // every_steps), max(1, _UNMEASURED // every_steps)
+        return cls(next=first, longest=longest, unmeasured=unmeasured)
 
     def due(self, update: int, progress: float) -> bool:
         """Whether meta update number `update`, at this progress of the run, ends with a judgement."""
         return not self.fixed and update >= self.next and progress < _LATE
 
-    @property
-    def in_doubt(self) -> bool:
-        """Whether the next judgement asks how far the tilt helps: one is in use, or it was asked before."""
-        return self.beta > 0 or any(judgement.a for judgement in self.judgements)
+    def in_doubt(self, judgement: Judgement) -> bool:
+        """Whether to ask how far the tilt helps, too: there is a direction, and it is in use, or that was asked before."""
+        used = self.beta > 0 or any(earlier.a for earlier in self.judgements)
+        return used and has_direction([judgement, *self.judgements])
 
     def idle(self, update: int, progress: float) -> bool:
         """Whether the meta update has nothing to do: no tilt is used, and no judgement is due."""
@@ -116,13 +120,15 @@ class Strength:
         """Set beta to the best value by the judgements so far, adapt the radius, and schedule the next judgement."""
         self.judgements = [judgement, *self.judgements][:_REMEMBERED]
         self.beta = best_beta(self.judgements)
-        times = _AFTER_TILT if self.beta else _AFTER_NONE
-        self.next = update + min(self.longest, (times - 1) * max(1, update))
+        gap = ((_AFTER_TILT if self.beta else _AFTER_NONE) - 1) * max(1, update)
+        if self.beta and not judgement.a:
+            gap = self.unmeasured
+        self.next = update + min(self.longest, gap)
         gains = [j.gains(1.0) for j in self.judgements if j.a]
         gain, error = _pooled(gains)
         if self.beta < 1:
             self.radius = max(1.0, self.radius / 2)
-        elif len(gains) > 1 and gain > _ERRORS * error:
+        elif len(gains) > 1 and gain > _GAINED * error:
             self.radius = min(_WIDEST, self.radius * 2)
 
     def state_dict(self) -> Json:
@@ -139,8 +145,7 @@ def best_beta(judgements: Sequence[Judgement]) -> float:
 
     It is 0 without a direction, and 1 if no gain was measured.
     """
-    agreement, error = _pooled([_normalised(j.agreement) for j in judgements])
-    if not agreement > _ERRORS * error:  # also if NaN
+    if not has_direction(judgements):
         return 0.0
     measured = [j for j in judgements if j.a]
     if not measured:
@@ -154,6 +159,12 @@ def best_beta(judgements: Sequence[Judgement]) -> float:
         best = max((min(1.0, max(0.0, best + reach * i / 50)) for i in range(-50, 51)), key=hoped)
         reach /= 25
     return best if hoped(best) > 0 else 0.0
+
+
+def has_direction(judgements: Sequence[Judgement]) -> bool:
+    """Whether the pairs agree with the direction (latest judgement first)."""
+    agreement, error = _pooled([_normalised(j.agreement) for j in judgements])
+    return agreement > _AGREED * error
 
 
 def _normalised(agreement: Sequence[float]) -> list[float]:
