@@ -181,7 +181,7 @@ def next_pairs(feedback, least):
 
 
 def agreement(u, G):
-    return [float(sum((g[n] * u[n]).sum() for n in u)) for g in G]
+    return [float(sum((g[n] * u[n]).sum() for n in u) / norm({n: g[n] for n in u})) for g in G]
 
 
 def test_the_first_question_takes_eight_pairs_and_no_pass_over_the_stream(tmp_path, tokenizer, monkeypatch):

@@ -270,9 +270,11 @@ class MetaUpdate:
         if batch is None:
             return {}
         with phase("meta: judgement"):
-            _, agreement = self._along(self.theta_at(self.direction), self.direction, question=0)
-            # Rank 0's numbers: all processes must ask the same questions, and use the same strength.
-            judgement = distributed.broadcast(Judgement(list(agreement)))
+            lengths, along = self._along(self.theta_at(self.direction), self.direction, question=0)
+            # Each pair at |G| = 1, so that a few long gradients do not stand for all. Rank 0's numbers: all processes must ask
+            # the same questions, and use the same strength.
+            agreement = [x / max(length, _TINY) for x, length in zip(along, lengths, strict=True)]
+            judgement = distributed.broadcast(Judgement(agreement))
             if strength.in_doubt(judgement):
                 judgement = distributed.broadcast(self._with_gain(judgement, batch, share, metric))
         strength.judge(self.updates, judgement)

@@ -5,7 +5,7 @@
 The direction u of the tilt comes from S alone, at every step. Whether it helps is judged rarely, on a few feedback pairs that
 gave no direction, by their gradients G. There are two questions:
 
-1. Is there a direction? Yes, if the <G, u>_S are above 0 by more than three standard errors. If not, as for noise, beta = 0.
+1. Is there a direction? Yes, if the <G, u>_S at |G| = 1 are above 0 by more than three standard errors. If not, beta = 0.
    If there is one, it is followed, beta = 1. This takes G over S alone, less time than a learner step.
 2. How far does it help? This takes G over all parameters, the time of several steps, and is asked of a tilt that is in use,
    from the second judgement on. The length of AdamW's steps does not depend on the gradient's, so the gain of a step is the
@@ -52,7 +52,7 @@ class Judgement(NamedTuple):
     P is the identity).
 
     Attributes:
-        agreement: <G, u>_S of each feedback pair, in any unit.
+        agreement: <G, u>_S of each feedback pair, all with the same |G|_S.
         a: A of each pair; empty if only the first question was asked.
         b: B of each.
         e, f: E and F.
