@@ -16,7 +16,7 @@ from vpretrain.run.train import train
 
 
 def judgement(repeats: int) -> dict[str, Any]:
-    """Measure a judgement on the packaged learner.
+    """Measure a judgement on the packaged learner: both questions, as from a run's second judgement on.
 
     Returns:
         `seconds` of a judgement, the median difference of two consecutive steps; `share`, the fraction of a step's time that
@@ -26,6 +26,7 @@ def judgement(repeats: int) -> dict[str, Any]:
     parts: Any = assemble(recipe)
     optimizer = AdamW(parts.learner.named_parameters(), recipe.optimizer, total_steps=1000)
     strength = parts.meta.strength
+    strength.in_doubt = lambda judgement: True  # whatever the answer to the first question
 
     def step(number: int, *, judged: bool = False, share: float = 1.0) -> float:
         strength.beta, strength.next = share, parts.meta.updates + (0 if judged else 1)
