@@ -50,7 +50,7 @@ def arms_table(arms: Mapping[str, Arm]) -> str:
 
 
 def settings_page() -> str:
-    """Markdown: a table a section, for each modality."""
+    """Markdown: a table per section, for each modality."""
     parts = [_INTRODUCTION]
     for modality in MODALITIES:
         recipe = MODALITIES[modality].recipe

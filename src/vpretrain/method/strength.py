@@ -6,9 +6,9 @@ The direction u of the tilt comes from S alone, at every step. Whether it helps 
 gave no direction, by their gradients G. There are two questions:
 
 1. Is there a direction? Yes, if the <G, u>_S at |G| = 1 are above 0 by more than three standard errors. If not, beta = 0.
-   If there is one, it is followed, beta = 1. This takes G over S alone, less time than a learner step.
-2. How far does it help? This takes G over all parameters, the time of several steps, and is asked of a tilt that is in use,
-   from the second judgement on. The length of AdamW's steps does not depend on the gradient's, so the gain of a step is the
+   If there is one, it is followed, beta = 1. This takes G over S alone, about the time of a learner step.
+2. How far does it help? This takes G over all parameters, the time of several steps, and is asked of a tilt that has been
+   in use for 24 steps. The length of AdamW's steps does not depend on the gradient's, so the gain of a step is the
    cosine of g_pre with G in the metric P of the optimizer; their inner product grows with the tilt without limit. In units in
    which |g_base|_P = 1, the tilt adds
 
