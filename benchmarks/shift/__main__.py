@@ -1,5 +1,6 @@
 """`make bench-shift`: every arm and seed on the real learner, then V with smaller feedback sets; resumable. Prints tables and
-writes results.json and results.md beside this file.
+writes results.json and results.md beside this file, and runs.jsonl with the results of the single runs: with --add, the
+benchmark goes on from those, after an interruption or on another machine.
 
 Anything but the full benchmark (--quick, other arms, seeds, sizes, minutes, settings, --validation) is written below runs/
 instead.
@@ -19,6 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.command import command
+from benchmarks.records import record, restore
 from benchmarks.shift.data import ROLES, write
 from benchmarks.steering.__main__ import summary
 from benchmarks.steering.table import arms_markdown
@@ -27,7 +29,7 @@ from vpretrain.compare.runs import Process, start_process
 from vpretrain.compare.tables import draw_curves, remarks, table
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
-from vpretrain.recipe import load_recipe
+from vpretrain.recipe import load_recipe, save_recipe
 from vpretrain.run.versions import versions
 
 ARMS = (
@@ -39,6 +41,7 @@ FEW = 3  # seeds of the smaller sizes
 ROUNDS = 2  # turns of each run: a machine may lose a third of its speed from one run to the next
 _TRAIN, _DATA = Path("data/gsm8k/train.jsonl"), Path("data/gsm8k-shift")
 _ROOT, _HERE = Path("runs/shift"), Path(__file__).parent
+_RECORDS = _HERE / "runs.jsonl"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -52,11 +55,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arms = ["one-hot", "v"] if options.quick else options.arms.split(",")
     seeds = list(range(1 if options.quick else options.seeds))
     *smaller, whole = map(int, options.sizes.split(","))
-    full = not (options.quick or options.settings or options.validation)
-    full = full and (tuple(arms), len(seeds), (*smaller, whole)) == (ARMS, SEEDS, SIZES) and options.minutes == MINUTES
+    recorded = not (options.quick or options.settings or options.validation) and options.minutes == MINUTES
+    full = recorded and (tuple(arms), len(seeds), (*smaller, whole)) == (ARMS, SEEDS, SIZES)
     report: dict[str, Any] = {}
+    groups: list[Path] = []
     for size in (whole, *([] if options.quick else smaller)):
         recipe = recipe_of(size, options)
+        groups.append(recipe.directory)
+        if options.add:
+            recipe.directory.mkdir(parents=True, exist_ok=True)
+            if not (recipe.directory / "recipe.yaml").exists():
+                save_recipe(recipe, recipe.directory / "recipe.yaml")
+            restore(_RECORDS, recipe.directory)
         of_size = arms if size == whole else ["v"]
         resume = (recipe.directory / "recipe.yaml").exists()
         own, start = seeds if size == whole else seeds[:FEW], partial(start_lean, recipe.directory)
@@ -64,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for count in range(min(2, len(own)), len(own) + 1):
             results = compare(recipe, of_size, seeds=own[:count], rounds=ROUNDS, resume=resume, start=start)
             resume = True
+            if recorded:
+                record(groups, _RECORDS)
         console.print(table(results, recipe))
         for line in remarks(results, recipe):
             console.print(line, highlight=False)
@@ -121,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="make bench-shift ARGS=...", description=__doc__)
     parser.add_argument("settings", metavar="field=value", nargs="*", help="settings to change in every recipe")
     parser.add_argument("--quick", action="store_true", help="one-hot and v, one seed")
+    parser.add_argument("--add", action="store_true", help="keep the runs of runs.jsonl, and make those that are missing")
     parser.add_argument("--arms", default=",".join(ARMS), help="default: %(default)s")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="how many (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="training time of a run (default: %(default)s)")
