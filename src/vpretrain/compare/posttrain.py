@@ -13,7 +13,7 @@ from statistics import mean
 from rich.table import Table
 
 from vpretrain.compare.entry import check_entries, parse_entry
-from vpretrain.compare.results import START, over_seeds
+from vpretrain.compare.results import START, over_seeds, values_of
 from vpretrain.compare.statistics import paired_difference
 from vpretrain.compare.study import run_study, write_study
 from vpretrain.compare.tables import grid
@@ -52,7 +52,7 @@ def posttrain(
     lines = {path: [_line(recipe, start, runs, results) for runs in of_path] for path, of_path in stages.items()}
     ends = {path: [results[list(runs)[-1]] for runs in of_path] for path, of_path in stages.items()}
     key = next(key for key in metrics.paired if key in start[metrics.cases][0])
-    cases = {path: [[case[key] for case in run[metrics.cases]] for run in runs] for path, runs in ends.items()}
+    cases = {path: values_of([run[metrics.cases] for run in runs], key) for path, runs in ends.items()}
     summary = {
         START: {k: v for k, v in start.items() if k != metrics.cases},
         "paths": {

@@ -76,7 +76,7 @@ class VPretraining:
         arm: Literal["v", "v-exact", "v-learned", "v-paper"] = "v",
         designer: DesignerConfig | None = None,
         value: ValueConfig | None = None,
-        feedback_batch_size: int = 8,
+        feedback_batch_size: int = 4,
         bf16: bool = False,
         seed: int = 0,
         replicated: bool = False,

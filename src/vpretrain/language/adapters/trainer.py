@@ -22,7 +22,7 @@ _REFUSED = {
     "fp16": "values in half precision are noise: set bf16=True, or neither",
     "torch_compile": "the compiled model would never be called: leave it out",
     "use_liger_kernel": "its kernels have no forward mode: leave it out",
-    "label_smoothing_factor": "the designer makes the targets: set it to 0",
+    "label_smoothing_factor": "vpretrain makes the targets: set it to 0",
     "parallelism_config": "values need whole parameters and whole rows: leave it out",
 }
 
@@ -53,7 +53,7 @@ class VPretrainTrainer(Trainer):
         arm: Literal["v", "v-exact", "v-learned", "v-paper"] = "v",
         designer: DesignerConfig | None = None,
         value: ValueConfig | None = None,
-        feedback_batch_size: int = 8,
+        feedback_batch_size: int = 4,
         **keywords: object,
     ) -> None:
         super().__init__(*arguments, **keywords)
