@@ -98,6 +98,7 @@ def vision_recipe(root: Path, family: str = "dinov2", **changes: Any) -> Recipe:
     data: dict[str, Any] = {
         "modality": "vision",
         "name": "tiny",
+        "arm": "v-paper",
         "output": str(root / "runs"),
         "learner": {
             "name": str(saved),

@@ -133,7 +133,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="make bench-shift ARGS=...", description=__doc__)
     parser.add_argument("settings", metavar="field=value", nargs="*", help="settings to change in every recipe")
     parser.add_argument("--quick", action="store_true", help="one-hot and v, one seed")
-    parser.add_argument("--add", action="store_true", help="keep the runs of runs.jsonl, and make those that are missing")
+    parser.add_argument(
+        "--add", action="store_true", help="keep the runs of runs.jsonl, and make those that are missing"
+    )
     parser.add_argument("--arms", default=",".join(ARMS), help="default: %(default)s")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="how many (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="training time of a run (default: %(default)s)")

@@ -52,10 +52,10 @@ def language_recipe(
 
 
 def vision_recipe(arm: str) -> Recipe:
-    """Return the recipe with the quickstart's learner and images."""
+    """Return the recipe with the quickstart's learner and images; `v` with the full tilt, as in language."""
     recipe = load_recipe("recipes/quickstart-vision.yaml")
-    settings = ["arm=v", *LEAN_VISION] if arm == LEAN else [f"arm={arm}"]
-    settings += [f"value.every_steps={VISION_PERIOD}", "budget.minutes=null", "budget.steps=1000"]
+    settings = ["arm=v-paper", *LEAN_VISION] if arm == LEAN else [f"arm={arm}"]
+    settings += [f"value.every_steps={VISION_PERIOD}", "value.strength=1.0", "budget.minutes=null", "budget.steps=1000"]
     return parse_recipe(with_overrides(recipe.model_dump(mode="json"), settings))
 
 

@@ -21,7 +21,8 @@ class Arm:
         steered: whether its task follows the feedback.
         random_feedback: whether noise replaces the feedback's gradients.
         value: settings that replace those of the recipe's `value` section.
-        follows_v: returns settings that match the arm to V, from V's result; such an arm runs after V.
+        follows: another arm, and a function that returns settings that match this arm to it, from its result; this arm runs
+            after it.
     """
 
     name: str
@@ -31,7 +32,7 @@ class Arm:
     steered: bool = False
     random_feedback: bool = False
     value: Mapping[str, object] = field(default_factory=dict)
-    follows_v: Callable[[Json], list[str]] | None = None
+    follows: tuple[str, Callable[[Json], list[str]]] | None = None
 
 
 AnyArm = TypeVar("AnyArm", bound=Arm)

@@ -26,10 +26,10 @@ class OptimizerConfig(Strict):
     """AdamW for the learner, with the paper's warm-up and clipping."""
 
     lr: float = Field(1.5e-5, gt=0, description="Peak learning rate of the learner.")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's decay rates of its two moments.")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="Decay rates of AdamW's two moments.")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
-    clip_norm: float = Field(1.0, gt=0, description="The gradient is scaled down to this norm at most.")
+    clip_norm: float = Field(1.0, gt=0, description="The gradient is scaled down to at most this norm.")
     skip_above: float | None = Field(
         None,
         gt=1,
@@ -39,7 +39,8 @@ class OptimizerConfig(Strict):
         0.03, description="Fraction of the budget over which the learning rate rises linearly."
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="Shape after warm-up, over the budget (down to a tenth of the peak)."
+        "constant",
+        description="Learning rate after warm-up, over the budget; linear and cosine fall to a tenth of the peak.",
     )
 
 
@@ -63,13 +64,15 @@ class StreamConfig(Strict):
     batch_size: int
     accumulation: int = Field(1, ge=1, description="Micro-batches per learner step.")
     prefetch: int = Field(
-        0, ge=0, description="Learner steps whose batches another process makes ahead; 0: made in the loop. For GPUs."
+        0,
+        ge=0,
+        description="Learner steps for which another process makes batches ahead; 0: they are made in the loop. For GPUs.",
     )
     shards: int = Field(
         1,
         ge=1,
-        description="Independent parts that the stream is read in; a process reads those it needs. Set it to the number of "
-        "processes when one reader cannot keep up.",
+        description="Independent parts in which the stream is read; a process reads those it needs. Set it to the number "
+        "of processes when one reader cannot keep up.",
     )
 
     @model_validator(mode="after")
@@ -93,9 +96,9 @@ class DesignerConfig(Strict):
     """The training of a task designer; each modality defines its architecture."""
 
     lr: float = Field(1e-4, gt=0, description="Learning rate of the designer's AdamW.")
-    clip_norm: float = Field(1.0, gt=0, description="The designer's gradient is scaled down to this norm at most.")
+    clip_norm: float = Field(1.0, gt=0, description="The designer's gradient is scaled down to at most this norm.")
     warm_start: str | None = Field(
-        None, description="Directory of an earlier run: start with its designer as it ended, instead of a new one."
+        None, description="Directory of an earlier run: start with its trained designer instead of a new one."
     )
     burn_in_steps: int = Field(
         0, ge=0, description="Learner steps on the base task before the designer starts (App C.6)."
@@ -108,8 +111,8 @@ class ValueConfig(Strict):
     every_steps: int = Field(
         4,
         ge=1,
-        description="r: one meta update every r learner steps. A direction is used up as it is followed: few pairs often serve "
-        "better than many seldom.",
+        description="r: one meta update every r learner steps. A direction is used up as it is followed: use few "
+        "pairs often rather than many pairs rarely.",
     )
     align: Literal["dot", "cosine"] = Field(
         "cosine", description="Inner product of the gradients, or its cosine (Eq 42)."
@@ -120,7 +123,7 @@ class ValueConfig(Strict):
     penalty: float = Field(
         0.0,
         ge=0,
-        description="dot: c of Prop 2.1's norm penalty: a longer g_pre pays only where its cosine is above c; 0: none.",
+        description="dot: c of Prop 2.1's norm penalty: a longer g_pre raises V only where its cosine is above c; 0: none.",
     )
     feedback_every: int = Field(
         1,
@@ -131,10 +134,21 @@ class ValueConfig(Strict):
     engine: Literal["jvp", "finite_difference", "double_backward"] = Field(
         "jvp", description="How the designer's gradient is computed; `vpretrain doctor` compares them."
     )
-    relative_step: float = Field(1e-5, gt=0, description="finite_difference: |h u| relative to |theta_S|.")
+    relative_step: float = Field(1e-5, gt=0, description="finite_difference: step size |h u| relative to |theta_S|.")
     subset: str = Field(
         "last-2",
         description="S: last-N (blocks, or their adapters under LoRA), all, or name:REGEX over parameter names.",
+    )
+    strength: Fraction | Literal["auto"] = Field(
+        "auto",
+        description="Share of the tilted task in the targets, the rest is the base task; auto: judged on feedback pairs that "
+        "did not give the direction; 0 if they do not agree with it, or if the tilt does harm.",
+    )
+    divergence: float = Field(
+        0.15,
+        gt=0,
+        description="Trust region: mean KL of the tilted targets from the base task, nats per target; lambda follows from it. "
+        "With strength auto it grows up to fourfold where feedback pairs agree that the whole tilt helps.",
     )
 
     @model_validator(mode="after")
@@ -187,7 +201,7 @@ class EvaluationConfig(Strict):
     points: int = Field(
         0,
         ge=0,
-        description="Evaluations along the run, at equal fractions of the budget and not charged to it: curves.",
+        description="Evaluations along the run, for curves: at equal fractions of the budget and not charged to it.",
     )
 
 
@@ -196,7 +210,7 @@ class CheckpointConfig(Strict):
 
     every_minutes: float | None = Field(10.0, gt=0, description="Time between checkpoints; null: at interruption only.")
     every_steps: int | None = Field(None, ge=1, description="Learner steps between checkpoints.")
-    keep: int = Field(2, ge=1, description="How many are kept.")
+    keep: int = Field(2, ge=1, description="How many checkpoints are kept.")
 
 
 class TrackingConfig(Strict):
@@ -204,7 +218,7 @@ class TrackingConfig(Strict):
 
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
         ["tensorboard"],
-        description="Each is a package of that name; []: none. wandb sends to its service unless WANDB_MODE=offline.",
+        description="Each needs the package of that name; []: none. wandb sends to its service unless WANDB_MODE=offline.",
     )
     project: str = Field(
         "vpretrain", min_length=1, description="The project of wandb and trackio, the experiment of mlflow."

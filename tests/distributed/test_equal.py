@@ -53,6 +53,7 @@ CASES = {
     "language-self-distillation": {"arm": "self-distillation"},
     "vision-dino": {},
     "vision-ijepa": {"learner": {"objective": "ijepa", "ijepa": SMALL}, "stream": {"local_views": 0}},
+    "vision-exact": {"arm": "v", "value": {"strength": 1.0}},
     "vision-random-mask": {"arm": "random-mask"},
 }
 LONG = {

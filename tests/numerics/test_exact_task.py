@@ -12,10 +12,10 @@ from worlds import tiny_recipe
 from vpretrain.language.assemble import assemble
 from vpretrain.language.model.learner import LanguageLearner
 from vpretrain.language.task.construction import ExactTask
-from vpretrain.language.task.trust_region import divergence_from, inverse_temperature
 from vpretrain.language.task.values import candidate_values
 from vpretrain.method.strength import Strength
 from vpretrain.method.subset import alignment_subset
+from vpretrain.method.tilt import divergence_from, inverse_temperature
 
 WITH_MLP = [*FAMILIES, *[f for f in FURTHER_FAMILIES if f != "mamba"], *OTHER_SHAPES]
 

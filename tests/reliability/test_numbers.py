@@ -65,7 +65,7 @@ def test_a_number_that_is_none_stops_the_run_and_is_made_again(
     tmp_path, tokenizer, capsys, monkeypatch, fault, modality, what
 ):
     changes = {"value": {"feedback_every": 2, "metric": "adamw"}, "stream": {"accumulation": 2, "prefetch": 0}}
-    arm = {"language": "v-paper", "vision": "v"}[modality]  # has a designer
+    arm = "v-paper"  # has a designer
     recipe = small_recipe(modality, tmp_path, tokenizer, arm=arm, checkpoint={"every_steps": 1}, **changes)
     session = session_of(recipe)
     before = poisoned(session, what, monkeypatch)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.reliability
 
 ARMS = {
     "language": ("v", "one-hot", "v-learned", "v-paper", "random-feedback", "mixed-in", "selection"),
-    "vision": ("v", "fixed", "random-feedback"),
+    "vision": ("v", "v-paper", "fixed", "random-feedback"),
 }
 LONG = [(modality, arm) for modality in MODALITIES for arm in ARMS[modality]]
 

@@ -229,7 +229,7 @@ def test_views_are_the_designers_and_values_those_of_the_oracle(vision_run):
         crop = 255 * sample.global_VB3HW[0, number].flatten(1).T
         assert (pixels(picture["crop"]) - crop).abs().mean() < 8  # JPEG
         assert points[0]["pictures"][number]["crop"] == picture["crop"]
-        one = sample.globals_of(slice(number, number + 1))
+        one = sample.images(slice(number, number + 1)).without_local()
         with parts.learner.meta_mode():
             for construction, key in ((parts.construction, "value"), (parts.base, "value_unmasked")):
                 at, u = parts.meta.theta_at(), parts.meta.direction

@@ -178,7 +178,7 @@ def with_settings(tmp_path_factory):
 
     recipe = tiny_recipe(tmp_path_factory.mktemp("settings"), character_tokenizer())
     with runs_in_this_process() as commands, pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ARMS, "self-distillation", replace(ARMS["self-distillation"], follows_v=follows_v))
+        patch.setitem(ARMS, "self-distillation", replace(ARMS["self-distillation"], follows=("v", follows_v)))
         results = compare(recipe, ENTRIES, seeds=[0, 1])
     return SimpleNamespace(recipe=recipe, commands=commands, results=results)
 

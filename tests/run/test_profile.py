@@ -39,9 +39,10 @@ def test_every_part_of_a_step_is_there(tmp_path, tokenizer, modality):
         "language": lambda **c: tiny_recipe(tmp_path, tokenizer, **c),
         "vision": lambda **c: vision_recipe(tmp_path, **c),
     }
-    arm, strength = {"language": ("v-learned", {"strength": 1.0}), "vision": ("v", {})}[modality]
+    arm, strength = {"language": ("v-learned", {"strength": 1.0}), "vision": ("v-paper", {})}[modality]
     value = {"every_steps": 2, "align": "cosine", **strength}
-    results = profile(make[modality](arm=arm, value=value, designer={"burn_in_steps": 3}), 3)
+    designer = {"burn_in_steps": 3} | ({"align": "cosine"} if modality == "vision" else {})
+    results = profile(make[modality](arm=arm, value=value, designer=designer), 3)
     assert results["steps"] == 4  # whole periods
     assert set(results["phases"]) == {*ORDINARY, "construction", *META, *(["tangent"] if strength else [])}
     assert all(cost > 0 for cost in results["phases"].values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.io import savemat
 from worlds import vision_recipe
 
 from vpretrain import UserError
 from vpretrain.vision.assemble import assemble
 from vpretrain.vision.config import SourceConfig
-from vpretrain.vision.data.source import labelled
+from vpretrain.vision.data.readers import Ade20k
+from vpretrain.vision.data.source import Pool
 from vpretrain.vision.model.batch import IGNORED
 
 
@@ -34,31 +37,79 @@ def save_ade20k(root, count=6, split="training"):
     return str(root)
 
 
-def save_nyuv2(file, count=6, *, height=480, width=640, depth=2.0):
+def save_nyuv2(file, count=6, *, height=480, width=640, depth=2.0, by_number=False):
     """nyu_depth_v2_labeled.mat: a MATLAB 7.3 file, which is HDF5, with axes from last to first."""
     with h5py.File(file, "w") as data:
         images = np.zeros((count, 3, width, height), dtype=np.uint8)
         images[:, 0, :, : height // 2] = 200  # the upper half is red
+        if by_number:
+            images[:, 0, :, height // 2 :] = np.arange(count)[:, None, None]
         depths = np.full((count, width, height), depth, dtype=np.float32)
         depths[:, :, : height // 2] = 2 * depth
         data["images"], data["depths"] = images, depths
     return str(file)
 
 
+def read(shape, **source):
+    """All images of a source."""
+    pool = Pool([SourceConfig(**source)], shape)
+    return pool[range(len(pool))]
+
+
 def test_ade20k_classes_are_remapped_as_the_paper_does(tmp_path):
-    data = labelled([SourceConfig(ade20k=save_ade20k(tmp_path))], (32, 32))
+    data = read((32, 32), ade20k=save_ade20k(tmp_path))
     assert (len(data), data.classes) == (6, 150)
-    assert data.label_BHW[2].unique().tolist() == [2, 149, IGNORED]
+    assert sorted(label.unique().tolist() for label in data.label_BHW) == [[i, 149, IGNORED] for i in range(6)]
     assert float(data.depth_BHW.max()) == 0
     assert len(set(data.scene_B.tolist())) == 6
-    part = labelled([SourceConfig(ade20k=str(tmp_path), skip=1, limit=2)], (32, 32))
-    assert part.label_BHW[0].unique().tolist() == [1, 149, IGNORED]
-    assert len(part) == 2
+
+
+def test_ade20k_which_is_sorted_by_scene_is_counted_along_the_hashes_of_its_names(tmp_path):
+    root = save_ade20k(tmp_path, 40)
+    first = [int(label.min()) for label in read((32, 32), ade20k=root, limit=20).label_BHW]
+    rest = [int(label.min()) for label in read((32, 32), ade20k=root, skip=20).label_BHW]
+    assert sorted(first + rest) == list(range(40))
+    assert 5 <= sum(number < 20 for number in first) <= 15  # not the first half of the files
+    hashed = sorted(range(40), key=lambda i: hashlib.sha256(f"ADE_{i}".encode()).digest())
+    assert first == hashed[:20]
+
+
+def test_nyuv2_is_split_as_its_authors_did(tmp_path):
+    file = save_nyuv2(tmp_path / "nyu.mat", 8, height=48, width=64, by_number=True)
+    train, test = [1, 2, 5, 7, 8], [3, 4, 6]  # counted from 1, as MATLAB does
+    splits = str(tmp_path / "splits.mat")
+    savemat(splits, {"trainNdxs": np.array(train)[:, None], "testNdxs": np.array(test)[:, None]})
+    found = read((48, 64), nyuv2=file, splits=splits, split="test")
+    assert found.image_B3HW[:, 0, 40, 0].tolist() == [n - 1 for n in test]
+    found = read((48, 64), nyuv2=file, splits=splits, split="train", skip=1, limit=3)
+    assert found.image_B3HW[:, 0, 40, 0].tolist() == [n - 1 for n in train[1:4]]
+
+
+def test_a_recipe_that_counts_nyuv2_in_two_ways_is_refused(tmp_path):
+    from vpretrain.recipe import parse_recipe
+
+    data = recipes_of("nyuv2", tmp_path).model_dump()
+    (source,) = data["evaluation"]["test"]
+    data["evaluation"]["test"] = [source | {"splits": "splits.mat", "split": "test", "skip": 0, "limit": None}]
+    with pytest.raises(UserError, match=r"feedback\.heads and evaluation\.test count the images of .* differently"):
+        assemble(parse_recipe(data))
+
+
+def test_labelled_images_are_read_as_they_are_needed(tmp_path, monkeypatch):
+    pool = Pool([SourceConfig(ade20k=save_ade20k(tmp_path))], (16, 16))
+    seen = []
+    whole = Ade20k.read
+    monkeypatch.setattr(Ade20k, "read", lambda self, index, shape: seen.append(index) or whole(self, index, shape))
+    assert torch.equal(pool[[4, 1]].image_B3HW, pool[[4, 1]].image_B3HW)
+    assert seen == [4, 1]  # once each: the first ones are kept
+    pool._left = 0
+    pool[[2]], pool[[2]]
+    assert seen == [4, 1, 2, 2]
 
 
 def test_nyuv2_has_its_axes_and_eigens_crop(tmp_path):
     file = save_nyuv2(tmp_path / "nyu.mat")
-    data = labelled([SourceConfig(nyuv2=file)], (64, 64))
+    data = read((64, 64), nyuv2=file)
     assert data.image_B3HW.shape == (6, 3, 64, 64)
     assert float(data.image_B3HW[0, 0, :30].float().mean()) > 180  # red above
     assert float(data.image_B3HW[0, 0, 34:].float().mean()) < 20
@@ -66,9 +117,9 @@ def test_nyuv2_has_its_axes_and_eigens_crop(tmp_path):
     assert depth[20, 32] == 4.0
     assert depth[50, 32] == 2.0
     assert depth[0, 0] == depth[63, 32] == depth[32, 1] == 0  # outside the crop
-    whole = labelled([SourceConfig(nyuv2=file, eigen_crop=False)], (64, 64))
+    whole = read((64, 64), nyuv2=file, eigen_crop=False)
     assert float(whole.depth_BHW.min()) == 2.0
-    assert len(labelled([SourceConfig(nyuv2=file, skip=2, limit=3)], (16, 16))) == 3
+    assert len(read((16, 16), nyuv2=file, skip=2, limit=3)) == 3
 
 
 def recipes_of(kind, root):
@@ -126,7 +177,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path):
 
     def refusal(**source):
         with pytest.raises(UserError) as caught:
-            labelled([SourceConfig(**source)], (16, 16))
+            read((16, 16), **source)
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
@@ -139,6 +190,13 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path):
     assert "cannot read the map of classes" in refusal(ade20k=str(root))
     assert "ade20k names the folder" in refusal(ade20k=str(tmp_path / "none"))
     assert "nyuv2 names nyu_depth_v2_labeled.mat" in refusal(nyuv2=str(tmp_path / "none.mat"))
+    (tmp_path / "other.mat").write_bytes(b"no MATLAB")
+    file = save_nyuv2(tmp_path / "nyu.mat", 4)
+    assert "splits names NYUv2's official splits.mat" in refusal(
+        nyuv2=file, splits=str(tmp_path / "other.mat"), split="test"
+    )
+    savemat(tmp_path / "long.mat", {"trainNdxs": [1], "testNdxs": [9]})
+    assert "names image 9 of 4" in refusal(nyuv2=file, splits=str(tmp_path / "long.mat"), split="test")
     file = save_nyuv2(tmp_path / "nyu.mat", 4)
     assert "no images are left after skip=9" in refusal(nyuv2=file, skip=9)
 
@@ -172,4 +230,4 @@ def test_labelled_pictures_have_one_role(tmp_path):
 def test_labels_do_not_go_through_the_stream(tmp_path):
     with pytest.raises(UserError, match="is labelled: the stream takes scenes, hub, or a path"):
         assemble(vision_recipe(tmp_path, stream={"sources": [{"nyuv2": "x.mat"}]}))
-    assert torch.is_tensor(labelled([SourceConfig(scenes=2, seed=9, size=16)], (16, 16)).image_B3HW)
+    assert read((16, 16), scenes=2, seed=9, size=16).image_B3HW.shape == (2, 3, 16, 16)

@@ -10,7 +10,7 @@ from worlds import vision_recipe
 from vpretrain.vision.config import DinoConfig, EvaluationConfig
 from vpretrain.vision.data.scenes import CLASSES, rendered
 from vpretrain.vision.evaluation.classification import classification_accuracy
-from vpretrain.vision.evaluation.evaluate import Evaluation, depth_figures, image_iou, mean_iou
+from vpretrain.vision.evaluation.evaluate import Evaluation, depth_errors, depth_figures, image_iou
 from vpretrain.vision.evaluation.retrieval import scene_map
 from vpretrain.vision.model.backbone import Backbone
 from vpretrain.vision.model.batch import IGNORED
@@ -36,12 +36,13 @@ def test_probes_recover_planted_labels(tmp_path):
     recipe = vision_recipe(tmp_path)
     evaluation = Evaluation(EvaluationConfig(**recipe.evaluation.model_dump() | {"probe_steps": 300, "probe_lr": 1e-2}))
     learner = DinoLearner(Backbone(tiny_vision_model()), DinoConfig(outputs=8, hidden=8, bottleneck=8))
-    for pictures in (evaluation.train, evaluation.test):  # labels that a linear head on the features can give
+    for pool in (evaluation.train, evaluation.test):  # labels that a linear head on the features can give
+        pictures = pool[range(len(pool))]
         grid = learner.backbone.grid(learner.features(pictures.image_B3HW.float() / 255), 32, 32)
         fine = torch.nn.functional.interpolate(grid, (32, 32), mode="bilinear")
-        pictures.label_BHW.copy_((fine[:, 0] > fine[:, 1]).long())
-        pictures.depth_BHW.copy_(2 + 0.5 * fine[:, 2].tanh())
-        pictures.category_B.copy_((grid.mean((2, 3))[:, 0] > grid.mean()).long())
+        labels, depths = (fine[:, 0] > fine[:, 1]).byte(), (2 + 0.5 * fine[:, 2].tanh()).half()
+        pool._kept = {n: (pictures.image_B3HW[n], labels[n], depths[n]) for n in range(len(pool))}
+        pool.category_N.copy_((grid.mean((2, 3))[:, 0] > grid.mean()).long())
     figures = evaluation(learner)
     assert figures["miou"] > 0.7
     assert figures["depth_delta_1"] > 0.9
@@ -53,17 +54,18 @@ def test_iou_ignores_what_has_no_label():
     label = torch.tensor([[[0, 0, 1, IGNORED]]])
     predicted = torch.tensor([[[0, 1, 1, 5]]])
     assert image_iou(predicted[0], label[0]) == pytest.approx((1 / 2 + 1 / 2) / 2)
-    both = mean_iou(torch.cat([predicted, predicted]), torch.cat([label, label]), 2)
-    assert both == pytest.approx(1 / 2)
 
 
 def test_depth_figures_are_the_usual_ones():
-    true = torch.tensor([[[1.0, 2.0, 4.0, 0.0, 20.0]]])
-    ours = torch.tensor([[[1.1, 3.0, 4.0, 9.0, 9.0]]])
-    figures = depth_figures(ours, true)
-    assert figures["depth_rmse"] == pytest.approx(((0.01 + 1.0) / 3) ** 0.5, rel=1e-4)
-    assert figures["depth_abs_rel"] == pytest.approx((0.1 + 0.5) / 3, rel=1e-4)
-    assert figures["depth_delta_1"] == pytest.approx(2 / 3)
+    true = torch.tensor([[[1.0, 2.0, 4.0, 0.0, 20.0]], [[5.0, 0.0, 0.0, 0.0, 0.0]]])
+    ours = torch.tensor([[[1.1, 3.0, 4.0, 9.0, 9.0]], [[5.5, 1.0, 1.0, 1.0, 1.0]]])
+    errors = torch.stack([depth_errors(*image) for image in zip(ours, true, strict=True)])
+    squares = [(0.01 + 1.0) / 3, 0.25]
+    figures = depth_figures(errors)
+    assert figures["depth_rmse"] == pytest.approx(((3 * squares[0] + squares[1]) / 4) ** 0.5, rel=1e-4)
+    assert figures["depth_rmse_of_images"] == pytest.approx((squares[0] ** 0.5 + squares[1] ** 0.5) / 2, rel=1e-4)
+    assert figures["depth_abs_rel"] == pytest.approx((0.1 + 0.5 + 0.1) / 4, rel=1e-4)
+    assert figures["depth_delta_1"] == pytest.approx(3 / 4)
 
 
 def test_retrieval_finds_the_other_picture_of_a_scene():

@@ -70,6 +70,14 @@ def test_blocks_and_masks_of_a_picture_depend_neither_on_the_processes_nor_on_th
         assert torch.equal(own.target_BMN, blocks.target_BMN[chosen])
 
 
+def test_blocks_and_masks_follow_from_the_seed_of_the_run_and_the_draw():
+    seeds = []
+    for seed in (3, 4):
+        stream = VisionStream(group(1)[0].config, seed=seed)
+        seeds += [stream.next()[0].seed for _ in range(2)]
+    assert len(set(seeds)) == 4
+
+
 def test_what_cannot_be_shared_out_is_refused():
     with pytest.raises(UserError, match=r"stream.batch_size=4 is no multiple of the 3 processes: use 3 or 6"):
         group(3)

@@ -49,18 +49,21 @@ def compare(
             "budget.steps=0 trains nothing that could be compared: give at least 1, or budget.minutes alone"
         )
     seeds = list(dict.fromkeys(seeds)) or [recipe.seed]
-    v = min((entry for entry in entries if entry.arm == "v"), key=lambda entry: len(entry.settings), default=None)
-    follow = {name: arm.follows_v for name, arm in recipe.arms.items() if arm.follows_v is not None} if v else {}
+    plain = {
+        e.arm: e for e in sorted(entries, key=lambda entry: -len(entry.settings))
+    }  # of an arm, the fewest settings
+    follow = {name: arm.follows for name, arm in recipe.arms.items() if arm.follows and arm.follows[0] in plain}
     members: dict[str, list[str]] = {}
     for turn, seed in enumerate(seeds):  # each seed starts with another arm
         order = [*entries[turn % len(entries) :], *entries[: turn % len(entries)]]
         members |= {run_name(e.label, seed, seeds): _settings(e, seed) for e in order if e.arm not in follow}
     results = run_study(recipe, members, rounds=rounds, resume=resume, overwrite=overwrite, start=start)
-    members = {  # arms whose settings match V come after it
-        run_name(e.label, seed, seeds): _settings(e, seed, follow[e.arm](results[run_name(v.label, seed, seeds)]))
-        for seed, e in itertools.product(seeds, entries)
-        if v and e.arm in follow
-    }
+    members = {}
+    for seed, e in itertools.product(seeds, entries):  # arms whose settings match another's come after it
+        if e.arm in follow:
+            leader, settings_from = follow[e.arm]
+            led = results[run_name(plain[leader].label, seed, seeds)]
+            members[run_name(e.label, seed, seeds)] = _settings(e, seed, settings_from(led))
     if members:
         results |= run_study(recipe, members, rounds=rounds, resume=True, start=start)
     names = {START: [START]} | {e.label: [run_name(e.label, seed, seeds) for seed in seeds] for e in entries}
@@ -76,5 +79,5 @@ def compare(
 
 
 def _settings(entry: Entry, seed: int, following: Sequence[str] = ()) -> list[str]:
-    """Return the settings of an entry's run; its own override those that follow from V."""
+    """Return the settings of an entry's run; its own override those that follow from another arm's result."""
     return [f"arm={entry.arm}", *following, *entry.settings, f"seed={seed}"]

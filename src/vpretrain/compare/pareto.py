@@ -36,7 +36,8 @@ def pareto(recipe: Recipe, points: Sequence[Sequence[str]], *, resume: bool = Fa
     if not points:
         raise UserError(f"give the points: --point field=value,field=value for each; {recipe.modality} has none ready")
     members = {recipe.baseline: [f"arm={recipe.baseline}"]}
-    members |= {name: ["arm=v", *point] for name, point in _names(points).items()}
+    arm = "v" if recipe.arm == recipe.baseline else recipe.arm
+    members |= {name: [f"arm={arm}", *point] for name, point in _names(points).items()}
     start = run_study(recipe, {}, resume=resume, overwrite=overwrite)[START]
     if missing := [title for key, (_, title) in metrics.objectives.items() if start[key] is None]:
         raise UserError(f"the evaluation does not measure {' and '.join(missing)}: give it such sources")

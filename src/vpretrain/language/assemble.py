@@ -156,13 +156,6 @@ def export_model(model: Model, tokenizer: PreTrainedTokenizerBase, directory: Pa
     tokenizer.save_pretrained(directory)
 
 
-def new_strength(value: ValueConfig) -> Strength:
-    """The recipe's fixed strength, or for `auto` one that is judged during the run."""
-    if value.strength == "auto":
-        return Strength.that_chooses_itself(value.every_steps)
-    return Strength(beta=value.strength, fixed=True)
-
-
 def new_designer(config: DesignerConfig, learner: LanguageLearner, *, length: int, seed: int) -> TopKDesigner:
     """Create a designer for rows of `length` tokens; `warm_start` continues an earlier run's. Raises UserError.
 
@@ -196,7 +189,7 @@ def constructed(
     Raises:
         UserError: S selects nothing, or under fsdp the learner has no last MLP for the tangent that the arm needs.
     """
-    strength = new_strength(value) if arm.exact else None
+    strength = Strength.of(value) if arm.exact else None
     phi = new_designer(designer, learner, length=length, seed=seed) if arm.designer else None
 
     def values(batch: TokenBatch, state: LanguageState) -> Tensor | None:

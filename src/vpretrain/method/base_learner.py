@@ -6,9 +6,11 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vpretrain.method.last_mlp import LastMLP, MLPEntry
 from vpretrain.method.parameters import Theta
 from vpretrain.method.protocols import AnyBatch, AnyState, Context, Inputs, Parameters, Task
 
@@ -25,6 +27,8 @@ class BaseLearner:
     """
 
     module: nn.Module
+    last_mlp: LastMLP | None = None
+    """Where a tangent through the last MLP can be taken, if that has been found."""
 
     def __init__(self, module: nn.Module, theta: Theta | None = None, *, bf16: bool = False) -> None:
         self.module, self.bf16 = module, bf16
@@ -73,6 +77,28 @@ class BaseLearner:
             return found
 
         return derivative
+
+    def varying(self, inputs: Inputs) -> Inputs:
+        """Return the inputs themselves: the task affects the loss in all their parts."""
+        return inputs
+
+    def keep_entries(self, subset: Iterable[str]) -> bool:
+        """Keep the entry into the last MLP with states from now on; return False, and keep none, if S is not that MLP."""
+        fits = self.last_mlp is not None and self.last_mlp.names >= set(subset)
+        if self.last_mlp is not None and fits:
+            self.last_mlp.watch()
+        return fits
+
+    @contextlib.contextmanager
+    def recording(self, at_BT: Bool[Tensor, "B T"]) -> Iterator[None]:
+        """Record the entry of one pass at some tokens, which `entry` returns afterwards."""
+        with contextlib.nullcontext() if self.last_mlp is None else self.last_mlp.recording(at_BT):
+            yield
+
+    @property
+    def entry(self) -> MLPEntry | None:
+        """The entry of the last recorded pass; None unless `keep_entries` has turned that on."""
+        return None if self.last_mlp is None else self.last_mlp.entry
 
     def gradient(self, loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters:
         """Return the mean over processes of a loss's gradient in the parameters of S; no other parameter gets one."""

@@ -147,6 +147,10 @@ class Learner(Protocol):
         """Return inputs with all that does not depend on the parameters of S precomputed, for several evaluations."""
         ...
 
+    def varying(self, inputs: Inputs) -> Inputs:
+        """Return the inputs without parts whose loss is the same for every phi."""
+        ...
+
     def directional_derivative(
         self, inputs: Inputs, parameters: Parameters, direction: Parameters, *, whole: bool
     ) -> Callable[[Task], Tensor]:

@@ -34,6 +34,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import NamedTuple
 
+from vpretrain.config import ValueConfig
 from vpretrain.types import Json
 
 FIRST, LONGEST = 8, 512  # learner steps until the first judgement, and at most between two judgements
@@ -91,6 +92,13 @@ class Strength:
     longest: int = 64
     unmeasured: int = 3
     judgements: list[Judgement] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, value: ValueConfig) -> Strength:
+        """Return the recipe's fixed strength, or for `auto` one that is judged during the run."""
+        if value.strength == "auto":
+            return cls.that_chooses_itself(value.every_steps)
+        return cls(beta=value.strength, fixed=True)
 
     @classmethod
     def that_chooses_itself(cls, every_steps: int) -> Strength:

@@ -104,7 +104,7 @@ class Value:
     """The result of an engine.
 
     Attributes:
-        value: V, a number.
+        value: V, a number; for a linear Align without the parts of the loss that are the same for every phi.
         surrogate: a scalar whose gradient in phi is dV/dphi (with several processes: the mean of the gradients is).
         task: the constructed task, with its graph to phi (for the regulariser).
         direction: u.
@@ -189,7 +189,8 @@ def jvp(problem: MetaProblem) -> Value:
     value, u, task = _linearise(problem, inputs)
     # A linear Align has no value yet: the directional derivative is its value.
     theta_S = {n: problem.theta_S[n].detach() for n in u}
-    surrogate = share * problem.learner.directional_derivative(inputs, theta_S, u, whole=value is None)(task)
+    varying = problem.learner.varying(inputs)
+    surrogate = share * problem.learner.directional_derivative(varying, theta_S, u, whole=value is None)(task)
     # Checked for a linear Align only: any other u may be orthogonal to g_pre. A process may also have no rows.
     if problem.align.linear and share > 0 and float(surrogate.detach()) == 0 and float(norm(u)) > 0:
         raise RuntimeError("the tangent was lost on its way through the learner; use value.engine=finite_difference")
@@ -207,7 +208,7 @@ def finite_difference(problem: MetaProblem, *, relative_step: float = 1e-5) -> V
     value, u, task = _linearise(problem, inputs)
     h = relative_step * float(norm(problem.theta_S)) / max(float(norm(u)), torch.finfo(torch.float32).tiny)
     made: list[Tensor] = []  # tensors with a graph to phi
-    seen, target = _cut(inputs, made), _cut(task.target, made)
+    seen, target = _cut(learner.varying(inputs), made), _cut(task.target, made)
     leaves = [tensor.detach().requires_grad_() for tensor in made]
     losses, gradients = [], []
     for sign in (1, -1):
@@ -225,7 +226,7 @@ def finite_difference(problem: MetaProblem, *, relative_step: float = 1e-5) -> V
 
 def no_value(problem: MetaProblem) -> Value:
     """Return V = 0, so that the regulariser acts alone: a control."""
-    inputs = problem.construction.inputs(problem.batch)
+    inputs = problem.learner.varying(problem.construction.inputs(problem.batch))
     with torch.no_grad():
         state = problem.learner.forward(inputs, problem.theta_S)
     task = problem.construction.targets(inputs, state.detach())
@@ -253,7 +254,7 @@ def _linearise(problem: MetaProblem, inputs: Inputs) -> tuple[Tensor | None, Par
     g_down, align = problem.g_down, problem.align
     if align.linear:
         with torch.no_grad():
-            state = learner.forward(inputs, problem.theta_S).detach()
+            state = learner.forward(learner.varying(inputs), problem.theta_S).detach()
         return None, align.direction(g_down, None), construction.targets(inputs, state)
     task: Task | None = None
 

@@ -31,7 +31,7 @@ from vpretrain.run.parts import Parts
 from vpretrain.run.replay import write_replay
 from vpretrain.run.signals import Phase, Signals
 from vpretrain.run.state import StepSnapshot, captured, restore
-from vpretrain.run.train import train
+from vpretrain.run.train import schedule_of, train
 from vpretrain.types import Json
 
 
@@ -152,8 +152,9 @@ class Session:
         save_recipe(self.recipe, self.directory / "recipe.yaml")
 
     def _steps(self) -> Iterator[int]:
+        schedule = schedule_of(self.recipe, self.parts)
         for step in self.budget:
-            self._before = StepSnapshot(self.parts)
+            self._before = StepSnapshot(self.parts, updates=schedule.updates(step))
             yield step
 
     def _after_step(self, record: StepRecord) -> None:

@@ -100,9 +100,13 @@ class StepSnapshot:
     """A copy of what a failing step of Algorithm 1 may have changed, enough to run the step again.
 
     theta and its optimizer are updated last, so they need no copy. Nor does phi.
+
+    Args:
+        parts: of the run.
+        updates: whether the step begins with a meta update.
     """
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, *, updates: bool) -> None:
         self.parts = parts
         self.random = random_state()
         self.groups: Tensors = {}
@@ -112,7 +116,7 @@ class StepSnapshot:
         self.updates = parts.meta.updates
         self.strength = captured_meta(parts.meta)[1]["strength"]
         self.groups |= _kept(parts.meta)
-        for name, optimizer in parts.optimizers.items():  # of heads, which are fitted on every feedback batch
+        for name, optimizer in parts.optimizers.items() if updates else ():  # of heads, fitted on every feedback batch
             tensors = optimizer_tensors(optimizer)
             self.groups[name] = {key: value.clone() for key, value in parts.modules[name].state_dict().items()}
             self.groups[f"{name}-optimizer"] = {key: value.clone() for key, value in tensors.items()}

@@ -25,6 +25,11 @@ def begin(recipe: Recipe) -> Parts:
     return parts
 
 
+def schedule_of(recipe: Recipe, parts: Parts) -> Schedule:
+    """Return the schedule of a run's meta updates."""
+    return Schedule(recipe.value.every_steps, recipe.designer.burn_in_steps if parts.meta is not None else 0)
+
+
 def train(
     recipe: Recipe, parts: Parts, optimizer: AdamW, *, steps: Iterable[int], after_step: Callable[[StepRecord], object]
 ) -> None:
@@ -39,7 +44,7 @@ def train(
         base=parts.base,
         optimizer=optimizer,
         meta=parts.meta,
-        schedule=Schedule(recipe.value.every_steps, recipe.designer.burn_in_steps if parts.meta is not None else 0),
+        schedule=schedule_of(recipe, parts),
         optimizer_aware=recipe.effective_value.metric == "adamw",
         steps=steps,
         after_step=after_step,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,15 +10,17 @@ from pathlib import Path
 import torch
 
 from vpretrain import distributed
+from vpretrain.console import console
 from vpretrain.errors import UserError
 from vpretrain.method.meta import MetaUpdate
+from vpretrain.method.strength import Strength
 from vpretrain.method.subset import alignment_subset
 from vpretrain.method.value import engine, no_value
 from vpretrain.run.checkpoint import load_designer
 from vpretrain.run.parts import Parts
 from vpretrain.run.prefetch import prefetched
 from vpretrain.types import Json, Keywords, Model
-from vpretrain.vision.config import Recipe
+from vpretrain.vision.config import Recipe, ValueConfig
 from vpretrain.vision.data.feedback import VisionFeedback
 from vpretrain.vision.data.source import check_disjoint
 from vpretrain.vision.data.stream import VisionStream
@@ -28,7 +31,7 @@ from vpretrain.vision.model.ijepa import IJepaLearner
 from vpretrain.vision.model.learner import VisionLearner
 from vpretrain.vision.model.load import load_backbone
 from vpretrain.vision.task import construction as constructions
-from vpretrain.vision.task.construction import Fixed
+from vpretrain.vision.task.construction import Fixed, TaskParts
 from vpretrain.vision.task.designer import make_designer
 from vpretrain.vision.task.sheet import draw_sheet
 from vpretrain.vision.task.views import record_views
@@ -55,7 +58,8 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
     own = VisionStream(recipe.stream, seed=recipe.seed, rank=distributed.rank(), processes=distributed.size())
     stream = prefetched(own, recipe.stream.prefetch, learner.device)
     feedback = VisionFeedback(recipe.feedback, learner, seed=recipe.seed)
-    arm, meta, designer, look = recipe.arms[recipe.arm], None, None, None
+    arm, designer, look = recipe.arms[recipe.arm], None, None
+    meta: MetaUpdate | None = None
     if arm.designer:
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)
@@ -63,23 +67,33 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
         if recipe.designer.warm_start is not None:
             load_designer(designer, recipe.designer.warm_start)
         designer.to(learner.device)
-    construction: Fixed = getattr(constructions, arm.construction).of(designer, recipe.designer)
-    if designer is not None:
+    value = recipe.effective_value
+    strength = Strength.of(value) if arm.exact else None
+    parts = TaskParts(
+        learner, value, recipe.designer, strength, designer, lambda: None if meta is None else meta.direction
+    )
+    construction: Fixed = getattr(constructions, arm.construction).of(parts)
+    if arm.steered:
+        subset = subset_of(recipe, learner)
+        if arm.exact:
+            _keep_entries(learner, value, subset)
         meta = MetaUpdate(
             learner=learner,
             construction=construction,
             feedback=feedback,
-            subset=subset_of(recipe, learner),
-            engine=no_value if arm.without_value else engine(recipe.value),
-            kind=recipe.value.align,
-            penalty=recipe.value.penalty,
-            feedback_every=recipe.value.feedback_every,
-            part={"rows": distributed.portion("value.batch_size", recipe.value.batch_size)},
+            subset=subset,
+            engine=no_value if arm.without_value else engine(value),
+            kind=value.align,
+            penalty=value.penalty,
+            feedback_every=value.feedback_every,
+            part={"rows": distributed.portion("value.batch_size", value.batch_size)},
             matched=False,
             lr=recipe.designer.lr,
             clip_norm=recipe.designer.clip_norm,
+            strength=strength,
             random_seed=recipe.seed if arm.random_feedback else None,
         )
+    if designer is not None and meta is not None:
         look = partial(record_views, learner, construction, meta, own)
     return Parts(
         learner=learner,
@@ -124,11 +138,21 @@ def load_learner(recipe: Recipe, model: Model = None) -> tuple[VisionLearner, Ca
 
 def subset_of(recipe: Recipe, learner: VisionLearner) -> tuple[str, ...]:
     """Return the names of the parameters in S; the last blocks include the final norm. Raises UserError."""
-    subset = alignment_subset(learner.module, recipe.value.subset)
-    if recipe.value.subset.startswith("last-"):
+    spec = recipe.effective_value.subset
+    subset = alignment_subset(learner.module, spec)
+    if re.fullmatch(r"last-\d+", spec):
         norm = {id(p) for p in learner.backbone.norm.parameters()}
         subset += tuple(name for name, p in learner.named_parameters() if id(p) in norm)
     return subset
+
+
+def _keep_entries(learner: VisionLearner, value: ValueConfig, subset: tuple[str, ...]) -> None:
+    """Let tangents start from the learner's own pass where S is the last MLP. Raises UserError where they would need shards."""
+    fits = learner.keep_entries(subset)
+    if not learner.has_own_gradient and not (fits and isinstance(learner, DinoLearner)):
+        raise UserError("this arm needs the tangent of the last MLP into DINO's head under fsdp: set parallel=ddp")
+    if not fits and value.subset == "last-mlp":
+        console.print("value.subset=last-mlp: no last MLP can be taken apart here; tangents cost more")
 
 
 def measure(recipe: Recipe, model: str) -> Json:

@@ -68,20 +68,27 @@ class LearnerConfig(config.LearnerConfig):
 class SourceConfig(Strict):
     """A source of images. Give exactly one of scenes, path, hub, ade20k, nyuv2."""
 
-    scenes: int | None = Field(None, ge=1, description="So many generated PyBullet scenes, with classes and depths.")
-    seed: int = Field(0, ge=0, description="scenes: which ones; different seeds share none.")
-    cameras: int = Field(1, ge=1, description="scenes: images of each.")
+    scenes: int | None = Field(None, ge=1, description="Number of generated PyBullet scenes, with classes and depths.")
+    seed: int = Field(0, ge=0, description="scenes: seed that generates them; different seeds share none.")
+    cameras: int = Field(1, ge=1, description="scenes: images per scene.")
     size: int = Field(128, ge=16, description="scenes: pixels per side.")
     path: str | None = Field(
-        None, description="A folder of images, searched through, or .tar shards of them by a glob; unlabeled."
+        None, description="A folder of images and its subfolders, or .tar shards of images by a glob; unlabeled."
     )
     hub: str | None = Field(None, description="A data set by its hub name; unlabeled.")
     config: str | None = Field(None, description="hub: the configuration of the data set.")
     column: str = Field("image", description="hub: the column that holds the images.")
-    ade20k: str | None = Field(None, description="Folder of SceneParse150, with images/ and annotations/; classes.")
-    nyuv2: str | None = Field(None, description="The file nyu_depth_v2_labeled.mat; depths.")
-    split: str = Field("training", description="ade20k: training or validation; hub: train, test ...")
-    skip: int = Field(0, ge=0, description="ade20k, nyuv2: leave out the first n images (to keep roles apart).")
+    ade20k: str | None = Field(None, description="Folder of SceneParse150 (images/ and annotations/), with classes.")
+    nyuv2: str | None = Field(None, description="The file nyu_depth_v2_labeled.mat, with depths.")
+    splits: str | None = Field(None, description="nyuv2: the official splits.mat; then `split` is train or test.")
+    split: str = Field(
+        "training", description="ade20k: training or validation; nyuv2: train or test; hub: train, test ..."
+    )
+    skip: int = Field(
+        0,
+        ge=0,
+        description="ade20k, nyuv2: leave out the first n images (to keep stream, feedback and evaluation apart).",
+    )
     limit: int | None = Field(None, ge=1, description="ade20k, nyuv2: use n images only.")
     eigen_crop: bool = Field(True, description="nyuv2: depth counts within Eigen's crop only.")
 
@@ -89,6 +96,8 @@ class SourceConfig(Strict):
     def _one_origin(self) -> SourceConfig:
         if sum(origin is not None for origin in (self.scenes, self.path, self.hub, self.ade20k, self.nyuv2)) != 1:
             raise ValueError("a source needs exactly one of scenes, path, hub, ade20k, nyuv2")
+        if self.splits is not None and (self.nyuv2 is None or self.split not in ("train", "test")):
+            raise ValueError("splits is for nyuv2, with split: train or split: test")
         return self
 
     @property
@@ -100,7 +109,7 @@ class SourceConfig(Strict):
 class StreamConfig(config.StreamConfig):
     """The unlabeled stream: images, and DINO's crops of them."""
 
-    sources: list[SourceConfig] = Field(min_length=1, description="Images; each is drawn once an epoch.")
+    sources: list[SourceConfig] = Field(min_length=1, description="Images; each is drawn once per epoch.")
     batch_size: int = Field(32, ge=2, description="Images per micro-batch.")
     global_views: int = Field(2, ge=1, description="Global crops per image: 2 for DINO, 1 for I-JEPA.")
     colour: bool = Field(True, description="Jitter, greyscale, blur and solarisation of crops; I-JEPA goes without.")
@@ -112,7 +121,7 @@ class StreamConfig(config.StreamConfig):
 
 
 class FeedbackConfig(config.FeedbackConfig):
-    """Dense labels, used only to fit light heads on the frozen backbone and for the evaluator's gradient."""
+    """Dense labels, used only to fit light heads on the frozen backbone and for g_down."""
 
     heads: list[SourceConfig] = Field(min_length=1, description="Labelled images that the heads are fitted on.")
     meta: list[SourceConfig] = Field(min_length=1, description="Other labelled images: these give g_down.")
@@ -136,26 +145,36 @@ class DesignerConfig(config.DesignerConfig):
     """The mask generator and its regularisers."""
 
     kind: Literal["unet", "dit"] = Field("unet", description="A small U-Net, or a small transformer over patches.")
-    width: int = Field(16, ge=4, description="Channels of the U-Net's first level; of the transformer a twelfth.")
-    levels: int = Field(3, ge=1, description="unet: times that it halves the image.")
-    layers: int = Field(4, ge=1, description="dit: blocks.")
+    width: int = Field(16, ge=4, description="unet: channels of the first level; dit: a twelfth of the width.")
+    levels: int = Field(3, ge=1, description="unet: how many times it halves the image.")
+    layers: int = Field(4, ge=1, description="dit: number of blocks.")
     patch_size: int = Field(16, ge=2, description="dit: pixels per side of a patch; it divides stream.global_size.")
-    keep: Fraction = Field(0.6, description="The mean of the mask that the sparsity term asks for.")
+    keep: Fraction = Field(0.6, description="The mean of the mask that the sparsity term aims at.")
     sparsity: float = Field(0.131, ge=0, description="Weight of (mean of the mask - keep)^2.")
     smoothness: float = Field(0.144, ge=0, description="Weight of the mask's total variation.")
     blur: float = Field(
-        0.06, gt=0, description="Standard deviation of the blur behind the mask, in fractions of a side."
+        0.06, gt=0, description="Standard deviation of the blur outside the mask, as a fraction of a side."
     )
     start: float = Field(0.98, gt=0, lt=1, description="The mask's value before training, everywhere.")
+    align: Literal["dot", "cosine"] = Field(
+        "dot", description="Its value: the inner product of the gradients, or their cosine (Eq 42)."
+    )
+    subset: str = Field("last-2", description="S of its value; see value.subset.")
 
 
 class ValueConfig(config.ValueConfig):
-    """V = <g_down, g_ssl> over the alignment subset S, on some images of the learner's next batch."""
+    """V = Align(g_down, g_pre) over the alignment subset S, on some images of the learner's next batch."""
 
-    align: Literal["dot", "cosine"] = Field("dot", description="Inner product of the gradients, or its cosine (Eq 42).")
+    metric: Literal["identity", "adamw"] = Field(
+        "adamw", description="adamw: the inner product is preconditioned like the learner's own step (App B.4)."
+    )
     every_steps: int = Field(4, ge=1, description="r: one meta update every r learner steps.")
-    subset: str = Field("last-2", description="S: last-N (blocks and the final norm), all, or name:REGEX.")
-    batch_size: int = Field(16, ge=2, description="Images in one meta update; their global crops alone are used.")
+    subset: str = Field(
+        "last-mlp",
+        description="S: last-mlp (the last block's MLP: a tangent costs next to nothing), last-N (blocks and the final norm), "
+        "all, or name:REGEX.",
+    )
+    batch_size: int = Field(16, ge=2, description="Images in one meta update.")
 
 
 class ClassesConfig(Strict):
@@ -176,7 +195,7 @@ class EvaluationConfig(config.EvaluationConfig):
         None, description="Ground truth of revisited Oxford or Paris as JSON, beside its jpg/: mAP easy, medium, hard."
     )
     size: Side | tuple[Side, Side] = Field(
-        224, description="Pixels per side that the backbone sees, or [height, width]; of retrieval's, the longer side."
+        224, description="Pixels per side that the backbone sees, or [height, width]; for retrieval, the longer side."
     )
     batch_size: int = Field(16, ge=1, description="Images per forward pass.")
     probe_steps: int = Field(400, ge=1, description="Steps of each dense probe.")
@@ -193,7 +212,7 @@ class Recipe(config.Recipe):
 
     arms: ClassVar[Mapping[str, Arm]] = ARMS
     baseline: ClassVar[str] = "fixed"
-    designed: ClassVar[str] = "v"
+    designed: ClassVar[str] = "v-paper"
     unit: ClassVar[str] = "images"
     memory_knobs: ClassVar[str] = "lower stream.batch_size, stream.global_size, stream.local_views or value.batch_size"
 
@@ -205,3 +224,11 @@ class Recipe(config.Recipe):
     designer: DesignerConfig = DesignerConfig()
     value: ValueConfig = ValueConfig()
     evaluation: EvaluationConfig
+
+    @property
+    def effective_value(self) -> ValueConfig:
+        """The value section with the arm's changes: a designer has its own Align and S (Eq 50, 54)."""
+        if not self.has_designer:
+            return self.value
+        own = {"align": self.designer.align, "metric": "identity", "subset": self.designer.subset}
+        return self.value.model_copy(update=own)

@@ -18,6 +18,7 @@ METRICS = Metrics(
     columns={
         "mIoU": lambda arm: shown(arm["miou"]),
         "RMSE": lambda arm: shown(arm["depth_rmse"], unit=" m"),
+        "RMSE of images": lambda arm: shown(arm.get("depth_rmse_of_images"), unit=" m"),
         "AbsRel": lambda arm: shown(arm["depth_abs_rel"]),
         "delta_1": lambda arm: shown(arm["depth_delta_1"]),
         "accuracy": lambda arm: shown(arm["accuracy"], ".1%"),

@@ -88,7 +88,7 @@ def _dino_losses(
                 head: Parameters, views: tuple[Tensor, Tensor] = (global_VBD, local_VBD), task: Task = task
             ) -> Tensor:
                 student, local = (_apply(partial(learner.theta.forward_with, head), summaries) for summaries in views)
-                return learner.loss(DinoState(student, task.target.outputs, local), task)
+                return learner.loss(DinoState(student, task.target.outputs, None, local, len(local)), task)
 
             yield loss, task
 

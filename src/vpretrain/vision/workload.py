@@ -40,20 +40,23 @@ def workload(recipe: Recipe) -> Workload:
     """Count a recipe's work from the learner's configuration alone. Raises UserError for recipes that it cannot estimate."""
     arm = recipe.arms[recipe.arm]
     if arm.without_value:
-        raise UserError(f"arm={recipe.arm} has updates of its own that estimate does not know: use arm=v, or arm=fixed")
+        raise UserError(
+            f"arm={recipe.arm} has updates of its own that estimate does not know: use arm=v, v-paper or fixed"
+        )
     config = load_config(recipe.learner.name)
     learner = _without_weights(recipe, config)
     backbone, width = learner.backbone, learner.backbone.width
     check_sizes(recipe, backbone.patch_size)
-    stream, value, feedback = recipe.stream, recipe.value, recipe.feedback
-    designed, bf16 = arm.designer, recipe.learner.precision == "bf16"
+    stream, value, feedback = recipe.stream, recipe.effective_value, recipe.feedback
+    steered, designed, bf16 = arm.steered, arm.designer, recipe.learner.precision == "bf16"
     theta: dict[str, Tensor] = dict(learner.named_parameters())
     blocks = len(backbone.blocks)
     size, head = _transformer(backbone.blocks, width), _head(recipe, learner)
-    subset = {name: theta[name] for name in subset_of(recipe, learner)} if designed else {}
+    subset = {name: theta[name] for name in subset_of(recipe, learner)} if steered else {}
     first = learner.first_block(subset) or 0
     share = (blocks - first) / blocks
     step, meta = _views(recipe, backbone, stream.local_views), _views(recipe, backbone, 0)
+    in_S = sum(p.numel() for p in subset.values())
     fed = _whole(backbone, 1, feedback.size)
     mask_flops, phi, mask_bytes = _designer(recipe) if designed else (0.0, 0, 0.0)
 
@@ -75,6 +78,12 @@ def workload(recipe: Recipe) -> Workload:
     by_jvp = 2 * (1 - share) * seen + 4 * share * seen + 4 * heads + teach(meta) + 3 * mask_flops
     # g_pre through S, then two passes forward and backward through S, and from there down to the views.
     by_differences = (2 * (1 - share) + 7 * share) * seen + 7 * heads + teach(meta) + 3 * mask_flops
+    # The exact task has no designer: a meta update takes g_pre, over all views; a step takes a tangent through S and the head.
+    g_pre = (1 + 2 * share) * sum(map(size.through_blocks, step.student)) + 3 * sum(map(head.forward, step.head))
+    entering = sum(read.tokens for read in (step.head if dino else step.student))
+    tangent_flops = 4.0 * in_S * entering + 3 * sum(map(head.forward, step.head)) if arm.exact else 0.0
+    if not designed:
+        by_jvp = by_differences = (g_pre + teach(step)) * steered * (value.align == "cosine")
     # Forward's graph, and the tangent's or the other difference's.
     on_views = 2 * kept(meta.student, False) + mask_bytes
     every = sum(p.numel() for p in theta.values())
@@ -88,8 +97,8 @@ def workload(recipe: Recipe) -> Workload:
         batch_size=stream.batch_size,
         accumulation=stream.accumulation,
         every_steps=value.every_steps,
-        meta_rows=value.batch_size if designed else 0,
-        feedback_rows=feedback.batch_size if designed else 0,
+        meta_rows=value.batch_size if steered else 0,
+        feedback_rows=feedback.batch_size if steered else 0,
         feedback_every=value.feedback_every,
         parameters=every,
         trained=every,
@@ -99,12 +108,12 @@ def workload(recipe: Recipe) -> Workload:
         block=size.blocks // blocks,
         blocks=blocks,
         root=every - size.blocks,
-        subset=sum(p.numel() for p in subset.values()),
+        subset=in_S,
         # g_down, u, g_pre, and the stored u; AdamW's P; stored feedback gradients.
         copies=4 + (value.metric == "adamw") + (value.feedback_every > 1),
         designer=phi,
         step_flops=sum(map(size.through_blocks, step.student)) + backward(step) + teach(step),
-        designer_flops=mask_flops,
+        designer_flops=mask_flops + tangent_flops,
         activation_bytes=kept(step.student, bf16),
         entry_bytes=sum(read.tokens for read in step.student) * blocks * width * FP32,
         logits_bytes=outputs_bytes,

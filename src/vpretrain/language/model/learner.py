@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,12 +14,13 @@ from torch.func import functional_call
 
 from vpretrain.errors import UserError
 from vpretrain.language.model.batch import TokenBatch
-from vpretrain.language.model.last_mlp import LastMLP, MLPEntry
 from vpretrain.language.model.loss import Head, Logits, Tangent, at_least_fp32, dense_logits, fused_logits, primal
 from vpretrain.language.model.shared_pass import PreparedBatch, SharedPass
 from vpretrain.method.base_learner import BaseLearner
+from vpretrain.method.last_mlp import MLPEntry, find_last_mlp
 from vpretrain.method.parameters import theta_of
 from vpretrain.method.protocols import Context, Parameters, Task
+from vpretrain.method.subset import blocks_of
 from vpretrain.timing import phase
 from vpretrain.types import Model
 
@@ -75,7 +76,10 @@ class LanguageLearner(BaseLearner):
         self._asked: Callable[[], bool] = lambda: True
         self.shared_pass = SharedPass(self)
         self._check_head()
-        self._last_mlp = self._found_last_mlp()
+        with self.meta_mode():
+            self.last_mlp = find_last_mlp(self.module, self.module.following, self.module.sample_states)
+        if self.last_mlp is not None:
+            self.last_mlp.compiled = compiled
         super().__init__(self.module, theta_of(self.module, parallel), bf16=bf16)  # the trials above need it unsharded
 
     @property
@@ -98,13 +102,6 @@ class LanguageLearner(BaseLearner):
         with torch.no_grad():
             logits = self._forward(inputs, None, 1).logits
         return logits.lse_N - logits.z_NK[:, 0]
-
-    def keep_entries(self, subset: Iterable[str]) -> bool:
-        """Keep the `entry` of states from now on; return False, and keep none, if S is not the last MLP or there is none."""
-        fits = self._last_mlp is not None and self._last_mlp.names >= set(subset)
-        if self._last_mlp is not None and fits:
-            self._last_mlp.watch(compiled=self._compiled is not None)
-        return fits
 
     def keep_candidates_when(self, asked: Callable[[], bool]) -> None:
         """From now on keep K candidates per token in its own passes while `asked()` is true, else only the true token."""
@@ -163,10 +160,10 @@ class LanguageLearner(BaseLearner):
         Where S is the last MLP the tangent starts from that pass's `entry`, else the blocks of S run once more.
         """
         candidates_NK, z_NK = state.logits.candidates_NK, state.logits.z_NK
-        if state.entry is not None and self._last_mlp is not None and direction.keys() <= self._last_mlp.names:
+        if state.entry is not None and self.last_mlp is not None and direction.keys() <= self.last_mlp.names:
             theta: Parameters = dict(self.module.named_parameters())
             with phase("tangent"), self.autocast():
-                tangent_ND = self._last_mlp.tangent(state.entry, theta, direction)
+                _, tangent_ND = self.last_mlp.linearised(state.entry, theta, direction)
             if not self.module.linear_head:
                 return self._dense_tangents(tangent_ND, candidates_NK, z_NK)
             tangent = Tangent(at_least_fp32(tangent_ND), None, None)
@@ -212,12 +209,8 @@ class LanguageLearner(BaseLearner):
     def _forward(self, inputs: TokenBatch, parameters: Parameters | None, k: int) -> LanguageState:
         dense = self._unfused or not self.module.linear_head
         with self.autocast() if parameters is None else contextlib.nullcontext():
-            recording = (
-                contextlib.nullcontext() if self._last_mlp is None else self._last_mlp.recording(inputs.predicts_BT)
-            )
-            with recording:
+            with self.recording(inputs.predicts_BT):
                 hidden_BTD, logits_NV = self._run(inputs, parameters, dense=dense)
-            entry = None if self._last_mlp is None else self._last_mlp.entry
             head = self.module.head(None if parameters is None else self.theta.values_with(parameters))
             how = (inputs.targets_N, inputs.share_N, k)
             if logits_NV is None:
@@ -225,7 +218,7 @@ class LanguageLearner(BaseLearner):
             else:
                 logits = dense_logits(head.bend(at_least_fp32(logits_NV)), *how)
         embedding_VD = head.weight_VD if parameters is None else self.theta.detached_copy(head.weight_VD)
-        return LanguageState(hidden_BTD, logits, embedding_VD, entry)
+        return LanguageState(hidden_BTD, logits, embedding_VD, self.entry)
 
     def _run(self, inputs: TokenBatch, parameters: Parameters | None, *, dense: bool) -> tuple[Tensor, Tensor | None]:
         """The states after the final norm and, if `dense`, all logits of the targets before `Head.bend`."""
@@ -299,35 +292,6 @@ class LanguageLearner(BaseLearner):
                 f"(difference {float((ours - theirs).abs().max()):.2g}); use another architecture or report it"
             )
 
-    def _found_last_mlp(self) -> LastMLP | None:
-        """Return the `LastMLP`; None where its tangent would not be the model's, because no MLP can be told apart or the block
-        is built differently."""
-        try:
-            found = LastMLP(self.module)
-        except UserError:
-            return None
-        ids_BT, positions_BT = self.module.sample()
-        everywhere_BT = torch.ones_like(ids_BT, dtype=torch.bool)
-        theta: Parameters = dict(self.module.named_parameters())
-        with self.meta_mode(), torch.no_grad():
-            found.watch()
-            try:
-                with found.recording(everywhere_BT):
-                    self.module(ids_BT, positions_BT, None)
-                entry = found.entry
-                assert entry is not None
-                for scale in (1.0, 1.1):  # also away from the present weights
-                    moved = {name: scale * theta[name] for name in found.names}
-                    theirs_BTD = functional_call(self.module, theta | moved, (ids_BT, positions_BT, None))[0]
-                    ours_ND = found.hidden(entry, theta, moved)
-                    if not torch.allclose(ours_ND, theirs_BTD[0], rtol=1e-3, atol=1e-4):
-                        return None
-            except (TypeError, ValueError, KeyError, IndexError, RuntimeError, AttributeError):
-                return None
-            finally:
-                found.watch(False)
-        return found
-
 
 class _Core(nn.Module):
     """The model as one module that returns its states and, on request, the head's output at some positions."""
@@ -346,6 +310,39 @@ class _Core(nn.Module):
         device = next(self.parameters()).device
         vocabulary = self.model.config.get_text_config().vocab_size
         return torch.arange(1, 9, device=device)[None] % vocabulary, torch.arange(8, device=device)[None]
+
+    def sample_states(self, theta: Parameters) -> Float[Tensor, "1 8 D"]:
+        """The last hidden states of that row, by all parameters."""
+        states: Tensor = functional_call(self, theta, (*self.sample(), None))[0]
+        return states
+
+    def following(self) -> list[nn.Module]:
+        """The modules that the model applies to the last block's output, in order."""
+        # Found by a trial pass: those beside the blocks that run after the last one.
+        prefix, blocks = blocks_of(self)
+        ran: list[nn.Module] = []
+        reached = False
+
+        def end(*_: object) -> None:
+            nonlocal reached
+            reached = True
+
+        def note(part: nn.Module, *_: object) -> None:
+            if reached:
+                ran.append(part)
+
+        handles = [blocks[-1].register_forward_hook(end)]
+        handles += [
+            part.register_forward_hook(note) for part in self.get_submodule(prefix.rpartition(".")[0]).children()
+        ]
+        try:
+            with torch.no_grad():
+                # Another row than the sample's, so that a copy of the block made after this pass holds nothing of that.
+                self(*(part_18[:, :4] for part_18 in self.sample()), None)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return ran
 
     @property
     def causal(self) -> Model:

@@ -20,10 +20,9 @@ from vpretrain.language.model.batch import TokenBatch
 from vpretrain.language.model.learner import LanguageState
 from vpretrain.language.model.loss import SoftTarget
 from vpretrain.language.task.designer import TopKDesigner
-from vpretrain.language.task.trust_region import divergence_from, inverse_temperature
-from vpretrain.language.task.values import centred_values, rms
 from vpretrain.method.protocols import Task
 from vpretrain.method.strength import Strength
+from vpretrain.method.tilt import centred_values, divergence_from, inverse_temperature, rms
 
 Values = Callable[[TokenBatch, LanguageState], Float[Tensor, "N K"] | None]
 """a_t(v) of a batch on the candidates of its state, see `vpretrain.language.task.values`; None before there is a u."""

@@ -6,7 +6,7 @@ Shapes: B images, D the backbone's width, h x w patches.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -18,11 +18,12 @@ from vpretrain.errors import NonFinite, UserError
 from vpretrain.order import Shuffled
 from vpretrain.types import Json
 from vpretrain.vision.config import FeedbackConfig
-from vpretrain.vision.data.source import labelled
+from vpretrain.vision.data.source import Pool
 from vpretrain.vision.model.batch import IGNORED, Labelled
 from vpretrain.vision.model.heads import LabelKind, dense_head, depth_loss, segmentation_loss, valid_depth
 from vpretrain.vision.model.learner import VisionLearner
 
+_SAMPLE = 16  # images in which labels are looked for
 _FIRST_POOL = 8  # batches whose features the first fit of the heads cycles through
 
 
@@ -41,6 +42,10 @@ class FeedbackBatch:
     labelled: Labelled
     heads: Mapping[LabelKind, nn.Module]
     weights: Mapping[LabelKind, float]
+
+    def apart(self) -> list[FeedbackBatch]:
+        """Return its images, each as a batch of its own."""
+        return [replace(self, labelled=self.labelled[i : i + 1]) for i in range(len(self.labelled))]
 
     @property
     def image_B3HW(self) -> Tensor:
@@ -73,7 +78,7 @@ class VisionFeedback:
         self.tasks = {task: weight for task, weight in weights.items() if weight > 0}
         distributed.portion("feedback.batch_size", config.batch_size)  # no process may be without any
         shape = (config.size, config.size)
-        self._for_heads, self._for_meta = labelled(config.heads, shape), labelled(config.meta, shape)
+        self._for_heads, self._for_meta = Pool(config.heads, shape), Pool(config.meta, shape)
         for role, pool in (("heads", self._for_heads), ("meta", self._for_meta)):
             _check(role, pool, self.tasks)
         outputs: dict[LabelKind, int] = {"segmentation": self._for_heads.classes, "depth": 1}
@@ -133,18 +138,19 @@ class VisionFeedback:
         self.optimizer.zero_grad()
         self.head_steps += 1
 
-    def _draw(self, pool: Labelled, role: str, number: int) -> Labelled:
+    def _draw(self, pool: Pool, role: str, number: int) -> Labelled:
         order = Shuffled(len(pool), f"{self.seed}/{role}")
         first = number * self.config.batch_size
         return pool[[order[first + i] for i in range(self.config.batch_size)]].to(self.learner.device)
 
 
-def _check(role: str, pool: Labelled, tasks: Iterable[str]) -> None:
-    for task, what, there in (
-        ("segmentation", "a class", pool.classes > 0),
-        ("depth", "a valid depth", bool(valid_depth(pool.depth_BHW).any())),
-    ):
-        if task in tasks and not there:
+def _check(role: str, pool: Pool, tasks: Iterable[LabelKind]) -> None:
+    """Look for a label of each task in a few images of every set. Raises UserError if there is none."""
+    for task in tasks:
+        having = pool.having(task)
+        sample = having[:: max(1, len(having) // _SAMPLE)]
+        if not sample or _labelled_pixels(task, pool[sample].to("cpu")) == 0:
+            what = "a class" if task == "segmentation" else "a valid depth"
             raise UserError(f"no pixel of feedback.{role} has {what}: set feedback.{task}=0, or give other images")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from vpretrain.run.fingerprint import generated, of_files, of_hub
 from vpretrain.types import Json
 from vpretrain.vision.config import Recipe, SourceConfig
+from vpretrain.vision.data.readers import ade20k_images
 from vpretrain.vision.data.source import images_in
 
 
@@ -46,10 +47,12 @@ def _of(source: SourceConfig) -> Json:
         root = Path(source.ade20k).expanduser()
         images = sorted((root / "images" / source.split).glob("*.jpg"))
         labels = sorted((root / "annotations" / source.split).glob("*.png"))
-        rows = len(images[source.skip :][: source.limit])
+        rows = len(ade20k_images(source))
         found = {"split": source.split, **of_files([*labels, *images], root)}
     elif source.nyuv2 is not None:
         found = of_files([Path(source.nyuv2).expanduser()])
+        if source.splits is not None:
+            found |= {"split": source.split, "splits": of_files([Path(source.splits).expanduser()])["sha256"]}
     elif source.path is not None and source.path.endswith(".tar"):
         found = of_files([Path(file) for file in sorted(glob.glob(str(Path(source.path).expanduser())))])
     else:

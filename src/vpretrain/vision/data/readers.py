@@ -1,9 +1,12 @@
-"""Readers of the paper's labelled sets: ADE20K as SceneParse150, and NYUv2. Shapes: B images, H x W pixels."""
+"""Readers of the paper's labelled sets: ADE20K as SceneParse150, and NYUv2. Shapes: N images, H x W pixels."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import zlib
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,61 +15,150 @@ import torch
 from torch import Tensor
 
 from vpretrain.errors import UserError
+from vpretrain.pretrained import first_line
 from vpretrain.vision.config import SourceConfig
 from vpretrain.vision.data.resize import Shape, nearest, resize
-from vpretrain.vision.model.batch import IGNORED, Labelled
+from vpretrain.vision.model.batch import IGNORED
+from vpretrain.vision.model.heads import LabelKind
 
 ADE_CLASSES = 150
 _EIGEN = (slice(45, 471), slice(41, 601))  # rows and columns of a 480 x 640 image
 
 
-def read_ade20k(config: SourceConfig, shape: Shape) -> Labelled:
-    """Read SceneParse150: label 0 (other) is ignored, 1 to 150 become 0 to 149.
+class Reader(ABC):
+    """A labelled set: images by index, read as they are needed.
+
+    Attributes:
+        kinds: the labels that its images have.
+        classes: number of classes; 0 without.
+        scene_N: scene of every image; images of one scene have the same number.
+        category_N: class of the main object of every image; -1 where unknown.
+    """
+
+    kinds: frozenset[LabelKind]
+    classes: int
+    scene_N: Tensor
+    category_N: Tensor
+
+    @abstractmethod
+    def read(self, index: int, shape: Shape) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return image [3, H, W], classes [H, W] and depths [H, W], resized; None for a kind that the set has not."""
+
+    def __len__(self) -> int:
+        return len(self.scene_N)
+
+    def apart(self, name: str, images: int) -> None:
+        """Note that each image is of its own scene, of an unknown category."""
+        self.scene_N = torch.arange(images) + (zlib.crc32(name.encode()) << 24)
+        self.category_N = torch.full((images,), -1)
+
+
+class Ade20k(Reader):
+    """SceneParse150: label 0 (other) is ignored, 1 to 150 become 0 to 149.
+
+    Its files are sorted by scene, so `skip` and `limit` count along the hashes of their names.
 
     Raises:
         UserError: a folder or an annotation is missing, or is not a map of classes.
     """
-    assert config.ade20k is not None
-    root = Path(config.ade20k).expanduser()
-    files = sorted((root / "images" / config.split).glob("*.jpg"))[config.skip :][: config.limit]
-    if not files:
-        raise UserError(f"no images in {root / 'images' / config.split}: ade20k names the folder of SceneParse150")
-    images, labels = [], []
-    for file in files:
-        annotation = root / "annotations" / config.split / f"{file.stem}.png"
+
+    kinds: frozenset[LabelKind] = frozenset({"segmentation"})
+    classes = ADE_CLASSES
+
+    def __init__(self, config: SourceConfig) -> None:
+        assert config.ade20k is not None
+        self.root, self.split = Path(config.ade20k).expanduser(), config.split
+        self.files = ade20k_images(config)
+        if not self.files:
+            raise UserError(
+                f"no images in {self.root / 'images' / self.split}: ade20k names the folder of SceneParse150"
+            )
+        for file in self.files:
+            if not self._annotation(file).is_file():
+                raise UserError(f"cannot read the map of classes {self._annotation(file)}: there is no such file")
+        self.apart(f"{self.root}/{config.skip}", len(self.files))
+
+    def read(self, index: int, shape: Shape) -> tuple[Tensor, Tensor, None]:
+        file = self.files[index]
+        annotation = self._annotation(file)
         raw_HW = read_classes(annotation)
         if int(raw_HW.max()) > ADE_CLASSES:
             raise UserError(f"{annotation} has class {int(raw_HW.max())}: SceneParse150 has 0 to {ADE_CLASSES}")
         label_HW = torch.where(raw_HW == 0, IGNORED, raw_HW - 1)
-        images.append(resize(read_image(file)[None], shape))
-        labels.append(nearest(label_HW[None], shape).byte())
-    return _without(f"{root}/{config.skip}", torch.cat(images), label_BHW=torch.cat(labels), classes=ADE_CLASSES)
+        return resize(read_image(file)[None], shape)[0], nearest(label_HW[None], shape)[0].byte(), None
+
+    def _annotation(self, file: Path) -> Path:
+        return self.root / "annotations" / self.split / f"{file.stem}.png"
 
 
-def read_nyuv2(config: SourceConfig, shape: Shape) -> Labelled:
-    """Read nyu_depth_v2_labeled.mat: depths in metres, within Eigen's crop if asked for.
+def ade20k_images(config: SourceConfig) -> list[Path]:
+    """List the images of a source in SceneParse150, in the order of the hashes of their names."""
+    folder = Path(str(config.ade20k)).expanduser() / "images" / config.split
+    files = sorted(folder.glob("*.jpg"), key=lambda file: hashlib.sha256(file.stem.encode()).digest())
+    return files[config.skip :][: config.limit]
+
+
+class Nyuv2(Reader):
+    """nyu_depth_v2_labeled.mat: depths in metres, within Eigen's crop if asked for; by the official split if that is given.
 
     Raises:
-        UserError: the file is missing or has other contents, or no depth is valid.
+        UserError: a file is missing or has other contents, or no image is left.
     """
+
+    kinds: frozenset[LabelKind] = frozenset({"depth"})
+    classes = 0
+
+    def __init__(self, config: SourceConfig) -> None:
+        self.config = config
+        with self._opened() as file:
+            images = len(file["images"])
+        self.numbers = nyuv2_numbers(config, images)
+        if not self.numbers:
+            raise UserError(f"{config.nyuv2}: no images are left after skip={config.skip}")
+        self.apart(f"{config.nyuv2}/{self.numbers[0]}", len(self.numbers))
+
+    def read(self, index: int, shape: Shape) -> tuple[Tensor, None, Tensor]:
+        number = self.numbers[index]
+        with self._opened() as file:  # stored column by column
+            image_3HW = torch.from_numpy(file["images"][number]).transpose(1, 2)
+            depth_HW = torch.from_numpy(file["depths"][number]).float().transpose(0, 1)
+        if self.config.eigen_crop and depth_HW.shape == (480, 640):
+            kept_HW = torch.zeros_like(depth_HW)
+            kept_HW[_EIGEN] = depth_HW[_EIGEN]
+            depth_HW = kept_HW
+        return resize(image_3HW[None], shape)[0], None, nearest(depth_HW[None], shape)[0].half()
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Any]:
+        try:
+            import h5py
+        except ImportError:
+            raise UserError('reading NYUv2 needs the h5py package: pip install "vpretrain[vision]"') from None
+        try:
+            with h5py.File(str(self.config.nyuv2), "r") as file:
+                yield file
+        except (OSError, KeyError) as error:
+            raise UserError(f"cannot read {self.config.nyuv2}: {error}; nyuv2 names nyu_depth_v2_labeled.mat") from None
+
+
+def nyuv2_numbers(config: SourceConfig, images: int) -> list[int]:
+    """List the numbers of a source's images in the file, from 0. Raises UserError for an unreadable split."""
+    if config.splits is None:
+        return list(range(images))[config.skip :][: config.limit]
+    from scipy.io import loadmat
+
     try:
-        import h5py
-    except ImportError:
-        raise UserError('reading NYUv2 needs the h5py package: pip install "vpretrain[vision]"') from None
-    stop = None if config.limit is None else config.skip + config.limit
-    try:
-        with h5py.File(str(config.nyuv2), "r") as file:
-            images = torch.from_numpy(file["images"][config.skip : stop]).transpose(2, 3)  # stored column by column
-            depths = torch.from_numpy(file["depths"][config.skip : stop]).float().transpose(1, 2)
-    except (OSError, KeyError) as error:
-        raise UserError(f"cannot read {config.nyuv2}: {error}; nyuv2 names nyu_depth_v2_labeled.mat") from None
-    if len(images) == 0:
-        raise UserError(f"{config.nyuv2}: no images are left after skip={config.skip}")
-    if config.eigen_crop and depths.shape[1:] == (480, 640):
-        kept = torch.zeros_like(depths)
-        kept[:, *_EIGEN] = depths[:, *_EIGEN]
-        depths = kept
-    return _without(f"{config.nyuv2}/{config.skip}", resize(images, shape), depth_BHW=nearest(depths, shape).half())
+        found = loadmat(config.splits)["testNdxs" if config.split == "test" else "trainNdxs"]
+        numbers = [int(number) - 1 for number in found.flatten()]  # MATLAB counts from 1
+    except Exception as error:  # scipy raises many kinds of errors for other files
+        raise UserError(
+            f"cannot read {config.splits}: {first_line(error)}; splits names NYUv2's official splits.mat"
+        ) from None
+    if max(numbers) >= images:
+        raise UserError(
+            f"{config.splits} names image {max(numbers) + 1} of {images} in {config.nyuv2}: another file's split"
+        )
+    return numbers[config.skip :][: config.limit]
 
 
 def read_image(file: Path | IO[bytes], name: str | None = None) -> Tensor:
@@ -95,18 +187,3 @@ def _read(file: Path | IO[bytes], what: str, convert: Callable[[Any], Tensor]) -
             return convert(image)
     except OSError as error:  # also where it is no image
         raise UserError(f"cannot read {what}: {error}; remove or replace it") from None
-
-
-def _without(
-    name: str, image_B3HW: Tensor, *, label_BHW: Tensor | None = None, depth_BHW: Tensor | None = None, classes: int = 0
-) -> Labelled:
-    """Make a set of images without classes or without depths, each of its own scene."""
-    images, _, height, width = image_B3HW.shape
-    return Labelled(
-        image_B3HW=image_B3HW,
-        label_BHW=torch.full((images, height, width), IGNORED, dtype=torch.uint8) if label_BHW is None else label_BHW,
-        depth_BHW=torch.zeros(images, height, width, dtype=torch.float16) if depth_BHW is None else depth_BHW,
-        scene_B=torch.arange(images) + (zlib.crc32(name.encode()) << 24),
-        category_B=torch.full((images,), -1),
-        classes=classes,
-    )

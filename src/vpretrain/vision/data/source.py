@@ -18,11 +18,13 @@ from torch import Tensor
 from vpretrain.errors import UserError
 from vpretrain.pretrained import first_line
 from vpretrain.vision.config import SourceConfig
-from vpretrain.vision.data.readers import as_tensor, read_ade20k, read_image, read_nyuv2
+from vpretrain.vision.data.readers import Ade20k, Nyuv2, Reader, as_tensor, read_image
 from vpretrain.vision.data.resize import Shape, nearest, resize
 from vpretrain.vision.data.scenes import CLASSES, rendered
-from vpretrain.vision.model.batch import Labelled
+from vpretrain.vision.model.batch import IGNORED, Labelled
+from vpretrain.vision.model.heads import LabelKind
 
+_KEPT_BYTES = 4 * 2**30  # of each pool of labelled images
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
@@ -139,33 +141,87 @@ def images_in(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
 
 
-def labelled(sources: Sequence[SourceConfig], shape: Shape) -> Labelled:
-    """Read all labelled images of some sources, resized to `shape`. Raises UserError for sources without labels."""
-    parts = []
-    for config in sources:
-        if config.ade20k is not None:
-            parts.append(read_ade20k(config, shape))
-        elif config.nyuv2 is not None:
-            parts.append(read_nyuv2(config, shape))
-        elif config.scenes is not None:
-            data = _scenes(config)
-            parts.append(
-                Labelled(
-                    image_B3HW=resize(data["image_N3HW"], shape),
-                    label_BHW=nearest(data["label_NHW"], shape).byte(),
-                    depth_BHW=nearest(data["depth_NHW"], shape).half(),
-                    scene_B=data["scene_N"] + 1_000_003 * config.seed,
-                    category_B=data["category_N"],
-                    classes=len(CLASSES),
-                )
-            )
-        else:
-            raise UserError(f"{config.origin} has no labels: feedback and evaluation need labelled images")
-    classes = {part.classes for part in parts if part.classes}
-    if len(classes) > 1:
-        raise UserError(f"sources with {sorted(classes)} classes do not go together: use one kind for segmentation")
-    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0]) if name != "classes"}
-    return Labelled(**joined, classes=max(classes, default=0))
+class _LabelledScenes(Reader):
+    """Generated scenes, with classes and depths."""
+
+    kinds: frozenset[LabelKind] = frozenset({"segmentation", "depth"})
+    classes = len(CLASSES)
+
+    def __init__(self, config: SourceConfig) -> None:
+        self.data = _scenes(config)
+        self.scene_N, self.category_N = self.data["scene_N"] + 1_000_003 * config.seed, self.data["category_N"]
+
+    def read(self, index: int, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
+        one = slice(index, index + 1)
+        return (
+            resize(self.data["image_N3HW"][one], shape)[0],
+            nearest(self.data["label_NHW"][one], shape)[0].byte(),
+            nearest(self.data["depth_NHW"][one], shape)[0].half(),
+        )
+
+
+class Pool:
+    """All labelled images of some sources, resized to `shape`. They are read as they are needed; the first gigabytes are kept.
+
+    Raises:
+        UserError: a source has no labels or cannot be read, or sources have different classes.
+    """
+
+    def __init__(self, sources: Sequence[SourceConfig], shape: Shape) -> None:
+        self.shape, self.readers = shape, [_reader(config) for config in sources]
+        classes = {reader.classes for reader in self.readers if reader.classes}
+        if len(classes) > 1:
+            raise UserError(f"sources with {sorted(classes)} classes do not go together: use one kind for segmentation")
+        self.classes = max(classes, default=0)
+        self.scene_N = torch.cat([reader.scene_N for reader in self.readers])
+        self.category_N = torch.cat([reader.category_N for reader in self.readers])
+        self._where = [(reader, index) for reader in self.readers for index in range(len(reader))]
+        self._kept: dict[int, tuple[Tensor, Tensor | None, Tensor | None]] = {}
+        self._left = _KEPT_BYTES
+        for reader in self.readers:
+            reader.read(0, shape)  # finds most of what is wrong before the long run
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def __getitem__(self, rows: Sequence[int]) -> Labelled:
+        """Return some of the images."""
+        images, labels, depths = zip(*map(self._read, rows), strict=True)
+        return Labelled(
+            image_B3HW=torch.stack(images),
+            label_BHW=torch.stack([self._unknown(IGNORED, torch.uint8) if x is None else x for x in labels]),
+            depth_BHW=torch.stack([self._unknown(0, torch.float16) if x is None else x for x in depths]),
+            scene_B=self.scene_N[list(rows)],
+            category_B=self.category_N[list(rows)],
+            classes=self.classes,
+        )
+
+    def having(self, kind: LabelKind) -> list[int]:
+        """Return the indices of the images whose set has labels of a kind."""
+        return [number for number, (reader, _) in enumerate(self._where) if kind in reader.kinds]
+
+    def _read(self, number: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        if number in self._kept:
+            return self._kept[number]
+        reader, index = self._where[number]
+        found = reader.read(index, self.shape)
+        size = sum(tensor.nbytes for tensor in found if tensor is not None)
+        if size <= self._left:
+            self._kept[number], self._left = found, self._left - size
+        return found
+
+    def _unknown(self, value: int, dtype: torch.dtype) -> Tensor:
+        return torch.full(self.shape, value, dtype=dtype)
+
+
+def _reader(config: SourceConfig) -> Reader:
+    if config.ade20k is not None:
+        return Ade20k(config)
+    if config.nyuv2 is not None:
+        return Nyuv2(config)
+    if config.scenes is not None:
+        return _LabelledScenes(config)
+    raise UserError(f"{config.origin} has no labels: feedback and evaluation need labelled images")
 
 
 def check_disjoint(roles: dict[str, Sequence[SourceConfig]]) -> None:
@@ -178,7 +234,13 @@ def check_disjoint(roles: dict[str, Sequence[SourceConfig]]) -> None:
         if other == "evaluation.train":
             continue
         for a, b in itertools.product(roles[one], roles[other]):
-            if _labelled_set(a) is not None and _labelled_set(a) == _labelled_set(b) and _overlap(a, b):
+            if _labelled_set(a) is None or _labelled_set(a) != _labelled_set(b):
+                continue
+            if (a.splits is None) != (b.splits is None):
+                raise UserError(
+                    f"{one} and {other} count the images of {a.origin} differently: give both splits, or neither of them"
+                )
+            if (a.splits is None or a.split == b.split) and _overlap(a, b):
                 raise UserError(f"{one} and {other} share images of {a.origin}: keep them apart with skip and limit")
     owner: dict[int, str] = {}
     for role, sources in roles.items():

@@ -73,7 +73,7 @@ class VisionStream:
         chosen = [self._where[self._order[i]] for i in range(min(images, len(self._where)))]
         global_VB3HW, local_VB3HW = self._crops(-1, 0, chosen)
         keys = tuple(source.key(i) for source, i in chosen)
-        return ViewBatch(global_VB3HW, local_VB3HW, keys, tuple(range(len(keys))), len(keys))
+        return ViewBatch(global_VB3HW, local_VB3HW, keys, tuple(range(len(keys))), len(keys), self.config.local_views)
 
     def _batch(self) -> ViewBatch:
         number, size, shards = self.batches_drawn, self.config.batch_size, self.config.shards
@@ -86,7 +86,9 @@ class VisionStream:
         own = [made[i] for i in self._rows]
         global_VB3HW, local_VB3HW = (torch.cat(parts, dim=1)[:, own] for parts in zip(*views, strict=True))
         keys = tuple(source.key(i) for source, i in (chosen[place] for place in self._rows))
-        return ViewBatch(global_VB3HW, local_VB3HW, keys, tuple(self._rows), size, number=number).to(self.device)
+        seed = zlib.crc32(f"{self.seed}/{number}/masks".encode())
+        batch = ViewBatch(global_VB3HW, local_VB3HW, keys, tuple(self._rows), size, self.config.local_views, seed=seed)
+        return batch.to(self.device)
 
     def _crops(self, number: int, shard: int, chosen: Sequence[tuple[Images, int]]) -> tuple[Tensor, Tensor]:
         images = [self._image(source, i) for source, i in chosen]

@@ -20,7 +20,7 @@ from vpretrain.types import Json
 from vpretrain.vision.config import EvaluationConfig
 from vpretrain.vision.data.readers import read_image
 from vpretrain.vision.data.resize import resize
-from vpretrain.vision.data.source import labelled
+from vpretrain.vision.data.source import Pool
 from vpretrain.vision.evaluation.classification import classification_accuracy, read_classes_of_folders
 from vpretrain.vision.evaluation.retrieval import Query, read_revisited, revisited_map, scene_map
 from vpretrain.vision.model.batch import IGNORED, Labelled
@@ -36,13 +36,14 @@ from vpretrain.vision.model.heads import (
 from vpretrain.vision.model.learner import VisionLearner
 
 Grids = Callable[[list[int]], Tensor]  # the feature grids [B, D, h, w] of images, by their indices
-_PROBE_BATCH = 16
+DEPTH_FIGURES = ("depth_rmse", "depth_rmse_of_images", "depth_abs_rel", "depth_delta_1")
+_PROBE_BATCH = 8
 _KEPT_BYTES = 4 * 2**30
 _IMAGE_WORK = 4  # an image's features cost about as much as this many probe steps
 
 
 class Evaluation:
-    """The evaluation of a backbone; its data are loaded once, before the training.
+    """The evaluation of a backbone; its data are opened before the training, and read as they are needed.
 
     Args:
         config: sources and sizes.
@@ -53,7 +54,7 @@ class Evaluation:
 
     def __init__(self, config: EvaluationConfig) -> None:
         self.config = config
-        self.train, self.test = labelled(config.train, config.shape), labelled(config.test, config.shape)
+        self.train, self.test = Pool(config.train, config.shape), Pool(config.test, config.shape)
         self.classes = None if config.classes is None else read_classes_of_folders(config.classes)
         self.retrieval = None if config.retrieval is None else read_revisited(config.retrieval)
 
@@ -63,7 +64,7 @@ class Evaluation:
         tasks: list[LabelKind] = []
         if self.train.classes and self.train.classes == self.test.classes:
             tasks.append("segmentation")
-        if all(bool(valid_depth(pool.depth_BHW).any()) for pool in (self.train, self.test)):
+        if all(pool.having("depth") for pool in (self.train, self.test)):
             tasks.append("depth")
         work = _IMAGE_WORK * (len(self.train) + len(self.test)) + len(tasks) * config.probe_steps
         spent = 0
@@ -78,7 +79,7 @@ class Evaluation:
             heads = {task: self._probe(task, learner, grids, spend) for task in tasks}
             figures, images, test_ND = self._test(learner, heads, spend)
         figures["accuracy"] = self._accuracy(learner, train_ND, test_ND)
-        figures["retrieval_map"] = scene_map(test_ND, self.test.scene_B)
+        figures["retrieval_map"] = scene_map(test_ND, self.test.scene_N)
         if self.retrieval is not None:
             figures |= self._retrieval(learner, *self.retrieval)
         return figures | {"pictures": images}
@@ -92,7 +93,7 @@ class Evaluation:
                 test_ND = self._summaries(learner, test, lambda seen: done(len(train) + seen))
             train_N, test_N = (torch.tensor([number for _, number in images]) for images in self.classes)
         else:
-            train_N, test_N = self.train.category_B, self.test.category_B
+            train_N, test_N = self.train.category_N, self.test.category_N
             if min(int(train_N.min()), int(test_N.min())) < 0:
                 return None
         return classification_accuracy(train_ND, train_N, test_ND, test_N)
@@ -129,7 +130,7 @@ class Evaluation:
 
     def _probe(self, task: LabelKind, learner: VisionLearner, grids: Grids, spend: Callable[[int], None]) -> nn.Module:
         """Fit a linear-BN head on frozen features, with the same start and batches for every backbone."""
-        config, own = self.config, _with_labels(task, self.train)
+        config, own = self.config, self.train.having(task)
         with torch.random.fork_rng(), torch.enable_grad():
             torch.manual_seed(0)
             outputs = self.train.classes if task == "segmentation" else 1
@@ -156,46 +157,44 @@ class Evaluation:
         self, learner: VisionLearner, heads: dict[LabelKind, nn.Module], spend: Callable[[int], None]
     ) -> tuple[Json, list[Json], Tensor]:
         """Return the probes' metrics on the test images, in all and per image, and the summaries of these images."""
-        shape = self.config.shape
-        predicted: dict[LabelKind, list[Tensor]] = {task: [] for task in heads}
-        summaries = []
-        for grid_BDhw, summary_BD in _batches(learner, self.test, self.config, spend):
+        from torchmetrics.classification import MulticlassJaccardIndex
+
+        shape, summaries, depths = self.config.shape, [], []
+        whole_iou = MulticlassJaccardIndex(max(2, self.test.classes), ignore_index=IGNORED)
+        images: list[Json] = []
+        for batch, grid_BDhw, summary_BD in _batches(learner, self.test, self.config, spend):
             summaries.append(summary_BD)
+            found: list[Json] = [{"scene": int(scene)} for scene in batch.scene_B]
             with torch.no_grad():
                 if "segmentation" in heads:
-                    logits = pixel_outputs(heads["segmentation"], grid_BDhw, *shape)
-                    predicted["segmentation"].append(logits.argmax(1).byte().cpu())
+                    class_BHW = pixel_outputs(heads["segmentation"], grid_BDhw, *shape).argmax(1).cpu()
+                    label_BHW = batch.label_BHW.cpu()
+                    whole_iou.update(class_BHW, label_BHW)
+                    for image, ours, true in zip(found, class_BHW, label_BHW, strict=True):
+                        if bool((true != IGNORED).any()):
+                            image["miou"] = image_iou(ours, true)
                 if "depth" in heads:
-                    predicted["depth"].append(predicted_depth(heads["depth"], grid_BDhw, *shape).half().cpu())
-        figures: Json = dict.fromkeys(("miou", "depth_rmse", "depth_abs_rel", "depth_delta_1"))
-        images: list[Json] = [{"scene": int(scene)} for scene in self.test.scene_B]
+                    depth_BHW = predicted_depth(heads["depth"], grid_BDhw, *shape)
+                    for image, ours, true in zip(found, depth_BHW, batch.depth_BHW, strict=True):
+                        if bool(valid_depth(true).any()):
+                            depths.append(depth_errors(ours, true).cpu())
+                            image["depth_rmse"] = float(depths[-1][0].sqrt())
+            images += found
+        figures: Json = dict.fromkeys(("miou", *DEPTH_FIGURES))
         if "segmentation" in heads:
-            classes_NHW = torch.cat(predicted["segmentation"])
-            figures["miou"] = mean_iou(classes_NHW, self.test.label_BHW, self.test.classes)
-            for n in _with_labels("segmentation", self.test):
-                images[n]["miou"] = image_iou(classes_NHW[n], self.test.label_BHW[n])
-        if "depth" in heads:
-            depth_NHW = torch.cat(predicted["depth"])
-            figures |= depth_figures(depth_NHW, self.test.depth_BHW)
-            for n in _with_labels("depth", self.test):
-                one = slice(n, n + 1)
-                images[n]["depth_rmse"] = depth_figures(depth_NHW[one], self.test.depth_BHW[one])["depth_rmse"]
+            figures["miou"] = float(whole_iou.compute())
+        if depths:
+            figures |= depth_figures(torch.stack(depths))
         return figures, images, torch.cat(summaries)
 
 
-def _with_labels(task: LabelKind, images: Labelled) -> list[int]:
-    """Return the indices of the images with labels for this task: an evaluation may mix images with different labels."""
-    known = images.label_BHW != IGNORED if task == "segmentation" else valid_depth(images.depth_BHW)
-    return known.flatten(1).any(1).nonzero()[:, 0].tolist()
-
-
 def _grids(
-    learner: VisionLearner, images: Labelled, config: EvaluationConfig, spend: Callable[[int], None]
+    learner: VisionLearner, images: Pool, config: EvaluationConfig, spend: Callable[[int], None]
 ) -> tuple[Grids, Float[Tensor, "N D"]]:
     """Return images' frozen features: grids, kept if they are small, otherwise recomputed for every batch; and summaries."""
     backbone, grids, summaries = learner.backbone, [], []
     keep = 4 * len(images) * math.prod(backbone.patches(*config.shape)) * backbone.width <= _KEPT_BYTES
-    for grid_BDhw, summary_BD in _batches(learner, images, config, spend):
+    for _, grid_BDhw, summary_BD in _batches(learner, images, config, spend):
         summaries.append(summary_BD)
         if keep:
             grids.append(grid_BDhw)
@@ -205,13 +204,13 @@ def _grids(
 
 
 def _batches(
-    learner: VisionLearner, images: Labelled, config: EvaluationConfig, spend: Callable[[int], None]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield feature grids and, on the CPU, summaries of images, batch by batch."""
+    learner: VisionLearner, images: Pool, config: EvaluationConfig, spend: Callable[[int], None]
+) -> Iterator[tuple[Labelled, Tensor, Tensor]]:
+    """Yield images, their feature grids and, on the CPU, their summaries, batch by batch."""
     for first in range(0, len(images), config.batch_size):
-        batch = images[slice(first, first + config.batch_size)].to(learner.device)
+        batch = images[range(first, min(first + config.batch_size, len(images)))].to(learner.device)
         grid_BDhw, summary_BD = _features(learner, batch)
-        yield grid_BDhw, summary_BD.cpu()
+        yield batch, grid_BDhw, summary_BD.cpu()
         spend(_IMAGE_WORK * len(batch))
 
 
@@ -232,14 +231,6 @@ def _whole(image_3HW: Shaped[Tensor, "3 H W"], size: int, patch: int) -> Shaped[
     return resize(image_3HW[None], (height, width))
 
 
-def mean_iou(predicted_NHW: Shaped[Tensor, "N H W"], label_NHW: Shaped[Tensor, "N H W"], classes: int) -> float:
-    """Mean over classes of the intersection over union, over all pixels of all images."""
-    from torchmetrics.functional.classification import multiclass_jaccard_index
-
-    ours, true = predicted_NHW.long(), label_NHW.long()
-    return float(multiclass_jaccard_index(ours, true, num_classes=classes, ignore_index=IGNORED))
-
-
 def image_iou(predicted_HW: Shaped[Tensor, "H W"], label_HW: Shaped[Tensor, "H W"]) -> float:
     """Mean intersection over union of an image, over the classes that it shows."""
     known = label_HW != IGNORED
@@ -250,13 +241,21 @@ def image_iou(predicted_HW: Shaped[Tensor, "H W"], label_HW: Shaped[Tensor, "H W
     return float(torch.stack(ious).mean())
 
 
-def depth_figures(predicted_NHW: Float[Tensor, "N H W"], depth_NHW: Float[Tensor, "N H W"]) -> dict[str, float]:
-    """RMSE (metres), AbsRel and delta_1 (fraction within a factor of 1.25) over valid pixels."""
-    valid = valid_depth(depth_NHW)
-    ours, true = predicted_NHW[valid].float(), depth_NHW[valid].float()
-    ratio = torch.maximum(ours / true, true / ours)
-    return {
-        "depth_rmse": float((ours - true).square().mean().sqrt()),
-        "depth_abs_rel": float(((ours - true).abs() / true).mean()),
-        "depth_delta_1": float((ratio < 1.25).float().mean()),
-    }
+def depth_errors(predicted_HW: Float[Tensor, "H W"], depth_HW: Float[Tensor, "H W"]) -> Float[Tensor, " 4"]:
+    """Return an image's mean squared error, mean relative error, share within a factor of 1.25, and number of valid pixels."""
+    valid = valid_depth(depth_HW)
+    ours, true = predicted_HW[valid].float(), depth_HW[valid].float()
+    errors = (
+        (ours - true).square(),
+        (ours - true).abs() / true,
+        (torch.maximum(ours / true, true / ours) < 1.25).float(),
+    )
+    return torch.stack([*(error.mean() for error in errors), valid.sum().float()])
+
+
+def depth_figures(errors_N4: Float[Tensor, "N 4"]) -> dict[str, float]:
+    """RMSE (metres), AbsRel and delta_1 over the valid pixels of all images, and the mean over images of each image's RMSE."""
+    share_N = (errors_N4[:, 3] / errors_N4[:, 3].sum()).double()
+    square, relative, within = (share_N @ errors_N4[:, :3].double()).tolist()
+    of_images = float(errors_N4[:, 0].sqrt().mean())
+    return dict(zip(DEPTH_FIGURES, (square**0.5, of_images, relative, within), strict=True))

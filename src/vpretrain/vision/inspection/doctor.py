@@ -16,7 +16,7 @@ from vpretrain.vision.task.construction import LearnedViews
 from vpretrain.vision.task.designer import UNetMask
 
 PARTS: dict[str, str] = {}  # the mask generators have no separately reported parts
-_IMAGES, _PATCHES = 4, 4
+_IMAGES, _PATCHES, _LOCAL = 4, 4, 3
 _DESIGNER = DesignerConfig(width=8, levels=2, start=0.6)
 _DINO = DinoConfig(outputs=64, hidden=64, bottleneck=32)
 
@@ -44,10 +44,12 @@ def engine_case_of(learner: VisionLearner, subset: str) -> EngineCase:
         torch.manual_seed(1)
         size = _PATCHES * learner.backbone.patch_size
         views = torch.rand(2, _IMAGES, 3, size, size, device=learner.device)
+        count = _LOCAL if isinstance(learner, DinoLearner) else 0
+        local = torch.rand(count, _IMAGES, 3, size // 2, size // 2, device=learner.device)
         judge = _Judge(torch.rand(_IMAGES, 3, size, size, device=learner.device), learner.backbone.width)
         designer = UNetMask(_DESIGNER).to(learner.device)
         nn.init.normal_(designer.out.weight, std=0.5)
     places = tuple(range(_IMAGES))
-    batch = ViewBatch(views, views[:0], tuple(map(str, places)), places, _IMAGES)
+    batch = ViewBatch(views, local, tuple(map(str, places)), places, _IMAGES, count)
     construction, inputs = LearnedViews(designer, _DESIGNER), f"{_IMAGES} images of {size} pixels"
     return random_case(learner, construction, batch, judge, subset, PARTS, inputs)

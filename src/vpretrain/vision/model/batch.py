@@ -18,13 +18,14 @@ class ViewBatch:
 
     Attributes:
         global_VB3HW: the global crops, the only ones that a designer changes.
-        local_VB3HW: the local crops; V may be 0.
+        local_VB3HW: the local crops; V may be 0, or not be that of `local_views` where a meta step leaves them out.
         keys: identities of the images.
         places: their indices in the whole micro-batch, which may be split over several processes.
         whole: the number of images in the whole micro-batch.
+        local_views: the number of local crops per image that belong to the loss.
         mask_VB1HW: the mask applied to the global crops, if any.
         unmasked_VB3HW: the global crops before masking, if a mask was applied.
-        number: the number of the draw; seeds a control's random masks and I-JEPA's blocks.
+        seed: of a control's random masks and of I-JEPA's blocks; from the run's seed and the number of the draw.
         prepared: a learner's precomputed results for a meta step (see `VisionLearner.prepare`).
     """
 
@@ -33,9 +34,10 @@ class ViewBatch:
     keys: tuple[str, ...]
     places: tuple[int, ...]
     whole: int
+    local_views: int = 0
     mask_VB1HW: Float[Tensor, "V B 1 H W"] | None = None
     unmasked_VB3HW: Float[Tensor, "V B 3 H W"] | None = None
-    number: int = 0
+    seed: int = 0
     prepared: Any = None
 
     @property
@@ -60,21 +62,22 @@ class ViewBatch:
         return len(self.keys)
 
     def restrict(self, *, domain: str | None = None, rows: int) -> ViewBatch:
-        """Return a meta batch: the global crops of the first `rows` images. Images have no domain."""
-        return self.globals_of(slice(rows))
+        """Return a meta batch: the first `rows` images. Images have no domain."""
+        return self.images(slice(rows))
 
-    def globals_of(self, images: slice) -> ViewBatch:
-        """Return the global crops of some images.
-
-        Local crops are left out: they do not depend on the designer, and the teacher's targets are constant in phi.
-        """
+    def images(self, chosen: slice) -> ViewBatch:
+        """Return some of the images."""
         return replace(
             self,
-            global_VB3HW=self.global_VB3HW[:, images],
-            local_VB3HW=self.local_VB3HW[:0, images],
-            keys=self.keys[images],
-            places=self.places[images],
+            global_VB3HW=self.global_VB3HW[:, chosen],
+            local_VB3HW=self.local_VB3HW[:, chosen],
+            keys=self.keys[chosen],
+            places=self.places[chosen],
         )
+
+    def without_local(self) -> ViewBatch:
+        """Return the same images without their local crops, for passes in which only the designed views vary."""
+        return replace(self, local_VB3HW=self.local_VB3HW[:0])
 
     def to(self, device: torch.device | str) -> ViewBatch:
         """Return the batch on another device."""

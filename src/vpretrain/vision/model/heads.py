@@ -42,11 +42,11 @@ def pixel_outputs(
 def predicted_depth(
     head: nn.Module, grid_BDhw: Float[Tensor, "B D h w"], height: int, width: int
 ) -> Float[Tensor, "B H W"]:
-    """Return the depth of every pixel in metres; positive by softplus."""
-    return F.softplus(pixel_outputs(head, grid_BDhw, height, width)[:, 0]).clamp_min(MIN_DEPTH)
+    """Return the depth of every pixel in metres: positive by softplus, and clipped to the range of valid depths."""
+    return F.softplus(pixel_outputs(head, grid_BDhw, height, width)[:, 0]).clamp(MIN_DEPTH, MAX_DEPTH)
 
 
-def valid_depth(depth_BHW: Float[Tensor, "B H W"]) -> Tensor:
+def valid_depth(depth_BHW: Float[Tensor, "*B H W"]) -> Tensor:
     """Return a mask of the pixels whose true depth is known and within range."""
     return (depth_BHW > MIN_DEPTH) & (depth_BHW < MAX_DEPTH)
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from vpretrain.errors import UserError
 from vpretrain.method.protocols import Parameters, Task, with_tensors
+from vpretrain.timing import phase
 from vpretrain.vision.config import IJepaConfig
 from vpretrain.vision.model.backbone import Backbone, plain_blocks, positions
 from vpretrain.vision.model.batch import ViewBatch
@@ -104,12 +105,38 @@ class IJepaLearner(VisionLearner):
         if parameters is None:
             with self.autocast():
                 hidden, rope = self.theta.forward("lower", *self.seen(inputs, 0))
-                tokens_BTD = self.theta.forward("upper", hidden, rope, 0)
+                with self.recording(self.entering(*hidden.shape[:2])):
+                    tokens_BTD = self.theta.forward("upper", hidden, rope, 0)
+                entry = self.entry
                 predicted_BMND = self.theta.forward("head", tokens_BTD[:, prefix:], blocks, grid)
-                return ViewState(predicted_BMND.float(), self.teach(inputs))
+                return ViewState(predicted_BMND.float(), self.teach(inputs), entry)
         tokens_BTD, taught_BMND = self.tokens(inputs, parameters)
         predicted_BMND = self.theta.forward_with(parameters, "head", tokens_BTD[:, prefix:], blocks, grid)
-        return ViewState(predicted_BMND, taught_BMND)
+        return ViewState(predicted_BMND, taught_BMND, self.entry)
+
+    def tangents(self, inputs: ViewBatch, state: ViewState, direction: Parameters) -> Float[Tensor, "B M N D"]:
+        """Return D_u of the predicted representations.
+
+        Where S is the last MLP the tangent starts from the state's `entry` and goes on through the predictor, else the blocks
+        run again.
+        """
+        with phase("tangent"), self.meta_mode(), self.without_fused_kernels():
+            if state.entry is not None and self.last_mlp is not None and direction.keys() <= self.last_mlp.names:
+                theta: Parameters = dict(self.module.named_parameters())
+                images = len(inputs.global_VB3HW.flatten(0, 1))
+                tokens_BTD, tangent_BTD = (
+                    part_ND.detach().unflatten(0, (images, -1))[:, self.backbone.prefix :]
+                    for part_ND in self.last_mlp.linearised(state.entry, theta, direction)
+                )
+                blocks, grid = self._blocks(inputs), self._grid(inputs)
+
+                def predicted(tokens_BTD: Tensor) -> Tensor:
+                    return self.theta.forward_with({}, "head", tokens_BTD, blocks, grid)
+
+                return torch.func.jvp(predicted, (tokens_BTD,), (tangent_BTD,))[1].detach()
+            at = {name: p.detach() for name, p in self.named_parameters() if name in direction}
+            along = {name: direction[name] for name in at}
+            return torch.func.jvp(lambda at: self.forward(inputs, at).student, (at,), (along,))[1].detach()
 
     def loss(self, state: ViewState, task: Task) -> Float[Tensor, ""]:
         """Smooth L1 between predicted and true representations, averaged over their elements."""
@@ -120,7 +147,7 @@ class IJepaLearner(VisionLearner):
 
     def _blocks(self, inputs: ViewBatch) -> Blocks:
         images = len(inputs.global_VB3HW) * inputs.whole
-        blocks = draw_blocks(self.config, self._grid(inputs), images, seed=inputs.number)
+        blocks = draw_blocks(self.config, self._grid(inputs), images, seed=inputs.seed)
         return with_tensors(blocks, lambda tensor: tensor[inputs.places_VB].to(self.device))
 
 
@@ -128,7 +155,7 @@ class IJepaLearner(VisionLearner):
 def draw_blocks(config: IJepaConfig, grid: tuple[int, int], images: int, *, seed: int) -> Blocks:
     """Draw target blocks of one shape at random places per image, and a large context block without their patches.
 
-    They depend only on the seed (the number of the batch's draw), so that all arms see the same. Contexts are cut to the
+    They depend only on the batch's seed, so that all arms see the same. Contexts are cut to the
     size of the smallest in the batch, as in the paper's code.
     """
     generator = torch.Generator().manual_seed(seed)

@@ -15,15 +15,17 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.func import functional_call
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from vpretrain.method.base_learner import BaseLearner
+from vpretrain.method.last_mlp import MLPEntry, find_last_mlp
 from vpretrain.method.parameters import ShardedTheta, sharded, theta_of
-from vpretrain.method.protocols import AnyBatch, Parameters, Task, with_tensors
+from vpretrain.method.protocols import AnyBatch, AnyState, Parameters, Task, with_tensors
 from vpretrain.types import Model
 from vpretrain.vision.model.backbone import Backbone
 from vpretrain.vision.model.batch import ViewBatch
@@ -36,10 +38,12 @@ class ViewState:
     Attributes:
         student: DINO's head outputs of the global views [V, B, P]; I-JEPA's predicted representations [B, M, N, D].
         teacher: the teacher's of the same, without gradient.
+        entry: where a tangent through the last MLP starts, at the tokens that the objective's `tangents` needs.
     """
 
     student: Tensor
     teacher: Tensor
+    entry: MLPEntry | None
 
     def detach(self) -> ViewState:
         """Return the state without gradient."""
@@ -118,8 +122,10 @@ class VisionLearner(BaseLearner):
         bf16: bool = False,
         parallel: Literal["ddp", "fsdp"] = "ddp",
     ) -> None:
-        module = Network(backbone, head.to(next(backbone.parameters()).device))
+        module = self.module = Network(backbone, head.to(next(backbone.parameters()).device))
         self.teacher = Teacher(module, outputs)  # copies the student before it is sharded
+        with self.meta_mode():  # the trial needs it unsharded, too
+            self.last_mlp = find_last_mlp(module, self.following, self._sample)
         super().__init__(module, theta_of(module, parallel), bf16=bf16)
         self.ema = ema
         if isinstance(self.theta, ShardedTheta):
@@ -135,6 +141,14 @@ class VisionLearner(BaseLearner):
         """The student's transformers model."""
         return self.backbone.model
 
+    def following(self) -> Sequence[nn.Module]:
+        """Return the modules after the last block through which a tangent goes token by token: the final norm."""
+        return (self.backbone.norm,)
+
+    def tangents(self, inputs: ViewBatch, state: AnyState, direction: Parameters) -> Tensor:
+        """Return D_u, along a direction over S, of the outputs that the teacher's targets are compared with."""
+        raise NotImplementedError
+
     def prepare(self, inputs: ViewBatch, parameters: Parameters) -> ViewBatch:
         """Return the views with everything that does not depend on `parameters`: tokens below S, and the teacher's outputs.
 
@@ -149,7 +163,19 @@ class VisionLearner(BaseLearner):
         start, below, taught = (inputs if inputs.prepared else self.prepare(inputs, parameters)).prepared
         call = partial(self.theta.forward_with, parameters)
         hidden, rope = call("lower", *self.seen(inputs, 0)) if start is None else below
-        return call("upper", hidden, rope, start or 0), taught
+        with self.recording(self.entering(*hidden.shape[:2])):
+            return call("upper", hidden, rope, start or 0), taught
+
+    def entering(self, images: int, tokens: int) -> Bool[Tensor, "B T"]:
+        """Return the tokens at which a pass is recorded: all of them."""
+        return torch.ones(images, tokens, dtype=torch.bool, device=self.device)
+
+    def _sample(self, theta: Parameters) -> Float[Tensor, "1 T D"]:
+        """Return what `following` gives for a sample image, by all parameters."""
+        side = 2 * self.backbone.patch_size
+        image_13HW = torch.linspace(0, 1, 3 * side * side, device=self.device).view(1, 3, side, side)
+        tokens: Tensor = functional_call(self.module, theta, ("tokens", image_13HW))
+        return tokens
 
     def seen(self, inputs: ViewBatch, stop: int) -> tuple[Any, ...]:
         """Return the arguments of `Backbone.lower` for the student's part of the global views: pixels, and which tokens."""

@@ -1,32 +1,65 @@
-"""Vision constructions: learned views, and the controls, which differ from them in this file only.
+"""Vision constructions: the exact task, learned views, and the controls, which differ from them in this file only.
 
-Shapes: V views, B images, H x W pixels.
+Shapes: V views, B images, P prototypes, M target blocks of N patches, D width, H x W pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vpretrain.method.protocols import AnyState, Task
-from vpretrain.vision.config import DesignerConfig
+from vpretrain import distributed
+from vpretrain.method.protocols import AnyState, Parameters, Targets, Task, with_tensors
+from vpretrain.method.strength import Strength
+from vpretrain.method.tilt import centred_values, inverse_temperature, rms
+from vpretrain.vision.config import DesignerConfig, ValueConfig
 from vpretrain.vision.model.batch import ViewBatch
+from vpretrain.vision.model.dino import DinoLearner
+from vpretrain.vision.model.learner import VisionLearner
 
 
 @dataclass(frozen=True)
 class TeacherTarget:
-    """The teacher's raw outputs: DINO's on the global views [V, B, P], not yet centred; I-JEPA's of target patches."""
+    """The teacher's target.
+
+    Attributes:
+        outputs: DINO's raw outputs on the global views [V, B, P], not yet centred; I-JEPA's of the target patches.
+        tilted_VBP: DINO: the distribution over prototypes in place of the one that follows from the outputs.
+    """
 
     outputs: Tensor
+    tilted_VBP: Float[Tensor, "V B P"] | None = None
 
     def detach(self) -> TeacherTarget:
         """Return the target detached: a teacher's outputs never carry a gradient, but the firewall requires it."""
-        return TeacherTarget(self.outputs.detach())
+        return with_tensors(self, Tensor.detach)
+
+
+@dataclass(frozen=True)
+class TaskParts:
+    """The parts that an arm's construction is built from.
+
+    Attributes:
+        learner: theta.
+        value, designer_config: the sections of the recipe.
+        strength: for arms whose targets are the exact task.
+        designer: for arms that train one.
+        direction: gives u; None before the first meta update.
+    """
+
+    learner: VisionLearner
+    value: ValueConfig
+    designer_config: DesignerConfig
+    strength: Strength | None
+    designer: nn.Module | None
+    direction: Callable[[], Parameters | None]
 
 
 class Fixed:
@@ -35,8 +68,8 @@ class Fixed:
     blur = 0.0  # standard deviation of the blur behind a mask, as a fraction of a side
 
     @classmethod
-    def of(cls, designer: nn.Module | None, config: DesignerConfig) -> Fixed:
-        """Make an arm's construction, with its designer if it has one."""
+    def of(cls, parts: TaskParts) -> Fixed:
+        """Build the construction of an arm."""
         return cls()
 
     def mask(self, batch: ViewBatch) -> Float[Tensor, "V B 1 H W"] | None:
@@ -75,6 +108,90 @@ class Fixed:
         return ()
 
 
+class ExactTask(Fixed):
+    """V's optimum inside a trust region, in closed form (METHODS: the exact task): the teacher's targets tilted along u.
+
+    The strength beta weighs the tilted targets against the teacher's own; at beta = 0 and before the first meta update the
+    task is the base task.
+
+    Args:
+        learner: gives the tangents of the outputs along u.
+        divergence: nats per target (I-JEPA: per element), at radius 1.
+        strength: gives beta, and the radius.
+        direction: gives u.
+    """
+
+    @classmethod
+    def of(cls, parts: TaskParts) -> Fixed:
+        assert parts.strength is not None
+        kind = TiltedPrototypes if isinstance(parts.learner, DinoLearner) else MovedRepresentations
+        return kind(parts.learner, parts.value.divergence, parts.strength, parts.direction)
+
+    def __init__(
+        self,
+        learner: VisionLearner,
+        divergence: float,
+        strength: Strength,
+        direction: Callable[[], Parameters | None],
+    ) -> None:
+        self.learner, self.divergence, self.strength, self.direction = learner, divergence, strength, direction
+
+    def targets(self, inputs: ViewBatch, state: AnyState) -> Task:
+        """Return the tilted task, mixed with the base task."""
+        return self.at_beta(inputs, state, self.strength.beta)
+
+    def ends(self) -> tuple[Targets, Targets]:
+        """Return the targets at beta = 0 and at beta = 1, which a judgement compares."""
+        return partial(self.at_beta, beta=0.0), partial(self.at_beta, beta=1.0)
+
+    def at_beta(self, inputs: ViewBatch, state: AnyState, beta: float) -> Task:
+        """Return the targets at this beta."""
+        base = super().targets(inputs, state)
+        u = self.direction() if beta else None
+        if u is None:
+            tilt_B = torch.zeros_like(base.side["mask_B"])
+            return Task(inputs, base.target, {"tilt_B": tilt_B})
+        with torch.no_grad():
+            tangents = self.learner.tangents(inputs, state, u)
+            target, tilt_B = self.tilted(state, tangents, beta)
+        return Task(inputs, target, {"tilt_B": tilt_B})
+
+    def tilted(self, state: AnyState, tangents: Tensor, beta: float) -> tuple[TeacherTarget, Float[Tensor, " B"]]:
+        """Return the target at this beta, and how far it is from the teacher's own, by image."""
+        raise NotImplementedError
+
+
+class TiltedPrototypes(ExactTask):
+    """DINO: q*_t(p) ~ q0_t(p) exp(a_t(p) / lambda), q0 the teacher's distribution over prototypes, a_t(p) = -D_u z(p) / student
+    temperature, averaged over the matching views; q = (1 - beta) q0 + beta q*."""
+
+    def tilted(self, state: AnyState, tangents: Tensor, beta: float) -> tuple[TeacherTarget, Float[Tensor, " B"]]:
+        """Return the target at this beta, and the mass that it has moved, by image."""
+        assert isinstance(self.learner, DinoLearner)
+        log_q0_NP = self.learner.log_targets(state.teacher).flatten(0, 1)
+        weights_N = log_q0_NP.new_ones(len(log_q0_NP))
+        values_NP = centred_values(tangents.flatten(0, 1), log_q0_NP)
+        values_NP = values_NP / rms(values_NP, log_q0_NP, weights_N)
+        divergence = self.strength.radius * self.divergence
+        scale = inverse_temperature(log_q0_NP, values_NP, weights_N, divergence)
+        q0_NP, tilted_NP = log_q0_NP.exp(), torch.softmax(log_q0_NP + scale * values_NP, dim=-1)
+        q_NP = torch.lerp(q0_NP, tilted_NP, beta)
+        moved_VB = (q_NP - q0_NP).abs().sum(-1).unflatten(0, state.teacher.shape[:2]) / 2
+        return TeacherTarget(state.teacher, q_NP.view_as(state.teacher)), moved_VB.mean(0)
+
+
+class MovedRepresentations(ExactTask):
+    """I-JEPA: t*_i = t_i - s D_u z_i, z the prediction: the same law for a Gaussian of variance 1 per element around the
+    teacher's representation, whose divergence from t* is (t* - t)^2 / 2; at strength beta t moves by a fraction beta of it."""
+
+    def tilted(self, state: AnyState, tangents: Tensor, beta: float) -> tuple[TeacherTarget, Float[Tensor, " B"]]:
+        """Return the target at this beta, and the mean distance that it has moved, by image."""
+        (square,) = distributed.all_reduce_mean([tangents.square().mean()])
+        reach = math.sqrt(2 * self.strength.radius * self.divergence)
+        moved = -beta * reach * tangents / square.sqrt().clamp_min(torch.finfo(square.dtype).tiny)
+        return TeacherTarget(state.teacher + moved), moved.abs().flatten(1).mean(1)
+
+
 class LearnedViews(Fixed):
     """V-pretraining's construction: v~ = mu v + (1 - mu) Blur(v), mu from the designer (Eq 49).
 
@@ -84,9 +201,9 @@ class LearnedViews(Fixed):
     """
 
     @classmethod
-    def of(cls, designer: nn.Module | None, config: DesignerConfig) -> Fixed:
-        assert designer is not None
-        return cls(designer, config)
+    def of(cls, parts: TaskParts) -> Fixed:
+        assert parts.designer is not None
+        return cls(parts.designer, parts.designer_config)
 
     def __init__(self, designer: nn.Module, config: DesignerConfig) -> None:
         self.designer, self.config, self.blur = designer, config, config.blur
@@ -112,20 +229,33 @@ class RandomMask(Fixed):
     """Smooth random masks with the designer's target keep ratio: masks without feedback."""
 
     @classmethod
-    def of(cls, designer: nn.Module | None, config: DesignerConfig) -> Fixed:
-        return cls(config)
+    def of(cls, parts: TaskParts) -> Fixed:
+        return cls(parts.designer_config)
 
     def __init__(self, config: DesignerConfig) -> None:
         self.config, self.blur = config, config.blur
 
     def mask(self, batch: ViewBatch) -> Float[Tensor, "V B 1 H W"]:
-        """Threshold smooth noise so that the wanted fraction is kept; drawn for every batch from its number."""
+        """Threshold smooth noise so that the wanted fraction is kept; drawn for every batch from its seed."""
         views = batch.global_VB3HW
-        generator = torch.Generator().manual_seed(batch.number)
+        generator = torch.Generator().manual_seed(batch.seed)
         coarse = torch.randn(views.shape[0] * batch.whole, 1, 7, 7, generator=generator)
         noise = F.interpolate(coarse[batch.places_VB].to(views), views.shape[3:], mode="bicubic", align_corners=False)
-        threshold = noise.flatten(1).quantile(1 - self.config.keep, dim=1)[:, None, None, None]
-        return ((noise - threshold) * 4).sigmoid().unflatten(0, views.shape[:2])
+        scores = 4 * noise
+        return (scores - _threshold(scores, self.config.keep)).sigmoid().unflatten(0, views.shape[:2])
+
+
+def _threshold(scores_N1HW: Tensor, keep: float) -> Float[Tensor, "N 1 1 1"]:
+    """Find the threshold at which the mean of sigmoid(score - threshold) is `keep`, by bisection on a part of the pixels."""
+    stride = max(1, scores_N1HW.shape[-1] // 56)
+    part, keep = scores_N1HW[..., ::stride, ::stride], min(max(keep, 0.001), 0.999)
+    odds = math.log(keep / (1 - keep))
+    low, high = (extreme((1, 2, 3), keepdim=True) - odds for extreme in (part.amin, part.amax))
+    for _ in range(20):
+        middle = (low + high) / 2
+        above = (part - middle).sigmoid().mean((1, 2, 3), keepdim=True) > keep
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    return (low + high) / 2
 
 
 def masked(

@@ -43,7 +43,7 @@ def record_views(learner: VisionLearner, construction: Fixed, meta: MetaUpdate, 
     sample = stream.sample(IMAGES).to(learner.device)
     images = []
     for number in range(len(sample.keys)):
-        batch = sample.globals_of(slice(number, number + 1))
+        batch = sample.images(slice(number, number + 1))
         with torch.no_grad():
             views = construction.inputs(batch)
         assert views.mask_VB1HW is not None
@@ -90,7 +90,7 @@ def _value(learner: VisionLearner, construction: Fixed, meta: MetaUpdate, views:
         return None
     at = meta.theta_at()
     with learner.meta_mode():
-        inputs = learner.prepare(views, at)
+        inputs = learner.prepare(learner.varying(views), at)
 
         def loss(parameters: dict[str, Tensor]) -> Tensor:
             state = learner.forward(inputs, parameters)

@@ -13,7 +13,7 @@ import contextlib
 import copy
 import inspect
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,26 +37,32 @@ class MLPEntry:
     block_ND: Float[Tensor, "N D"]
     attention_ND: Float[Tensor, "N D"]
 
+    @classmethod
+    def joined(cls, entries: Iterable[MLPEntry]) -> MLPEntry:
+        """Return the tokens of several passes as one."""
+        blocks, attentions = zip(*((entry.block_ND, entry.attention_ND) for entry in entries), strict=True)
+        return cls(torch.cat(blocks), torch.cat(attentions))
+
 
 class LastMLP:
     """The last block and the norm after it as a function of the MLP's parameters only.
 
     Args:
         module: holds the model, not yet sharded.
+        following: the modules that the model applies to the last block's output, in order: the final norm, in OPT also a
+            projection.
 
     Raises:
         UserError: the last block has no MLP beside an attention.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, following: Sequence[nn.Module]) -> None:
         prefix, blocks = blocks_of(module)
         block, number = blocks[-1], len(blocks) - 1
         attention = mixer_of(block)
         if attention is None or not mlp_names(module):
             raise UserError("the last block has no MLP beside its attention")
         self.names = frozenset(mlp_names(module))
-        owner = module.get_submodule(prefix.rpartition(".")[0])
-        following = _following(module, owner, block)
         # Copies without weights: shards, hooks, checkpointing and compilation are on the model's own block, not on a copy.
         self._skeleton = _Skeleton(_without_weights(block), attention, [_without_weights(part) for part in following])
         # From the skeleton's names of parameters to the module's.
@@ -71,18 +77,19 @@ class LastMLP:
         own = {name for name, _ in self._skeleton.named_buffers()}
         self._buffers = {name: buffer for name, buffer in wholes.named_buffers() if name in own}
         self._block, self._attention = block, getattr(block, attention)
-        self._predicts_BT: Tensor | None = None
+        self._at_BT: Tensor | None = None
         self._seen: dict[str, Tensor] = {}
         self._hooks: list[RemovableHandle] = []
+        self.compiled = False  # whether the model's passes are
 
-    def watch(self, on: bool = True, *, compiled: bool = False) -> None:
+    def watch(self, on: bool = True) -> None:
         """Turn the recording of passes on or off. While it is on, this block of a compiled model runs uncompiled."""
         if on and not self._hooks:
             self._hooks = [
                 self._block.register_forward_pre_hook(torch.compiler.disable(self._enter), with_kwargs=True),
                 self._attention.register_forward_hook(self._attend),
             ]
-            if compiled:  # torch.compile drops the hook on the attention
+            if self.compiled:  # torch.compile drops the hook on the attention
                 vars(self._block)["forward"] = torch.compiler.disable(self._block.forward)
         elif not on:
             for hook in self._hooks:
@@ -90,13 +97,13 @@ class LastMLP:
             self._hooks = []
 
     @contextlib.contextmanager
-    def recording(self, predicts_BT: Bool[Tensor, "B T"]) -> Iterator[None]:
-        """Record one pass of the model; `entry` then holds its tensors."""
-        self._predicts_BT, self._seen = predicts_BT, {}
+    def recording(self, at_BT: Bool[Tensor, "B T"]) -> Iterator[None]:
+        """Record one pass of the model at some tokens; `entry` then holds its tensors."""
+        self._at_BT, self._seen = at_BT, {}
         try:
             yield
         finally:
-            self._predicts_BT = None
+            self._at_BT = None
 
     @property
     def entry(self) -> MLPEntry | None:
@@ -111,8 +118,10 @@ class LastMLP:
         hidden_1ND: Tensor = functional_call(self._skeleton, values | self._buffers, arguments)
         return hidden_1ND[0]
 
-    def tangent(self, entry: MLPEntry, theta: Parameters, direction: Parameters) -> Float[Tensor, "N D"]:
-        """D_u of the last hidden states at the targets.
+    def linearised(
+        self, entry: MLPEntry, theta: Parameters, direction: Parameters
+    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N D"]]:
+        """The last hidden states at the targets, and D_u of them.
 
         Args:
             entry: see `recording`.
@@ -127,19 +136,57 @@ class LastMLP:
         def hidden(mlp: Parameters) -> Tensor:
             return self.hidden(entry, whole, mlp)
 
-        tangent_ND: Tensor = torch.func.jvp(hidden, (at,), (along,))[1]
-        return tangent_ND
+        hidden_ND, tangent_ND = torch.func.jvp(hidden, (at,), (along,))[:2]
+        return hidden_ND, tangent_ND
 
     def _enter(self, block: nn.Module, arguments: tuple[Any, ...], keywords: Keywords) -> None:
-        if self._predicts_BT is not None:
+        if self._at_BT is not None:
             hidden_BTD = arguments[0] if arguments else keywords["hidden_states"]
-            self._seen["block"] = hidden_BTD.detach()[self._predicts_BT]
+            self._seen["block"] = hidden_BTD.detach()[self._at_BT]
 
     def _attend(self, attention: nn.Module, arguments: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        if self._predicts_BT is not None:
+        if self._at_BT is not None:
             given_BTD = output if isinstance(output, Tensor) else output[0]
-            self._seen["attention"] = given_BTD.detach()[self._predicts_BT]
+            self._seen["attention"] = given_BTD.detach()[self._at_BT]
             self._skeleton.bare = isinstance(output, Tensor)  # or a tuple: the block expects the same in the skeleton
+
+
+def find_last_mlp(
+    module: nn.Module,
+    following: Callable[[], Sequence[nn.Module]],
+    sample: Callable[[Parameters], Float[Tensor, "1 N D"]],
+) -> LastMLP | None:
+    """Return the `LastMLP`; None where its tangent would not be the model's, because no MLP can be told apart or the block is
+    built differently.
+
+    Args:
+        module: as in `LastMLP`.
+        following: returns those of `LastMLP`.
+        sample: the last hidden states of a sample row, by all parameters of the module.
+    """
+    try:
+        found = LastMLP(module, following())
+    except UserError:
+        return None
+    theta: Parameters = dict(module.named_parameters())
+    with torch.no_grad():
+        found.watch()
+        try:
+            at_1N = torch.ones(sample(theta).shape[:2], dtype=torch.bool, device=next(module.parameters()).device)
+            with found.recording(at_1N):
+                sample(theta)
+            entry = found.entry
+            assert entry is not None
+            for scale in (1.0, 1.1):  # also away from the present weights
+                moved = {name: scale * theta[name] for name in found.names}
+                theirs_ND, ours_ND = sample(theta | moved)[0], found.hidden(entry, theta, moved)
+                if not torch.allclose(ours_ND, theirs_ND, rtol=1e-3, atol=1e-4):
+                    return None
+        except (TypeError, ValueError, KeyError, IndexError, RuntimeError, AttributeError):
+            return None
+        finally:
+            found.watch(False)
+    return found
 
 
 class _Skeleton(nn.Module):
@@ -174,35 +221,6 @@ class _Given(nn.Module):
 
     def forward(self, *arguments: Any, **keywords: Any) -> Any:
         return self.output
-
-
-def _following(module: nn.Module, owner: nn.Module, block: nn.Module) -> list[nn.Module]:
-    """The modules that the model applies to the last block's output, in order: the final norm, in OPT also a projection."""
-    # Found by a trial pass: those beside the blocks that run after the last one.
-    ran: list[nn.Module] = []
-    reached = False
-
-    def end(*_: object) -> None:
-        nonlocal reached
-        reached = True
-
-    def note(part: nn.Module, *_: object) -> None:
-        if reached:
-            ran.append(part)
-
-    handles = [block.register_forward_hook(end)]
-    handles += [part.register_forward_hook(note) for part in owner.children()]
-    training = module.training
-    try:
-        with torch.no_grad():
-            device = next(module.parameters()).device
-            ids_BT = torch.arange(1, 5, device=device)[None]
-            module.eval()(ids_BT, torch.arange(4, device=device)[None], None)
-    finally:
-        module.train(training)
-        for handle in handles:
-            handle.remove()
-    return ran
 
 
 def _without_weights(part: nn.Module) -> nn.Module:

@@ -1,4 +1,8 @@
-"""Find 1 / lambda, the sharpness of the tilt, from how far the targets of a micro-batch may diverge from the base task.
+"""The law of the exact task: tilt the targets of a base task along their values, as far as a trust region allows.
+
+V is linear in the targets (METHODS: the linear engine), <u, g_pre> = mean_t sum_v q_t(v) a_t(v), so the best targets near the
+base task q0 are q*_t(v) ~ q0_t(v) exp(a_t(v) / lambda). A constant per target changes nothing, so a is centred; it is scaled to
+RMS 1, so that the scales of V, of the metric and of g_down have no effect.
 
 Values have heavy tails, and these differ from direction to direction: at the same lambda, the targets of one direction are
 nearly the base task's and those of the next far from it. So the divergence from the base task is fixed instead:
@@ -7,7 +11,7 @@ nearly the base task's and those of the next far from it. So the divergence from
 
 The divergence grows with 1 / lambda, and lambda is the multiplier of this constraint.
 
-Shapes: N targets, K candidates, G points of a grid.
+Shapes: N targets, K candidates (of a teacher: all prototypes), G points of a grid.
 """
 
 from __future__ import annotations
@@ -22,6 +26,22 @@ from torch import Tensor
 from vpretrain import distributed
 
 _LOG2_SCALES = torch.arange(-5.0, 3.5, 0.5)  # of 1 / lambda, for values at RMS 1
+
+
+def centred_values(tangents_NK: Float[Tensor, "N K"], log_p_NK: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+    """a_t(v) from D_u z_t(v), with mean 0 at every target under the distribution that p is proportional to."""
+    p_NK = log_p_NK.softmax(-1)
+    return (p_NK * tangents_NK).sum(-1, keepdim=True) - tangents_NK
+
+
+def rms(
+    values_NK: Float[Tensor, "N K"], log_p_NK: Float[Tensor, "N K"], weights_N: Float[Tensor, " N"]
+) -> Float[Tensor, ""]:
+    """Root mean square of a under the same distribution, over the targets of a micro-batch of all processes."""
+    square_N = (log_p_NK.softmax(-1) * values_NK.square()).sum(-1)
+    sums = torch.stack([(weights_N * square_N).sum(), weights_N.sum().to(square_N)])
+    (sums,) = distributed.all_reduce_mean([sums])
+    return (sums[0] / sums[1]).sqrt().clamp_min(torch.finfo(sums.dtype).tiny)
 
 
 @torch.no_grad()

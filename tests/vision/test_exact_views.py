@@ -1,0 +1,171 @@
+"""The exact task of vision: its tangents and values against the whole loss, its trust region, and runs of its arm."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from models import VISION_FAMILIES, tiny_vision_model
+from worlds import vision_recipe
+
+from vpretrain import run_recipe
+from vpretrain.method.protocols import Task
+from vpretrain.method.strength import Strength
+from vpretrain.method.subset import alignment_subset
+from vpretrain.vision.assemble import assemble
+from vpretrain.vision.config import DinoConfig, IJepaConfig
+from vpretrain.vision.model.backbone import Backbone
+from vpretrain.vision.model.batch import ViewBatch
+from vpretrain.vision.model.dino import DinoLearner
+from vpretrain.vision.model.ijepa import IJepaLearner
+from vpretrain.vision.task.construction import MovedRepresentations, TeacherTarget, TiltedPrototypes
+
+IJEPA = {
+    "learner": {"objective": "ijepa", "ijepa": {"predictor_width": 16, "predictor_heads": 2, "warm_up_steps": 5}},
+    "stream": {"global_views": 1, "local_views": 0},
+}
+SMALL = {"predictor_width": 16, "predictor_heads": 2, "predictor_layers": 2}
+
+
+def learner_of(family, objective):
+    backbone = Backbone(tiny_vision_model(family).eval())
+    torch.manual_seed(0)
+    if objective == "ijepa":
+        learner = IJepaLearner(backbone, IJepaConfig(**SMALL))
+    else:
+        learner = DinoLearner(backbone, DinoConfig(outputs=24, hidden=32, bottleneck=16))
+        learner.teacher.centre.normal_(std=0.02)
+    learner.module.eval()  # no dropped paths
+    return learner
+
+
+def batch_of(learner, images=3):
+    torch.manual_seed(1)
+    count, local = (2, 3) if isinstance(learner, DinoLearner) else (1, 0)
+    views, small = torch.rand(count, images, 3, 32, 32), torch.rand(local, images, 3, 16, 16)
+    places = tuple(range(images))
+    return ViewBatch(views, small, tuple(map(str, places)), places, images, local, seed=5)
+
+
+def direction_over(learner, names):
+    generator = torch.Generator().manual_seed(2)
+    return {n: torch.randn(p.shape, generator=generator) for n, p in learner.named_parameters() if n in names}
+
+
+def case(family, objective, subset="last-mlp"):
+    learner = learner_of(family, objective)
+    names = alignment_subset(learner.module, subset)
+    kept = learner.keep_entries(names)
+    batch, u = batch_of(learner), direction_over(learner, names)
+    return learner, batch, u, kept
+
+
+CASES = [("dinov2", "dino"), ("dinov3", "dino"), ("dinov2", "ijepa"), ("ijepa", "ijepa")]
+
+
+@pytest.mark.parametrize(("family", "objective"), CASES)
+def test_the_tangents_from_the_own_pass_are_those_of_the_whole_model(family, objective):
+    learner, batch, u, kept = case(family, objective)
+    assert kept
+    state = learner.forward(batch).detach()
+    assert state.entry is not None
+    found = learner.tangents(batch, state, u)
+    learner.last_mlp.watch(False)
+    expected = learner.tangents(batch, learner.forward(batch).detach(), u)  # the blocks run again
+    assert float(expected.norm()) > 1
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", VISION_FAMILIES)
+def test_a_head_that_sees_the_mean_of_all_tokens_has_tangents_too(family):
+    learner, batch, u, kept = case(family, "dino")
+    assert kept == (family != "ijepa")  # which has no class token
+    tangents = learner.tangents(batch, learner.forward(batch).detach(), u)
+    assert tangents.shape == (2, 3, 24)
+    assert bool(tangents.isfinite().all())
+
+
+@pytest.mark.parametrize("subset", ["last-mlp", "last-2"])
+def test_moving_target_mass_changes_the_value_by_the_tangents(subset):
+    learner, batch, u, _ = case("dinov2", "dino", subset)
+    state = learner.forward(batch).detach()
+    tangents_VBP = learner.tangents(batch, state, u)
+    at = {name: p.detach() for name, p in learner.named_parameters() if name in u}
+
+    def value(q_VBP):
+        task = Task(batch, TeacherTarget(state.teacher, q_VBP))
+        gradients = learner.gradient(lambda ps: learner.loss(learner.forward(batch, ps), task), at)
+        return float(sum((u[name] * g).sum() for name, g in gradients.items()))
+
+    one, other = (torch.randn(state.teacher.shape).softmax(-1) for _ in range(2))
+    expected = -((one - other) * tangents_VBP).sum(-1).mean()
+    with learner.meta_mode():
+        assert value(one) - value(other) == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_the_whole_tilt_uses_up_the_trust_region_and_raises_the_value():
+    learner, batch, u, _ = case("dinov2", "dino")
+    state = learner.forward(batch).detach()
+    task = TiltedPrototypes(learner, 0.2, Strength(beta=1.0, fixed=True), lambda: u).targets(batch, state)
+    q0, q = learner.log_targets(state.teacher).exp(), task.target.tilted_VBP
+    torch.testing.assert_close(q.sum(-1), torch.ones(2, 3))
+    assert float((q * (q / q0).log()).sum(-1).mean()) == pytest.approx(0.2, rel=0.1)
+    tangents = learner.tangents(batch, state, u)
+    assert float((q * tangents).sum()) < float((q0 * tangents).sum())  # mass adds minus its tangent
+    torch.testing.assert_close(task.side["tilt_B"], ((q - q0).abs().sum(-1) / 2).mean(0))
+    assert torch.equal(task.target.outputs, state.teacher)  # the centre follows the teacher's own outputs
+
+
+def test_half_the_strength_is_half_the_way():
+    learner, batch, u, _ = case("dinov2", "dino")
+    state = learner.forward(batch).detach()
+    construction = TiltedPrototypes(learner, 0.2, Strength(fixed=True), lambda: u)
+    whole, half = (construction.at_beta(batch, state, beta).target.tilted_VBP for beta in (1.0, 0.5))
+    torch.testing.assert_close(half, (whole + learner.log_targets(state.teacher).exp()) / 2)
+
+
+def test_ijepas_targets_move_against_the_tangent_of_the_prediction():
+    learner, batch, u, _ = case("ijepa", "ijepa")
+    state = learner.forward(batch).detach()
+    construction = MovedRepresentations(learner, 0.02, Strength(beta=0.5, fixed=True), lambda: u)
+    moved = construction.targets(batch, state).target.outputs - state.teacher
+    tangents = learner.tangents(batch, state, u)
+    assert float(moved.square().mean().sqrt()) == pytest.approx(0.5 * math.sqrt(2 * 0.02), rel=1e-4)
+    torch.testing.assert_close(moved / moved.norm(), -tangents / tangents.norm(), rtol=1e-3, atol=1e-6)
+
+
+def losses(recipe):
+    run_recipe(recipe)
+    return [json.loads(line)["loss"] for line in (recipe.directory / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("changes", [{}, IJEPA], ids=["dino", "ijepa"])
+def test_without_strength_the_arm_is_fixed_bit_for_bit_and_with_it_not(tmp_path, changes):
+    fixed = losses(vision_recipe(tmp_path, name="fixed", arm="fixed", **changes))
+    none = losses(vision_recipe(tmp_path, name="none", arm="v", value={"strength": 0.0}, **changes))
+    full = losses(vision_recipe(tmp_path, name="full", arm="v", value={"strength": 1.0}, **changes))
+    assert none == fixed
+    assert full[:2] == fixed[:2]  # before the optimizer has statistics there is no direction
+    assert full != fixed
+
+
+@pytest.mark.parametrize("changes", [{}, IJEPA], ids=["dino", "ijepa"])
+def test_the_strength_is_judged_on_the_images_of_the_feedback(tmp_path, changes):
+    recipe = vision_recipe(tmp_path, arm="v", value={"every_steps": 4}, budget={"steps": 24}, **changes)
+    run_recipe(recipe)
+    lines = [json.loads(line) for line in (recipe.directory / "metrics.jsonl").read_text().splitlines()]
+    judged = [line["step"] for line in lines if "strength" in line]
+    assert judged[0] == 8
+    assert all(0 <= line["strength"] <= 1 for line in lines if "strength" in line)
+
+
+def test_a_batch_of_feedback_is_the_mean_of_its_images(tmp_path):
+    parts = assemble(vision_recipe(tmp_path, arm="v", feedback={"segmentation": 0.0}))
+    (batch,) = parts.feedback.next().values()
+    at = parts.meta.theta_at()
+    with parts.learner.meta_mode():
+        whole, *apart = (float(parts.learner.evaluate(b, at).detach()) for b in (batch, *batch.apart()))
+    assert len(apart) == 4
+    assert sum(apart) / 4 == pytest.approx(whole, rel=0.05)  # of pixels: images have nearly equally many with a depth
