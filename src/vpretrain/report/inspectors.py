@@ -57,4 +57,4 @@ def _views(run: Path) -> Json:
     for point in points:
         before = [line["value"] for line in updates if line["step"] <= point["step"]]
         point["alignment"] = before[-1] if before else None
-    return {"arm": recipe.arm, "align": recipe.value.align, "points": points}
+    return {"arm": recipe.arm, "align": recipe.effective_value.align, "points": points}

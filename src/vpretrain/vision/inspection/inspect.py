@@ -35,7 +35,9 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
             g_down = parts.meta.feedback_gradients()
             (_, value), *_ = parts.meta.values(parts.meta.problems(g_down, batches))
         norm = parts.meta.norm_of(g_down)
-        console.print(f"value of the task: {float(value.value):+.4g} ({recipe.value.align}), |g_down| {norm:.4g}")
+        console.print(
+            f"value of the task: {float(value.value):+.4g} ({recipe.effective_value.align}), |g_down| {norm:.4g}"
+        )
     recipe.directory.mkdir(parents=True, exist_ok=True)
     sheet = draw_sheet(parts.construction, batch, recipe.directory / "inspect.png")  # type: ignore[arg-type]
     console.print(f"crops, masks (white: kept sharp) and views: {sheet}")
