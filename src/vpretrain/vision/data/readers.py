@@ -135,7 +135,7 @@ class Nyuv2(Reader):
         except ImportError:
             raise UserError('reading NYUv2 needs the h5py package: pip install "vpretrain[vision]"') from None
         try:
-            with h5py.File(str(self.config.nyuv2), "r") as file:
+            with h5py.File(Path(str(self.config.nyuv2)).expanduser(), "r") as file:
                 yield file
         except (OSError, KeyError) as error:
             raise UserError(f"cannot read {self.config.nyuv2}: {error}; nyuv2 names nyu_depth_v2_labeled.mat") from None
@@ -148,7 +148,7 @@ def nyuv2_numbers(config: SourceConfig, images: int) -> list[int]:
     from scipy.io import loadmat
 
     try:
-        found = loadmat(config.splits)["testNdxs" if config.split == "test" else "trainNdxs"]
+        found = loadmat(Path(config.splits).expanduser())["testNdxs" if config.split == "test" else "trainNdxs"]
         numbers = [int(number) - 1 for number in found.flatten()]  # MATLAB counts from 1
     except Exception as error:  # scipy raises many kinds of errors for other files
         raise UserError(
