@@ -57,7 +57,7 @@ def read(shape, **source):
 
 
 def test_ade20k_classes_are_remapped_as_the_paper_does(tmp_path):
-    data = read((32, 32), ade20k=save_ade20k(tmp_path))
+    data = read(None, ade20k=save_ade20k(tmp_path))
     assert (len(data), data.classes) == (6, 150)
     assert sorted(label.unique().tolist() for label in data.label_BHW) == [[i, 149, IGNORED] for i in range(6)]
     assert float(data.depth_BHW.max()) == 0
@@ -66,8 +66,8 @@ def test_ade20k_classes_are_remapped_as_the_paper_does(tmp_path):
 
 def test_ade20k_which_is_sorted_by_scene_is_counted_along_the_hashes_of_its_names(tmp_path):
     root = save_ade20k(tmp_path, 40)
-    first = [int(label.min()) for label in read((32, 32), ade20k=root, limit=20).label_BHW]
-    rest = [int(label.min()) for label in read((32, 32), ade20k=root, skip=20).label_BHW]
+    first = [int(label.min()) for label in read(None, ade20k=root, limit=20).label_BHW]
+    rest = [int(label.min()) for label in read(None, ade20k=root, skip=20).label_BHW]
     assert sorted(first + rest) == list(range(40))
     assert 5 <= sum(number < 20 for number in first) <= 15  # not the first half of the files
     hashed = sorted(range(40), key=lambda i: hashlib.sha256(f"ADE_{i}".encode()).digest())
@@ -99,7 +99,7 @@ def test_labelled_images_are_read_as_they_are_needed(tmp_path, monkeypatch):
     pool = Pool([SourceConfig(ade20k=save_ade20k(tmp_path))], (16, 16))
     seen = []
     whole = Ade20k.read
-    monkeypatch.setattr(Ade20k, "read", lambda self, index, shape: seen.append(index) or whole(self, index, shape))
+    monkeypatch.setattr(Ade20k, "read", lambda self, index: seen.append(index) or whole(self, index))
     assert torch.equal(pool[[4, 1]].image_B3HW, pool[[4, 1]].image_B3HW)
     assert seen == [4, 1]  # once each: the first ones are kept
     pool._left = 0
@@ -109,17 +109,36 @@ def test_labelled_images_are_read_as_they_are_needed(tmp_path, monkeypatch):
 
 def test_nyuv2_has_its_axes_and_eigens_crop(tmp_path):
     file = save_nyuv2(tmp_path / "nyu.mat")
-    data = read((64, 64), nyuv2=file)
-    assert data.image_B3HW.shape == (6, 3, 64, 64)
-    assert float(data.image_B3HW[0, 0, :30].float().mean()) > 180  # red above
-    assert float(data.image_B3HW[0, 0, 34:].float().mean()) < 20
+    data = read((480, 640), nyuv2=file)
+    assert torch.equal(data.image_B3HW, read(None, nyuv2=file).image_B3HW)
+    assert data.image_B3HW.shape == (6, 3, 480, 640)
+    assert float(data.image_B3HW[0, 0, :240].min()) == 200  # red above
+    assert float(data.image_B3HW[0, 0, 240:].max()) == 0
     depth = data.depth_BHW[0]
-    assert depth[20, 32] == 4.0
-    assert depth[50, 32] == 2.0
-    assert depth[0, 0] == depth[63, 32] == depth[32, 1] == 0  # outside the crop
+    assert depth[150, 320] == 4.0
+    assert depth[400, 320] == 2.0
+    valid = (depth > 0).nonzero()
+    assert valid.amin(0).tolist() == [45, 41]  # Eigen's crop
+    assert valid.amax(0).tolist() == [470, 600]
     whole = read((64, 64), nyuv2=file, eigen_crop=False)
     assert float(whole.depth_BHW.min()) == 2.0
     assert len(read((16, 16), nyuv2=file, skip=2, limit=3)) == 3
+
+
+def test_images_are_scaled_alike_and_cut_and_never_squeezed(tmp_path):
+    """The map has a class from column 16 to 31 of 64, of 48 rows: at 24 rows, from column 8 to 15 of 32."""
+    root = save_ade20k(tmp_path, 12)
+    labels = read((24, 24), ade20k=root).label_BHW
+    seen = set()
+    for label in labels:
+        known = (label < 149).any(0).nonzero()[:, 0].tolist()  # the columns of the first class
+        other = (label == IGNORED).any(0).nonzero()[:, 0].tolist()  # those before it
+        assert label.shape == (24, 24)
+        assert len(other) <= 8
+        assert known == list(range(len(other), len(other) + 8))
+        seen.add(len(other))
+    assert len(seen) > 4  # parts from all over the image
+    assert torch.equal(labels, read((24, 24), ade20k=root).label_BHW)
 
 
 def recipes_of(kind, root):
@@ -186,6 +205,8 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path):
     assert "is no map of classes but an image of 3 channels" in refusal(ade20k=str(root))
     Image.fromarray(np.full((48, 64), 200, dtype=np.uint8)).save(annotation)
     assert "has class 200: SceneParse150 has 0 to 150" in refusal(ade20k=str(root))
+    Image.fromarray(np.full((64, 48), 1, dtype=np.uint8)).save(annotation)
+    assert "has 64 x 48 pixels and its image 48 x 64: give them the same size" in refusal(ade20k=str(root))
     annotation.unlink()
     assert "cannot read the map of classes" in refusal(ade20k=str(root))
     assert "ade20k names the folder" in refusal(ade20k=str(tmp_path / "none"))

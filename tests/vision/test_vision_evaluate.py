@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from functools import partial
+
 import pytest
 import torch
 from models import tiny_vision_model
@@ -10,12 +13,14 @@ from worlds import vision_recipe
 from vpretrain.vision.config import DinoConfig, EvaluationConfig
 from vpretrain.vision.data.scenes import CLASSES, rendered
 from vpretrain.vision.evaluation.classification import classification_accuracy
-from vpretrain.vision.evaluation.evaluate import Evaluation, depth_errors, depth_figures, image_iou
+from vpretrain.vision.evaluation.dense import DenseMetrics, depth_errors, depth_figures, image_iou
+from vpretrain.vision.evaluation.evaluate import Evaluation
+from vpretrain.vision.evaluation.features import WholeImages, whole_images
 from vpretrain.vision.evaluation.retrieval import scene_map
 from vpretrain.vision.model.backbone import Backbone
-from vpretrain.vision.model.batch import IGNORED
+from vpretrain.vision.model.batch import IGNORED, Labelled
 from vpretrain.vision.model.dino import DinoLearner
-from vpretrain.vision.model.heads import dense_head, depth_loss, segmentation_loss
+from vpretrain.vision.model.heads import dense_head, depth_loss, pixel_outputs, segmentation_loss
 
 
 def test_scenes_follow_from_their_seed_and_hold_what_they_say():
@@ -36,7 +41,7 @@ def test_probes_recover_planted_labels(tmp_path):
     recipe = vision_recipe(tmp_path)
     evaluation = Evaluation(EvaluationConfig(**recipe.evaluation.model_dump() | {"probe_steps": 300, "probe_lr": 1e-2}))
     learner = DinoLearner(Backbone(tiny_vision_model()), DinoConfig(outputs=8, hidden=8, bottleneck=8))
-    for pool in (evaluation.train, evaluation.test):  # labels that a linear head on the features can give
+    for pool in (*evaluation.train.values(), evaluation.test):  # labels that a linear head on the features can give
         pictures = pool[range(len(pool))]
         grid = learner.backbone.grid(learner.features(pictures.image_B3HW.float() / 255), 32, 32)
         fine = torch.nn.functional.interpolate(grid, (32, 32), mode="bilinear")
@@ -79,7 +84,67 @@ def test_classification_is_linear_on_the_features():
     torch.manual_seed(0)
     x, y = torch.randn(80, 4), torch.arange(80) % 2
     x[:, 0] += 4 * y
-    assert classification_accuracy(x[:60], y[:60], x[60:], y[60:]) > 0.9
+    assert classification_accuracy(x[:60], y[:60], x[60:], y[60:], 50, torch.device("cpu")) > 0.9
+
+
+class Patches:
+    """A learner whose tokens are the mean colours of its patches."""
+
+    patch_size, device, autocast = 4, torch.device("cpu"), contextlib.nullcontext
+
+    @property
+    def backbone(self):
+        return self
+
+    def features(self, pixels):
+        return torch.nn.functional.avg_pool2d(pixels, 4).flatten(2).transpose(1, 2)
+
+    def grid(self, tokens, height, width):
+        return tokens.transpose(1, 2).unflatten(2, (height // 4, width // 4))
+
+
+def ramps(height, width, count=1):
+    """Images that grow lighter from left to right; the right half is class 1."""
+    across = (torch.arange(width) + 0.5) / width
+    whole = across.expand(count, height, width)
+    light = (255 * whole).round().byte()[:, None].expand(count, 3, height, width)
+    nobody = torch.zeros(count, dtype=torch.long)
+    return Labelled(light, (whole > 0.5).byte(), (1 + 4 * whole).half(), nobody, nobody, 2)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (20, 28), (28, 20), (33, 70), (10, 13)])
+def test_predictions_are_scored_at_the_labels_own_pixels(height, width):
+    """Images are scaled to cover 16 x 16 and extended to whole patches, which must not shift what is predicted."""
+    whole = WholeImages.of(Patches(), ramps(height, width, 2), (16, 16))
+    assert min(whole.grid_BDhw.shape[2:]) == 4
+    seen = whole.at_pixels(partial(pixel_outputs, torch.nn.Identity()))[0, 0, height // 2]
+    true = (torch.arange(width) + 0.5) / width
+    inside = (true > 0.15) & (true < 0.85)  # bilinear interpolation is flat at the edges
+    assert torch.allclose(seen[inside], true[inside], atol=0.02)
+
+    classes = torch.nn.Conv2d(3, 2, 1)
+    classes.weight.data, classes.bias.data = (
+        torch.tensor([[0.0] * 3, [1.0, 0, 0]])[:, :, None, None],
+        torch.tensor([0.5, 0]),
+    )
+    metrics = DenseMetrics({"segmentation": classes}, 2)
+    images = metrics.add(whole)
+    wrong = int((seen.gt(0.5) != true.gt(0.5)).sum())
+    assert wrong <= 1  # of a row's pixels, at the border
+    half = width / 2
+    by_hand = ((half - wrong) / half + half / (half + wrong)) / 2
+    assert [image["miou"] for image in images] == pytest.approx([by_hand] * 2, abs=0.02)
+    assert metrics.figures()["miou"] == pytest.approx(by_hand, abs=0.02)
+
+
+def test_images_of_one_size_that_follow_one_another_are_evaluated_together():
+    class Images(list):
+        def __getitem__(self, rows):
+            return super().__getitem__(rows[0])
+
+    pool = Images([ramps(16, 16)] * 3 + [ramps(16, 20)] + [ramps(16, 16)])
+    found = [whole.images.image_B3HW.shape for whole in whole_images(Patches(), pool, range(5), (16, 16), 2)]
+    assert [(shape[0], shape[3]) for shape in found] == [(2, 16), (1, 16), (1, 20), (1, 16)]
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv"])

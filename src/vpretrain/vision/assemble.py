@@ -175,6 +175,7 @@ def check_sizes(recipe: Recipe, patch: int) -> None:
         ("stream.local_size", stream.local_size),
         ("feedback.size", recipe.feedback.size),
         *(("evaluation.size", side) for side in recipe.evaluation.shape),
+        *(("evaluation.depth_size", side) for side in recipe.evaluation.depth_shape),
     ]
     for field, size in sizes:
         if size % patch:

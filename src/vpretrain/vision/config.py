@@ -185,26 +185,52 @@ class ClassesConfig(Strict):
     limit: int | None = Field(None, ge=1, description="Use n images per class only.")
 
 
+class RetrievalConfig(Strict):
+    """Instance retrieval (mAP easy, medium, hard): ground truths as JSON, each beside its jpg/."""
+
+    oxford: str | None = Field(None, description="The file of revisited Oxford.")
+    paris: str | None = Field(None, description="The file of revisited Paris.")
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """The files that are given, by set."""
+        return {name: path for name, path in (("oxford", self.oxford), ("paris", self.paris)) if path is not None}
+
+
 class EvaluationConfig(config.EvaluationConfig):
     """Probes on the frozen backbone, and retrieval without probes."""
 
     train: list[SourceConfig] = Field(min_length=1, description="Labelled images that the probes are fitted on.")
     test: list[SourceConfig] = Field(min_length=1, description="Labelled images that they are tested on.")
     classes: ClassesConfig | None = Field(None, description="Classification of other images than the test's own.")
-    retrieval: str | None = Field(
-        None, description="Ground truth of revisited Oxford or Paris as JSON, beside its jpg/: mAP easy, medium, hard."
-    )
+    retrieval: RetrievalConfig = RetrievalConfig()
     size: Side | tuple[Side, Side] = Field(
-        224, description="Pixels per side that the backbone sees, or [height, width]; for retrieval, the longer side."
+        224,
+        description="Pixels per side that the backbone sees, or [height, width]. Test images are scaled until they just cover "
+        "it, and seen whole; for retrieval, this is their longer side.",
+    )
+    depth_size: Side | tuple[Side, Side] | None = Field(
+        None, description="The same for depth, if that has a size of its own."
     )
     batch_size: int = Field(16, ge=1, description="Images per forward pass.")
-    probe_steps: int = Field(400, ge=1, description="Steps of each dense probe.")
+    probe_steps: int = Field(
+        400, ge=1, description="Steps of each dense probe, of 8 images, and of the classifier, of 1,024."
+    )
     probe_lr: float = Field(1e-3, gt=0, description="Learning rate of the dense probes.")
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Height and width."""
-        return (self.size, self.size) if isinstance(self.size, int) else self.size
+        """Height and width for all but depth."""
+        return _shape(self.size)
+
+    @property
+    def depth_shape(self) -> tuple[int, int]:
+        """Height and width for depth."""
+        return self.shape if self.depth_size is None else _shape(self.depth_size)
+
+
+def _shape(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
 
 
 class Recipe(config.Recipe):

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from vpretrain.modality import Metrics, shown
+from vpretrain.types import Json
+from vpretrain.vision.evaluation.retrieval import PROTOCOLS
+
+
+def _retrieval(arm: Json, place: str, protocol: str) -> str:
+    return shown(arm.get(f"{place}_{protocol}"))
+
 
 METRICS = Metrics(
     headline="probes on the frozen backbone",
@@ -23,9 +32,11 @@ METRICS = Metrics(
         "delta_1": lambda arm: shown(arm["depth_delta_1"]),
         "accuracy": lambda arm: shown(arm["accuracy"], ".1%"),
         "mAP": lambda arm: shown(arm["retrieval_map"]),
-        "mAP easy": lambda arm: shown(arm.get("retrieval_easy")),
-        "medium": lambda arm: shown(arm.get("retrieval_medium")),
-        "hard": lambda arm: shown(arm.get("retrieval_hard")),
+        **{
+            f"{place.title()} {protocol}": partial(_retrieval, place=place, protocol=protocol)
+            for place in ("oxford", "paris")
+            for protocol in PROTOCOLS
+        },
     },
     curves={"loss": "training loss (nats per pair)", "mask": "mean of the mask", "value": "value of the task"},
     # No intervals: the metrics of a test set are not means over its images.

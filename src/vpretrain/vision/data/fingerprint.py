@@ -26,7 +26,7 @@ def fingerprints(recipe: Recipe) -> list[Json]:
         for role, folder in (("classes, train", classes.train), ("classes, test", classes.test)):
             limit = {} if classes.limit is None else {"limit": classes.limit}
             found.append({"role": role, "origin": folder, "rows": None, **_of_folder(folder), **limit})
-    if (truth := recipe.evaluation.retrieval) is not None:
+    for truth in recipe.evaluation.retrieval.paths.values():
         file = Path(truth).expanduser()
         images = images_in(file.parent / "jpg")
         files = of_files([file, *images], file.parent)

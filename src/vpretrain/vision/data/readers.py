@@ -17,12 +17,14 @@ from torch import Tensor
 from vpretrain.errors import UserError
 from vpretrain.pretrained import first_line
 from vpretrain.vision.config import SourceConfig
-from vpretrain.vision.data.resize import Shape, nearest, resize
 from vpretrain.vision.model.batch import IGNORED
 from vpretrain.vision.model.heads import LabelKind
 
 ADE_CLASSES = 150
 _EIGEN = (slice(45, 471), slice(41, 601))  # rows and columns of a 480 x 640 image
+
+
+Read = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 class Reader(ABC):
@@ -41,8 +43,8 @@ class Reader(ABC):
     category_N: Tensor
 
     @abstractmethod
-    def read(self, index: int, shape: Shape) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return image [3, H, W], classes [H, W] and depths [H, W], resized; None for a kind that the set has not."""
+    def read(self, index: int) -> Read:
+        """Return image [3, H, W] and classes [H, W] as uint8, depths [H, W] as fp16; None for a kind that the set has not."""
 
     def __len__(self) -> int:
         return len(self.scene_N)
@@ -78,14 +80,17 @@ class Ade20k(Reader):
                 raise UserError(f"cannot read the map of classes {self._annotation(file)}: there is no such file")
         self.apart(f"{self.root}/{config.skip}", len(self.files))
 
-    def read(self, index: int, shape: Shape) -> tuple[Tensor, Tensor, None]:
+    def read(self, index: int) -> tuple[Tensor, Tensor, None]:
         file = self.files[index]
         annotation = self._annotation(file)
         raw_HW = read_classes(annotation)
         if int(raw_HW.max()) > ADE_CLASSES:
             raise UserError(f"{annotation} has class {int(raw_HW.max())}: SceneParse150 has 0 to {ADE_CLASSES}")
-        label_HW = torch.where(raw_HW == 0, IGNORED, raw_HW - 1)
-        return resize(read_image(file)[None], shape)[0], nearest(label_HW[None], shape)[0].byte(), None
+        image_3HW = read_image(file)
+        if image_3HW.shape[1:] != raw_HW.shape:
+            ours, theirs = (" x ".join(map(str, size)) for size in (raw_HW.shape, image_3HW.shape[1:]))
+            raise UserError(f"{annotation} has {ours} pixels and its image {theirs}: give them the same size")
+        return image_3HW, torch.where(raw_HW == 0, IGNORED, raw_HW - 1).byte(), None
 
     def _annotation(self, file: Path) -> Path:
         return self.root / "annotations" / self.split / f"{file.stem}.png"
@@ -117,7 +122,7 @@ class Nyuv2(Reader):
             raise UserError(f"{config.nyuv2}: no images are left after skip={config.skip}")
         self.apart(f"{config.nyuv2}/{self.numbers[0]}", len(self.numbers))
 
-    def read(self, index: int, shape: Shape) -> tuple[Tensor, None, Tensor]:
+    def read(self, index: int) -> tuple[Tensor, None, Tensor]:
         number = self.numbers[index]
         with self._opened() as file:  # stored column by column
             image_3HW = torch.from_numpy(file["images"][number]).transpose(1, 2)
@@ -126,7 +131,7 @@ class Nyuv2(Reader):
             kept_HW = torch.zeros_like(depth_HW)
             kept_HW[_EIGEN] = depth_HW[_EIGEN]
             depth_HW = kept_HW
-        return resize(image_3HW[None], shape)[0], None, nearest(depth_HW[None], shape)[0].half()
+        return image_3HW, None, depth_HW.half()
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Resize images and label maps to the backbone's input size. Shapes: B images, H x W pixels."""
+"""Resize images and label maps without distortion. Shapes: B images, H x W pixels."""
 
 from __future__ import annotations
 
@@ -6,6 +6,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Shape = tuple[int, int]  # height and width
+
+
+def covering(size: Shape, shape: Shape) -> Shape:
+    """Return the smallest size that covers `shape` and has the proportions of `size`, up to rounding."""
+    scale = max(wanted / side for side, wanted in zip(size, shape, strict=True))
+    height, width = (max(wanted, round(side * scale)) for side, wanted in zip(size, shape, strict=True))
+    return height, width
+
+
+def part(map_BHW: Tensor, shape: Shape, place: float) -> Tensor:
+    """Cut a part of `shape` out of images or maps [..., H, W] that cover it, at `place` in [0, 1] along the longer side."""
+    for axis, side in zip((-2, -1), shape, strict=True):
+        map_BHW = map_BHW.narrow(axis, round(place * (map_BHW.shape[axis] - side)), side)
+    return map_BHW
 
 
 def resize(image_B3HW: Tensor, shape: Shape) -> Tensor:
@@ -18,4 +32,4 @@ def resize(image_B3HW: Tensor, shape: Shape) -> Tensor:
 
 def nearest(map_BHW: Tensor, shape: Shape) -> Tensor:
     """Resize classes or depths to a height and width, without mixing neighbours."""
-    return F.interpolate(map_BHW[:, None].float(), shape, mode="nearest")[:, 0]
+    return F.interpolate(map_BHW[:, None].float(), shape, mode="nearest")[:, 0].to(map_BHW.dtype)

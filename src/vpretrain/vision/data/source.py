@@ -18,13 +18,14 @@ from torch import Tensor
 from vpretrain.errors import UserError
 from vpretrain.pretrained import first_line
 from vpretrain.vision.config import SourceConfig
-from vpretrain.vision.data.readers import Ade20k, Nyuv2, Reader, as_tensor, read_image
-from vpretrain.vision.data.resize import Shape, nearest, resize
+from vpretrain.vision.data.readers import Ade20k, Nyuv2, Read, Reader, as_tensor, read_image
+from vpretrain.vision.data.resize import Shape, covering, nearest, part, resize
 from vpretrain.vision.data.scenes import CLASSES, rendered
 from vpretrain.vision.model.batch import IGNORED, Labelled
 from vpretrain.vision.model.heads import LabelKind
 
 _KEPT_BYTES = 4 * 2**30  # of each pool of labelled images
+_GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, modulo 1, spread the parts of a pool's images evenly
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
@@ -151,23 +152,27 @@ class _LabelledScenes(Reader):
         self.data = _scenes(config)
         self.scene_N, self.category_N = self.data["scene_N"] + 1_000_003 * config.seed, self.data["category_N"]
 
-    def read(self, index: int, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
-        one = slice(index, index + 1)
+    def read(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         return (
-            resize(self.data["image_N3HW"][one], shape)[0],
-            nearest(self.data["label_NHW"][one], shape)[0].byte(),
-            nearest(self.data["depth_NHW"][one], shape)[0].half(),
+            self.data["image_N3HW"][index],
+            self.data["label_NHW"][index].byte(),
+            self.data["depth_NHW"][index].half(),
         )
 
 
 class Pool:
-    """All labelled images of some sources, resized to `shape`. They are read as they are needed; the first gigabytes are kept.
+    """All labelled images of some sources. They are read as they are needed; the first gigabytes are kept.
+
+    Args:
+        sources: labelled sets.
+        shape: height and width of a part of every image, as large as fits and always the same; None for whole images at
+            their own sizes.
 
     Raises:
         UserError: a source has no labels or cannot be read, or sources have different classes.
     """
 
-    def __init__(self, sources: Sequence[SourceConfig], shape: Shape) -> None:
+    def __init__(self, sources: Sequence[SourceConfig], shape: Shape | None) -> None:
         self.shape, self.readers = shape, [_reader(config) for config in sources]
         classes = {reader.classes for reader in self.readers if reader.classes}
         if len(classes) > 1:
@@ -176,21 +181,23 @@ class Pool:
         self.scene_N = torch.cat([reader.scene_N for reader in self.readers])
         self.category_N = torch.cat([reader.category_N for reader in self.readers])
         self._where = [(reader, index) for reader in self.readers for index in range(len(reader))]
-        self._kept: dict[int, tuple[Tensor, Tensor | None, Tensor | None]] = {}
+        self._kept: dict[int, Read] = {}
         self._left = _KEPT_BYTES
         for reader in self.readers:
-            reader.read(0, shape)  # finds most of what is wrong before the long run
+            reader.read(0)  # finds most of what is wrong before the long run
 
     def __len__(self) -> int:
         return len(self._where)
 
     def __getitem__(self, rows: Sequence[int]) -> Labelled:
-        """Return some of the images."""
+        """Return some of the images, which must have one size."""
         images, labels, depths = zip(*map(self._read, rows), strict=True)
+        size = images[0].shape[1:]
+        no_class, no_depth = torch.full(size, IGNORED, dtype=torch.uint8), torch.zeros(size, dtype=torch.float16)
         return Labelled(
             image_B3HW=torch.stack(images),
-            label_BHW=torch.stack([self._unknown(IGNORED, torch.uint8) if x is None else x for x in labels]),
-            depth_BHW=torch.stack([self._unknown(0, torch.float16) if x is None else x for x in depths]),
+            label_BHW=torch.stack([no_class if x is None else x for x in labels]),
+            depth_BHW=torch.stack([no_depth if x is None else x for x in depths]),
             scene_B=self.scene_N[list(rows)],
             category_B=self.category_N[list(rows)],
             classes=self.classes,
@@ -200,18 +207,26 @@ class Pool:
         """Return the indices of the images whose set has labels of a kind."""
         return [number for number, (reader, _) in enumerate(self._where) if kind in reader.kinds]
 
-    def _read(self, number: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _read(self, number: int) -> Read:
         if number in self._kept:
             return self._kept[number]
         reader, index = self._where[number]
-        found = reader.read(index, self.shape)
+        found = reader.read(index)
+        if self.shape is not None:
+            found = _part(found, self.shape, number * _GOLDEN % 1)
         size = sum(tensor.nbytes for tensor in found if tensor is not None)
         if size <= self._left:
             self._kept[number], self._left = found, self._left - size
         return found
 
-    def _unknown(self, value: int, dtype: torch.dtype) -> Tensor:
-        return torch.full(self.shape, value, dtype=dtype)
+
+def _part(read: Read, shape: Shape, place: float) -> Read:
+    """Scale an image and its labels alike until they just cover `shape`, and cut out a part of this shape."""
+    image_3HW, *labels = read
+    height, width = image_3HW.shape[1:]
+    size = covering((height, width), shape)
+    maps = (None if x is None else part(nearest(x[None], size)[0], shape, place).contiguous() for x in labels)
+    return part(resize(image_3HW[None], size)[0], shape, place).contiguous(), *maps
 
 
 def _reader(config: SourceConfig) -> Reader:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -37,7 +37,14 @@ class Query:
     grades: dict[str, list[int]]
 
 
-def read_revisited(path: str) -> tuple[list[Query], list[Path]]:
+class Revisited(NamedTuple):
+    """Queries, and the images that are searched."""
+
+    queries: list[Query]
+    gallery: list[Path]
+
+
+def read_revisited(path: str) -> Revisited:
     """Read queries and gallery of revisited Oxford or Paris (Radenovic et al., CVPR 2018).
 
     The file is `gnd_roxford5k.json` or the like: the published ground truth as JSON, with the images in `jpg/` beside it.
@@ -59,7 +66,7 @@ def read_revisited(path: str) -> tuple[list[Query], list[Path]]:
             for name, entry in zip(truth["qimlist"], truth["gnd"], strict=True)
         ]
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; evaluation.retrieval names gnd_....json") from None
+        raise UserError(f"cannot read {path}: {error.strerror}; evaluation.retrieval names ground truths") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is no ground truth of revisited Oxford or Paris ({type(error).__name__}: {error}): it has imlist, "
@@ -71,7 +78,7 @@ def read_revisited(path: str) -> tuple[list[Query], list[Path]]:
     missing = next((p for p in [*gallery, *(q.file for q in queries)] if not p.is_file()), None)
     if missing is not None:
         raise UserError(f"the image {missing} is missing: images lie in jpg/ beside {file.name}")
-    return queries, gallery
+    return Revisited(queries, gallery)
 
 
 def revisited_map(
@@ -93,7 +100,7 @@ def revisited_map(
             if relevant_G.any():
                 order = similarity_G[ranked_G].argsort(descending=True, stable=True)
                 scores.append(interpolated_precision(relevant_G[ranked_G][order]))
-        figures[f"retrieval_{protocol}"] = sum(scores) / len(scores) if scores else None
+        figures[protocol] = sum(scores) / len(scores) if scores else None
     return figures
 
 

@@ -96,7 +96,11 @@ class Backbone(nn.Module):
 
     def summary(self, tokens_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B D"]:
         """Return one vector per image: the class token, or the mean of the patch tokens if there is none."""
-        return tokens_BTD[:, 0] if self.prefix else tokens_BTD.mean(1)
+        return tokens_BTD[:, 0] if self.prefix else self.patch_mean(tokens_BTD)
+
+    def patch_mean(self, tokens_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B D"]:
+        """Return the mean of the patch tokens of each image."""
+        return tokens_BTD[:, self.prefix :].mean(1)
 
     def patches(self, height: int, width: int) -> tuple[int, int]:
         """Return the numbers of rows and columns of patches in an image."""

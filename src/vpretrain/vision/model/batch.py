@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -113,6 +114,11 @@ class Labelled:
 
     def __getitem__(self, index: Any) -> Labelled:
         return with_tensors(self, lambda tensor: tensor[index])
+
+    def join(self, others: Sequence[Labelled]) -> Labelled:
+        """Return these images and others of the same size."""
+        names = [name for name, value in vars(self).items() if isinstance(value, Tensor)]
+        return replace(self, **{name: torch.cat([getattr(part, name) for part in (self, *others)]) for name in names})
 
     def to(self, device: torch.device | str) -> Labelled:
         """Make a batch on a device: images as fp32 in [0, 1], classes as integers, depths as fp32."""

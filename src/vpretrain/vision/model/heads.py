@@ -36,7 +36,7 @@ def pixel_outputs(
     head: nn.Module, grid_BDhw: Float[Tensor, "B D h w"], height: int, width: int
 ) -> Float[Tensor, "B C H W"]:
     """Return a head's outputs for every pixel: class scores, or a raw depth."""
-    return F.interpolate(head(grid_BDhw), (height, width), mode="bilinear", align_corners=False)
+    return F.interpolate(head(grid_BDhw).float(), (height, width), mode="bilinear", align_corners=False)
 
 
 def predicted_depth(
