@@ -34,18 +34,18 @@ def markdown(report: dict[str, Any]) -> str:
             "over base",
             "added within the run",
             "peak MiB",
-            f"us a {unit[:-1]} more",
-            "s a meta update",
+            f"us per {unit[:-1]} more",
+            "s per meta update",
         )
         parts.append(markdown_table(columns, rows))
     for learner, arms in (("smollm2-135m", report["language"]["smollm2-135m"]), ("vision", report["vision"])):
-        unit = "an image" if learner == "vision" else "a token"
+        unit = "image" if learner == "vision" else "token"
         watched = {arm: found["microseconds"] for arm, found in arms.items() if found["microseconds"]}
         phases = [
             (name, *(f"{of[name]:.2f}" if name in of else "-" for of in watched.values()))
             for name in dict.fromkeys(itertools.chain(*watched.values()))
         ]
-        parts.append(markdown_table((f"{learner}: phase, us {unit}", *watched), phases))
+        parts.append(markdown_table((f"{learner}: phase, us per {unit}", *watched), phases))
     engines = [
         (row["engine"], row["align"], row["layers"], row["k"], row["tokens"], f"{row['seconds']:.3f}",
          f"{row['peak_bytes'] / _MIB:,.0f}")
