@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help install docs notebook wheel quickstart quickstart-vision bench-steering bench-steering-ablation bench-gsm8k bench-shift bench-multitask bench-posttrain bench-decontaminate bench-speed bench-scaling check test test-slow test-browser test-reliability test-distributed audit doctor clean
+.PHONY: help install docs notebook wheel quickstart quickstart-vision bench-steering bench-steering-ablation bench-gsm8k bench-shift bench-vision bench-multitask bench-posttrain bench-decontaminate bench-speed bench-scaling check test test-slow test-browser test-reliability test-distributed audit doctor clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -72,6 +72,9 @@ bench-gsm8k: .venv/.installed-quickstart ## compare arms on the real learner wit
 
 bench-shift: .venv/.installed-quickstart ## train the real learner on a stream in a notation that differs from the target's; three hours, ARGS=--quick eight minutes
 	$(BIN)/python -m benchmarks.shift $(ARGS)
+
+bench-vision: .venv/.installed-vision ## compare arms in vision on a real ViT-S, five seeds; two hours; ARGS=--add goes on from recorded runs
+	$(BIN)/python -m benchmarks.vision $(ARGS)
 
 bench-multitask: .venv/.installed-quickstart ## train the real learner on three domains in one run, two seeds; forty minutes
 	$(BIN)/python -m benchmarks.multitask $(ARGS)

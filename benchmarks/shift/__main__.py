@@ -10,26 +10,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from benchmarks.command import command
-from benchmarks.records import record, restore
 from benchmarks.shift.data import ROLES, write
+from benchmarks.sittings import Sittings
 from benchmarks.steering.__main__ import summary
 from benchmarks.steering.table import arms_markdown
-from vpretrain.compare.compare import compare
-from vpretrain.compare.runs import Process, start_process
 from vpretrain.compare.tables import draw_curves, remarks, table
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
-from vpretrain.recipe import load_recipe, save_recipe
+from vpretrain.recipe import load_recipe
 from vpretrain.run.versions import versions
 
 ARMS = (
@@ -38,7 +34,6 @@ ARMS = (
 )  # fmt: skip
 SEEDS, MINUTES, SIZES = 5, 2.0, (16, 64, 256, 1024)  # all arms use the last size
 FEW = 3  # seeds of the smaller sizes
-ROUNDS = 2  # turns of each run: a machine may lose a third of its speed from one run to the next
 _TRAIN, _DATA = Path("data/gsm8k/train.jsonl"), Path("data/gsm8k-shift")
 _ROOT, _HERE = Path("runs/shift"), Path(__file__).parent
 _RECORDS = _HERE / "runs.jsonl"
@@ -58,24 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recorded = not (options.quick or options.settings or options.validation) and options.minutes == MINUTES
     full = recorded and (tuple(arms), len(seeds), (*smaller, whole)) == (ARMS, SEEDS, SIZES)
     report: dict[str, Any] = {}
-    groups: list[Path] = []
+    sittings = Sittings(_RECORDS if recorded else None, add=options.add)
     for size in (whole, *([] if options.quick else smaller)):
         recipe = recipe_of(size, options)
-        groups.append(recipe.directory)
-        if options.add:
-            recipe.directory.mkdir(parents=True, exist_ok=True)
-            if not (recipe.directory / "recipe.yaml").exists():
-                save_recipe(recipe, recipe.directory / "recipe.yaml")
-            restore(_RECORDS, recipe.directory)
-        of_size = arms if size == whole else ["v"]
-        resume = (recipe.directory / "recipe.yaml").exists()
-        own, start = seeds if size == whole else seeds[:FEW], partial(start_lean, recipe.directory)
-        # A few seeds at a time: a run that waits for its turn holds a checkpoint.
-        for count in range(min(2, len(own)), len(own) + 1):
-            results = compare(recipe, of_size, seeds=own[:count], rounds=ROUNDS, resume=resume, start=start)
-            resume = True
-            if recorded:
-                record(groups, _RECORDS)
+        entries, own = (arms, seeds) if size == whole else (["v"], seeds[:FEW])
+        results = sittings.compare(recipe, entries, own)
         console.print(table(results, recipe))
         for line in remarks(results, recipe):
             console.print(line, highlight=False)
@@ -95,14 +77,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     file.with_suffix(".md").write_text(arms_markdown(report), encoding="utf-8")
     console.print(f"results: {file}")
-
-
-def start_lean(directory: Path, command: Sequence[str]) -> Process:
-    """Start a run, and delete the models and checkpoints of finished runs: 2 GB each, 70 runs."""
-    for result in directory.glob("*/result.json"):
-        for part in ("model", "checkpoints"):
-            shutil.rmtree(result.parent / part, ignore_errors=True)
-    return start_process(command)
 
 
 def recipe_of(size: int, options: argparse.Namespace) -> Recipe:

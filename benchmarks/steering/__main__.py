@@ -1,8 +1,8 @@
 """`make bench-steering`: every condition, arm and seed; resumable. Prints tables and writes results.json and results.md
 beside this file.
 
-Anything but the full benchmark (--quick, other conditions, arms, seeds, minutes, settings, --validation) is written below
-runs/ instead.
+Anything but the full benchmark (--quick, other conditions, arms, seeds, minutes, settings, --validation, --seen) is written
+below runs/ instead.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     console = Console(width=None if sys.stdout.isatty() else 160)
     learner = pretrained(_ROOT, **({"steps": 100} if options.quick else {}))
-    full = not (options.quick or options.settings or options.validation)
+    full = not (options.quick or options.settings or options.validation or options.seen)
     full = full and (options.conditions, options.arms) == (",".join(CONDITIONS), ",".join(ARMS))
     full = full and (options.seeds, options.minutes) == (SEEDS, MINUTES)
     arms = ["one-hot", "v"] if options.quick else split_entries(options.arms)
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def recipe_of(condition: str, learner: Path, options: argparse.Namespace) -> Recipe:
     """Return the recipe that all arms of a condition share."""
-    role = "validation" if options.validation else "test"
+    role = "feedback" if options.seen else "validation" if options.validation else "test"
     data: dict[str, Any] = {
         "name": f"{condition}-{_variant(options)}",
         "threads": 1,
@@ -182,7 +182,8 @@ def _probed(recipe: Recipe) -> dict[str, float]:
 
 
 def _variant(options: argparse.Namespace) -> str:
-    words = ["quick" if options.quick else f"{options.minutes:g}min", *(["validation"] if options.validation else [])]
+    words = ["quick" if options.quick else f"{options.minutes:g}min"]
+    words += [word for word in ("validation", "seen") if getattr(options, word)]
     return "-".join([*words, *(setting.replace("=", "-") for setting in options.settings)])
 
 
@@ -196,6 +197,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=MINUTES, help="training time of a run (default: %(default)s)")
     parser.add_argument(
         "--validation", action="store_true", help="evaluate on validation templates: for every choice of settings"
+    )
+    parser.add_argument(
+        "--seen", action="store_true", help="evaluate on other problems of the feedback's own templates"
     )
     return parser
 

@@ -66,7 +66,7 @@ def test_conditions_are_what_they_say(root):
 
 def test_validation_and_test_runs_do_not_evaluate_on_the_same_templates(root, monkeypatch):
     monkeypatch.setattr(steering, "_ROOT", root)
-    options = argparse.Namespace(quick=False, validation=False, minutes=0.5, settings=["threads=1"])
+    options = argparse.Namespace(quick=False, validation=False, seen=False, minutes=0.5, settings=["threads=1"])
     recipes = [
         steering.recipe_of("clean", root, argparse.Namespace(**vars(options) | {"validation": validation}))
         for validation in (False, True)
@@ -79,7 +79,7 @@ def test_validation_and_test_runs_do_not_evaluate_on_the_same_templates(root, mo
 
 def test_a_summary_has_the_promised_form_and_reads_times_off_the_curves(root, monkeypatch):
     monkeypatch.setattr(steering, "_ROOT", root)
-    options = argparse.Namespace(quick=False, validation=False, minutes=0.5, settings=[])
+    options = argparse.Namespace(quick=False, validation=False, seen=False, minutes=0.5, settings=[])
     recipe = steering.recipe_of("clean", root, options)
 
     def run(arm, seed, nll):

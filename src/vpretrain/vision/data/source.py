@@ -222,11 +222,13 @@ class Pool:
 
 def _part(read: Read, shape: Shape, place: float) -> Read:
     """Scale an image and its labels alike until they just cover `shape`, and cut out a part of this shape."""
-    image_3HW, *labels = read
-    height, width = image_3HW.shape[1:]
-    size = covering((height, width), shape)
-    maps = (None if x is None else part(nearest(x[None], size)[0], shape, place).contiguous() for x in labels)
-    return part(resize(image_3HW[None], size)[0], shape, place).contiguous(), *maps
+    image_3HW, label_HW, depth_HW = read
+    size = covering((image_3HW.shape[1], image_3HW.shape[2]), shape)
+
+    def cut(map_HW: Tensor | None) -> Tensor | None:
+        return None if map_HW is None else part(nearest(map_HW[None], size)[0], shape, place).contiguous()
+
+    return part(resize(image_3HW[None], size)[0], shape, place).contiguous(), cut(label_HW), cut(depth_HW)
 
 
 def _reader(config: SourceConfig) -> Reader:

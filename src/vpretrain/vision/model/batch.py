@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -117,8 +117,12 @@ class Labelled:
 
     def join(self, others: Sequence[Labelled]) -> Labelled:
         """Return these images and others of the same size."""
-        names = [name for name, value in vars(self).items() if isinstance(value, Tensor)]
-        return replace(self, **{name: torch.cat([getattr(part, name) for part in (self, *others)]) for name in names})
+        joined = {
+            name: torch.cat([value, *(getattr(other, name) for other in others)])
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **cast(Any, joined))
 
     def to(self, device: torch.device | str) -> Labelled:
         """Make a batch on a device: images as fp32 in [0, 1], classes as integers, depths as fp32."""

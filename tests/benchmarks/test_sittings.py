@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks.records import record, restore
+from benchmarks.sittings import record, restore
 from vpretrain.errors import UserError
 
 
@@ -16,6 +16,7 @@ def group(tmp_path):
     for run, nll in (("one-hot.0", 1.25), ("v.0", 1.125)):
         (directory / run).mkdir(parents=True)
         (directory / run / "result.json").write_text(json.dumps({"answer_nll": nll}), encoding="utf-8")
+    (directory / "v.0" / "scores.jsonl").write_text('{"step": 5}\n', encoding="utf-8")
     (directory / "v.1").mkdir()  # not finished
     (directory / "recipe.yaml").write_text("seed: 0", encoding="utf-8")
     return directory
@@ -34,6 +35,7 @@ def recorded(group, elsewhere, recipe):
 def test_recorded_results_are_restored_on_another_machine(group, tmp_path):
     other = recorded(group, tmp_path / "there", "seed: 0")
     found = {file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in other.glob("*/result.json")}
+    assert (other / "v.0" / "scores.jsonl").read_text(encoding="utf-8") == '{"step": 5}\n'
     assert found == {"one-hot.0": {"answer_nll": 1.25}, "v.0": {"answer_nll": 1.125}}
 
 

@@ -1,0 +1,122 @@
+"""`make bench-vision`: every arm and seed on a real ViT-S and generated scenes; resumable. Prints tables and writes
+results.json and results.md beside this file, and runs.jsonl with the results of the single runs: with --add, the benchmark
+goes on from those, after an interruption or on another machine.
+
+Anything but the full benchmark (--quick, other arms, seeds, minutes, settings, --validation) is written below runs/ instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.command import command
+from benchmarks.sittings import Sittings
+from benchmarks.vision.table import markdown
+from vpretrain.compare.entry import split_entries
+from vpretrain.compare.results import START
+from vpretrain.compare.tables import draw_curves, remarks, table
+from vpretrain.config import Recipe
+from vpretrain.recipe import load_recipe
+from vpretrain.run.versions import versions
+
+ARMS = ("fixed", "v", "v-paper", "random-mask", "random-feedback", "regulariser-only")
+SEEDS, MINUTES = 5, 2.0
+SCENES = {"validation": 6, "test": 7}  # seeds of the scenes on which the probes are tested; the quickstart's are 5
+_KEPT = (
+    "miou", "depth_rmse", "depth_abs_rel", "depth_delta_1", "accuracy", "retrieval_map",
+    "steps", "images", "seconds", "images_per_s", "mean_tilt", "mean_mask",
+)  # fmt: skip
+_ROOT, _HERE = Path("runs/vision"), Path(__file__).parent
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark, or a part of it."""
+    options = _parser().parse_args(arguments)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    arms = ["fixed", "v"] if options.quick else split_entries(options.arms)
+    seeds = list(range(1 if options.quick else options.seeds))
+    recorded = not (options.quick or options.settings or options.validation) and options.minutes == MINUTES
+    full = recorded and (tuple(arms), len(seeds)) == (ARMS, SEEDS)
+    recipe = recipe_of(options)
+    sittings = Sittings(_HERE / "runs.jsonl" if recorded else None, add=options.add)
+    results = sittings.compare(recipe, arms, seeds)
+    console.print(table(results, recipe))
+    for line in remarks(results, recipe):
+        console.print(line, highlight=False)
+    draw_curves(recipe, results)
+    report = summary(results) | {
+        "command": "make bench-vision" + (f' ARGS="{" ".join(sys.argv[1:])}"' if len(sys.argv) > 1 else ""),
+        "minutes_a_run": options.minutes,
+        "versions": versions(),
+    }
+    file = _HERE / "results.json" if full else _ROOT / f"results-{_variant(options)}.json"
+    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    file.with_suffix(".md").write_text(markdown(report), encoding="utf-8")
+    console.print(f"results: {file}")
+
+
+def recipe_of(options: argparse.Namespace) -> Recipe:
+    """Return the recipe that all arms share: the quickstart's, on other test scenes and for another time."""
+    scenes = SCENES["validation" if options.validation else "test"]
+    settings = [
+        f"name={_variant(options)}",
+        f"output={_ROOT}",
+        f"budget.minutes={options.minutes}",
+        f"evaluation.test=[{{scenes: 96, cameras: 2, seed: {scenes}}}]",
+        "evaluation.points=2",
+        "tracking.trackers=[]",
+    ]
+    return load_recipe("recipes/quickstart-vision.yaml", [*settings, *options.settings])
+
+
+def summary(results: dict[str, Any]) -> dict[str, Any]:
+    """Return the arms' figures, and their differences with 95 % intervals over seeds and images."""
+    differences = {key: results["differences"][key] for key in results["of"]}
+    arms = {}
+    for arm, figures in results["arms"].items():
+        minus = {key: found[arm].get("fixed") for key, found in differences.items()}
+        arms[arm] = {key: figures.get(key) for key in _KEPT} | {"minus_fixed": None if arm == "fixed" else minus}
+    matched = results["matched"]["images"]
+    after = {key: matched[key]["differences"].get("v", {}) for key in results["of"]}
+    return {
+        "seeds": len(results["seeds"]),
+        "arms": arms,
+        "v_minus": {key: _others(found.get("v", {})) for key, found in differences.items()},
+        "after_equal_images": {"images": matched["at"], "v_minus": after},
+    }
+
+
+def _others(differences: dict[str, Any]) -> dict[str, Any]:
+    return {arm: difference for arm, difference in differences.items() if arm != START}
+
+
+def _variant(options: argparse.Namespace) -> str:
+    words = ["quick" if options.quick else f"{options.minutes:g}min", *(["validation"] if options.validation else [])]
+    return "-".join([*words, *(setting.replace("=", "-").replace("/", "-") for setting in options.settings)])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="make bench-vision ARGS=...", description=__doc__)
+    parser.add_argument("settings", metavar="field=value", nargs="*", help="settings to change in every recipe")
+    parser.add_argument("--quick", action="store_true", help="fixed and v, one seed")
+    parser.add_argument(
+        "--add", action="store_true", help="keep the runs of runs.jsonl, and make those that are missing"
+    )
+    parser.add_argument("--arms", default=",".join(ARMS), help="as in vpretrain compare (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="training time of a run (default: %(default)s)")
+    parser.add_argument(
+        "--validation", action="store_true", help="test on validation scenes: for every choice of settings"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    command(main)
