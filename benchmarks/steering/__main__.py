@@ -83,7 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def recipe_of(condition: str, learner: Path, options: argparse.Namespace) -> Recipe:
     """Return the recipe that all arms of a condition share."""
-    role = "feedback" if options.seen else "validation" if options.validation else "test"
+    asked = problems("validation" if options.validation else "test", 3, 64)
+    if options.seen:
+        asked = problems("feedback", 20, 68) | {"skip": 8}  # sixty that are not among the feedback pairs
     data: dict[str, Any] = {
         "name": f"{condition}-{_variant(options)}",
         "threads": 1,
@@ -96,7 +98,7 @@ def recipe_of(condition: str, learner: Path, options: argparse.Namespace) -> Rec
         "value": {"batch_size": 2, "length": LENGTH},
         "budget": {"minutes": 0.1 if options.quick else options.minutes},
         "evaluation": {
-            "sources": [problems(role, 3, 64)],
+            "sources": [asked],
             "retention": [{"builtin": "python-manual", "skip": MANUAL_TEXTS}],
             "problems": 64,
             "retention_tokens": 4096,
