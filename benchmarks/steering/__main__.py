@@ -95,7 +95,8 @@ def recipe_of(condition: str, learner: Path, options: argparse.Namespace) -> Rec
         "stream": {"length": LENGTH, "batch_size": 4, "sources": stream_of(condition, _ROOT / "data")},
         "feedback": {"sources": [problems("feedback", 2, 1024)], "length": LENGTH, "batch_size": 2},
         "designer": {"hidden_size": 32, "layers": 1, "heads": 2, "top_k": 32, "lr": 1e-2, "alpha_start": 0.2},
-        "value": {"batch_size": 2, "length": LENGTH},
+        # A meta update takes half a step of this learner, so there is one every eighth step (the paper's r).
+        "value": {"batch_size": 2, "length": LENGTH, "every_steps": 8},
         "budget": {"minutes": 0.1 if options.quick else options.minutes},
         "evaluation": {
             "sources": [asked],
