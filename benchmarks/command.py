@@ -1,11 +1,43 @@
-"""End a benchmark that fails or is stopped with one line and vpretrain's exit codes."""
+"""What all benchmarks do with their command line, their end and their report."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from vpretrain.errors import Interrupted, UserError
+from vpretrain.run.versions import versions
+
+
+def variant(options: argparse.Namespace) -> str:
+    """Return a name for a benchmark with these options, part of a directory's."""
+    words = ["quick" if options.quick else f"{options.minutes:g}min"]
+    words += [word for word in ("validation", "seen") if getattr(options, word, False)]
+    return "-".join([*words, *(setting.replace("=", "-").replace("/", "-") for setting in options.settings)])
+
+
+def write_report(
+    target: str, report: dict[str, Any], minutes: float, file: Path, markdown: Callable[[dict[str, Any]], str]
+) -> None:
+    """Write a benchmark's results, with the command that made them, as JSON and as tables.
+
+    Args:
+        target: of make.
+        report: the results.
+        minutes: of each run.
+        file: the JSON file; the tables are written beside it.
+        markdown: formats the report.
+    """
+    made_by = f"make {target}" + (f' ARGS="{" ".join(sys.argv[1:])}"' if len(sys.argv) > 1 else "")
+    whole = report | {"command": made_by, "minutes_a_run": minutes, "versions": versions()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    file.with_suffix(".md").write_text(markdown(whole), encoding="utf-8")
+    print(f"results: {file}")
 
 
 def command(main: Callable[[], None]) -> None:

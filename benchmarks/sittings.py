@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,69 +13,97 @@ from vpretrain.compare.compare import compare
 from vpretrain.compare.runs import Process, start_process
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
-from vpretrain.files import read_lines
-from vpretrain.recipe import save_recipe
+from vpretrain.files import read_lines, write_whole
+from vpretrain.recipe import flat, parse_recipe, save_recipe
+
+_MAY_CHANGE = {"arm", "checkpoint", "output", "threads", "tracking"}  # from one sitting to the next
 
 
 class Sittings:
     """Comparisons whose runs take turns, in two rounds: a machine may lose a third of its speed from one run to the next.
 
     Args:
-        file: the recorded results, one line per finished run; None: nothing is recorded.
+        file: the recorded results, one line per group and one per finished run; None: nothing is recorded.
         add: go on from the recorded results.
+
+    Raises:
+        UserError: there is nothing to add to.
     """
 
     def __init__(self, file: Path | None, *, add: bool) -> None:
+        if add and file is None:
+            raise UserError("--add is for the benchmark itself: only its runs are recorded")
         self.file, self.add = file, add
-        self._groups: list[Path] = []
 
-    def compare(self, recipe: Recipe, arms: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+    def compare(
+        self, recipe: Recipe, arms: Sequence[str], seeds: Sequence[int], run: Callable[..., dict[str, Any]] = compare
+    ) -> dict[str, Any]:
         """Compare arms and seeds, a few seeds at a time, because a run that waits for its turn holds a checkpoint.
 
+        Args:
+            recipe, arms, seeds: as in `vpretrain.compare`.
+            run: what is called in its place by a test.
+
         Raises:
-            UserError: there are recorded results of another recipe, or as `vpretrain.compare` raises it.
+            UserError: there are recorded results of another recipe, or results that would be lost, or as `vpretrain.compare`
+                raises it.
         """
         group = recipe.directory
-        self._groups.append(group)
-        if self.add and self.file is not None:
-            group.mkdir(parents=True, exist_ok=True)
-            if not (group / "recipe.yaml").exists():
-                save_recipe(recipe, group / "recipe.yaml")
-            restore(self.file, group)
+        if self.file is not None:
+            self._restore(self.file, recipe)
         results: dict[str, Any] = {}
         for count in range(min(2, len(seeds)), len(seeds) + 1):
             resume = (group / "recipe.yaml").exists()
             start = partial(_start_lean, group)
-            results = compare(recipe, arms, seeds=seeds[:count], rounds=2, resume=resume, start=start)
+            results = run(recipe, arms, seeds=seeds[:count], rounds=2, resume=resume, start=start)
             if self.file is not None:
-                record(self._groups, self.file)
+                self._record(self.file, recipe)
         return results
 
-
-def record(groups: Sequence[Path], file: Path) -> None:
-    """Write a file with one line per finished run of some groups, directories that each hold a recipe and its runs."""
-    lines = []
-    for group in groups:
-        recipe = _hash(group)
-        for result in sorted(group.glob("*/result.json")):
+    def _record(self, file: Path, recipe: Recipe) -> None:
+        """Put a group's finished runs in the place of those that were recorded."""
+        name, lines = recipe.directory.name, [{"group": recipe.directory.name, "recipe": _settings(recipe)}]
+        for result in sorted(recipe.directory.glob("*/result.json")):
             found = json.loads(result.read_text(encoding="utf-8"))
-            line = {"group": group.name, "run": result.parent.name, "recipe": recipe, "result": found}
-            lines.append(line | {"scores": read_lines(result.parent / "scores.jsonl")})
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+            scores = read_lines(result.parent / "scores.jsonl")
+            lines.append({"group": name, "run": result.parent.name, "result": found, "scores": scores})
+        others = [line for line in _read(file) if line["group"] != name]
+        write_whole(file, "".join(json.dumps(line) + "\n" for line in (*others, *lines)))
+
+    def _restore(self, file: Path, recipe: Recipe) -> None:
+        """Write the recorded results of a group where its runs would have written them."""
+        group = recipe.directory
+        for line in _read(file):
+            if line["group"] != group.name:
+                continue
+            if "recipe" in line:
+                # Parsed, so that a setting that is new since then has its default.
+                recorded, ours = (flat(_settings(one)) for one in (parse_recipe(line["recipe"]), recipe))
+                changed = [key for key in ours.keys() | recorded.keys() if recorded.get(key) != ours.get(key)]
+                if changed and self.add:
+                    raise UserError(f"{file} was recorded with other settings of {group.name}: {', '.join(changed)}")
+                continue
+            result = group / line["run"] / "result.json"
+            if result.exists():
+                continue
+            if not self.add:
+                raise UserError(
+                    f"{file} holds finished runs: go on from them with ARGS=--add, or delete it to begin anew"
+                )
+            result.parent.mkdir(parents=True, exist_ok=True)
+            if not (group / "recipe.yaml").exists():
+                save_recipe(recipe, group / "recipe.yaml")
+            result.write_text(json.dumps(line["result"], indent=1), encoding="utf-8")
+            scores = "".join(json.dumps(score) + "\n" for score in line["scores"])
+            (result.parent / "scores.jsonl").write_text(scores, encoding="utf-8")
 
 
-def restore(file: Path, group: Path) -> None:
-    """Write the recorded results of a group where its runs would have written them. Raises UserError if its recipe differs."""
-    for line in read_lines(file):
-        if line["group"] != group.name:
-            continue
-        if line["recipe"] != _hash(group):
-            raise UserError(f"{file} was recorded with another recipe of {group.name}: begin anew")
-        run = group / line["run"]
-        run.mkdir(exist_ok=True)
-        (run / "result.json").write_text(json.dumps(line["result"], indent=1), encoding="utf-8")
-        scores = "".join(json.dumps(score) + "\n" for score in line["scores"])
-        (run / "scores.jsonl").write_text(scores, encoding="utf-8")
+def _read(file: Path) -> list[dict[str, Any]]:
+    return list(read_lines(file)) if file.exists() else []
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    return recipe.model_dump(mode="json", exclude=_MAY_CHANGE)
 
 
 def _start_lean(group: Path, command: Sequence[str]) -> Process:
@@ -85,7 +112,3 @@ def _start_lean(group: Path, command: Sequence[str]) -> Process:
         for part in ("model", "checkpoints"):
             shutil.rmtree(result.parent / part, ignore_errors=True)
     return start_process(command)
-
-
-def _hash(group: Path) -> str:
-    return hashlib.sha256((group / "recipe.yaml").read_bytes()).hexdigest()[:16]

@@ -1,15 +1,12 @@
 """`make bench-shift`: every arm and seed on the real learner, then V with smaller feedback sets; resumable. Prints tables and
-writes results.json and results.md beside this file, and runs.jsonl with the results of the single runs: with --add, the
-benchmark goes on from those, after an interruption or on another machine.
-
-Anything but the full benchmark (--quick, other arms, seeds, sizes, minutes, settings, --validation) is written below runs/
-instead.
+writes results.json and results.md beside this file, or below runs/ where it is not the full benchmark. Finished runs are
+recorded in runs.jsonl, unless --quick, --validation, settings or other minutes are given: with --add, the benchmark goes on
+from those, after an interruption or on another machine.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,16 +14,16 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.command import command
+from benchmarks.command import command, variant, write_report
 from benchmarks.shift.data import ROLES, write
 from benchmarks.sittings import Sittings
 from benchmarks.steering.__main__ import summary
 from benchmarks.steering.table import arms_markdown
+from vpretrain.compare.entry import split_entries
 from vpretrain.compare.tables import draw_curves, remarks, table
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.recipe import load_recipe
-from vpretrain.run.versions import versions
 
 ARMS = (
     "one-hot", "v", "uniform", "self-distillation", "random-feedback", "selection", "token-weights", "v-learned", "v-paper",
@@ -47,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UserError(f"{_TRAIN} is missing: it is GSM8K's training split, see docs/comparison.md")
         print(f"problems by role: {write(_TRAIN, _DATA)}")
     console = Console(width=None if sys.stdout.isatty() else 160)
-    arms = ["one-hot", "v"] if options.quick else options.arms.split(",")
+    arms = ["one-hot", "v"] if options.quick else split_entries(options.arms)
     seeds = list(range(1 if options.quick else options.seeds))
     *smaller, whole = map(int, options.sizes.split(","))
     recorded = not (options.quick or options.settings or options.validation) and options.minutes == MINUTES
@@ -67,23 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             report["feedback_pairs"] = {str(size): report["arms"]["v"]["target_nll"]}
         else:
             report["feedback_pairs"][str(size)] = _target(results["arms"]["v"])
-    report |= {
-        "command": "make bench-shift" + (f' ARGS="{" ".join(sys.argv[1:])}"' if len(sys.argv) > 1 else ""),
-        "minutes_a_run": options.minutes,
-        "versions": versions(),
-    }
-    _ROOT.mkdir(parents=True, exist_ok=True)
-    file = _HERE / "results.json" if full else _ROOT / f"results-{_variant(options)}.json"
-    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    file.with_suffix(".md").write_text(arms_markdown(report), encoding="utf-8")
-    console.print(f"results: {file}")
+    file = _HERE / "results.json" if full else _ROOT / f"results-{variant(options)}.json"
+    write_report("bench-shift", report, options.minutes, file, arms_markdown)
 
 
 def recipe_of(size: int, options: argparse.Namespace) -> Recipe:
     """Return the recipe that all arms share, with `size` feedback pairs."""
     role = "validation" if options.validation else "test"
     settings = [
-        f"name={size}-pairs-{_variant(options)}",
+        f"name={size}-pairs-{variant(options)}",
         f"output={_ROOT}",
         f"feedback.sources.0.limit={size}",
         f"evaluation.sources.0.path={_DATA / role}.jsonl",
@@ -96,11 +85,6 @@ def recipe_of(size: int, options: argparse.Namespace) -> Recipe:
 
 def _target(figures: dict[str, Any]) -> dict[str, float]:
     return {"mean": figures["answer_nll"], "low": figures["answer_nll_low"], "high": figures["answer_nll_high"]}
-
-
-def _variant(options: argparse.Namespace) -> str:
-    words = [f"{options.minutes:g}min", *(["validation"] if options.validation else [])]
-    return "-".join([*words, *(setting.replace("=", "-").replace("/", "-") for setting in options.settings)])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -34,7 +34,7 @@ def markdown(report: dict[str, Any]) -> str:
             "over base",
             "added within the run",
             "peak MiB",
-            f"us per {unit[:-1]} more",
+            f"us more per {unit[:-1]}",
             "s per meta update",
         )
         parts.append(markdown_table(columns, rows))

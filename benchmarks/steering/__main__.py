@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.command import command
+from benchmarks.command import command, variant, write_report
 from benchmarks.fork import Fork, start_fork
 from benchmarks.steering.data import MANUAL_TEXTS, problems, stream_of
 from benchmarks.steering.learner import LENGTH, pretrained
@@ -34,7 +34,6 @@ from vpretrain.errors import UserError
 from vpretrain.files import read_lines
 from vpretrain.inspection.probe import probe
 from vpretrain.recipe import parse_recipe, with_overrides
-from vpretrain.run.versions import versions
 
 CONDITIONS = ("clean", "off-topic", "noisy", "format-shift")
 ARMS = (
@@ -69,16 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         draw_curves(recipe, results)
         probed = recipe.model_copy(update={"arm": "v", "name": f"{recipe.name}-probe"})
         conditions[condition] = summary(recipe, results) | {"probe": _probed(probed)}
-    report = {
-        "conditions": conditions,
-        "command": "make bench-steering" + (f' ARGS="{" ".join(sys.argv[1:])}"' if len(sys.argv) > 1 else ""),
-        "minutes_a_run": 0.1 if options.quick else options.minutes,
-        "versions": versions(),
-    }
-    file = _HERE / "results.json" if full else _ROOT / f"results-{_variant(options)}.json"
-    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    file.with_suffix(".md").write_text(markdown(report), encoding="utf-8")
-    console.print(f"results: {file}")
+    file = _HERE / "results.json" if full else _ROOT / f"results-{variant(options)}.json"
+    minutes = 0.1 if options.quick else options.minutes
+    write_report("bench-steering", {"conditions": conditions}, minutes, file, markdown)
 
 
 def recipe_of(condition: str, learner: Path, options: argparse.Namespace) -> Recipe:
@@ -87,7 +79,7 @@ def recipe_of(condition: str, learner: Path, options: argparse.Namespace) -> Rec
     if options.seen:
         asked = problems("feedback", 20, 68) | {"skip": 8}  # sixty that are not among the feedback pairs
     data: dict[str, Any] = {
-        "name": f"{condition}-{_variant(options)}",
+        "name": f"{condition}-{variant(options)}",
         "threads": 1,
         "output": str(_ROOT),
         "learner": {"name": str(learner)},
@@ -182,12 +174,6 @@ def _probed(recipe: Recipe) -> dict[str, float]:
         "slope": found["full"]["slope"],
         "pearson_subset": found["subset"]["pearson_r"],
     }
-
-
-def _variant(options: argparse.Namespace) -> str:
-    words = ["quick" if options.quick else f"{options.minutes:g}min"]
-    words += [word for word in ("validation", "seen") if getattr(options, word)]
-    return "-".join([*words, *(setting.replace("=", "-") for setting in options.settings)])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,14 +1,12 @@
 """`make bench-vision`: every arm and seed on a real ViT-S and generated scenes; resumable. Prints tables and writes
-results.json and results.md beside this file, and runs.jsonl with the results of the single runs: with --add, the benchmark
-goes on from those, after an interruption or on another machine.
-
-Anything but the full benchmark (--quick, other arms, seeds, minutes, settings, --validation) is written below runs/ instead.
+results.json and results.md beside this file, or below runs/ where it is not the full benchmark. Finished runs are recorded
+in runs.jsonl, unless --quick, --validation, settings or other minutes are given: with --add, the benchmark goes on from
+those, after an interruption or on another machine.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.command import command
+from benchmarks.command import command, variant, write_report
 from benchmarks.sittings import Sittings
 from benchmarks.vision.table import markdown
 from vpretrain.compare.entry import split_entries
@@ -24,7 +22,6 @@ from vpretrain.compare.results import START
 from vpretrain.compare.tables import draw_curves, remarks, table
 from vpretrain.config import Recipe
 from vpretrain.recipe import load_recipe
-from vpretrain.run.versions import versions
 
 ARMS = ("fixed", "v", "v-paper", "random-mask", "random-feedback", "regulariser-only")
 SEEDS, MINUTES = 5, 2.0
@@ -51,22 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for line in remarks(results, recipe):
         console.print(line, highlight=False)
     draw_curves(recipe, results)
-    report = summary(results) | {
-        "command": "make bench-vision" + (f' ARGS="{" ".join(sys.argv[1:])}"' if len(sys.argv) > 1 else ""),
-        "minutes_a_run": options.minutes,
-        "versions": versions(),
-    }
-    file = _HERE / "results.json" if full else _ROOT / f"results-{_variant(options)}.json"
-    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    file.with_suffix(".md").write_text(markdown(report), encoding="utf-8")
-    console.print(f"results: {file}")
+    file = _HERE / "results.json" if full else _ROOT / f"results-{variant(options)}.json"
+    write_report("bench-vision", summary(results), options.minutes, file, markdown)
 
 
 def recipe_of(options: argparse.Namespace) -> Recipe:
     """Return the recipe that all arms share: the quickstart's, on other test scenes and for another time."""
     scenes = SCENES["validation" if options.validation else "test"]
     settings = [
-        f"name={_variant(options)}",
+        f"name={variant(options)}",
         f"output={_ROOT}",
         f"budget.minutes={options.minutes}",
         f"evaluation.test=[{{scenes: 96, cameras: 2, seed: {scenes}}}]",
@@ -83,23 +73,20 @@ def summary(results: dict[str, Any]) -> dict[str, Any]:
     for arm, figures in results["arms"].items():
         minus = {key: found[arm].get("fixed") for key, found in differences.items()}
         arms[arm] = {key: figures.get(key) for key in _KEPT} | {"minus_fixed": None if arm == "fixed" else minus}
-    matched = results["matched"]["images"]
-    after = {key: matched[key]["differences"].get("v", {}) for key in results["of"]}
+    matched = results.get("matched", {}).get("images")
+    if matched is not None:
+        after = {key: matched[key]["differences"].get("v", {}) for key in results["of"]}
+        matched = {"images": matched["at"], "v_minus": after}
     return {
         "seeds": len(results["seeds"]),
         "arms": arms,
         "v_minus": {key: _others(found.get("v", {})) for key, found in differences.items()},
-        "after_equal_images": {"images": matched["at"], "v_minus": after},
+        "after_equal_images": matched,
     }
 
 
 def _others(differences: dict[str, Any]) -> dict[str, Any]:
     return {arm: difference for arm, difference in differences.items() if arm != START}
-
-
-def _variant(options: argparse.Namespace) -> str:
-    words = ["quick" if options.quick else f"{options.minutes:g}min", *(["validation"] if options.validation else [])]
-    return "-".join([*words, *(setting.replace("=", "-").replace("/", "-") for setting in options.settings)])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,18 +7,21 @@ from typing import Any
 from benchmarks.table import interval, markdown_table
 
 _COLUMNS = (
-    "arm", "mIoU", "per image, minus fixed", "V minus it", "RMSE (m)", "per image, minus fixed", "V minus it", "accuracy",
-    "mAP", "steps", "images/s",
+    "arm", "mIoU", "mIoU per image, minus fixed", "V minus it", "RMSE (m)", "RMSE per image, minus fixed", "V's minus it",
+    "accuracy", "mAP", "steps", "images/s",
 )  # fmt: skip
 
 
 def markdown(report: dict[str, Any]) -> str:
     """Format the arms, with 95 % intervals of differences, and what stands after equal images."""
     rows = [_row(arm, figures, report["v_minus"]) for arm, figures in report["arms"].items()]
-    matched = report["after_equal_images"]
+    table, matched = markdown_table(_COLUMNS, rows), report["after_equal_images"]
+    if matched is None:
+        return table
     miou, rmse = (interval(matched["v_minus"][key].get("fixed"), "+", 4) for key in ("miou", "depth_rmse"))
-    after = f"After equal images ({matched['images']:,.0f}): V minus fixed {miou} mIoU and {rmse} m per image.\n"
-    return markdown_table(_COLUMNS, rows) + "\n" + after
+    return (
+        f"{table}\nAfter equal images ({matched['images']:,.0f}): V minus fixed {miou} mIoU and {rmse} m per image.\n"
+    )
 
 
 def _row(arm: str, figures: dict[str, Any], v_minus: dict[str, Any]) -> list[str]:

@@ -6,46 +6,81 @@ import json
 
 import pytest
 
-from benchmarks.sittings import record, restore
+from benchmarks.sittings import Sittings
 from vpretrain.errors import UserError
+from vpretrain.recipe import load_recipe, save_recipe
 
 
-@pytest.fixture
-def group(tmp_path):
-    directory = tmp_path / "here" / "1024-pairs"
-    for run, nll in (("one-hot.0", 1.25), ("v.0", 1.125)):
-        (directory / run).mkdir(parents=True)
-        (directory / run / "result.json").write_text(json.dumps({"answer_nll": nll}), encoding="utf-8")
-    (directory / "v.0" / "scores.jsonl").write_text('{"step": 5}\n', encoding="utf-8")
-    (directory / "v.1").mkdir()  # not finished
-    (directory / "recipe.yaml").write_text("seed: 0", encoding="utf-8")
-    return directory
+def group_of(root, name="1024-pairs", *changes):
+    return load_recipe("recipes/quickstart.yaml", [f"output={root}", f"name={name}", *changes])
 
 
-def recorded(group, elsewhere, recipe):
-    """Record a group, and restore it into another directory whose recipe is this text."""
-    record([group], group.parent / "runs.jsonl")
-    other = elsewhere / group.name
-    other.mkdir(parents=True)
-    (other / "recipe.yaml").write_text(recipe, encoding="utf-8")
-    restore(group.parent / "runs.jsonl", other)
-    return other
+def finish(recipe, arms, *, seeds, **how):
+    """Stand in for `compare`: finish every run that is not finished yet, and count those."""
+    recipe.directory.mkdir(parents=True, exist_ok=True)
+    save_recipe(recipe, recipe.directory / "recipe.yaml")
+    made = []
+    for run in (f"{arm}.{seed}" for seed in seeds for arm in arms):
+        result = recipe.directory / run / "result.json"
+        if not result.exists():
+            made.append(run)
+            result.parent.mkdir(exist_ok=True)
+            result.write_text(json.dumps({"run": run}), encoding="utf-8")
+            (result.parent / "scores.jsonl").write_text('{"step": 5}\n', encoding="utf-8")
+    return {"made": made}
 
 
-def test_recorded_results_are_restored_on_another_machine(group, tmp_path):
-    other = recorded(group, tmp_path / "there", "seed: 0")
-    found = {file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in other.glob("*/result.json")}
-    assert (other / "v.0" / "scores.jsonl").read_text(encoding="utf-8") == '{"step": 5}\n'
-    assert found == {"one-hot.0": {"answer_nll": 1.25}, "v.0": {"answer_nll": 1.125}}
+def lines(file):
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def test_results_of_another_recipe_are_refused(group, tmp_path):
-    with pytest.raises(UserError, match="another recipe of 1024-pairs"):
-        recorded(group, tmp_path / "there", "seed: 1")
+def sit(file, recipe, arms, seeds, *, add):
+    return Sittings(file, add=add).compare(recipe, arms, seeds, run=finish)["made"]
 
 
-def test_results_of_other_groups_stay_where_they_are(group, tmp_path):
-    record([group], group.parent / "runs.jsonl")
-    (tmp_path / "16-pairs").mkdir()
-    restore(group.parent / "runs.jsonl", tmp_path / "16-pairs")
-    assert list((tmp_path / "16-pairs").iterdir()) == []
+def test_a_second_machine_makes_only_what_is_missing(tmp_path):
+    file = tmp_path / "runs.jsonl"
+    here, there = (group_of(tmp_path / place) for place in ("here", "there"))
+    assert sit(file, here, ["one-hot", "v"], [0, 1], add=False) == ["one-hot.0", "v.0", "one-hot.1", "v.1"]
+    assert sit(file, there, ["one-hot", "v"], [0, 1, 2], add=True) == ["one-hot.2", "v.2"]
+    assert (there.directory / "v.0/scores.jsonl").read_text(encoding="utf-8") == '{"step": 5}\n'
+    assert [line["run"] for line in lines(file)[1:]] == [
+        f"{arm}.{seed}" for arm in ("one-hot", "v") for seed in range(3)
+    ]
+
+
+def test_the_runs_of_other_groups_stay(tmp_path):
+    file = tmp_path / "runs.jsonl"
+    sit(file, group_of(tmp_path / "here"), ["v"], [0], add=False)
+    sit(file, group_of(tmp_path / "here", "16-pairs"), ["v"], [0], add=False)
+    before = [line for line in lines(file) if line["group"] == "16-pairs"]
+    sit(file, group_of(tmp_path / "there"), ["v"], [0, 1], add=True)
+    assert len(before) == 2
+    assert [line for line in lines(file) if line["group"] == "16-pairs"] == before
+
+
+def test_recorded_runs_are_not_overwritten_unasked(tmp_path):
+    file = tmp_path / "runs.jsonl"
+    here = group_of(tmp_path / "here")
+    sit(file, here, ["v"], [0], add=False)
+    sit(file, here, ["v"], [0, 1], add=False)  # the runs are there: nothing would be lost
+    before = file.read_bytes()
+    with pytest.raises(UserError, match="holds finished runs: go on from them with ARGS=--add, or delete it"):
+        sit(file, group_of(tmp_path / "there"), ["v"], [0], add=False)
+    assert file.read_bytes() == before
+
+
+def test_results_of_another_recipe_are_refused_and_new_settings_have_their_defaults(tmp_path):
+    file = tmp_path / "runs.jsonl"
+    sit(file, group_of(tmp_path / "here"), ["v"], [0], add=False)
+    first, *rest = lines(file)
+    del first["recipe"]["value"]["divergence"]  # as if the setting were new
+    file.write_text("".join(json.dumps(line) + "\n" for line in (first, *rest)), encoding="utf-8")
+    assert sit(file, group_of(tmp_path / "there", "1024-pairs", "threads=1"), ["v"], [0], add=True) == []
+    with pytest.raises(UserError, match=r"other settings of 1024-pairs: optimizer\.lr"):
+        sit(file, group_of(tmp_path / "third", "1024-pairs", "optimizer.lr=0.125"), ["v"], [0], add=True)
+
+
+def test_what_is_not_recorded_has_nothing_to_add_to():
+    with pytest.raises(UserError, match="only its runs are recorded"):
+        Sittings(None, add=True)

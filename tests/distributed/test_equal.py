@@ -18,6 +18,7 @@ pytestmark = pytest.mark.distributed
 GRADIENT = "designer's gradient"  # its running mean, which Adam keeps
 PARTS = {"learner": "", "teacher": "", "designer": "", "designer-optimizer": "exp_avg"}
 SMALL = {"predictor_width": 16, "predictor_layers": 1, "predictor_heads": 2, "warm_up_steps": 5}
+TINY_HEAD = {"outputs": 32, "hidden": 32, "bottleneck": 16, "warm_up_steps": 5}
 LORA = {"r": 4, "alpha": 8, "dropout": 0.0}
 FSDP = {"parallel": "fsdp"}
 # fp32: sums in another order. A difference quotient magnifies their rounding, Adam that of gradients near 0, in phi alone, and
@@ -54,10 +55,12 @@ CASES = {
     "vision-dino": {},
     "vision-ijepa": {"learner": {"objective": "ijepa", "ijepa": SMALL}, "stream": {"local_views": 0}},
     "vision-exact": {"arm": "v", "value": {"strength": 1.0}},
+    "vision-patches": {"arm": "v", "value": {"strength": 1.0}, "learner": {"dino": {**TINY_HEAD, "patch_loss": 1.0}}},
     "vision-random-mask": {"arm": "random-mask"},
 }
 LONG = {
     "language-kept",
+    "vision-exact",
     "language-random-feedback",
     "language-self-distillation",
     "vision-random-mask",

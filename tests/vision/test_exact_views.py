@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from vpretrain.vision.model.backbone import Backbone
 from vpretrain.vision.model.batch import ViewBatch
 from vpretrain.vision.model.dino import DinoLearner
 from vpretrain.vision.model.ijepa import IJepaLearner
-from vpretrain.vision.task.construction import MovedRepresentations, TeacherTarget, TiltedPrototypes
+from vpretrain.vision.task.construction import Fixed, MovedRepresentations, TeacherTarget, TiltedPrototypes
 
 IJEPA = {
     "learner": {"objective": "ijepa", "ijepa": {"predictor_width": 16, "predictor_heads": 2, "warm_up_steps": 5}},
@@ -29,14 +30,16 @@ IJEPA = {
 SMALL = {"predictor_width": 16, "predictor_heads": 2, "predictor_layers": 2}
 
 
-def learner_of(family, objective):
+def learner_of(family, objective, patch_loss=0.0):
     backbone = Backbone(tiny_vision_model(family).eval())
     torch.manual_seed(0)
     if objective == "ijepa":
         learner = IJepaLearner(backbone, IJepaConfig(**SMALL))
     else:
-        learner = DinoLearner(backbone, DinoConfig(outputs=24, hidden=32, bottleneck=16))
+        config = DinoConfig(outputs=24, hidden=32, bottleneck=16, patch_loss=patch_loss)
+        learner = DinoLearner(backbone, config)
         learner.teacher.centre.normal_(std=0.02)
+        learner.teacher.patch_centre.normal_(std=0.02)
     learner.module.eval()  # no dropped paths
     return learner
 
@@ -54,20 +57,27 @@ def direction_over(learner, names):
     return {n: torch.randn(p.shape, generator=generator) for n, p in learner.named_parameters() if n in names}
 
 
-def case(family, objective, subset="last-mlp"):
-    learner = learner_of(family, objective)
+def case(family, objective, subset="last-mlp", patch_loss=0.0):
+    learner = learner_of(family, objective, patch_loss)
     names = alignment_subset(learner.module, subset)
     kept = learner.keep_entries(names)
     batch, u = batch_of(learner), direction_over(learner, names)
     return learner, batch, u, kept
 
 
-CASES = [("dinov2", "dino"), ("dinov3", "dino"), ("dinov2", "ijepa"), ("ijepa", "ijepa")]
+CASES = [
+    ("dinov2", "dino", 0.0),
+    ("dinov3", "dino", 0.0),
+    ("dinov2", "dino", 0.5),
+    ("dinov3", "dino", 0.5),
+    ("dinov2", "ijepa", 0.0),
+    ("ijepa", "ijepa", 0.0),
+]
 
 
-@pytest.mark.parametrize(("family", "objective"), CASES)
-def test_the_tangents_from_the_own_pass_are_those_of_the_whole_model(family, objective):
-    learner, batch, u, kept = case(family, objective)
+@pytest.mark.parametrize(("family", "objective", "patch_loss"), CASES)
+def test_the_tangents_from_the_own_pass_are_those_of_the_whole_model(family, objective, patch_loss):
+    learner, batch, u, kept = case(family, objective, patch_loss=patch_loss)
     assert kept
     state = learner.forward(batch).detach()
     assert state.entry is not None
@@ -83,38 +93,48 @@ def test_a_head_that_sees_the_mean_of_all_tokens_has_tangents_too(family):
     learner, batch, u, kept = case(family, "dino")
     assert kept == (family != "ijepa")  # which has no class token
     tangents = learner.tangents(batch, learner.forward(batch).detach(), u)
-    assert tangents.shape == (2, 3, 24)
+    assert tangents.shape == (2, 3, 1, 24)
     assert bool(tangents.isfinite().all())
 
 
-@pytest.mark.parametrize("subset", ["last-mlp", "last-2"])
-def test_moving_target_mass_changes_the_value_by_the_tangents(subset):
-    learner, batch, u, _ = case("dinov2", "dino", subset)
+@pytest.mark.parametrize(
+    ("subset", "patch_loss"), [("last-mlp", 0.0), ("last-2", 0.0), ("last-mlp", 0.5), ("last-2", 0.5)]
+)
+def test_moving_target_mass_changes_the_value_by_the_tangents(subset, patch_loss):
+    learner, batch, u, _ = case("dinov2", "dino", subset, patch_loss)
     state = learner.forward(batch).detach()
-    tangents_VBP = learner.tangents(batch, state, u)
+    tangents_VBNP = learner.tangents(batch, state, u)
     at = {name: p.detach() for name, p in learner.named_parameters() if name in u}
 
-    def value(q_VBP):
-        task = Task(batch, TeacherTarget(state.teacher, q_VBP))
+    def value(q_VBNP):
+        task = Task(batch, TeacherTarget(state.teacher, q_VBNP))
         gradients = learner.gradient(lambda ps: learner.loss(learner.forward(batch, ps), task), at)
         return float(sum((u[name] * g).sum() for name, g in gradients.items()))
 
     one, other = (torch.randn(state.teacher.shape).softmax(-1) for _ in range(2))
-    expected = -((one - other) * tangents_VBP).sum(-1).mean()
+    expected_VBN = -((one - other) * tangents_VBNP).sum(-1)
+    expected = expected_VBN[:, :, 0].mean()
+    if patch_loss:
+        assert expected_VBN.shape == (2, 3, 1 + round(0.3 * 16))
+        expected = expected + patch_loss * expected_VBN[:, :, 1:].mean()
     with learner.meta_mode():
         assert value(one) - value(other) == pytest.approx(float(expected), rel=1e-3)
 
 
-def test_the_whole_tilt_uses_up_the_trust_region_and_raises_the_value():
-    learner, batch, u, _ = case("dinov2", "dino")
+@pytest.mark.parametrize("patch_loss", [0.0, 0.5])
+def test_the_whole_tilt_uses_up_the_trust_region_and_raises_the_value(patch_loss):
+    learner, batch, u, _ = case("dinov2", "dino", patch_loss=patch_loss)
+    weights = learner.target_weights(round(0.3 * 16) if patch_loss else 0)
+    assert float(weights.sum()) == pytest.approx(1 + patch_loss)
+    weights = weights / weights.sum()
     state = learner.forward(batch).detach()
     task = TiltedPrototypes(learner, 0.2, Strength(beta=1.0, fixed=True), lambda: u).targets(batch, state)
-    q0, q = learner.log_targets(state.teacher).exp(), task.target.tilted_VBP
-    torch.testing.assert_close(q.sum(-1), torch.ones(2, 3))
-    assert float((q * (q / q0).log()).sum(-1).mean()) == pytest.approx(0.2, rel=0.1)
+    q0, q = learner.log_targets(state.teacher).exp(), task.target.tilted
+    torch.testing.assert_close(q.sum(-1), torch.ones(2, 3, len(weights)))
+    assert float(((q * (q / q0).log()).sum(-1) * weights).sum(-1).mean()) == pytest.approx(0.2, rel=0.1)
     tangents = learner.tangents(batch, state, u)
     assert float((q * tangents).sum()) < float((q0 * tangents).sum())  # mass adds minus its tangent
-    torch.testing.assert_close(task.side["tilt_B"], ((q - q0).abs().sum(-1) / 2).mean(0))
+    torch.testing.assert_close(task.side["tilt_B"], ((q - q0).abs().sum(-1) / 2 @ weights).mean(0))
     assert torch.equal(task.target.outputs, state.teacher)  # the centre follows the teacher's own outputs
 
 
@@ -122,7 +142,7 @@ def test_half_the_strength_is_half_the_way():
     learner, batch, u, _ = case("dinov2", "dino")
     state = learner.forward(batch).detach()
     construction = TiltedPrototypes(learner, 0.2, Strength(fixed=True), lambda: u)
-    whole, half = (construction.at_beta(batch, state, beta).target.tilted_VBP for beta in (1.0, 0.5))
+    whole, half = (construction.at_beta(batch, state, beta).target.tilted for beta in (1.0, 0.5))
     torch.testing.assert_close(half, (whole + learner.log_targets(state.teacher).exp()) / 2)
 
 
@@ -136,12 +156,48 @@ def test_ijepas_targets_move_against_the_tangent_of_the_prediction():
     torch.testing.assert_close(moved / moved.norm(), -tangents / tangents.norm(), rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("family", ["dinov2", "dinov3"])
+def test_the_student_does_not_see_hidden_patches_and_the_teacher_does(family):
+    learner, batch, _, _ = case(family, "dino", patch_loss=1.0)
+    hidden = learner.hidden(batch)
+    assert hidden.shape == (6, 5)  # 0.3 of 16 patches
+    assert torch.equal(learner.hidden(batch.restrict(rows=2)), hidden.view(2, 3, 5)[:, :2].flatten(0, 1))
+    row, column = (8 * int(x) for x in divmod(int(hidden[1, 0]), 4))  # of the first view's second image
+    views = batch.global_VB3HW.clone()
+    views[0, 1, :, row : row + 8, column : column + 8] = torch.rand(3, 8, 8)
+    before, after = (learner.forward(replace(batch, global_VB3HW=v)).detach() for v in (batch.global_VB3HW, views))
+    assert torch.equal(before.student, after.student)
+    changed = (before.teacher != after.teacher).flatten(2).any(-1)
+    assert changed.nonzero().tolist() == [[0, 1]]
+
+
+def test_the_loss_at_hidden_patches_is_that_of_ibot():
+    learner, batch, _, _ = case("dinov2", "dino", patch_loss=0.5)
+    state = learner.forward(batch)
+    task = Fixed().targets(batch, state.detach())
+    plain = learner_of("dinov2", "dino")
+    without = plain.loss(
+        replace(state, student=state.student[:, :, :1]), Task(batch, TeacherTarget(state.teacher[:, :, :1]))
+    )
+    tokens = learner.teacher("tokens", batch.global_VB3HW.flatten(0, 1))[:, learner.backbone.prefix :]
+    terms = []
+    for image, places in enumerate(learner.hidden(batch)):
+        for m, place in enumerate(places):
+            taught = learner.teacher("head", tokens[image, place][None])[0] - learner.teacher.patch_centre
+            z = state.student[image // 3, image % 3, 1 + m]
+            terms.append(torch.nn.functional.cross_entropy(z / 0.1, (taught / 0.04).softmax(-1)))
+    torch.testing.assert_close(learner.loss(state, task), without + 0.5 * torch.stack(terms).mean())
+
+
 def losses(recipe):
     run_recipe(recipe)
     return [json.loads(line)["loss"] for line in (recipe.directory / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("changes", [{}, IJEPA], ids=["dino", "ijepa"])
+PATCHES = {"learner": {"dino": {"outputs": 16, "hidden": 16, "bottleneck": 8, "warm_up_steps": 5, "patch_loss": 1.0}}}
+
+
+@pytest.mark.parametrize("changes", [{}, PATCHES, IJEPA], ids=["dino", "ibot", "ijepa"])
 def test_without_strength_the_arm_is_fixed_bit_for_bit_and_with_it_not(tmp_path, changes):
     fixed = losses(vision_recipe(tmp_path, name="fixed", arm="fixed", **changes))
     none = losses(vision_recipe(tmp_path, name="none", arm="v", value={"strength": 0.0}, **changes))
@@ -151,7 +207,7 @@ def test_without_strength_the_arm_is_fixed_bit_for_bit_and_with_it_not(tmp_path,
     assert full != fixed
 
 
-@pytest.mark.parametrize("changes", [{}, IJEPA], ids=["dino", "ijepa"])
+@pytest.mark.parametrize("changes", [{}, PATCHES, IJEPA], ids=["dino", "ibot", "ijepa"])
 def test_the_strength_is_judged_on_the_images_of_the_feedback(tmp_path, changes):
     recipe = vision_recipe(tmp_path, arm="v", value={"every_steps": 4}, budget={"steps": 24}, **changes)
     run_recipe(recipe)

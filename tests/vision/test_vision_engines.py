@@ -66,7 +66,9 @@ def test_the_value_is_that_of_the_whole_loss_over_all_pairs_of_views():
         inputs = problem.inputs()
         state = learner.forward(inputs, at)
         target = ((state.teacher - learner.teacher.centre) / learner.config.teacher_temperature).softmax(-1)
-        pairs = [(target[0], state.student[1]), (target[1], state.student[0])]
+        assert target.shape == (2, len(state.student[0]), 1, 24)  # no hidden patches
+        target, student = target[:, :, 0], state.student[:, :, 0]
+        pairs = [(target[0], student[1]), (target[1], student[0])]
         pairs += [(target[t], state.local[s]) for t in range(2) for s in range(3)]
         losses = [-(q * (z / learner.config.student_temperature).log_softmax(-1)).sum(-1).mean() for q, z in pairs]
         gradients = torch.autograd.grad(sum(losses) / 8, list(at.values()), allow_unused=True)

@@ -8,14 +8,16 @@ from functools import partial
 import pytest
 import torch
 from models import tiny_vision_model
+from PIL import Image
 from worlds import vision_recipe
 
 from vpretrain.vision.config import DinoConfig, EvaluationConfig
 from vpretrain.vision.data.scenes import CLASSES, rendered
+from vpretrain.vision.evaluation import dense
 from vpretrain.vision.evaluation.classification import classification_accuracy
 from vpretrain.vision.evaluation.dense import DenseMetrics, depth_errors, depth_figures, image_iou
 from vpretrain.vision.evaluation.evaluate import Evaluation
-from vpretrain.vision.evaluation.features import WholeImages, whole_images
+from vpretrain.vision.evaluation.features import WholeImages, central_part, patch_mean, whole_images
 from vpretrain.vision.evaluation.retrieval import scene_map
 from vpretrain.vision.model.backbone import Backbone
 from vpretrain.vision.model.batch import IGNORED, Labelled
@@ -80,11 +82,49 @@ def test_retrieval_finds_the_other_picture_of_a_scene():
     assert scene_map(features, torch.arange(4)) is None
 
 
-def test_classification_is_linear_on_the_features():
+def test_the_classifier_finds_what_a_linear_one_can_and_no_more():
     torch.manual_seed(0)
     x, y = torch.randn(80, 4), torch.arange(80) % 2
     x[:, 0] += 4 * y
     assert classification_accuracy(x[:60], y[:60], x[60:], y[60:], 50, torch.device("cpu")) > 0.9
+    corners = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]]).repeat(20, 1)
+    exclusive = torch.tensor([0, 0, 1, 1]).repeat(20)
+    assert classification_accuracy(corners, exclusive, corners, exclusive, 50, torch.device("cpu")) <= 0.75
+
+
+def test_features_that_are_not_kept_give_the_same_probes(tmp_path, monkeypatch):
+    recipe = vision_recipe(tmp_path)
+    learner = DinoLearner(Backbone(tiny_vision_model()), DinoConfig(outputs=8, hidden=8, bottleneck=8))
+    kept = Evaluation(recipe.evaluation)(learner)
+    monkeypatch.setattr(dense, "_KEPT_BYTES", 0)
+    again = Evaluation(recipe.evaluation)(learner)
+    assert again["miou"] == pytest.approx(kept["miou"], abs=1e-3)
+    assert again["depth_rmse"] == pytest.approx(kept["depth_rmse"], rel=1e-3)
+
+
+def test_depth_may_have_a_size_of_its_own(tmp_path):
+    recipe = vision_recipe(tmp_path)
+    learner = DinoLearner(Backbone(tiny_vision_model()), DinoConfig(outputs=8, hidden=8, bottleneck=8))
+
+    def figures(**sizes):
+        return Evaluation(EvaluationConfig(**recipe.evaluation.model_dump() | sizes))(learner)
+
+    small, large, both = figures(), figures(size=40), figures(depth_size=40)
+    assert both["miou"] == small["miou"] != large["miou"]
+    assert both["depth_rmse"] == large["depth_rmse"] != small["depth_rmse"]
+    assert both["accuracy"] == small["accuracy"]
+    assert [set(image) for image in both["pictures"]] == [set(image) for image in small["pictures"]]
+
+
+def test_the_parts_of_classification_and_retrieval_keep_their_proportions(tmp_path):
+    ramp = ramps(20, 40).image_B3HW[0]
+    file = tmp_path / "ramp.png"
+    Image.fromarray(ramp.permute(1, 2, 0).numpy()).save(file)
+    middle = central_part(file, (8, 8))[0, 0, 4].float() / 255
+    expected = (torch.arange(8) + 4 + 0.5) / 16  # the middle half of 16 columns
+    assert torch.allclose(middle, expected, atol=0.01)
+    mean = patch_mean(Patches(), ramp, 16)  # 8 x 16 pixels: 2 x 4 patches
+    assert mean.tolist()[0] == pytest.approx([0.5] * 3, abs=0.01)
 
 
 class Patches:
@@ -99,26 +139,32 @@ class Patches:
     def features(self, pixels):
         return torch.nn.functional.avg_pool2d(pixels, 4).flatten(2).transpose(1, 2)
 
+    def patch_mean(self, tokens):
+        return tokens.mean(1)
+
     def grid(self, tokens, height, width):
         return tokens.transpose(1, 2).unflatten(2, (height // 4, width // 4))
 
 
-def ramps(height, width, count=1):
-    """Images that grow lighter from left to right; the right half is class 1."""
-    across = (torch.arange(width) + 0.5) / width
-    whole = across.expand(count, height, width)
+def ramps(height, width, count=1, *, down=False):
+    """Images that grow lighter from left to right (or downwards); the lighter half is class 1; depth 1 to 5 metres."""
+    whole = ((torch.arange(width) + 0.5) / width).expand(count, height, width)
+    if down:
+        whole = ((torch.arange(height) + 0.5) / height)[:, None].expand(count, height, width)
     light = (255 * whole).round().byte()[:, None].expand(count, 3, height, width)
     nobody = torch.zeros(count, dtype=torch.long)
     return Labelled(light, (whole > 0.5).byte(), (1 + 4 * whole).half(), nobody, nobody, 2)
 
 
+@pytest.mark.parametrize("down", [False, True])
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (20, 28), (28, 20), (33, 70), (10, 13)])
-def test_predictions_are_scored_at_the_labels_own_pixels(height, width):
+def test_predictions_are_scored_at_the_labels_own_pixels(height, width, down):
     """Images are scaled to cover 16 x 16 and extended to whole patches, which must not shift what is predicted."""
-    whole = WholeImages.of(Patches(), ramps(height, width, 2), (16, 16))
+    whole = WholeImages.of(Patches(), ramps(height, width, 2, down=down), (16, 16))
     assert min(whole.grid_BDhw.shape[2:]) == 4
-    seen = whole.at_pixels(partial(pixel_outputs, torch.nn.Identity()))[0, 0, height // 2]
-    true = (torch.arange(width) + 0.5) / width
+    seen_HW = whole.at_pixels(partial(pixel_outputs, torch.nn.Identity()))[0, 0]
+    seen, side = (seen_HW[:, width // 2], height) if down else (seen_HW[height // 2], width)
+    true = (torch.arange(side) + 0.5) / side
     inside = (true > 0.15) & (true < 0.85)  # bilinear interpolation is flat at the edges
     assert torch.allclose(seen[inside], true[inside], atol=0.02)
 
@@ -131,10 +177,15 @@ def test_predictions_are_scored_at_the_labels_own_pixels(height, width):
     images = metrics.add(whole)
     wrong = int((seen.gt(0.5) != true.gt(0.5)).sum())
     assert wrong <= 1  # of a row's pixels, at the border
-    half = width / 2
+    half = side / 2
     by_hand = ((half - wrong) / half + half / (half + wrong)) / 2
     assert [image["miou"] for image in images] == pytest.approx([by_hand] * 2, abs=0.02)
     assert metrics.figures()["miou"] == pytest.approx(by_hand, abs=0.02)
+
+    depth = torch.nn.Conv2d(3, 1, 1)  # softplus(y) = 1 + 4 x is nearly linear from 1 to 5
+    depth.weight.data, depth.bias.data = torch.tensor([4.5, 0, 0])[None, :, None, None], torch.tensor([0.5])
+    found = DenseMetrics({"depth": depth}, 0).add(whole)
+    assert all(image["depth_rmse"] < 0.35 for image in found)
 
 
 def test_images_of_one_size_that_follow_one_another_are_evaluated_together():

@@ -239,8 +239,10 @@ def test_the_dry_run_that_plans_the_steps_changes_nothing(tmp_path, arm):
     assert torch.equal(torch.get_rng_state(), random)
 
 
-def test_the_teacher_follows_the_student_and_the_centre_its_outputs(tmp_path):
-    parts = assemble(vision_recipe(tmp_path, arm="fixed"))
+@pytest.mark.parametrize("patch_loss", [0.0, 1.0])
+def test_the_teacher_follows_the_student_and_the_centres_its_outputs(tmp_path, patch_loss):
+    dino = {"outputs": 32, "hidden": 32, "bottleneck": 16, "warm_up_steps": 1, "patch_loss": patch_loss}
+    parts = assemble(vision_recipe(tmp_path, arm="fixed", learner={"dino": dino}))
     learner = parts.learner
     batch = parts.stream.next()[0]
     task = parts.construction.targets(batch, learner.forward(batch).detach()).detach()
@@ -252,7 +254,10 @@ def test_the_teacher_follows_the_student_and_the_centre_its_outputs(tmp_path):
     momentum = learner.ema
     for mine, old, student in zip(learner.teacher.parameters(), before, learner.module.parameters(), strict=True):
         torch.testing.assert_close(mine, momentum * old + (1 - momentum) * student)
-    torch.testing.assert_close(learner.teacher.centre, 0.1 * task.target.outputs.flatten(0, 1).mean(0))
+    outputs = task.target.outputs
+    torch.testing.assert_close(learner.teacher.centre, 0.1 * outputs[:, :, 0].mean((0, 1)))
+    if patch_loss:
+        torch.testing.assert_close(learner.teacher.patch_centre, 0.1 * outputs[:, :, 1:].mean((0, 1, 2)))
     still = [p.clone() for p in learner.teacher.parameters()]
     learner.after_step([task], progress=1.0)
     assert all(torch.equal(a, b) for a, b in zip(still, learner.teacher.parameters(), strict=True))
@@ -264,8 +269,8 @@ def test_the_loss_is_the_mean_over_pairs_of_different_views(tmp_path):
     state = parts.learner.forward(batch)
     task = parts.construction.targets(batch, state.detach())
     config = parts.learner.config
-    q = ((state.teacher - parts.learner.teacher.centre) / config.teacher_temperature).softmax(-1)
-    students = [*state.student, *state.local]
+    q = ((state.teacher[:, :, 0] - parts.learner.teacher.centre) / config.teacher_temperature).softmax(-1)
+    students = [*state.student[:, :, 0], *state.local]
     terms = [
         torch.nn.functional.cross_entropy(student / config.student_temperature, q[t])
         for t in range(2)

@@ -176,6 +176,7 @@ def check_sizes(recipe: Recipe, patch: int) -> None:
         ("feedback.size", recipe.feedback.size),
         *(("evaluation.size", side) for side in recipe.evaluation.shape),
         *(("evaluation.depth_size", side) for side in recipe.evaluation.depth_shape),
+        *(("evaluation.classes.size", classes.size) for classes in [recipe.evaluation.classes] if classes is not None),
     ]
     for field, size in sizes:
         if size % patch:

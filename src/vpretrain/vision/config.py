@@ -27,6 +27,15 @@ class DinoConfig(Strict):
     bottleneck: int = Field(256, ge=2, description="Width before the weight-normalised last layer.")
     student_temperature: float = Field(0.1, gt=0, description="Temperature of the student's softmax.")
     teacher_temperature: float = Field(0.04, gt=0, description="Temperature of the teacher's softmax.")
+    patch_loss: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of iBOT's loss, by which the student predicts the teacher's outputs at patches hidden from it; 0 "
+        "hides none.",
+    )
+    hidden_patches: float = Field(
+        0.3, gt=0, le=1, description="Fraction of the patches of a global crop that this loss hides."
+    )
     ema: Fraction = Field(0.996, description="The teacher's momentum at the start; it rises to 1 over the run.")
     centre_momentum: Fraction = Field(0.9, description="Momentum of the running centre of the teacher's outputs.")
     warm_up_steps: int = Field(
@@ -180,6 +189,8 @@ class ValueConfig(config.ValueConfig):
 class ClassesConfig(Strict):
     """Images by class, for a linear classifier: a folder with one subfolder per class, named after it (as ImageNet's)."""
 
+    size: Side = Field(224, description="Pixels per side of the central part of an image that the backbone sees.")
+
     train: str = Field(description="Folder of the images that the classifier is fitted on.")
     test: str = Field(description="Folder of the images that it is tested on.")
     limit: int | None = Field(None, ge=1, description="Use n images per class only.")
@@ -190,6 +201,7 @@ class RetrievalConfig(Strict):
 
     oxford: str | None = Field(None, description="The file of revisited Oxford.")
     paris: str | None = Field(None, description="The file of revisited Paris.")
+    size: Side = Field(1024, description="Pixels of an image's longer side.")
 
     @property
     def paths(self) -> dict[str, str]:
@@ -206,15 +218,15 @@ class EvaluationConfig(config.EvaluationConfig):
     retrieval: RetrievalConfig = RetrievalConfig()
     size: Side | tuple[Side, Side] = Field(
         224,
-        description="Pixels per side that the backbone sees, or [height, width]. Test images are scaled until they just cover "
-        "it, and seen whole; for retrieval, this is their longer side.",
+        description="Pixels per side that the backbone sees, or [height, width]. Test images are scaled to just cover it, and "
+        "not cut.",
     )
     depth_size: Side | tuple[Side, Side] | None = Field(
         None, description="The same for depth, if that has a size of its own."
     )
     batch_size: int = Field(16, ge=1, description="Images per forward pass.")
     probe_steps: int = Field(
-        400, ge=1, description="Steps of each dense probe, of 8 images, and of the classifier, of 1,024."
+        400, ge=1, description="Steps of each dense probe (8 images each) and of the classifier (up to 1,024 each)."
     )
     probe_lr: float = Field(1e-3, gt=0, description="Learning rate of the dense probes.")
 

@@ -1,7 +1,7 @@
 """Fit a head for a released backbone that has none: the head alone, before the run, on the unchanged backbone.
 
 Continuing with a random head destroys the features of a pretrained backbone, because the head's gradients are meaningless.
-Shapes: V views, B images, D width.
+Shapes: V views, B images, N outputs of a view, D width.
 """
 
 from __future__ import annotations
@@ -72,32 +72,38 @@ def _losses(learner: VisionLearner, stream: VisionStream, at: Parameters) -> Ite
 def _dino_losses(
     learner: DinoLearner, stream: VisionStream, done: Callable[[int], None]
 ) -> Iterator[tuple[Loss, Task]]:
-    """Yield losses of the head alone, on one vector per view, computed once by the frozen backbone: many times faster."""
+    """Yield losses of the head alone, on the frozen backbone's features, computed once: many times faster."""
     pool = []
     for number in range(_POOL):
-        batch = stream.next()[0]
-        pool.append([_summaries(learner, views) for views in (batch.global_VB3HW, batch.local_VB3HW)])
+        pool.append(_features(learner, stream.next()[0]))
         done(number + 1)
     while True:
-        for global_VBD, local_VBD in pool:
+        for student_VBND, teacher_VBND, local_VBD in pool:
             with torch.no_grad():
-                teacher_VBP = _apply(learner.teacher, global_VBD)
-            task = Task(None, TeacherTarget(teacher_VBP))
+                taught_VBNP = _apply(learner.teacher, teacher_VBND)
+            task = Task(None, TeacherTarget(taught_VBNP))
 
             def loss(
-                head: Parameters, views: tuple[Tensor, Tensor] = (global_VBD, local_VBD), task: Task = task
+                head: Parameters, views: tuple[Tensor, Tensor] = (student_VBND, local_VBD), task: Task = task
             ) -> Tensor:
-                student, local = (_apply(partial(learner.theta.forward_with, head), summaries) for summaries in views)
+                student, local = (_apply(partial(learner.theta.forward_with, head), features) for features in views)
                 return learner.loss(DinoState(student, task.target.outputs, None, local, len(local)), task)
 
             yield loss, task
 
 
-def _summaries(learner: DinoLearner, views_VB3HW: Tensor) -> Tensor:
-    if len(views_VB3HW) == 0:
-        return views_VB3HW.new_zeros(0, views_VB3HW.shape[1], learner.backbone.width)
-    return torch.stack([learner.backbone.summary(learner.features(view)) for view in views_VB3HW])
+def _features(learner: DinoLearner, batch: ViewBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what the head gets: of the global views for student and teacher [V, B, N, D], of the local views [V, B, D]."""
+    views = batch.global_VB3HW.shape[:2]
+    images_B3HW, _, _, hidden_BN = learner.seen(batch, 0)
+    teacher_BTD = learner.features(images_B3HW)
+    student_BTD = teacher_BTD if hidden_BN is None else learner.features(images_B3HW, hidden_BN)  # computed once
+    student, teacher = (learner.features_of(x, batch).unflatten(0, views) for x in (student_BTD, teacher_BTD))
+    if len(batch.local_VB3HW) == 0:
+        return student, teacher, batch.local_VB3HW.new_zeros(0, views[1], learner.backbone.width)
+    local = [learner.backbone.summary(learner.features(view)) for view in batch.local_VB3HW]
+    return student, teacher, torch.stack(local)
 
 
-def _apply(network: Callable[..., Tensor], summary_VBD: Tensor) -> Tensor:
-    return network("head", summary_VBD.flatten(0, 1)).unflatten(0, summary_VBD.shape[:2])
+def _apply(network: Callable[..., Tensor], features: Tensor) -> Tensor:
+    return network("head", features.flatten(0, -2)).unflatten(0, features.shape[:-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +19,7 @@ from vpretrain.scaling.estimate import BF16, FP32, MetaCost, Workload, block_byt
 from vpretrain.vision.assemble import check_sizes, subset_of
 from vpretrain.vision.config import Recipe
 from vpretrain.vision.model.backbone import Backbone
-from vpretrain.vision.model.dino import DinoLearner
+from vpretrain.vision.model.dino import DinoLearner, hidden_count
 from vpretrain.vision.model.ijepa import IJepaLearner, draw_blocks
 from vpretrain.vision.model.learner import VisionLearner
 from vpretrain.vision.model.load import load_config
@@ -80,7 +81,7 @@ def workload(recipe: Recipe) -> Workload:
     by_differences = (2 * (1 - share) + 7 * share) * seen + 7 * heads + teach(meta) + 3 * mask_flops
     # The exact task has no designer: a meta update takes g_pre, over all views; a step takes a tangent through S and the head.
     g_pre = (1 + 2 * share) * sum(map(size.through_blocks, step.student)) + 3 * sum(map(head.forward, step.head))
-    entering = sum(read.tokens for read in (step.head if dino else step.student))
+    entering = sum(read.targets for read in step.head) if dino else sum(read.tokens for read in step.student)
     tangent_flops = 4.0 * in_S * entering + 3 * sum(map(head.forward, step.head)) if arm.exact else 0.0
     if not designed:
         by_jvp = by_differences = (g_pre + teach(step)) * steered * (value.align == "cosine")
@@ -155,7 +156,9 @@ def _views(recipe: Recipe, backbone: Backbone, local_views: int) -> _Views:
     whole = _whole(backbone, stream.global_views, stream.global_size)
     if recipe.learner.objective == "dino":
         local = _whole(backbone, local_views, stream.local_size)
-        heads = [Read(0, views, 0) for views in (stream.global_views, local_views)]
+        patches = math.prod(backbone.patches(stream.global_size, stream.global_size))
+        outputs = 1 + hidden_count(recipe.learner.dino, patches)
+        heads = [Read(0, outputs * stream.global_views, 0), Read(0, local_views, 0)]
         return _Views([whole, local], whole, heads)
     grid = stream.global_size // backbone.patch_size
     blocks = draw_blocks(recipe.learner.ijepa, (grid, grid), _DRAWN, seed=0)

@@ -24,7 +24,7 @@ ADE_CLASSES = 150
 _EIGEN = (slice(45, 471), slice(41, 601))  # rows and columns of a 480 x 640 image
 
 
-Read = tuple[Tensor, Tensor | None, Tensor | None]
+Sample = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 class Reader(ABC):
@@ -43,8 +43,8 @@ class Reader(ABC):
     category_N: Tensor
 
     @abstractmethod
-    def read(self, index: int) -> Read:
-        """Return image [3, H, W] and classes [H, W] as uint8, depths [H, W] as fp16; None for a kind that the set has not."""
+    def read(self, index: int) -> Sample:
+        """Return image [3, H, W] and classes [H, W] as uint8, depths [H, W] as fp16; None for a kind that the set lacks."""
 
     def __len__(self) -> int:
         return len(self.scene_N)
@@ -88,7 +88,7 @@ class Ade20k(Reader):
             raise UserError(f"{annotation} has class {int(raw_HW.max())}: SceneParse150 has 0 to {ADE_CLASSES}")
         image_3HW = read_image(file)
         if image_3HW.shape[1:] != raw_HW.shape:
-            ours, theirs = (" x ".join(map(str, size)) for size in (raw_HW.shape, image_3HW.shape[1:]))
+            ours, theirs = (f"{width} x {height}" for height, width in (raw_HW.shape, image_3HW.shape[1:]))
             raise UserError(f"{annotation} has {ours} pixels and its image {theirs}: give them the same size")
         return image_3HW, torch.where(raw_HW == 0, IGNORED, raw_HW - 1).byte(), None
 

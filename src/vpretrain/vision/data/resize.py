@@ -16,7 +16,7 @@ def covering(size: Shape, shape: Shape) -> Shape:
 
 
 def part(map_BHW: Tensor, shape: Shape, place: float) -> Tensor:
-    """Cut a part of `shape` out of images or maps [..., H, W] that cover it, at `place` in [0, 1] along the longer side."""
+    """Cut a part of `shape` out of images or maps [..., H, W] that cover it: `place`, from 0 to 1, is where on each axis."""
     for axis, side in zip((-2, -1), shape, strict=True):
         map_BHW = map_BHW.narrow(axis, round(place * (map_BHW.shape[axis] - side)), side)
     return map_BHW
@@ -32,4 +32,4 @@ def resize(image_B3HW: Tensor, shape: Shape) -> Tensor:
 
 def nearest(map_BHW: Tensor, shape: Shape) -> Tensor:
     """Resize classes or depths to a height and width, without mixing neighbours."""
-    return F.interpolate(map_BHW[:, None].float(), shape, mode="nearest")[:, 0].to(map_BHW.dtype)
+    return F.interpolate(map_BHW[:, None].float(), shape, mode="nearest-exact")[:, 0].to(map_BHW.dtype)

@@ -18,7 +18,7 @@ from torch import Tensor
 from vpretrain.errors import UserError
 from vpretrain.pretrained import first_line
 from vpretrain.vision.config import SourceConfig
-from vpretrain.vision.data.readers import Ade20k, Nyuv2, Read, Reader, as_tensor, read_image
+from vpretrain.vision.data.readers import Ade20k, Nyuv2, Reader, Sample, as_tensor, read_image
 from vpretrain.vision.data.resize import Shape, covering, nearest, part, resize
 from vpretrain.vision.data.scenes import CLASSES, rendered
 from vpretrain.vision.model.batch import IGNORED, Labelled
@@ -165,8 +165,8 @@ class Pool:
 
     Args:
         sources: labelled sets.
-        shape: height and width of a part of every image, as large as fits and always the same; None for whole images at
-            their own sizes.
+        shape: height and width: each image is scaled to just cover it, and cut; where depends only on its number. None for
+            whole images at their own sizes.
 
     Raises:
         UserError: a source has no labels or cannot be read, or sources have different classes.
@@ -181,7 +181,7 @@ class Pool:
         self.scene_N = torch.cat([reader.scene_N for reader in self.readers])
         self.category_N = torch.cat([reader.category_N for reader in self.readers])
         self._where = [(reader, index) for reader in self.readers for index in range(len(reader))]
-        self._kept: dict[int, Read] = {}
+        self._kept: dict[int, Sample] = {}
         self._left = _KEPT_BYTES
         for reader in self.readers:
             reader.read(0)  # finds most of what is wrong before the long run
@@ -207,7 +207,7 @@ class Pool:
         """Return the indices of the images whose set has labels of a kind."""
         return [number for number, (reader, _) in enumerate(self._where) if kind in reader.kinds]
 
-    def _read(self, number: int) -> Read:
+    def _read(self, number: int) -> Sample:
         if number in self._kept:
             return self._kept[number]
         reader, index = self._where[number]
@@ -220,15 +220,15 @@ class Pool:
         return found
 
 
-def _part(read: Read, shape: Shape, place: float) -> Read:
+def _part(sample: Sample, shape: Shape, place: float) -> Sample:
     """Scale an image and its labels alike until they just cover `shape`, and cut out a part of this shape."""
-    image_3HW, label_HW, depth_HW = read
+    image_3HW, label_HW, depth_HW = sample
     size = covering((image_3HW.shape[1], image_3HW.shape[2]), shape)
 
     def cut(map_HW: Tensor | None) -> Tensor | None:
-        return None if map_HW is None else part(nearest(map_HW[None], size)[0], shape, place).contiguous()
+        return None if map_HW is None else part(nearest(map_HW[None], size)[0], shape, place).clone()
 
-    return part(resize(image_3HW[None], size)[0], shape, place).contiguous(), cut(label_HW), cut(depth_HW)
+    return part(resize(image_3HW[None], size)[0], shape, place).clone(), cut(label_HW), cut(depth_HW)
 
 
 def _reader(config: SourceConfig) -> Reader:

@@ -21,7 +21,7 @@ from vpretrain.vision.config import EvaluationConfig
 from vpretrain.vision.data.resize import Shape
 from vpretrain.vision.data.source import Pool
 from vpretrain.vision.evaluation.features import WholeImages, tokens, whole_images
-from vpretrain.vision.model.batch import IGNORED
+from vpretrain.vision.model.batch import IGNORED, Labelled
 from vpretrain.vision.model.heads import (
     LabelKind,
     dense_head,
@@ -33,7 +33,7 @@ from vpretrain.vision.model.heads import (
 )
 from vpretrain.vision.model.learner import VisionLearner
 
-_Grids = Callable[[Sequence[int]], Tensor]  # the feature grids [B, D, h, w] of images, by their numbers
+_Grids = Callable[[Sequence[int], Labelled], Tensor]  # the feature grids [B, D, h, w] of images, with their numbers
 DEPTH_FIGURES = ("depth_rmse", "depth_rmse_of_images", "depth_abs_rel", "depth_delta_1")
 _KEPT_BYTES = 4 * 2**30
 _IMAGE_WORK = 4  # an image's features cost about as much as this many probe steps
@@ -46,14 +46,14 @@ class Probed(NamedTuple):
     Attributes:
         figures: metrics of all test images.
         images: metrics of each, by its number.
-        train_ND: summaries of the images that the probes were fitted on.
+        train_ND: summaries of the images that the probes were fitted on; None if they were not asked for.
         test_ND: summaries of the test images.
         test_mean_ND: means of their patch tokens.
     """
 
     figures: Json
     images: dict[int, Json]
-    train_ND: Tensor
+    train_ND: Tensor | None
     test_ND: Tensor
     test_mean_ND: Tensor
 
@@ -66,6 +66,7 @@ class DenseProbes:
         train, test: labelled images.
         tasks: what is predicted.
         having: only images with labels of this kind; None for all images.
+        summaries: whether the training images' summaries are needed.
     """
 
     def __init__(
@@ -76,15 +77,16 @@ class DenseProbes:
         tasks: Sequence[LabelKind],
         *,
         having: LabelKind | None = None,
+        summaries: bool = False,
     ) -> None:
-        self.config, self.train, self.test, self.tasks = config, train, test, tasks
+        self.config, self.train, self.test, self.tasks, self.summaries = config, train, test, tasks, summaries
         self._train_rows, self._test_rows = (
             list(range(len(pool))) if having is None else pool.having(having) for pool in (train, test)
         )
 
     @property
     def work(self) -> int:
-        """The number of parts that `spend` is told of: one per step, several per image."""
+        """Progress units reported to `spend`: one per probe step, several per image."""
         return _IMAGE_WORK * (len(self._train_rows) + len(self._test_rows)) + len(self.tasks) * self.config.probe_steps
 
     def __call__(self, learner: VisionLearner, spend: Callable[[int], None]) -> Probed:
@@ -96,7 +98,8 @@ class DenseProbes:
         metrics, found = DenseMetrics(heads, self.test.classes), list[Json]()
         summaries, means = [], []
         for whole in whole_images(learner, self.test, self._test_rows, shape, self.config.batch_size):
-            found += metrics.add(whole)
+            with learner.autocast():
+                found += metrics.add(whole)
             summaries.append(backbone.summary(whole.tokens_BTD).cpu())
             means.append(backbone.patch_mean(whole.tokens_BTD).cpu())
             spend(_IMAGE_WORK * len(whole.images))
@@ -105,26 +108,26 @@ class DenseProbes:
 
     def _grids(
         self, learner: VisionLearner, shape: Shape, spend: Callable[[int], None]
-    ) -> tuple[_Grids, Float[Tensor, "N D"]]:
-        """Return the images' feature grids, kept if they are small, otherwise computed for every batch; and summaries."""
+    ) -> tuple[_Grids, Float[Tensor, "N D"] | None]:
+        """Return a function that gives feature grids, kept if they are small, otherwise computed anew for every batch; and the
+        summaries, if asked for."""
         backbone, rows, kept, summaries = learner.backbone, self._train_rows, dict[int, Tensor](), []
         keep = 4 * len(rows) * math.prod(backbone.patches(*shape)) * backbone.width <= _KEPT_BYTES
 
-        def seen(some: Sequence[int]) -> Float[Tensor, "B T D"]:
-            return tokens(learner, self.train[some].to(learner.device).image_B3HW)
+        def grids(some: Sequence[int], images: Labelled) -> Float[Tensor, "B D h w"]:
+            if keep:
+                return torch.stack([kept[row] for row in some])
+            return backbone.grid(tokens(learner, images.image_B3HW), *shape)
 
         for first in range(0, len(rows), self.config.batch_size):
             some = rows[first : first + self.config.batch_size]
-            tokens_BTD = seen(some)
-            summaries.append(backbone.summary(tokens_BTD).cpu())
-            if keep:
-                kept |= zip(some, backbone.grid(tokens_BTD, *shape), strict=True)
+            if keep or self.summaries:
+                tokens_BTD = tokens(learner, self.train[some].to(learner.device).image_B3HW)
+                summaries.append(backbone.summary(tokens_BTD).cpu())
+                if keep:
+                    kept |= zip(some, backbone.grid(tokens_BTD, *shape), strict=True)
             spend(_IMAGE_WORK * len(some))
-
-        def grids(some: Sequence[int]) -> Float[Tensor, "B D h w"]:
-            return torch.stack([kept[row] for row in some]) if keep else backbone.grid(seen(some), *shape)
-
-        return grids, torch.cat(summaries)
+        return grids, torch.cat(summaries) if self.summaries else None
 
     def _fit(self, task: LabelKind, learner: VisionLearner, grids: _Grids, spend: Callable[[int], None]) -> nn.Module:
         """Fit a head, with the same start and batches for every backbone."""
@@ -138,7 +141,8 @@ class DenseProbes:
             order = Shuffled(len(own), task)
             for step in range(config.probe_steps):
                 rows = [own[order[step * _BATCH + i]] for i in range(_BATCH)]
-                images, grid_BDhw = self.train[rows].to(learner.device), grids(rows)
+                images = self.train[rows].to(learner.device)
+                grid_BDhw = grids(rows, images)
                 with learner.autocast():
                     if task == "segmentation":
                         loss = segmentation_loss(head, grid_BDhw, images.label_BHW)
@@ -179,14 +183,14 @@ class DenseMetrics:
         found: list[Json] = [{} for _ in range(len(images))]
         if "segmentation" in self._heads:
             logits_BCHW = whole.at_pixels(partial(pixel_outputs, self._heads["segmentation"]))
-            class_BHW, label_BHW = logits_BCHW.argmax(1).cpu(), images.label_BHW.cpu()
+            class_BHW, label_BHW = logits_BCHW.argmax(1).cpu(), images.label_BHW.long()
             self._iou.update(class_BHW, label_BHW)
             for image, ours, true in zip(found, class_BHW, label_BHW, strict=True):
                 if bool((true != IGNORED).any()):
                     image["miou"] = image_iou(ours, true)
         if "depth" in self._heads:
             depth_BHW = whole.at_pixels(partial(predicted_depth, self._heads["depth"]))
-            for image, ours, true in zip(found, depth_BHW, images.depth_BHW, strict=True):
+            for image, ours, true in zip(found, depth_BHW, images.depth_BHW.to(depth_BHW), strict=True):
                 if bool(valid_depth(true).any()):
                     self._depths.append(depth_errors(ours, true).cpu())
                     image["depth_rmse"] = float(self._depths[-1][0].sqrt())

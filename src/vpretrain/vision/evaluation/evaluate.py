@@ -6,6 +6,8 @@ Shapes: N images, D width.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -37,7 +39,7 @@ class Evaluation:
     def __init__(self, config: EvaluationConfig) -> None:
         self.config = config
         self.test = Pool(config.test, None)
-        self.train = {shape: Pool(config.train, shape) for shape in (config.shape, config.depth_shape)}
+        self.train = {shape: Pool(config.train, shape) for shape in {config.shape, config.depth_shape}}
         self.classes = None if config.classes is None else read_classes_of_folders(config.classes)
         self.retrieval = {name: read_revisited(path) for name, path in config.retrieval.paths.items()}
 
@@ -72,47 +74,57 @@ class Evaluation:
         tasks: list[LabelKind] = []
         if train.classes and train.classes == test.classes:
             tasks.append("segmentation")
-        if not all(pool.having("depth") for pool in (train, test)):
-            return [DenseProbes(config, train, test, tasks)]
-        if config.depth_shape == config.shape:
-            return [DenseProbes(config, train, test, [*tasks, "depth"])]
-        depths = self.train[config.depth_shape]
-        return [DenseProbes(config, train, test, tasks), DenseProbes(config, depths, test, ["depth"], having="depth")]
+        of_depth = []
+        if all(pool.having("depth") for pool in (train, test)):
+            if config.depth_shape == config.shape:
+                tasks.append("depth")
+            else:
+                depths = self.train[config.depth_shape]
+                of_depth = [DenseProbes(config, depths, test, ["depth"], having="depth")]
+        return [DenseProbes(config, train, test, tasks, summaries=self._classifies_own), *of_depth]
+
+    @property
+    def _classifies_own(self) -> bool:
+        """Whether the dense probes' images are classified: the recipe names no others, and their categories are known."""
+        known = [pool.category_N for pool in (self.train[self.config.shape], self.test)]
+        return self.classes is None and all(int(category_N.min()) >= 0 for category_N in known) and len(known[0]) > 1
 
     def _accuracy(self, learner: VisionLearner, probed: Probed) -> float | None:
         """Return a linear classifier's accuracy: on separate images if the recipe names some, else on the dense probes'."""
-        train_ND, test_ND = probed.train_ND, probed.test_ND
-        train_N, test_N = self.train[self.config.shape].category_N, self.test.category_N
+        steps, device = self.config.probe_steps, learner.device
         if self.classes is not None:
             train, test = self.classes
             with steady("   classification", len(train) + len(test)) as done:
-                train_ND, train_N = self._classified(learner, train, done)
-                test_ND, test_N = self._classified(learner, test, lambda seen: done(len(train) + seen))
-        elif min(int(train_N.min()), int(test_N.min())) < 0:
+                fitted_on = self._classified(learner, train, done)
+                tested_on = self._classified(learner, test, lambda seen: done(len(train) + seen))
+            return classification_accuracy(*fitted_on, *tested_on, steps, device)
+        if probed.train_ND is None:
             return None
-        return classification_accuracy(train_ND, train_N, test_ND, test_N, self.config.probe_steps, learner.device)
+        train_N = self.train[self.config.shape].category_N
+        return classification_accuracy(probed.train_ND, train_N, probed.test_ND, self.test.category_N, steps, device)
 
     def _classified(
         self, learner: VisionLearner, images: list[ClassifiedFile], done: Callable[[int], None]
     ) -> tuple[Float[Tensor, "N D"], Tensor]:
-        """Return the summaries and the classes of images in files."""
-        summaries, step = [], self.config.batch_size
-        for first in range(0, len(images), step):
-            files = [file for file, _ in images[first : first + step]]
-            batch_B3HW = torch.cat([central_part(file, self.config.shape) for file in files]).to(learner.device)
-            summaries.append(learner.backbone.summary(tokens(learner, batch_B3HW.float() / 255)).cpu())
-            done(first + len(files))
+        """Return the summaries and the classes of images in files, which several threads read."""
+        assert self.config.classes is not None
+        side, summaries, step = self.config.classes.size, [], self.config.batch_size
+        with ThreadPoolExecutor() as threads:
+            for first in range(0, len(images), step):
+                files = [file for file, _ in images[first : first + step]]
+                parts = list(threads.map(partial(central_part, shape=(side, side)), files))
+                batch_B3HW = torch.cat(parts).to(learner.device)
+                summaries.append(learner.backbone.summary(tokens(learner, batch_B3HW.float() / 255)).cpu())
+                done(first + len(files))
         return torch.cat(summaries), torch.tensor([number for _, number in images])
 
     def _retrieval(self, learner: VisionLearner, revisited: Revisited) -> dict[str, float | None]:
         """Measure instance retrieval by the mean of the patch tokens, with each image at its own proportions."""
-        queries, gallery, longer = revisited.queries, revisited.gallery, max(self.config.shape)
+        queries, gallery, longer = revisited.queries, revisited.gallery, self.config.retrieval.size
         rows = []
         with steady("        retrieval", len(queries) + len(gallery)) as done:
             for query in queries:
-                left, upper, right, lower = map(round, query.box)
-                part_3HW = read_image(query.file)[:, max(0, upper) : lower, max(0, left) : right]
-                rows.append(patch_mean(learner, part_3HW, longer))
+                rows.append(patch_mean(learner, query.part_of(read_image(query.file)), longer))
                 done(len(rows))
             for file in gallery:
                 rows.append(patch_mean(learner, read_image(file), longer))

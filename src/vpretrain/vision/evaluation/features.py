@@ -29,7 +29,7 @@ class WholeImages:
     right and lower edges are repeated up to a whole number of patches.
 
     Attributes:
-        images: the images and labels, at their own size.
+        images: the images and labels, at their own size, on the CPU.
         grid_BDhw: the patches' features.
         tokens_BTD: all tokens.
         stretch: height and width of what the patches show, in units of the image's own.
@@ -50,9 +50,7 @@ class WholeImages:
         seen_B3HW = F.pad(scaled_B3HW, (0, right, 0, below), mode="replicate")
         tokens_BTD = tokens(learner, seen_B3HW)
         grid_BDhw = learner.backbone.grid(tokens_BTD, height + below, width + right)
-        return cls(
-            images.to(learner.device), grid_BDhw, tokens_BTD, ((height + below) / height, (width + right) / width)
-        )
+        return cls(images, grid_BDhw, tokens_BTD, ((height + below) / height, (width + right) / width))
 
     def at_pixels(self, outputs: Callable[[Tensor, int, int], Tensor]) -> Tensor:
         """Return `outputs`(grid, height, width), a head's for every pixel, of the images' own pixels."""
@@ -62,17 +60,17 @@ class WholeImages:
 
 
 def whole_images(
-    learner: VisionLearner, pool: Pool, rows: Sequence[int], shape: Shape, most: int
+    learner: VisionLearner, pool: Pool, rows: Sequence[int], shape: Shape, batch_size: int
 ) -> Iterator[WholeImages]:
-    """Yield the features of whole images in order, those of the same size that follow one another together, up to `most`."""
+    """Yield the features of whole images in order, consecutive images of one size together, at most `batch_size`."""
     waiting: list[Labelled] = []
     for number in rows:
         image = pool[[number]]
-        if waiting and (len(waiting) == most or image.image_B3HW.shape != waiting[0].image_B3HW.shape):
-            yield WholeImages.of(learner, waiting[0].join(waiting[1:]), shape)
+        if waiting and (len(waiting) == batch_size or image.image_B3HW.shape != waiting[0].image_B3HW.shape):
+            yield WholeImages.of(learner, waiting[0].joined(waiting[1:]), shape)
             waiting = []
         waiting.append(image)
-    yield WholeImages.of(learner, waiting[0].join(waiting[1:]), shape)
+    yield WholeImages.of(learner, waiting[0].joined(waiting[1:]), shape)
 
 
 def central_part(file: Path, shape: Shape) -> Shaped[Tensor, "1 3 H W"]:

@@ -6,13 +6,14 @@ Shapes: Q queries, G gallery images, N images, D width.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -35,6 +36,15 @@ class Query:
     file: Path
     box: tuple[float, float, float, float]
     grades: dict[str, list[int]]
+
+    def part_of(self, image_3HW: Shaped[Tensor, "3 H W"]) -> Shaped[Tensor, "3 h w"]:
+        """Return the pixels that the box touches. Raises UserError if it lies outside the image."""
+        left, upper = (max(0, math.floor(edge)) for edge in self.box[:2])
+        right, lower = (math.ceil(edge) for edge in self.box[2:])
+        part_3HW = image_3HW[:, upper:lower, left:right]
+        if part_3HW.numel() == 0:
+            raise UserError(f"the box {list(self.box)} of a query lies outside its image {self.file}")
+        return part_3HW
 
 
 class Revisited(NamedTuple):

@@ -1,11 +1,14 @@
-"""One interface to vision transformers of several families, cut at any block. Shapes: B images, T tokens, D width."""
+"""One interface to vision transformers of several families, cut at any block.
+
+Shapes: B images, T tokens, N patches, D width.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model, DINOv3ViTModel, IJepaModel
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Layer
@@ -36,9 +39,12 @@ class Backbone(nn.Module):
                 f"{type(model).__name__} is not supported as a vision learner: use Dinov2Model, DINOv3ViTModel or IJepaModel"
             )
         self.model = model
-        mask_token = getattr(model.embeddings, "mask_token", None)  # replaces hidden patches, but no patches are hidden
-        if mask_token is not None:
-            mask_token.requires_grad_(False)  # DDP would wait for its gradient
+        embeddings: Any = model.embeddings
+        if embeddings.mask_token is None:  # a release that ships none
+            del embeddings.mask_token
+            zeros = torch.zeros(1, 1, model.config.hidden_size)  # as at the start of DINOv2's own training
+            embeddings.register_buffer("mask_token", zeros, persistent=False)  # so that exports do not change
+        embeddings.mask_token.requires_grad_(False)  # DDP would wait for its gradient where no patch is hidden
         self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(_STD).view(3, 1, 1), persistent=False)
 
@@ -75,11 +81,24 @@ class Backbone(nn.Module):
         return isinstance(self.model, DINOv3ViTModel)
 
     def lower(
-        self, pixels_B3HW: Float[Tensor, "B 3 H W"], stop: int, keep_BT: Int[Tensor, "B T"] | None = None
+        self,
+        pixels_B3HW: Float[Tensor, "B 3 H W"],
+        stop: int,
+        keep_BT: Int[Tensor, "B T"] | None = None,
+        hidden_BN: Bool[Tensor, "B N"] | None = None,
     ) -> tuple[Tensor, Any]:
-        """Return the tokens (those in `keep_BT`) that enter block `stop`, and rotary positions in families that have them."""
+        """Return the tokens that enter block `stop`, and rotary positions in families that have them.
+
+        Args:
+            pixels_B3HW: images.
+            stop: number of a block.
+            keep_BT: the tokens that are kept; None for all.
+            hidden_BN: patches whose content the mask token replaces; None for none.
+        """
         pixels = (pixels_B3HW - self.mean) / self.std
-        how = {"interpolate_pos_encoding": True} if isinstance(self.model, IJepaModel) else {}
+        how: dict[str, Any] = {"interpolate_pos_encoding": True} if isinstance(self.model, IJepaModel) else {}
+        if hidden_BN is not None:
+            how["bool_masked_pos"] = hidden_BN
         hidden = self.model.embeddings(pixels, **how)
         rope = self.model.rope_embeddings(pixels) if self.rotary else None
         if keep_BT is not None:
@@ -90,9 +109,11 @@ class Backbone(nn.Module):
         """Return the normalised tokens after the last block, given those that enter block `start`."""
         return self.norm(_through(self.blocks[start:], hidden, rope))
 
-    def forward(self, pixels_B3HW: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B T D"]:
-        """Return the normalised tokens of images."""
-        return self.upper(*self.lower(pixels_B3HW, 0), 0)
+    def forward(
+        self, pixels_B3HW: Float[Tensor, "B 3 H W"], hidden_BN: Bool[Tensor, "B N"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """Return the normalised tokens of images; see `lower` for hidden patches."""
+        return self.upper(*self.lower(pixels_B3HW, 0, hidden_BN=hidden_BN), 0)
 
     def summary(self, tokens_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B D"]:
         """Return one vector per image: the class token, or the mean of the patch tokens if there is none."""

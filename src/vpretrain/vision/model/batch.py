@@ -26,7 +26,8 @@ class ViewBatch:
         local_views: the number of local crops per image that belong to the loss.
         mask_VB1HW: the mask applied to the global crops, if any.
         unmasked_VB3HW: the global crops before masking, if a mask was applied.
-        seed: of a control's random masks and of I-JEPA's blocks; from the run's seed and the number of the draw.
+        seed: of a control's random masks, of I-JEPA's blocks and of iBOT's hidden patches; from the run's seed and the number
+            of the draw.
         prepared: a learner's precomputed results for a meta step (see `VisionLearner.prepare`).
     """
 
@@ -115,7 +116,7 @@ class Labelled:
     def __getitem__(self, index: Any) -> Labelled:
         return with_tensors(self, lambda tensor: tensor[index])
 
-    def join(self, others: Sequence[Labelled]) -> Labelled:
+    def joined(self, others: Sequence[Labelled]) -> Labelled:
         """Return these images and others of the same size."""
         joined = {
             name: torch.cat([value, *(getattr(other, name) for other in others)])

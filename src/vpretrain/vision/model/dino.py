@@ -1,19 +1,22 @@
-"""DINO: student and teacher match across views.
+"""DINO: student and teacher match across views; with iBOT's loss also at patches that are hidden from the student.
 
-Shapes: V views of the teacher, S views of the student, B images, T tokens, P outputs of the head, D the backbone's width.
+Shapes: V views of the teacher, S views of the student, B images, T tokens, M hidden patches, N = 1 + M outputs of a global
+view (of its class token and its hidden patches), P outputs of the head, D the backbone's width.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -28,6 +31,8 @@ from vpretrain.vision.model.backbone import Backbone
 from vpretrain.vision.model.batch import ViewBatch
 from vpretrain.vision.model.learner import ViewState, VisionLearner
 
+Network = Callable[..., Tensor]  # the student's or the teacher's parts, by name
+
 
 @dataclass(frozen=True)
 class DinoState(ViewState):
@@ -40,11 +45,6 @@ class DinoState(ViewState):
 
     local: Float[Tensor, "V B P"]
     local_views: int
-
-    @property
-    def outputs_SBP(self) -> Float[Tensor, "S B P"]:
-        """The outputs of all the student's views, the global ones first."""
-        return torch.cat([self.student, self.local])
 
 
 class DinoHead(nn.Module):
@@ -60,9 +60,9 @@ class DinoHead(nn.Module):
         self.mlp = nn.Sequential(layers[0], nn.GELU(), layers[1], nn.GELU(), layers[2])
         self.last = nn.Parameter(torch.randn(config.outputs, config.bottleneck))
 
-    def forward(self, summary_BD: Float[Tensor, "B D"]) -> Float[Tensor, "B P"]:
+    def forward(self, feature_BD: Float[Tensor, "B D"]) -> Float[Tensor, "B P"]:
         """Return outputs in [-1, 1]: cosines with the prototypes."""
-        return F.linear(F.normalize(self.mlp(summary_BD), dim=-1, eps=1e-6), F.normalize(self.last, dim=-1))
+        return F.linear(F.normalize(self.mlp(feature_BD), dim=-1, eps=1e-6), F.normalize(self.last, dim=-1))
 
 
 class DinoLearner(VisionLearner):
@@ -79,30 +79,36 @@ class DinoLearner(VisionLearner):
         super().__init__(backbone, head, outputs=config.outputs, ema=config.ema, **how)
         self.config = config
 
-    def seen(self, inputs: ViewBatch, stop: int) -> tuple[Any, ...]:
-        """Return all global views, with all their tokens."""
-        return (inputs.global_VB3HW.flatten(0, 1), stop)
+    def hidden(self, inputs: ViewBatch) -> Int[Tensor, "VB M"]:
+        """Return the numbers of the patches that are hidden from the student in each global view, ascending.
 
-    def teach(self, inputs: ViewBatch) -> Float[Tensor, "V B P"]:
-        """Return the teacher's outputs for the same global views as the student's, learned or not."""
+        They follow from the batch's seed and an image's place in the whole micro-batch.
+        """
+        views, _, _, height, width = inputs.global_VB3HW.shape
+        patches = math.prod(self.backbone.patches(height, width))
+        drawn = _draw(inputs.seed, views * inputs.whole, patches, hidden_count(self.config, patches))
+        return drawn[inputs.places_VB].to(inputs.global_VB3HW.device)
+
+    def seen(self, inputs: ViewBatch, stop: int) -> tuple[Any, ...]:
+        """Return all global views with all their tokens, and which patches are hidden."""
+        return (inputs.global_VB3HW.flatten(0, 1), stop, None, self._as_mask(inputs))
+
+    def teach(self, inputs: ViewBatch) -> Float[Tensor, "V B N P"]:
+        """Return the teacher's outputs for the same global views as the student's, learned or not, with no patch hidden."""
         with torch.no_grad():
-            return self._project(self.teacher, inputs.global_VB3HW)
+            return self._of_global(self.teacher, inputs, self.teacher("tokens", inputs.global_VB3HW.flatten(0, 1)))
 
     def forward(self, inputs: ViewBatch, parameters: Parameters | None = None) -> DinoState:
         """Run student and teacher on the views; `parameters` (of S) replace the student's, and then no others get gradients."""
         if parameters is None:
             with self.autocast():
-                student_VBP, *entries = self._recorded(self.theta.forward, inputs.global_VB3HW)
-                local_VBP, *of_local = self._recorded(self.theta.forward, inputs.local_VB3HW)
-                entry = MLPEntry.joined([*entries, *of_local]) if entries else None
-                return DinoState(student_VBP, self.teach(inputs), entry, local_VBP, inputs.local_views)
-        tokens_BTD, taught_VBP = self.tokens(inputs, parameters)
-        entries = [] if self.entry is None else [self.entry]
-        outputs = self.theta.forward_with(parameters, "head", self.backbone.summary(tokens_BTD))
-        student_VBP = outputs.unflatten(0, inputs.global_VB3HW.shape[:2])
-        local_VBP, *of_local = self._recorded(partial(self.theta.forward_with, parameters), inputs.local_VB3HW)
-        entry = MLPEntry.joined([*entries, *of_local]) if entries else None
-        return DinoState(student_VBP, taught_VBP, entry, local_VBP, inputs.local_views)
+                images_B3HW, _, _, hidden_BN = self.seen(inputs, 0)
+                tokens = self.backbone.prefix + math.prod(self.backbone.patches(*images_B3HW.shape[2:]))
+                with self.recording(self.entering(inputs, len(images_B3HW), tokens)):
+                    tokens_BTD = self.theta.forward("tokens", images_B3HW, hidden_BN)
+                return self._state(self.theta.forward, inputs, tokens_BTD, self.teach(inputs))
+        tokens_BTD, taught_VBNP = self.tokens(inputs, parameters)
+        return self._state(partial(self.theta.forward_with, parameters), inputs, tokens_BTD, taught_VBNP)
 
     def varying(self, inputs: ViewBatch) -> ViewBatch:
         """Return the inputs without the local crops: no designer changes them, and the targets are constant in phi."""
@@ -110,76 +116,141 @@ class DinoLearner(VisionLearner):
 
     def loss(self, state: DinoState, task: Task) -> Float[Tensor, ""]:
         """Cross-entropy of the student to the centred, sharpened teacher, averaged over images and over all pairs of different
-        views (Eq 50): pairs whose local view the pass has left out count as 0."""
-        tilted_VBP = task.target.tilted_VBP
-        target_VBP = self.log_targets(task.target.outputs).exp() if tilted_VBP is None else tilted_VBP
+        views (Eq 50): pairs whose local view the pass has left out count as 0. iBOT's loss at hidden patches is added."""
+        tilted_VBNP = task.target.tilted
+        target_VBNP = self.log_targets(task.target.outputs).exp() if tilted_VBNP is None else tilted_VBNP
         student, local = ((z / self.config.student_temperature).log_softmax(-1) for z in (state.student, state.local))
-        pairs = [(target_VBP[t], student[s]) for t, s in itertools.permutations(range(len(target_VBP)), 2)]
-        pairs += itertools.product(target_VBP, local)
-        count = len(target_VBP) * (len(target_VBP) - 1 + state.local_views)
-        return torch.stack([-(target_BP * p_BP).sum(-1).mean() for target_BP, p_BP in pairs]).sum() / count
+        of_class, views = target_VBNP[:, :, 0], range(len(target_VBNP))
+        pairs = [(of_class[t], student[s, :, 0]) for t, s in itertools.permutations(views, 2)]
+        pairs += itertools.product(of_class, local)
+        count = len(views) * (len(views) - 1 + state.local_views)
+        loss = torch.stack([-(target_BP * p_BP).sum(-1).mean() for target_BP, p_BP in pairs]).sum() / count
+        if not self.config.patch_loss:
+            return loss
+        return loss - self.config.patch_loss * (target_VBNP[:, :, 1:] * student[:, :, 1:]).sum(-1).mean()
 
-    def log_targets(self, taught_VBP: Float[Tensor, "V B P"]) -> Float[Tensor, "V B P"]:
+    def log_targets(self, taught_VBNP: Float[Tensor, "V B N P"]) -> Float[Tensor, "V B N P"]:
         """Return the logarithm of the centred, sharpened teacher's distribution over prototypes: DINO's own targets."""
-        return ((taught_VBP - self.teacher.centre) / self.config.teacher_temperature).log_softmax(-1)
+        centre, of_patches = self.teacher.centre[None], self.teacher.patch_centre.expand(taught_VBNP.shape[2] - 1, -1)
+        centre_NP = torch.cat([centre, of_patches])
+        return ((taught_VBNP - centre_NP) / self.config.teacher_temperature).log_softmax(-1)
+
+    def target_weights(self, outputs: int) -> Float[Tensor, " N"]:
+        """Return the loss's weight for each of a view's N targets: of the class token, then of the hidden patches."""
+        weights_N = torch.ones(outputs, device=self.device)
+        weights_N[1:] = self.config.patch_loss / max(1, outputs - 1)
+        return weights_N
 
     def following(self) -> Sequence[nn.Module]:
-        """Return final norm and head, which see the class token alone; UserError if there is none."""
+        """Return final norm and head, which see tokens one by one; UserError without a class token."""
         if not self.backbone.prefix:
             raise UserError("without a class token DINO's head sees the mean of all tokens")
         return (self.backbone.norm, self.module.head)
 
-    def entering(self, images: int, tokens: int) -> Bool[Tensor, "B T"]:
-        """Return the class tokens."""
-        at_BT = super().entering(images, tokens)
-        at_BT[:, 1:] = False
+    def entering(self, inputs: ViewBatch, images: int, tokens: int) -> Bool[Tensor, "B T"]:
+        """Return the class tokens and the hidden patches."""
+        at_BT = self._class_tokens(images, tokens)
+        hidden_BN = self._as_mask(inputs)
+        if hidden_BN is not None:
+            at_BT[:, self.backbone.prefix :] = hidden_BN
         return at_BT
 
-    def tangents(self, inputs: ViewBatch, state: DinoState, direction: Parameters) -> Float[Tensor, "V B P"]:
-        """Return, for every target, the mean of D_u z / student temperature over the student's views that it is matched with.
+    def tangents(self, inputs: ViewBatch, state: DinoState, direction: Parameters) -> Float[Tensor, "V B N P"]:
+        """Return, for every target, D_u z / student temperature of the head's outputs z that are matched with it: for a class
+        token the mean over the student's other views, for a hidden patch its own.
 
-        z are the head's outputs. Where S is the last MLP the tangent starts from the state's `entry`, else the blocks run
-        again.
+        Where S is the last MLP the tangent starts from the state's `entry`, else the blocks run again.
         """
+        views, images, outputs, _ = state.student.shape
         if state.entry is not None and self.last_mlp is not None and direction.keys() <= self.last_mlp.names:
             with phase("tangent"), self.autocast():
                 theta: Parameters = dict(self.module.named_parameters())
-                _, tangent_NP = self.last_mlp.linearised(state.entry, theta, direction)
-            tangent_SBP = tangent_NP.float().unflatten(0, (-1, state.student.shape[1]))
+                _, tangent_KP = self.last_mlp.linearised(state.entry, theta, direction)  # K tokens
+            in_global, in_local = tangent_KP.float().tensor_split([views * images * outputs])
+            tangent_VBNP, local_VBP = in_global.view(state.student.shape), in_local.unflatten(0, (-1, images))
         else:
             at = {name: p.detach() for name, p in self.named_parameters() if name in direction}
             along = {name: direction[name] for name in at}
+
+            def run(at: Parameters) -> tuple[Tensor, Tensor]:
+                found = self.forward(inputs, at)
+                return found.student, found.local
+
             with phase("tangent"), self.meta_mode(), self.without_fused_kernels():
-                tangent_SBP = torch.func.jvp(lambda at: self.forward(inputs, at).outputs_SBP, (at,), (along,))[1]
-        tangent_SBP = tangent_SBP.detach() / self.config.student_temperature
-        others_VBP = tangent_SBP.sum(0) - tangent_SBP[: len(state.teacher)]  # a view is not matched with itself
-        return others_VBP / (len(tangent_SBP) - 1)
+                tangent_VBNP, local_VBP = torch.func.jvp(run, (at,), (along,))[1]
+        of_class_SBP = torch.cat([tangent_VBNP[:, :, 0], local_VBP])
+        others_VBP = of_class_SBP.sum(0) - of_class_SBP[:views]  # a view is not matched with itself
+        mean_VB1P = (others_VBP / (len(of_class_SBP) - 1))[:, :, None]
+        found_VBNP = torch.cat([mean_VB1P, tangent_VBNP[:, :, 1:]], dim=2)
+        return found_VBNP.detach() / self.config.student_temperature
 
     def follow(self, tasks: Sequence[Task], momentum: float) -> None:
-        """Move the teacher one step towards the student, and the centre one step towards the teacher's mean output."""
+        """Move the teacher one step towards the student, and the centres one step towards the teacher's mean outputs."""
         super().follow(tasks, momentum)
         if not tasks:
             return
         with torch.no_grad():
-            own_P = torch.stack([task.target.outputs.flatten(0, 1).mean(0) for task in tasks]).mean(0)
-            (mean_P,) = distributed.all_reduce_mean([own_P])  # all processes have equally many images
-            self.teacher.centre.lerp_(mean_P, 1 - self.config.centre_momentum)
+            own_NP = torch.stack([task.target.outputs.flatten(0, 1).mean(0) for task in tasks]).mean(0)
+            (mean_NP,) = distributed.all_reduce_mean([own_NP])  # all processes have equally many images
+            self.teacher.centre.lerp_(mean_NP[0], 1 - self.config.centre_momentum)
+            if len(mean_NP) > 1:
+                self.teacher.patch_centre.lerp_(mean_NP[1:].mean(0), 1 - self.config.centre_momentum)
+
+    def features_of(self, tokens_BTD: Float[Tensor, "VB T D"], inputs: ViewBatch) -> Float[Tensor, "VB N D"]:
+        """Return what the head gets of global views: summaries, and the tokens of hidden patches."""
+        at_BMD = self.hidden(inputs)[:, :, None].expand(-1, -1, tokens_BTD.shape[2])
+        patches_BMD = tokens_BTD[:, self.backbone.prefix :].gather(1, at_BMD)
+        return torch.cat([self.backbone.summary(tokens_BTD)[:, None], patches_BMD], dim=1)
 
     def _sample(self, theta: Parameters) -> Float[Tensor, "1 T P"]:
         outputs: Tensor = functional_call(self.module, theta, ("head", super()._sample(theta)))
         return outputs
 
-    def _recorded(self, network: Callable[..., Tensor], views_VB3HW: Tensor) -> tuple[Tensor, *tuple[MLPEntry, ...]]:
-        """Return the outputs of some views, and the entry of their pass if there are any and entries are kept."""
-        views, images, _, height, width = views_VB3HW.shape
-        tokens = self.backbone.prefix + math.prod(self.backbone.patches(height, width))
-        with self.recording(self.entering(views * images, tokens)):
-            outputs_VBP = self._project(network, views_VB3HW)
-        entry = self.entry if views else None
-        return (outputs_VBP,) if entry is None else (outputs_VBP, entry)
+    def _state(self, network: Network, inputs: ViewBatch, tokens_BTD: Tensor, taught_VBNP: Tensor) -> DinoState:
+        """Complete a pass whose tokens of the global views are given, and were recorded if entries are kept."""
+        entries = [] if self.entry is None else [self.entry]
+        student_VBNP = self._of_global(network, inputs, tokens_BTD)
+        views, images, _, height, width = inputs.local_VB3HW.shape
+        local_VBP = student_VBNP.new_zeros(0, images, self.config.outputs)
+        if views:
+            tokens = self.backbone.prefix + math.prod(self.backbone.patches(height, width))
+            with self.recording(self._class_tokens(views * images, tokens)):
+                local_BTD = network("tokens", inputs.local_VB3HW.flatten(0, 1))
+            entries += [] if self.entry is None else [self.entry]
+            local_VBP = _fp32(network("head", self.backbone.summary(local_BTD))).unflatten(0, (views, images))
+        entry = MLPEntry.joined(entries) if entries else None
+        return DinoState(student_VBNP, taught_VBNP, entry, local_VBP, inputs.local_views)
 
-    def _project(self, network: Callable[..., Tensor], views_VB3HW: Tensor) -> Float[Tensor, "V B P"]:
-        if len(views_VB3HW) == 0:
-            return views_VB3HW.new_zeros(0, views_VB3HW.shape[1], self.config.outputs)
-        tokens_BTD = network("tokens", views_VB3HW.flatten(0, 1))
-        return network("head", self.backbone.summary(tokens_BTD)).unflatten(0, views_VB3HW.shape[:2]).float()
+    def _of_global(self, network: Network, inputs: ViewBatch, tokens_BTD: Tensor) -> Float[Tensor, "V B N P"]:
+        feature_BND = self.features_of(tokens_BTD, inputs)
+        outputs = _fp32(network("head", feature_BND.flatten(0, 1)))
+        return outputs.unflatten(0, (*inputs.global_VB3HW.shape[:2], feature_BND.shape[1]))
+
+    def _class_tokens(self, images: int, tokens: int) -> Bool[Tensor, "B T"]:
+        at_BT = torch.zeros(images, tokens, dtype=torch.bool, device=self.device)
+        at_BT[:, 0] = True
+        return at_BT
+
+    def _as_mask(self, inputs: ViewBatch) -> Bool[Tensor, "VB N"] | None:
+        """Return which patches of the global views are hidden; None if none is."""
+        at_BM = self.hidden(inputs)
+        if at_BM.shape[1] == 0:
+            return None
+        height, width = self.backbone.patches(*inputs.global_VB3HW.shape[3:])
+        return torch.zeros(len(at_BM), height * width, dtype=torch.bool, device=at_BM.device).scatter(1, at_BM, True)
+
+
+def hidden_count(config: DinoConfig, patches: int) -> int:
+    """Return how many of a global view's patches are hidden: none without iBOT's loss."""
+    return max(1, round(config.hidden_patches * patches)) if config.patch_loss else 0
+
+
+@functools.lru_cache(maxsize=8)
+def _draw(seed: int, images: int, patches: int, count: int) -> Int[Tensor, "B M"]:
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/hidden".encode()))
+    return torch.rand(images, patches, generator=generator).argsort(1)[:, :count].sort(1).values
+
+
+def _fp32(outputs: Tensor) -> Tensor:
+    """Return bf16 outputs as fp32."""
+    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))

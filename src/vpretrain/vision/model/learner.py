@@ -36,7 +36,7 @@ class ViewState:
     """The outputs of student and teacher for a batch of views.
 
     Attributes:
-        student: DINO's head outputs of the global views [V, B, P]; I-JEPA's predicted representations [B, M, N, D].
+        student: DINO's head outputs of the global views [V, B, N, P]; I-JEPA's predicted representations [B, M, N, D].
         teacher: the teacher's of the same, without gradient.
         entry: where a tangent through the last MLP starts, at the tokens that the objective's `tangents` needs.
     """
@@ -65,14 +65,17 @@ class Network(nn.Module):
 
 
 class Teacher(Network):
-    """A running average of the student, with the running centre of its own outputs (DINO; otherwise 0)."""
+    """A running average of the student, with the running centres of its own outputs (DINO; otherwise 0): those of class tokens,
+    and those of hidden patches."""
 
     centre: Float[Tensor, " P"]
+    patch_centre: Float[Tensor, " P"]
 
     def __init__(self, student: Network, outputs: int) -> None:
         super().__init__(copy.deepcopy(student.backbone), copy.deepcopy(student.head))
         self.eval().requires_grad_(False)
-        self.register_buffer("centre", torch.zeros(outputs, device=next(student.parameters()).device))
+        for name in ("centre", "patch_centre"):
+            self.register_buffer(name, torch.zeros(outputs, device=next(student.parameters()).device))
 
 
 class PlainLayerNorm(TorchFunctionMode):
@@ -163,11 +166,11 @@ class VisionLearner(BaseLearner):
         start, below, taught = (inputs if inputs.prepared else self.prepare(inputs, parameters)).prepared
         call = partial(self.theta.forward_with, parameters)
         hidden, rope = call("lower", *self.seen(inputs, 0)) if start is None else below
-        with self.recording(self.entering(*hidden.shape[:2])):
+        with self.recording(self.entering(inputs, *hidden.shape[:2])):
             return call("upper", hidden, rope, start or 0), taught
 
-    def entering(self, images: int, tokens: int) -> Bool[Tensor, "B T"]:
-        """Return the tokens at which a pass is recorded: all of them."""
+    def entering(self, inputs: ViewBatch, images: int, tokens: int) -> Bool[Tensor, "B T"]:
+        """Return the tokens at which a pass over the global views is recorded: all of them."""
         return torch.ones(images, tokens, dtype=torch.bool, device=self.device)
 
     def _sample(self, theta: Parameters) -> Float[Tensor, "1 T D"]:
@@ -178,7 +181,8 @@ class VisionLearner(BaseLearner):
         return tokens
 
     def seen(self, inputs: ViewBatch, stop: int) -> tuple[Any, ...]:
-        """Return the arguments of `Backbone.lower` for the student's part of the global views: pixels, and which tokens."""
+        """Return the arguments of `Backbone.lower` for the student's part of the global views: pixels, `stop`, which tokens are
+        kept, and which patches are hidden."""
         raise NotImplementedError
 
     def teach(self, inputs: ViewBatch) -> Tensor:
@@ -191,10 +195,12 @@ class VisionLearner(BaseLearner):
         with torch.autocast(self.device.type, enabled=False):  # heads and depths are fp32
             return batch.loss(self.backbone.grid(tokens_BTD.to(batch.image_B3HW), *batch.image_B3HW.shape[2:]))
 
-    def features(self, pixels_B3HW: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B T D"]:
-        """Return normalised tokens of the frozen backbone, in fp32, without gradient or dropout."""
+    def features(
+        self, pixels_B3HW: Float[Tensor, "B 3 H W"], hidden_BN: Bool[Tensor, "B N"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """Return normalised tokens of the frozen backbone, without gradient or dropout; see `Backbone.forward`."""
         with self.meta_mode(), torch.no_grad():
-            return self.module("tokens", pixels_B3HW)
+            return self.module("tokens", pixels_B3HW, hidden_BN)
 
     def after_step(self, tasks: Sequence[Task], progress: float) -> None:
         """Update the teacher, an exponential average of the student whose momentum rises to 1 along a cosine."""

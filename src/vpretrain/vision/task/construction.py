@@ -1,6 +1,6 @@
 """Vision constructions: the exact task, learned views, and the controls, which differ from them in this file only.
 
-Shapes: V views, B images, P prototypes, M target blocks of N patches, D width, H x W pixels.
+Shapes: V views, B images, N outputs of a view (I-JEPA: M target blocks of N patches), P prototypes, D width, H x W pixels.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class TeacherTarget:
     """The teacher's target.
 
     Attributes:
-        outputs: DINO's raw outputs on the global views [V, B, P], not yet centred; I-JEPA's of the target patches.
-        tilted_VBP: DINO: the distribution over prototypes in place of the one that follows from the outputs.
+        outputs: DINO's raw outputs on the global views [V, B, N, P], not yet centred; I-JEPA's of the target patches.
+        tilted: DINO: the distributions over prototypes in place of those that follow from the outputs.
     """
 
     outputs: Tensor
-    tilted_VBP: Float[Tensor, "V B P"] | None = None
+    tilted: Float[Tensor, "V B N P"] | None = None
 
     def detach(self) -> TeacherTarget:
         """Return the target detached: a teacher's outputs never carry a gradient, but the firewall requires it."""
@@ -163,21 +163,25 @@ class ExactTask(Fixed):
 
 class TiltedPrototypes(ExactTask):
     """DINO: q*_t(p) ~ q0_t(p) exp(a_t(p) / lambda), q0 the teacher's distribution over prototypes, a_t(p) = -D_u z(p) / student
-    temperature, averaged over the matching views; q = (1 - beta) q0 + beta q*."""
+    temperature, averaged over the matching views; q = (1 - beta) q0 + beta q*. Targets at hidden patches have the weight that
+    iBOT's loss gives them."""
 
     def tilted(self, state: AnyState, tangents: Tensor, beta: float) -> tuple[TeacherTarget, Float[Tensor, " B"]]:
         """Return the target at this beta, and the mass that it has moved, by image."""
         assert isinstance(self.learner, DinoLearner)
-        log_q0_NP = self.learner.log_targets(state.teacher).flatten(0, 1)
-        weights_N = log_q0_NP.new_ones(len(log_q0_NP))
-        values_NP = centred_values(tangents.flatten(0, 1), log_q0_NP)
-        values_NP = values_NP / rms(values_NP, log_q0_NP, weights_N)
+        views, images, outputs, _ = state.teacher.shape
+        weights_VBN = self.learner.target_weights(outputs).expand(views, images, -1)
+        log_q0_VBNP = self.learner.log_targets(state.teacher)
+        values_VBNP = centred_values(tangents, log_q0_VBNP)
+        values_VBNP = values_VBNP / rms(values_VBNP, log_q0_VBNP, weights_VBN)
         divergence = self.strength.radius * self.divergence
-        scale = inverse_temperature(log_q0_NP, values_NP, weights_N, divergence)
-        q0_NP, tilted_NP = log_q0_NP.exp(), torch.softmax(log_q0_NP + scale * values_NP, dim=-1)
-        q_NP = torch.lerp(q0_NP, tilted_NP, beta)
-        moved_VB = (q_NP - q0_NP).abs().sum(-1).unflatten(0, state.teacher.shape[:2]) / 2
-        return TeacherTarget(state.teacher, q_NP.view_as(state.teacher)), moved_VB.mean(0)
+        flat = (x.flatten(0, 2) for x in (log_q0_VBNP, values_VBNP, weights_VBN))
+        scale = inverse_temperature(*flat, divergence)
+        q0_VBNP, tilted_VBNP = log_q0_VBNP.exp(), torch.softmax(log_q0_VBNP + scale * values_VBNP, dim=-1)
+        q_VBNP = torch.lerp(q0_VBNP, tilted_VBNP, beta)
+        moved_VBN = (q_VBNP - q0_VBNP).abs().sum(-1) / 2
+        moved_B = (weights_VBN * moved_VBN).sum((0, 2)) / weights_VBN.sum((0, 2))
+        return TeacherTarget(state.teacher, q_VBNP), moved_B
 
 
 class MovedRepresentations(ExactTask):
