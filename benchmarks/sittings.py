@@ -62,7 +62,8 @@ class Sittings:
 
     def _record(self, file: Path, recipe: Recipe) -> None:
         """Put a group's finished runs in the place of those that were recorded."""
-        name, lines = recipe.directory.name, [{"group": recipe.directory.name, "recipe": _settings(recipe)}]
+        name = recipe.directory.name
+        lines: list[dict[str, Any]] = [{"group": name, "recipe": _settings(recipe)}]
         for result in sorted(recipe.directory.glob("*/result.json")):
             found = json.loads(result.read_text(encoding="utf-8"))
             scores = read_lines(result.parent / "scores.jsonl")

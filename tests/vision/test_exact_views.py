@@ -124,7 +124,7 @@ def test_moving_target_mass_changes_the_value_by_the_tangents(subset, patch_loss
 @pytest.mark.parametrize("patch_loss", [0.0, 0.5])
 def test_the_whole_tilt_uses_up_the_trust_region_and_raises_the_value(patch_loss):
     learner, batch, u, _ = case("dinov2", "dino", patch_loss=patch_loss)
-    weights = learner.target_weights(round(0.3 * 16) if patch_loss else 0)
+    weights = learner.target_weights(1 + (round(0.3 * 16) if patch_loss else 0))
     assert float(weights.sum()) == pytest.approx(1 + patch_loss)
     weights = weights / weights.sum()
     state = learner.forward(batch).detach()

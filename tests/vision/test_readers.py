@@ -206,7 +206,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path):
     Image.fromarray(np.full((48, 64), 200, dtype=np.uint8)).save(annotation)
     assert "has class 200: SceneParse150 has 0 to 150" in refusal(ade20k=str(root))
     Image.fromarray(np.full((64, 48), 1, dtype=np.uint8)).save(annotation)
-    assert "has 64 x 48 pixels and its image 48 x 64: give them the same size" in refusal(ade20k=str(root))
+    assert "has 48 x 64 pixels and its image 64 x 48: give them the same size" in refusal(ade20k=str(root))
     annotation.unlink()
     assert "cannot read the map of classes" in refusal(ade20k=str(root))
     assert "ade20k names the folder" in refusal(ade20k=str(tmp_path / "none"))

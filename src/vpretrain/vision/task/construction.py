@@ -175,8 +175,8 @@ class TiltedPrototypes(ExactTask):
         values_VBNP = centred_values(tangents, log_q0_VBNP)
         values_VBNP = values_VBNP / rms(values_VBNP, log_q0_VBNP, weights_VBN)
         divergence = self.strength.radius * self.divergence
-        flat = (x.flatten(0, 2) for x in (log_q0_VBNP, values_VBNP, weights_VBN))
-        scale = inverse_temperature(*flat, divergence)
+        log_q0, values, weights = (x.flatten(0, 2) for x in (log_q0_VBNP, values_VBNP, weights_VBN))
+        scale = inverse_temperature(log_q0, values, weights, divergence)
         q0_VBNP, tilted_VBNP = log_q0_VBNP.exp(), torch.softmax(log_q0_VBNP + scale * values_VBNP, dim=-1)
         q_VBNP = torch.lerp(q0_VBNP, tilted_VBNP, beta)
         moved_VBN = (q_VBNP - q0_VBNP).abs().sum(-1) / 2
