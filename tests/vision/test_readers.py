@@ -18,7 +18,7 @@ from vpretrain import UserError
 from vpretrain.vision.assemble import assemble
 from vpretrain.vision.config import SourceConfig
 from vpretrain.vision.data.readers import Ade20k
-from vpretrain.vision.data.source import Pool
+from vpretrain.vision.data.source import Pool, _part
 from vpretrain.vision.model.batch import IGNORED
 
 
@@ -141,6 +141,14 @@ def test_images_are_scaled_alike_and_cut_and_never_squeezed(tmp_path):
     assert torch.equal(labels, read((24, 24), ade20k=root).label_BHW)
 
 
+def test_an_image_and_its_labels_are_cut_at_the_same_place():
+    column = torch.arange(64, dtype=torch.uint8).expand(24, 64)
+    image, label, depth = _part((column.expand(3, 24, 64), column, column.half()), (24, 24), 0.3)
+    assert label[0].tolist() == list(range(12, 36))
+    assert torch.equal(image, label.expand(3, 24, 24))
+    assert torch.equal(depth, label.half())
+
+
 def recipes_of(kind, root):
     if kind == "ade20k":
         source = {"ade20k": save_ade20k(root / "ade", 12)}
@@ -234,6 +242,15 @@ def test_tasks_without_labels_are_refused(tmp_path):
     both["feedback"]["meta"] = [{"nyuv2": deep}]
     with pytest.raises(UserError, match=r"no pixel of feedback\.meta has a valid depth"):
         assemble(parse_recipe(both))
+
+
+def test_feedback_of_two_sets_of_classes_is_refused(tmp_path):
+    data = recipes_of("ade20k", tmp_path).model_dump()
+    data["feedback"]["heads"] = [{"scenes": 4, "seed": 2}]
+    from vpretrain.recipe import parse_recipe
+
+    with pytest.raises(UserError, match=r"feedback\.heads has 8 classes and feedback\.meta 150: give both"):
+        assemble(parse_recipe(data))
 
 
 def test_labelled_pictures_have_one_role(tmp_path):

@@ -81,7 +81,12 @@ class VisionFeedback:
         self._for_heads, self._for_meta = Pool(config.heads, shape), Pool(config.meta, shape)
         for role, pool in (("heads", self._for_heads), ("meta", self._for_meta)):
             _check(role, pool, self.tasks)
-        outputs: dict[LabelKind, int] = {"segmentation": self._for_heads.classes, "depth": 1}
+        of_heads, of_meta = self._for_heads.classes, self._for_meta.classes
+        if "segmentation" in self.tasks and of_heads != of_meta:
+            raise UserError(
+                f"feedback.heads has {of_heads} classes and feedback.meta {of_meta}: give both images of one data set"
+            )
+        outputs: dict[LabelKind, int] = {"segmentation": of_heads, "depth": 1}
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             width = learner.backbone.width

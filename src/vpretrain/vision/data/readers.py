@@ -8,15 +8,15 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vpretrain.errors import UserError
 from vpretrain.pretrained import first_line
 from vpretrain.vision.config import SourceConfig
+from vpretrain.vision.data.pixels import PilImage, as_tensor, labels_as_tensor, orientation_of
 from vpretrain.vision.model.batch import IGNORED
 from vpretrain.vision.model.heads import LabelKind
 
@@ -24,6 +24,7 @@ ADE_CLASSES = 150
 _EIGEN = (slice(45, 471), slice(41, 601))  # rows and columns of a 480 x 640 image
 
 
+Item = TypeVar("Item")
 Sample = tuple[Tensor, Tensor | None, Tensor | None]
 
 
@@ -83,7 +84,7 @@ class Ade20k(Reader):
     def read(self, index: int) -> tuple[Tensor, Tensor, None]:
         file = self.files[index]
         annotation = self._annotation(file)
-        raw_HW = read_classes(annotation)
+        raw_HW = read_classes(annotation, file)
         if int(raw_HW.max()) > ADE_CLASSES:
             raise UserError(f"{annotation} has class {int(raw_HW.max())}: SceneParse150 has 0 to {ADE_CLASSES}")
         image_3HW = read_image(file)
@@ -171,24 +172,30 @@ def read_image(file: Path | IO[bytes], name: str | None = None) -> Tensor:
     return _read(file, f"the image {name or file}", as_tensor)
 
 
-def as_tensor(image: Any) -> Tensor:
-    """Convert a PIL image to uint8 [3, H, W]."""
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-
-
-def read_classes(file: Path) -> Tensor:
-    """Read a map of classes [H, W]. Raises UserError if the file is missing or holds colours instead of classes."""
-    array = _read(file, f"the map of classes {file}", lambda image: torch.from_numpy(np.array(image)))
+def read_classes(file: Path, image_file: Path) -> Tensor:
+    """Read a map of classes [H, W], upright like its image. Raises UserError if it is missing or holds colours, not classes."""
+    size, orientation = _read(image_file, f"the image {image_file}", lambda image: (image.size, orientation_of(image)))
+    array = _read(file, f"the map of classes {file}", lambda labels: labels_as_tensor(labels, size, orientation))
     if array.ndim != 2:
         raise UserError(f"{file} is no map of classes but an image of {array.shape[2]} channels: give one channel")
     return array.long()
 
 
-def _read(file: Path | IO[bytes], what: str, convert: Callable[[Any], Tensor]) -> Tensor:
+@contextlib.contextmanager
+def readable(what: str) -> Iterator[None]:
+    """Raise a UserError that names the image in place of Pillow's errors: it is none, broken, or too large to be meant."""
     from PIL import Image
 
     try:
-        with Image.open(file) as image:
-            return convert(image)
-    except OSError as error:  # also where it is no image
+        yield
+    except UserError as error:
+        raise UserError(f"cannot read {what}: {error}") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"cannot read {what}: {error}; remove or replace it") from None
+
+
+def _read(file: Path | IO[bytes], what: str, convert: Callable[[PilImage], Item]) -> Item:
+    from PIL import Image
+
+    with readable(what), Image.open(file) as image:
+        return convert(image)

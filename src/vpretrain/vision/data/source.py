@@ -18,7 +18,8 @@ from torch import Tensor
 from vpretrain.errors import UserError
 from vpretrain.pretrained import first_line
 from vpretrain.vision.config import SourceConfig
-from vpretrain.vision.data.readers import Ade20k, Nyuv2, Reader, Sample, as_tensor, read_image
+from vpretrain.vision.data.pixels import as_tensor
+from vpretrain.vision.data.readers import Ade20k, Nyuv2, Reader, Sample, read_image, readable
 from vpretrain.vision.data.resize import Shape, covering, nearest, part, resize
 from vpretrain.vision.data.scenes import CLASSES, rendered
 from vpretrain.vision.model.batch import IGNORED, Labelled
@@ -131,7 +132,8 @@ class _Hub(Images):
         self.config = config
 
     def __getitem__(self, index: int) -> Tensor:
-        return as_tensor(self.items[index][self.config.column])
+        with readable(f"the image {self.key(index)}"):
+            return as_tensor(self.items[index][self.config.column])
 
     def key(self, index: int) -> str:
         return f"{self.config.hub}/{index}"

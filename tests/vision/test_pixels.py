@@ -1,0 +1,128 @@
+"""Images of any mode, as users have them, give the pixels that a viewer shows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+from vision.test_readers import save_ade20k
+
+from vpretrain.errors import UserError
+from vpretrain.vision.config import SourceConfig
+from vpretrain.vision.data.pixels import as_tensor
+from vpretrain.vision.data.readers import Ade20k, read_image
+
+LEFT_TO_RIGHT = np.array([[0, 128, 255]])
+
+
+def reopened(tmp_path, image, name="image.png", **how):
+    image.save(tmp_path / name, **how)
+    return read_image(tmp_path / name)
+
+
+def exif(orientation):
+    found = Image.Exif()
+    found[0x0112] = orientation
+    return found
+
+
+@pytest.mark.parametrize("name", ["grey.png", "grey.tif"])
+def test_sixteen_bits_are_scaled_to_eight(tmp_path, name):
+    image = Image.fromarray(np.array([[0, 257 * 100, 65_535]], dtype=np.uint16))
+    assert reopened(tmp_path, image, name)[:, 0].tolist() == [[0, 100, 255]] * 3
+
+
+def test_floats_are_scaled_from_zero_to_one(tmp_path):
+    image = Image.fromarray(np.array([[0.0, 0.5, 1.0]], dtype=np.float32))
+    assert reopened(tmp_path, image, "float.tif")[:, 0].tolist() == [[0, 128, 255]] * 3
+
+
+@pytest.mark.parametrize("values", [[0.0, 255.0], [-0.5, 0.5], [float("nan"), 0.5]])
+def test_floats_of_an_unknown_range_are_refused(tmp_path, values):
+    with pytest.raises(UserError, match=r"cannot read the image .*float\.tif: an image of floats from .* from 0 to 1"):
+        reopened(tmp_path, Image.fromarray(np.array([values], dtype=np.float32)), "float.tif")
+
+
+def test_integers_of_more_than_sixteen_bits_are_refused():
+    with pytest.raises(UserError, match="an image of integers from 0 to 70000: they must be from 0 to 65535"):
+        as_tensor(Image.fromarray(np.array([[0, 70_000]], dtype=np.int32)))
+
+
+@pytest.mark.parametrize(
+    ("orientation", "expected"),
+    [(1, [[0, 128, 255]]), (3, [[255, 128, 0]]), (6, [[0], [128], [255]]), (8, [[255], [128], [0]])],
+)
+def test_an_image_is_turned_by_its_exif_orientation(tmp_path, orientation, expected):
+    image = Image.fromarray(LEFT_TO_RIGHT.astype(np.uint8))
+    assert reopened(tmp_path, image, exif=exif(orientation))[0].tolist() == expected
+    deep = Image.fromarray((257 * LEFT_TO_RIGHT).astype(np.uint16))
+    assert reopened(tmp_path, deep, "deep.png", exif=exif(orientation))[0].tolist() == expected
+
+
+def test_transparency_is_laid_on_white(tmp_path):
+    pixels = np.array([[[10, 20, 30, 255], [10, 20, 30, 0], [0, 0, 0, 127]]], dtype=np.uint8)
+    expected = [[10, 20, 30], [255, 255, 255], [128, 128, 128]]
+    assert reopened(tmp_path, Image.fromarray(pixels))[:, 0].T.tolist() == expected
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "P"])
+def test_a_transparent_colour_is_laid_on_white(tmp_path, mode):
+    image = Image.new("RGB", (2, 1), (0, 0, 0))
+    image.putpixel((1, 0), (90, 90, 90))
+    image = image.quantize(2) if mode == "P" else image.convert(mode)
+    transparent = image.getpixel((0, 0))
+    found = reopened(tmp_path, image, transparency=transparent)
+    assert found[:, 0].T.tolist() == [[255, 255, 255], [90, 90, 90]]
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("1", 1, [255, 255, 255]),
+        ("L", 77, [77, 77, 77]),
+        ("LA", (77, 255), [77, 77, 77]),
+        ("RGB", (1, 2, 3), [1, 2, 3]),
+        ("RGBA", (1, 2, 3, 255), [1, 2, 3]),
+        ("CMYK", (0, 255, 255, 0), [255, 0, 0]),
+        ("HSV", (0, 255, 255), [255, 0, 0]),
+        ("YCbCr", (128, 128, 128), [128, 128, 128]),
+        ("I;16", 65_535, [255, 255, 255]),
+        ("I", 257 * 50, [50, 50, 50]),
+        ("F", 0.2, [51, 51, 51]),
+    ],
+)
+def test_every_mode_has_its_colour(mode, colour, expected):
+    assert as_tensor(Image.new(mode, (2, 1), colour))[:, 0, 0].tolist() == expected
+
+
+def test_exif_that_cannot_be_read_leaves_the_pixels(tmp_path):
+    image = Image.fromarray(LEFT_TO_RIGHT.astype(np.uint8))
+    assert reopened(tmp_path, image, "image.png", exif=b"Exif\x00\x00nonsense")[0].tolist() == [[0, 128, 255]]
+
+
+@pytest.mark.parametrize("turned_before", [False, True])
+def test_labels_turn_with_their_image(tmp_path, turned_before):
+    root = save_ade20k(tmp_path, count=1)
+    file, labels = tmp_path / "images/training/ADE_0.jpg", tmp_path / "annotations/training/ADE_0.png"
+    stored = np.zeros((48, 64, 3), dtype=np.uint8)
+    stored[:, 32:] = 255  # class 150 is on the right
+    Image.fromarray(stored).save(file, exif=exif(6))
+    if turned_before:
+        Image.open(labels).transpose(Image.Transpose.ROTATE_270).save(labels)
+    image_3HW, class_HW, _ = Ade20k(SourceConfig(ade20k=root)).read(0)
+    assert image_3HW.shape[1:] == class_HW.shape == (64, 48)
+    assert ((image_3HW[0] > 128) == (class_HW == 149)).all()
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n\x00\x00", b"no image"])
+def test_a_broken_image_is_refused_in_one_line(tmp_path, content):
+    (tmp_path / "image.png").write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot read the image .*image\.png: .*; remove or replace it"):
+        read_image(tmp_path / "image.png")
+
+
+def test_an_image_too_large_to_be_meant_is_refused_in_one_line(tmp_path, monkeypatch):
+    Image.new("L", (64, 64)).save(tmp_path / "image.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(UserError, match="exceeds limit of 2000 pixels"):
+        read_image(tmp_path / "image.png")
