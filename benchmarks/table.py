@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from vpretrain.compare.statistics import LEVEL
+
 _COLUMNS = (
     "arm", "answer NLL", "minus one-hot", "V minus it", "retention NLL", "mean alpha", "steps", "tokens",
 )  # fmt: skip
@@ -73,8 +75,11 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str
     return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)]) + "\n"
 
 
-def interval(value: dict[str, float] | None, sign: str, digits: int = 3) -> str:
-    """Format a mean with its 95 % interval; None as a dash."""
+def interval(value: dict[str, Any] | None, sign: str, digits: int = 3) -> str:
+    """Format a mean with its 95 % interval, if any; bold if it differs from 0 after a correction by Holm; None as a dash."""
     if value is None:
         return "-"
-    return f"{value['mean']:{sign}.{digits}f} [{value['low']:{sign}.{digits}f}, {value['high']:{sign}.{digits}f}]"
+    if value["low"] is None:
+        return f"{value['mean']:{sign}.{digits}f}"
+    text = f"{value['mean']:{sign}.{digits}f} [{value['low']:{sign}.{digits}f}, {value['high']:{sign}.{digits}f}]"
+    return f"**{text}**" if value.get("p_holm", 1.0) < 1 - LEVEL else text

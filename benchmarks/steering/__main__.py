@@ -27,7 +27,7 @@ from benchmarks.steering.table import markdown
 from vpretrain.compare.compare import compare
 from vpretrain.compare.entry import split_entries
 from vpretrain.compare.results import START, run_name
-from vpretrain.compare.statistics import bootstrap_interval
+from vpretrain.compare.statistics import correct, interval
 from vpretrain.compare.tables import draw_curves, remarks, table
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
@@ -68,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         draw_curves(recipe, results)
         probed = recipe.model_copy(update={"arm": "v", "name": f"{recipe.name}-probe"})
         conditions[condition] = summary(recipe, results) | {"probe": _probed(probed)}
+    correct({id(difference): difference for found in conditions.values() for difference in _read_off(found)}.values())
     file = _HERE / "results.json" if full else _ROOT / f"results-{variant(options)}.json"
     minutes = 0.1 if options.quick else options.minutes
     write_report("bench-steering", {"conditions": conditions}, minutes, file, markdown)
@@ -108,19 +109,21 @@ def recipe_of(condition: str, learner: Path, options: argparse.Namespace) -> Rec
 def summary(recipe: Recipe, results: dict[str, Any]) -> dict[str, Any]:
     """Return a condition's figures, with 95 % intervals over seeds and problems (retention: over seeds)."""
     arms: dict[str, Any] = {}
-    differences = results["differences"]["nll"]
+    differences, tempered = results["differences"]["nll"], results["differences"].get("nll_tempered", {})
     goals = {run["seed"]: run["answer_nll"] for run in _runs(results, "one-hot")}
     for arm, figures in results["arms"].items():
         retention = [run["retention_nll"] for run in _runs(results, arm)]
-        low, high = bootstrap_interval([[value] for value in retention])
+        low, high = interval([[value] for value in retention]) if len(retention) > 1 else (None, None)
         arms[arm] = {
             "target_nll": {key: figures[f"answer_nll{end}"] for key, end in _ENDS.items()},
             "retention_nll": {"mean": mean(retention), "low": low, "high": high},
+            "top_1": figures.get("answer_top_1"),
             "steps": figures["steps"],
             "seconds": figures["seconds"],
         }
         if arm != "one-hot":
             arms[arm]["minus_one_hot"] = differences[arm]["one-hot"]
+            arms[arm]["tempered_minus_one_hot"] = tempered.get(arm, {}).get("one-hot")
         if arm != START:
             if recipe.evaluation.points > 1:
                 arms[arm]["seconds_to_one_hot"] = _time_to(recipe, results, arm, goals)
@@ -133,6 +136,12 @@ def summary(recipe: Recipe, results: dict[str, Any]) -> dict[str, Any]:
         "v_minus": {arm: difference for arm, difference in v.items() if arm != START},
         **({} if matched is None else {"after_equal_tokens": _after_equal(matched["tokens"])}),
     }
+
+
+def _read_off(found: dict[str, Any]) -> list[dict[str, float]]:
+    """Return the differences that a condition's table shows; V minus one-hot is among both kinds."""
+    of_arms = [figures["minus_one_hot"] for figures in found["arms"].values() if "minus_one_hot" in figures]
+    return [*found["v_minus"].values(), *of_arms]
 
 
 def _after_equal(matched: dict[str, Any]) -> dict[str, Any]:
@@ -162,9 +171,9 @@ def _time_to(recipe: Recipe, results: dict[str, Any], arm: str, goals: dict[int,
     return {"mean": mean(seconds) if seconds else None, "reached": len(seconds), "of": len(goals)}
 
 
-def _probed(recipe: Recipe) -> dict[str, float]:
+def _probed(recipe: Recipe) -> dict[str, float | None]:
     file = recipe.directory / "probe.json"
-    if not file.exists():
+    if not file.exists() or "gain" not in json.loads(file.read_text(encoding="utf-8")):
         failed = Fork(probe, recipe, PROBE_STEPS).wait()
         if failed:
             raise UserError(f"the probe of {recipe.name} failed; the reason stands above")
@@ -173,6 +182,9 @@ def _probed(recipe: Recipe) -> dict[str, float]:
         "pearson": found["full"]["pearson_r"],
         "slope": found["full"]["slope"],
         "pearson_subset": found["subset"]["pearson_r"],
+        "pearson_seen": found["seen"]["pearson_r"],
+        "pearson_gain": found["gain"]["pearson_r"],
+        "slope_gain": found["gain"]["slope"],
     }
 
 

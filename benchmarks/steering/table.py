@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.table import interval
+from benchmarks.table import interval, markdown_table
 
 _COLUMNS = (
-    "arm", "target NLL", "minus one-hot", "V minus it", "retention NLL", "mean alpha", "steps", "seconds to one-hot's end",
+    "arm", "target NLL", "minus one-hot", "V minus it", "after one temperature, minus one-hot", "top-1", "retention NLL",
+    "mean alpha", "steps", "seconds to one-hot's end",
 )  # fmt: skip
 
 
@@ -18,8 +19,7 @@ def markdown(report: dict[str, Any]) -> str:
         lines = [
             f"### {condition}",
             "",
-            f"{found['seeds']} seeds; probe of V: r {found['probe']['pearson']:.3f}, slope {found['probe']['slope']:.2f} "
-            f"(S alone: r {found['probe']['pearson_subset']:.3f}).{_matched(found)}",
+            f"{found['seeds']} seeds; probe of V: {_probe(found['probe'])}.{_matched(found)}",
             "",
             arms_markdown(found),
         ]
@@ -28,10 +28,10 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def arms_markdown(found: dict[str, Any]) -> str:
-    """Format the arms of one condition."""
-    lines = [f"| {' | '.join(_COLUMNS)} |", f"|{'---|' * len(_COLUMNS)}"]
-    lines += [f"| {' | '.join(_row(arm, figures, found))} |" for arm, figures in found["arms"].items()]
-    return "\n".join(lines) + "\n"
+    """Format the arms of one condition, without columns that are empty."""
+    columns = zip(_COLUMNS, *(_row(arm, figures, found) for arm, figures in found["arms"].items()), strict=True)
+    header, *rows = zip(*(column for column in columns if set(column[1:]) != {"-"}), strict=True)
+    return markdown_table(header, rows)
 
 
 def _row(arm: str, figures: dict[str, Any], found: dict[str, Any]) -> list[str]:
@@ -44,11 +44,20 @@ def _row(arm: str, figures: dict[str, Any], found: dict[str, Any]) -> list[str]:
         interval(figures["target_nll"], ""),
         interval(figures.get("minus_one_hot"), "+"),
         interval(found["v_minus"].get(arm), "+"),
+        interval(figures.get("tempered_minus_one_hot"), "+"),
+        "-" if figures.get("top_1") is None else f"{figures['top_1']:.1%}",
         interval(figures["retention_nll"], ""),
         f"{figures['mean_alpha']:.3f}" if figures.get("mean_alpha") is not None else "-",
         f"{figures['steps']:.0f}",
         reached,
     ]
+
+
+def _probe(probe: dict[str, float | None]) -> str:
+    text = f"r {probe['pearson']:.3f}, slope {probe['slope']:.2f} (S alone: r {probe['pearson_subset']:.3f})"
+    if probe.get("pearson_gain") is not None:
+        text += f"; gain over one-hot: r {probe['pearson_gain']:.3f}, slope {probe['slope_gain']:.2f}"
+    return text
 
 
 def _matched(found: dict[str, Any]) -> str:

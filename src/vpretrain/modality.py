@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from vpretrain.config import Recipe
 from vpretrain.types import Json, Model
@@ -20,15 +20,30 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Paired:
+    """A metric of every case, by which arms are compared.
+
+    Attributes:
+        unit: of a difference.
+        measured_on: the data that it is measured on, or the way.
+        better: "lower" or "higher".
+        beside: whether it only stands beside the others: at the end of the budget, as differences from the baseline.
+    """
+
+    unit: str
+    measured_on: str
+    better: Literal["lower", "higher"]
+    beside: bool = False
+
+
+@dataclass(frozen=True)
 class Metrics:
     """The presentation of an evaluation's metrics in tables, plots and verdicts.
 
     Attributes:
         headline: the data that all of it is measured on.
         cases: the key of results under which the cases are.
-        paired: the metrics of a case by which arms are compared, with their units.
-        measured_on: the data that each of these is measured on.
-        better: "lower" or "higher", for each of these.
+        paired: the metrics of a case by which arms are compared.
         objectives: metrics that settings trade off: -1 where less is better, else 1; with the title.
         pareto_points: settings of `vpretrain pareto`, if none are given.
         columns: of tables, each with a function that formats it from an arm's results.
@@ -38,9 +53,7 @@ class Metrics:
 
     headline: str
     cases: str
-    paired: Mapping[str, str]
-    measured_on: Mapping[str, str]
-    better: Mapping[str, str]
+    paired: Mapping[str, Paired]
     objectives: Mapping[str, tuple[int, str]]
     pareto_points: Sequence[Sequence[str]]
     columns: Mapping[str, Callable[[Json], str]]

@@ -40,5 +40,5 @@ def test_results_have_the_promised_form():
         assert set(found["v_minus"]) == set(found["arms"]) - {"step-0", "v"}
         for arm, figures in found["arms"].items():
             assert all({"mean", "low", "high"} == set(figures[key]) for key in ("target_nll", "retention_nll"))
-            assert arm == "one-hot" or {"mean", "low", "high"} == set(figures["minus_one_hot"])
+            assert arm == "one-hot" or {"mean", "low", "high"} <= set(figures["minus_one_hot"])
             assert arm == "step-0" or "seconds_to_one_hot" in figures

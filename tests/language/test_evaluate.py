@@ -9,7 +9,6 @@ from tokenizers import decoders
 from torch.nn import functional as F
 from worlds import recipe_data, tiny_recipe
 
-from vpretrain.compare.statistics import bootstrap_interval, paired_difference
 from vpretrain.language.assemble import assemble, load_evaluation
 from vpretrain.language.evaluation.solve import before_stop, final_answer, is_correct, pass_at_k, solve
 from vpretrain.language.model.learner import LanguageLearner
@@ -43,6 +42,7 @@ def test_the_final_answer(text, answer):
         ("no idea", "4", False),
         ("", "4", False),
         ("#### 1/0", "4", False),
+        ("#### 3.1416", "3.1417", False),
         ("#### 42 apples", "42", True),
         ("#### $18", "$18", True),
         ("\\boxed{\\frac{3}{4}}", "0.75", True),
@@ -71,9 +71,23 @@ def test_answer_nll_and_retention_are_those_of_a_plain_forward_pass(tmp_path, to
             logits = model(ids[None]).logits[0]
         expected = F.cross_entropy(logits[len(prompt) - 1 : -1], ids[len(prompt) :])
         assert problem["nll"] == pytest.approx(float(expected), rel=1e-4)
+        likeliest = logits[len(prompt) - 1 : -1].argmax(-1) == ids[len(prompt) :]
+        assert problem["top_1"] == pytest.approx(float(likeliest.double().mean()))
     assert figures["answer_nll"] == pytest.approx(sum(p["nll"] for p in figures["problems"]) / 6)
+    assert figures["answer_top_1"] == pytest.approx(sum(p["top_1"] for p in figures["problems"]) / 6)
+    assert figures["answer_nll_tempered"] == pytest.approx(sum(p["nll_tempered"] for p in figures["problems"]) / 6)
     assert figures["retention_nll"] > 0
     assert [problem.get("solved") for problem in figures["problems"][2:]] == [None] * 4
+
+
+def test_a_learner_with_dropout_is_evaluated_without_it(tmp_path, tokenizer):
+    evaluation = load_evaluation(parse_recipe(recipe_data(tmp_path, tokenizer)), tokenizer)
+    learner = LanguageLearner(tiny_model("gpt2", vocabulary=max(61, len(tokenizer))))
+    figures = evaluation(learner)
+    assert learner.module.training
+    assert evaluation(learner) == figures
+    learner.module.eval()
+    assert evaluation(learner) == figures
 
 
 def test_domains_are_reported_apart(tmp_path, tokenizer):
@@ -83,18 +97,6 @@ def test_domains_are_reported_apart(tmp_path, tokenizer):
     recipe = parse_recipe(data)
     figures = load_evaluation(recipe, tokenizer)(LanguageLearner(tiny_model(vocabulary=max(61, len(tokenizer)))))
     assert set(figures["answer_nll_by_domain"]) == {"sums", "more"}
-
-
-def test_intervals_over_problems():
-    torch.manual_seed(0)
-    values = torch.randn(400).tolist()
-    low, high = bootstrap_interval(values)
-    mean, standard_error = torch.tensor(values).mean(), torch.tensor(values).std() / 20
-    assert low == pytest.approx(float(mean - 1.96 * standard_error), abs=0.01)
-    assert high == pytest.approx(float(mean + 1.96 * standard_error), abs=0.01)
-    noise = torch.randn(400).mul(10).tolist()
-    difference = paired_difference([[a + b for a, b in zip(values, noise, strict=True)]], [noise])
-    assert difference["low"] == pytest.approx(low, abs=1e-4)
 
 
 def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_answer():

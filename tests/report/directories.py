@@ -105,9 +105,12 @@ def write_comparison(directory: Path, *, steps: int = 40, seeds: tuple[int, ...]
 
 
 def write_probe(directory: Path, arm: str = "v") -> None:
-    steps = [{"step": n, "realised": n / 9, "predicted": n / 10, "predicted_subset": n / 30} for n in range(6)]
-    found = {"pearson_r": 1.0, "slope": 1.1}
-    write_json(directory / "probe.json", {"arm": arm, "full": found, "subset": found, "steps": steps})
+    predictions = ("predicted", "predicted_subset", "seen", "predicted_gain")
+    steps = [
+        {"step": n, "realised": n / 9, "realised_gain": n / 99, **dict.fromkeys(predictions, n / 10)} for n in range(6)
+    ]
+    found = {name: {"pearson_r": 1.0, "slope": 1.1} for name in ("full", "subset", "seen", "gain")}
+    write_json(directory / "probe.json", {"arm": arm, **found, "steps": steps})
 
 
 def write_profile(directory: Path) -> None:

@@ -114,15 +114,15 @@ def sweep(options: argparse.Namespace) -> None:
 def probe(options: argparse.Namespace) -> None:
     """Compare the predicted with the measured change of the feedback loss, step by step."""
     recipe = load_recipe(options.recipe, options.overrides)
-    from vpretrain.inspection.probe import draw_probe, probe
+    from vpretrain.inspection.probe import PREDICTIONS, draw_probe, probe, shown
 
     _quiet()
     results = probe(recipe, options.steps)
     print(
-        f"{recipe.arm}: drop of the feedback loss, predicted from -<g_down, step>, against realised, {options.steps} steps"
+        f"{recipe.arm}: drop of the feedback loss, predicted by one batch, against realised on another, {options.steps} steps"
     )
-    for which, title in (("full", "all parameters"), ("subset", f"S = {recipe.value.subset}")):
-        print(f"{title:>20}  Pearson r {results[which]['pearson_r']:+.3f}   slope {results[which]['slope']:+.3f}")
+    for which, (*_, title) in PREDICTIONS.items():
+        print(f"{title:>24}  {shown(results[which])}")
     _print_results(recipe.directory / "probe.json", draw_probe(results, recipe.directory / "probe.png"))
 
 

@@ -65,7 +65,7 @@ def posttrain(
             }
             for path, runs in ends.items()
         },
-        "of": metrics.paired[key],
+        "of": metrics.paired[key].unit,
         "seeds": seeds,
     }
     return write_study(recipe, "posttrain.json", summary)

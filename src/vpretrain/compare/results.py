@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean
 from typing import Any
 
 from vpretrain.compare.entry import parse_entry
-from vpretrain.compare.statistics import paired_difference
+from vpretrain.compare.statistics import correct, paired_difference
 from vpretrain.config import Recipe
 from vpretrain.files import Lines
 from vpretrain.modality import Metrics, modality_of
@@ -37,16 +37,33 @@ def summarise(runs: Runs, scores: Mapping[str, Sequence[Lines]], recipe: Recipe)
     metrics = modality_of(recipe).metrics
     results: Json = {"arms": {arm: over_seeds(of_arm, metrics) for arm, of_arm in runs.items()}}
     cases = {arm: [run[metrics.cases] for run in of_arm] for arm, of_arm in runs.items()}
-    keys = [key for key in metrics.paired if any(key in case for case in cases[START][0])]
-    results["differences"] = {key: _differences({a: values_of(c, key) for a, c in cases.items()}) for key in keys}
-    results["of"] = {key: metrics.paired[key] for key in keys}
+    measured = [key for key in metrics.paired if any(key in case for case in cases[START][0])]
+    results["differences"] = {key: _differences({a: values_of(c, key) for a, c in cases.items()}) for key in measured}
+    keys = [key for key in measured if not metrics.paired[key].beside]
+    results["of"] = {key: metrics.paired[key].unit for key in keys}
     domains = list(dict.fromkeys(case["domain"] for case in cases[START][0] if "domain" in case))
     if len(domains) > 1:
         results["by_domain"] = {domain: _by_domain(cases, keys, domain) for domain in domains}
     if recipe.evaluation.points and recipe.optimizer.schedule == "constant":
         axes = ("seconds", recipe.unit)
         results["matched"] = {axis: _matched(runs, scores, axis, keys, metrics.cases) for axis in axes}
+    wanted = pairs([arm for arm, found in results["arms"].items() if found.get("steps")], recipe.baseline)
+    domains_of_keys = [found[key]["differences"] for found in results.get("by_domain", {}).values() for key in keys]
+    axes_of_keys = [[found[key]["differences"] for key in keys] for found in results.get("matched", {}).values()]
+    at_end, beside = (
+        [found for key, found in results["differences"].items() if (key in keys) is main] for main in (True, False)
+    )
+    for read_together in (at_end, domains_of_keys, *axes_of_keys):
+        correct(part[a][b] for part in read_together for a, b in wanted)
+    correct(part[a][b] for part in beside for a, b in wanted if b == recipe.baseline)
     return results
+
+
+def pairs(trained: Iterable[str], baseline: str) -> list[tuple[str, str]]:
+    """Return the pairs whose differences are reported: every arm minus the baseline, then V minus every other."""
+    arms = list(trained)
+    pairs = [(name, baseline) for name in arms if name != baseline and baseline in arms]
+    return pairs + [("v", name) for name in arms if "v" in arms and name not in ("v", baseline)]
 
 
 def over_seeds(runs: Sequence[Json], metrics: Metrics) -> Json:
@@ -85,13 +102,13 @@ def values_of(runs: Sequence[Sequence[Json]], key: str) -> list[list[float]]:
 
 
 def _differences(values: Mapping[str, list[list[float]]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Return differences: arm -> other arm -> mean, low, high. The untouched learner is the same for every seed."""
+    """Return differences: arm -> other arm -> mean, low, high, p. The untouched learner is the same for every seed."""
     seeds = max(map(len, values.values()))
     full = {arm: runs if len(runs) == seeds else runs * seeds for arm, runs in values.items()}
     differences: dict[str, dict[str, dict[str, float]]] = {arm: {} for arm in full}
     for a, b in itertools.combinations(full, 2):
         one = differences[a][b] = paired_difference(full[a], full[b])
-        differences[b][a] = {"mean": -one["mean"], "low": -one["high"], "high": -one["low"]}
+        differences[b][a] = {"mean": -one["mean"], "low": -one["high"], "high": -one["low"], "p": one["p"]}
     return differences
 
 

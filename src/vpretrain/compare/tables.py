@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from vpretrain.compare.results import SECONDS_TOLERANCE, START, run_name
+from vpretrain.compare.results import SECONDS_TOLERANCE, START, pairs, run_name
 from vpretrain.config import Recipe
 from vpretrain.files import read_lines
 from vpretrain.modality import modality_of
@@ -69,6 +69,13 @@ def remarks(results: Json, recipe: Recipe) -> list[str]:
         for where, differences, how in parts
         for key, unit in results["of"].items()
         for name, other in pairs(trained, recipe.baseline)
+    ]
+    lines += [
+        f"{name} minus {other}, on {metrics.paired[key].measured_on}: "
+        f"{interval(found[name][other], metrics.paired[key].unit)}"
+        for key, found in results["differences"].items()
+        for name, other in pairs(trained, recipe.baseline)
+        if key not in results["of"] and other == recipe.baseline
     ]
     for name, arm in trained.items():
         if arm["meta_updates"]:
@@ -171,12 +178,7 @@ def _lines(run: Path, file: str, results: Json) -> list[Json]:
     return [results["arms"][START], *lines, json.loads((run / "result.json").read_text(encoding="utf-8"))]
 
 
-def pairs(trained: Json, baseline: str) -> list[tuple[str, str]]:
-    """Return the pairs whose differences are reported: every arm minus the baseline, then V minus every other."""
-    pairs = [(name, baseline) for name in trained if name != baseline and baseline in trained]
-    return pairs + [("v", name) for name in trained if "v" in trained and name not in ("v", baseline)]
-
-
 def interval(difference: Mapping[str, float], of: str) -> str:
-    """Format a difference with its unit."""
-    return f"{difference['mean']:+.4f} {of}, 95 % interval [{difference['low']:+.4f}, {difference['high']:+.4f}]"
+    """Format a difference with its unit, and p if it is corrected for the number of differences."""
+    text = f"{difference['mean']:+.4f} {of}, 95 % interval [{difference['low']:+.4f}, {difference['high']:+.4f}]"
+    return text + (f", p = {difference['p_holm']:.2g}" if "p_holm" in difference else "")

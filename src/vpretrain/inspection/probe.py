@@ -1,7 +1,17 @@
-"""`vpretrain probe`: compare the drop of the feedback's loss that the value predicts for a step with the realised drop.
+"""`vpretrain probe`: compare the drop of the feedback's loss that is predicted for a step with the drop on held-out feedback.
 
-For the realised step d of the learner's optimizer the first-order prediction is -<g_down, d> (Eq 35), over all parameters and
-over S alone. Each step is measured on one feedback batch, before and after.
+Everything is predicted from one feedback batch and measured on another, neither of which gave the value direction. For the
+step d that the learner's optimizer makes:
+
+    full     -<g_down, d> over all parameters (Eq 35)
+    subset   the same over S alone
+    seen     -<u, P^-1 d>: the value as the task was built to raise it, with the direction u of the last meta update, which
+             contains the metric P, as the step d does
+    gain     -<g_down, d - d_base> against the difference in the drop: what the task adds to the base task's step d_base, from
+             the same learner, optimizer and batches; only this part depends on the task
+
+The first two measure how linear the loss is along a step, and how much two feedback batches have in common; they are large for
+any task.
 """
 
 from __future__ import annotations
@@ -9,129 +19,228 @@ from __future__ import annotations
 import copy
 import json
 import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
 from vpretrain.config import Recipe
 from vpretrain.console import steady
+from vpretrain.errors import UserError
 from vpretrain.files import write_whole
 from vpretrain.method.algorithm import StepRecord
-from vpretrain.method.protocols import Parameters
+from vpretrain.method.protocols import AnyBatch, Parameters, Stream
+from vpretrain.method.step import learner_losses
 from vpretrain.method.value import gradient
 from vpretrain.modality import modality_of
 from vpretrain.plot import pyplot
-from vpretrain.run.optimizer import AdamW
+from vpretrain.run.optimizer import AdamW, load_optimizer_tensors, optimizer_tensors
 from vpretrain.run.parts import Parts
+from vpretrain.run.random_state import random_state, set_random_state
 from vpretrain.run.train import begin, train
 from vpretrain.types import Json
 
+PREDICTIONS = {  # name -> what is predicted, what is realised, title
+    "full": ("predicted", "realised", "all parameters"),
+    "subset": ("predicted_subset", "realised", "S alone"),
+    "seen": ("seen", "realised", "the value as seen"),
+    "gain": ("predicted_gain", "realised_gain", "gain over the base task"),
+}
+_FEWEST = 3  # steps for a correlation
+_ROUNDING = 1e-5  # relative difference of two steps below which their tasks were the same
+
+
+class ProbedAdamW(AdamW):
+    """The learner's optimizer, with a call before each step, when the gradients are there and theta has not moved."""
+
+    before_step: Callable[[], None]
+
+    def step(self, loss: float) -> dict[str, float]:
+        """Call `before_step`, then make the step."""
+        self.before_step()
+        return super().step(loss)
+
+
+class WatchedStream:
+    """A stream that keeps its last micro-batches, and the random state after them, from which a step's passes draw."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self.batches: list[AnyBatch] = []
+        self.random: dict[str, torch.Tensor] = {}
+
+    def next(self) -> list[AnyBatch]:
+        """Return the next micro-batches."""
+        self.batches, self.random = self._stream.next(), random_state()
+        return self.batches
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
 
 class OneStepProbe:
-    """Observe a learner from outside, without an optimizer and without changing anything. `subset`: the names in S."""
+    """Observe a learner from outside. The run's feedback goes on by two batches per step (in vision its heads too); the rest of
+    the run stays as it is.
 
-    def __init__(self, parts: Parts, subset: tuple[str, ...]) -> None:
-        self.parts, self.subset = parts, subset
-        self.steps: list[dict[str, float]] = []
-        self._look()
+    Args:
+        parts: of the run; their stream is watched from now on.
+        optimizer: the learner's.
+        subset: the names in S.
+        optimizer_aware: whether the value direction contains the optimizer's metric.
+    """
 
-    def __call__(self, record: StepRecord) -> None:
-        """Measure the step that was just made, and prepare for the next one."""
-        with torch.no_grad():
-            step = {name: theta - self._theta[name] for name, theta in self._now().items()}
-            products = {name: float((self._g_down[name].double() * d.double()).sum()) for name, d in step.items()}
+    def __init__(self, parts: Parts, optimizer: ProbedAdamW, subset: tuple[str, ...], *, optimizer_aware: bool) -> None:
+        self.parts, self.optimizer, self.subset, self.optimizer_aware = parts, optimizer, subset, optimizer_aware
+        self.steps: list[Json] = []
+        self.stream = WatchedStream(parts.stream)
+        parts.stream = cast(Stream, self.stream)
+        optimizer.before_step = self._before
+
+    def after_step(self, step: int) -> None:
+        """Measure the step that was just made."""
+        after, moved = self._evaluate(), self._moved()
+        d = {name: moved[name] - self._theta[name] for name in moved}
+        more = {name: moved[name] - self._base[name] for name in moved}
+        on_base = _product(more, more) <= _ROUNDING**2 * _product(d, d)
         self.steps.append(
             {
-                "step": record.step,
-                "realised": self._loss - self._evaluate(),
-                "predicted": -sum(products.values()),
-                "predicted_subset": -sum(products[name] for name in self.subset),
+                "step": step,
+                "realised": self._loss - after,
+                "predicted": -_product(self._g_down, d),
+                "predicted_subset": -_product({name: self._g_down[name] for name in self.subset}, d),
+                "seen": None if self._u is None else -_product(self._u, d),
+                "realised_gain": None if on_base else self._base_loss - after,
+                "predicted_gain": None if on_base else -_product(self._g_down, more),
             }
         )
-        self._look()
 
-    def _look(self) -> None:
-        """Take a new feedback batch, with its loss and its gradient at the present theta."""
-        self._feedback = copy.deepcopy(self.parts.feedback.next())  # vision's heads change with every feedback batch
-        self._theta = {name: theta.clone() for name, theta in self._now().items()}
-        self._loss = self._evaluate()
+    def _before(self) -> None:
+        """Take two feedback batches: the gradient of one, the loss of the other; and make and undo the base task's step."""
+        # Copies, since vision's heads change with every feedback batch.
+        seen, self._held_out = (copy.deepcopy(self.parts.feedback.next()) for _ in range(2))
+        self._theta = self._moved()
         with self.parts.learner.meta_mode():
-            self._g_down = gradient(self._weighted, self._theta)
+            self._g_down = gradient(lambda at: self._weighted(seen, at), self._theta)
+        self._loss, self._u = self._evaluate(), self._direction()
+        gradients = {name: p.grad for name, p in self.optimizer.parameters.items()}
+        moments = {name: value.clone() for name, value in optimizer_tensors(self.optimizer.torch).items()}
+        counters, random = self.optimizer.state_dict(), random_state()
+        self.optimizer.torch.zero_grad(set_to_none=True)
+        set_random_state(self.stream.random)  # the same dropout as in the step itself
+        loss = 0.0
+        for part in learner_losses(self.parts.learner, self.parts.base, self.stream.batches):
+            part.loss.backward()
+            loss += float(part.loss.detach())
+        AdamW.step(self.optimizer, loss)
+        self._base, self._base_loss = self._moved(), self._evaluate()
+        with torch.no_grad():
+            for name, p in self.optimizer.parameters.items():
+                p.copy_(self._theta[name])
+                p.grad = gradients[name]
+        load_optimizer_tensors(self.optimizer.torch, moments)
+        self.optimizer.load_state_dict(counters)
+        set_random_state(random)
+
+    def _direction(self) -> Parameters | None:
+        """Return u without the metric; None before there is one."""
+        u = None if self.parts.meta is None else self.parts.meta.direction
+        P = self.optimizer.metric(u) if u is not None and self.optimizer_aware else None
+        if u is None or P is None:
+            return u
+        return {name: torch.where(P[name] > 0, part / P[name], 0.0) for name, part in u.items() if name in P}
 
     def _evaluate(self) -> float:
         with torch.no_grad(), self.parts.learner.meta_mode():
-            return float(self._weighted(self._now()).double())
+            return float(self._weighted(self._held_out, self._now()).double())
 
-    def _weighted(self, parameters: Parameters) -> torch.Tensor:
+    def _weighted(self, feedback: dict[str, AnyBatch], parameters: Parameters) -> torch.Tensor:
         """Return L_down over all domains by their weights (Eq 18)."""
         weights = self.parts.feedback.weights
-        losses = [weights[d] * self.parts.learner.evaluate(batch, parameters) for d, batch in self._feedback.items()]
+        losses = [weights[d] * self.parts.learner.evaluate(batch, parameters) for d, batch in feedback.items()]
         return torch.stack(losses).sum()
 
     def _now(self) -> Parameters:
         return {name: theta.detach() for name, theta in self.parts.learner.named_parameters()}
+
+    def _moved(self) -> Parameters:
+        return {name: theta.clone() for name, theta in self._now().items()}
 
 
 def probe(recipe: Recipe, steps: int) -> Json:
     """Make some steps of a recipe's run with a probe at each; return and write probe.json.
 
     Returns:
-        `steps`: step, predicted and realised drops, in units of the evaluator's loss; `full` and `subset`: Pearson's r, and the
-        slope of realised on predicted.
+        `steps`: predicted and realised drops, in units of the evaluator's loss; and for each of PREDICTIONS Pearson's r and the
+        slope of realised on predicted (of `seen` in the value's own unit), null where there is no direction, or where the
+        task is the base task.
 
     Raises:
         UserError: the recipe cannot work.
     """
     parts = begin(recipe)
+    if parts.train is not None:
+        raise UserError(f"arm={recipe.arm} has a training of its own, without a task to probe: use arm=v")
     if parts.warm_up is not None:
         parts.warm_up()
     total_steps = recipe.budget.steps or steps
-    optimizer = AdamW(parts.learner.named_parameters(), recipe.effective_optimizer, total_steps=total_steps)
-    observer = OneStepProbe(parts, modality_of(recipe).subset(recipe, parts.learner))
+    optimizer = ProbedAdamW(parts.learner.named_parameters(), recipe.effective_optimizer, total_steps=total_steps)
+    subset, aware = modality_of(recipe).subset(recipe, parts.learner), recipe.effective_value.metric == "adamw"
+    observer = OneStepProbe(parts, optimizer, subset, optimizer_aware=aware)
     with steady("             probe", steps) as done:
 
         def after_step(record: StepRecord) -> None:
-            observer(record)
+            observer.after_step(record.step)
             done(record.step + 1)
 
         train(recipe, parts, optimizer, steps=range(steps), after_step=after_step)
-    results = {
-        "arm": recipe.arm,
-        "full": agreement(observer.steps, "predicted"),
-        "subset": agreement(observer.steps, "predicted_subset"),
-        "steps": observer.steps,
-        "recipe": recipe.model_dump(mode="json"),
-    }
+    found = {name: agreement(observer.steps, *keys) for name, (*keys, _) in PREDICTIONS.items()}
+    results = {"arm": recipe.arm, **found, "steps": observer.steps, "recipe": recipe.model_dump(mode="json")}
     recipe.directory.mkdir(parents=True, exist_ok=True)
     write_whole(recipe.directory / "probe.json", json.dumps(results, indent=1))
     return results
 
 
-def agreement(steps: list[dict[str, float]], key: str) -> dict[str, float]:
+def agreement(steps: Sequence[Json], predicted: str, realised: str) -> Json:
     """Return Pearson's r of predicted and realised drops, and the slope of realised on predicted (1 if first-order)."""
-    predicted, realised = [step[key] for step in steps], [step["realised"] for step in steps]
-    return {
-        "pearson_r": statistics.correlation(predicted, realised),
-        "slope": statistics.linear_regression(predicted, realised).slope,
-    }
+    pairs = points(steps, predicted, realised)
+    x, y = zip(*pairs, strict=True) if pairs else ((), ())
+    if len(set(x)) < _FEWEST or len(set(y)) < _FEWEST:
+        return {"pearson_r": None, "slope": None}
+    return {"pearson_r": statistics.correlation(x, y), "slope": statistics.linear_regression(x, y).slope}
+
+
+def points(steps: Sequence[Json], predicted: str, realised: str) -> list[tuple[float, float]]:
+    """Return (predicted, realised) of the steps that have both; a step on the base task has no gain over it."""
+    return [(step[predicted], step[realised]) for step in steps if step.get(predicted) is not None]
 
 
 def draw_probe(results: Json, file: Path) -> Path | None:
-    """Plot realised against predicted drops, for all parameters and for S; return None without matplotlib."""
+    """Plot realised against predicted drops; return None without matplotlib."""
     plot = pyplot()
     if plot is None:
         return None
-    figure, axes = plot.subplots(1, 2, figsize=(9, 4), layout="constrained", sharey=True)
-    realised = [step["realised"] for step in results["steps"]]
-    panels = (("full", "predicted", "all parameters"), ("subset", "predicted_subset", "S alone"))
-    for axis, (which, key, title) in zip(axes, panels, strict=True):
-        predicted = [step[key] for step in results["steps"]]
-        axis.axline((0, 0), slope=1, color="grey", linewidth=0.8)
-        axis.plot(predicted, realised, "o", markersize=4)
+    drawn = {name: points(results["steps"], *keys) for name, (*keys, _) in PREDICTIONS.items()}
+    drawn = {name: pairs for name, pairs in drawn.items() if pairs}
+    figure, axes = plot.subplots(1, len(drawn), figsize=(4.2 * len(drawn), 4), layout="constrained", squeeze=False)
+    for axis, (name, pairs) in zip(axes[0], drawn.items(), strict=True):
+        if name != "seen":  # which is in another unit
+            axis.axline((0, 0), slope=1, color="grey", linewidth=0.8)
+        axis.plot(*zip(*pairs, strict=True), "o", markersize=4)
         axis.set_xlabel("predicted drop of the feedback loss")
-        found = results[which]
-        axis.set_title(f"{title}: r = {found['pearson_r']:.3f}, slope {found['slope']:.2f}")
-    axes[0].set_ylabel("realised drop")
+        axis.set_title(f"{PREDICTIONS[name][2]}: {shown(results[name])}")
+    axes[0][0].set_ylabel("realised drop on held-out feedback")
     figure.savefig(file, dpi=120)
     plot.close(figure)
     return file
+
+
+def shown(found: Json) -> str:
+    """Format an agreement."""
+    if found["pearson_r"] is None:
+        return "nothing to compare"
+    return f"r = {found['pearson_r']:+.3f}, slope {found['slope']:+.3g}"
+
+
+def _product(g: Parameters, d: Parameters) -> float:
+    return sum(float((g[name].double() * d[name].double()).sum()) for name in g)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vpretrain.modality import Metrics, shown
+from vpretrain.modality import Metrics, Paired, shown
 from vpretrain.types import Json
 
 
 def _intervals(seeds: Sequence[Sequence[Json]]) -> dict[str, float]:
     """Intervals of figures over several seeds, from the problems of each seed."""
-    from vpretrain.compare.statistics import bootstrap_interval
+    from vpretrain.compare.statistics import interval
 
-    low, high = bootstrap_interval([[problem["nll"] for problem in problems] for problems in seeds])
+    low, high = interval([[problem["nll"] for problem in problems] for problems in seeds])
     return {"answer_nll_low": low, "answer_nll_high": high}
+
+
+def _with_interval(value: float, low: float | None, high: float | None) -> str:
+    """A figure and its interval, which a single problem does not have."""
+    return f"{value:.4f}" if low is None else f"{value:.4f} [{low:.3f}, {high:.3f}]"
 
 
 def _sampled(pass_at_k: dict[str, float] | None) -> str:
@@ -27,15 +32,21 @@ def _sampled(pass_at_k: dict[str, float] | None) -> str:
 METRICS = Metrics(
     headline="held-out answers",
     cases="problems",
-    paired={"nll": "nats per token"},
-    measured_on={"nll": "held-out answers"},
-    better={"nll": "lower"},
+    paired={
+        "nll": Paired("nats per token", "held-out answers", "lower"),
+        "nll_tempered": Paired(
+            "nats per token", "held-out answers after one temperature per arm", "lower", beside=True
+        ),
+        "top_1": Paired("of the tokens", "the likeliest tokens of held-out answers", "higher", beside=True),
+    },
     objectives={"answer_nll": (-1, "answer NLL"), "retention_nll": (-1, "retention NLL")},
     pareto_points=(),  # no points suit every recipe
     columns={
-        "answer NLL [95 %]": lambda arm: (
-            f"{arm['answer_nll']:.4f} [{arm['answer_nll_low']:.3f}, {arm['answer_nll_high']:.3f}]"
+        "answer NLL [95 %]": lambda arm: _with_interval(
+            arm["answer_nll"], arm["answer_nll_low"], arm["answer_nll_high"]
         ),
+        "tempered": lambda arm: shown(arm.get("answer_nll_tempered")),
+        "top-1": lambda arm: shown(arm.get("answer_top_1"), ".1%"),
         "Pass@1": lambda arm: shown(arm["pass_at_1"], ".1%"),
         "Pass@k": lambda arm: _sampled(arm.get("pass_at_k")),
         "retention NLL": lambda arm: shown(arm["retention_nll"]),

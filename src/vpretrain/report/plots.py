@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
-from vpretrain.compare.results import START
-from vpretrain.compare.tables import pairs
+from vpretrain.compare.results import START, pairs
 from vpretrain.modality import modality_of
 from vpretrain.plot import pyplot
 from vpretrain.report.collect import Run, Study
@@ -103,19 +102,20 @@ def differences(study: Study) -> list[Markup]:
         compared = {"end of budget": results["differences"][key]}
         compared |= {f"equal {axis}": found[key]["differences"] for axis, found in results.get("matched", {}).items()}
         rows = [(f"{_short(a)} − {_short(b)}", kind, of[a][b]) for kind, of in compared.items() for a, b in wanted]
-        pictures.append(_intervals(rows, f"difference, {unit} ({metrics.better[key]} is better)"))
+        pictures.append(_intervals(rows, f"difference, {unit} ({metrics.paired[key].better} is better)"))
     return pictures
 
 
 def probe(found: Json) -> list[Markup]:
     """Plot realised against predicted drops of the feedback loss."""
-    realised = [step["realised"] for step in found["steps"]]
-    pictures = []
-    for key, which, title in (("predicted", "full", "all parameters"), ("predicted_subset", "subset", "S alone")):
-        predicted, fit = [step[key] for step in found["steps"]], found[which]
-        text = f"{title}: r = {fit['pearson_r']:.3f}, slope {fit['slope']:.2f}"
-        pictures.append(_scatter(predicted, realised, text))
-    return pictures
+    from vpretrain.inspection.probe import PREDICTIONS, points, shown  # needs torch
+
+    drawn = {name: points(found["steps"], *keys) for name, (*keys, _) in PREDICTIONS.items() if name in found}
+    return [
+        _scatter(pairs, f"{PREDICTIONS[name][2]}: {shown(found[name])}", same_unit=name != "seen")
+        for name, pairs in drawn.items()
+        if pairs
+    ]
 
 
 def profile(found: Json) -> Markup:
@@ -229,14 +229,16 @@ def _intervals(rows: Sequence[tuple[str, str, Mapping[str, float]]], title: str)
     return _svg(draw, f"{title}: {text}", left=left, right=12, height=60 + 20 * len(rows), width=480)
 
 
-def _scatter(predicted: Sequence[float], realised: Sequence[float], title: str) -> Markup:
+def _scatter(pairs: Sequence[tuple[float, float]], title: str, *, same_unit: bool) -> Markup:
     def draw(axis: Axes) -> None:
-        axis.axline((0, 0), slope=1, color=_INK, linewidth=0.8, linestyle="--")
-        axis.plot(predicted, realised, "o", color=_SERIES[0], markersize=4)
+        if same_unit:
+            axis.axline((0, 0), slope=1, color=_INK, linewidth=0.8, linestyle="--")
+        axis.plot(*zip(*pairs, strict=True), "o", color=_SERIES[0], markersize=4)
         _name_axes(axis, title, "predicted drop of the feedback loss")
         axis.set_ylabel("realised drop")
 
-    return _svg(draw, f"Realised against predicted drop, {title}; on the dashed line both are equal", left=62, right=14)
+    equal = "; on the dashed line both are equal" if same_unit else ""
+    return _svg(draw, f"Realised against predicted drop, {title}{equal}", left=62, right=14)
 
 
 def _name_axes(axis: Axes, title: str, x_name: str) -> None:

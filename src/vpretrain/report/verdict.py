@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 
-from vpretrain.compare.results import START
-from vpretrain.compare.tables import by_minutes, interval, pairs, remarks, unequal
+from vpretrain.compare.results import START, pairs
+from vpretrain.compare.statistics import LEVEL
+from vpretrain.compare.tables import by_minutes, interval, remarks, unequal
 from vpretrain.modality import modality_of
 from vpretrain.report.collect import Study
-
-FEW_CASES = 30
 
 
 def verdict(study: Study) -> str:
@@ -28,35 +27,33 @@ def verdict(study: Study) -> str:
     v = ("v", recipe.baseline)
     a, b = v if v in wanted else wanted[0] if wanted else (next(iter(trained)), START)
     text = "at the end of its budget" if b == START else f"after {_equal(study, a, b)}"
-    for number, key in enumerate(of):
-        found, better = results["differences"][key][a][b], metrics.better[key]
+    beside = [key for key in results["differences"] if metrics.paired[key].beside]
+    for number, key in enumerate([*of, *beside]):
+        found, paired = results["differences"][key][a][b], metrics.paired[key]
+        relation = _relation(found, paired.better)
         if number == 0:
-            text += f", {a} {_relation(found, better)} {b} on {metrics.measured_on[key]}: {a} minus {b} is "
-            text += f"{interval(found, of[key])}, paired over {_over(study)} ({better} is better)"
+            text += f", {a} {relation} {b} on {paired.measured_on}: {a} minus {b} is "
+            text += f"{interval(found, paired.unit)}, paired over {_over(study)} ({paired.better} is better)"
         else:
-            text += f"; on {metrics.measured_on[key]} {a} {_relation(found, better)} {b}: {interval(found, of[key])}"
+            text += f"; on {paired.measured_on} {a} {relation} {b}: {interval(found, paired.unit)}"
     if b == START:
         return text[0].upper() + text[1:] + "."
     text += f"; {a} made {_made(study, a)}, {b} {_made(study, b)}"
     for (axis, matched), key in itertools.product(results.get("matched", {}).items(), of):
         other, at_end = matched[key]["differences"][a][b], results["differences"][key][a][b]
-        relation = _relation(other, metrics.better[key])
-        if relation != _relation(at_end, metrics.better[key]):
-            where = f", on {metrics.measured_on[key]}," if len(of) > 1 else ""
-            text += f"; but after {matched['at']:,.0f} {axis}{where} {a} {relation} {b}: {interval(other, of[key])}"
+        paired = metrics.paired[key]
+        relation = _relation(other, paired.better)
+        if relation != _relation(at_end, paired.better):
+            where = f", on {paired.measured_on}," if len(of) > 1 else ""
+            text += f"; but after {matched['at']:,.0f} {axis}{where} {a} {relation} {b}: {interval(other, paired.unit)}"
     return text[0].upper() + text[1:] + "."
 
 
 def notes(study: Study) -> list[str]:
-    """Return all differences, the designer's metrics, and the scope of the interval."""
+    """Return all differences, and the designer's metrics."""
     if not study.compared:
         return []
-    lines = [line for line in remarks(study.results, study.recipe) if not line.startswith("warning")]
-    if len(study.results["seeds"]) == 1:
-        lines.append(
-            "one seed: the intervals say how sure the figures are of these cases, not what another seed would do"
-        )
-    return lines
+    return [line for line in remarks(study.results, study.recipe) if not line.startswith("warning")]
 
 
 def warnings(study: Study) -> list[str]:
@@ -65,10 +62,6 @@ def warnings(study: Study) -> list[str]:
     if study.compared:
         said = remarks(study.results, study.recipe)
         lines = [line.removeprefix("warning: ") for line in said if line.startswith("warning")]
-        cases = modality_of(study.recipe).metrics.cases
-        few = min((len(run.result[cases]) for run in runs if run.result.get(cases)), default=FEW_CASES)
-        if few < FEW_CASES:
-            lines.append(f"{few} {cases} are few: resampling so few makes intervals too narrow")
     else:
         lines = [run.result["warning"] for run in runs if "warning" in run.result]
     made = [run for run in runs if run.provenance]
@@ -106,7 +99,8 @@ def _made(study: Study, arm: str) -> str:
 
 
 def _relation(difference: dict[str, float], better: str) -> str:
-    if not (difference["low"] > 0 or difference["high"] < 0):  # also if a result is NaN
+    excludes_0 = difference["low"] > 0 or difference["high"] < 0  # not if a result is NaN
+    if not excludes_0 or difference.get("p_holm", 0.0) >= 1 - LEVEL:
         return "cannot be told from"
     return "is better than" if (difference["mean"] < 0) == (better == "lower") else "is worse than"
 
@@ -115,4 +109,4 @@ def _over(study: Study) -> str:
     metrics, seeds = modality_of(study.recipe).metrics, len(study.results["seeds"])
     counts = {len(run.result[metrics.cases]) for of_arm in study.runs.values() for run in of_arm if run.result}
     cases = f"{counts.pop()} {metrics.cases}" if len(counts) == 1 else metrics.cases
-    return cases + (f" and {seeds} seeds" if seeds > 1 else " of one seed")
+    return cases + (f" and {seeds} seeds" if seeds > 1 else " of one seed, which says nothing about other seeds")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from vpretrain.modality import Metrics, shown
+from vpretrain.modality import Metrics, Paired, shown
 from vpretrain.types import Json
 from vpretrain.vision.evaluation.retrieval import PROTOCOLS
 
@@ -16,9 +16,10 @@ def _retrieval(arm: Json, place: str, protocol: str) -> str:
 METRICS = Metrics(
     headline="probes on the frozen backbone",
     cases="pictures",
-    paired={"miou": "mIoU per image", "depth_rmse": "metres per image"},
-    measured_on={"miou": "segmentation", "depth_rmse": "depth"},
-    better={"miou": "higher", "depth_rmse": "lower"},
+    paired={
+        "miou": Paired("mIoU per image", "segmentation", "higher"),
+        "depth_rmse": Paired("metres per image", "depth", "lower"),
+    },
     objectives={"miou": (1, "mIoU"), "depth_rmse": (-1, "RMSE (m)")},
     pareto_points=[
         [f"feedback.segmentation={segmentation}", f"feedback.depth={depth}"]

@@ -1,6 +1,6 @@
-"""Evaluation of a causal LM: answer NLL, Pass@1 and Pass@k on held-out problems, NLL on unrelated text.
+"""Evaluation of a causal LM: answer NLL, top-1 accuracy, Pass@1 and Pass@k on held-out problems, NLL on unrelated text.
 
-Shapes: B rows, T tokens, N targets.
+Shapes: B rows, T tokens, N targets, G temperatures.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ from statistics import mean
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from vpretrain.compare.statistics import bootstrap_interval
+from vpretrain.compare.statistics import interval
 from vpretrain.console import steady
 from vpretrain.errors import UserError
 from vpretrain.language.config import EvaluationConfig
 from vpretrain.language.data.encode import collate, encode
 from vpretrain.language.data.source import Example
+from vpretrain.language.evaluation.calibration import SCALES, tempered
 from vpretrain.language.evaluation.solve import is_correct, math_verify, needs_mathematics, pass_at_k, reference, solve
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.language.model.learner import LanguageLearner
@@ -58,7 +60,8 @@ class Evaluation:
         """Measure the learner as it is; `problems` lists the figures per problem, for paired comparisons."""
         size = self.config.batch_size
         asked = self.problems[: self.config.pass_at_1_problems]
-        nll: list[float] = []
+        nll_G: list[Tensor] = []
+        top_1: list[float] = []
         solved: list[bool] = []
         correct: list[int] = []  # per problem, of the sampled solutions
         retention: list[Tensor] = []
@@ -67,12 +70,14 @@ class Evaluation:
         with learner.meta_mode(), torch.no_grad(), steady("       evaluation", work) as done:
             for chunk in _chunks(self.problems, size):
                 rows = [encode(example, self.tokenizer, self.config.length) for example in chunk]
-                nll += row_nll(learner, collate(rows, self.tokenizer).to(learner.device)).tolist()
-                done(len(nll))
+                nll_BG, top_1_B = row_scores(learner, collate(rows, self.tokenizer).to(learner.device))
+                nll_G.append(nll_BG.cpu())
+                top_1 += top_1_B.tolist()
+                done(len(top_1))
             for batch in self.retention:
                 retention.append(learner.nll(batch.to(learner.device)).double().cpu())
-                done(len(nll) + len(retention))
-            read = len(nll) + len(retention)
+                done(len(self.problems) + len(retention))
+            read = len(self.problems) + len(retention)
             for chunk in _chunks(asked, size):
                 before, each = read + _DECODING * len(solved), _DECODING * len(chunk)
                 counts = self._solve(learner, chunk, done=lambda share, b=before, e=each: done(b + share * e))
@@ -83,7 +88,10 @@ class Evaluation:
                 for chunk in _chunks(asked, 1) if self.config.samples else ():
                     correct += self._solve(learner, chunk, samples=self.config.samples)
                     done(read + _DECODING * (len(solved) + self.config.samples * len(correct)))
-        low, high = bootstrap_interval(nll)
+        nll_NG = torch.cat(nll_G).numpy()
+        nll = nll_NG[:, SCALES.index(1.0)].tolist()
+        tempered_N, temperature = tempered(nll_NG)
+        low, high = interval([nll]) if len(nll) > 1 else (None, None)
         by_domain: dict[str, list[float]] = {}
         for example, value in zip(self.problems, nll, strict=True):
             by_domain.setdefault(example.domain, []).append(value)
@@ -91,6 +99,9 @@ class Evaluation:
             "answer_nll": mean(nll),
             "answer_nll_low": low,
             "answer_nll_high": high,
+            "answer_nll_tempered": float(tempered_N.mean()),
+            "temperature": temperature,
+            "answer_top_1": mean(top_1),
             "pass_at_1": mean(solved) if solved else None,
             **({"pass_at_k": pass_at_k(correct, self.config.samples)} if correct else {}),
             "retention_nll": float(torch.cat(retention).mean()) if retention else None,
@@ -98,10 +109,16 @@ class Evaluation:
         if len(by_domain) > 1:
             result["answer_nll_by_domain"] = {domain: mean(values) for domain, values in by_domain.items()}
         problems = [
-            {"key": example.key, "domain": example.domain, "nll": value}
+            {
+                "key": example.key,
+                "domain": example.domain,
+                "nll": nll[i],
+                "nll_tempered": float(tempered_N[i]),
+                "top_1": top_1[i],
+            }
             | ({"solved": solved[i]} if i < len(solved) else {})
             | ({"correct_samples": correct[i]} if i < len(correct) else {})
-            for i, (example, value) in enumerate(zip(self.problems, nll, strict=True))
+            for i, example in enumerate(self.problems)
         ]
         return result | {"problems": problems}
 
@@ -113,11 +130,15 @@ class Evaluation:
         return [sum(is_correct(text, reference(example)) for text in texts) for example, texts in solved]
 
 
-def row_nll(learner: LanguageLearner, batch: TokenBatch) -> Tensor:
-    """Mean NLL over the targets of each row, [B], in nats per token."""
-    row_N, loss_N = batch.predicts_BT.nonzero()[:, 0], learner.nll(batch)
-    sums_B = torch.zeros(len(batch.domains), dtype=torch.float64, device=loss_N.device)
-    return sums_B.index_add_(0, row_N, loss_N.double()) / row_N.bincount(minlength=len(sums_B))
+def row_scores(learner: LanguageLearner, batch: TokenBatch) -> tuple[Float[Tensor, "B G"], Float[Tensor, " B"]]:
+    """Return the mean NLL over the targets of each row at each temperature, in nats per token, and the fraction of its targets
+    that are the likeliest token."""
+    nll_NG, likeliest_N = learner.scores(batch, SCALES)
+    each = torch.cat([nll_NG, likeliest_N[:, None]], dim=1).double()
+    row_N = batch.predicts_BT.nonzero()[:, 0]
+    sums = each.new_zeros(len(batch.domains), each.shape[1]).index_add_(0, row_N, each)
+    means = sums / row_N.bincount(minlength=len(sums))[:, None]
+    return means[:, :-1], means[:, -1]
 
 
 def _chunks(examples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:

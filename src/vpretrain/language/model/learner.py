@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,10 +11,20 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 
 from vpretrain.errors import UserError
 from vpretrain.language.model.batch import TokenBatch
-from vpretrain.language.model.loss import Head, Logits, Tangent, at_least_fp32, dense_logits, fused_logits, primal
+from vpretrain.language.model.loss import (
+    Head,
+    Logits,
+    Tangent,
+    at_least_fp32,
+    dense_logits,
+    fused_logits,
+    primal,
+    scored,
+)
 from vpretrain.language.model.shared_pass import PreparedBatch, SharedPass
 from vpretrain.method.base_learner import BaseLearner
 from vpretrain.method.last_mlp import MLPEntry, find_last_mlp
@@ -102,6 +112,19 @@ class LanguageLearner(BaseLearner):
         with torch.no_grad():
             logits = self._forward(inputs, None, 1).logits
         return logits.lse_N - logits.z_NK[:, 0]
+
+    def scores(self, inputs: TokenBatch, scales: Sequence[float]) -> tuple[Float[Tensor, "N G"], Bool[Tensor, " N"]]:
+        """Return the NLL of every target, in nats, with all logits times each scale, and whether it is the likeliest token."""
+        with torch.no_grad(), self.autocast():
+            hidden_BTD, logits_NV = self._run(inputs, None, dense=not self.module.linear_head)
+            head, hidden_ND = self.module.head(None), hidden_BTD[inputs.predicts_BT]
+
+            def logits_of(rows: slice) -> Tensor:
+                if logits_NV is not None:
+                    return head.bend(at_least_fp32(logits_NV[rows]))
+                return head.bend(at_least_fp32(F.linear(hidden_ND[rows], head.weight_VD, head.bias_V)))
+
+            return scored(logits_of, inputs.targets_N, len(head.weight_VD), scales)
 
     def keep_candidates_when(self, asked: Callable[[], bool]) -> None:
         """From now on keep K candidates per token in its own passes while `asked()` is true, else only the true token."""

@@ -6,17 +6,17 @@ The first term does not depend on q, the second only on K logits per token. So o
 the candidates, their logits, and the first term with its whole gradient before q is known; the gradient that q adds is
 sparse. All arms use the same pass: K = 1 is one-hot.
 
-Shapes: N targets, n targets of a chunk, V vocabulary, K candidates, D the learner's width.
+Shapes: N targets, n targets of a chunk, V vocabulary, K candidates, D the learner's width, G scales.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
@@ -226,6 +226,29 @@ def fused_logits(
         return head.candidate_logits(hidden_ND, others_NK)
 
     return Logits(candidates_NK, z_NK, log_p_NK, lse_N, mean_lse, share_N, others)
+
+
+def scored(
+    logits_of: Callable[[slice], Float[Tensor, "n V"]],
+    targets_N: Int[Tensor, " N"],
+    vocabulary: int,
+    scales: Sequence[float],
+) -> tuple[Float[Tensor, "N G"], Bool[Tensor, " N"]]:
+    """Return the NLL of every target with all logits times each of G scales, and whether it is the likeliest token.
+
+    Args:
+        logits_of: computes the logits of some targets, in fp32 or wider.
+        targets_N: the true tokens.
+        vocabulary: V.
+        scales: inverse temperatures.
+    """
+    nll, likeliest = [], []
+    for rows in _chunks(len(targets_N), CHUNK // vocabulary):
+        z_nV = logits_of(rows)
+        true_n = z_nV.gather(-1, targets_N[rows, None])[:, 0]
+        likeliest.append(true_n >= z_nV.amax(-1))
+        nll.append(torch.stack([(scale * z_nV).logsumexp(-1) - scale * true_n for scale in scales], dim=-1))
+    return torch.cat(nll), torch.cat(likeliest)
 
 
 class _Fused(torch.autograd.Function):
