@@ -77,6 +77,13 @@ def test_average_over_examples_gives_every_document_the_same_weight(tokenizer):
     assert weights.tolist() == pytest.approx([0, 0, 1 / 2, 1 / 2, 0, 0, *[1 / 6] * 6])
 
 
+def test_a_row_of_raw_text_counts_as_an_example_however_short_its_pieces_are(tokenizer):
+    long, short = encode(example("abcdefghijk", ""), tokenizer), encode(example("abc", ""), tokenizer)
+    weights = collate([[long], [short, short]], tokenizer, length=12, average="examples").weights_BT
+    assert weights[0].tolist() == pytest.approx([0, *[1 / 12] * 11])
+    assert weights[1].tolist() == pytest.approx([0, *[1 / 12] * 3, 0, *[1 / 12] * 3, *[0] * 4])
+
+
 def test_a_piece_of_a_document_predicts_what_the_whole_would_but_for_its_first_token(tokenizer):
     document = encode(example("abcd", "xy"), tokenizer)
     assert document.cut(0, 4).targets == 2

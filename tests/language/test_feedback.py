@@ -15,9 +15,10 @@ from vpretrain.language.model.learner import LanguageLearner
 PAIR = {"prompt": "{question} ", "response": "{answer}"}
 
 
-def make(tokenizer, *sources, packing=False, rank=0, processes=1, **settings) -> LanguageFeedback:
+def make(tokenizer, *sources, packing=False, average="tokens", rank=0, processes=1, **settings) -> LanguageFeedback:
     config = FeedbackConfig(**({"length": 48, "batch_size": 2} | settings), sources=list(sources))
-    return LanguageFeedback(config, tokenizer, seed=0, packing=packing, rank=rank, processes=processes)
+    how = {"packing": packing, "average": average, "rank": rank, "processes": processes}
+    return LanguageFeedback(config, tokenizer, seed=0, **how)
 
 
 @pytest.fixture
@@ -37,6 +38,14 @@ def test_domains_have_their_own_batches_and_weights_that_sum_to_one(tokenizer, p
         "code": ("code",) * 2,
     }
     assert feedback.weights == {"math": 0.75, "code": 0.25}
+
+
+def test_pairs_have_equal_weight_where_the_loss_is_averaged_over_examples(tokenizer, tmp_path):
+    rows = [{"question": "2+2=", "answer": "4"}, {"question": "2+2=", "answer": "four, as everyone knows"}]
+    source = {"path": write_jsonl(tmp_path / "two.jsonl", rows), "domain": "math", **PAIR}
+    batch = make(tokenizer, source, average="examples").next()["math"]
+    assert batch.weights_BT.sum(1).tolist() == pytest.approx([1, 1])
+    assert len(set((batch.weights_BT > 0).sum(1).tolist())) == 2
 
 
 def test_an_epoch_shows_every_pair_once_and_goes_on_at_its_cursor(tokenizer, path):

@@ -34,7 +34,7 @@ from vpretrain.method.value import engine
 from vpretrain.run.checkpoint import load_designer
 from vpretrain.run.parts import Parts
 from vpretrain.run.prefetch import prefetched
-from vpretrain.types import Json, Model
+from vpretrain.types import Json, Keywords, Model
 
 _ONE_HOT_ALPHA = 0.01  # a mean alpha below this leaves the targets one-hot for all practical purposes
 
@@ -45,9 +45,9 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
     Raises UserError if something in the recipe cannot work; the message gives the cause and the remedy.
     """
     tokenizer = load_tokenizer(recipe.learner.name)
-    where = {"rank": distributed.rank(), "processes": distributed.size()}
-    packing = recipe.stream.packing
-    feedback = LanguageFeedback(recipe.feedback, tokenizer, seed=recipe.seed, packing=packing, **where)
+    where: Keywords = {"rank": distributed.rank(), "processes": distributed.size()}
+    rows: Keywords = {"packing": recipe.stream.packing, "average": recipe.stream.average}
+    feedback = LanguageFeedback(recipe.feedback, tokenizer, seed=recipe.seed, **rows, **where)
     evaluation = load_evaluation(recipe, tokenizer)
     evaluation_keys = frozenset(example.key for example in evaluation.problems)
     check_roles(feedback.keys, evaluation_keys)

@@ -136,7 +136,8 @@ class StreamConfig(config.StreamConfig):
     min_chunk: int = Field(16, ge=2, description="Pieces of raw text with fewer tokens are dropped.")
     average: Literal["tokens", "examples"] = Field(
         "tokens",
-        description="The loss is averaged over all tokens, or over the tokens of each example and then over examples (Eq 37).",
+        description="The losses of stream and feedback are averaged over all tokens, or over the tokens of each example and "
+        "then over examples (Eq 37, 38); a row of raw text counts as an example.",
     )
 
 

@@ -210,7 +210,8 @@ def _endless(config: SourceConfig, seed: str, usable: Callable[[Example], bool])
         if not skipped:
             yield example
     raise UserError(
-        f"{config.origin}: {HOPELESS} pairs in a row cannot be trained on: their prompts are too long, or the evaluation's"
+        f"{config.origin}: {HOPELESS} pairs in a row cannot be trained on: their prompts are too long, or feedback and "
+        "evaluation own them"
     )
 
 

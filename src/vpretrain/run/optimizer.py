@@ -117,7 +117,11 @@ class AdamW:
 
 
 class Preconditioner(Mapping[str, Tensor]):
-    """AdamW's P = 1 / (sqrt(v_hat) + eps) over some parameters (App B.4), computed on each access."""
+    """AdamW's P = 1 / (sqrt(v_hat) + eps) over some parameters (App B.4), computed on each access.
+
+    P is 0 where v_hat is: no step has moved such an entry (an input embedding that the stream never used), and at 1 / eps it
+    alone would make up the length of g_down.
+    """
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> None:
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
@@ -130,8 +134,9 @@ class Preconditioner(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         state, group = self._known[name]
         correction = 1 - group["betas"][1] ** float(state["step"])
-        metric: Tensor = (state["exp_avg_sq"] / correction).sqrt_().add_(group["eps"]).reciprocal_()
-        return metric
+        second = state["exp_avg_sq"]
+        metric: Tensor = (second / correction).sqrt_().add_(group["eps"]).reciprocal_()
+        return metric.mul_(second > 0)
 
     def __contains__(self, name: object) -> bool:
         return name in self._known

@@ -88,7 +88,8 @@ def collate(
         rows: the documents of each row.
         tokenizer: gives the padding id.
         length: T.
-        average: tokens: every target has weight 1; examples: 1 / (targets of its document).
+        average: tokens: every target has weight 1; examples: the targets of a pair have weight 1 together, those of raw text
+            1 / T each, so that a whole row of it counts as an example, however short its pieces are.
     """
     filled = [[row] if isinstance(row, Document) else list(row) for row in rows]
     length = length or max(sum(map(len, documents)) for documents in filled)
@@ -102,7 +103,8 @@ def collate(
             stop = start + len(document)
             ids_BT[row, start:stop] = torch.tensor(document.ids)
             positions_BT[row, start:stop] = torch.arange(len(document))
-            weight = 1 if average == "tokens" else 1 / max(1, document.targets)
+            of_example = length if document.raw else max(1, document.targets)
+            weight = 1 if average == "tokens" else 1 / of_example
             weights_BT[row, start + document.context : stop] = weight
             start = stop
         positions_BT[row, start:] = torch.arange(length - start)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
+from typing import Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -27,6 +28,7 @@ class LanguageFeedback:
         tokenizer: the learner's.
         seed: order of the pairs.
         packing: whether several pairs may share a row.
+        average: as in `collate`.
         rank: this process, from 0.
         processes: their number. The pairs of a batch are divided among them and do not depend on it.
 
@@ -42,12 +44,13 @@ class LanguageFeedback:
         *,
         seed: int,
         packing: bool,
+        average: Literal["tokens", "examples"] = "tokens",
         rank: int = 0,
         processes: int = 1,
     ) -> None:
         if config.batch_size < processes:
             raise UserError(f"feedback.batch_size={config.batch_size} is below the {processes} processes: raise it")
-        self.config, self.tokenizer, self.packing = config, tokenizer, packing
+        self.config, self.tokenizer, self.packing, self.average = config, tokenizer, packing, average
         self._own = range(rank, config.batch_size, processes)
         self.device: torch.device | str = "cpu"
         self.batches_drawn = 0
@@ -72,7 +75,7 @@ class LanguageFeedback:
             first = self.batches_drawn * self.config.batch_size
             chosen = [documents[self._order[domain][first + i]] for i in self._own]
             rows = packed(chosen, self.config.length) if self.packing else chosen
-            batches[domain] = collate(rows, self.tokenizer).to(self.device)
+            batches[domain] = collate(rows, self.tokenizer, average=self.average).to(self.device)
         self.batches_drawn += 1
         return batches
 
