@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from models import all_logits, random_batch, tiny_model
 from worlds import sums, tiny_recipe, write_jsonl
 
 from vpretrain.language.assemble import assemble
+from vpretrain.language.config import DesignerConfig
+from vpretrain.language.inspection.doctor import random_designer
 from vpretrain.language.model.learner import LanguageLearner
 from vpretrain.language.task.construction import LearnedTargets, OneHot, Smoothing
 from vpretrain.run.directory import prepare_directory
@@ -326,3 +329,31 @@ def test_the_adamw_metric_is_the_preconditioner_of_the_step():
     # With beta_1 = 0 the realised step is exactly -lr P g.
     torch.testing.assert_close(parameter.detach() - before, -lr * optimizer.metric(["w"])["w"] * gradient)
     assert set(optimizer.metric(["w", "unused"])) == {"w"}
+    parameter.grad = torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0])
+    fresh = AdamW([("w", parameter)], OptimizerConfig(), total_steps=100)
+    fresh.step(1.0)
+    assert (fresh.metric(["w"])["w"] > 0).tolist() == [True, True, False, True, True]
+
+
+def change_in_scores(start, stop):
+    """How far a designer's scores of each target of two packed documents change with these tokens, at the same state."""
+    learner = LanguageLearner(tiny_model().eval(), top_k=6)
+    designer = random_designer(learner, DesignerConfig(hidden_size=32, layers=2, heads=2, top_k=6))
+    batch = random_batch(1)
+    state, ids_BT = learner.observe(batch), batch.ids_BT.clone()
+    ids_BT[:, start:stop] = ids_BT[:, start:stop] % 60 + 1
+    with torch.no_grad():
+        before, after = (designer(given, state)[0] for given in (batch, replace(batch, ids_BT=ids_BT)))
+    return (after - before).abs().amax(-1)
+
+
+def test_a_designer_sees_the_true_token_of_each_target_and_none_after_it():
+    change_N = change_in_scores(9, 10)  # the fifth target: the first is token 5
+    assert float(change_N[4]) > 0.01
+    assert float(change_N[:4].max()) < 1e-5
+
+
+def test_scores_of_a_packed_document_do_not_depend_on_the_one_before_it():
+    change_N = change_in_scores(0, 12)
+    assert float(change_N[:7].min()) > 0.01
+    assert float(change_N[7:].max()) < 1e-5

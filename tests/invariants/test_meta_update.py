@@ -75,3 +75,13 @@ def test_a_resumed_run_goes_on_with_the_feedback_gradient_it_had(tmp_path, token
     ends = [load_checkpoint(checkpoints(recipe.directory / "checkpoints")[-1])[0] for recipe in (whole, parts)]
     for name, theta in ends[0]["learner"].items():
         assert torch.equal(theta, ends[1]["learner"][name]), name
+
+
+def test_a_meta_update_raises_the_value_of_its_own_problem(tmp_path, tokenizer):
+    parts = assemble(tiny_recipe(tmp_path, tokenizer, arm="v-paper", designer={"lr": 3e-3}))
+    engine, seen = parts.meta.engine, []
+    parts.meta.engine = lambda problem: seen.append(problem) or engine(problem)
+    before = parts.meta(parts.stream.next())["value"]
+    with parts.learner.meta_mode():
+        after = engine(seen[0]).value
+    assert float(after) > before

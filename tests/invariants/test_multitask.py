@@ -9,11 +9,12 @@ from models import all_logits, random_batch, tiny_model
 from vpretrain.language.config import DesignerConfig
 from vpretrain.language.inspection.doctor import random_designer
 from vpretrain.language.model.learner import LanguageLearner
-from vpretrain.language.task.construction import LearnedTargets, OneHot
+from vpretrain.language.task.construction import ExactTask, LearnedTargets, OneHot
 from vpretrain.method.meta import MetaUpdate
 from vpretrain.method.protocols import Task
+from vpretrain.method.strength import Strength
 from vpretrain.method.subset import alignment_subset
-from vpretrain.method.value import Align, gradient, jvp, norm
+from vpretrain.method.value import Align, gradient, inner, jvp, norm
 
 
 class TwoDomains:
@@ -82,6 +83,37 @@ def test_a_domain_that_the_batch_lacks_is_left_out():
     expected = Align("cosine")(g_down(meta, TwoDomains().next()["code"]), g_pre(meta, only[0]))
     assert meta(only)["value"] == pytest.approx(float(expected), rel=1e-4)
     assert make(True, "cosine")([random_batch(2, seed=1, domain="law")]) == {}
+
+
+@pytest.mark.parametrize("construction", [None, OneHot()])
+def test_the_direction_of_matched_domains_is_the_weighted_sum_of_their_own(construction):
+    meta, align = make(True, "cosine", construction), Align("cosine")
+    stream = {"math": random_batch(2, seed=1, domain="math"), "code": random_batch(2, seed=2, domain="code")}
+    own = {
+        domain: align.direction(g_down(meta, TwoDomains().next()[domain]), g_pre(meta, batch))
+        for domain, batch in stream.items()
+    }
+    meta(list(stream.values()))
+    for n, u in meta.direction.items():
+        expected = sum(weight * own[domain][n] for domain, weight in TwoDomains.weights.items())
+        torch.testing.assert_close(u, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_in_a_judgement_a_domain_counts_by_its_weight_however_many_pairs_it_has():
+    strength = Strength(next=0)
+    meta = make(True, "cosine", ExactTask(0.02, 0.15, strength, lambda batch, state: None))
+    feedback = {"math": random_batch(1, seed=11, domain="math"), "code": random_batch(3, seed=12, domain="code")}
+    meta.strength, meta.feedback.next = strength, lambda: feedback
+    meta([random_batch(2, seed=1, domain="math"), random_batch(2, seed=2, domain="code")])
+    (seen,) = strength.judgements
+    weights = {"math": 0.75 * 8 / 2, "code": 0.25 * 8 / 6}  # of 8 pairs, 2 and 6
+    expected = [
+        weights[domain] * float(inner(g, meta.direction, None) / norm(g))
+        for domain, batch in feedback.items()
+        for g in (g_down(meta, pair) for pair in batch.apart())
+    ]
+    assert len(expected) == 8
+    assert seen.agreement == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
 def test_random_feedback_gives_each_domain_a_direction_of_its_own():

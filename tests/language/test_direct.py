@@ -139,6 +139,15 @@ def test_pairs_come_by_weight_without_those_that_are_held_back(tmp_path, tokeniz
         next(mixture(sources[:1], seed=0, usable=lambda pair: False))
 
 
+def test_sft_on_the_stream_skips_its_problems_of_the_feedback(tmp_path, tokenizer):
+    recipe = recipe_of(tmp_path, tokenizer, "sft")
+    write_jsonl(tmp_path / "stream.jsonl", sums(12, 1) + sums(12, 2))  # the latter are the feedback
+    train = assemble(recipe).train
+    rows = direct.rows(train.sources, "sft", 0, train.held_back, tokenizer, train.length, 0)
+    drawn = {row["prompt"] for row in islice(rows, 60)}
+    assert drawn == {pair["question"] + " " for pair in sums(12, 1)}
+
+
 def test_the_reward_is_what_verifies_solutions_elsewhere():
     assert reward(["so #### 12", "it is 13", "1,200.0"], truth=["12", "12", "1200"]) == [1.0, 0.0, 1.0]
 

@@ -67,7 +67,7 @@ def test_another_batch_and_other_rows_have_passes_of_their_own():
         assert not torch.equal(learner.forward(other, at).hidden_BTD, learner.forward(prepared, at).hidden_BTD)
 
 
-@pytest.mark.parametrize("spec", ["all", "name:norm", "last-3"])
+@pytest.mark.parametrize("spec", ["all", "name:norm", "name:embed", "last-3"])
 def test_nothing_is_kept_where_s_reaches_down(spec):
     learner = LanguageLearner(tiny_model())
     assert not isinstance(learner.prepare(random_batch(), subset(learner, spec)), PreparedBatch)

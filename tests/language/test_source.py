@@ -121,6 +121,13 @@ def test_identity_is_that_of_the_problem_whatever_the_template(tmp_path):
     assert len({plain[i].key for i in range(6)}) == 6
 
 
+def test_problems_that_differ_in_case_and_white_space_alone_are_the_same(tmp_path):
+    texts = ["What is 1 + 1?", " what IS\n1 +  1? ", "What is 1 + 2?"]
+    rows = [{"question": text, "answer": "2"} for text in texts]
+    source = open_source(SourceConfig(path=write(tmp_path, "rows.jsonl", rows), **PAIR))
+    assert source[0].key == source[1].key != source[2].key
+
+
 def test_generated_problems_follow_from_their_seed_and_templates():
     options = {"seed": 3, "task_indices": [5, 9]}
     config = SourceConfig(reasoning_gym="gsm_symbolic", size=40, options=options)

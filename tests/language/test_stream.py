@@ -106,6 +106,14 @@ def test_packing_keeps_every_token_of_raw_text_but_very_short_ends(sources, toke
     assert tokens.startswith(whole)
 
 
+def test_a_pair_that_does_not_fit_into_a_row_begins_the_next_one(sources, tokenizer):
+    stream, count = make([sources["pairs"]], tokenizer, length=90), len(sums(30, 1))
+    rows = [keys for _ in range(20) for batch in stream.next() for keys in batch.keys]
+    seen = [key for keys in rows for key in keys]
+    assert all(len(keys) in (2, 3) for keys in rows)
+    assert len(set(seen[:count])) == len(set(seen[count : 2 * count])) == count
+
+
 def test_documents_do_not_see_each_other_and_rows_are_full(sources, tokenizer):
     batch = make([sources["raw"]], tokenizer).next()[0]
     assert batch.ids_BT.shape == (3, 40)

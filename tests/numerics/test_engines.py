@@ -85,6 +85,16 @@ def test_a_head_with_an_adapter_has_its_dense_slope(kind):
     assert value == pytest.approx(oracle_value, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["dot", "cosine"])
+@pytest.mark.parametrize("family", ["llama", "llama-untied"])
+def test_an_s_outside_the_blocks_has_the_slope_and_value_of_double_backward(family, kind):
+    parts = setting(family, "name:embed")
+    ours, value = gradient_by("jvp", kind, *parts)
+    oracle, oracle_value = gradient_by("double_backward", kind, *parts)
+    assert max(relative_errors(ours, oracle).values()) <= 1e-4
+    assert value == pytest.approx(oracle_value, rel=1e-4, abs=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["dot", "cosine", "penalised"])
 @pytest.mark.parametrize("subset", ["last-2", "all", "lora"])
 @pytest.mark.parametrize("family", FAMILIES)

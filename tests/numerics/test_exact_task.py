@@ -255,6 +255,23 @@ def test_a_share_of_the_task_is_that_share_and_nothing_is_one_hot():
     assert torch.equal(before.targets(batch, state).target.q_NK, one_hot)
 
 
+def test_v_minus_r_is_largest_at_the_exact_task_of_the_wider_s(tmp_path, tokenizer):
+    value = {"strength": 0.5, "align": "dot", "feedback_every": 9}  # so that u is the same in every update
+    parts = assemble(tiny_recipe(tmp_path, tokenizer, arm="v-learned", value=value))
+    meta, learner, batches = parts.meta, parts.learner, parts.stream.next()
+    meta(batches)
+    batch = batches[0].restrict(**meta.part)
+    state = learner.observe(batch)
+    scores_NK = torch.nn.Parameter(torch.zeros_like(state.logits.z_NK))
+    parts.construction.designer = lambda batch, state: (scores_NK, None)
+    meta.phi, meta.optimizer = [scores_NK], torch.optim.SGD([scores_NK], lr=0.0)
+    temperature = parts.construction.targets(batch, state).side["temperature"]
+    wide_NK, narrow_NK = (candidate_values(learner, batch, state, u) for u in (meta.kept["sums"], meta.direction))
+    slope = meta(batches)["designer_grad_norm"]
+    scores_NK.data.copy_((wide_NK - narrow_NK) / temperature)
+    assert meta(batches)["designer_grad_norm"] < 0.01 * slope
+
+
 def test_a_step_of_the_exact_task_makes_nothing_of_the_size_of_all_logits_or_of_attention():
     learner, u, _ = learner_and_direction(tiny_model(vocabulary=997).eval(), top_k=4)
     batch = random_batch(4, 120)

@@ -15,8 +15,8 @@ from vpretrain import UserError
 from vpretrain.cli.parser import main
 from vpretrain.compare.compare import compare
 from vpretrain.compare.entry import parse_entry, split_entries
-from vpretrain.compare.results import _read_off, over_seeds
-from vpretrain.compare.statistics import bootstrap_interval, paired_difference
+from vpretrain.compare.results import _differences, _read_off, over_seeds
+from vpretrain.compare.statistics import paired_difference
 from vpretrain.compare.tables import draw_curves, remarks, table
 from vpretrain.errors import Paused
 from vpretrain.files import read_lines
@@ -92,6 +92,14 @@ def test_every_arm_is_compared_with_every_other(turns):
     assert {a: set(others) for a, others in differences.items()} == {a: set(arms) - {a} for a in arms}
     assert differences["v"]["one-hot"]["mean"] == pytest.approx(arms["v"]["answer_nll"] - arms["one-hot"]["answer_nll"])
     assert differences["v"]["one-hot"]["mean"] == pytest.approx(-differences["one-hot"]["v"]["mean"])
+
+
+def test_the_interval_of_b_minus_a_is_that_of_a_minus_b_mirrored():
+    a, b = [[1.0, 2.0, 4.0]], [[0.5, 1.0, 1.0]]
+    found = _differences({"a": a, "b": b})
+    assert found["a"]["b"] == paired_difference(a, b)
+    assert found["b"]["a"] == pytest.approx(paired_difference(b, a))
+    assert found["a"]["b"]["low"] < 0 < found["a"]["b"]["high"]
 
 
 def test_arms_are_matched_in_seconds_and_tokens(turns):
@@ -234,14 +242,3 @@ def test_names_of_directories_differ_between_entries():
     assert all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) and len(name) < 120 for name in names)
     assert parse_entry("v:value.subset=name:a:value.align=dot").settings == ("value.subset=name:a", "value.align=dot")
     assert split_entries("one-hot,v:optimizer.betas=[0.9,0.95],v") == ["one-hot", "v:optimizer.betas=[0.9,0.95]", "v"]
-
-
-def test_an_interval_over_seeds_and_cases_counts_both():
-    torch.manual_seed(0)
-    cases, seeds = torch.randn(200), torch.randn(8, 1)
-    narrow = bootstrap_interval((0.1 * cases).tolist())
-    assert narrow == bootstrap_interval([(0.1 * cases).tolist()])  # a single seed adds nothing
-    low, high = bootstrap_interval((seeds + 0.1 * cases).tolist())
-    assert high - low > 0.5 * float(seeds.std()) > 5 * (narrow[1] - narrow[0]) / 4
-    difference = paired_difference([[1.0, 2.0], [3.0, 4.0]], [[0.0, 1.0], [2.0, 3.0]])
-    assert difference == {"mean": 1.0, "low": 1.0, "high": 1.0}

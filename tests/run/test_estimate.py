@@ -151,6 +151,13 @@ def test_a_step_takes_the_longer_of_compute_and_communication_and_its_share_of_a
     assert ddp["step"] == pytest.approx(longer + ddp["designer"] + meta)
 
 
+@pytest.mark.parametrize("rows", ["meta_rows", "feedback_rows"])
+def test_three_rows_on_two_gpus_cost_as_much_as_four(rows):
+    two, three, four = (on_gpus(replace(WORK, **{rows: count}), 2).plans for count in (2, 3, 4))
+    assert two != three
+    assert three == four
+
+
 def test_bandwidth_beyond_a_node_is_that_of_its_links_together():
     # Beyond a node its 8 links carry 100 bytes a second each.
     assert on_gpus(WORK, 16, device=SLOW).bandwidth_gbs == pytest.approx(8e-7)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import sys
 
 import pytest
 from conftest import runs_in_this_process
 from worlds import tiny_recipe, vision_recipe
 
 from vpretrain.cli.parser import main
-from vpretrain.compare.pareto import _names, front
+from vpretrain.compare.pareto import _names, front, pareto
 from vpretrain.recipe import save_recipe
 
 
@@ -19,6 +20,16 @@ def test_the_front_is_what_nothing_beats():
     scores = {"a": (1.0, 0.0), "b": (0.0, 1.0), "c": (0.0, 0.0), "d": (1.0, -1.0), "e": (0.5, 0.5)}
     assert front(scores) == ["a", "b", "e"]
     assert front({"a": (1.0, 1.0), "twin": (1.0, 1.0)}) == ["a", "twin"]
+
+
+def test_where_less_is_better_a_point_with_more_of_both_is_not_on_the_front(tmp_path, tokenizer, monkeypatch):
+    nll = {"step-0": (4.0, 3.0), "one-hot": (3.5, 2.9), "lr-1": (3.0, 3.2), "lr-2": (3.6, 3.3)}
+    runs = {name: {"answer_nll": a, "retention_nll": b, "problems": [{"nll": a}]} for name, (a, b) in nll.items()}
+    module = sys.modules[pareto.__module__]
+    monkeypatch.setattr(module, "run_study", lambda *recipe_and_members, **how: runs)
+    monkeypatch.setattr(module, "write_study", lambda recipe, file, results: results)
+    points = pareto(tiny_recipe(tmp_path, tokenizer), [["designer.lr=1"], ["designer.lr=2"]])["points"]
+    assert [name for name, point in points.items() if point["on_front"]] == ["one-hot", "lr-1"]
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,12 @@ from vpretrain.method.protocols import Task
 from vpretrain.method.strength import Strength
 from vpretrain.method.subset import alignment_subset
 from vpretrain.vision.assemble import assemble
-from vpretrain.vision.config import DinoConfig, IJepaConfig
+from vpretrain.vision.config import DesignerConfig, DinoConfig, IJepaConfig
 from vpretrain.vision.model.backbone import Backbone
 from vpretrain.vision.model.batch import ViewBatch
 from vpretrain.vision.model.dino import DinoLearner
 from vpretrain.vision.model.ijepa import IJepaLearner
-from vpretrain.vision.task.construction import Fixed, MovedRepresentations, TeacherTarget, TiltedPrototypes
+from vpretrain.vision.task.construction import Fixed, MovedRepresentations, RandomMask, TeacherTarget, TiltedPrototypes
 
 IJEPA = {
     "learner": {"objective": "ijepa", "ijepa": {"predictor_width": 16, "predictor_heads": 2, "warm_up_steps": 5}},
@@ -121,14 +121,15 @@ def test_moving_target_mass_changes_the_value_by_the_tangents(subset, patch_loss
         assert value(one) - value(other) == pytest.approx(float(expected), rel=1e-3)
 
 
-@pytest.mark.parametrize("patch_loss", [0.0, 0.5])
-def test_the_whole_tilt_uses_up_the_trust_region_and_raises_the_value(patch_loss):
+@pytest.mark.parametrize(("patch_loss", "radius"), [(0.0, 1.0), (0.5, 1.0), (0.5, 2.0)])
+def test_the_whole_tilt_uses_up_the_trust_region_and_raises_the_value(patch_loss, radius):
     learner, batch, u, _ = case("dinov2", "dino", patch_loss=patch_loss)
     weights = learner.target_weights(1 + (round(0.3 * 16) if patch_loss else 0))
     assert float(weights.sum()) == pytest.approx(1 + patch_loss)
     weights = weights / weights.sum()
     state = learner.forward(batch).detach()
-    task = TiltedPrototypes(learner, 0.2, Strength(beta=1.0, fixed=True), lambda: u).targets(batch, state)
+    strength = Strength(beta=1.0, radius=radius, fixed=True)
+    task = TiltedPrototypes(learner, 0.2 / radius, strength, lambda: u).targets(batch, state)
     q0, q = learner.log_targets(state.teacher).exp(), task.target.tilted
     torch.testing.assert_close(q.sum(-1), torch.ones(2, 3, len(weights)))
     assert float(((q * (q / q0).log()).sum(-1) * weights).sum(-1).mean()) == pytest.approx(0.2, rel=0.1)
@@ -169,6 +170,13 @@ def test_the_student_does_not_see_hidden_patches_and_the_teacher_does(family):
     assert torch.equal(before.student, after.student)
     changed = (before.teacher != after.teacher).flatten(2).any(-1)
     assert changed.nonzero().tolist() == [[0, 1]]
+
+
+def test_the_two_global_crops_of_an_image_have_hidden_patches_and_masks_of_their_own():
+    learner, batch, _, _ = case("dinov2", "dino", patch_loss=1.0)
+    hidden, mask = learner.hidden(batch).unflatten(0, (2, 3)), RandomMask(DesignerConfig()).mask(batch)
+    assert not torch.equal(hidden[0], hidden[1])
+    assert not torch.equal(mask[0], mask[1])
 
 
 def test_the_loss_at_hidden_patches_is_that_of_ibot():
@@ -225,3 +233,12 @@ def test_a_batch_of_feedback_is_the_mean_of_its_images(tmp_path):
         whole, *apart = (float(parts.learner.evaluate(b, at).detach()) for b in (batch, *batch.apart()))
     assert len(apart) == 4
     assert sum(apart) / 4 == pytest.approx(whole, rel=0.05)  # of pixels: images have nearly equally many with a depth
+
+
+def test_the_loss_of_a_feedback_image_does_not_depend_on_the_others_of_its_batch(tmp_path):
+    parts = assemble(vision_recipe(tmp_path, arm="v", feedback={"depth": 0.0}))
+    (batch,) = parts.feedback.next().values()
+    at = parts.meta.theta_at()
+    with parts.learner.meta_mode():
+        whole, *apart = (float(parts.learner.evaluate(b, at).detach()) for b in (batch, *batch.apart()))
+    assert sum(apart) / 4 == pytest.approx(whole, rel=1e-5)  # every pixel of a scene has a class

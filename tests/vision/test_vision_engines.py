@@ -10,12 +10,15 @@ import torch
 from models import VISION_FAMILIES, tiny_vision_model
 
 from vpretrain.inspection.doctor import designer_gradient, relative_errors
+from vpretrain.method.protocols import Task
 from vpretrain.method.value import ENGINES, Align
 from vpretrain.vision.config import DinoConfig, IJepaConfig
 from vpretrain.vision.inspection.doctor import engine_case_of
 from vpretrain.vision.model.backbone import Backbone
 from vpretrain.vision.model.dino import DinoLearner
 from vpretrain.vision.model.ijepa import IJepaLearner, draw_blocks
+from vpretrain.vision.model.learner import ViewState
+from vpretrain.vision.task.construction import TeacherTarget
 
 PREDICTOR = IJepaConfig(predictor_width=16, predictor_heads=2, predictor_layers=1)
 
@@ -156,6 +159,24 @@ def test_ijepa_predicts_from_the_view_what_the_teacher_makes_of_the_picture():
     masked = case.problem.construction.inputs(case.problem.batch)
     assert torch.equal(learner.teach(masked), learner.teach(case.problem.batch))
     assert not torch.equal(learner.forward(masked).student, learner.forward(case.problem.batch).student)
+
+
+def test_ijepas_targets_are_normalised_however_the_teachers_last_norm_scales_them():
+    case = setting("dinov2", "last-1", objective="ijepa")
+    learner = case.problem.learner
+    learner.teacher.backbone.norm.weight.fill_(3.0)
+    learner.teacher.backbone.norm.bias.fill_(1.0)
+    targets = learner.teach(case.problem.batch)
+    mean, variance = targets.mean(-1), targets.var(-1, correction=0)
+    torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-4, rtol=0)
+    torch.testing.assert_close(variance, torch.ones_like(variance), atol=1e-3, rtol=0)
+
+
+def test_ijepas_loss_is_half_the_square_of_a_small_error_and_linear_in_a_large_one():
+    learner = setting("dinov2", "last-1", objective="ijepa").problem.learner
+    taught = torch.ones(1, 1, 1, 2)
+    state = ViewState(taught + torch.tensor([3.0, -0.5]), taught, None)
+    assert float(learner.loss(state, Task(None, TeacherTarget(taught)))) == pytest.approx((2.5 + 0.125) / 2)
 
 
 def test_context_and_target_blocks_are_disjoint_and_follow_from_the_draw():

@@ -22,7 +22,7 @@ from vpretrain.vision.evaluation.retrieval import scene_map
 from vpretrain.vision.model.backbone import Backbone
 from vpretrain.vision.model.batch import IGNORED, Labelled
 from vpretrain.vision.model.dino import DinoLearner
-from vpretrain.vision.model.heads import dense_head, depth_loss, pixel_outputs, segmentation_loss
+from vpretrain.vision.model.heads import dense_head, depth_loss, pixel_outputs, predicted_depth, segmentation_loss
 
 
 def test_scenes_follow_from_their_seed_and_hold_what_they_say():
@@ -63,6 +63,12 @@ def test_iou_ignores_what_has_no_label():
     assert image_iou(predicted[0], label[0]) == pytest.approx((1 / 2 + 1 / 2) / 2)
 
 
+def test_what_is_predicted_where_there_is_no_label_counts_against_no_class():
+    label = torch.tensor([[0, 0, 1, IGNORED]])
+    found = [image_iou(torch.tensor([[0, 1, 1, guess]]), label) for guess in (0, 1, 5)]
+    assert found == pytest.approx([1 / 2] * 3)
+
+
 def test_depth_figures_are_the_usual_ones():
     true = torch.tensor([[[1.0, 2.0, 4.0, 0.0, 20.0]], [[5.0, 0.0, 0.0, 0.0, 0.0]]])
     ours = torch.tensor([[[1.1, 3.0, 4.0, 9.0, 9.0]], [[5.5, 1.0, 1.0, 1.0, 1.0]]])
@@ -100,6 +106,15 @@ def test_features_that_are_not_kept_give_the_same_probes(tmp_path, monkeypatch):
     again = Evaluation(recipe.evaluation)(learner)
     assert again["miou"] == pytest.approx(kept["miou"], abs=1e-3)
     assert again["depth_rmse"] == pytest.approx(kept["depth_rmse"], rel=1e-3)
+
+
+def test_a_probes_prediction_for_an_image_does_not_depend_on_the_others_of_its_batch(tmp_path):
+    (probes,) = Evaluation(vision_recipe(tmp_path).evaluation)._probes()
+    learner = DinoLearner(Backbone(tiny_vision_model()), DinoConfig(outputs=8, hidden=8, bottleneck=8))
+    grids, _ = probes._grids(learner, (32, 32), lambda parts: None)
+    head = probes._fit("depth", learner, grids, lambda parts: None)
+    grid = grids(range(4), probes.train[range(4)])
+    torch.testing.assert_close(head(grid)[:1], head(grid[:1]))
 
 
 def test_depth_may_have_a_size_of_its_own(tmp_path):
@@ -210,3 +225,16 @@ def test_heads_and_their_losses(kind):
     assert float(depth_loss(head, grid, depth).detach()) == 0  # nothing is valid
     depth[1] = 3.0
     assert float(depth_loss(head, grid, depth).detach()) > 0
+
+
+def test_predicted_depths_are_within_the_range_of_valid_ones_however_large_the_heads_output():
+    grid = torch.tensor([[[[-100.0, 100.0]]]])
+    depths = predicted_depth(torch.nn.Identity(), grid, 1, 2).flatten().tolist()
+    assert depths == pytest.approx([0.001, 10.0])
+
+
+def test_the_segmentation_loss_is_a_mean_over_labelled_pixels_only():
+    grid = torch.tensor([0.0, 1.0, 2.0]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
+    label = torch.tensor([[[0, 2], [IGNORED, IGNORED]]])
+    half = segmentation_loss(torch.nn.Identity(), grid[:, :, :1], label[:, :1])
+    torch.testing.assert_close(segmentation_loss(torch.nn.Identity(), grid, label), half)

@@ -11,14 +11,15 @@ from transformers import AutoModel
 from worlds import stop, vision_recipe
 
 from vpretrain import UserError, run_recipe
+from vpretrain.method.protocols import Task
 from vpretrain.recipe import save_recipe
 from vpretrain.run.checkpoint import load_checkpoint
 from vpretrain.run.directory import prepare_directory
 from vpretrain.run.dry_run import planned_steps
 from vpretrain.run.session import Session
 from vpretrain.vision.assemble import assemble
-from vpretrain.vision.config import SourceConfig
-from vpretrain.vision.data.source import open_images
+from vpretrain.vision.config import DesignerConfig, SourceConfig
+from vpretrain.vision.data.source import Pool, open_images
 from vpretrain.vision.inspection.check import check
 from vpretrain.vision.task.construction import LearnedViews
 
@@ -135,6 +136,17 @@ def test_head_and_meta_batches_are_disjoint(tmp_path):
     clash = vision_recipe(tmp_path, feedback={"meta": [{"scenes": 8, "seed": 2, "size": 32}]})
     with pytest.raises(UserError, match=r"feedback.meta and feedback.heads show the same scenes \(seed 2\)"):
         assemble(clash)
+
+
+def test_the_heads_see_the_images_of_feedback_heads_and_g_down_comes_from_those_of_feedback_meta(tmp_path):
+    recipe = vision_recipe(tmp_path)
+    heads, meta = (set(Pool(x, None).scene_N.tolist()) for x in (recipe.feedback.heads, recipe.feedback.meta))
+    feedback, fitted = assemble(recipe).feedback, set()
+    fit = feedback._fit
+    feedback._fit = lambda images, grid: fitted.update(images.scene_B.tolist()) or fit(images, grid)
+    (batch,) = feedback.next().values()
+    assert fitted == heads
+    assert set(batch.labelled.scene_B.tolist()) <= meta
 
 
 IJEPA = {
@@ -263,6 +275,18 @@ def test_the_teacher_follows_the_student_and_the_centres_its_outputs(tmp_path, p
     assert all(torch.equal(a, b) for a, b in zip(still, learner.teacher.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("changes", [{}, IJEPA], ids=["dino", "ijepa"])
+def test_the_warm_up_trains_the_head_and_leaves_a_teacher_that_is_the_student(tmp_path, changes):
+    parts = assemble(vision_recipe(tmp_path, arm="fixed", **changes))
+    student, teacher = (dict(m.named_parameters()) for m in (parts.learner.module, parts.learner.teacher))
+    before = {name: p.detach().clone() for name, p in student.items()}
+    parts.warm_up()
+    assert_bit_equal(student, teacher)
+    changed = [name for name, p in student.items() if not torch.equal(p, before[name])]
+    assert changed
+    assert all(name.startswith("head.") for name in changed)
+
+
 def test_the_loss_is_the_mean_over_pairs_of_different_views(tmp_path):
     parts = assemble(vision_recipe(tmp_path, arm="fixed"))
     batch = parts.stream.next()[0]
@@ -298,6 +322,14 @@ def test_a_new_designer_is_near_a_no_op_and_its_regulariser_is_what_it_says(tmp_
     assert float((inputs.global_VB3HW - batch.global_VB3HW).abs().mean().detach()) < 0.01
     task = parts.construction.targets(inputs, parts.learner.forward(batch).detach())
     assert float(parts.construction.regulariser(task).detach()) == pytest.approx(0.131 * (0.98 - 0.6) ** 2, rel=1e-3)
+
+
+def test_the_regulariser_adds_how_much_a_mask_varies_across_and_down():
+    views = LearnedViews(torch.nn.Identity(), DesignerConfig(keep=0.5, sparsity=2.0, smoothness=0.3))
+    mask = torch.tensor([[0.0, 1.0], [0.5, 1.0]]).expand(2, 3, 1, 2, 2)
+    across, down = (1.0 + 0.5) / 2, (0.5 + 0.0) / 2
+    expected = 2.0 * (0.625 - 0.5) ** 2 + 0.3 * (across + down)
+    assert float(views.regulariser(Task(None, None, {"mask_VB1HW": mask}))) == pytest.approx(expected, rel=1e-5)
 
 
 def test_check_takes_one_step_and_wrong_input_gets_one_line(tmp_path):

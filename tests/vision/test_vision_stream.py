@@ -50,6 +50,15 @@ def test_shards_change_augmentation_and_not_which_pictures_come():
     assert not torch.equal(one.global_VB3HW, two.global_VB3HW)
 
 
+def test_a_picture_is_cropped_anew_whenever_it_comes():
+    (stream,) = group(1)
+    stream._order = [0, 1, 2, 3] * 2
+    (one,), (other,) = stream.next(), stream.next()
+    assert one.keys == other.keys
+    assert not torch.equal(one.global_VB3HW, other.global_VB3HW)
+    assert not torch.equal(one.local_VB3HW, other.local_VB3HW)
+
+
 def test_blocks_and_masks_of_a_picture_depend_neither_on_the_processes_nor_on_the_size_of_a_meta_batch():
     settings = {"global_views": 2, "local_views": 0}
     ((whole,),) = (stream.next() for stream in group(1, **settings))
