@@ -1,4 +1,4 @@
-"""NLL after one temperature: what remains of a difference once every model is as confident as suits it.
+"""NLL after one temperature: the difference that remains once each model has its best temperature.
 
 Shapes: N problems, G temperatures.
 """

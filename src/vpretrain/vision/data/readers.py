@@ -183,7 +183,7 @@ def read_classes(file: Path, image_file: Path) -> Tensor:
 
 @contextlib.contextmanager
 def readable(what: str) -> Iterator[None]:
-    """Raise a UserError that names the image in place of Pillow's errors: it is none, broken, or too large to be meant."""
+    """Raise a UserError that names the image in place of Pillow's errors: it is none, broken, or implausibly large."""
     from PIL import Image
 
     try:
