@@ -228,7 +228,7 @@ def draw_probe(results: Json, file: Path) -> Path | None:
             axis.axline((0, 0), slope=1, color="grey", linewidth=0.8)
         axis.plot(*zip(*pairs, strict=True), "o", markersize=4)
         axis.set_xlabel("predicted drop of the feedback loss")
-        axis.set_title(f"{PREDICTIONS[name][2]}: {shown(results[name])}")
+        axis.set_title(f"{PREDICTIONS[name][2]}\n{shown(results[name])}")
     axes[0][0].set_ylabel("realised drop on held-out feedback")
     figure.savefig(file, dpi=120)
     plot.close(figure)
