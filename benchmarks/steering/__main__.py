@@ -84,7 +84,8 @@ def recipe_of(condition: str, learner: Path, options: argparse.Namespace) -> Rec
         "threads": 1,
         "output": str(_ROOT),
         "learner": {"name": str(learner)},
-        "optimizer": {"lr": 5e-4, "warmup_fraction": 0.05, "schedule": "linear"},
+        # A constant rate, so that one run can be read at any number of tokens.
+        "optimizer": {"lr": 5e-4, "warmup_fraction": 0.05, "schedule": "constant"},
         "stream": {"length": LENGTH, "batch_size": 4, "sources": stream_of(condition, _ROOT / "data")},
         "feedback": {"sources": [problems("feedback", 2, 1024)], "length": LENGTH, "batch_size": 2},
         "designer": {"hidden_size": 32, "layers": 1, "heads": 2, "top_k": 32, "lr": 1e-2, "alpha_start": 0.2},
