@@ -78,7 +78,7 @@ def main() -> None:
 def report() -> dict[str, Any]:
     """Compute all figures of docs/scaling.md."""
     works = {name: work(shape) for name, (shape, _) in LEARNERS.items()}
-    pictures = _counted(load_recipe(VISION_RECIPE).model_dump(mode="json"), VIT_L)
+    pictures = counted(load_recipe(VISION_RECIPE).model_dump(mode="json"), VIT_L)
     return {
         "command": "make bench-scaling",
         "assumed": {
@@ -107,7 +107,7 @@ def report() -> dict[str, Any]:
 
 def work(shape: PreTrainedConfig, designer: dict[str, Any] | None = None) -> Workload:
     """Count the work of the paper's settings on a learner of a shape."""
-    return _counted({
+    return counted({
         "name": "scaling",
         "stream": {
             "length": LENGTH,
@@ -144,7 +144,7 @@ def calibration(speed: dict[str, Any]) -> dict[str, dict[str, float]]:
         arm, settings.PERIOD, flops["step"] / a_token, flops["designer_floor"] / a_token, flops["meta_floor"]
     )
     vision: Any = settings.vision_recipe("v-paper")
-    each = _counted(vision.model_dump(mode="json"), VIT_S)
+    each = counted(vision.model_dump(mode="json"), VIT_S)
     cost = each.replicated
     update = each.feedback_rows * (cost.feedback_flops + cost.feedback_flops_fp32) + each.meta_rows * cost.value_flops
     # Its `v` was measured when that was the arm with the designer.
@@ -210,11 +210,11 @@ def tables(found: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
-def _counted(data: dict[str, Any], shape: PreTrainedConfig) -> Workload:
-    """Count a recipe's work on a learner that exists only as a configuration."""
+def counted(data: dict[str, Any], shape: PreTrainedConfig, arm: str = "v-paper") -> Workload:
+    """Count the work of a recipe, with this arm, on a learner that exists only as a configuration."""
     with tempfile.TemporaryDirectory() as directory:
         shape.save_pretrained(directory)
-        changes = {"arm": "v-paper", "learner": data["learner"] | {"name": directory}}  # the arm has a designer
+        changes = {"arm": arm, "learner": data["learner"] | {"name": directory}}
         recipe: Recipe = parse_recipe(data | changes)
         counts: Workload = modality_of(recipe).workload(recipe)
         return counts

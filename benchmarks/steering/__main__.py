@@ -8,12 +8,10 @@ below runs/ instead.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
@@ -21,18 +19,18 @@ from rich.console import Console
 
 from benchmarks.command import command, variant, write_report
 from benchmarks.fork import Fork, start_fork
+from benchmarks.steering.curves import AXES, Curves
 from benchmarks.steering.data import MANUAL_TEXTS, problems, stream_of
 from benchmarks.steering.learner import LENGTH, pretrained
 from benchmarks.steering.table import markdown
 from vpretrain.compare.compare import compare
 from vpretrain.compare.entry import split_entries
-from vpretrain.compare.results import START, run_name
-from vpretrain.compare.statistics import correct, interval
+from vpretrain.compare.results import START
+from vpretrain.compare.statistics import correct, interval, paired_difference
 from vpretrain.compare.tables import draw_curves, remarks, table
-from vpretrain.config import Recipe
 from vpretrain.errors import UserError
-from vpretrain.files import read_lines
 from vpretrain.inspection.probe import probe
+from vpretrain.language.config import Recipe
 from vpretrain.recipe import parse_recipe, with_overrides
 
 CONDITIONS = ("clean", "off-topic", "noisy", "format-shift")
@@ -68,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         draw_curves(recipe, results)
         probed = recipe.model_copy(update={"arm": "v", "name": f"{recipe.name}-probe"})
         conditions[condition] = summary(recipe, results) | {"probe": _probed(probed)}
-    correct({id(difference): difference for found in conditions.values() for difference in _read_off(found)}.values())
+    _correct(conditions)
     file = _HERE / "results.json" if full else _ROOT / f"results-{variant(options)}.json"
     minutes = 0.1 if options.quick else options.minutes
     write_report("bench-steering", {"conditions": conditions}, minutes, file, markdown)
@@ -111,13 +109,14 @@ def summary(recipe: Recipe, results: dict[str, Any]) -> dict[str, Any]:
     """Return a condition's figures, with 95 % intervals over seeds and problems (retention: over seeds)."""
     arms: dict[str, Any] = {}
     differences, tempered = results["differences"]["nll"], results["differences"].get("nll_tempered", {})
-    goals = {run["seed"]: run["answer_nll"] for run in _runs(results, "one-hot")}
+    curves = Curves(recipe, results) if recipe.evaluation.points > 1 else None
+    of_one_hot = _retention(results, "one-hot")
     for arm, figures in results["arms"].items():
-        retention = [run["retention_nll"] for run in _runs(results, arm)]
-        low, high = interval([[value] for value in retention]) if len(retention) > 1 else (None, None)
+        retention = _retention(results, arm)
+        low, high = interval(retention) if len(retention) > 1 else (None, None)
         arms[arm] = {
             "target_nll": {key: figures[f"answer_nll{end}"] for key, end in _ENDS.items()},
-            "retention_nll": {"mean": mean(retention), "low": low, "high": high},
+            "retention_nll": {"mean": figures["retention_nll"], "low": low, "high": high},
             "top_1": figures.get("answer_top_1"),
             "steps": figures["steps"],
             "seconds": figures["seconds"],
@@ -125,51 +124,45 @@ def summary(recipe: Recipe, results: dict[str, Any]) -> dict[str, Any]:
         if arm != "one-hot":
             arms[arm]["minus_one_hot"] = differences[arm]["one-hot"]
             arms[arm]["tempered_minus_one_hot"] = tempered.get(arm, {}).get("one-hot")
+            if len(retention) > 1:
+                arms[arm]["retention_minus_one_hot"] = paired_difference(retention, of_one_hot)
         if arm != START:
-            if recipe.evaluation.points > 1:
-                arms[arm]["seconds_to_one_hot"] = _time_to(recipe, results, arm, goals)
+            if curves is not None:
+                arms[arm] |= _along(curves, arm)
             arms[arm] |= {key: figures[key] for key in figures if key.startswith("mean_")}
-    matched = results.get("matched")
     v = differences.get("v", {})
     return {
         "seeds": len(results["seeds"]),
         "arms": arms,
         "v_minus": {arm: difference for arm, difference in v.items() if arm != START},
-        **({} if matched is None else {"after_equal_tokens": _after_equal(matched["tokens"])}),
     }
 
 
-def _read_off(found: dict[str, Any]) -> list[dict[str, float]]:
-    """Return the differences that a condition's table shows; V minus one-hot is among both kinds."""
-    of_arms = [figures["minus_one_hot"] for figures in found["arms"].values() if "minus_one_hot" in figures]
-    return [*found["v_minus"].values(), *of_arms]
+def _along(curves: Curves, arm: str) -> dict[str, Any]:
+    of_arm = curves.of(arm)
+    found: dict[str, Any] = {"seconds_to_one_hot": curves.seconds_to_one_hot(of_arm)}
+    if arm != "one-hot":
+        found |= {f"after_equal_{axis}": curves.minus_one_hot(of_arm, axis) for axis in AXES}
+    return found
 
 
-def _after_equal(matched: dict[str, Any]) -> dict[str, Any]:
-    return {"tokens": matched["at"], "v_minus": matched["nll"]["differences"].get("v", {})}
+def _correct(conditions: dict[str, Any]) -> None:
+    """Correct the differences for the number of those that are read together: at the end of the runs, and on either axis."""
+    arms = [figures for found in conditions.values() for figures in found["arms"].values()]
+    at_end = [difference for found in conditions.values() for difference in found["v_minus"].values()]
+    at_end += [figures["minus_one_hot"] for figures in arms if "minus_one_hot" in figures]
+    correct({id(difference): difference for difference in at_end}.values())  # V minus one-hot is among both
+    for axis in AXES:
+        correct(figures[key] for figures in arms if (key := f"after_equal_{axis}") in figures)
 
 
 _ENDS = {"mean": "", "low": "_low", "high": "_high"}
 
 
-def _runs(results: dict[str, Any], arm: str) -> list[dict[str, Any]]:
+def _retention(results: dict[str, Any], arm: str) -> list[list[float]]:
+    """Return an arm's retention NLL, [S, 1]."""
     figures = results["arms"][arm]
-    return figures.get("runs", [figures])
-
-
-def _time_to(recipe: Recipe, results: dict[str, Any], arm: str, goals: dict[int, float]) -> dict[str, Any]:
-    """Training seconds until an arm reaches one-hot's final NLL with the same seed, linear between evaluations."""
-    seconds = []
-    for run in _runs(results, arm):
-        lines = read_lines(recipe.directory / run_name(arm, run["seed"], results["seeds"]) / "scores.jsonl")
-        curve = [(0.0, results["arms"][START]["answer_nll"])]
-        curve += [(line["seconds"], line["answer_nll"]) for line in [*lines, run]]
-        goal = goals[run["seed"]]
-        for (before, high), (after, low) in itertools.pairwise(curve):
-            if low <= goal:
-                seconds.append(before + (after - before) * (high - goal) / (high - low) if high > goal else before)
-                break
-    return {"mean": mean(seconds) if seconds else None, "reached": len(seconds), "of": len(goals)}
+    return [[run["retention_nll"]] for run in figures.get("runs", [figures])]
 
 
 def _probed(recipe: Recipe) -> dict[str, float | None]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.steering.curves import AXES
 from benchmarks.table import interval, markdown_table
 
 _COLUMNS = (
-    "arm", "target NLL", "minus one-hot", "V minus it", "after one temperature, minus one-hot", "top-1", "retention NLL",
-    "mean alpha", "steps", "seconds to one-hot's end",
+    "arm", "target NLL", "minus one-hot", "V minus it", "minus one-hot after equal tokens", "after equal FLOPs",
+    "after one temperature each", "top-1", "retention NLL", "minus one-hot's", "mean alpha",
+    "steps", "seconds to one-hot's end",
 )  # fmt: skip
 
 
@@ -19,7 +21,7 @@ def markdown(report: dict[str, Any]) -> str:
         lines = [
             f"### {condition}",
             "",
-            f"{found['seeds']} seeds; probe of V: {_probe(found['probe'])}.{_matched(found)}",
+            f"{found['seeds']} seeds; probe of V: {_probe(found['probe'])}.",
             "",
             arms_markdown(found),
         ]
@@ -44,9 +46,11 @@ def _row(arm: str, figures: dict[str, Any], found: dict[str, Any]) -> list[str]:
         interval(figures["target_nll"], ""),
         interval(figures.get("minus_one_hot"), "+"),
         interval(found["v_minus"].get(arm), "+"),
+        *(interval(figures.get(f"after_equal_{axis}"), "+") for axis in AXES),
         interval(figures.get("tempered_minus_one_hot"), "+"),
         "-" if figures.get("top_1") is None else f"{figures['top_1']:.1%}",
-        interval(figures["retention_nll"], ""),
+        f"{figures['retention_nll']['mean']:.3f}",
+        interval(figures.get("retention_minus_one_hot"), "+"),
         f"{figures['mean_alpha']:.3f}" if figures.get("mean_alpha") is not None else "-",
         f"{figures['steps']:.0f}",
         reached,
@@ -58,14 +62,6 @@ def _probe(probe: dict[str, float | None]) -> str:
     if probe.get("pearson_gain") is not None:
         text += f"; gain over one-hot: r {probe['pearson_gain']:.3f}, slope {probe['slope_gain']:.2f}"
     return text
-
-
-def _matched(found: dict[str, Any]) -> str:
-    matched = found.get("after_equal_tokens")
-    if matched is None or "one-hot" not in matched["v_minus"]:
-        return ""
-    one_hot = matched["v_minus"]["one-hot"]
-    return f" After equal tokens ({matched['tokens']:,.0f}): V minus one-hot {interval(one_hot, '+')}."
 
 
 def ablation_markdown(report: dict[str, Any]) -> str:

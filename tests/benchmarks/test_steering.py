@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
+import json
 import re
 
 import pytest
 
 from benchmarks.steering import __main__ as steering
+from benchmarks.steering.curves import Costs
 from benchmarks.steering.data import SIZES, stream_of, templates
 from vpretrain.compare.results import START
 from vpretrain.language.data.source import open_source
@@ -77,38 +80,87 @@ def test_validation_and_test_runs_do_not_evaluate_on_the_same_templates(root, mo
     assert recipes[0].directory != recipes[1].directory
 
 
-def test_a_summary_has_the_promised_form_and_reads_times_off_the_curves(root, monkeypatch):
-    monkeypatch.setattr(steering, "_ROOT", root)
+@pytest.fixture
+def compared(root, tmp_path, monkeypatch):
+    """Two seeds: in 30 seconds V's NLL falls from 4 to 2, in 9 steps, and one-hot's from 4 to 3, in 12 steps."""
+    monkeypatch.setattr(steering, "_ROOT", tmp_path)
     options = argparse.Namespace(quick=False, validation=False, seen=False, minutes=0.5, settings=[])
     recipe = steering.recipe_of("clean", root, options)
 
-    def run(arm, seed, nll):
-        return {
+    def run(arm, seed, nll, steps):
+        found = {
             "arm": arm, "seed": seed, "answer_nll": nll, "answer_nll_low": nll - 1, "answer_nll_high": nll + 1,
-            "retention_nll": 2.0, "steps": 9, "seconds": 30.0, "mean_alpha": 0.1,
+            "retention_nll": 2.0 + (arm == "v") / 100, "steps": steps, "seconds": 30.0, "tokens": 10 * steps, "mean_alpha": 0.1,
         }  # fmt: skip
+        directory = recipe.directory / (START if arm == START else f"{arm}.{seed}")
+        directory.mkdir(parents=True)
+        problems = [{"nll": nll - 0.5}, {"nll": nll + 0.5}]
+        (directory / "result.json").write_text(json.dumps(found | {"problems": problems}))
+        lines = [{"step": i, "tokens": 10 * (i + 1), "alpha": 0.1 if arm == "v" else 0.0} for i in range(steps)]
+        (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (directory / "scores.jsonl").write_text("")
+        return found
 
-    arms = {
-        arm: run(arm, 0, nll) | {"runs": [run(arm, s, nll) for s in (0, 1)]}
-        for arm, nll in (("one-hot", 3.0), ("v", 2.0))
-    }
+    arms = {}
+    for arm, nll, steps in (("one-hot", 3.0, 12), ("v", 2.0, 9)):
+        own = [run(arm, seed, nll, steps) for seed in (0, 1)]
+        arms[arm] = own[0] | {"runs": own}
     results = {
-        "arms": {START: run("one-hot", 0, 4.0), **arms},
+        "arms": {START: run(START, 0, 4.0, 0), **arms},
         "seeds": [0, 1],
         "differences": {"nll": {
             START: {"one-hot": {"mean": 1.0}}, "one-hot": {}, "v": {START: {"mean": -2.0}, "one-hot": {"mean": -1.0}},
         }},
-        "matched": {"tokens": {"at": 5, "nll": {"differences": {"v": {"one-hot": {"mean": -0.5}}}}}},
     }  # fmt: skip
-    found = steering.summary(recipe, results)
+    return recipe, results
+
+
+def test_a_summary_has_the_promised_form(compared):
+    found = steering.summary(*compared)
     assert found["seeds"] == 2
     assert found["arms"]["v"]["target_nll"] == {"mean": 2.0, "low": 1.0, "high": 3.0}
     assert found["arms"]["v"]["minus_one_hot"] == {"mean": -1.0}
-    assert found["arms"]["v"]["retention_nll"] == pytest.approx({"mean": 2.0, "low": 2.0, "high": 2.0})
-    # From 4.0 to 2.0 in 30 seconds; one-hot ends at 3.0.
-    assert found["arms"]["v"]["seconds_to_one_hot"] == {"mean": pytest.approx(15.0), "reached": 2, "of": 2}
-    assert found["arms"]["one-hot"]["seconds_to_one_hot"]["mean"] == pytest.approx(30.0)
+    assert found["arms"]["v"]["retention_nll"] == pytest.approx({"mean": 2.01, "low": 2.01, "high": 2.01})
+    assert found["arms"]["v"]["retention_minus_one_hot"]["mean"] == pytest.approx(0.01)
     assert found["v_minus"] == {"one-hot": {"mean": -1.0}}
-    assert found["after_equal_tokens"] == {"tokens": 5, "v_minus": {"one-hot": {"mean": -0.5}}}
-    del results["matched"]
-    assert "after_equal_tokens" not in steering.summary(recipe, results)
+
+
+def test_times_are_read_off_the_curves(compared):
+    arms = steering.summary(*compared)["arms"]
+    # From 4.0 to 2.0 in 30 seconds; one-hot ends at 3.0.
+    assert arms["v"]["seconds_to_one_hot"] == {"mean": pytest.approx(15.0), "reached": 2, "of": 2}
+    assert arms["one-hot"]["seconds_to_one_hot"]["mean"] == pytest.approx(30.0)
+
+
+def test_one_hot_is_read_where_the_other_run_ends(compared):
+    after = steering.summary(*compared)["arms"]["v"]["after_equal_tokens"]
+    # One-hot is at 4.0 - 90 / 120 after the 90 tokens of V, which is at 2.0.
+    assert after["mean"] == pytest.approx(2.0 - (4.0 - 0.75))
+    flops = steering.summary(*compared)["arms"]["v"]["after_equal_flops"]
+    # V's 9 steps cost more than 9 of one-hot's, and less than 12: one-hot is read later.
+    assert 2.0 - (4.0 - 0.75) < flops["mean"] < 2.0 - 3.0
+
+
+def test_flops_are_those_of_the_steps_that_a_run_made():
+    costs = Costs(step=100.0, task=10.0, update=7.0, agreement=5.0, gain=3.0)
+    lines = [
+        {"tokens": 1, "alpha": 0.0},
+        {"tokens": 2, "alpha": 0.0, "g_down_norm": 0.5, "strength": 1.0},  # the first judgement takes the tilt
+        {"tokens": 3, "alpha": 0.1},
+        {"tokens": 4, "alpha": 0.1, "g_down_norm": 0.5, "strength": 0.0},  # the second measures its gain, and refuses
+        {"tokens": 5, "alpha": 0.0, "g_down_norm": 0.5, "strength": 0.0},
+    ]
+    spent = [100.0, 212.0, 322.0, 447.0, 559.0]
+    assert list(costs.spent(lines)) == [*zip([1, 2, 3, 4, 5], spent, strict=True)]
+    always = dataclasses.replace(costs, always=True)
+    assert next(iter(always.spent(lines))) == (1, 110.0)
+
+
+def test_the_cost_of_v_is_a_few_per_cent_of_a_step_at_the_shapes_of_a_real_learner(compared):
+    recipe, _ = compared
+    one_hot, v, weights = (Costs.of(recipe, arm) for arm in ("one-hot", "v", "token-weights"))
+    assert one_hot == Costs(v.step)
+    assert 0 < v.task < 0.03 * v.step
+    # Two feedback rows to the four of a step: forward, and backward down to the last block.
+    assert 0.15 * v.step < v.update < 0.3 * v.step
+    assert (weights.task, weights.update, weights.always) == (v.task, v.update, True)

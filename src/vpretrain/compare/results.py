@@ -129,12 +129,12 @@ def _matched(runs: Runs, scores: Mapping[str, Sequence[Lines]], axis: str, keys:
     at = min(curve[-1][axis] for of_arm in curves.values() for curve in of_arm)
     matched: Json = {"at": at}
     for key in keys:
-        values = {arm: [_read_off(curve, axis, at, cases, key) for curve in of] for arm, of in curves.items()}
+        values = {arm: [read_off(curve, axis, at, cases, key) for curve in of] for arm, of in curves.items()}
         matched[key] = _compared(values)
     return matched
 
 
-def _read_off(curve: Sequence[Json], axis: str, at: float, cases: str, key: str) -> list[float]:
+def read_off(curve: Sequence[Json], axis: str, at: float, cases: str, key: str) -> list[float]:
     """Return a metric of every case that has it, where a curve's `axis` is `at`."""
     for before, after in itertools.pairwise(curve):
         if at <= after[axis]:

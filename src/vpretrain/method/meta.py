@@ -36,7 +36,7 @@ from vpretrain.timing import phase
 Metric = Callable[[Iterable[str]], Mapping[str, Tensor] | None]
 """AdamW's preconditioner P over the named parameters; None while it has no statistics."""
 
-_PAIRS = (8, 4)  # least number of feedback pairs for each question of a judgement; a feedback batch is used whole
+PAIRS = (8, 4)  # least number of feedback pairs for each question of a judgement; a feedback batch is used whole
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -307,7 +307,7 @@ class MetaUpdate:
         the mean over one pair from each.
         """
         found: list[tuple[str, AnyBatch]] = []
-        while sum(distributed.all_gather(len(found))) < _PAIRS[question]:
+        while sum(distributed.all_gather(len(found))) < PAIRS[question]:
             found += [(domain, pair) for domain, batch in self.feedback.next().items() for pair in batch.apart()]
         # A domain counts by its weight, however many of the pairs are its own.
         counts = Counter(itertools.chain(*distributed.all_gather([domain for domain, _ in found])))
@@ -317,7 +317,7 @@ class MetaUpdate:
         for turn in range(max(distributed.all_gather(len(found)))):
             domain, pair = found[turn % len(found)]
             number = distributed.rank() + turn * distributed.size()
-            noise = self._noise(self.updates, 1 + question + len(_PAIRS) * number)
+            noise = self._noise(self.updates, 1 + question + len(PAIRS) * number)
             products = Products(*others, noise=noise)
             self.learner.visit_gradient(self._down(pair), at, products.add, own=True)
             square, *along = products()
