@@ -1,16 +1,32 @@
-"""What all benchmarks do with their command line, their end and their report."""
+"""Command line, report and end of a benchmark."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from vpretrain.errors import Interrupted, UserError
 from vpretrain.run.versions import versions
+
+
+def comparison_options(
+    target: str, description: str | None, arms: Sequence[str], seeds: int, minutes: float
+) -> argparse.ArgumentParser:
+    """Return the parser of a benchmark that compares arms, with the options that all of them have and these defaults."""
+    parser = argparse.ArgumentParser(prog=f"make {target} ARGS=...", description=description)
+    parser.add_argument("settings", metavar="field=value", nargs="*", help="settings to change in every recipe")
+    parser.add_argument("--quick", action="store_true", help=f"{arms[0]} and v only, one seed")
+    parser.add_argument("--arms", default=",".join(arms), help="as in vpretrain compare (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=seeds, help="how many (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=minutes, help="training time of a run (default: %(default)s)")
+    parser.add_argument(
+        "--validation", action="store_true", help="evaluate on validation data: for every choice of settings"
+    )
+    return parser
 
 
 def variant(options: argparse.Namespace) -> str:

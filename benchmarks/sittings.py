@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -113,3 +114,10 @@ def _start_lean(group: Path, command: Sequence[str]) -> Process:
         for part in ("model", "checkpoints"):
             shutil.rmtree(result.parent / part, ignore_errors=True)
     return start_process(command)
+
+
+def add_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option by which a benchmark goes on from recorded results."""
+    parser.add_argument(
+        "--add", action="store_true", help="keep the runs of runs.jsonl, and make those that are missing"
+    )

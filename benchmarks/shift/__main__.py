@@ -14,9 +14,9 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.command import command, variant, write_report
+from benchmarks.command import command, comparison_options, variant, write_report
 from benchmarks.shift.data import ROLES, write
-from benchmarks.sittings import Sittings
+from benchmarks.sittings import Sittings, add_option
 from benchmarks.steering.__main__ import summary
 from benchmarks.steering.table import arms_markdown
 from vpretrain.compare.entry import split_entries
@@ -88,20 +88,10 @@ def _target(figures: dict[str, Any]) -> dict[str, float]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="make bench-shift ARGS=...", description=__doc__)
-    parser.add_argument("settings", metavar="field=value", nargs="*", help="settings to change in every recipe")
-    parser.add_argument("--quick", action="store_true", help="one-hot and v, one seed")
-    parser.add_argument(
-        "--add", action="store_true", help="keep the runs of runs.jsonl, and make those that are missing"
-    )
-    parser.add_argument("--arms", default=",".join(ARMS), help="default: %(default)s")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="training time of a run (default: %(default)s)")
+    parser = comparison_options("bench-shift", __doc__, ARMS, SEEDS, MINUTES)
+    add_option(parser)
     sizes = ",".join(map(str, SIZES))
     parser.add_argument("--sizes", default=sizes, help="feedback pairs; all arms have the last (default: %(default)s)")
-    parser.add_argument(
-        "--validation", action="store_true", help="evaluate on validation problems: for every choice of settings"
-    )
     return parser
 
 

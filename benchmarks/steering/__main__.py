@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.command import command, variant, write_report
+from benchmarks.command import command, comparison_options, variant, write_report
 from benchmarks.fork import Fork, start_fork
 from benchmarks.steering.curves import AXES, Curves
 from benchmarks.steering.data import MANUAL_TEXTS, problems, stream_of
@@ -183,16 +183,8 @@ def _probed(recipe: Recipe) -> dict[str, float | None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="make bench-steering ARGS=...", description=__doc__)
-    parser.add_argument("settings", metavar="field=value", nargs="*", help="settings to change in every recipe")
-    parser.add_argument("--quick", action="store_true", help="one-hot and v, one seed, six seconds a run")
+    parser = comparison_options("bench-steering", __doc__, ARMS, SEEDS, MINUTES)
     parser.add_argument("--conditions", default=",".join(CONDITIONS), help="default: %(default)s")
-    parser.add_argument("--arms", default=",".join(ARMS), help="as in vpretrain compare (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="training time of a run (default: %(default)s)")
-    parser.add_argument(
-        "--validation", action="store_true", help="evaluate on validation templates: for every choice of settings"
-    )
     parser.add_argument(
         "--seen", action="store_true", help="evaluate on other problems of the feedback's own templates"
     )

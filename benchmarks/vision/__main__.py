@@ -14,8 +14,8 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.command import command, variant, write_report
-from benchmarks.sittings import Sittings
+from benchmarks.command import command, comparison_options, variant, write_report
+from benchmarks.sittings import Sittings, add_option
 from benchmarks.vision.table import markdown
 from vpretrain.compare.entry import split_entries
 from vpretrain.compare.results import START
@@ -90,18 +90,8 @@ def _others(differences: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="make bench-vision ARGS=...", description=__doc__)
-    parser.add_argument("settings", metavar="field=value", nargs="*", help="settings to change in every recipe")
-    parser.add_argument("--quick", action="store_true", help="fixed and v, one seed")
-    parser.add_argument(
-        "--add", action="store_true", help="keep the runs of runs.jsonl, and make those that are missing"
-    )
-    parser.add_argument("--arms", default=",".join(ARMS), help="as in vpretrain compare (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="training time of a run (default: %(default)s)")
-    parser.add_argument(
-        "--validation", action="store_true", help="test on validation scenes: for every choice of settings"
-    )
+    parser = comparison_options("bench-vision", __doc__, ARMS, SEEDS, MINUTES)
+    add_option(parser)
     return parser
 
 

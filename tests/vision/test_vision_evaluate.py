@@ -233,6 +233,12 @@ def test_predicted_depths_are_within_the_range_of_valid_ones_however_large_the_h
     assert depths == pytest.approx([0.001, 10.0])
 
 
+def test_the_depth_loss_has_a_gradient_where_a_prediction_is_out_of_range():
+    grid = torch.tensor([[[[100.0, 5.0]]]], requires_grad=True)
+    depth_loss(torch.nn.Identity(), grid, torch.tensor([[[4.0, 4.0]]])).backward()
+    assert grid.grad.flatten().tolist() == pytest.approx([0.5, 0.5], abs=0.01)
+
+
 def test_the_segmentation_loss_is_a_mean_over_labelled_pixels_only():
     grid = torch.tensor([0.0, 1.0, 2.0]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
     label = torch.tensor([[[0, 2], [IGNORED, IGNORED]]])

@@ -39,11 +39,18 @@ def pixel_outputs(
     return F.interpolate(head(grid_BDhw).float(), (height, width), mode="bilinear", align_corners=False)
 
 
+def pixel_depths(
+    head: nn.Module, grid_BDhw: Float[Tensor, "B D h w"], height: int, width: int
+) -> Float[Tensor, "B H W"]:
+    """Return the depth of every pixel in metres, positive by softplus."""
+    return F.softplus(pixel_outputs(head, grid_BDhw, height, width)[:, 0])
+
+
 def predicted_depth(
     head: nn.Module, grid_BDhw: Float[Tensor, "B D h w"], height: int, width: int
 ) -> Float[Tensor, "B H W"]:
-    """Return the depth of every pixel in metres: positive by softplus, and clipped to the range of valid depths."""
-    return F.softplus(pixel_outputs(head, grid_BDhw, height, width)[:, 0]).clamp(MIN_DEPTH, MAX_DEPTH)
+    """Return the same, clipped to the range of valid depths."""
+    return pixel_depths(head, grid_BDhw, height, width).clamp(MIN_DEPTH, MAX_DEPTH)
 
 
 def valid_depth(depth_BHW: Float[Tensor, "*B H W"]) -> Tensor:
@@ -63,8 +70,11 @@ def segmentation_loss(
 def depth_loss(
     head: nn.Module, grid_BDhw: Float[Tensor, "B D h w"], depth_BHW: Float[Tensor, "B H W"], *, squared: bool = False
 ) -> Float[Tensor, ""]:
-    """L1 loss on valid depths, in metres; if `squared`, L2, in square metres."""
-    error_BHW = (predicted_depth(head, grid_BDhw, *depth_BHW.shape[1:]) - depth_BHW).abs()
+    """L1 loss on valid depths, in metres; if `squared`, L2, in square metres.
+
+    Predictions are not clipped: beyond the range they would have no gradient.
+    """
+    error_BHW = (pixel_depths(head, grid_BDhw, *depth_BHW.shape[1:]) - depth_BHW).abs()
     error_BHW = error_BHW.square() if squared else error_BHW
     valid_BHW = valid_depth(depth_BHW)
     return torch.where(valid_BHW, error_BHW, 0.0).sum() / valid_BHW.sum().clamp_min(1)
