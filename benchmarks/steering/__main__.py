@@ -28,9 +28,9 @@ from vpretrain.compare.entry import split_entries
 from vpretrain.compare.results import START
 from vpretrain.compare.statistics import correct, interval, paired_difference
 from vpretrain.compare.tables import draw_curves, remarks, table
+from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.inspection.probe import probe
-from vpretrain.language.config import Recipe
 from vpretrain.recipe import parse_recipe, with_overrides
 
 CONDITIONS = ("clean", "off-topic", "noisy", "format-shift")

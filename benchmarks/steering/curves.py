@@ -16,11 +16,14 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.scaling import LEARNERS, counted
+from vpretrain.compare.entry import parse_entry
 from vpretrain.compare.results import START, read_off, run_name
 from vpretrain.compare.statistics import paired_difference
+from vpretrain.config import Recipe
 from vpretrain.files import read_lines
-from vpretrain.language.config import Recipe
+from vpretrain.language.arms import ARMS
 from vpretrain.method.meta import PAIRS
+from vpretrain.recipe import with_overrides
 
 _SHAPE = "0.5B (Qwen2.5)"
 AXES = ("tokens", "flops")
@@ -101,10 +104,15 @@ class Costs:
 
     @classmethod
     def of(cls, recipe: Recipe, arm: str) -> Costs:
-        """Count an arm; `selection` and `token-weights` as `v`, since they need at least its tangents and meta updates."""
-        kind = recipe.arms[arm]
-        charged = arm if kind.designer or not kind.tangent else "v"
-        work = counted(recipe.model_dump(mode="json"), LEARNERS[_SHAPE][0], charged)
+        """Count an arm, perhaps with settings of its own.
+
+        `selection` and `token-weights` are counted as `v`, since they need at least its tangents and meta updates.
+        """
+        entry = parse_entry(arm)
+        kind = ARMS[entry.arm]
+        charged = entry.arm if kind.designer or not kind.tangent else "v"
+        own = with_overrides(recipe.model_dump(mode="json"), entry.settings)
+        work = counted(own, LEARNERS[_SHAPE][0], charged)
         step = work.batch_size * work.accumulation * work.step_flops
         if not (kind.steered or kind.tangent):
             return cls(step)
