@@ -15,7 +15,7 @@ from vpretrain import UserError
 from vpretrain.cli.parser import main
 from vpretrain.compare.compare import compare
 from vpretrain.compare.entry import parse_entry, split_entries
-from vpretrain.compare.results import _differences, _read_off, over_seeds
+from vpretrain.compare.results import _differences, over_seeds, read_off
 from vpretrain.compare.statistics import paired_difference
 from vpretrain.compare.tables import draw_curves, remarks, table
 from vpretrain.errors import Paused
@@ -144,9 +144,9 @@ def _with_points(root, tokenizer, points):
 
 def test_a_curve_is_read_off_between_its_evaluations():
     curve = [{"tokens": t, "cases": [{"nll": n}, {"nll": 2 * n}]} for t, n in ((0, 4.0), (100, 2.0), (300, 1.0))]
-    assert _read_off(curve, "tokens", 50, "cases", "nll") == [3.0, 6.0]
-    assert _read_off(curve, "tokens", 200, "cases", "nll") == [1.5, 3.0]
-    assert _read_off(curve, "tokens", 300, "cases", "nll") == [1.0, 2.0]
+    assert read_off(curve, "tokens", 50, "cases", "nll") == [3.0, 6.0]
+    assert read_off(curve, "tokens", 200, "cases", "nll") == [1.5, 3.0]
+    assert read_off(curve, "tokens", 300, "cases", "nll") == [1.0, 2.0]
 
 
 def test_a_paused_run_prints_its_share_and_can_be_resumed(tmp_path, tokenizer, capsys):
