@@ -198,3 +198,53 @@ def test_templates_reach_into_lists_and_rename_values(tmp_path):
     for template in ("{choices.2}", "{q.0}"):
         with pytest.raises(UserError, match=r"\.[02]\}"):
             open_source(SourceConfig(path=path, text=template))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_field_that_only_some_rows_have_is_no_mistake(tmp_path, streaming):
+    rows = [{"id": 0, "list": []}, {"id": 1, "text": "one", "list": ["a", None]}, {"id": 2, "text": None, "list": "b"}]
+    path = write(tmp_path, "rows.jsonl", rows)
+    examples = list(open_source(SourceConfig(path=path, streaming=streaming)))
+    assert [(example.response, example.lacks) for example in examples] == [
+        ("", "text missing"),
+        ("one", ""),
+        ("", "text null"),
+    ]
+    examples = list(open_source(SourceConfig(path=path, text="{list.0}", streaming=streaming)))
+    assert [(example.response, example.lacks) for example in examples] == [
+        ("", "text missing"),
+        ("a", ""),
+        ("", "text missing"),
+    ]
+    some = open_source(SourceConfig(path=path, text="{id}", exclude={"text": "^one$"}, streaming=streaming))
+    assert [example.response for example in some] == ["0", "2"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_field_that_none_of_the_first_rows_has_is_a_mistake(tmp_path, streaming):
+    path = write(tmp_path, "rows.jsonl", [*ROWS * 20, {"late": "1", "kind": "late"}])
+    for settings in ({"text": "{late}"}, {"text": "{kind}", "exclude": {"late": "1"}}):
+        with pytest.raises(UserError, match=r"no field 'late' for .*fields: question, answer, kind"):
+            open_source(SourceConfig(path=path, streaming=streaming, **settings))
+    early = write(tmp_path, "early.jsonl", [*ROWS * 2, {"late": "1", "kind": "late"}, *ROWS * 20])
+    assert list(open_source(SourceConfig(path=early, text="{late}", streaming=streaming)))[12].response == "1"
+
+
+def test_an_example_lacks_a_part_if_all_fields_of_its_template_are_empty(tmp_path):
+    rows = [{"q": "1", "why": None, "answer": "2"}, {"q": "1", "why": " ", "answer": None}, {"q": None, "answer": 3}]
+    config = SourceConfig(path=write(tmp_path, "rows.jsonl", rows), prompt="{q}\n", response="{why}\nso {answer}")
+    found = [(example.prompt, example.response, example.lacks) for example in open_source(config)]
+    assert found == [("1\n", "so 2", ""), ("1\n", "so ", "response empty"), ("", "so 3", "prompt null")]
+
+
+def test_values_and_exclusions_are_compared_with_what_the_file_says(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": true, "n": 2}\n{"a": false, "n": 2.0}\n{"a": null, "n": [2, null]}\n')
+    names = {"a": {True: "yes", False: "no", None: "unknown"}}
+    source = open_source(SourceConfig(path=str(path), text="{a}", values=names))
+    assert [example.response for example in source] == ["yes", "no", "unknown"]
+    for pattern, left in (("^2$", ["false", ""]), (r"^2\.0$", ["true", ""]), (r"^\[2, null\]$", ["true", "false"])):
+        source = open_source(SourceConfig(path=str(path), text="{a}", exclude={"n": pattern}))
+        assert [example.response for example in source] == left
+    source = open_source(SourceConfig(path=str(path), text="{a}", exclude={"a": "^$"}))  # null is empty
+    assert [example.response for example in source] == ["true", "false"]

@@ -95,11 +95,15 @@ class SourceConfig(Strict):
     @field_validator("values", mode="before")
     @classmethod
     def _as_text(cls, values: Any) -> Any:
-        """Convert keys to text, which rows are compared as: YAML reads 0 as a number."""
+        """Convert keys to the text of a field's value (`rows.spelled`): YAML reads 0 as a number."""
         if not isinstance(values, dict):
             return values
+
+        def spelled(value: Any) -> str:
+            return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
         return {
-            field: {str(value): text for value, text in names.items()} if isinstance(names, dict) else names
+            field: {spelled(value): text for value, text in names.items()} if isinstance(names, dict) else names
             for field, names in values.items()
         }
 

@@ -15,8 +15,10 @@ from rich.table import Table
 from vpretrain.console import progress
 from vpretrain.errors import UserError
 from vpretrain.language.config import Recipe, SourceConfig
+from vpretrain.language.data.example import Example, templates
 from vpretrain.language.data.overlap import OverlapIndex
-from vpretrain.language.data.source import Example, count_rows, open_source, templates
+from vpretrain.language.data.rows import as_json
+from vpretrain.language.data.source import count_rows, open_source
 from vpretrain.recipe import load_recipe, save_recipe
 from vpretrain.types import Json
 
@@ -162,21 +164,19 @@ def _clean(
 ) -> tuple[Json, Json]:
     """Write the examples of a source that are kept; return the settings of their source, and counts."""
     examples = dropped = 0
-    chosen: dict[str, str] = {}
     with file.open("w", encoding="utf-8") as kept:
         for example in _watched(source):
-            chosen = chosen or templates(example.fields, source)
             for text in parts(example, place, examples):
                 if (found := index.nearest(text.text)) is not None:
                     report_drop(text, *found)
                     dropped += 1
                     break
             else:
-                kept.write(json.dumps(example.fields, ensure_ascii=False, default=str) + "\n")
+                kept.write(as_json(example.fields) + "\n")
             examples += 1
     same = {"streaming": source.streaming, "domain": source.domain, "weight": source.weight}
     counts = {"origin": source.origin, "examples": examples, "dropped": dropped}
-    return {**same, **chosen}, counts  # in the file values are renamed, skip and limit applied
+    return {**same, **templates(source)}, counts  # in the file values are renamed, skip and limit applied
 
 
 def _watched(source: SourceConfig) -> Iterator[Example]:

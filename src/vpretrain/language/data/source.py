@@ -1,62 +1,35 @@
-"""Sources of examples: files, hub data sets, generators, and text that comes with Python; rows become text by templates."""
+"""Sources of examples: files, hub data sets, generators, and text that comes with Python."""
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import glob
-import hashlib
 import random
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vpretrain.errors import UserError
 from vpretrain.language.config import SourceConfig
+from vpretrain.language.data.example import KEY_DIGITS, Example, check_fields, render
+from vpretrain.language.data.rows import NoRow, parse, spelled
 from vpretrain.pretrained import first_line
 from vpretrain.types import Json
+
+Read = Callable[[Json], Json]
+"""Makes a row with its fields of what a data set gives."""
 
 _FORMATS = {
     ".jsonl": "json", ".json": "json", ".jsonl.gz": "json", ".json.gz": "json", ".parquet": "parquet", ".txt": "text",
 }  # fmt: skip
-KEY_DIGITS = 16  # hexadecimal
-_FIELD = re.compile(r"\{([\w-]+)(?:\.(\d+))?\}")
-
-
-@dataclass(frozen=True)
-class Example:
-    """One document, or one prompt with its response.
-
-    Attributes:
-        prompt: empty for raw text.
-        response: the text that the loss is on.
-        domain: of its source.
-        problem: the field values in the prompt's template (or the text's), without the text around them.
-        solution: the field values in the response's template; empty for raw text.
-        fields: the row it came from.
-    """
-
-    prompt: str
-    response: str
-    domain: str
-    problem: str
-    solution: str
-    fields: Json
-
-    @cached_property
-    def key(self) -> str:
-        """Identity of the problem: equal for problems that differ in case and white space only."""
-        return hashlib.sha256(" ".join(self.problem.casefold().split()).encode()).hexdigest()[:KEY_DIGITS]
 
 
 class IndexedSource:
-    """Examples by number; rows are rendered on access."""
+    """Examples by number; rows are read and rendered on access."""
 
-    def __init__(self, config: SourceConfig, rows: Any) -> None:
-        self.config, self._rows = config, rows
+    def __init__(self, config: SourceConfig, rows: Any, read: Read) -> None:
+        self.config, self._rows, self._read = config, rows, read
         self._range = range(len(rows))[config.skip :][: config.limit]
         if not self._range:
             raise UserError(f"{config.origin}: no examples are left after skip={config.skip} of {len(rows)}")
@@ -68,7 +41,7 @@ class IndexedSource:
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Example:
-        return render(self._rows[self._range[index]], self.config)
+        return render(self._read(self._rows[self._range[index]]), self.config)
 
 
 class StreamingSource:
@@ -80,13 +53,14 @@ class StreamingSource:
     Args:
         config: of the source.
         rows: an IterableDataset of the files' rows, unfiltered.
+        read: makes a row of each.
         shard: number of this shard.
         shards: number of shards. Each takes whole files if these can be divided evenly and neither `skip` nor `limit` is set,
             else every shards-th example of all files.
     """
 
-    def __init__(self, config: SourceConfig, rows: Any, *, shard: int = 0, shards: int = 1) -> None:
-        self.config, self._rows = config, rows
+    def __init__(self, config: SourceConfig, rows: Any, read: Read, *, shard: int = 0, shards: int = 1) -> None:
+        self.config, self._rows, self._read = config, rows, read
         whole_files = rows.num_shards % shards == 0 and not config.skip and config.limit is None
         self._files, self._every = ((shard, shards), (0, 1)) if whole_files else ((0, 1), (shard, shards))
         self._stop = None if config.limit is None else config.skip + config.limit
@@ -128,8 +102,9 @@ class StreamingSource:
         first, step = self._every
         with _readable(self.config):
             rows = iter(self._epoch)
-            while self._met != self._stop and (row := next(rows, None)) is not None:
+            while self._met != self._stop and (given := next(rows, None)) is not None:
                 self._loaded = None
+                row = self._read(given)
                 if _kept(self.config, row):
                     number = self._met - self.config.skip
                     self._met += 1
@@ -141,20 +116,23 @@ def open_source(config: SourceConfig, *, shard: int = 0, shards: int = 1) -> Ind
     """Open the source that a recipe describes; a streaming source gives the examples of one shard.
 
     Raises:
-        UserError: it does not exist, or its rows lack the fields that the templates name.
+        UserError: it does not exist, or none of its first rows has a field that is named.
     """
     rows: Any
+    read: Read = _as_given
     if config.reasoning_gym is not None:
         rows = _generated(config)
     elif config.builtin is not None:
         rows = _python_manual()
     else:
-        rows = _load(config)
-        if config.streaming:
-            return StreamingSource(config, rows, shard=shard, shards=shards)
-    source = IndexedSource(config, rows)
-    source[0]  # a wrong template fails now and not in the middle of a run
-    return source
+        rows, read = _load(config)
+    with _readable(config):
+        check_fields(config, map(read, rows))  # a wrong template fails now and not in the middle of a run
+        if config.streaming and (config.path is not None or config.hub is not None):
+            return StreamingSource(config, rows, read, shard=shard, shards=shards)
+        if config.exclude or config.part:
+            rows = rows.filter(partial(_passes, config, read))
+    return IndexedSource(config, rows, read)
 
 
 def count_rows(config: SourceConfig) -> int | None:
@@ -167,60 +145,6 @@ def count_rows(config: SourceConfig) -> int | None:
         rows = len(_python_manual()) if config.builtin is not None else None
     limits = [limit for limit in (rows, config.limit) if limit is not None]
     return min(limits, default=None)
-
-
-def templates(row: Json, config: SourceConfig) -> dict[str, str]:
-    """The source's templates (text, or prompt and response), or the defaults for rows like this. Raises UserError."""
-    if config.text is not None:
-        return {"text": config.text}
-    if config.prompt is not None and config.response is not None:
-        return {"prompt": config.prompt, "response": config.response}
-    if config.reasoning_gym is not None:
-        return {"prompt": "Question: {question}\nAnswer:", "response": " {answer_cot}"}
-    if "text" in row:
-        return {"text": "{text}"}
-    raise UserError(f"{config.origin}: give text, or prompt and response; its fields are {', '.join(row)}")
-
-
-def render(row: Json, config: SourceConfig) -> Example:
-    """Build an example from a row by the source's templates. Raises UserError for a field that the row lacks."""
-    renamed = {field: names.get(str(row[field]), row[field]) for field, names in config.values.items() if field in row}
-    row = row | renamed
-    chosen = templates(row, config)
-    if "text" in chosen:
-        text, content = _fill(chosen["text"], row, config)
-        return Example("", text, config.domain, content, "", row)
-    prompt, problem = _fill(chosen["prompt"], row, config)
-    response, solution = _fill(chosen["response"], row, config)
-    return Example(prompt, response, config.domain, problem, solution, row)
-
-
-def _fill(template: str, row: Json, config: SourceConfig) -> tuple[str, str]:
-    """Fill a template; return the text, and the values filled in. A line that held only an empty field disappears."""
-    contents: list[str] = []
-
-    def value(match: re.Match[str]) -> str:
-        name, place = match[1], match[2]
-        if name not in row:
-            nearest = difflib.get_close_matches(name, list(row), n=1, cutoff=0.4)
-            hint = f": did you mean {{{nearest[0]}}}?" if nearest else ""
-            raise UserError(
-                f"{config.origin}: no field '{name}' for the template {template!r}{hint} (fields: {', '.join(row)})"
-            )
-        found = row[name]
-        if place is not None:
-            if not isinstance(found, list) or int(place) >= len(found):
-                raise UserError(f"{config.origin}: {{{name}.{place}}} in {template!r}: '{name}' is {str(found)[:80]!r}")
-            found = found[int(place)]
-        contents.append("" if found is None else str(found))
-        return contents[-1]
-
-    lines = []
-    for line in template.splitlines(keepends=True):
-        filled = _FIELD.sub(value, line)
-        if filled.strip() or not _FIELD.search(line):
-            lines.append(filled)
-    return "".join(lines), " ".join(contents)
 
 
 def data_files(config: SourceConfig) -> tuple[list[str], str]:
@@ -279,27 +203,36 @@ def _count_in_files(files: Sequence[str], kind: str) -> int | None:
     count = 0
     for file in files:
         with open(file, "rb") as lines:
-            count += sum(block.count(b"\n") for block in iter(partial(lines.read, 2**20), b""))
+            count += sum(not line.isspace() for line in lines)
     return count
 
 
-def _load(config: SourceConfig) -> Any:
-    """The rows of files or of a hub data set."""
+def _load(config: SourceConfig) -> tuple[Any, Read]:
+    """The rows of files or of a hub data set as a data set gives them, and how to read one."""
     import datasets
 
-    name = config.hub
-    options: Json = {"name": config.config or None, "split": config.split}
-    if config.path is not None:
-        files, name = data_files(config)
-        options = {"data_files": files, "split": "train"}
-        if name == "text":
-            options["sample_by"] = "document"
     datasets.disable_progress_bars()
+    how: Json = {"path": config.hub, "name": config.config or None, "split": config.split}
+    if config.path is not None:
+        files, kind = data_files(config)
+        if kind == "json":
+            from vpretrain.language.data.json_rows import open_rows
+
+            with _readable(config):
+                return open_rows(files, streaming=config.streaming), _parsed
+        how = {"path": kind, "data_files": files, "split": "train"}
+        if kind == "text":
+            how["sample_by"] = "document"
     with _readable(config):
-        rows = datasets.load_dataset(name, streaming=config.streaming, **options)
-        if config.streaming or not (config.exclude or config.part):
-            return rows
-        return rows.filter(partial(_kept, config))
+        return datasets.load_dataset(**how, streaming=config.streaming), _as_given
+
+
+def _as_given(row: Json) -> Json:
+    return row
+
+
+def _parsed(row: Json) -> Json:
+    return parse(row["row"])
 
 
 @contextlib.contextmanager
@@ -310,18 +243,20 @@ def _readable(config: SourceConfig) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # datasets raises many types if the data are unavailable
+        cause = error.__cause__ or error
         remedy = "check the name and the network, or give a path" if config.hub else "check the file"
-        if config.path is not None and "://" in config.path:
+        if config.path is not None and "://" in config.path and not isinstance(cause, NoRow):
             remedy = "check the URL, the network, and the credentials in the environment"
-        raise UserError(f"cannot load {config.origin}: {first_line(error.__cause__ or error)}; {remedy}") from None
+        raise UserError(f"cannot load {config.origin}: {first_line(cause)}; {remedy}") from None
+
+
+def _passes(config: SourceConfig, read: Read, row: Json) -> bool:
+    return _kept(config, read(row))
 
 
 def _kept(config: SourceConfig, row: Json) -> bool:
-    for field, pattern in config.exclude.items():
-        if field not in row:
-            raise UserError(f"{config.origin}: no field '{field}' for exclude (fields: {', '.join(row)})")
-        if pattern.search(str(row[field])):
-            return False
+    if any(pattern.search(spelled(row.get(field))) for field, pattern in config.exclude.items()):
+        return False
     if config.part is None:
         return True
     low, high = config.part

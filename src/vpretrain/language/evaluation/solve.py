@@ -16,11 +16,12 @@ from transformers import PreTrainedTokenizerBase
 
 from vpretrain.errors import UserError
 from vpretrain.language.data.encode import begin_ids
-from vpretrain.language.data.source import Example
+from vpretrain.language.data.example import Example
+from vpretrain.language.data.rows import spelled
 from vpretrain.language.model.learner import LanguageLearner
 from vpretrain.types import Keywords
 
-_NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?"
+_NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?:[eE][+-]?\d+)?(?:/\d+)?"
 _PLAIN_NUMBER = re.compile(rf"\$?{_NUMBER}\s?%?")
 
 
@@ -101,7 +102,7 @@ def pass_at_k(correct: Sequence[int], samples: int) -> dict[str, float]:
 def reference(example: Example) -> str:
     """The true final answer of a problem: marked in its solution with #### or \\boxed{}, else its field `answer`."""
     marked = marked_answer(example.response)
-    return str(example.fields.get("answer", example.response)) if marked is None else marked
+    return (spelled(example.fields.get("answer")) or example.response) if marked is None else marked
 
 
 def marked_answer(text: str) -> str | None:

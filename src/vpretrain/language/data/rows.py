@@ -1,0 +1,82 @@
+"""Rows of JSON as their file spells them: no value is converted, so none can change."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+
+from vpretrain.types import Json
+
+_DEEPEST = 100  # levels of nesting; functions below call themselves once per level
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class NoRow(ValueError):
+    """A text is no row; the message is a sentence without its subject."""
+
+
+class Number(str):
+    """A number as its file spells it: 2, 2.0, 1e3 and -0 stay what they are, and so does one that needs more than 64 bits."""
+
+
+# Not strict: a tab or a line break within a text is accepted, since it can mean nothing else.
+_DECODER = json.JSONDecoder(parse_int=Number, parse_float=Number, parse_constant=Number, strict=False)
+
+
+def parse(text: str) -> Json:
+    """Parse a text that is one row. Raises NoRow, as `row_at`."""
+    row, end = row_at(text, 0)
+    if end < len(text):
+        raise NoRow(f"is no JSON (Extra data, at character {end + 1})")
+    return row
+
+
+def row_at(text: str, start: int) -> tuple[Json, int]:
+    """Parse the row that begins at `start`; also return its end. A text without an object around it is the field `text`.
+
+    Raises:
+        NoRow: none begins there.
+    """
+    try:
+        row, end = _DECODER.raw_decode(text, start)
+    except json.JSONDecodeError as error:
+        raise NoRow(f"is no JSON ({error.msg}, at character {error.pos - start + 1})") from None
+    except RecursionError:
+        raise NoRow(f"is nested more than {_DEEPEST} deep") from None
+    if type(row) is str:  # and not a Number
+        row = {"text": row}
+    if not isinstance(row, dict):
+        raise NoRow("is no object with fields")
+    if text.count("[", start, end) + text.count("{", start, end) > _DEEPEST and _is_deeper(row, _DEEPEST):
+        raise NoRow(f"is nested more than {_DEEPEST} deep")
+    if _SURROGATE.search(text, start, end):
+        try:
+            as_json(row).encode()
+        except UnicodeEncodeError:
+            raise NoRow("has half a surrogate pair (such as \\ud800), which is no character") from None
+    return row, end
+
+
+def spelled(value: object) -> str:
+    """The text that stands for a value in templates: a text or number as it is, anything else as JSON; null is empty."""
+    if isinstance(value, bool | int | float | list | dict):
+        return as_json(value)
+    return "" if value is None else str(value)
+
+
+def as_json(value: object) -> str:
+    """Write a value as JSON, each number as it was spelled."""
+    if isinstance(value, Number):
+        return str(value)
+    if isinstance(value, dict):
+        fields = (f"{json.dumps(str(name), ensure_ascii=False)}: {as_json(inner)}" for name, inner in value.items())
+        return f"{{{', '.join(fields)}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(as_json, value))}]"
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    inner: Iterable[object] = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_is_deeper(one, levels - 1) for one in inner)
