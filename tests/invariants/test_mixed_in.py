@@ -7,6 +7,7 @@ from test_arms import assert_bit_equal, trajectory
 from worlds import sums, tiny_recipe, write_jsonl
 
 from vpretrain.language.assemble import assemble
+from vpretrain.language.data.stream import HELD_BACK
 
 
 def rows(parts, steps):
@@ -28,7 +29,8 @@ def test_feedback_pairs_have_their_share_of_the_rows_and_evaluation_problems_non
     assert all(set(keys) <= parts.feedback.keys for (_, keys, _), own in zip(drawn, mixed, strict=True) if own)
     assert set().union(*mixed) == parts.feedback.keys
     assert not evaluation & {key for _, keys, _ in drawn for key in keys}
-    assert parts.stream.held_back_count > 0
+    left_out = parts.left_out(parts.stream.state_dict())
+    assert left_out[f"stream {tmp_path / 'stream.jsonl'}"][HELD_BACK] > 0
 
 
 def test_the_other_rows_are_those_of_one_hot_in_their_order(tmp_path, tokenizer):

@@ -119,6 +119,15 @@ def test_a_paragraph_of_raw_text_is_enough(tmp_path, evaluation):
     assert [row["text"] for row in lines(output / "stream-0.jsonl")] == texts[1:2]
 
 
+def test_rows_that_stay_keep_the_spelling_of_their_numbers(tmp_path, evaluation):
+    row = f'{{"problem": "{CLEAN}", "solution": "2024-01-02", "id": 1e3, "n": [2.0, -0, null], "large": {10**30}}}'
+    (tmp_path / "stream.jsonl").write_text(row + "\n")
+    output = tmp_path / "clean"
+    stream = f"{tmp_path / 'stream.jsonl'}:problem,solution"
+    assert main(["decontaminate", stream, "--against", evaluation, "--output", str(output)]) == 0
+    assert (output / "stream-0.jsonl").read_text() == row + "\n"
+
+
 def test_a_recipe_gets_a_recipe_whose_stream_is_clean(tmp_path, tokenizer, monkeypatch):
     data = recipe_data(tmp_path, tokenizer)
     first = data["stream"]["sources"][0]
@@ -140,7 +149,7 @@ def test_a_recipe_gets_a_recipe_whose_stream_is_clean(tmp_path, tokenizer, monke
     parts = assemble(clean)
     for _ in range(40):
         parts.stream.next()
-    assert parts.stream.held_back_count == 0
+    assert not parts.left_out(parts.stream.state_dict())
 
 
 @pytest.mark.parametrize(

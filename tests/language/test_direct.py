@@ -148,6 +148,17 @@ def test_sft_on_the_stream_skips_its_problems_of_the_feedback(tmp_path, tokenize
     assert drawn == {pair["question"] + " " for pair in sums(12, 1)}
 
 
+@pytest.mark.parametrize("method", ["sft", "grpo"])
+def test_pairs_without_an_answer_are_not_trained_on(tmp_path, tokenizer, method):
+    recipe = recipe_of(tmp_path, tokenizer, method)
+    lacking = [{"question": "1 ?", "answer": None}, {"question": "2 ?"}, {"question": None, "answer": "3"}]
+    write_jsonl(tmp_path / "stream.jsonl", lacking + sums(12, 1))
+    train = assemble(recipe).train
+    rows = direct.rows(train.sources, method, 0, train.held_back, tokenizer, train.length, 0)
+    drawn = {row["prompt"] for row in islice(rows, 60)}
+    assert drawn == {pair["question"] + " " for pair in sums(12, 1)}
+
+
 def test_the_reward_is_what_verifies_solutions_elsewhere():
     assert reward(["so #### 12", "it is 13", "1,200.0"], truth=["12", "12", "1200"]) == [1.0, 0.0, 1.0]
 

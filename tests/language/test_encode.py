@@ -7,7 +7,7 @@ from conftest import character_tokenizer
 from tokenizers import processors
 
 from vpretrain.language.data.encode import begin_ids, collate, encode
-from vpretrain.language.data.source import Example
+from vpretrain.language.data.example import Example
 
 
 def example(response: str, prompt: str = "", domain: str = "sums") -> Example:

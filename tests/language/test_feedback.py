@@ -9,6 +9,7 @@ from worlds import sums, write_jsonl
 
 from vpretrain.errors import UserError
 from vpretrain.language.config import FeedbackConfig, SourceConfig
+from vpretrain.language.data.encode import PROMPT_FILLS
 from vpretrain.language.data.feedback import LanguageFeedback, check_roles, pairs, problems
 from vpretrain.language.model.learner import LanguageLearner
 
@@ -89,9 +90,29 @@ def test_pairs_that_share_rows_have_the_same_loss_and_fewer_tokens(tokenizer, tm
 
 
 def test_pairs_may_be_streamed(path):
-    streamed = pairs(SourceConfig(path=path, streaming=True, **PAIR))
-    assert [pair.key for pair in streamed] == [pair.key for pair in pairs(SourceConfig(path=path, **PAIR))]
-    assert len(problems([SourceConfig(path=path, **PAIR)] * 2, 3)) == 6
+    streamed, _ = pairs(SourceConfig(path=path, streaming=True, **PAIR))
+    stored, _ = pairs(SourceConfig(path=path, **PAIR))
+    assert [pair.key for pair in streamed] == [pair.key for pair in stored]
+    assert len(problems([SourceConfig(path=path, **PAIR)] * 2, 3)[0]) == 6
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_pairs_that_lack_a_part_or_have_no_room_are_left_out_and_counted(tokenizer, tmp_path, streaming):
+    rows = [{"question": "0 ?", "answer": None}, *sums(3, 1), {"question": "1 ?"}, {"question": "", "answer": "2"}]
+    path = write_jsonl(tmp_path / "flawed.jsonl", [*rows, {"question": "long " * 20, "answer": "3"}, *sums(2, 2)])
+    source = SourceConfig(path=path, domain="math", streaming=streaming, **PAIR)
+    lacking = {"response null": 1, "response missing": 1, "prompt empty": 1}
+    feedback = make(tokenizer, source)
+    assert feedback.left_out == {path: lacking | {PROMPT_FILLS: 1}}
+    drawn = {key for _ in range(3) for row in feedback.next()["math"].keys for key in row}
+    assert len(drawn) == 5
+    first, none_yet = problems([source], 2)
+    assert [pair.fields for pair in first] == sums(3, 1)[:2]
+    assert none_yet == {path: {"response null": 1}}
+    assert problems([source], 100)[1] == {path: lacking}
+    empty = write_jsonl(tmp_path / "empty.jsonl", [{"question": "0 ?", "answer": None}] * 3)
+    with pytest.raises(UserError, match=r"no row has both prompt and response: 3 \(response null\); check the fields"):
+        make(tokenizer, {"path": empty, **PAIR})
 
 
 def test_wrong_feedback_is_refused(tokenizer, path, tmp_path):

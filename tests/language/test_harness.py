@@ -140,7 +140,7 @@ def test_our_own_pass_at_1_agrees_on_the_same_outputs(tmp_path, tokenizer, tasks
     source = SourceConfig(
         path=str(tmp_path / "rows.jsonl"), prompt="Question: {question}\nAnswer:", response=" {answer}"
     )
-    evaluation = Evaluation(config, problems([source], len(OUTPUTS)), [], tokenizer)
+    evaluation = Evaluation(config, problems([source], len(OUTPUTS))[0], [], tokenizer)
     monkeypatch.setattr(
         "vpretrain.language.evaluation.evaluate.solve",
         lambda learner, tokenizer, examples, length, **options: [[said[example.prompt]] for example in examples],

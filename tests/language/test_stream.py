@@ -11,8 +11,9 @@ from worlds import sums, write_jsonl
 
 from vpretrain.errors import UserError
 from vpretrain.language.config import StreamConfig
-from vpretrain.language.data.source import Example
-from vpretrain.language.data.stream import LanguageStream, rows_of
+from vpretrain.language.data.encode import PROMPT_FILLS
+from vpretrain.language.data.example import Example
+from vpretrain.language.data.stream import HELD_BACK, LanguageStream, rows_of
 
 PAIR = {"prompt": "{question} ", "response": "{answer}", "domain": "sums"}
 WORDS = "the quick brown fox jumps over the lazy dog "
@@ -37,6 +38,11 @@ def make(sources, tokenizer, *, held_back=frozenset(), seed=0, rank=0, processes
 
 def group(processes, sources, tokenizer, **settings):
     return [make(sources, tokenizer, rank=rank, processes=processes, **settings) for rank in range(processes)]
+
+
+def left_out(stream) -> Counter:
+    """Examples that were left out, by reason."""
+    return sum(map(Counter, stream.left_out(stream.state_dict()).values()), Counter())
 
 
 def dealt_back(streams) -> list:
@@ -141,10 +147,39 @@ def test_what_feedback_or_evaluation_owns_is_skipped_and_counted(sources, tokeni
     seen = {key for _ in range(60) for batch in stream.next() for row in batch.keys for key in row}
     assert not seen & own
     assert len(seen) == len(sums(30, 1)) - 10
-    assert stream.held_back_count >= 10
+    assert left_out(stream)[HELD_BACK] >= 10
     again = make([sources["pairs"]], tokenizer, held_back=own)
     again.load_state_dict(stream.state_dict())
-    assert again.held_back_count == stream.held_back_count
+    assert left_out(again) == left_out(stream)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_pairs_that_lack_a_part_or_have_no_room_are_left_out_and_counted(tokenizer, tmp_path, streaming):
+    rows = [{"question": "1 ?", "answer": "2"}, {"question": "2 ?", "answer": None}, {"question": "3 ?"}]
+    rows += [{"question": "4 ?", "answer": " "}, {"question": None, "answer": "5"}, {"answer": "6"}]
+    rows += [{"question": "long " * 20, "answer": "7"}]
+    source = {"path": write_jsonl(tmp_path / "pairs.jsonl", rows), "streaming": streaming, **PAIR}
+    stream = make([source], tokenizer, packing=False)
+    keys = {key for _ in range(7) for batch in stream.next() for row in batch.keys for key in row}
+    assert keys == {Example("", "", "", "1 ?", "", {}).key}
+    found = stream.left_out(json.loads(json.dumps(stream.state_dict())))
+    reasons = ("response null", "response missing", "response empty", "prompt null", "prompt missing", PROMPT_FILLS)
+    assert found.keys() == {source["path"]}
+    assert found[source["path"]].keys() == set(reasons)
+    if streaming:  # the first row comes at once, each further one after the six others
+        assert set(found[source["path"]].values()) == {20}
+    again = make([source], tokenizer, packing=False)
+    again.load_state_dict(json.loads(json.dumps(stream.state_dict())))
+    assert left_out(again) == left_out(stream)
+
+
+def test_raw_text_that_is_empty_or_very_short_is_left_out_and_counted(tokenizer, tmp_path):
+    rows = [{"text": "a b c d e f g h"}, {"text": ""}, {"text": None}, {"other": 1}, {"text": "ab"}]
+    stream = make([{"path": write_jsonl(tmp_path / "t.jsonl", rows), "streaming": True}], tokenizer)
+    stream.next()
+    found = left_out(stream)
+    assert found.keys() == {"text empty", "text null", "text missing", "shorter than min_chunk"}
+    assert len(set(found.values())) == 1
 
 
 def test_a_stream_without_any_target_ends_with_a_remedy(tokenizer, tmp_path):
@@ -217,8 +252,9 @@ def test_examples_held_back_are_counted_once_whatever_the_processes(sources, tok
         dealt_back(streams)
     merged = make([sources["pairs"]], tokenizer, **settings)
     merged.load_state_dict(merged.merge([stream.state_dict() for stream in streams]))
-    assert merged.held_back_count == one.held_back_count > 0
-    assert sum(stream.held_back_count for stream in streams) == 2 * one.held_back_count  # each shard is read twice
+    assert left_out(merged) == left_out(one)
+    assert left_out(one)[HELD_BACK] > 0
+    assert sum(map(left_out, streams), Counter()) == left_out(one) + left_out(one)  # each shard is read twice
 
 
 def test_cursors_of_different_steps_are_not_merged(sources, tokenizer):

@@ -477,3 +477,14 @@ def test_damaged_files_are_named(tmp_path, name, damage):
     file.write_text(f"{damage}\n{damage}\n")
     with pytest.raises(UserError, match=f"{file.name} is damaged"):
         collect(tmp_path / "study")
+
+
+def test_examples_that_were_not_used_are_counted_by_run_source_and_reason(tmp_path):
+    found = write_run(tmp_path / "run", "v", 0, 1.2)
+    counts = {"stream /home/somebody/a.jsonl": {"response null": 1200}, "feedback b.jsonl": {"prompt empty": 1}}
+    write_json(tmp_path / "run/result.json", found | {"left_out": counts})
+    assert made(tmp_path, tmp_path / "run").tables["Examples that were met and not used"] == [
+        ["run", "role", "source", "reason", "examples"],
+        ["run", "stream", "a.jsonl", "response null", "1,200"],
+        ["run", "feedback", "b.jsonl", "prompt empty", "1"],
+    ]

@@ -32,6 +32,7 @@ from vpretrain.method.strength import Strength
 from vpretrain.method.subset import alignment_subset, mlp_names
 from vpretrain.method.value import engine
 from vpretrain.run.checkpoint import load_designer
+from vpretrain.run.left_out import LeftOut, by_source
 from vpretrain.run.parts import Parts
 from vpretrain.run.prefetch import prefetched
 from vpretrain.types import Json, Keywords, Model
@@ -74,6 +75,13 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
 
         kept_out = evaluation_keys if arm.direct_on == "feedback" else held_back
         train = DirectTraining(recipe, learner, tokenizer, kept_out)
+
+    def left_out(cursor: Json) -> LeftOut:
+        roles = {"feedback": feedback.left_out, "evaluation": evaluation.left_out}
+        if train is None:  # else the stream is not drawn from
+            roles["stream"] = stream.left_out(cursor)
+        return by_source((f"{role} {origin}", counts) for role, of in roles.items() for origin, counts in of.items())
+
     return Parts(
         learner=learner,
         stream=prefetched(stream, recipe.stream.prefetch, learner.device),
@@ -87,6 +95,7 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
         export=export,
         warning=_idle if arm.steered and not arm.random_feedback else lambda result: None,
         train=train,
+        left_out=left_out,
     )
 
 
@@ -121,7 +130,8 @@ def load_evaluation(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Evalu
     rows = [
         row for source in config.retention for row in rows_of(source, tokenizer, **shape, packing=recipe.stream.packing)
     ]
-    return Evaluation(config, problems(config.sources, config.problems), rows, tokenizer)
+    asked, left_out = problems(config.sources, config.problems)
+    return Evaluation(config, asked, rows, tokenizer, left_out)
 
 
 def check_sizes(recipe: Recipe, config: PretrainedConfig) -> None:

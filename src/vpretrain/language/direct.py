@@ -28,7 +28,10 @@ from transformers import (
 from vpretrain.errors import NonFinite, UserError
 from vpretrain.language.config import Recipe, SourceConfig
 from vpretrain.language.data.encode import encode
-from vpretrain.language.data.source import Example, StreamingSource, open_source
+from vpretrain.language.data.example import Example
+from vpretrain.language.data.feedback import pairs
+from vpretrain.language.data.rows import spelled
+from vpretrain.language.data.source import StreamingSource, open_source
 from vpretrain.language.data.stream import HOPELESS
 from vpretrain.language.evaluation.solve import (
     before_stop,
@@ -173,7 +176,8 @@ def rows(
     """Yield a trainer's rows from example `start` on, without those that it would drop, whose prompt alone is too long."""
 
     def usable(example: Example) -> bool:
-        return example.key not in held_back and encode(example, tokenizer, length).targets > 0
+        whole = not example.lacks and example.key not in held_back
+        return whole and encode(example, tokenizer, length).targets > 0
 
     for example in itertools.islice(mixture(sources, seed=seed, usable=usable), start, None):
         other = {"completion": example.response} if method == "sft" else {"truth": reference(example)}
@@ -197,28 +201,28 @@ def mixture(sources: Sequence[SourceConfig], *, seed: int, usable: Callable[[Exa
 
 def _endless(config: SourceConfig, seed: str, usable: Callable[[Example], bool]) -> Iterator[Example]:
     source = open_source(config)
-    pairs: Iterator[Example]
+    examples: Iterator[Example]
     if isinstance(source, StreamingSource):
-        pairs = iter(source.next, None)
+        examples = iter(source.next, None)
     else:
         order = Shuffled(len(source), seed)
-        pairs = (source[order[number]] for number in itertools.count())
+        examples = (source[order[number]] for number in itertools.count())
     skipped = 0
     while skipped < HOPELESS:
-        example = next(pairs)
+        example = next(examples)
         skipped = 0 if usable(example) else skipped + 1
         if not skipped:
             yield example
     raise UserError(
-        f"{config.origin}: {HOPELESS} pairs in a row cannot be trained on: their prompts are too long, or feedback and "
-        "evaluation own them"
+        f"{config.origin}: {HOPELESS} pairs in a row cannot be trained on: their prompts are too long, their fields are "
+        "empty, or feedback and evaluation own them"
     )
 
 
 def _check_answers(source: SourceConfig) -> None:
     """Raise UserError if the source's first pair has no final answer that attempts can be compared with."""
-    example = next(iter(open_source(source)))
-    if marked_answer(example.response) is None and "answer" not in example.fields:
+    (example,), _ = pairs(source, 1)
+    if marked_answer(example.response) is None and not spelled(example.fields.get("answer")):
         raise UserError(
             f"{source.origin}: grpo rewards right final answers, and its solutions mark none: they need ####, \\boxed{{}}, "
             "or a field named answer"

@@ -82,6 +82,7 @@ def _study(study: Study, number: int) -> Json:
         "phases": _phases(study.profile),
         "settings": _settings(study),
         "data": _data(study),
+        "left_out": _left_out(study),
         "versions": Table("Versions", [["package", "version"], *map(list, study.results["versions"].items())]),
         "missing": study.missing,
         "inspectors": _inspectors(study),
@@ -193,6 +194,17 @@ def _setting(value: object) -> str:
 def _data(study: Study) -> Table | None:
     made = [run.provenance for runs in study.runs.values() for run in runs if run.provenance.get("data")]
     return Table(f"What identifies the data. {HASHES}", data_cells(made[0]["data"])) if made else None
+
+
+def _left_out(study: Study) -> Table | None:
+    rows = [["run", "role", "source", "reason", "examples"]]
+    for run in (run for of_arm in study.trained.values() for run in of_arm):
+        for source, reasons in run.result.get("left_out", {}).items():
+            role, _, origin = source.partition(" ")
+            for reason, count in reasons.items():
+                rows.append([run.directory.name, role, without_folders(origin), reason, f"{count:,}"])
+    caption = "Examples that were met and not used; one of the stream counts again whenever it comes up"
+    return Table(caption, rows) if len(rows) > 1 else None
 
 
 def _inspectors(study: Study) -> list[tuple[str, list[Markup]]]:

@@ -14,6 +14,7 @@ from vpretrain.console import console
 from vpretrain.files import whole_directory, write_whole
 from vpretrain.run.card import provenance, write_card
 from vpretrain.run.export import export_checkpoint
+from vpretrain.run.left_out import LeftOut, lines
 from vpretrain.types import Json
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ def finish(session: Session) -> Json:
         if warning := session.parts.warning(result):
             result["warning"] = warning
             console.print(f"warning: {warning}", style="yellow")
+        if left_out := _left_out(session):
+            result["left_out"] = left_out
+            for line in lines(left_out):
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
         sharded = session.recipe.parallel == "fsdp" and distributed.size() > 1
         with console.status(f"{session.recipe.arm}: exporting the model"):
             distributed.on_rank_0(lambda: _export(session, sharded))
@@ -52,6 +57,11 @@ def _figures(session: Session) -> Json:
         "meta_updates": session.totals["meta_updates"],
         **{f"mean_{name}": total / steps for name, total in session.side.items()},
     }
+
+
+def _left_out(session: Session) -> LeftOut:
+    stream = session.parts.stream
+    return session.parts.left_out(stream.merge(distributed.all_gather(stream.state_dict())))
 
 
 def _export(session: Session, sharded: bool) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from vpretrain.method.algorithm import StepRecord
 from vpretrain.method.meta import MetaUpdate
 from vpretrain.method.protocols import Construction, Feedback, Learner, Stream
+from vpretrain.run.left_out import LeftOut
 from vpretrain.types import Json
 
 
@@ -40,6 +41,7 @@ class Parts:
             processes call it together; or None.
         illustrate: draws the construction's output into a run's directory, and returns the path; or None.
         export: writes the learner into a directory in its community's format.
+        left_out: counts the examples that were met and not used, given a cursor of the stream.
     """
 
     learner: Learner
@@ -57,5 +59,6 @@ class Parts:
     warm_up: Callable[[], None] | None = None
     look: Callable[[], Json] | None = None
     illustrate: Callable[[Path], Path] | None = None
+    left_out: Callable[[Json], LeftOut] = field(default=lambda cursor: {})
     modules: dict[str, nn.Module] = field(default_factory=dict)
     optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)

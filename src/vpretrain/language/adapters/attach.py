@@ -22,7 +22,7 @@ from vpretrain.language.arms import ARMS
 from vpretrain.language.assemble import check_candidates, constructed
 from vpretrain.language.config import ControlConfig, DesignerConfig, ValueConfig
 from vpretrain.language.data.encode import encode
-from vpretrain.language.data.source import Example
+from vpretrain.language.data.example import Example
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.language.model.learner import LanguageLearner
 from vpretrain.language.task.construction import OneHot

@@ -12,8 +12,10 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from vpretrain.language.data.source import Example
+from vpretrain.language.data.example import Example
 from vpretrain.language.model.batch import TokenBatch
+
+PROMPT_FILLS = "prompt fills the length"  # why a pair is left out
 
 
 @dataclass(frozen=True)

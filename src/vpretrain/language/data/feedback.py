@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from itertools import islice
 from typing import Literal
 
 import torch
@@ -11,10 +11,12 @@ from transformers import PreTrainedTokenizerBase
 
 from vpretrain.errors import UserError
 from vpretrain.language.config import FeedbackConfig, SourceConfig
-from vpretrain.language.data.encode import Document, collate, encode, packed
-from vpretrain.language.data.source import Example, open_source
+from vpretrain.language.data.encode import PROMPT_FILLS, Document, collate, encode, packed
+from vpretrain.language.data.example import Example
+from vpretrain.language.data.source import open_source
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.order import Shuffled
+from vpretrain.run.left_out import LeftOut, by_source, listed
 from vpretrain.types import Json
 
 _MOST = 100_000  # pairs per source at most; feedback is small by nature
@@ -31,6 +33,9 @@ class LanguageFeedback:
         average: as in `collate`.
         rank: this process, from 0.
         processes: their number. The pairs of a batch are divided among them and do not depend on it.
+
+    Attributes:
+        left_out: how many pairs are not used, by origin and reason.
 
     Raises:
         UserError: a source is raw text, or has no solution left within `length`; or a batch has fewer pairs than there are
@@ -55,12 +60,25 @@ class LanguageFeedback:
         self.device: torch.device | str = "cpu"
         self.batches_drawn = 0
         self.examples: dict[str, list[Example]] = {}
+        self._documents: dict[str, list[Document]] = {}
+        left_out: list[tuple[str, Counter[str]]] = []
         weights: dict[str, float] = {}
         for source in config.sources:
-            self.examples.setdefault(source.domain, []).extend(pairs(source))
+            examples, reasons = pairs(source)
+            documents = [encode(example, tokenizer, config.length) for example in examples]
+            usable = [document for document in documents if document.targets > 0]
+            reasons[PROMPT_FILLS] += len(documents) - len(usable)
+            left_out.append((source.origin, reasons))
+            self.examples.setdefault(source.domain, []).extend(examples)
+            self._documents.setdefault(source.domain, []).extend(usable)
             weights[source.domain] = weights.get(source.domain, 0.0) + source.weight
+        for domain, usable in self._documents.items():
+            if not usable:
+                raise UserError(
+                    f"feedback '{domain}': no pair has a solution token within feedback.length={config.length}; raise it"
+                )
+        self.left_out = by_source(left_out)
         self.weights = {domain: weight / sum(weights.values()) for domain, weight in weights.items()}
-        self._documents = {domain: self._encode(domain, examples) for domain, examples in self.examples.items()}
         self._order = {domain: Shuffled(len(d), f"{seed}/{domain}") for domain, d in self._documents.items()}
 
     @property
@@ -87,29 +105,36 @@ class LanguageFeedback:
         """Continue from a cursor."""
         self.batches_drawn = state["batches_drawn"]
 
-    def _encode(self, domain: str, examples: Sequence[Example]) -> list[Document]:
-        documents = [encode(example, self.tokenizer, self.config.length) for example in examples]
-        usable = [document for document in documents if document.targets > 0]
-        if not usable:
-            raise UserError(
-                f"feedback '{domain}': no pair has a solution token within feedback.length={self.config.length}; raise it"
-            )
-        return usable
 
+def pairs(source: SourceConfig, count: int = _MOST) -> tuple[list[Example], Counter[str]]:
+    """Return the first `count` pairs of a source, and how many rows were left out on the way because they lack a part.
 
-def pairs(source: SourceConfig, count: int = _MOST) -> list[Example]:
-    """Return the first `count` pairs of a source. Raises UserError if its rows are raw text."""
-    examples = list(islice(open_source(source), count))
+    Raises:
+        UserError: its rows are raw text, or there is no pair.
+    """
+    examples: list[Example] = []
+    left_out: Counter[str] = Counter()
+    for example in open_source(source):
+        if len(examples) == count:
+            break
+        if example.lacks:
+            left_out[example.lacks] += 1
+        else:
+            examples.append(example)
+    if left_out and not examples:
+        raise UserError(f"{source.origin}: no row has both prompt and response: {listed(left_out)}; check the fields")
     if count and not examples:
         raise UserError(f"{source.origin}: no examples are left after skip={source.skip}")
     if not all(example.prompt for example in examples):
         raise UserError(f"{source.origin}: feedback and evaluation need pairs: give prompt and response templates")
-    return examples
+    return examples, left_out
 
 
-def problems(sources: Sequence[SourceConfig], count: int) -> list[Example]:
-    """The first `count` problems of every source, for evaluation."""
-    return [example for source in sources for example in pairs(source, count)]
+def problems(sources: Sequence[SourceConfig], count: int) -> tuple[list[Example], LeftOut]:
+    """Return the first `count` problems of every source, for evaluation, and what was left out, by origin and reason."""
+    found = [(source.origin, *pairs(source, count)) for source in sources]
+    examples = [example for _, own, _ in found for example in own]
+    return examples, by_source((origin, reasons) for origin, _, reasons in found)
 
 
 def check_roles(feedback: frozenset[str], evaluation: frozenset[str]) -> None:

@@ -6,6 +6,7 @@ Shapes: B rows, T tokens.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -13,13 +14,17 @@ from transformers import PreTrainedTokenizerBase
 
 from vpretrain.errors import UserError
 from vpretrain.language.config import SourceConfig, StreamConfig
-from vpretrain.language.data.encode import Document, collate, encode
-from vpretrain.language.data.source import Example, IndexedSource, StreamingSource, open_source
+from vpretrain.language.data.encode import PROMPT_FILLS, Document, collate, encode
+from vpretrain.language.data.example import Example
+from vpretrain.language.data.source import IndexedSource, StreamingSource, open_source
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.order import Shuffled
+from vpretrain.run.left_out import LeftOut, by_source, listed
 from vpretrain.types import Json
 
 HOPELESS = 2000  # this many examples in a row without a usable one end the run
+HELD_BACK = "in feedback or evaluation"
+_SHORT = "shorter than min_chunk"
 
 
 class LanguageStream:
@@ -29,7 +34,7 @@ class LanguageStream:
         config: sources and shape.
         tokenizer: the learner's; it has an end token.
         seed: order of the examples and choice of the sources.
-        held_back: keys that must not be learned from (problems of feedback and evaluation); they are skipped and counted.
+        held_back: keys that must not be learned from (problems of feedback and evaluation).
         mixed_in: further sources of the mixture, with weights relative to those of `config`, from which nothing is held back.
             A row comes from one of them with probability weight / (sum of all weights). The other rows are, source by
             source, the same in the same order as without them; only which source a given row is drawn from can differ.
@@ -58,6 +63,7 @@ class LanguageStream:
         self._rows = config.rows_for(rank, processes)
         sources = [(source, held_back) for source in config.sources] + [(source, frozenset()) for source in mixed_in]
         self._weights = [source.weight for source, _ in sources]
+        self._origins = [source.origin for source, _ in sources]
         # Row i of a micro-batch comes from shard i % shards. A shard whose rows go to several processes is read by each.
         self._shards = {
             shard: [
@@ -67,10 +73,10 @@ class LanguageStream:
             for shard in sorted({i % config.shards for i in self._rows})
         }
 
-    @property
-    def held_back_count(self) -> int:
-        """Number of examples, of the shards read here, that were skipped because they belong to feedback or evaluation."""
-        return sum(packer.held_back_count for packers in self._shards.values() for packer in packers)
+    def left_out(self, cursor: Json) -> LeftOut:
+        """The examples that were met and left out until a cursor, of this process or merged, by origin and reason."""
+        packers = [pair for shard in cursor["shards"].values() for pair in zip(self._origins, shard, strict=True)]
+        return by_source((origin, packer["left_out"]) for origin, packer in packers)
 
     def next(self) -> list[TokenBatch]:
         """Return the micro-batches of one learner step: `accumulation` times [batch_size / processes, length]."""
@@ -111,6 +117,21 @@ class LanguageStream:
         return collate(rows, self.tokenizer, length=self.config.length, average=self.config.average).to(self.device)
 
 
+def usable(
+    example: Example, tokenizer: PreTrainedTokenizerBase, config: StreamConfig, held_back: frozenset[str]
+) -> Document | str:
+    """Encode an example of a stream; if nothing can be learned from it, return the reason in place of the document."""
+    if example.lacks:
+        return example.lacks
+    if example.key in held_back:
+        return HELD_BACK
+    document = encode(example, tokenizer)
+    if not document.raw:  # a pair is cut at its end; raw text continues in the next row
+        document = document.cut(0, config.length)
+        return document if document.targets > 0 else PROMPT_FILLS
+    return document if document.targets > 0 and len(document) >= min(config.min_chunk, config.length) else _SHORT
+
+
 def rows_of(
     source: SourceConfig,
     tokenizer: PreTrainedTokenizerBase,
@@ -143,7 +164,7 @@ class _Packer:
         shard: int = 0,
     ) -> None:
         self.source_config, self.config, self.tokenizer = source, config, tokenizer
-        self.held_back_count = 0
+        self.left_out: Counter[str] = Counter()  # by reason
         self._held_back, self._shard = held_back, shard
         self._source = open_source(source, shard=shard, shards=config.shards)
         self._drawn = 0  # examples taken from an indexed source
@@ -178,13 +199,13 @@ class _Packer:
         one = self._waiting
         return {
             "drawn": self._drawn,
-            "held_back": self.held_back_count,
+            "left_out": dict(self.left_out),
             "source": self._source.state_dict() if isinstance(self._source, StreamingSource) else None,
             "waiting": None if one is None else [list(one.ids), one.context, one.raw, one.domain, one.key],
         }
 
     def load_state_dict(self, state: Json) -> None:
-        self._drawn, self.held_back_count = state["drawn"], state["held_back"]
+        self._drawn, self.left_out = state["drawn"], Counter(state["left_out"])
         if isinstance(self._source, StreamingSource):
             self._source.load_state_dict(state["source"])
         waiting = state["waiting"]
@@ -193,19 +214,14 @@ class _Packer:
     def _document(self) -> Document:
         """The next document with something to learn from."""
         for _ in range(HOPELESS):
-            example = self._example()
-            if example.key in self._held_back:
-                self.held_back_count += 1
-                continue
-            document = encode(example, self.tokenizer)
-            if not document.raw:  # a pair is cut at its end; raw text continues in the next row
-                document = document.cut(0, self.config.length)
-            least = min(self.config.min_chunk, self.config.length) if document.raw else 0
-            if document.targets > 0 and len(document) >= least:
-                return document
+            found = usable(self._example(), self.tokenizer, self.config, self._held_back)
+            if isinstance(found, Document):
+                return found
+            self.left_out[found] += 1
         raise UserError(
             f"{self.source_config.origin}: {HOPELESS} examples in a row have no token to learn from: their prompts fill "
-            f"stream.length={self.config.length}, they are shorter than stream.min_chunk, or feedback and evaluation own them"
+            f"stream.length={self.config.length}, they are shorter than stream.min_chunk, their fields are empty, or feedback "
+            f"and evaluation own them; left out so far: {listed(self.left_out)}"
         )
 
     def _example(self) -> Example:

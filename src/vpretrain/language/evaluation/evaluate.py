@@ -19,11 +19,12 @@ from vpretrain.console import steady
 from vpretrain.errors import UserError
 from vpretrain.language.config import EvaluationConfig
 from vpretrain.language.data.encode import collate, encode
-from vpretrain.language.data.source import Example
+from vpretrain.language.data.example import Example
 from vpretrain.language.evaluation.calibration import SCALES, tempered
 from vpretrain.language.evaluation.solve import is_correct, math_verify, needs_mathematics, pass_at_k, reference, solve
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.language.model.learner import LanguageLearner
+from vpretrain.run.left_out import LeftOut
 from vpretrain.types import Json
 
 _DECODING = 10
@@ -37,6 +38,7 @@ class Evaluation:
         problems: held-out (problem, solution) pairs.
         retention: rows of text unrelated to the feedback.
         tokenizer: the learner's.
+        left_out: the pairs of its sources that are not among the problems.
     """
 
     def __init__(
@@ -45,8 +47,10 @@ class Evaluation:
         problems: Sequence[Example],
         retention: Sequence[TokenBatch],
         tokenizer: PreTrainedTokenizerBase,
+        left_out: LeftOut | None = None,
     ) -> None:
         self.config, self.problems, self.retention, self.tokenizer = config, problems, retention, tokenizer
+        self.left_out = left_out or {}
         without = sum(encode(example, tokenizer, config.length).targets <= 0 for example in problems)
         if without:
             raise UserError(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from vpretrain import pretrained
 from vpretrain.console import steady
@@ -13,10 +15,12 @@ from vpretrain.errors import UserError
 from vpretrain.inspection.check import memory_line, one_step
 from vpretrain.inspection.doctor import bf16_note
 from vpretrain.language.assemble import assemble, check_sizes
-from vpretrain.language.config import Recipe, SourceConfig
+from vpretrain.language.config import Recipe, SourceConfig, StreamConfig
 from vpretrain.language.data.source import IndexedSource, open_source
-from vpretrain.language.model.load import device, load_config, with_adapters
+from vpretrain.language.data.stream import HELD_BACK, usable
+from vpretrain.language.model.load import device, load_config, load_tokenizer, with_adapters
 from vpretrain.language.model.loss import CHUNK
+from vpretrain.run.left_out import by_source, lines
 from vpretrain.types import Model
 
 SCANNED = 2000  # stream examples per source that are compared with feedback and evaluation
@@ -27,7 +31,7 @@ _NARROW = {
 
 
 def check(recipe: Recipe) -> Iterator[str]:
-    """Yield a line for every check that passes.
+    """Yield a line for every check that passes, and for every source of which a run would leave examples out.
 
     Raises:
         UserError: the first check that fails, with its remedy.
@@ -35,8 +39,13 @@ def check(recipe: Recipe) -> Iterator[str]:
     check_sizes(recipe, load_config(recipe.learner.name))
     parts = assemble(recipe, tiny_copy(recipe))
     yield f"recipe, data and tokenizer: fine; feedback and evaluation hold {len(parts.held_back)} problems"
-    scanned = sum(_scan(source, parts.held_back) for source in recipe.stream.sources)
+    tokenizer, sources = load_tokenizer(recipe.learner.name), recipe.stream.sources
+    scans = [_scan(source, recipe.stream, tokenizer, parts.held_back) for source in sources]
+    scanned = sum(count for count, _ in scans)
     yield f"roles: feedback, evaluation and the first {scanned} stream examples are disjoint"
+    yield from lines(parts.left_out({"shards": {}}))  # of feedback and evaluation: nothing of the stream is read there
+    found = by_source((f"stream {source.origin}", reasons) for source, (_, reasons) in zip(sources, scans, strict=True))
+    yield from (f"{line}, of at most its first {SCANNED:,} examples" for line in lines(found))
     yield one_step(recipe, parts)
     if recipe.learner.precision == "bf16" and (note := bf16_note(torch.device(device(recipe.learner)))):
         yield f"warning: {note}: use learner.precision=fp32"
@@ -80,18 +89,23 @@ def estimate_memory(recipe: Recipe) -> str:
     return memory_line(parts, f"{total / 1e6:.0f}M parameters, {trainable / 1e6:.0f}M trained")
 
 
-def _scan(source: SourceConfig, own: frozenset[str]) -> int:
+def _scan(
+    source: SourceConfig, stream: StreamConfig, tokenizer: PreTrainedTokenizerBase, own: frozenset[str]
+) -> tuple[int, Counter[str]]:
+    """Read the first examples of a source; return their number, and how many a run would leave out, by reason."""
     opened = open_source(source)
-    count = min(SCANNED, len(opened)) if isinstance(opened, IndexedSource) else min(SCANNED, source.limit or SCANNED)
-    shared = 0
-    with steady(f"{source.origin[-18:]:>18}", count) as done:
-        for index in range(count):
-            example = opened[index] if isinstance(opened, IndexedSource) else opened.next()
-            shared += example.key in own
-            done(index + 1)
-    if shared:
+    most = min(SCANNED, len(opened)) if isinstance(opened, IndexedSource) else min(SCANNED, source.limit or SCANNED)
+    count = 0
+    reasons: Counter[str] = Counter()
+    with steady(f"{source.origin[-18:]:>18}", most) as done:
+        for count, example in enumerate(itertools.islice(opened, most), start=1):
+            found = usable(example, tokenizer, stream, own)
+            if isinstance(found, str):
+                reasons[found] += 1
+            done(count)
+    if shared := reasons[HELD_BACK]:
         raise UserError(
             f"{source.origin}: {shared} of its first {count} examples are problems of feedback or evaluation: keep them apart "
             "with skip and limit, other files, or disjoint task_indices (a run would hold them back)"
         )
-    return count
+    return count, reasons

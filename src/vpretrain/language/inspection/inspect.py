@@ -12,12 +12,13 @@ from vpretrain.language.config import Recipe
 from vpretrain.language.inspection.steering import steering
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.language.model.load import load_tokenizer
+from vpretrain.run.left_out import lines
 
 SHOWN = 6  # candidates per position
 
 
 def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
-    """Print rows of the stream with their loss mask, and candidates, q, alpha and values at some positions.
+    """Print rows of the stream with their loss mask, what was left out, and candidates, q, alpha and values at some positions.
 
     The learner and the designer are those of a run's start; candidate values come from a first feedback batch.
     """
@@ -35,6 +36,8 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
     for domain, batch in parts.feedback.next().items():
         console.print(Text(f"\nFeedback pairs, domain {domain} ({seen_by})"))
         console.print(_marked(batch, 0, tokenizer))
+    for line in lines(parts.left_out(parts.stream.state_dict())):
+        console.print(Text(f"\n{line}"), soft_wrap=True)
 
     batch = batches[0].rows([0])
     if parts.meta is not None:
