@@ -46,6 +46,8 @@ def test_the_final_answer(text, answer):
         ("#### 1,000", "1e3", True),
         ("it is 2.5e-3", "0.0025", True),
         ("#### 1", "1e3", False),
+        ("#### 5", "1e999", False),
+        ("#### 1e999", "5", False),
         ("#### 42 apples", "42", True),
         ("#### $18", "$18", True),
         ("\\boxed{\\frac{3}{4}}", "0.75", True),

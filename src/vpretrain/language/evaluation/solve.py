@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Sequence
-from math import comb
+from math import comb, inf, isfinite
 from statistics import mean
 from types import ModuleType
 
@@ -168,4 +168,5 @@ def _value(text: str) -> float | None:
         return None
     numerator, _, denominator = numbers[0].replace(",", "").partition("/")
     divisor = float(denominator or 1)
-    return float(numerator) / divisor if divisor else None
+    value = float(numerator) / divisor if divisor else inf
+    return value if isfinite(value) else None  # 1e999 is infinite, and every number would be close to it
