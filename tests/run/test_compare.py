@@ -167,6 +167,14 @@ def test_pass_at_k_is_averaged_over_seeds_and_shown_at_its_largest_k():
     assert metrics.columns["Pass@k"]({}) == "-"
 
 
+def test_examples_left_out_are_counted_by_seed_and_not_as_means():
+    counts = [{"stream a.jsonl": {"response null": 2}}, {"stream a.jsonl": {"prompt null": 3}}]
+    runs = [{"arm": "v", "left_out": found, "problems": [{"nll": 1.0}]} for found in counts]
+    summary = over_seeds(runs, MODALITIES["language"].metrics)
+    assert "left_out" not in summary
+    assert [run["left_out"] for run in summary["runs"]] == counts
+
+
 def test_unknown_arms_are_named(tmp_path, tokenizer):
     with pytest.raises(UserError, match="unknown arm two-hot: choose from v, one-hot"):
         compare(tiny_recipe(tmp_path, tokenizer), ["two-hot"])

@@ -16,6 +16,7 @@ from vpretrain.types import Json
 
 START = "step-0"
 SECONDS_TOLERANCE = 0.03
+_OF_ONE = ("arm", "seed", "warning", "left_out")  # figures of a run that have no mean
 Runs = dict[str, list[Json]]
 """Results by arm, one per seed; the untouched learner has one for all seeds."""
 
@@ -71,7 +72,7 @@ def over_seeds(runs: Sequence[Json], metrics: Metrics) -> Json:
     own = [{key: value for key, value in run.items() if key not in ("name", metrics.cases)} for run in runs]
     if len(own) == 1:
         return own[0]
-    numbers = {key: _mean([run.get(key) for run in own]) for key in own[0] if key not in ("arm", "seed", "warning")}
+    numbers = {key: _mean([run.get(key) for run in own]) for key in own[0] if key not in _OF_ONE}
     warning = next((run["warning"] for run in own if "warning" in run), None)
     summary = {"arm": own[0]["arm"], **numbers, **({"warning": warning} if warning else {})}
     return summary | metrics.intervals([run[metrics.cases] for run in runs]) | {"runs": own}
