@@ -198,7 +198,7 @@ def _data(study: Study) -> Table | None:
 
 def _left_out(study: Study) -> Table | None:
     rows = [["run", "role", "source", "reason", "examples"]]
-    for run in (run for of_arm in study.trained.values() for run in of_arm):
+    for run in itertools.chain.from_iterable(study.trained.values()):
         for source, reasons in run.result.get("left_out", {}).items():
             role, _, origin = source.partition(" ")
             for reason, count in reasons.items():

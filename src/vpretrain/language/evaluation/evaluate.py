@@ -38,7 +38,7 @@ class Evaluation:
         problems: held-out (problem, solution) pairs.
         retention: rows of text unrelated to the feedback.
         tokenizer: the learner's.
-        left_out: the pairs of its sources that are not among the problems.
+        left_out: how many pairs of its sources lack a part, by origin and reason.
     """
 
     def __init__(
