@@ -197,6 +197,7 @@ def test_object_stores_are_read_by_url_and_glob(tmp_path, monkeypatch, kind, str
         ("https://me:secret@host/rows.jsonl", "a https:// path holds a name or password: leave it out"),
         ("memory://bucket/rows.csv", "must all be of one kind"),
         ("memory://bucket/none.jsonl", "cannot load memory://bucket/none.jsonl: .*; check the URL"),
+        ("memory://bucket/*.jsonl", r"cannot load memory://bucket/\*.jsonl: no file matches; check the URL"),
     ],
 )
 def test_what_is_wrong_with_a_url_is_said_in_one_line(monkeypatch, path, message):

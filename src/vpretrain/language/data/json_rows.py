@@ -25,6 +25,8 @@ _BLANK = re.compile(f"[{_SPACE}]*")
 def open_rows(files: Sequence[str], *, streaming: bool) -> Any:
     """Open files, or URLs and globs of them, as a data set with the column `row`; without streaming as a copy on disk."""
     reader = JsonReader(data_files=list(files))
+    if not reader.config.data_files["train"]:  # `datasets` passes over a glob that matches nothing
+        raise FileNotFoundError("no file matches")
     if streaming:
         return reader.as_streaming_dataset("train")
     reader.download_and_prepare()
