@@ -16,6 +16,7 @@ from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.files import write_whole
 from vpretrain.modality import MODALITIES
+from vpretrain.plain import read_yaml, texts
 from vpretrain.types import Json
 
 _SECRET = re.compile(r"://[^/\s@]+@|\bhf_[A-Za-z0-9]{16,}")
@@ -28,11 +29,10 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         UserError: the file is missing, is not YAML, or does not fit; the message names the field and the remedy.
     """
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"cannot read the recipe {path}: {error.strerror}; recipes/ holds ready ones") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid YAML: {_without_text(error)}") from None
+    data = read_yaml(text, str(path))
     if not isinstance(data, dict):
         raise UserError(f"{path} must hold fields such as `learner:` and `stream:`, not {type(data).__name__}")
     return parse_recipe(with_overrides(data, overrides or []), origin=str(path))
@@ -47,7 +47,7 @@ def with_overrides(data: Json, overrides: Sequence[str]) -> Json:
 
 def parse_recipe(data: Json, origin: str = "recipe") -> Recipe:
     """Return a recipe from plain data. Raises UserError, of one line."""
-    if any(secret(text) for text in _texts(data, set())):
+    if any(map(secret, texts(data))):
         raise UserError(
             f"{origin} holds a password or token, and recipes are saved with every run: "
             "give it as HF_TOKEN in the environment, or in ~/.netrc"
@@ -96,30 +96,13 @@ def flat(data: Any, prefix: str = "") -> Json:
     return {name: value for key, inner in items for name, value in flat(inner, f"{prefix}{key}.").items()}
 
 
-def _without_text(error: Exception) -> str:
-    """Describe an error and its place without quoting the line, which may contain secrets."""
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        return f"{error.problem} in line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
-    return "it is nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())
-
-
-def _texts(data: Any, seen: set[int]) -> Iterator[str]:
-    """Yield all texts in nested data, each part once: in YAML a part may be in many places, or contain itself."""
-    if isinstance(data, str):
-        yield data
-    elif isinstance(data, dict | list) and id(data) not in seen:
-        seen.add(id(data))
-        for inner in [*data, *data.values()] if isinstance(data, dict) else data:
-            yield from _texts(inner, seen)
-
-
 def _apply(data: Json, override: str) -> None:
     key, equals, text = (part.strip() for part in override.partition("="))
     if not equals or not key:
         raise UserError(f"override '{key}' must have the form field=value, e.g. optimizer.lr=1e-5")
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
+        value = read_yaml(text, key)
+    except UserError:
         raise UserError(f"override '{key}': what follows the = is not a valid YAML value; quote it") from None
     *path, last = key.split(".")
     node: Any = data
@@ -139,7 +122,7 @@ def _apply(data: Json, override: str) -> None:
 def _child(node: Any, part: str, key: str) -> Any:
     if isinstance(node, dict):
         return node[part]
-    if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+    if isinstance(node, list) and part in map(str, range(len(node))):
         return node[int(part)]
     raise UserError(f"override '{key}': there is no '{part}' there; lists are indexed from 0")
 

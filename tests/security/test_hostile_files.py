@@ -7,7 +7,9 @@ import pickle
 import socket
 import struct
 import tarfile
+import time
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 
 import datasets
@@ -21,9 +23,10 @@ from worlds import recipe_data, save_learner
 
 from vpretrain import UserError, load_recipe, pretrained, run_recipe
 from vpretrain.cli.parser import main
+from vpretrain.compare.sweep import load_space
 from vpretrain.language.config import LearnerConfig
 from vpretrain.language.model.load import load_model
-from vpretrain.recipe import parse_recipe, save_recipe
+from vpretrain.recipe import parse_recipe, save_recipe, with_overrides
 from vpretrain.run.checkpoint import MANIFEST, _described, checkpoints, damage, load_checkpoint
 from vpretrain.vision.config import SourceConfig
 from vpretrain.vision.data.source import open_images
@@ -274,3 +277,41 @@ def test_a_recursive_recipe_is_one_line(tmp_path):
     (tmp_path / "deep.yaml").write_text("a: " + "[" * 5000)
     with pytest.raises(UserError):
         load_recipe(tmp_path / "deep.yaml")
+
+
+def tenfold(line):
+    """Ten parts, each of which stands ten times in the next: some hundred characters for ten billion."""
+    return "a: &a {x: y}\n" + "".join(
+        line.format(name=name, parts=", ".join([f"*{before}"] * 10)) for before, name in pairwise("abcdefghijk")
+    )
+
+
+@pytest.mark.parametrize("line", ["{name}: &{name} [{parts}]\n", "{name}: &{name} {{<<: [{parts}]}}\n"])
+def test_aliases_of_aliases_are_refused_before_they_are_written_out(tmp_path, tokenizer, line):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(tenfold(line))
+    start = time.monotonic()
+    for read in (load_recipe, load_space):
+        with pytest.raises(UserError, match=r"recipe.yaml: its aliases repeat more than 50,000 characters"):
+            read(file)
+    options = "{" + ", ".join(tenfold(line).splitlines()) + "}"
+    with pytest.raises(UserError, match=r"stream.sources.0.options': what follows the = is not a valid YAML value"):
+        with_overrides(recipe_data(tmp_path, tokenizer), [f"stream.sources.0.options={options}"])
+    assert time.monotonic() - start < 5
+
+
+def test_aliases_that_repeat_a_little_are_written_out(tmp_path, tokenizer):
+    data = recipe_data(tmp_path, tokenizer)
+    data["evaluation"]["retention"] = data["stream"]["sources"][1:]  # the same object: an alias
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(data))
+    assert "*id" in (tmp_path / "recipe.yaml").read_text()
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    assert recipe.evaluation.retention == recipe.stream.sources[1:]
+
+
+@pytest.mark.parametrize("tag", ["bool", "int", "float", "timestamp"])
+def test_a_value_that_does_not_fit_its_tag_is_one_line_without_the_value(tmp_path, tag):
+    (tmp_path / "recipe.yaml").write_text(f"name: !!{tag} hunter2secret")
+    with pytest.raises(UserError, match="is not valid YAML: a number, date or tag in it is none") as caught:
+        load_recipe(tmp_path / "recipe.yaml")
+    assert "hunter2secret" not in str(caught.value)

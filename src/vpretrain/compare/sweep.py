@@ -14,7 +14,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError, model_validator
 from rich.table import Table
 
@@ -25,6 +24,7 @@ from vpretrain.console import console, minutes
 from vpretrain.errors import UserError
 from vpretrain.files import read_lines, write_whole
 from vpretrain.modality import modality_of
+from vpretrain.plain import read_yaml
 from vpretrain.plot import pyplot
 from vpretrain.recipe import parse_recipe, save_recipe, with_overrides
 from vpretrain.run.lock import locked
@@ -75,12 +75,10 @@ class Dimension(Strict):
 def load_space(path: str | Path) -> dict[str, Dimension]:
     """Read a space: dotted names of settings, each with its values. Raises UserError if it is missing or invalid."""
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        data = read_yaml(Path(path).read_bytes(), str(path))
         space = TypeAdapter(dict[str, Dimension]).validate_python(data)
     except OSError as error:
         raise UserError(f"cannot read the space {path}: {error.strerror}; recipes/sweeps/ holds ready ones") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

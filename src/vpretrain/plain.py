@@ -1,0 +1,80 @@
+"""Plain data, as YAML gives it: read within bounds, and searched for texts."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import yaml
+
+from vpretrain.errors import UserError
+
+_REPEATED = 50_000  # characters that aliases may repeat; a recipe repeats a few hundred
+_ENDLESS = 10**12  # characters of a part that contains itself
+
+
+def read_yaml(text: str | bytes, origin: str) -> Any:
+    """Return the data of a YAML text.
+
+    Aliases may repeat little: a few lines of aliases of aliases stand for more data than fits into memory.
+
+    Raises:
+        UserError: it is not valid, or its aliases repeat too much; the message names the origin, and quotes no line of the
+            text, which may contain secrets.
+    """
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        lengths: dict[yaml.Node, int] = {}
+        if _length(node, lengths) - sum(map(_own_length, lengths)) > _REPEATED:
+            raise UserError(
+                f"{origin}: its aliases repeat more than {_REPEATED:,} characters: write those settings out"
+            )
+        return loader.construct_document(node)
+    except UserError:
+        raise
+    except Exception as error:  # PyYAML raises many types for a value that does not fit its tag
+        raise UserError(f"{origin} is not valid YAML: {_without_text(error)}") from None
+
+
+def texts(data: Any) -> Iterator[str]:
+    """Yield all texts in nested data, each part once: in YAML a part may be in many places, or contain itself."""
+    seen: set[int] = set()
+    waiting = [data]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, dict | list | tuple) and id(part) not in seen:
+            seen.add(id(part))
+            waiting += [*part, *part.values()] if isinstance(part, dict) else part
+
+
+def _length(node: yaml.Node, lengths: dict[yaml.Node, int]) -> int:
+    """Count a part's characters, with aliases written out. `lengths` gets the counts of all parts, each once."""
+    if node not in lengths:
+        lengths[node] = _ENDLESS  # unless its own parts turn out to end
+        lengths[node] = min(_ENDLESS, _own_length(node) + sum(_length(part, lengths) for part in _parts(node)))
+    return lengths[node]
+
+
+def _own_length(node: yaml.Node) -> int:
+    return 1 + (len(node.value) if isinstance(node, yaml.ScalarNode) else 0)
+
+
+def _parts(node: yaml.Node) -> Iterable[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return itertools.chain(*node.value)
+    return node.value if isinstance(node, yaml.SequenceNode) else ()
+
+
+def _without_text(error: Exception) -> str:
+    """Describe an error and its place without quoting the line."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem} in line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
+    if isinstance(error, yaml.YAMLError):
+        return " ".join(str(error).split())
+    return "it is nested too deep" if isinstance(error, RecursionError) else "a number, date or tag in it is none"
