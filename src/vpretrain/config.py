@@ -8,31 +8,43 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from vpretrain.arms import Arm
+from vpretrain.bounds import MANY, Device, Fraction, Location, Minutes, Norm, Rate, Seed, Subset
 from vpretrain.errors import UserError
+from vpretrain.plain import texts
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    """A section of a recipe: no unknown keys, no NaN or infinite numbers, no text that the system would cut off."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _without_nul(cls, value: Any) -> Any:
+        if any("\0" in text for text in texts(value)):
+            raise UserError("it contains a NUL character: remove it")
+        return value
 
 
 class OptimizerConfig(Strict):
     """AdamW for the learner, with the paper's warm-up and clipping."""
 
-    lr: float = Field(1.5e-5, gt=0, description="Peak learning rate of the learner.")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="Decay rates of AdamW's two moments.")
-    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
-    clip_norm: float = Field(1.0, gt=0, description="The gradient is scaled down to at most this norm.")
+    lr: Rate = Field(1.5e-5, description="Peak learning rate of the learner.")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="Decay rates of AdamW's two moments.")
+    eps: float = Field(1e-8, ge=1e-20, le=1, description="AdamW's epsilon.")
+    weight_decay: float = Field(0.0, ge=0, le=100, description="Decoupled weight decay.")
+    clip_norm: Norm = Field(1.0, description="The gradient is scaled down to at most this norm.")
     skip_above: float | None = Field(
         None,
         gt=1,
+        le=1_000_000,
         description="Skip steps whose loss exceeds this multiple of the running median; null: skip none. Not in grpo.",
     )
     warmup_fraction: Fraction = Field(
@@ -47,11 +59,11 @@ class OptimizerConfig(Strict):
 class LearnerConfig(Strict):
     """The foundation model that continues its pretraining."""
 
-    name: str
+    name: Location
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="bf16: autocast with fp32 master weights. Slow on CPUs without bf16 instructions."
     )
-    device: str = Field("auto", description="auto (cuda if there is one), cpu, cuda, cuda:1, mps ...")
+    device: Device = Field("auto", description="auto (cuda if there is one), cpu, cuda, cuda:1, mps, xpu.")
 
 
 class FeedbackConfig(Strict):
@@ -62,15 +74,17 @@ class StreamConfig(Strict):
     """The batches of the unlabeled stream."""
 
     batch_size: int
-    accumulation: int = Field(1, ge=1, description="Micro-batches per learner step.")
+    accumulation: int = Field(1, ge=1, le=1024, description="Micro-batches per learner step.")
     prefetch: int = Field(
         0,
         ge=0,
+        le=256,
         description="Learner steps for which another process makes batches ahead; 0: they are made in the loop. For GPUs.",
     )
     shards: int = Field(
         1,
         ge=1,
+        le=4096,
         description="Independent parts in which the stream is read; a process reads those it needs. Set it to the number "
         "of processes when one reader cannot keep up.",
     )
@@ -95,13 +109,13 @@ class StreamConfig(Strict):
 class DesignerConfig(Strict):
     """The training of a task designer; each modality defines its architecture."""
 
-    lr: float = Field(1e-4, gt=0, description="Learning rate of the designer's AdamW.")
-    clip_norm: float = Field(1.0, gt=0, description="The designer's gradient is scaled down to at most this norm.")
-    warm_start: str | None = Field(
+    lr: Rate = Field(1e-4, description="Learning rate of the designer's AdamW.")
+    clip_norm: Norm = Field(1.0, description="The designer's gradient is scaled down to at most this norm.")
+    warm_start: Location | None = Field(
         None, description="Directory of an earlier run: start with its trained designer instead of a new one."
     )
     burn_in_steps: int = Field(
-        0, ge=0, description="Learner steps on the base task before the designer starts (App C.6)."
+        0, ge=0, le=MANY, description="Learner steps on the base task before the designer starts (App C.6)."
     )
 
 
@@ -111,6 +125,7 @@ class ValueConfig(Strict):
     every_steps: int = Field(
         4,
         ge=1,
+        le=100_000,
         description="r: one meta update every r learner steps. A direction is used up as it is followed: use few "
         "pairs often rather than many pairs rarely.",
     )
@@ -123,19 +138,23 @@ class ValueConfig(Strict):
     penalty: float = Field(
         0.0,
         ge=0,
+        le=1000,
         description="dot: c of Prop 2.1's norm penalty: a longer g_pre raises V only where its cosine is above c; 0: none.",
     )
     feedback_every: int = Field(
         1,
         ge=1,
+        le=100_000,
         description="Meta updates per feedback batch: g_down is the more expensive half of an update. (Vision's heads are "
         "fitted once per batch.)",
     )
     engine: Literal["jvp", "finite_difference", "double_backward"] = Field(
         "jvp", description="How the designer's gradient is computed; `vpretrain doctor` compares them."
     )
-    relative_step: float = Field(1e-5, gt=0, description="finite_difference: step size |h u| relative to |theta_S|.")
-    subset: str = Field(
+    relative_step: float = Field(
+        1e-5, ge=1e-10, le=1, description="finite_difference: step size |h u| relative to |theta_S|."
+    )
+    subset: Subset = Field(
         "last-2",
         description="S: last-N (blocks, or their adapters under LoRA), all, or name:REGEX over parameter names.",
     )
@@ -146,7 +165,8 @@ class ValueConfig(Strict):
     )
     divergence: float = Field(
         0.15,
-        gt=0,
+        ge=1e-6,
+        le=100,
         description="Trust region: mean KL of the tilted targets from the base task, nats per target; lambda follows from it. "
         "With strength auto it grows up to fourfold where feedback pairs agree that the whole tilt helps.",
     )
@@ -161,8 +181,8 @@ class ValueConfig(Strict):
 class BudgetConfig(Strict):
     """The limits of the run; the first one reached ends it. Evaluation, saving and loading are not charged."""
 
-    minutes: float | None = Field(None, gt=0, description="Training time, meta updates included.")
-    steps: int | None = Field(None, ge=0, description="Learner steps.")
+    minutes: Minutes | None = Field(None, description="Training time, meta updates included.")
+    steps: int | None = Field(None, ge=0, le=MANY, description="Learner steps.")
 
     @model_validator(mode="after")
     def _some(self) -> BudgetConfig:
@@ -201,6 +221,7 @@ class EvaluationConfig(Strict):
     points: int = Field(
         0,
         ge=0,
+        le=10_000,
         description="Evaluations along the run, for curves: at equal fractions of the budget and not charged to it.",
     )
 
@@ -208,9 +229,9 @@ class EvaluationConfig(Strict):
 class CheckpointConfig(Strict):
     """Checkpoints, from which an interrupted run resumes exactly."""
 
-    every_minutes: float | None = Field(10.0, gt=0, description="Time between checkpoints; null: at interruption only.")
-    every_steps: int | None = Field(None, ge=1, description="Learner steps between checkpoints.")
-    keep: int = Field(2, ge=1, description="How many checkpoints are kept.")
+    every_minutes: Minutes | None = Field(10.0, description="Time between checkpoints; null: at interruption only.")
+    every_steps: int | None = Field(None, ge=1, le=MANY, description="Learner steps between checkpoints.")
+    keep: int = Field(2, ge=1, le=10_000, description="How many checkpoints are kept.")
 
 
 class TrackingConfig(Strict):
@@ -221,7 +242,10 @@ class TrackingConfig(Strict):
         description="Each needs the package of that name; []: none. wandb sends to its service unless WANDB_MODE=offline.",
     )
     project: str = Field(
-        "vpretrain", min_length=1, description="The project of wandb and trackio, the experiment of mlflow."
+        "vpretrain",
+        min_length=1,
+        max_length=255,
+        description="The project of wandb and trackio, the experiment of mlflow.",
     )
 
 
@@ -235,11 +259,13 @@ class Recipe(Strict):
     memory_knobs: ClassVar[str]  # settings that reduce memory
 
     modality: str = Field(description="What the learner is trained on: language or vision.")
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run and of its directory.")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=255, description="Name of the run and of its directory."
+    )
     arm: str = Field(description="v, or the control that takes its place.")
-    seed: int = Field(0, ge=0, description="Seed of stream order, initial designer and dropout.")
-    threads: int | None = Field(None, ge=1, description="CPU threads; null: torch's choice.")
-    output: str = Field("runs", description="Runs are written to OUTPUT/NAME.")
+    seed: Seed = Field(0, description="Seed of stream order, initial designer and dropout.")
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; null: torch's choice.")
+    output: Location = Field("runs", description="Runs are written to OUTPUT/NAME.")
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp", description="Several processes (torchrun): each holds the whole learner (ddp), or a part of it (fsdp)."
     )

@@ -478,6 +478,7 @@ def test_an_interrupted_comparison_saves_the_running_arm_and_goes_on(recipe, tmp
     [
         (["compare", "r.yaml", "--seeds", "0,a"], "0,a: give whole numbers from 0"),
         (["compare", "r.yaml", "--seeds=-1"], "-1: give whole numbers from 0"),
+        (["compare", "r.yaml", "--seeds", "0,2147483648"], "0,2147483648: give whole numbers from 0 to 2147483647"),
         (["run", "r.yaml", "--until", "half"], "half: give a number above 0 and up to 1"),
         (["run", "r.yaml", "--until", "2"], "2: give a number above 0 and up to 1"),
         (["estimate", "r.yaml", "--tflops", "x"], "x: give a number above 0"),

@@ -13,7 +13,7 @@ MODALITY = [["arms"], ["config"], ["model"], ["data"], ["task"], ["evaluation"],
 MODALITY += [["assemble"], ["inspection", "workload", "adapters"]]
 FLOORS = [
     ["errors", "timing", "types"],
-    ["files", "order", "plot", "console", "arms", "plain"],
+    ["files", "order", "plot", "console", "arms", "bounds", "plain"],
     ["config", "distributed", "pretrained"],
     ["modality"],
     ["recipe"],

