@@ -28,7 +28,8 @@ _LIMITS = {
     "gt": "> {}",
     "le": "≤ {}",
     "lt": "< {}",
-    "min_length": "at least {} of them",
+    "min_length": "length ≥ {}",
+    "max_length": "length ≤ {}",
     "pattern": "matches {}",
 }
 
@@ -81,8 +82,22 @@ def _row(name: str, field: FieldInfo) -> str:
 
 def limits(field: FieldInfo) -> str:
     """What a value must satisfy, in words."""
-    given = ((text, getattr(one, key, None)) for one in field.metadata for key, text in _LIMITS.items())
-    return _escaped(", ".join(text.format(limit) for text, limit in given if limit is not None)) or "-"
+    marks = [*field.metadata, *_marks_in(field.annotation)]
+    given = ((text, getattr(one, key, None)) for one in marks for key, text in _LIMITS.items())
+    words = [text.format(_number(limit)) for text, limit in given if limit is not None]
+    return _escaped(", ".join(dict.fromkeys(words))) or "-"
+
+
+def _marks_in(annotation: Any) -> Iterator[Any]:
+    """The limits of the parts of a union, list or tuple."""
+    if get_origin(annotation) is Annotated:
+        yield from (mark for one in annotation.__metadata__ for mark in getattr(one, "metadata", [one]))
+    for part in get_args(annotation):
+        yield from _marks_in(part)
+
+
+def _number(limit: Any) -> str:
+    return f"{limit:,}" if isinstance(limit, int) else str(limit)
 
 
 def _type(annotation: Any) -> str:
