@@ -144,7 +144,7 @@ def _explain(recipe: type[BaseModel], problem: Any) -> str:
 
 def _model_at(model: type[BaseModel], location: tuple[Any, ...]) -> type[BaseModel]:
     for part in location:
-        if not isinstance(part, int):
+        if part in model.model_fields:  # else a place in a list, or one of the types that a setting may have
             model = _model_in(model.model_fields[part].annotation) or model
     return model
 
