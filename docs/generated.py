@@ -114,8 +114,6 @@ def _type(annotation: Any) -> str:
         return f"[{', '.join(map(_type, inner))}]"
     if origin is dict:
         return f"mapping from {_type(inner[0])} to {_type(inner[1])}"
-    if origin is re.Pattern:
-        return "regular expression"
     return _NAMES.get(annotation) or getattr(annotation, "__name__", str(annotation))
 
 

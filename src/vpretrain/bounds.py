@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, Field
 
 from vpretrain.errors import UserError
 
@@ -40,20 +40,18 @@ def check_subset(spec: str) -> str:
     """Return a spec of S. Raises UserError if it is malformed."""
     kind, _, pattern = spec.partition(":")
     if kind == "name" and pattern:
-        _compiled(pattern)
+        _regex(pattern)
     elif spec not in ("all", "last-mlp") and not re.fullmatch(r"last-[1-9][0-9]{0,3}", spec):
         raise UserError(f"the subset '{spec}' must be last-mlp, last-N (e.g. last-2), all, or name:REGEX")
     return spec
 
 
-def _compiled(pattern: object) -> object:
-    """Compile a regular expression; anything else is left to pydantic."""
-    if not isinstance(pattern, str):
-        return pattern
+def _regex(pattern: str) -> str:
     try:
-        return re.compile(pattern)
+        re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         raise UserError(f"'{pattern}' is no regular expression: {error}") from None
+    return pattern
 
 
 def _device(name: str) -> str:
@@ -76,6 +74,6 @@ def _location(text: str) -> str:
 
 
 Subset = Annotated[str, AfterValidator(check_subset)]
-Regex = Annotated[re.Pattern[str], BeforeValidator(_compiled)]
+Regex = Annotated[str, AfterValidator(_regex)]
 Device = Annotated[str, AfterValidator(_device)]
 Location = Annotated[str, AfterValidator(_location)]

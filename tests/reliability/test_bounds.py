@@ -174,7 +174,7 @@ def test_the_walk_meets_every_kind_of_setting(modality):
     assert isinstance(outcome(BASES[modality]), Recipe)
     kinds = {one.kind for one in SETTINGS[modality]}
     assert {int, float, str, bool, Literal} <= kinds
-    assert modality == "vision" or {re.Pattern, Any} <= kinds
+    assert modality == "vision" or Any in kinds
     names = {one.name for one in SETTINGS[modality]}
     assert {"optimizer.betas", "value.strength", "stream.sources.0.skip", "tracking.trackers"} <= names
     assert len(names) > 120

@@ -255,7 +255,7 @@ def _passes(config: SourceConfig, read: Read, row: Json) -> bool:
 
 
 def _kept(config: SourceConfig, row: Json) -> bool:
-    if any(pattern.search(spelled(row.get(field))) for field, pattern in config.exclude.items()):
+    if any(re.search(pattern, spelled(row.get(field))) for field, pattern in config.exclude.items()):
         return False
     if config.part is None:
         return True
