@@ -1,6 +1,6 @@
 """Types of settings with their bounds, for the models of recipes.
 
-The bounds are wide: beyond them numbers overflow, work has no end, or nothing fits into a machine.
+The bounds are wide: beyond them numbers overflow, work has no end, or nothing fits into all machines together.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from pydantic import AfterValidator, Field
 
 from vpretrain.errors import UserError
 
-MANY = 10**9  # steps of a run, or examples of a data set
-WEIGHTS = 2**26  # layers x width^2 of a network that is trained beside the learner
+MANY = 10**12  # steps of a run, or examples of a data set
+MOST_ROWS = 2**20  # of a micro-batch, for all processes
+LONGEST = 2**24  # tokens of a row
+WEIGHTS = 2**30  # layers x width^2 of a network that is trained beside the learner
 LARGEST_SEED = 2**31 - 1  # a sweep adds its trials to the seed, and numpy takes 32 bits
 _NAME, _PATH = 255, 3000  # bytes: of a name in a file system, and of a path that leaves room for the files below it
-_DEVICE = re.compile(r"auto|cpu|(cuda|mps|xpu)(:([0-9]|[1-9][0-9]))?")
+# torch's, without `meta`, which holds no numbers. Another plugin's is privateuseone.
+_DEVICES = "cpu|cuda|mps|xpu|hpu|npu|mlu|musa|mtia|maia|xla|privateuseone"
+_DEVICE = re.compile(rf"auto|({_DEVICES})(:(0|[1-9][0-9]?))?")
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=100)]  # learning rates
@@ -26,8 +30,8 @@ Weight = Annotated[float, Field(ge=0, le=1_000_000)]  # of a term of a loss
 Temperature = Annotated[float, Field(ge=0.001, le=100)]
 Minutes = Annotated[float, Field(gt=0, le=1_000_000)]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
-Rows = Annotated[int, Field(ge=1, le=4096)]
-Tokens = Annotated[int, Field(ge=8, le=2**20)]
+Rows = Annotated[int, Field(ge=1, le=MOST_ROWS)]
+Tokens = Annotated[int, Field(ge=8, le=LONGEST)]
 
 
 def at_most(most: int, number: int, product: str) -> None:
@@ -56,7 +60,8 @@ def _regex(pattern: str) -> str:
 
 def _device(name: str) -> str:
     if not _DEVICE.fullmatch(name):
-        raise UserError(f"'{name}' is no device that trains: give auto, cpu, cuda, cuda:1, mps or xpu")
+        known = _DEVICES.replace("|", ", ")
+        raise UserError(f"'{name}' is no device that trains: give auto, {known}, or one of several, as cuda:1")
     return name
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from vpretrain.arms import Arm
-from vpretrain.bounds import MANY, Device, Fraction, Location, Minutes, Norm, Rate, Seed, Subset
+from vpretrain.bounds import MANY, MOST_ROWS, Device, Fraction, Location, Minutes, Norm, Rate, Seed, Subset
 from vpretrain.errors import UserError
 from vpretrain.plain import texts
 
@@ -63,7 +63,7 @@ class LearnerConfig(Strict):
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="bf16: autocast with fp32 master weights. Slow on CPUs without bf16 instructions."
     )
-    device: Device = Field("auto", description="auto (cuda if there is one), cpu, cuda, cuda:1, mps, xpu.")
+    device: Device = Field("auto", description="auto (cuda if there is one), cpu, cuda, cuda:1, mps ...")
 
 
 class FeedbackConfig(Strict):
@@ -74,7 +74,7 @@ class StreamConfig(Strict):
     """The batches of the unlabeled stream."""
 
     batch_size: int
-    accumulation: int = Field(1, ge=1, le=1024, description="Micro-batches per learner step.")
+    accumulation: int = Field(1, ge=1, le=100_000, description="Micro-batches per learner step.")
     prefetch: int = Field(
         0,
         ge=0,
@@ -84,7 +84,7 @@ class StreamConfig(Strict):
     shards: int = Field(
         1,
         ge=1,
-        le=4096,
+        le=MOST_ROWS,
         description="Independent parts in which the stream is read; a process reads those it needs. Set it to the number "
         "of processes when one reader cannot keep up.",
     )
@@ -125,7 +125,7 @@ class ValueConfig(Strict):
     every_steps: int = Field(
         4,
         ge=1,
-        le=100_000,
+        le=MANY,
         description="r: one meta update every r learner steps. A direction is used up as it is followed: use few "
         "pairs often rather than many pairs rarely.",
     )
@@ -144,7 +144,7 @@ class ValueConfig(Strict):
     feedback_every: int = Field(
         1,
         ge=1,
-        le=100_000,
+        le=MANY,
         description="Meta updates per feedback batch: g_down is the more expensive half of an update. (Vision's heads are "
         "fitted once per batch.)",
     )

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from vpretrain import config
 from vpretrain.bounds import (
+    LONGEST,
     MANY,
     WEIGHTS,
     Fraction,
@@ -30,14 +31,14 @@ if TYPE_CHECKING:
     ArmName = str
 else:
     ArmName = Literal[tuple(ARMS)]
-_BATCH, _READ = 2**24, 2**26  # tokens of a batch, and of the batches that are made at once, for all processes
-_ATTEMPTS = 2**14  # at problems, in one step
+_BATCH, _READ = 2**30, 2**34  # tokens of a micro-batch, and of those that are made at once, for all processes
+_ATTEMPTS = 2**20  # at problems, in one step
 
 
 class LoraConfig(Strict):
     """Low-rank adapters (PEFT) instead of training all parameters."""
 
-    r: int = Field(8, ge=1, le=4096, description="Rank of the adapters.")
+    r: int = Field(8, ge=1, le=65_536, description="Rank of the adapters.")
     alpha: float = Field(16, gt=0, le=100_000, description="The adapters are scaled by alpha / r.")
     dropout: float = Field(0.05, ge=0, lt=1, description="Dropout on the adapters' input; off in meta steps.")
     target_modules: list[str] | Literal["all-linear"] = Field(
@@ -79,7 +80,7 @@ class SourceConfig(Strict):
         "make example n from seed + n: keep the seeds of stream, feedback and evaluation further apart than their sizes.",
     )
     size: int = Field(
-        100_000, ge=1, le=10_000_000, description="reasoning_gym: how many examples the generator makes per epoch."
+        100_000, ge=1, le=100_000_000, description="reasoning_gym: how many examples the generator makes per epoch."
     )
     text: str | None = Field(
         None,
@@ -93,7 +94,7 @@ class SourceConfig(Strict):
     )
     domain: str = Field("general", description="The domain, by which feedback is matched with the stream (Eq 46).")
     weight: float = Field(
-        1.0, ge=1e-6, le=1_000_000, description="Relative weight: of rows in a stream mixture, of a domain in feedback."
+        1.0, ge=1e-9, le=10**12, description="Relative weight: of rows in a stream mixture, of a domain in feedback."
     )
     exclude: dict[str, Regex] = Field(
         default_factory=dict,
@@ -154,7 +155,7 @@ class StreamConfig(config.StreamConfig):
     length: Tokens = Field(512, description="Tokens per row.")
     batch_size: Rows = Field(4, description="Rows per micro-batch.")
     packing: bool = Field(True, description="Several documents per row, each with its own attention; else one, padded.")
-    min_chunk: int = Field(16, ge=2, le=2**20, description="Pieces of raw text with fewer tokens are dropped.")
+    min_chunk: int = Field(16, ge=2, le=LONGEST, description="Pieces of raw text with fewer tokens are dropped.")
     average: Literal["tokens", "examples"] = Field(
         "tokens",
         description="The losses of stream and feedback are averaged over all tokens, or over the tokens of each example and "
@@ -176,7 +177,7 @@ class DesignerConfig(config.DesignerConfig):
     hidden_size: int = Field(256, ge=8, le=8192, description="Width of the designer's transformer.")
     layers: int = Field(6, ge=1, le=128, description="Blocks of the designer's transformer.")
     heads: int = Field(4, ge=1, le=128, description="Attention heads of the designer's transformer.")
-    top_k: int = Field(64, ge=1, le=8192, description="K: candidates per token, the true one included (Eq 14).")
+    top_k: int = Field(64, ge=1, le=2**20, description="K: candidates per token, the true one included (Eq 14).")
     alpha_max: Fraction = Field(0.5, description="Upper bound of the gate alpha (Eq 15).")
     alpha_start: Fraction = Field(0.1, description="The gate's value before training.")
     subset: Subset = Field(
@@ -234,8 +235,10 @@ class ControlConfig(Strict):
 class DirectConfig(Strict):
     """GRPO: each problem is attempted several times, and correct attempts are made more likely."""
 
-    problems: int = Field(4, ge=1, le=4096, description="Problems per step.")
-    group: int = Field(8, ge=2, le=1024, description="Attempts per problem, of at most evaluation.max_new_tokens each.")
+    problems: Rows = Field(4, description="Problems per step.")
+    group: int = Field(
+        8, ge=2, le=65_536, description="Attempts per problem, of at most evaluation.max_new_tokens each."
+    )
     temperature: Temperature = Field(1.0, description="Sampling temperature of the attempts.")
     lr: Rate | None = Field(None, description="Peak learning rate, far below other arms'; null: optimizer.lr.")
     kl: Weight = Field(0.0, description="Weight of the KL divergence from the learner at the start; 0: none.")
@@ -246,24 +249,24 @@ class EvaluationConfig(config.EvaluationConfig):
 
     sources: list[SourceConfig] = Field(min_length=1, description="Held-out (problem, solution) pairs.")
     retention: list[SourceConfig] = Field(default_factory=list, description="Text unrelated to the feedback.")
-    problems: int = Field(64, ge=2, le=100_000, description="Problems per source for the answer NLL.")
+    problems: int = Field(64, ge=2, le=MANY, description="Problems per source for the answer NLL.")
     pass_at_1_problems: int = Field(
-        0, ge=0, le=100_000, description="How many of these are solved by greedy decoding; 0: none."
+        0, ge=0, le=MANY, description="How many of these are solved by greedy decoding; 0: none."
     )
     samples: int = Field(
         0,
         ge=0,
-        le=1024,
+        le=100_000,
         description="Solutions drawn for each of the pass_at_1_problems, for Pass@k with k up to this; 0: none.",
     )
     temperature: Temperature = Field(0.8, description="Sampling temperature of these solutions.")
-    max_new_tokens: int = Field(192, ge=1, le=131_072, description="Maximum number of tokens per solution.")
+    max_new_tokens: int = Field(192, ge=1, le=LONGEST, description="Maximum number of tokens per solution.")
     stop: list[Annotated[str, Field(min_length=1)]] = Field(
         ["\nQuestion:", "\nProblem:"],
         description="A solution ends before the first of these strings: after its answer a base model makes up the next "
         "problem. grpo's attempts are cut in the same way. []: no cut.",
     )
-    retention_tokens: int = Field(8192, ge=64, le=1_000_000, description="Tokens of retention text per source.")
+    retention_tokens: int = Field(8192, ge=64, le=10**9, description="Tokens of retention text per source.")
     length: Tokens = Field(512, description="Longer examples are cut to this many tokens.")
     batch_size: Rows = Field(8, description="Examples per forward pass.")
 

@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from vpretrain import config
-from vpretrain.bounds import MANY, WEIGHTS, Fraction, Location, Rate, Rows, Seed, Subset, Temperature, Weight, at_most
+from vpretrain.bounds import (
+    MANY,
+    MOST_ROWS,
+    WEIGHTS,
+    Fraction,
+    Location,
+    Rate,
+    Rows,
+    Seed,
+    Subset,
+    Temperature,
+    Weight,
+    at_most,
+)
 from vpretrain.config import Strict
 from vpretrain.errors import UserError
 from vpretrain.vision.arms import ARMS, Arm
@@ -25,21 +38,22 @@ def _rising(scale: tuple[float, float]) -> tuple[float, float]:
     return scale
 
 
-Side = Annotated[int, Field(ge=14, le=2048)]
+Side = Annotated[int, Field(ge=14, le=16_384)]  # pixels
+Batch = Annotated[int, Field(ge=2, le=MOST_ROWS)]
 _Area = Annotated[float, Field(ge=0.001, le=1)]
 _Ratio = Annotated[float, Field(ge=0.01, le=100)]
 Scale = Annotated[tuple[_Area, _Area], AfterValidator(_rising)]
 Aspect = Annotated[tuple[_Ratio, _Ratio], AfterValidator(_rising)]
-_PIXELS, _READ = 2**30, 2**32  # of a batch, and of all images that are made or kept at once, for all processes
-_PROTOTYPES = 2**28  # numbers in DINO's last layer
-_CHANNELS = 2048  # of the U-Net's deepest level
+_PIXELS, _READ = 2**36, 2**38  # of a micro-batch, and of all images that are made or kept at once, for all processes
+_PROTOTYPES = 2**30  # numbers in DINO's last layer
+_CHANNELS = 8192  # of the U-Net's deepest level
 
 
 class DinoConfig(Strict):
     """The DINO objective: student and teacher match across views. Defaults are the paper's."""
 
     outputs: int = Field(8192, ge=2, le=2**20, description="Width of the projection head's last layer.")
-    hidden: int = Field(2048, ge=8, le=8192, description="Width of the head's two hidden layers.")
+    hidden: int = Field(2048, ge=8, le=32_768, description="Width of the head's two hidden layers.")
     bottleneck: int = Field(256, ge=2, le=4096, description="Width before the weight-normalised last layer.")
     student_temperature: Temperature = Field(0.1, description="Temperature of the student's softmax.")
     teacher_temperature: Temperature = Field(0.04, description="Temperature of the teacher's softmax.")
@@ -56,7 +70,7 @@ class DinoConfig(Strict):
     warm_up_steps: int = Field(
         300,
         ge=0,
-        le=100_000,
+        le=1_000_000,
         description="Steps of the new head alone before the run, on features of the untouched backbone.",
     )
     warm_up_lr: Rate = Field(1e-3, description="Learning rate of these steps.")
@@ -73,7 +87,7 @@ class IJepaConfig(Strict):
     target_aspect: Aspect = Field((0.75, 1.5), description="Height over width of a target block.")
     context_scale: Scale = Field((0.85, 1.0), description="Share of the patches in the context block.")
     ema: Fraction = Field(0.996, description="The target encoder's momentum at the start; it rises to 1 over the run.")
-    warm_up_steps: int = Field(100, ge=0, le=100_000, description="Steps of the new predictor alone before the run.")
+    warm_up_steps: int = Field(100, ge=0, le=1_000_000, description="Steps of the new predictor alone before the run.")
     warm_up_lr: Rate = Field(1e-3, description="Learning rate of these steps.")
 
     @model_validator(mode="after")
@@ -100,7 +114,7 @@ class SourceConfig(Strict):
     )
     seed: Seed = Field(0, description="scenes: seed that generates them; different seeds share none.")
     cameras: int = Field(1, ge=1, le=1000, description="scenes: images per scene.")
-    size: int = Field(128, ge=16, le=2048, description="scenes: pixels per side.")
+    size: int = Field(128, ge=16, le=16_384, description="scenes: pixels per side.")
     path: Location | None = Field(
         None, description="A folder of images and its subfolders, or .tar shards of images by a glob; unlabeled."
     )
@@ -146,7 +160,7 @@ class StreamConfig(config.StreamConfig):
     """The unlabeled stream: images, and DINO's crops of them."""
 
     sources: list[SourceConfig] = Field(min_length=1, description="Images; each is drawn once per epoch.")
-    batch_size: int = Field(32, ge=2, le=16_384, description="Images per micro-batch.")
+    batch_size: Batch = Field(32, description="Images per micro-batch.")
     global_views: int = Field(2, ge=1, le=32, description="Global crops per image: 2 for DINO, 1 for I-JEPA.")
     colour: bool = Field(True, description="Jitter, greyscale, blur and solarisation of crops; I-JEPA goes without.")
     global_size: Side = Field(224, description="Pixels per side of a global crop.")
@@ -165,10 +179,10 @@ class FeedbackConfig(config.FeedbackConfig):
     depth: Weight = Field(1.0, description="Weight of the depth loss; 0: no such task.")
     head: Literal["linear", "conv"] = Field("linear", description="BatchNorm and a linear layer, or a small decoder.")
     size: Side = Field(224, description="Pixels per side that the backbone sees.")
-    batch_size: int = Field(16, ge=2, le=4096, description="Images per batch, for heads and for g_down.")
+    batch_size: Batch = Field(16, description="Images per batch, for heads and for g_down.")
     head_lr: Rate = Field(1e-3, description="Learning rate of the heads' AdamW.")
-    head_steps: int = Field(1, ge=1, le=1000, description="Head steps per meta update.")
-    first_head_steps: int = Field(50, ge=0, le=10_000, description="Head steps before the first meta update.")
+    head_steps: int = Field(1, ge=1, le=100_000, description="Head steps per meta update.")
+    first_head_steps: int = Field(50, ge=0, le=1_000_000, description="Head steps before the first meta update.")
 
     @model_validator(mode="after")
     def _some_task(self) -> FeedbackConfig:
@@ -185,7 +199,7 @@ class DesignerConfig(config.DesignerConfig):
     levels: int = Field(3, ge=1, le=10, description="unet: how many times it halves the image.")
     layers: int = Field(4, ge=1, le=128, description="dit: number of blocks.")
     patch_size: int = Field(
-        16, ge=2, le=2048, description="dit: pixels per side of a patch; it divides stream.global_size."
+        16, ge=2, le=16_384, description="dit: pixels per side of a patch; it divides stream.global_size."
     )
     keep: Fraction = Field(0.6, description="The mean of the mask that the sparsity term aims at.")
     sparsity: Weight = Field(0.131, description="Weight of (mean of the mask - keep)^2.")
@@ -206,13 +220,13 @@ class ValueConfig(config.ValueConfig):
     metric: Literal["identity", "adamw"] = Field(
         "adamw", description="adamw: the inner product is preconditioned like the learner's own step (App B.4)."
     )
-    every_steps: int = Field(4, ge=1, le=100_000, description="r: one meta update every r learner steps.")
+    every_steps: int = Field(4, ge=1, le=MANY, description="r: one meta update every r learner steps.")
     subset: Subset = Field(
         "last-mlp",
         description="S: last-mlp (the last block's MLP: a tangent costs next to nothing), last-N (blocks and the final norm), "
         "all, or name:REGEX.",
     )
-    batch_size: int = Field(16, ge=2, le=4096, description="Images in one meta update.")
+    batch_size: Batch = Field(16, description="Images in one meta update.")
 
 
 class ClassesConfig(Strict):
