@@ -48,7 +48,7 @@ def texts(data: Any) -> Iterator[str]:
         part = waiting.pop()
         if isinstance(part, str):
             yield part
-        elif isinstance(part, dict | list | tuple) and id(part) not in seen:
+        elif isinstance(part, dict | list | tuple | set) and id(part) not in seen:
             seen.add(id(part))
             waiting += [*part, *part.values()] if isinstance(part, dict) else part
 
