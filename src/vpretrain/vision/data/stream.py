@@ -18,9 +18,11 @@ from torch.nn import functional as F
 from vpretrain.errors import UserError
 from vpretrain.order import Shuffled
 from vpretrain.types import Json
-from vpretrain.vision.config import Scale, StreamConfig
+from vpretrain.vision.config import StreamConfig
 from vpretrain.vision.data.source import Images, open_images
 from vpretrain.vision.model.batch import ViewBatch
+
+_Range = tuple[float, float]
 
 
 class VisionStream:
@@ -121,11 +123,11 @@ def crops(images: list[Tensor], config: StreamConfig) -> tuple[Tensor, Tensor]:
 
 @functools.lru_cache
 def _augmentations(
-    global_size: int, global_scale: Scale, local_size: int, local_scale: Scale, colour: bool
+    global_size: int, global_scale: _Range, local_size: int, local_scale: _Range, colour: bool
 ) -> tuple[nn.Module, nn.Module, nn.Module]:
     from kornia import augmentation as K
 
-    def recipe(size: int, scale: Scale, blur: float, solarise: float) -> nn.Module:
+    def recipe(size: int, scale: _Range, blur: float, solarise: float) -> nn.Module:
         steps = [K.RandomResizedCrop((size, size), scale=scale, resample="bilinear"), K.RandomHorizontalFlip()]
         if colour:
             steps += [
