@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
