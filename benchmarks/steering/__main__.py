@@ -82,8 +82,7 @@ def recipe_of(condition: str, learner: Path, options: argparse.Namespace) -> Rec
         "threads": 1,
         "output": str(_ROOT),
         "learner": {"name": str(learner)},
-        # A constant rate, so that one run can be read at any number of tokens.
-        "optimizer": {"lr": 5e-4, "warmup_fraction": 0.05, "schedule": "constant"},
+        "optimizer": {"lr": 5e-4, "warmup_fraction": 0.05, "schedule": "linear"},
         "stream": {"length": LENGTH, "batch_size": 4, "sources": stream_of(condition, _ROOT / "data")},
         "feedback": {"sources": [problems("feedback", 2, 1024)], "length": LENGTH, "batch_size": 2},
         "designer": {"hidden_size": 32, "layers": 1, "heads": 2, "top_k": 32, "lr": 1e-2, "alpha_start": 0.2},
@@ -110,6 +109,8 @@ def summary(recipe: Recipe, results: dict[str, Any]) -> dict[str, Any]:
     arms: dict[str, Any] = {}
     differences, tempered = results["differences"]["nll"], results["differences"].get("nll_tempered", {})
     curves = Curves(recipe, results) if recipe.evaluation.points > 1 else None
+    # With a rate that falls, arms that made equally many tokens are not equally far in their schedules.
+    axes = AXES if recipe.optimizer.schedule == "constant" else ()
     of_one_hot = _retention(results, "one-hot")
     for arm, figures in results["arms"].items():
         retention = _retention(results, arm)
@@ -128,7 +129,7 @@ def summary(recipe: Recipe, results: dict[str, Any]) -> dict[str, Any]:
                 arms[arm]["retention_minus_one_hot"] = paired_difference(retention, of_one_hot)
         if arm != START:
             if curves is not None:
-                arms[arm] |= _along(curves, arm)
+                arms[arm] |= _along(curves, arm, axes)
             arms[arm] |= {key: figures[key] for key in figures if key.startswith("mean_")}
     v = differences.get("v", {})
     return {
@@ -138,22 +139,23 @@ def summary(recipe: Recipe, results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _along(curves: Curves, arm: str) -> dict[str, Any]:
+def _along(curves: Curves, arm: str, axes: Sequence[str]) -> dict[str, Any]:
     of_arm = curves.of(arm)
     found: dict[str, Any] = {"seconds_to_one_hot": curves.seconds_to_one_hot(of_arm)}
     if arm != "one-hot":
-        found |= {f"after_equal_{axis}": curves.minus_one_hot(of_arm, axis) for axis in AXES}
+        found |= {f"after_equal_{axis}": curves.minus_one_hot(of_arm, axis) for axis in axes}
     return found
 
 
 def _correct(conditions: dict[str, Any]) -> None:
-    """Correct the differences for the number of those that are read together: at the end of the runs, and on either axis."""
+    """Correct the differences for the number of those that are read together: at the end of the runs, on either axis, and on
+    the retention text."""
     arms = [figures for found in conditions.values() for figures in found["arms"].values()]
     at_end = [difference for found in conditions.values() for difference in found["v_minus"].values()]
     at_end += [figures["minus_one_hot"] for figures in arms if "minus_one_hot" in figures]
     correct({id(difference): difference for difference in at_end}.values())  # V minus one-hot is among both
-    for axis in AXES:
-        correct(figures[key] for figures in arms if (key := f"after_equal_{axis}") in figures)
+    for key in (*(f"after_equal_{axis}" for axis in AXES), "retention_minus_one_hot"):
+        correct(figures[key] for figures in arms if key in figures)
 
 
 _ENDS = {"mean": "", "low": "_low", "high": "_high"}

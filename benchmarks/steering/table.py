@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.steering.curves import AXES
@@ -11,6 +12,10 @@ _COLUMNS = (
     "arm", "target NLL", "minus one-hot", "V minus it", "minus one-hot after equal tokens", "after equal FLOPs",
     "after one temperature each", "top-1", "retention NLL", "minus one-hot's", "mean alpha",
     "steps", "seconds to one-hot's end",
+)  # fmt: skip
+_OVERVIEW = (
+    "stream", "after equal time", "after equal tokens", "after equal FLOPs", "retention", "seconds to one-hot's end",
+    "one-hot's own",
 )  # fmt: skip
 
 
@@ -29,18 +34,29 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(blocks)
 
 
+def overview(report: dict[str, Any]) -> str:
+    """Format V minus one-hot on each stream: after equal time, tokens and FLOPs, and on the retention text."""
+    readings = ["minus_one_hot", *(f"after_equal_{axis}" for axis in AXES), "retention_minus_one_hot"]
+    rows = []
+    for condition, found in report["conditions"].items():
+        v, one_hot = (found["arms"][arm] for arm in ("v", "one-hot"))
+        rows.append([condition, *(interval(v.get(key), "+") for key in readings), _reached(v), _reached(one_hot)])
+    return _filled(_OVERVIEW, rows)
+
+
 def arms_markdown(found: dict[str, Any]) -> str:
     """Format the arms of one condition, without columns that are empty."""
-    columns = zip(_COLUMNS, *(_row(arm, figures, found) for arm, figures in found["arms"].items()), strict=True)
-    header, *rows = zip(*(column for column in columns if set(column[1:]) != {"-"}), strict=True)
+    return _filled(_COLUMNS, [_row(arm, figures, found) for arm, figures in found["arms"].items()])
+
+
+def _filled(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Format a table without its empty columns."""
+    columns = [column for column in zip(header, *rows, strict=True) if set(column[1:]) != {"-"}]
+    header, *rows = zip(*columns, strict=True)
     return markdown_table(header, rows)
 
 
 def _row(arm: str, figures: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    time = figures.get("seconds_to_one_hot")
-    reached = "-" if time is None else f"{time['reached']} of {time['of']}"
-    if time is not None and time["mean"] is not None:
-        reached = f"{time['mean']:.1f} ({reached})"
     return [
         arm,
         interval(figures["target_nll"], ""),
@@ -53,8 +69,17 @@ def _row(arm: str, figures: dict[str, Any], found: dict[str, Any]) -> list[str]:
         interval(figures.get("retention_minus_one_hot"), "+"),
         f"{figures['mean_alpha']:.3f}" if figures.get("mean_alpha") is not None else "-",
         f"{figures['steps']:.0f}",
-        reached,
+        _reached(figures),
     ]
+
+
+def _reached(figures: dict[str, Any]) -> str:
+    """Format the seconds to one-hot's end, with the number of seeds that reach it."""
+    time = figures.get("seconds_to_one_hot")
+    if time is None:
+        return "-"
+    reached = f"{time['reached']} of {time['of']}"
+    return reached if time["mean"] is None else f"{time['mean']:.1f} ({reached})"
 
 
 def _probe(probe: dict[str, float | None]) -> str:

@@ -84,7 +84,9 @@ def test_validation_and_test_runs_do_not_evaluate_on_the_same_templates(root, mo
 def compared(root, tmp_path, monkeypatch):
     """Two seeds: in 30 seconds V's NLL falls from 4 to 2, in 9 steps, and one-hot's from 4 to 3, in 12 steps."""
     monkeypatch.setattr(steering, "_ROOT", tmp_path)
-    options = argparse.Namespace(quick=False, validation=False, seen=False, minutes=0.5, settings=[])
+    options = argparse.Namespace(
+        quick=False, validation=False, seen=False, minutes=0.5, settings=["optimizer.schedule=constant"]
+    )
     recipe = steering.recipe_of("clean", root, options)
 
     def run(arm, seed, nll, steps):
@@ -139,6 +141,14 @@ def test_one_hot_is_read_where_the_other_run_ends(compared):
     flops = steering.summary(*compared)["arms"]["v"]["after_equal_flops"]
     # V's 9 steps cost more than 9 of one-hot's, and less than 12: one-hot is read later.
     assert 2.0 - (4.0 - 0.75) < flops["mean"] < 2.0 - 3.0
+
+
+def test_with_a_rate_that_falls_nothing_is_read_after_equal_tokens(compared):
+    recipe, results = compared
+    optimizer = recipe.optimizer.model_copy(update={"schedule": "linear"})
+    v = steering.summary(recipe.model_copy(update={"optimizer": optimizer}), results)["arms"]["v"]
+    assert "seconds_to_one_hot" in v
+    assert not any(key.startswith("after_equal") for key in v)
 
 
 def test_flops_are_those_of_the_steps_that_a_run_made():
