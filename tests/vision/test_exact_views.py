@@ -28,15 +28,18 @@ IJEPA = {
     "stream": {"global_views": 1, "local_views": 0},
 }
 SMALL = {"predictor_width": 16, "predictor_heads": 2, "predictor_layers": 2}
+# DINO's targets: at class tokens only; also at hidden patches; also at all patches. Each with a view's number of patch targets.
+NO_PATCHES, HIDDEN, ALL = {}, {"patch_loss": 0.5}, {"patch_loss": 0.5, "hidden_patches": 0.0}
+TARGETS = [(NO_PATCHES, 0), (HIDDEN, 5), (ALL, 16)]
 
 
-def learner_of(family, objective, patch_loss=0.0):
+def learner_of(family, objective, patches=NO_PATCHES):
     backbone = Backbone(tiny_vision_model(family).eval())
     torch.manual_seed(0)
     if objective == "ijepa":
         learner = IJepaLearner(backbone, IJepaConfig(**SMALL))
     else:
-        config = DinoConfig(outputs=24, hidden=32, bottleneck=16, patch_loss=patch_loss)
+        config = DinoConfig(outputs=24, hidden=32, bottleneck=16, **patches)
         learner = DinoLearner(backbone, config)
         learner.teacher.centre.normal_(std=0.02)
         learner.teacher.patch_centre.normal_(std=0.02)
@@ -57,8 +60,8 @@ def direction_over(learner, names):
     return {n: torch.randn(p.shape, generator=generator) for n, p in learner.named_parameters() if n in names}
 
 
-def case(family, objective, subset="last-mlp", patch_loss=0.0):
-    learner = learner_of(family, objective, patch_loss)
+def case(family, objective, subset="last-mlp", patches=NO_PATCHES):
+    learner = learner_of(family, objective, patches)
     names = alignment_subset(learner.module, subset)
     kept = learner.keep_entries(names)
     batch, u = batch_of(learner), direction_over(learner, names)
@@ -66,18 +69,16 @@ def case(family, objective, subset="last-mlp", patch_loss=0.0):
 
 
 CASES = [
-    ("dinov2", "dino", 0.0),
-    ("dinov3", "dino", 0.0),
-    ("dinov2", "dino", 0.5),
-    ("dinov3", "dino", 0.5),
-    ("dinov2", "ijepa", 0.0),
-    ("ijepa", "ijepa", 0.0),
+    *(("dinov2", "dino", patches) for patches in (NO_PATCHES, HIDDEN, ALL)),
+    *(("dinov3", "dino", patches) for patches in (NO_PATCHES, HIDDEN, ALL)),
+    ("dinov2", "ijepa", NO_PATCHES),
+    ("ijepa", "ijepa", NO_PATCHES),
 ]
 
 
-@pytest.mark.parametrize(("family", "objective", "patch_loss"), CASES)
-def test_the_tangents_from_the_own_pass_are_those_of_the_whole_model(family, objective, patch_loss):
-    learner, batch, u, kept = case(family, objective, patch_loss=patch_loss)
+@pytest.mark.parametrize(("family", "objective", "patches"), CASES)
+def test_the_tangents_from_the_own_pass_are_those_of_the_whole_model(family, objective, patches):
+    learner, batch, u, kept = case(family, objective, patches=patches)
     assert kept
     state = learner.forward(batch).detach()
     assert state.entry is not None
@@ -97,35 +98,33 @@ def test_a_head_that_sees_the_mean_of_all_tokens_has_tangents_too(family):
     assert bool(tangents.isfinite().all())
 
 
-@pytest.mark.parametrize(
-    ("subset", "patch_loss"), [("last-mlp", 0.0), ("last-2", 0.0), ("last-mlp", 0.5), ("last-2", 0.5)]
-)
-def test_moving_target_mass_changes_the_value_by_the_tangents(subset, patch_loss):
-    learner, batch, u, _ = case("dinov2", "dino", subset, patch_loss)
+@pytest.mark.parametrize("subset", ["last-mlp", "last-2"])
+@pytest.mark.parametrize(("patches", "count"), TARGETS)
+def test_the_value_changes_with_every_target_by_its_tangents(subset, patches, count):
+    learner, batch, u, _ = case("dinov2", "dino", subset, patches)
     state = learner.forward(batch).detach()
     tangents_VBNP = learner.tangents(batch, state, u)
-    at = {name: p.detach() for name, p in learner.named_parameters() if name in u}
-
-    def value(q_VBNP):
-        task = Task(batch, TeacherTarget(state.teacher, q_VBNP))
-        gradients = learner.gradient(lambda ps: learner.loss(learner.forward(batch, ps), task), at)
-        return float(sum((u[name] * g).sum() for name, g in gradients.items()))
-
-    one, other = (torch.randn(state.teacher.shape).softmax(-1) for _ in range(2))
-    expected_VBN = -((one - other) * tangents_VBNP).sum(-1)
-    expected = expected_VBN[:, :, 0].mean()
-    if patch_loss:
-        assert expected_VBN.shape == (2, 3, 1 + round(0.3 * 16))
-        expected = expected + patch_loss * expected_VBN[:, :, 1:].mean()
-    with learner.meta_mode():
-        assert value(one) - value(other) == pytest.approx(float(expected), rel=1e-3)
+    theta_S = {name: p.detach().requires_grad_() for name, p in learner.named_parameters() if name in u}
+    q_VBNP = torch.randn(state.teacher.shape).softmax(-1).requires_grad_()
+    with learner.meta_mode(), learner.without_fused_kernels():
+        loss = learner.loss(learner.forward(batch, theta_S), Task(batch, TeacherTarget(state.teacher, q_VBNP)))
+        g_pre = torch.autograd.grad(loss, list(theta_S.values()), create_graph=True)
+        value = torch.stack([(u[name] * g).sum() for name, g in zip(theta_S, g_pre, strict=True)]).sum()
+        (found_VBNP,) = torch.autograd.grad(value, q_VBNP)  # double backward
+    # Up to a constant per target, which moves no mass.
+    of_class, of_patches = (-(x - x.mean(-1, keepdim=True)) for x in tangents_VBNP.split([1, count], dim=2))
+    expected_VBNP = torch.cat([of_class / 6, 0.5 * of_patches / max(1, 6 * count)], dim=2)
+    found_VBNP = found_VBNP - found_VBNP.mean(-1, keepdim=True)
+    torch.testing.assert_close(found_VBNP, expected_VBNP, rtol=1e-3, atol=1e-4 * float(expected_VBNP.abs().max()))
 
 
-@pytest.mark.parametrize(("patch_loss", "radius"), [(0.0, 1.0), (0.5, 1.0), (0.5, 2.0)])
-def test_the_whole_tilt_uses_up_the_trust_region_and_raises_the_value(patch_loss, radius):
-    learner, batch, u, _ = case("dinov2", "dino", patch_loss=patch_loss)
-    weights = learner.target_weights(1 + (round(0.3 * 16) if patch_loss else 0))
-    assert float(weights.sum()) == pytest.approx(1 + patch_loss)
+@pytest.mark.parametrize(
+    ("patches", "count", "radius"), [(NO_PATCHES, 0, 1.0), (HIDDEN, 5, 1.0), (HIDDEN, 5, 2.0), (ALL, 16, 1.0)]
+)
+def test_the_whole_tilt_uses_up_the_trust_region_and_raises_the_value(patches, count, radius):
+    learner, batch, u, _ = case("dinov2", "dino", patches=patches)
+    weights = learner.target_weights(1 + count)
+    assert float(weights.sum()) == pytest.approx(1 + patches.get("patch_loss", 0.0))
     weights = weights / weights.sum()
     state = learner.forward(batch).detach()
     strength = Strength(beta=1.0, radius=radius, fixed=True)
@@ -159,10 +158,10 @@ def test_ijepas_targets_move_against_the_tangent_of_the_prediction():
 
 @pytest.mark.parametrize("family", ["dinov2", "dinov3"])
 def test_the_student_does_not_see_hidden_patches_and_the_teacher_does(family):
-    learner, batch, _, _ = case(family, "dino", patch_loss=1.0)
-    hidden = learner.hidden(batch)
+    learner, batch, _, _ = case(family, "dino", patches=HIDDEN)
+    hidden = learner.target_patches(batch)
     assert hidden.shape == (6, 5)  # 0.3 of 16 patches
-    assert torch.equal(learner.hidden(batch.restrict(rows=2)), hidden.view(2, 3, 5)[:, :2].flatten(0, 1))
+    assert torch.equal(learner.target_patches(batch.restrict(rows=2)), hidden.view(2, 3, 5)[:, :2].flatten(0, 1))
     row, column = (8 * int(x) for x in divmod(int(hidden[1, 0]), 4))  # of the first view's second image
     views = batch.global_VB3HW.clone()
     views[0, 1, :, row : row + 8, column : column + 8] = torch.rand(3, 8, 8)
@@ -172,15 +171,24 @@ def test_the_student_does_not_see_hidden_patches_and_the_teacher_does(family):
     assert changed.nonzero().tolist() == [[0, 1]]
 
 
+def test_without_hidden_patches_student_and_teacher_see_the_same():
+    learner, batch, _, _ = case("dinov2", "dino", patches=ALL)
+    assert torch.equal(learner.target_patches(batch), torch.arange(16).expand(6, -1))
+    state = learner.forward(batch).detach()
+    assert state.student.shape == (2, 3, 17, 24)
+    torch.testing.assert_close(state.student, state.teacher)  # their weights are the same at the start
+
+
 def test_the_two_global_crops_of_an_image_have_hidden_patches_and_masks_of_their_own():
-    learner, batch, _, _ = case("dinov2", "dino", patch_loss=1.0)
-    hidden, mask = learner.hidden(batch).unflatten(0, (2, 3)), RandomMask(DesignerConfig()).mask(batch)
+    learner, batch, _, _ = case("dinov2", "dino", patches=HIDDEN)
+    hidden, mask = learner.target_patches(batch).unflatten(0, (2, 3)), RandomMask(DesignerConfig()).mask(batch)
     assert not torch.equal(hidden[0], hidden[1])
     assert not torch.equal(mask[0], mask[1])
 
 
-def test_the_loss_at_hidden_patches_is_that_of_ibot():
-    learner, batch, _, _ = case("dinov2", "dino", patch_loss=0.5)
+@pytest.mark.parametrize(("patches", "count"), TARGETS[1:])
+def test_the_loss_at_patches_is_that_of_ibot(patches, count):
+    learner, batch, _, _ = case("dinov2", "dino", patches=patches)
     state = learner.forward(batch)
     task = Fixed().targets(batch, state.detach())
     plain = learner_of("dinov2", "dino")
@@ -189,11 +197,12 @@ def test_the_loss_at_hidden_patches_is_that_of_ibot():
     )
     tokens = learner.teacher("tokens", batch.global_VB3HW.flatten(0, 1))[:, learner.backbone.prefix :]
     terms = []
-    for image, places in enumerate(learner.hidden(batch)):
+    for image, places in enumerate(learner.target_patches(batch)):
         for m, place in enumerate(places):
             taught = learner.teacher("head", tokens[image, place][None])[0] - learner.teacher.patch_centre
             z = state.student[image // 3, image % 3, 1 + m]
             terms.append(torch.nn.functional.cross_entropy(z / 0.1, (taught / 0.04).softmax(-1)))
+    assert len(terms) == 6 * count
     torch.testing.assert_close(learner.loss(state, task), without + 0.5 * torch.stack(terms).mean())
 
 
@@ -202,10 +211,16 @@ def losses(recipe):
     return [json.loads(line)["loss"] for line in (recipe.directory / "metrics.jsonl").read_text().splitlines()]
 
 
-PATCHES = {"learner": {"dino": {"outputs": 16, "hidden": 16, "bottleneck": 8, "warm_up_steps": 5, "patch_loss": 1.0}}}
+HEAD = {"outputs": 16, "hidden": 16, "bottleneck": 8, "warm_up_steps": 5}
+OBJECTIVES = {
+    "dino": {},
+    "ibot": {"learner": {"dino": HEAD | HIDDEN}},
+    "all-patches": {"learner": {"dino": HEAD | ALL}},
+    "ijepa": IJEPA,
+}
 
 
-@pytest.mark.parametrize("changes", [{}, PATCHES, IJEPA], ids=["dino", "ibot", "ijepa"])
+@pytest.mark.parametrize("changes", OBJECTIVES.values(), ids=OBJECTIVES)
 def test_without_strength_the_arm_is_fixed_bit_for_bit_and_with_it_not(tmp_path, changes):
     fixed = losses(vision_recipe(tmp_path, name="fixed", arm="fixed", **changes))
     none = losses(vision_recipe(tmp_path, name="none", arm="v", value={"strength": 0.0}, **changes))
@@ -215,7 +230,7 @@ def test_without_strength_the_arm_is_fixed_bit_for_bit_and_with_it_not(tmp_path,
     assert full != fixed
 
 
-@pytest.mark.parametrize("changes", [{}, PATCHES, IJEPA], ids=["dino", "ibot", "ijepa"])
+@pytest.mark.parametrize("changes", OBJECTIVES.values(), ids=OBJECTIVES)
 def test_the_strength_is_judged_on_the_images_of_the_feedback(tmp_path, changes):
     recipe = vision_recipe(tmp_path, arm="v", value={"every_steps": 4}, budget={"steps": 24}, **changes)
     run_recipe(recipe)

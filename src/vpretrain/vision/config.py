@@ -59,11 +59,12 @@ class DinoConfig(Strict):
     teacher_temperature: Temperature = Field(0.04, description="Temperature of the teacher's softmax.")
     patch_loss: Weight = Field(
         0.0,
-        description="Weight of iBOT's loss, by which the student predicts the teacher's outputs at patches hidden from it; 0 "
-        "hides none.",
+        description="Weight of the patch loss (iBOT's), by which the student predicts the teacher's outputs at patches hidden "
+        "from it; 0 hides none.",
     )
-    hidden_patches: float = Field(
-        0.3, gt=0, le=1, description="Fraction of the patches of a global crop that this loss hides."
+    hidden_patches: Fraction = Field(
+        0.3,
+        description="Fraction of the patches of a global crop that this loss hides; 0: it hides none, and is over all patches.",
     )
     ema: Fraction = Field(0.996, description="The teacher's momentum at the start; it rises to 1 over the run.")
     centre_momentum: Fraction = Field(0.9, description="Momentum of the running centre of the teacher's outputs.")

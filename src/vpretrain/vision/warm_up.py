@@ -96,9 +96,9 @@ def _features(learner: DinoLearner, batch: ViewBatch) -> tuple[Tensor, Tensor, T
     """Return what the head gets: of the global views for student and teacher [V, B, N, D], of the local views [V, B, D]."""
     views = batch.global_VB3HW.shape[:2]
     images_B3HW, _, _, hidden_BN = learner.seen(batch, 0)
-    teacher_BTD = learner.features(images_B3HW)
-    student_BTD = teacher_BTD if hidden_BN is None else learner.features(images_B3HW, hidden_BN)  # computed once
-    student, teacher = (learner.features_of(x, batch).unflatten(0, views) for x in (student_BTD, teacher_BTD))
+    student = teacher = learner.features_of(learner.features(images_B3HW), batch).unflatten(0, views)
+    if hidden_BN is not None:
+        student = learner.features_of(learner.features(images_B3HW, hidden_BN), batch).unflatten(0, views)
     if len(batch.local_VB3HW) == 0:
         return student, teacher, batch.local_VB3HW.new_zeros(0, views[1], learner.backbone.width)
     local = [learner.backbone.summary(learner.features(view)) for view in batch.local_VB3HW]

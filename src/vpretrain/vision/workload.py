@@ -19,7 +19,7 @@ from vpretrain.scaling.estimate import BF16, FP32, MetaCost, Workload, block_byt
 from vpretrain.vision.assemble import check_sizes, subset_of
 from vpretrain.vision.config import Recipe
 from vpretrain.vision.model.backbone import Backbone
-from vpretrain.vision.model.dino import DinoLearner, hidden_count
+from vpretrain.vision.model.dino import DinoLearner, target_patch_count
 from vpretrain.vision.model.ijepa import IJepaLearner, draw_blocks
 from vpretrain.vision.model.learner import VisionLearner
 from vpretrain.vision.model.load import load_config
@@ -157,7 +157,7 @@ def _views(recipe: Recipe, backbone: Backbone, local_views: int) -> _Views:
     if recipe.learner.objective == "dino":
         local = _whole(backbone, local_views, stream.local_size)
         patches = math.prod(backbone.patches(stream.global_size, stream.global_size))
-        outputs = 1 + hidden_count(recipe.learner.dino, patches)
+        outputs = 1 + target_patch_count(recipe.learner.dino, patches)
         heads = [Read(0, outputs * stream.global_views, 0), Read(0, local_views, 0)]
         return _Views([whole, local], whole, heads)
     grid = stream.global_size // backbone.patch_size

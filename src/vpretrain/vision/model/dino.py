@@ -1,7 +1,8 @@
-"""DINO: student and teacher match across views; with iBOT's loss also at patches that are hidden from the student.
+"""DINO: student and teacher match across views; with iBOT's loss also at patches that are hidden from the student, or, where
+none is hidden, at all patches.
 
-Shapes: V views of the teacher, S views of the student, B images, T tokens, M hidden patches, N = 1 + M outputs of a global
-view (of its class token and its hidden patches), P outputs of the head, D the backbone's width.
+Shapes: V views of the teacher, S views of the student, B images, T tokens, M patches with targets, N = 1 + M outputs of a
+global view (of its class token and of these patches), P outputs of the head, D the backbone's width.
 """
 
 from __future__ import annotations
@@ -79,19 +80,21 @@ class DinoLearner(VisionLearner):
         super().__init__(backbone, head, outputs=config.outputs, ema=config.ema, **how)
         self.config = config
 
-    def hidden(self, inputs: ViewBatch) -> Int[Tensor, "VB M"]:
-        """Return the numbers of the patches that are hidden from the student in each global view, ascending.
+    def target_patches(self, inputs: ViewBatch) -> Int[Tensor, "VB M"]:
+        """Return the numbers of the patches with targets in each global view, ascending: those hidden from the student, or all
+        if none is hidden.
 
-        They follow from the batch's seed and an image's place in the whole micro-batch.
+        Hidden patches follow from the batch's seed and an image's place in the whole micro-batch.
         """
         views, _, _, height, width = inputs.global_VB3HW.shape
         patches = math.prod(self.backbone.patches(height, width))
-        drawn = _draw(inputs.seed, views * inputs.whole, patches, hidden_count(self.config, patches))
+        drawn = _draw(inputs.seed, views * inputs.whole, patches, target_patch_count(self.config, patches))
         return drawn[inputs.places_VB].to(inputs.global_VB3HW.device)
 
     def seen(self, inputs: ViewBatch, stop: int) -> tuple[Any, ...]:
         """Return all global views with all their tokens, and which patches are hidden."""
-        return (inputs.global_VB3HW.flatten(0, 1), stop, None, self._as_mask(inputs))
+        hidden_BN = self._target_mask(inputs) if self.config.hidden_patches else None
+        return (inputs.global_VB3HW.flatten(0, 1), stop, None, hidden_BN)
 
     def teach(self, inputs: ViewBatch) -> Float[Tensor, "V B N P"]:
         """Return the teacher's outputs for the same global views as the student's, learned or not, with no patch hidden."""
@@ -116,7 +119,8 @@ class DinoLearner(VisionLearner):
 
     def loss(self, state: DinoState, task: Task) -> Float[Tensor, ""]:
         """Cross-entropy of the student to the centred, sharpened teacher, averaged over images and over all pairs of different
-        views (Eq 50): pairs whose local view the pass has left out count as 0. iBOT's loss at hidden patches is added."""
+        views (Eq 50): pairs whose local view the pass has left out count as 0. The patch loss is added: the student's output at
+        a patch is matched with the teacher's at the same patch of the same view."""
         tilted_VBNP = task.target.tilted
         target_VBNP = self.log_targets(task.target.outputs).exp() if tilted_VBNP is None else tilted_VBNP
         student, local = ((z / self.config.student_temperature).log_softmax(-1) for z in (state.student, state.local))
@@ -136,7 +140,7 @@ class DinoLearner(VisionLearner):
         return ((taught_VBNP - centre_NP) / self.config.teacher_temperature).log_softmax(-1)
 
     def target_weights(self, outputs: int) -> Float[Tensor, " N"]:
-        """Return the loss's weight for each of a view's N targets: of the class token, then of the hidden patches."""
+        """Return the loss's weight for each of a view's N targets: of the class token, then of the patches."""
         weights_N = torch.ones(outputs, device=self.device)
         weights_N[1:] = self.config.patch_loss / max(1, outputs - 1)
         return weights_N
@@ -148,16 +152,16 @@ class DinoLearner(VisionLearner):
         return (self.backbone.norm, self.module.head)
 
     def entering(self, inputs: ViewBatch, images: int, tokens: int) -> Bool[Tensor, "B T"]:
-        """Return the class tokens and the hidden patches."""
+        """Return the class tokens and the patches with targets."""
         at_BT = self._class_tokens(images, tokens)
-        hidden_BN = self._as_mask(inputs)
-        if hidden_BN is not None:
-            at_BT[:, self.backbone.prefix :] = hidden_BN
+        target_BN = self._target_mask(inputs)
+        if target_BN is not None:
+            at_BT[:, self.backbone.prefix :] = target_BN
         return at_BT
 
     def tangents(self, inputs: ViewBatch, state: DinoState, direction: Parameters) -> Float[Tensor, "V B N P"]:
         """Return, for every target, D_u z / student temperature of the head's outputs z that are matched with it: for a class
-        token the mean over the student's other views, for a hidden patch its own.
+        token the mean over the student's other views, for a patch its own.
 
         Where S is the last MLP the tangent starts from the state's `entry`, else the blocks run again.
         """
@@ -197,8 +201,8 @@ class DinoLearner(VisionLearner):
                 self.teacher.patch_centre.lerp_(mean_NP[1:].mean(0), 1 - self.config.centre_momentum)
 
     def features_of(self, tokens_BTD: Float[Tensor, "VB T D"], inputs: ViewBatch) -> Float[Tensor, "VB N D"]:
-        """Return what the head gets of global views: summaries, and the tokens of hidden patches."""
-        at_BMD = self.hidden(inputs)[:, :, None].expand(-1, -1, tokens_BTD.shape[2])
+        """Return what the head gets of global views: summaries, and the tokens of the patches with targets."""
+        at_BMD = self.target_patches(inputs)[:, :, None].expand(-1, -1, tokens_BTD.shape[2])
         patches_BMD = tokens_BTD[:, self.backbone.prefix :].gather(1, at_BMD)
         return torch.cat([self.backbone.summary(tokens_BTD)[:, None], patches_BMD], dim=1)
 
@@ -231,18 +235,21 @@ class DinoLearner(VisionLearner):
         at_BT[:, 0] = True
         return at_BT
 
-    def _as_mask(self, inputs: ViewBatch) -> Bool[Tensor, "VB N"] | None:
-        """Return which patches of the global views are hidden; None if none is."""
-        at_BM = self.hidden(inputs)
+    def _target_mask(self, inputs: ViewBatch) -> Bool[Tensor, "VB N"] | None:
+        """Return which patches of the global views have targets; None if none has."""
+        at_BM = self.target_patches(inputs)
         if at_BM.shape[1] == 0:
             return None
         height, width = self.backbone.patches(*inputs.global_VB3HW.shape[3:])
         return torch.zeros(len(at_BM), height * width, dtype=torch.bool, device=at_BM.device).scatter(1, at_BM, True)
 
 
-def hidden_count(config: DinoConfig, patches: int) -> int:
-    """Return how many of a global view's patches are hidden: none without iBOT's loss."""
-    return max(1, round(config.hidden_patches * patches)) if config.patch_loss else 0
+def target_patch_count(config: DinoConfig, patches: int) -> int:
+    """Return how many of a global view's patches have targets: the hidden ones, all if none is hidden, none without a patch
+    loss."""
+    if not config.patch_loss:
+        return 0
+    return max(1, round(config.hidden_patches * patches)) if config.hidden_patches else patches
 
 
 @functools.lru_cache(maxsize=8)

@@ -66,7 +66,7 @@ class Network(nn.Module):
 
 class Teacher(Network):
     """A running average of the student, with the running centres of its own outputs (DINO; otherwise 0): those of class tokens,
-    and those of hidden patches."""
+    and those of patches."""
 
     centre: Float[Tensor, " P"]
     patch_centre: Float[Tensor, " P"]

@@ -163,8 +163,8 @@ class ExactTask(Fixed):
 
 class TiltedPrototypes(ExactTask):
     """DINO: q*_t(p) ~ q0_t(p) exp(a_t(p) / lambda), q0 the teacher's distribution over prototypes, a_t(p) = -D_u z(p) / student
-    temperature, averaged over the matching views; q = (1 - beta) q0 + beta q*. Targets at hidden patches have the weight that
-    iBOT's loss gives them."""
+    temperature, averaged over the matching views; q = (1 - beta) q0 + beta q*. Targets at patches have the weight that the
+    patch loss gives them."""
 
     def tilted(self, state: AnyState, tangents: Tensor, beta: float) -> tuple[TeacherTarget, Float[Tensor, " B"]]:
         """Return the target at this beta, and the mass that it has moved, by image."""
