@@ -21,6 +21,7 @@ from vpretrain.vision.assemble import assemble
 from vpretrain.vision.config import DesignerConfig, SourceConfig
 from vpretrain.vision.data.source import Pool, open_images
 from vpretrain.vision.inspection.check import check
+from vpretrain.vision.model.heads import pixel_outputs
 from vpretrain.vision.task.construction import LearnedViews
 
 
@@ -128,6 +129,24 @@ def test_views_and_targets_reach_the_learner_detached(tmp_path, monkeypatch):
     learned_from = [x for x, parameters in inputs if parameters is None][-6:]
     assert all(x.mask_VB1HW is not None for x in learned_from)
     assert not any(x.global_VB3HW.requires_grad for x in learned_from)
+
+
+@pytest.mark.parametrize(("kind", "zero"), [("linear", False), ("linear", True), ("conv", True)])
+def test_heads_may_start_from_zero_and_then_give_no_direction_before_they_are_fitted(tmp_path, kind, zero):
+    recipe = vision_recipe(tmp_path, arm="v", feedback={"head": kind, "zero_head": zero})
+    feedback = assemble(recipe).feedback
+
+    def slopes():
+        grid = torch.rand(2, 32, 4, 4, requires_grad=True)
+        found = [
+            torch.autograd.grad(pixel_outputs(head, grid, 8, 8).sum(), grid)[0] for head in feedback.heads.values()
+        ]
+        return [float(slope.abs().max()) for slope in found]
+
+    feedback.heads.eval()
+    assert [slope > 0 for slope in slopes()] == [not zero] * 2
+    feedback.next()
+    assert all(slope > 0 for slope in slopes())
 
 
 def test_head_and_meta_batches_are_disjoint(tmp_path):

@@ -179,6 +179,9 @@ class FeedbackConfig(config.FeedbackConfig):
     segmentation: Weight = Field(1.0, description="Weight of the segmentation loss; 0: no such task.")
     depth: Weight = Field(1.0, description="Weight of the depth loss; 0: no such task.")
     head: Literal["linear", "conv"] = Field("linear", description="BatchNorm and a linear layer, or a small decoder.")
+    zero_head: bool = Field(
+        False, description="Start the heads' last layer from 0: it then gives no random direction before it is fitted."
+    )
     size: Side = Field(224, description="Pixels per side that the backbone sees.")
     batch_size: Batch = Field(16, description="Images per batch, for heads and for g_down.")
     head_lr: Rate = Field(1e-3, description="Learning rate of the heads' AdamW.")

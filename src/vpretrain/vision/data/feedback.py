@@ -90,7 +90,9 @@ class VisionFeedback:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             width = learner.backbone.width
-            heads: dict[str, nn.Module] = {task: dense_head(config.head, width, outputs[task]) for task in self.tasks}
+            heads: dict[str, nn.Module] = {
+                task: dense_head(config.head, width, outputs[task], zero=config.zero_head) for task in self.tasks
+            }
             self.heads = nn.ModuleDict(heads).to(learner.device)
         self.optimizer = torch.optim.AdamW(self.heads.parameters(), lr=config.head_lr, weight_decay=0.05)
 

@@ -18,18 +18,19 @@ LabelKind = Literal["segmentation", "depth"]
 MIN_DEPTH, MAX_DEPTH = 1e-3, 10.0  # metres; depths outside are invalid (NYUv2's protocol)
 
 
-def dense_head(kind: Literal["linear", "conv"], width: int, outputs: int) -> nn.Module:
-    """Build a head: BatchNorm and a linear layer per patch, or a small convolutional decoder."""
-    if kind == "linear":
-        return nn.Sequential(nn.BatchNorm2d(width), nn.Conv2d(width, outputs, 1))
-    return nn.Sequential(
-        nn.BatchNorm2d(width),
-        nn.Conv2d(width, 128, 3, padding=1),
-        nn.GELU(),
-        nn.ConvTranspose2d(128, 64, 2, stride=2),
-        nn.GELU(),
-        nn.Conv2d(64, outputs, 1),
-    )
+def dense_head(kind: Literal["linear", "conv"], width: int, outputs: int, *, zero: bool = False) -> nn.Module:
+    """Build a head: BatchNorm and a linear layer per patch, or a small convolutional decoder.
+
+    With `zero` its last layer starts from 0: what has not been fitted gives the backbone no gradient.
+    """
+    between: list[nn.Module] = []
+    if kind == "conv":
+        between = [nn.Conv2d(width, 128, 3, padding=1), nn.GELU(), nn.ConvTranspose2d(128, 64, 2, stride=2), nn.GELU()]
+    last = nn.Conv2d(64 if between else width, outputs, 1)
+    if zero:
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
+    return nn.Sequential(nn.BatchNorm2d(width), *between, last)
 
 
 def pixel_outputs(
