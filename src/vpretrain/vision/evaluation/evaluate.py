@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vpretrain import distributed
 from vpretrain.console import steady
 from vpretrain.types import Json
 from vpretrain.vision.config import EvaluationConfig
@@ -106,16 +107,23 @@ class Evaluation:
     def _classified(
         self, learner: VisionLearner, images: list[ClassifiedFile], done: Callable[[int], None]
     ) -> tuple[Float[Tensor, "N D"], Tensor]:
-        """Return the summaries and the classes of images in files, which several threads read."""
+        """Return the summaries and the classes of images in files, which several threads read and all processes divide."""
         assert self.config.classes is not None
-        side, summaries, step = self.config.classes.size, [], self.config.batch_size
+        side, summaries, step = self.config.classes.size, list[Tensor](), self.config.batch_size
+        batches = [images[first : first + step] for first in range(0, len(images), step)]
         with ThreadPoolExecutor() as threads:
-            for first in range(0, len(images), step):
-                files = [file for file, _ in images[first : first + step]]
-                parts = list(threads.map(partial(central_part, shape=(side, side)), files))
+            for first in range(0, len(batches), distributed.size()):
+                together = batches[first : first + distributed.size()]
+                # A process without a batch of its own repeats another's: a pass through a sharded learner takes all processes.
+                files = [file for file, _ in together[distributed.rank() % len(together)]]
+                parts: list[Tensor] = []
+                read = threads.map(partial(central_part, shape=(side, side)), files)
+                distributed.on_all_ranks(partial(parts.extend, read))  # a broken file stops all of them
                 batch_B3HW = torch.cat(parts).to(learner.device)
-                summaries.append(learner.backbone.summary(tokens(learner, batch_B3HW.float() / 255)).cpu())
-                done(first + len(files))
+                # A copy: what is sent, and kept, is not the whole tensor that it is a part of.
+                summary_BD = learner.backbone.summary(tokens(learner, batch_B3HW.float() / 255)).cpu().clone()
+                summaries += distributed.all_gather(summary_BD)[: len(together)]
+                done(min(len(images), step * (first + len(together))))
         return torch.cat(summaries), torch.tensor([number for _, number in images])
 
     def _retrieval(self, learner: VisionLearner, revisited: Revisited) -> dict[str, float | None]:
