@@ -217,9 +217,26 @@ def test_arms_without_feedback_have_no_meta_update(tmp_path, tokenizer):
     assert not [line for line in estimate_remarks(on_gpus(work, 2)) if "replicate" in line]
 
 
-@pytest.mark.parametrize(("family", "objective"), [("dinov2", "dino"), ("dinov3", "dino"), ("ijepa", "ijepa")])
-def test_counts_of_a_vision_learner_are_those_of_the_real_one(family, objective, tmp_path):
-    learner = {"objective": objective, "ijepa": {"predictor_width": 16, "predictor_layers": 2, "predictor_heads": 2}}
+TINY_HEAD = {"outputs": 32, "hidden": 32, "bottleneck": 16}
+HIDDEN, ALL = {"patch_loss": 1.0}, {"patch_loss": 1.0, "hidden_patches": 0.0}  # patches with targets
+
+
+@pytest.mark.parametrize(
+    ("family", "objective", "patches"),
+    [
+        ("dinov2", "dino", {}),
+        ("dinov2", "dino", HIDDEN),
+        ("dinov2", "dino", ALL),
+        ("dinov3", "dino", {}),
+        ("ijepa", "ijepa", {}),
+    ],
+)
+def test_counts_of_a_vision_learner_are_those_of_the_real_one(family, objective, patches, tmp_path):
+    learner = {
+        "objective": objective,
+        "dino": TINY_HEAD | patches,
+        "ijepa": {"predictor_width": 16, "predictor_layers": 2, "predictor_heads": 2},
+    }
     local = {"local_views": 0, "global_views": 1} if objective == "ijepa" else {}
     recipe = vision_recipe(tmp_path, family, learner=learner, stream=local)
     work = workload(recipe)
@@ -317,6 +334,35 @@ def test_activations_of_views_are_those_that_autograd_keeps(precision, tmp_path)
     learner.module.eval()  # drop-path keeps a little besides
     measured = kept_bytes(lambda: learner.forward(batch), learner)
     assert workload(recipe).activation_bytes * 3 == pytest.approx(measured, rel=0.2)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("patches", [HIDDEN, ALL])
+def test_outputs_at_patches_take_the_memory_that_head_and_loss_hold(patches, precision, tmp_path):
+    dino = {"outputs": 4096, "hidden": 1024, "bottleneck": 16, **patches}  # far more than the blocks hold
+    recipe = vision_recipe(tmp_path, arm="fixed", learner={"precision": precision, "dino": dino})
+    learner = MODALITIES["vision"].load_learner(recipe)[0]
+    batch = ViewBatch(torch.rand(2, 3, 3, 32, 32), torch.rand(2, 3, 3, 16, 16), ("",) * 3, (0, 1, 2), 3, local_views=2)
+    learner.module.eval()  # drop-path keeps a little besides
+    states = []
+
+    def run():
+        states.append(learner.forward(batch))
+        return learner.loss(states[0], Fixed().targets(batch, states[0].detach()))
+
+    measured = kept_bytes(run, learner)
+    measured += sum(z.numel() * z.element_size() for z in (states[0].student, states[0].local, states[0].teacher))
+    work = workload(recipe)
+    assert 3 * (work.activation_bytes + work.logits_bytes) == pytest.approx(measured, rel=0.1)
+
+
+def test_the_tilt_holds_more_than_the_loss_that_follows_it(tmp_path):
+    dino = {"outputs": 1024, "hidden": 128, "bottleneck": 16, **ALL}
+    fixed, exact = (
+        workload(vision_recipe(tmp_path, arm=arm, learner={"dino": dino})).logits_bytes for arm in ("fixed", "v")
+    )
+    # Per image 2 x 17 outputs of the teacher, and 36 of the student: eight tensors of the former instead of two and the latter.
+    assert exact - fixed == 4 * 1024 * (8 * 34 - 2 * 34 - 36)
 
 
 @pytest.fixture

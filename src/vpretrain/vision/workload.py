@@ -17,7 +17,7 @@ from vpretrain.errors import UserError
 from vpretrain.scaling.cost import Read, Transformer
 from vpretrain.scaling.estimate import BF16, FP32, MetaCost, Workload, block_bytes
 from vpretrain.vision.assemble import check_sizes, subset_of
-from vpretrain.vision.config import Recipe
+from vpretrain.vision.config import DinoConfig, Recipe
 from vpretrain.vision.model.backbone import Backbone
 from vpretrain.vision.model.dino import DinoLearner, target_patch_count
 from vpretrain.vision.model.ijepa import IJepaLearner, draw_blocks
@@ -86,10 +86,9 @@ def workload(recipe: Recipe) -> Workload:
     if not designed:
         by_jvp = by_differences = (g_pre + teach(step)) * steered * (value.align == "cosine")
     # Forward's graph, and the tangent's or the other difference's.
-    on_views = 2 * kept(meta.student, False) + mask_bytes
+    on_views = 2 * (kept(meta.student, False) + dino * _outputs_bytes(recipe.learner.dino, meta, width)) + mask_bytes
     every = sum(p.numel() for p in theta.values())
-    # Outputs divided by their temperature, and their log-softmax.
-    outputs_bytes = sum(read.targets for read in step.head) * recipe.learner.dino.outputs * 2 * FP32 * dino
+    outputs_bytes = dino * _outputs_bytes(recipe.learner.dino, step, width, low=bf16, tilted=arm.exact)
     replicated = MetaCost(g_down, fit, by_jvp, share * kept([fed], bf16), on_views)
     return Workload(
         modality=recipe.modality,
@@ -167,6 +166,17 @@ def _views(recipe: Recipe, backbone: Backbone, local_views: int) -> _Views:
     student = Read(views * length, 0, length)
     predicted = Read(views * targets * (context + patches), views * targets * patches, context + patches)
     return _Views([student], whole, [predicted])
+
+
+def _outputs_bytes(config: DinoConfig, views: _Views, width: int, *, low: bool = False, tilted: bool = False) -> float:
+    """Return the bytes per image that DINO's head and loss hold at once, for class tokens and patches alike."""
+    student, teacher = sum(read.targets for read in views.head), views.head[0].targets
+    # The student's outputs and their log-softmax, the teacher's outputs and the targets; or, before there is a log-softmax,
+    # the tilt, with eight tensors of the teacher's size at once (`TiltedPrototypes.tilted`).
+    tensors = student + max(student + 2 * teacher, 8 * teacher * tilted)
+    # In the head: what enters its layers and the activations between them, and the bottleneck before it is normalised.
+    inside = (BF16 if low else FP32) * (width + 4 * config.hidden + config.bottleneck) + FP32 * config.bottleneck
+    return FP32 * config.outputs * tensors + inside * student
 
 
 def _whole(backbone: Backbone, views: int, pixels: int) -> Read:

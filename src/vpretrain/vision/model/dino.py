@@ -84,8 +84,8 @@ class DinoLearner(VisionLearner):
         """Return the numbers of the patches with targets in each global view, ascending: those hidden from the student, or all
         if none is hidden.
 
-        Hidden patches follow from the batch's seed and an image's place in the whole micro-batch. They are drawn one by one, the
-        same number in every crop; iBOT as published hides blocks of patches, 10 to 50 % of a crop in all, and none in half of them.
+        Hidden patches follow from the batch's seed and an image's place in the whole micro-batch. They are drawn one by one,
+        equally many in every crop; iBOT as published hides blocks, 10 to 50 % of a crop, and none in half of the crops.
         """
         views, _, _, height, width = inputs.global_VB3HW.shape
         patches = math.prod(self.backbone.patches(height, width))
