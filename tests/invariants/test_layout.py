@@ -12,8 +12,8 @@ SOURCE = Path(vpretrain.__file__).parent
 MODALITY = [["arms"], ["config"], ["model"], ["data"], ["task"], ["evaluation"], ["metrics", "warm_up", "direct"]]
 MODALITY += [["assemble"], ["inspection", "workload", "adapters"]]
 FLOORS = [
-    ["errors", "timing", "types"],
-    ["files", "order", "plot", "console", "arms", "bounds", "plain"],
+    ["errors", "timing", "types", "hub"],
+    ["files", "order", "plot", "console", "arms", "bounds", "plain", "devices"],
     ["config", "distributed", "pretrained"],
     ["modality"],
     ["recipe"],

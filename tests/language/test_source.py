@@ -154,7 +154,7 @@ def test_the_manual_of_python_is_text():
         ({"path": "{root}/rows.jsonl", "skip": 6, **PAIR}, "no examples are left after skip=6 of 6"),
         ({"path": "{root}/broken.jsonl", **PAIR}, "cannot load .*broken.jsonl: .*; check the file"),
         ({"path": "{root}/rows.csv", **PAIR}, "must all be of one kind"),
-        ({"hub": "no/such-data", **PAIR}, "cannot load no/such-data: .*; check the name and the network"),
+        ({"hub": "no/such-data", **PAIR}, "cannot load no/such-data: .*; HF_HUB_OFFLINE is set: give a path"),
         ({"reasoning_gym": "sums"}, "reasoning_gym sums: .*check the name"),
         ({"reasoning_gym": "chain_sum", "options": {"terms": 2}}, "chain_sum: .*check the name and the options"),
         ({"reasoning_gym": "chain_sum", "options": {"task_indices": [1]}}, "an option of gsm_symbolic"),

@@ -13,7 +13,7 @@ from typing import Any
 from vpretrain.errors import UserError
 from vpretrain.files import check_writable
 from vpretrain.modality import modality_of
-from vpretrain.recipe import load_recipe
+from vpretrain.recipe import load_recipe, settings_help
 from vpretrain.types import Json, Keywords
 
 _SHOWN = 8  # parameters that a replay lists
@@ -42,6 +42,11 @@ def watch(options: argparse.Namespace) -> None:
     watch(Path(options.run), _console(), once=options.once or not sys.stdout.isatty())
 
 
+def settings(options: argparse.Namespace) -> None:
+    """List settings with their defaults and meanings."""
+    print(settings_help(options.prefix))
+
+
 def compare(options: argparse.Namespace) -> None:
     """Run several arms under one budget and compare them with the untouched learner."""
     recipe = load_recipe(options.recipe, options.overrides)
@@ -50,7 +55,7 @@ def compare(options: argparse.Namespace) -> None:
     from vpretrain.compare.results import START, run_name
     from vpretrain.compare.tables import draw_curves, remarks, table
 
-    arms = split_entries(options.arms) if options.arms else [recipe.baseline, "v"]
+    arms = [recipe.baseline, "v"] if options.arms is None else split_entries(options.arms)
     results = compare(recipe, arms, **_chosen(options, "seeds", "rounds", "resume", "overwrite"))
     console = _console()
     console.print(table(results, recipe))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
+import inspect
 import os
 import signal
 import sys
@@ -16,7 +18,7 @@ from vpretrain.bounds import LARGEST_SEED
 from vpretrain.cli import commands
 from vpretrain.errors import FailedOnAnotherRank, Interrupted, Paused, UserError
 from vpretrain.modality import MODALITIES
-from vpretrain.recipe import settings_help
+from vpretrain.recipe import settings_lines
 from vpretrain.scaling.estimate import DEVICES, LATENCY_US, UTILISATION
 
 _LARGEST = sys.float_info.max
@@ -25,10 +27,21 @@ _OVERRIDES = (
 )
 
 
+# Settings in the help of `run`: `vpretrain settings` has more than two hundred.
+_FIRST = (
+    "name", "arm", "seed", "learner.name", "learner.device", "learner.precision", "optimizer.lr", "stream.batch_size",
+    "value.every_steps", "budget.minutes",
+)  # fmt: skip
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code: 0, 2 for wrong input, 1 for a failed check, 128 + n after signal n."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if refusal := _unknown_command(arguments):
+        print(f"vpretrain: {refusal}", file=sys.stderr)
+        return 2
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     stray = [word for word in rest if word.startswith("-") or "=" not in word]
@@ -61,6 +74,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _terminated(number: int, frame: object) -> None:
     """Handle SIGTERM where nothing has to be saved; runs have their own handler."""
     raise Interrupted(number, f"stopped by {signal.Signals(number).name}")
+
+
+def _unknown_command(arguments: Sequence[str]) -> str | None:
+    """Return one line if the first word is no command; argparse would print its usage, and all commands."""
+    word = next((word for word in arguments if not word.startswith("-")), None)
+    known = [
+        name for name, of in inspect.getmembers(commands, inspect.isfunction) if of.__module__ == commands.__name__
+    ]
+    known = [name for name in known if not name.startswith("_")]
+    if word is None or word in known:
+        return None
+    nearest = difflib.get_close_matches(word, known, n=1)
+    hint = f"did you mean '{nearest[0]}'?" if nearest else f"choose from {', '.join(known)}"
+    return f"there is no command '{word}': {hint}"
 
 
 def _seeds(text: str) -> list[int]:
@@ -113,20 +140,20 @@ def _add(
     example: str,
     *,
     recipe: bool = True,
-    settings: bool = False,
+    settings: Sequence[str] = (),
 ) -> argparse.ArgumentParser:
     """Add a function as a command of its name and docstring.
 
     Args:
         recipe: whether it takes a recipe and settings to change.
-        settings: whether its help lists all settings.
+        settings: those that its help lists.
     """
     what = function.__doc__ or ""
     command = subparsers.add_parser(
         function.__name__,
         help=what[:1].lower() + what[1:].removesuffix("."),
         description=what,
-        epilog=f"Example:\n  {example}" + (f"\n\n{settings_help()}" if settings else ""),
+        epilog=f"Example:\n  {example}" + (f"\n\n{_help_on(settings)}" if settings else ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.set_defaults(command=function)
@@ -134,6 +161,12 @@ def _add(
         command.add_argument("recipe", metavar="RECIPE", help="YAML file with the settings of the run")
         command.add_argument("overrides", metavar="field=value", nargs="*", help=_OVERRIDES)
     return command
+
+
+def _help_on(settings: Sequence[str]) -> str:
+    listed = "\n".join(line for line in settings_lines("language") if line.split()[0] in settings)
+    more = "`vpretrain settings` lists all, `vpretrain settings stream` those of a section."
+    return f"Settings to begin with:\n{listed}\n\n{more}"
 
 
 def _add_count(command: argparse.ArgumentParser, option: str, default: int, what: str, *, least: int = 1) -> None:
@@ -160,7 +193,7 @@ def _add_resume(command: argparse.ArgumentParser, what: str) -> None:
 
 def _add_runs(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Runs, and how to watch them."""
-    command = add(commands.run, "vpretrain run recipes/quickstart.yaml arm=one-hot", settings=True)
+    command = add(commands.run, "vpretrain run recipes/quickstart.yaml arm=one-hot", settings=_FIRST)
     _add_resume(command, "a run")
     changes = "with --resume: go on with settings that the run did not begin with"
     command.add_argument("--accept-changes", action="store_true", help=changes)
@@ -169,6 +202,8 @@ def _add_runs(add: Callable[..., argparse.ArgumentParser]) -> None:
     command = add(commands.watch, "vpretrain watch runs/mine\n  vpretrain watch runs/quickstart --once", recipe=False)
     command.add_argument("run", metavar="RUN", help="directory of a run, or of a comparison")
     command.add_argument("--once", action="store_true", help="print one frame and end; so it is outside a terminal")
+    command = add(commands.settings, "vpretrain settings stream\n  vpretrain settings value.strength", recipe=False)
+    command.add_argument("prefix", metavar="PREFIX", nargs="?", default="", help="how their names begin (default: all)")
 
 
 def _add_comparisons(add: Callable[..., argparse.ArgumentParser]) -> None:

@@ -60,8 +60,10 @@ def check_entries(recipe: Recipe, texts: Sequence[str]) -> list[Entry]:
     """
     entries = [parse_entry(text) for text in texts]
     unknown = [entry.arm for entry in entries if entry.arm not in recipe.arms]
-    if unknown or not entries:
-        raise UserError(f"unknown arm {', '.join(unknown) or '(none given)'}: choose from {', '.join(recipe.arms)}")
+    if not entries or "" in unknown:
+        raise UserError(f"an arm without a name: choose from {', '.join(recipe.arms)}")
+    if unknown:
+        raise UserError(f"unknown arm {', '.join(unknown)}: choose from {', '.join(recipe.arms)}")
     for entry in entries:
         for setting in entry.settings:
             field = setting.partition("=")[0].strip()

@@ -13,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from vpretrain import distributed
 from vpretrain.console import console
+from vpretrain.devices import available
 from vpretrain.errors import UserError
 from vpretrain.language.arms import Arm
 from vpretrain.language.config import ControlConfig, DesignerConfig, Recipe, SourceConfig, ValueConfig
@@ -45,6 +46,7 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
 
     Raises UserError if something in the recipe cannot work; the message gives the cause and the remedy.
     """
+    available(recipe.learner.device)  # refused before anything is loaded
     tokenizer = load_tokenizer(recipe.learner.name)
     where: Keywords = {"rank": distributed.rank(), "processes": distributed.size()}
     rows: Keywords = {"packing": recipe.stream.packing, "average": recipe.stream.average}

@@ -16,6 +16,8 @@ from vpretrain.run.card import write_card
 from vpretrain.run.checkpoint import checkpoints, load_newest, load_parameters
 from vpretrain.types import Json
 
+_LISTED = 8  # runs that a message names
+
 
 def export(run: str, target: str) -> None:
     """Write the finished model of a run, or the learner of its newest checkpoint if it has not finished.
@@ -33,6 +35,10 @@ def export(run: str, target: str) -> None:
             shutil.copytree(source / "model", aside)
             write_card(source, aside)
         return
+    runs = [str(path.parent) for path in sorted(source.glob("*/recipe.yaml")) if _exportable(path.parent)]
+    if runs:
+        listed = ", ".join(runs[:_LISTED]) + (f" and {len(runs) - _LISTED} more" if len(runs) > _LISTED else "")
+        raise UserError(f"{run} holds several runs: export one of them: {listed}")
     if not checkpoints(source / "checkpoints"):
         raise UserError(f"{run} has neither a model nor a checkpoint: run it first")
 
@@ -42,6 +48,10 @@ def export(run: str, target: str) -> None:
         figures = {"steps": state["budget"]["step"], "seconds": state["budget"]["seconds"]}
         figures |= {recipe.unit: state["totals"]["read"], "meta_updates": state["totals"]["meta_updates"]}
         write_card(source, aside, result=figures)
+
+
+def _exportable(run: Path) -> bool:
+    return (run / "model").is_dir() or bool(checkpoints(run / "checkpoints"))
 
 
 def export_checkpoint(recipe: Recipe, checkpoints: Path, directory: Path) -> Json:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from vpretrain import hub
 from vpretrain.types import Json
 
 MOST = 2**30  # bytes of a source that are read, at most
@@ -38,7 +39,8 @@ def of_hub(name: str, config: str | None, split: str) -> Json:
 
     found: Json = {"hub": name, "config": config, "split": split, "revision": None, "rows": None}
     try:
-        builder = datasets.load_dataset_builder(name, config)
+        with hub.access():
+            builder = datasets.load_dataset_builder(name, config)
         splits = builder.info.splits or {}
         return found | {"revision": builder.hash, "rows": splits[split].num_examples if split in splits else None}
     except Exception:  # datasets raises many exception types if the data are not available

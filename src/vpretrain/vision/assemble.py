@@ -11,6 +11,7 @@ import torch
 
 from vpretrain import distributed
 from vpretrain.console import console
+from vpretrain.devices import available
 from vpretrain.errors import UserError
 from vpretrain.method.meta import MetaUpdate
 from vpretrain.method.strength import Strength
@@ -117,14 +118,9 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
 
 def load_learner(recipe: Recipe, model: Model = None) -> tuple[VisionLearner, Callable[[Path], None]]:
     """Load the learner; also return a function that saves its backbone for `AutoModel.from_pretrained`. Raises UserError."""
+    device = available(recipe.learner.device)
     model = load_backbone(recipe.learner.name) if model is None else model
-    device = recipe.learner.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        backbone = Backbone(model).to(device).train()
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"learner.device {device}: {str(error).strip().splitlines()[0]}") from None
+    backbone = Backbone(model).to(device).train()
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         how: Keywords = {"bf16": recipe.learner.precision == "bf16", "parallel": recipe.parallel}

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vpretrain import hub
 from vpretrain.errors import UserError
 from vpretrain.language.config import SourceConfig
 from vpretrain.language.data.example import KEY_DIGITS, Example, check_fields, render
@@ -224,7 +225,8 @@ def _load(config: SourceConfig) -> tuple[Any, Read]:
         how = {"path": kind, "data_files": files, "split": "train"}
         if kind == "text":
             how["sample_by"] = "document"
-    with _readable(config):
+    on_hub = config.hub is not None or (config.path or "").startswith("hf://")
+    with hub.access() if on_hub else contextlib.nullcontext(None) as closed, _readable(config, closed):
         return datasets.load_dataset(**how, streaming=config.streaming), _as_given
 
 
@@ -237,8 +239,8 @@ def _parsed(row: Json) -> Json:
 
 
 @contextlib.contextmanager
-def _readable(config: SourceConfig) -> Iterator[None]:
-    """Turn any error inside the context into a UserError of one line."""
+def _readable(config: SourceConfig, closed: str | None = None) -> Iterator[None]:
+    """Turn any error inside the context into a UserError of one line; `closed`: why the hub cannot be asked."""
     try:
         yield
     except UserError:
@@ -248,6 +250,8 @@ def _readable(config: SourceConfig) -> Iterator[None]:
         remedy = "check the name and the network, or give a path" if config.hub else "check the file"
         if config.path is not None and "://" in config.path and not isinstance(cause, NoRow):
             remedy = "check the URL, the network, and the credentials in the environment"
+        if closed is not None:
+            remedy = hub.remedy(closed, "give a path")
         raise UserError(f"cannot load {config.origin}: {first_line(cause)}; {remedy}") from None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from vpretrain import pretrained
+from vpretrain import hub, pretrained
 from vpretrain.errors import UserError
 from vpretrain.language.model.load import resolve
 from vpretrain.run.versions import versions
@@ -58,29 +58,33 @@ def run_tasks(
     wanted = [name for pattern in tasks for name in (manager.match_tasks([pattern]) or [_unknown(pattern, include)])]
     if run_code:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"
+    closed = None
     try:
-        learner = HFLM(
-            pretrained=resolve(model),
-            trust_remote_code=pretrained.trusted,
-            use_safetensors=True,
-            batch_size=batch_size,
-            device="cuda" if torch.cuda.is_available() else "cpu",
-            dtype="bfloat16" if torch.cuda.is_available() else "float32",  # in whatever dtype a model was saved
-        )
-        found = lm_eval.simple_evaluate(
-            model=learner,
-            tasks=wanted,
-            num_fewshot=shots,
-            limit=limit,
-            task_manager=manager,
-            confirm_run_unsafe_code=run_code,
-            log_samples=True,
-        )
+        with hub.access() as closed:
+            learner = HFLM(
+                pretrained=resolve(model),
+                trust_remote_code=pretrained.trusted,
+                use_safetensors=True,
+                batch_size=batch_size,
+                device="cuda" if torch.cuda.is_available() else "cpu",
+                dtype="bfloat16" if torch.cuda.is_available() else "float32",  # in whatever dtype a model was saved
+            )
+            found = lm_eval.simple_evaluate(
+                model=learner,
+                tasks=wanted,
+                num_fewshot=shots,
+                limit=limit,
+                task_manager=manager,
+                confirm_run_unsafe_code=run_code,
+                log_samples=True,
+            )
     except Exception as error:  # the harness and datasets raise many types if a task cannot be run
-        reason = " ".join(str(error).split())
-        if any(word in reason for word in ("marked as unsafe", "HF_ALLOW_CODE_EVAL")):
+        reason = " ".join(str(error).split())[:300]
+        if any(word in str(error) for word in ("marked as unsafe", "HF_ALLOW_CODE_EVAL")):
             reason = "it runs what the model wrote on this machine: add --run-code, inside a sandbox"
-        raise UserError(f"{', '.join(tasks)}: {reason[:300]}") from None
+        elif closed is not None:
+            reason = f"{reason}; {hub.remedy(closed)}"
+        raise UserError(f"{', '.join(tasks)}: {reason}") from None
     return {
         "model": model,
         "tasks": {name: _scores(found, name) for name in found["results"]},

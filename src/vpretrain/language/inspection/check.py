@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from vpretrain import pretrained
 from vpretrain.console import steady
+from vpretrain.devices import available
 from vpretrain.errors import UserError
 from vpretrain.inspection.check import memory_line, one_step
 from vpretrain.inspection.doctor import bf16_note
@@ -18,7 +19,7 @@ from vpretrain.language.assemble import assemble, check_sizes
 from vpretrain.language.config import Recipe, SourceConfig, StreamConfig
 from vpretrain.language.data.source import IndexedSource, open_source
 from vpretrain.language.data.stream import HELD_BACK, usable
-from vpretrain.language.model.load import device, load_config, load_tokenizer, with_adapters
+from vpretrain.language.model.load import load_config, load_tokenizer, with_adapters
 from vpretrain.language.model.loss import CHUNK
 from vpretrain.run.left_out import by_source, lines
 from vpretrain.types import Model
@@ -36,6 +37,7 @@ def check(recipe: Recipe) -> Iterator[str]:
     Raises:
         UserError: the first check that fails, with its remedy.
     """
+    device = available(recipe.learner.device)
     check_sizes(recipe, load_config(recipe.learner.name))
     parts = assemble(recipe, tiny_copy(recipe))
     yield f"recipe, data and tokenizer: fine; feedback and evaluation hold {len(parts.held_back)} problems"
@@ -47,7 +49,7 @@ def check(recipe: Recipe) -> Iterator[str]:
     found = by_source((f"stream {source.origin}", reasons) for source, (_, reasons) in zip(sources, scans, strict=True))
     yield from (f"{line}, of at most its first {SCANNED:,} examples" for line in lines(found))
     yield one_step(recipe, parts)
-    if recipe.learner.precision == "bf16" and (note := bf16_note(torch.device(device(recipe.learner)))):
+    if recipe.learner.precision == "bf16" and (note := bf16_note(device)):
         yield f"warning: {note}: use learner.precision=fp32"
     yield estimate_memory(recipe)
 

@@ -17,6 +17,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from vpretrain import pretrained
+from vpretrain.devices import available
 from vpretrain.errors import UserError
 from vpretrain.language.config import LearnerConfig, LoraConfig
 from vpretrain.pretrained import first_line, loaded
@@ -29,34 +30,25 @@ def load_model(config: LearnerConfig) -> Model:
     Raises:
         UserError: no such model, or no such device.
     """
-    load = AutoModelForCausalLM.from_pretrained
-    model = loaded(load, f"the learner {config.name}", resolve(config.name), dtype=torch.float32, use_safetensors=True)
+    device = available(config.device)
+    load, what = AutoModelForCausalLM.from_pretrained, f"the learner {config.name}"
+    model = loaded(load, what, config.name, _PACKAGES, dtype=torch.float32, use_safetensors=True)
     if config.lora is not None:
         model = with_adapters(model, config.lora)
-    try:
-        return model.to(device(config)).train()
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"learner.device {config.device}: {first_line(error)}") from None
+    return model.to(device).train()
 
 
 def load_config(name: str) -> PretrainedConfig:
     """Load the learner's configuration without its weights. Raises UserError if there is none."""
-    return loaded(AutoConfig.from_pretrained, f"the learner {name}", resolve(name))
+    return loaded(AutoConfig.from_pretrained, f"the learner {name}", name, _PACKAGES)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Load the learner's tokenizer. Raises UserError if there is none, or if it has no end token between documents."""
-    tokenizer = loaded(AutoTokenizer.from_pretrained, f"the tokenizer of {name}", resolve(name))
+    tokenizer = loaded(AutoTokenizer.from_pretrained, f"the tokenizer of {name}", name, _PACKAGES)
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {name} has no end token: set eos_token in its tokenizer_config.json")
     return tokenizer
-
-
-def device(config: LearnerConfig) -> str:
-    """The device of a recipe; auto: cuda if there is one, else cpu."""
-    if config.device != "auto":
-        return config.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def resolve(name: str) -> str:

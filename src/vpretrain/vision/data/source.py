@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vpretrain import hub
 from vpretrain.errors import UserError
 from vpretrain.pretrained import first_line
 from vpretrain.vision.config import SourceConfig
@@ -121,11 +122,14 @@ class _Hub(Images):
 
         datasets.disable_progress_bars()
         assert config.hub is not None
-        try:
-            self.items = datasets.load_dataset(config.hub, config.config, split=config.split)
-        except Exception as error:  # datasets raises many kinds of errors when data are unavailable
-            reason = f"{first_line(error.__cause__ or error)}; check name, split and network, or give a path"
-            raise UserError(f"cannot load {config.hub}: {reason}") from None
+        with hub.access() as closed:
+            try:
+                self.items = datasets.load_dataset(config.hub, config.config, split=config.split)
+            except Exception as error:  # datasets raises many kinds of errors when data are unavailable
+                remedy = "check name, split and network, or give a path"
+                if closed is not None:
+                    remedy = hub.remedy(closed, "give a path")
+                raise UserError(f"cannot load {config.hub}: {first_line(error.__cause__ or error)}; {remedy}") from None
         names = self.items.column_names
         if config.column not in names:
             raise UserError(f"{config.hub} has no column '{config.column}': set column to one of {names}")

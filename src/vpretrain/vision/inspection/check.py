@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModel
 
 from vpretrain import pretrained
+from vpretrain.devices import available
 from vpretrain.errors import UserError
 from vpretrain.inspection.check import memory_line, one_step
 from vpretrain.inspection.doctor import bf16_note
@@ -26,6 +27,7 @@ def check(recipe: Recipe) -> Iterator[str]:
     Raises:
         UserError: the first problem, with its remedy.
     """
+    device = available(recipe.learner.device)
     config = load_config(recipe.learner.name)
     if config.model_type not in MODEL_TYPES:
         raise UserError(
@@ -38,7 +40,7 @@ def check(recipe: Recipe) -> Iterator[str]:
     parts = assemble(recipe, tiny_copy(recipe))
     yield "recipe and images: fine; stream, heads, meta batches and evaluation show different scenes"
     yield one_step(recipe, parts)
-    if recipe.learner.precision == "bf16" and (note := bf16_note(next(parts.learner.module.parameters()).device)):
+    if recipe.learner.precision == "bf16" and (note := bf16_note(device)):
         yield f"warning: {note}: use learner.precision=fp32"
     yield estimate_memory(recipe)
 

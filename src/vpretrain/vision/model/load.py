@@ -18,12 +18,12 @@ MODEL_TYPES = ("dinov2", "dinov3_vit", "ijepa")
 def load_backbone(name: str) -> Model:
     """Load the transformers model in fp32. Raises UserError if there is none."""
     what = f"the learner {name}"
-    return loaded(AutoModel.from_pretrained, what, resolve(name), dtype=torch.float32, use_safetensors=True)
+    return loaded(AutoModel.from_pretrained, what, name, _PACKAGES, dtype=torch.float32, use_safetensors=True)
 
 
 def load_config(name: str) -> PretrainedConfig:
     """Load a model's configuration, without weights. Raises UserError if there is none."""
-    return loaded(AutoConfig.from_pretrained, f"the learner {name}", resolve(name))
+    return loaded(AutoConfig.from_pretrained, f"the learner {name}", name, _PACKAGES)
 
 
 def resolve(name: str) -> str:
