@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vpretrain.compare.compare import compare
+from vpretrain.compare.outcome import ComparisonResult
 from vpretrain.compare.runs import Process, start_process
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
@@ -37,7 +38,7 @@ class Sittings:
         self.file, self.add = file, add
 
     def compare(
-        self, recipe: Recipe, arms: Sequence[str], seeds: Sequence[int], run: Callable[..., dict[str, Any]] = compare
+        self, recipe: Recipe, arms: Sequence[str], seeds: Sequence[int], run: Callable[..., ComparisonResult] = compare
     ) -> dict[str, Any]:
         """Compare arms and seeds, a few seeds at a time, because a run that waits for its turn holds a checkpoint.
 
@@ -56,7 +57,7 @@ class Sittings:
         for count in range(min(2, len(seeds)), len(seeds) + 1):
             resume = (group / "recipe.yaml").exists()
             start = partial(_start_lean, group)
-            results = run(recipe, arms, seeds=seeds[:count], rounds=2, resume=resume, start=start)
+            results = run(recipe, arms, seeds=seeds[:count], rounds=2, resume=resume, start=start).figures
             if self.file is not None:
                 self._record(self.file, recipe)
         return results

@@ -13,7 +13,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch.utils.data import DataLoader
 from transformers import DataCollatorForLanguageModeling, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from vpretrain.language.adapters.attach import VPretraining, feedback_rows  # +
+from vpretrain import VPretraining, feedback_rows  # +
 from vpretrain.language.config import DesignerConfig, ValueConfig  # +
 
 torch.manual_seed(0)

@@ -20,8 +20,7 @@ from transformers import (
     set_seed,
 )
 
-from vpretrain.language.adapters.attach import feedback_rows
-from vpretrain.language.adapters.trainer import VPretrainTrainer
+from vpretrain import VPretrainTrainer, feedback_rows
 from vpretrain.language.config import DesignerConfig, ValueConfig
 
 set_seed(0)

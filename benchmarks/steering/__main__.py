@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for condition in options.conditions.split(","):
         recipe = recipe_of(condition, learner, options)
         resume = (recipe.directory / "recipe.yaml").exists()
-        results = compare(recipe, arms, seeds=seeds, resume=resume, start=start_fork)
+        results = compare(recipe, arms, seeds=seeds, resume=resume, start=start_fork).figures
         console.print(table(results, recipe))
         for line in remarks(results, recipe):
             console.print(line, highlight=False, markup=False)

@@ -2,7 +2,7 @@
 
 from vpretrain import load_recipe, run_recipe
 result = run_recipe(load_recipe("recipes/quickstart.yaml", ["budget.steps=10", "budget.minutes=null"]))
-print(result["answer_nll"])
+print(result.answer_nll)
 """
 
 from importlib import import_module
@@ -10,31 +10,45 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from vpretrain.compare.compare import compare
+from vpretrain.compare.outcome import ComparisonResult
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
+from vpretrain.outcome import RunResult
 from vpretrain.recipe import load_recipe
 from vpretrain.run import run_recipe
 
 if TYPE_CHECKING:
     from vpretrain.language.adapters.attach import VPretraining as VPretraining
+    from vpretrain.language.adapters.attach import feedback_rows as feedback_rows
     from vpretrain.language.adapters.trainer import VPretrainTrainer as VPretrainTrainer
 
 __all__ = [
+    "ComparisonResult",
     "Recipe",
+    "RunResult",
     "UserError",
     "VPretrainTrainer",
     "VPretraining",
     "__version__",
     "compare",
+    "feedback_rows",
     "load_recipe",
     "run_recipe",
 ]
 __version__ = version("vpretrain")
 # Imported on first access: transformers' Trainer takes seconds.
-_LATE = {"VPretrainTrainer": "language.adapters.trainer", "VPretraining": "language.adapters.attach"}
+_LATE = {
+    "VPretrainTrainer": "language.adapters.trainer",
+    "VPretraining": "language.adapters.attach",
+    "feedback_rows": "language.adapters.attach",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in _LATE:
         return getattr(import_module(f"vpretrain.{_LATE[name]}"), name)
     raise AttributeError(f"module 'vpretrain' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATE})

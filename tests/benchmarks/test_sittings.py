@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,7 +28,7 @@ def finish(recipe, arms, *, seeds, **how):
             result.parent.mkdir(exist_ok=True)
             result.write_text(json.dumps({"run": run}), encoding="utf-8")
             (result.parent / "scores.jsonl").write_text('{"step": 5}\n', encoding="utf-8")
-    return {"made": made}
+    return SimpleNamespace(figures={"made": made})
 
 
 def lines(file):

@@ -127,7 +127,7 @@ def test_a_damaged_shard_sends_all_to_the_checkpoint_before(tmp_path, tokenizer,
 
 def result_of(recipe, **how):
     result = run_recipe(recipe, **how)
-    return {name: result[name] for name in ("steps", "processes", "tokens", "seconds")}
+    return {name: result.figures[name] for name in ("steps", "processes", "tokens", "seconds")}
 
 
 def test_minutes_are_those_of_the_process_that_leads(tmp_path, tokenizer):

@@ -72,7 +72,7 @@ def test_the_five_minutes_take_their_course(tmp_path, monkeypatch, capsys, in_th
     assert "finished" in printed
     assert {"results.json", "v", "one-hot", "step-0"} <= {path.name for path in (tmp_path / "runs/first").iterdir()}
     exec(compile(python[1], "start.md", "exec"), namespace)
-    assert namespace["result"]["steps"] == 4
+    assert namespace["result"].steps == 4
     for command in listed[4:]:
         assert main(command) == 0, command
     assert (tmp_path / "exported/README.md").exists()

@@ -37,9 +37,9 @@ def test_a_run_is_one_like_any_other(tmp_path, tokenizer, arm):
     lines = log(recipe)
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     assert all(line["tokens"] > earlier["tokens"] for earlier, line in pairwise(lines))
-    assert result["steps"] == 4
-    assert result["tokens"] == lines[-1]["tokens"]
-    assert ("mean_reward" in result) == arm.startswith("grpo")
+    assert result.steps == 4
+    assert result.tokens == lines[-1]["tokens"]
+    assert ("mean_reward" in result.figures) == arm.startswith("grpo")
     assert (recipe.directory / "model" / "config.json").exists()
 
 
@@ -71,8 +71,8 @@ def test_rates_follow_the_recipe_and_theta_follows_the_loss(tmp_path, tokenizer,
 def test_minutes_end_a_run_as_well_and_warm_it_up(tmp_path, tokenizer):
     recipe = recipe_of(tmp_path, tokenizer, "sft").model_copy(update={"budget": BudgetConfig(minutes=0.02)})
     result = run_recipe(recipe)
-    assert result["seconds"] == pytest.approx(1.2, abs=0.5)
-    assert result["total_steps"] == pytest.approx(result["steps"], rel=0.2, abs=2)
+    assert result.seconds == pytest.approx(1.2, abs=0.5)
+    assert result.total_steps == pytest.approx(result.steps, rel=0.2, abs=2)
 
 
 def test_prompts_that_leave_no_room_are_passed_over_and_resuming_knows_it(tmp_path, tokenizer):

@@ -125,7 +125,7 @@ def test_the_papers_recipes_run_through(name, arm, tmp_path, tokenizer):
     lines = list(check(recipe))
     assert "disjoint" in lines[1]
     result = run_recipe(recipe)
-    assert result["steps"] == 4
-    assert result["meta_updates"] == (1 if arm == "v" else 0)
+    assert result.steps == 4
+    assert result.meta_updates == (1 if arm == "v" else 0)
     if "multitask" in name:
-        assert set(result["answer_nll_by_domain"]) == {"math", "code", "general"}
+        assert set(result.answer_nll_by_domain) == {"math", "code", "general"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 from dataclasses import replace
 
@@ -275,6 +276,14 @@ def test_another_forward_gives_way_for_the_pass_alone():
     with _answering(model, lambda: 1):
         assert model() == 1
     assert vars(model)["forward"] is patched
+
+
+def test_editors_complete_the_trainers_own_parameters_too():
+    own, theirs = (inspect.signature(trainer).parameters for trainer in (VPretrainTrainer, Trainer))
+    assert list(own)[: len(theirs)] == list(theirs)
+    assert {name: own[name].default for name in theirs} == {name: each.default for name, each in theirs.items()}
+    kinds = {each.kind for each in own.values()}
+    assert not kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 
 
 class Sharded(VPretrainTrainer):

@@ -38,8 +38,8 @@ def test_a_state_space_model_has_one_document_a_row(tmp_path, tokenizer):
         assemble(recipe)
     stream = recipe.stream.model_copy(update={"packing": False})
     result = run_recipe(recipe.model_copy(update={"stream": stream}))
-    assert result["meta_updates"] == (2 if result["mean_alpha"] else 1)  # the last only where the tilt was taken
-    assert result["answer_nll"] > 0
+    assert result.meta_updates == (2 if result.mean_alpha else 1)  # the last only where the tilt was taken
+    assert result.answer_nll > 0
 
 
 @pytest.mark.usefixtures("judged_early")
@@ -47,4 +47,4 @@ def test_a_state_space_model_has_one_document_a_row(tmp_path, tokenizer):
 def test_whole_runs(tmp_path, tokenizer, family):
     torch.manual_seed(0)
     result = run_recipe(tiny_recipe(tmp_path, tokenizer, family))
-    assert result["meta_updates"] == (2 if result["mean_alpha"] else 1)  # the last only where the tilt was taken
+    assert result.meta_updates == (2 if result.mean_alpha else 1)  # the last only where the tilt was taken

@@ -213,8 +213,8 @@ def test_a_strength_that_chooses_itself_ignores_noise_and_follows_a_planted_dire
     noise, _ = run_lines(tiny_recipe(tmp_path, tokenizer, arm="random-feedback", **how))
     one_hot, _ = run_lines(tiny_recipe(tmp_path, tokenizer, arm="one-hot", **how))
     v, lines = run_lines(tiny_recipe(tmp_path, tokenizer, arm="v", **how))
-    assert noise["mean_alpha"] < 1e-3 < 5e-3 < v["mean_alpha"]
-    assert noise["answer_nll"] == pytest.approx(one_hot["answer_nll"], abs=0.02)
+    assert noise.mean_alpha < 1e-3 < 5e-3 < v.mean_alpha
+    assert noise.answer_nll == pytest.approx(one_hot.answer_nll, abs=0.02)
     (judgement,) = (line for line in lines if "strength" in line)
     assert judgement["step"] == 8
     assert judgement["strength"] > 0.5

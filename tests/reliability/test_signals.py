@@ -146,5 +146,5 @@ def test_a_changed_recipe_is_refused_with_what_differs(tmp_path, tokenizer, faul
         run_recipe(changed, resume=True)
     assert "optimizer.lr: 0.001 -> 0.002; value.every_steps: 2 -> 3" in str(caught.value)
     result = run_recipe(changed, resume=True, accept_changes=True)
-    assert result["steps"] == 8
+    assert result.steps == 8
     run_recipe(changed, resume=True)  # it is the run's recipe now

@@ -97,8 +97,8 @@ def test_the_card_lists_every_data_file_with_its_rows_and_hash(carded):
 def test_the_card_has_the_figures_the_cost_and_the_budget(carded):
     _, result, text = carded
     (_, _, figures), _ = rendered(text)
-    assert dict(figures)["answer_nll"] == f"{result['answer_nll']:.6g}"
-    assert f"6 steps, {result['tokens']:,} tokens, {result['seconds']:.1f} seconds" in text
+    assert dict(figures)["answer_nll"] == f"{result.answer_nll:.6g}"
+    assert f"6 steps, {result.tokens:,} tokens, {result.seconds:.1f} seconds" in text
     assert re.search(r"1 meta update from feedback|2 meta updates from feedback", text)
     assert "Budget: 6 steps; seed 0" in text
 
@@ -131,7 +131,7 @@ def test_a_run_of_a_comparison_shows_all_its_arms(tmp_path, tokenizer, in_this_p
     text = (recipe.directory / "v" / "model" / "README.md").read_text()
     controls = rendered(text)[0][-1]
     assert [row[0] for row in controls] == ["arm", "step-0", "one-hot", "v"]
-    assert controls[1][1].startswith(f"{results['arms']['step-0']['answer_nll']:.4f} [")
+    assert controls[1][1].startswith(f"{results.arms['step-0']['answer_nll']:.4f} [")
     assert "v minus one-hot: " in text
     export(str(recipe.directory / "v"), str(tmp_path / "exported"))
     assert (tmp_path / "exported" / "README.md").read_text() == text
@@ -145,7 +145,7 @@ def test_a_results_file_that_is_something_else_does_not_stop_a_run(tmp_path, tok
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "results.json").write_text(text)
     recipe = tiny_recipe(tmp_path, tokenizer, output=str(tmp_path / "runs"))
-    assert run_recipe(recipe)["steps"] == 6
+    assert run_recipe(recipe).steps == 6
     assert "step-0" not in (recipe.directory / "model" / "README.md").read_text()
 
 

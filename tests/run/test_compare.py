@@ -52,7 +52,7 @@ def test_evaluations_along_the_run_change_nothing_and_are_kept(tmp_path, tokeniz
     assert_equal(final(plain.directory), final(scored.directory))
     lines = read_lines(scored.directory / "scores.jsonl")
     assert [line["step"] for line in lines] == [1, 3]  # after 2 and 4 of 6 steps; the last is the result
-    assert lines[0]["tokens"] < lines[1]["tokens"] < result["tokens"]
+    assert lines[0]["tokens"] < lines[1]["tokens"] < result.tokens
     assert all(len(line["problems"]) == 6 for line in lines)
 
 
@@ -80,7 +80,7 @@ def test_a_run_in_turns_ends_where_it_would_alone(turns):
 
 
 def test_the_figures_of_an_arm_are_means_over_its_seeds_with_an_interval(turns):
-    arms = turns.results["arms"]
+    arms = turns.results.arms
     assert list(arms) == ["step-0", "one-hot", "v", "self-distillation"]
     assert [run["seed"] for run in arms["v"]["runs"]] == [0, 1]
     assert arms["v"]["answer_nll"] == pytest.approx(sum(run["answer_nll"] for run in arms["v"]["runs"]) / 2)
@@ -88,7 +88,7 @@ def test_the_figures_of_an_arm_are_means_over_its_seeds_with_an_interval(turns):
 
 
 def test_every_arm_is_compared_with_every_other(turns):
-    arms, differences = turns.results["arms"], turns.results["differences"]["nll"]
+    arms, differences = turns.results.arms, turns.results.differences["nll"]
     assert {a: set(others) for a, others in differences.items()} == {a: set(arms) - {a} for a in arms}
     assert differences["v"]["one-hot"]["mean"] == pytest.approx(arms["v"]["answer_nll"] - arms["one-hot"]["answer_nll"])
     assert differences["v"]["one-hot"]["mean"] == pytest.approx(-differences["one-hot"]["v"]["mean"])
@@ -103,20 +103,34 @@ def test_the_interval_of_b_minus_a_is_that_of_a_minus_b_mirrored():
 
 
 def test_arms_are_matched_in_seconds_and_tokens(turns):
-    arms, matched = turns.results["arms"], turns.results["matched"]
+    arms, matched = turns.results.arms, turns.results.matched
     assert set(matched) == {"seconds", "tokens"}
     assert matched["tokens"]["at"] == min(run["tokens"] for arm in arms.values() for run in arm.get("runs", []))
     assert matched["tokens"]["nll"]["arms"]["v"] == pytest.approx(arms["v"]["answer_nll"], abs=0.05)
 
 
 def test_a_comparison_over_seeds_has_a_table_remarks_and_curves(turns):
-    results, recipe = turns.results, turns.recipe
+    results, recipe = turns.results.figures, turns.recipe
     assert [column.header for column in table(results, recipe).columns][:2] == ["arm", "answer NLL [95 %]"]
     told = "\n".join(remarks(results, recipe))
     assert "v minus self-distillation" in told
     assert "paired over problems and 2 seeds" in told
     assert "tokens, v minus one-hot" in told
     assert draw_curves(recipe, results).stat().st_size > 1000
+
+
+def test_python_gets_the_content_of_the_file_and_its_table(turns):
+    results = turns.results
+    saved = json.loads((turns.recipe.directory / "results.json").read_text())
+    assert json.loads(json.dumps(results.figures)) == saved
+    assert (results.seeds, results.rounds, results.remarks) == ([0, 1], 2, saved["remarks"])
+    assert results.by_domain == {}
+    lines = repr(results).splitlines()
+    assert "tiny: held-out answers after equal steps" in lines[0]
+    assert [line.split()[0] for line in lines if line[:1].isalnum()] == ["arm", *results.arms]
+    html = results._repr_html_()
+    assert html.startswith("<table><caption>tiny: held-out answers after equal steps</caption>")
+    assert html.count("<tr><td>") == len(results.arms)
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -127,7 +141,7 @@ def test_arms_whose_rate_falls_are_not_read_off_along_the_way(tmp_path, tokenize
         evaluation=_with_points(tmp_path, tokenizer, 2),
         optimizer={"lr": 1e-3, "schedule": "linear"},
     )
-    assert "matched" not in compare(recipe, ["one-hot"])
+    assert compare(recipe, ["one-hot"]).matched == {}
 
 
 @pytest.mark.parametrize("label", ["w:value.strength=1", "v:value.strength=2", "v:value.alline=dot", "v:strength"])
@@ -204,9 +218,9 @@ def test_an_entry_with_settings_is_an_arm_of_its_own_and_a_twin_is_not(with_sett
     members = ["step-0", "one-hot.0", f"{OWN[0]}.0", f"{OWN[0]}.1", "one-hot.1", f"{OWN[1]}.0", f"{OWN[1]}.1"]
     assert ran == [f"name={member}" for member in members]
     results = with_settings.results
-    assert list(results["arms"]) == ["step-0", *ENTRIES[:3]]
-    assert results["arms"][DOT]["arm"] == "v"
-    assert set(results["differences"]["nll"][DOT]) == {"step-0", "one-hot", ENTRIES[2]}
+    assert list(results.arms) == ["step-0", *ENTRIES[:3]]
+    assert results.arms[DOT]["arm"] == "v"
+    assert set(results.differences["nll"][DOT]) == {"step-0", "one-hot", ENTRIES[2]}
 
 
 def test_settings_of_an_arm_apply_to_its_runs_alone(with_settings):
@@ -220,7 +234,7 @@ def test_settings_of_an_arm_apply_to_its_runs_alone(with_settings):
 
 
 def test_table_remarks_and_curves_name_arms_with_their_settings(with_settings):
-    results, recipe = with_settings.results, with_settings.recipe
+    results, recipe = with_settings.results.figures, with_settings.recipe
     assert DOT in list(table(results, recipe).columns[0].cells)
     assert f"{DOT} minus one-hot" in "\n".join(remarks(results, recipe))
     assert draw_curves(recipe, results).stat().st_size > 1000

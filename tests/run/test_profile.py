@@ -58,7 +58,7 @@ def test_watching_times_changes_nothing(tmp_path, tokenizer):
     plain = run_recipe(recipe)
     with watching():
         timed = run_recipe(recipe, overwrite=True)
-    assert plain["problems"] == timed["problems"]
+    assert plain.problems == timed.problems
 
 
 def test_the_command_prints_a_table_and_writes_a_picture(tmp_path, tokenizer, capsys):

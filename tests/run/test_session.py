@@ -145,7 +145,7 @@ def test_a_taken_directory_and_a_changed_recipe_are_refused(tmp_path, tokenizer)
     with pytest.raises(UserError, match="changed recipe"):
         run_recipe(tiny_recipe(tmp_path, tokenizer, optimizer={"lr": 2e-3}, checkpoint={"every_steps": 2}), resume=True)
     longer = tiny_recipe(tmp_path, tokenizer, budget={"steps": 8}, checkpoint={"every_steps": 2})
-    assert run_recipe(longer, resume=True)["steps"] == 8
+    assert run_recipe(longer, resume=True).steps == 8
     with pytest.raises(UserError, match="no checkpoint"):
         run_recipe(recipe.model_copy(update={"name": "other"}), resume=True)
 
@@ -278,14 +278,14 @@ def test_a_hook_may_stop_a_run_which_then_goes_on(tmp_path, tokenizer):
     recipe = tiny_recipe(tmp_path, tokenizer, budget={"steps": 5})
     with pytest.raises(Paused, match="paused at 40% of the budget"):
         run_recipe(recipe, hooks=[Stop()])
-    assert run_recipe(recipe, resume=True)["steps"] == 5
+    assert run_recipe(recipe, resume=True).steps == 5
 
 
 def test_a_schedule_ends_with_the_minutes_however_the_dry_run_went(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr("vpretrain.run.dry_run.seconds_of_a_step", lambda *run: 1e-3)
     recipe = tiny_recipe(tmp_path, tokenizer, optimizer={"lr": 1e-3, "schedule": "linear"})
     result = run_recipe(recipe.model_copy(update={"budget": BudgetConfig(minutes=0.03)}))
-    assert result["total_steps"] == pytest.approx(result["steps"], rel=0.1, abs=1)
+    assert result.total_steps == pytest.approx(result.steps, rel=0.1, abs=1)
     rates = [json.loads(line)["lr"] for line in (recipe.directory / "metrics.jsonl").read_text().splitlines()]
     assert rates[-1] < 0.4 * max(rates)
 

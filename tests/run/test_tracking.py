@@ -195,7 +195,7 @@ def test_no_time_of_a_tracker_is_charged(tmp_path, tokenizer, fake, monkeypatch)
 def test_a_tracker_that_fails_is_left_with_one_warning(tmp_path, tokenizer, fake, capsys, when):
     fake.fails_at.add(when)
     recipe = wandb_recipe(tmp_path, tokenizer)
-    assert run_recipe(recipe)["steps"] == 6
+    assert run_recipe(recipe).steps == 6
     told = capsys.readouterr().err
     assert told.count(f"the tracker wandb failed (no network to {when})") == 1
     assert "and more" not in told
@@ -209,7 +209,7 @@ def test_so_is_tensorboard_even_where_it_does_not_start(tmp_path, tokenizer, mon
     recipe = tiny_recipe(tmp_path, tokenizer)
     for name in ("log", "start"):
         monkeypatch.setattr(TensorBoardTracker, name, broken)
-        assert run_recipe(recipe, overwrite=True)["steps"] == 6
+        assert run_recipe(recipe, overwrite=True).steps == 6
         assert capsys.readouterr().err.count("the tracker tensorboard failed ([Errno 28] No space left on device)") == 1
 
 

@@ -230,7 +230,7 @@ def test_a_real_run_ends_the_view_and_so_does_ctrl_c(tmp_path, tokenizer, capsys
     text = capsys.readouterr().out
     assert "finished" in text
     assert "step 4" in text
-    assert f"answer NLL [95 %] {result['answer_nll']:.4f}" in text
+    assert f"answer NLL [95 %] {result.answer_nll:.4f}" in text
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     watch(recipe.directory, console)  # ends by itself
     assert "finished" in console.file.getvalue()

@@ -112,11 +112,11 @@ def test_a_run_with_retrieval_and_classes_reports_them(tmp_path):
         },
     )
     result = run_recipe(recipe)
-    assert result["accuracy"] == 1.0  # of light against dark; the scenes' own categories are not so easy
-    assert 0 < result["oxford_hard"] <= 1
-    assert result["oxford_hard"] != result["paris_hard"] > 0
-    assert result["retrieval_map"] is None  # one camera a scene
-    view = table({"arms": {"fixed": result}}, recipe)
+    assert result.accuracy == 1.0  # of light against dark; the scenes' own categories are not so easy
+    assert 0 < result.oxford_hard <= 1
+    assert result.oxford_hard != result.paris_hard > 0
+    assert result.retrieval_map is None  # one camera a scene
+    view = table({"arms": {"fixed": result.figures}}, recipe)
     assert {"Oxford easy", "Paris hard"} <= {column.header for column in view.columns}
     assert "mAP" not in {column.header for column in view.columns}
 

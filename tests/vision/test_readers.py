@@ -170,11 +170,11 @@ def test_a_run_on_either(tmp_path, kind):
     from vpretrain import run_recipe
 
     result = run_recipe(recipes_of(kind, tmp_path))
-    assert (result["miou"] is None) == (kind == "nyuv2")
-    assert (result["depth_rmse"] is None) == (kind == "ade20k")
-    assert result["accuracy"] is None
-    assert result["retrieval_map"] is None
-    assert set(result["pictures"][0]) == {"scene", "miou" if kind == "ade20k" else "depth_rmse"}
+    assert (result.miou is None) == (kind == "nyuv2")
+    assert (result.depth_rmse is None) == (kind == "ade20k")
+    assert result.accuracy is None
+    assert result.retrieval_map is None
+    assert set(result.pictures[0]) == {"scene", "miou" if kind == "ade20k" else "depth_rmse"}
 
 
 def test_both_share_an_evaluation_and_each_picture_is_judged_by_what_it_has(tmp_path):
@@ -185,10 +185,10 @@ def test_both_share_an_evaluation_and_each_picture_is_judged_by_what_it_has(tmp_
     sources = {role: [*getattr(ade.evaluation, role), *getattr(nyu.evaluation, role)] for role in ("train", "test")}
     recipe = ade.model_copy(update={"evaluation": ade.evaluation.model_copy(update=sources | {"points": 2})})
     result = run_recipe(recipe)
-    assert [set(picture) - {"scene"} for picture in result["pictures"]] == [{"miou"}] * 3 + [{"depth_rmse"}] * 3
-    assert all(math.isfinite(result[key]) for key in ("miou", "depth_rmse"))
+    assert [set(picture) - {"scene"} for picture in result.pictures] == [{"miou"}] * 3 + [{"depth_rmse"}] * 3
+    assert all(math.isfinite(result.figures[key]) for key in ("miou", "depth_rmse"))
     scores = [json.loads(line) for line in (recipe.directory / "scores.jsonl").read_text().splitlines()]
-    runs = {"step-0": [scores[0]], "fixed": [result], "v": [result]}
+    runs = {"step-0": [scores[0]], "fixed": [result.figures], "v": [result.figures]}
     found = summarise(runs, {"step-0": [[]], "fixed": [scores], "v": [scores]}, recipe)
     assert set(found["of"]) == {"miou", "depth_rmse"}
     for differences in (

@@ -475,4 +475,4 @@ def test_one_gradient_serves_both_tasks(tmp_path):
 
 
 def test_python_runs_vision_recipes(tmp_path):
-    assert run_recipe(vision_recipe(tmp_path, budget={"steps": 1}))["steps"] == 1
+    assert run_recipe(vision_recipe(tmp_path, budget={"steps": 1})).steps == 1

@@ -27,6 +27,6 @@ def test_fixed_views_do_not_wreck_the_quickstart_learner(tmp_path):
     changes = ["arm=fixed", "budget.minutes=null", f"output={tmp_path}"]
     start = run_recipe(load_recipe(RECIPE, [*changes, "name=start", "budget.steps=0"]))
     fixed = run_recipe(load_recipe(RECIPE, [*changes, "name=fixed", "budget.steps=80"]))
-    assert fixed["miou"] >= 0.95 * start["miou"]
-    assert fixed["depth_rmse"] <= 1.05 * start["depth_rmse"]
-    assert fixed["retrieval_map"] >= 0.95 * start["retrieval_map"]
+    assert fixed.miou >= 0.95 * start.miou
+    assert fixed.depth_rmse <= 1.05 * start.depth_rmse
+    assert fixed.retrieval_map >= 0.95 * start.retrieval_map

@@ -28,9 +28,9 @@ def run(options: argparse.Namespace) -> None:
     result = run_recipe(recipe, **_chosen(options, "resume", "overwrite", "accept_changes", "until"))
     if int(os.environ.get("RANK", "0")):
         return  # rank 0 prints
-    _print_figures(result)
+    _print_figures(result.figures)
     print(f"results: {recipe.directory / 'result.json'}   log: {recipe.directory / 'metrics.jsonl'}")
-    if result["steps"]:
+    if result.steps:
         print(f"model: {recipe.directory / 'model'} (from_pretrained loads it)")
     _print_next(recipe.directory)
 
@@ -53,20 +53,20 @@ def compare(options: argparse.Namespace) -> None:
     from vpretrain.compare.compare import compare
     from vpretrain.compare.entry import split_entries
     from vpretrain.compare.results import START, run_name
-    from vpretrain.compare.tables import draw_curves, remarks, table
+    from vpretrain.compare.tables import draw_curves
 
     arms = [recipe.baseline, "v"] if options.arms is None else split_entries(options.arms)
     results = compare(recipe, arms, **_chosen(options, "seeds", "rounds", "resume", "overwrite"))
     console = _console()
-    console.print(table(results, recipe))
-    for line in remarks(results, recipe):
+    console.print(results)
+    for line in results.remarks:
         console.print(line, highlight=False, markup=False, style="yellow" if line.startswith("warning") else None)
     directory = recipe.directory
-    curves = draw_curves(recipe, results)
+    curves = draw_curves(recipe, results.figures)
     print(f"results: {directory / 'results.json'}")
     print(f"curves:  {curves or 'not drawn; pip install matplotlib'}")
-    trained = [arm for arm in results["arms"] if arm != START]
-    for name in (run_name(arm, seed, results["seeds"]) for arm in trained for seed in results["seeds"]):
+    trained = [arm for arm in results.arms if arm != START]
+    for name in (run_name(arm, seed, results.seeds) for arm in trained for seed in results.seeds):
         print(f"model:   {directory / name / 'model'}")
         if (sheet := directory / name / "views.png").exists():
             print(f"views:   {sheet}")

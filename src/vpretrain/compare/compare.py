@@ -6,15 +6,16 @@ import itertools
 from collections.abc import Callable, Sequence
 
 from vpretrain.compare.entry import Entry, check_entries
+from vpretrain.compare.outcome import ComparisonResult
 from vpretrain.compare.results import START, run_name, summarise
 from vpretrain.compare.runs import Process
 from vpretrain.compare.study import run_study, write_study
-from vpretrain.compare.tables import cells, remarks
+from vpretrain.compare.tables import remarks
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.files import read_lines
 from vpretrain.run.card import write_card
-from vpretrain.types import Json
+from vpretrain.tables import cells
 
 
 def compare(
@@ -26,7 +27,7 @@ def compare(
     resume: bool = False,
     overwrite: bool = False,
     start: Callable[[Sequence[str]], Process] | None = None,
-) -> Json:
+) -> ComparisonResult:
     """Run the untouched learner, and each arm with each seed; return and write results.json.
 
     Args:
@@ -75,7 +76,7 @@ def compare(
     for name in results:
         if (recipe.directory / name / "model").is_dir():
             write_card(recipe.directory / name, recipe.directory / name / "model")
-    return summary
+    return ComparisonResult(recipe, summary)
 
 
 def _settings(entry: Entry, seed: int, following: Sequence[str] = ()) -> list[str]:

@@ -11,11 +11,11 @@ from rich.table import Table
 from vpretrain.compare.results import START, over_seeds, values_of
 from vpretrain.compare.statistics import paired_difference
 from vpretrain.compare.study import run_study, write_study
-from vpretrain.compare.tables import grid
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.modality import Metrics, modality_of
 from vpretrain.plot import pyplot
+from vpretrain.tables import grid
 from vpretrain.types import Json
 
 

@@ -16,11 +16,11 @@ from vpretrain.compare.entry import check_entries, parse_entry
 from vpretrain.compare.results import START, over_seeds, values_of
 from vpretrain.compare.statistics import paired_difference
 from vpretrain.compare.study import run_study, write_study
-from vpretrain.compare.tables import grid
 from vpretrain.config import Recipe
 from vpretrain.files import read_lines
 from vpretrain.modality import modality_of
 from vpretrain.plot import pyplot
+from vpretrain.tables import grid
 from vpretrain.types import Json
 
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vpretrain.compare.results import START, over_seeds, run_name
-from vpretrain.compare.tables import cells, remarks
+from vpretrain.compare.tables import remarks
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.files import Lines
 from vpretrain.modality import modality_of
 from vpretrain.recipe import load_recipe
+from vpretrain.tables import cells
 from vpretrain.types import Json
 
 # The keys that a report needs in these files.

@@ -15,7 +15,6 @@ from pathlib import Path
 from markupsafe import Markup
 
 from vpretrain.compare.results import START
-from vpretrain.compare.tables import cells
 from vpretrain.files import check_writable, write_whole
 from vpretrain.modality import modality_of
 from vpretrain.plot import pyplot
@@ -25,6 +24,7 @@ from vpretrain.report.collect import Study, collect
 from vpretrain.report.inspectors import TEMPLATES, TITLES, inspectors
 from vpretrain.report.verdict import notes, verdict, warnings
 from vpretrain.run.card import HASHES, data_cells, without_folders
+from vpretrain.tables import cells
 from vpretrain.types import Json
 
 _OWN = ("name", "output", "arm", "seed")  # settings that always differ between the runs of a comparison

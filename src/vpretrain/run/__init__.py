@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vpretrain.config import Recipe
-from vpretrain.types import Json
+from vpretrain.outcome import RunResult
 
 if TYPE_CHECKING:
     from vpretrain.run.hooks import Hook
@@ -21,7 +21,7 @@ def run_recipe(
     accept_changes: bool = False,
     until: float = 1.0,
     hooks: Sequence[Hook] = (),
-) -> Json:
+) -> RunResult:
     """Run a recipe's arm: train, export, evaluate.
 
     Args:
@@ -33,7 +33,7 @@ def run_recipe(
         hooks: callbacks of the run, see `vpretrain.run.hooks.Hook`.
 
     Returns:
-        The content of `result.json` in the run's directory: metrics of the run and of its evaluation.
+        The metrics of the run and of its evaluation, as in `result.json` in the run's directory.
 
     Raises:
         UserError: the recipe cannot work, or the directory is taken.
@@ -55,4 +55,4 @@ def run_recipe(
         distributed.on_rank_0(lambda: prepare_directory(recipe, **how))
         with console.status(f"{recipe.arm}: loading the learner and the data"):
             session = Session(recipe, begin(recipe), resume=resume, until=until, hooks=hooks)
-        return session.run()
+        return RunResult(recipe, session.run())

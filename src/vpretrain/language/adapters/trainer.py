@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from transformers import Trainer
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
 from vpretrain.errors import UserError
 from vpretrain.language.adapters.attach import VPretraining
@@ -38,7 +40,8 @@ class VPretrainTrainer(Trainer):
     Args:
         feedback_dataset: rows with `input_ids` and `labels`, see `VPretraining`.
         arm, designer, value, feedback_batch_size: as in `VPretraining`.
-        arguments, keywords: the Trainer's own. The batches need what `token_batch` reads, and nothing else.
+        model, args and all before `feedback_dataset`: the Trainer's own. The batches need what `token_batch` reads, and
+            nothing else; `model_init` and `compute_loss_func` are refused.
 
     Raises:
         UserError: something cannot work; the message gives the cause and the remedy.
@@ -48,15 +51,41 @@ class VPretrainTrainer(Trainer):
 
     def __init__(
         self,
-        *arguments: object,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        model_init: Callable[..., nn.Module] | None = None,
+        compute_loss_func: Callable[..., Tensor] | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Optimizer | None, LambdaLR | None] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
+        *,
         feedback_dataset: Iterable[Mapping[str, Any]],
         arm: Literal["v", "v-exact", "v-learned", "v-paper"] = "v",
         designer: DesignerConfig | None = None,
         value: ValueConfig | None = None,
         feedback_batch_size: int = 4,
-        **keywords: object,
     ) -> None:
-        super().__init__(*arguments, **keywords)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            model_init=model_init,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
         self._refuse()
         if not self.place_model_on_device:  # under DeepSpeed it would be moved later, away from the designer
             self._move_model_to_device(self.model, self.args.device)

@@ -1,0 +1,48 @@
+"""The outcome of a comparison for Python."""
+
+from __future__ import annotations
+
+from vpretrain.compare.tables import title
+from vpretrain.outcome import Outcome
+from vpretrain.types import Json
+
+
+class ComparisonResult(Outcome):
+    """The outcome of a comparison: the content of its `results.json` as attributes.
+
+    Attributes:
+        arms: arm -> its figures, as in a `RunResult`: means over the seeds, with each seed's under `runs` if there are several.
+            `step-0` is the untouched learner.
+        differences: metric -> arm -> other arm -> mean, low and high of the 95 % interval, p; paired over seeds and cases.
+        of: metric -> unit of its differences.
+        seeds: of the runs.
+        rounds: turns per run.
+        table: the table's cells; the first row names the columns.
+        remarks: what readers of the table should know: differences with intervals, and warnings.
+        versions: of the packages that were used.
+    """
+
+    arms: dict[str, Json]
+    differences: dict[str, dict[str, dict[str, dict[str, float]]]]
+    of: dict[str, str]
+    seeds: list[int]
+    rounds: int
+    table: list[list[str]]
+    remarks: list[str]
+    versions: dict[str, str]
+
+    @property
+    def matched(self) -> Json:
+        """The arms at equal seconds and equal tokens (images); empty without `evaluation.points` at a constant rate."""
+        return self.figures.get("matched", {})
+
+    @property
+    def by_domain(self) -> Json:
+        """The arms in each domain of the evaluation; empty if there is only one."""
+        return self.figures.get("by_domain", {})
+
+    def _title(self) -> str:
+        return title(self.figures, self.recipe)
+
+    def _rows(self) -> list[list[str]]:
+        return self.table
