@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
 import yaml
 from worlds import save_learner, sums, write_jsonl
 
-from vpretrain import load_recipe, run_recipe
-from vpretrain.language.inspection.check import check
+from vpretrain import UserError, load_recipe, run_recipe
+from vpretrain.cli.parser import main
+from vpretrain.language.data.source import open_source
+from vpretrain.language.inspection.check import SCANNED, check
+from vpretrain.modality import modality_of
+from vpretrain.plain import texts
 from vpretrain.recipe import parse_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+ALL = sorted(path.name for path in RECIPES.glob("*.yaml"))
 PAPER = sorted(path.name for path in RECIPES.glob("qwen*.yaml"))
 
 
@@ -99,10 +105,59 @@ def in_miniature(name: str, root: Path, tokenizer):
     return parse_recipe(recipe)
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in RECIPES.glob("*.yaml")))
+def needs(name: str) -> tuple[set[str], bool]:
+    """The files that a recipe needs from outside, and whether it needs the hub."""
+    data = yaml.safe_load((RECIPES / name).read_text())
+    words = set(texts(data))
+    return {word for word in words if word.startswith("data/")}, "hub" in words or "/" in data["learner"]["name"]
+
+
+ON_HUB = [name for name in ALL if needs(name)[1]]
+WHOLE = [name for name in ALL if needs(name) == (set(), False)]  # with the packages of the quickstarts
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_every_recipe_loads_and_is_named_after_its_file(name):
     recipe = load_recipe(RECIPES / name)
     assert f"{recipe.name}.yaml" == name
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_first_line_of_a_recipe_says_what_to_fetch(name):
+    first = (RECIPES / name).read_text().splitlines()[0]
+    files, hub = needs(name)
+    assert first.startswith("# Fetch: ") == bool(files or hub)
+    assert "hub" in first or not hub
+    assert [file for file in files if "/".join(file.split("/")[:2]) not in first] == []
+
+
+@pytest.mark.parametrize("name", ON_HUB)
+def test_without_the_hub_a_recipe_is_refused_with_remedies(name):
+    recipe = load_recipe(RECIPES / name)
+    with pytest.raises(UserError, match=r"HF_HUB_OFFLINE is set: give a directory of save_pretrained, or take pypi:"):
+        list(modality_of(recipe).check(recipe))
+
+
+@pytest.mark.parametrize("name", [name for name in WHOLE if "vision" not in name])
+def test_the_roles_of_a_generated_recipe_share_no_problem(name):
+    recipe = load_recipe(RECIPES / name)
+    roles = (recipe.stream, recipe.feedback, recipe.evaluation)
+    keys = [
+        {example.key for source in role.sources for example in itertools.islice(open_source(source), SCANNED)}
+        for role in roles
+    ]
+    assert [len(one & other) for one, other in itertools.combinations(keys, 2)] == [0, 0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL)
+def test_every_recipe_passes_its_check(name, monkeypatch, capsys):
+    monkeypatch.chdir(RECIPES.parent)
+    files, hub = needs(name)
+    if hub or not all(Path(file).exists() for file in files):
+        pytest.skip("what its first line names is not here")
+    assert main(["check", f"recipes/{name}"]) == 0
+    assert "memory: about" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", PAPER)

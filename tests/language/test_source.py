@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pydoc_data.topics import topics
 
 import datasets
 import pytest
@@ -180,12 +181,29 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, source, message):
         ({"path": "a", "text": "{x}", "prompt": "{y}", "response": "{z}"}, "either text"),
         ({"path": "a", "prompt": "{y}"}, "go together"),
         ({"path": "a", "exclude": {"x": "("}}, "regular expression"),
-        ({"builtin": "python-manual", "exclude": {"x": "a"}}, "exclude and part go with path and hub"),
     ],
 )
 def test_a_source_that_contradicts_itself_is_refused(source, message):
     with pytest.raises(ValidationError, match=message):
         SourceConfig(**source)
+
+
+def test_parts_of_a_generator_share_no_problem_and_fields_exclude_its_rows():
+    sums = {"reasoning_gym": "chain_sum", "size": 400}
+    few = {
+        "min_terms": 2,
+        "max_terms": 2,
+        "min_digits": 1,
+        "max_digits": 1,
+    }  # 162 problems: seeds alone would share many
+    keys = [
+        {example.key for example in open_source(SourceConfig(**sums, options={"seed": seed} | few, part=part))}
+        for seed, part in ((0, (0.3, 1.0)), (1_000_000, (0.0, 0.3)))
+    ]
+    assert all(len(found) > 10 for found in keys)
+    assert not keys[0] & keys[1]
+    manual = SourceConfig(builtin="python-manual", exclude={"topic": "^[^a]"})
+    assert len(open_source(manual)) == sum(topic.startswith("a") for topic in topics)
 
 
 def test_templates_reach_into_lists_and_rename_values(tmp_path):

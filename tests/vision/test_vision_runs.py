@@ -421,7 +421,9 @@ def test_pictures_may_come_from_tar_shards(tmp_path):
 
 
 def test_a_hub_data_set_that_cannot_be_had_gets_one_line():
-    with pytest.raises(UserError, match=r"cannot load no/such-pictures: .*; HF_HUB_OFFLINE is set: give a path") as caught:
+    with pytest.raises(
+        UserError, match=r"cannot load no/such-pictures: .*; HF_HUB_OFFLINE is set: give a path"
+    ) as caught:
         open_images(SourceConfig(hub="no/such-pictures", split="train"))
     assert "\n" not in str(caught.value)
 

@@ -98,12 +98,12 @@ class SourceConfig(Strict):
     )
     exclude: dict[str, Regex] = Field(
         default_factory=dict,
-        description="path, hub: leave out rows whose field matches this regular expression, e.g. {source: gsm8k}.",
+        description="Leave out rows whose field matches this regular expression, e.g. {source: gsm8k}.",
     )
     part: tuple[Fraction, Fraction] | None = Field(
         None,
-        description="path, hub: only rows whose problem hashes into this part of [0, 1), e.g. [0, 0.8]: keeps stream, "
-        "feedback and evaluation apart, whatever the order of the file.",
+        description="Only rows whose problem hashes into this part of [0, 1), e.g. [0, 0.8]: keeps stream, feedback and "
+        "evaluation apart, whatever the order of a file or the seed of a generator.",
     )
     limit: int | None = Field(None, ge=1, le=MANY, description="Cap: use the first n examples only.")
     skip: int = Field(
@@ -136,8 +136,6 @@ class SourceConfig(Strict):
             raise ValueError("a source has either text (raw) or prompt and response, not both")
         if (self.prompt is None) != (self.response is None):
             raise ValueError("prompt and response go together")
-        if (self.exclude or self.part) and self.path is None and self.hub is None:
-            raise ValueError("exclude and part go with path and hub only")
         if self.part and self.part[0] >= self.part[1]:
             raise ValueError(f"part must rise, such as [0, 0.8]: {list(self.part)} holds nothing")
         return self

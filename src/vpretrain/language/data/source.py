@@ -133,7 +133,8 @@ def open_source(config: SourceConfig, *, shard: int = 0, shards: int = 1) -> Ind
         if config.streaming and (config.path is not None or config.hub is not None):
             return StreamingSource(config, rows, read, shard=shard, shards=shards)
         if config.exclude or config.part:
-            rows = rows.filter(partial(_passes, config, read))
+            passes = partial(_passes, config, read)
+            rows = _Chosen(rows, passes) if config.path is None and config.hub is None else rows.filter(passes)
     return IndexedSource(config, rows, read)
 
 
@@ -287,6 +288,20 @@ class _Generated:
         entry = self._dataset[index]
         scalars = {k: v for k, v in entry["metadata"].items() if isinstance(v, str | int | float)}
         return {"answer_cot": entry["answer"], **scalars, "question": entry["question"], "answer": entry["answer"]}
+
+
+class _Chosen:
+    """The rows that pass, of a sequence that makes each anew."""
+
+    def __init__(self, rows: Sequence[Json] | _Generated, passes: Callable[[Json], bool]) -> None:
+        self._rows = rows
+        self._indices = [index for index in range(len(rows)) if passes(rows[index])]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Json:
+        return self._rows[self._indices[index]]
 
 
 def _generated(config: SourceConfig) -> _Generated:
