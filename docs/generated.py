@@ -19,8 +19,8 @@ from vpretrain.recipe import _model_in
 _INTRODUCTION = """# Every setting
 
 Made from the models that recipes are checked by; `vpretrain settings` says the same, `vpretrain settings stream` that of a
-section. A setting is given in the recipe, or after a command as `field=value` with dots, e.g. `optimizer.lr=1e-5 stream.sources.0.limit=100`. Unknown names are refused. `N`
-is a number from 0: the section is a list.
+section. A setting is given in the recipe, or after a command as `field=value` with dots, e.g.
+`optimizer.lr=1e-5 stream.sources.0.limit=100`. Unknown names are refused. `N` is a number from 0: the section is a list.
 """
 _NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false", NoneType: "null", Any: "anything"}
 _LIMITS = {
