@@ -137,9 +137,7 @@ def _explain(recipe: type[BaseModel], problem: Any) -> str:
     if problem["type"] == "missing":
         wanted = re.sub(r"\.\d+\b", ".N", location)
         return f"'{location}' is missing: add it{_describe(recipe, problem['loc'])}; see vpretrain settings {wanted}"
-    if (
-        problem["type"] == "string_pattern_mismatch"
-    ):  # the pattern is a regular expression: the description has it in words
+    if problem["type"] == "string_pattern_mismatch":  # the description says it in words
         return f"'{location}': '{problem['input']}' does not fit{_describe(recipe, problem['loc'])}"
     if problem["type"] == "literal_error":
         return f"'{location}': '{problem['input']}' is unknown: choose from {problem['ctx']['expected']}"

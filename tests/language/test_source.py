@@ -195,7 +195,7 @@ def test_parts_of_a_generator_share_no_problem_and_fields_exclude_its_rows():
         "max_terms": 2,
         "min_digits": 1,
         "max_digits": 1,
-    }  # 162 problems: seeds alone would share many
+    }  # few sums: seeds alone would share many
     keys = [
         {example.key for example in open_source(SourceConfig(**sums, options={"seed": seed} | few, part=part))}
         for seed, part in ((0, (0.3, 1.0)), (1_000_000, (0.0, 0.3)))
