@@ -124,10 +124,11 @@ def run_member(
 
 def prepare_group(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
     """Write the recipe into the group's locked directory. Raises UserError before any work if that holds another group."""
-    from vpretrain.devices import available  # torch takes seconds, and `import vpretrain` should not wait for it
-
     require(recipe.tracking)
-    available(recipe.learner.device)
+    if recipe.learner.device not in ("auto", "cpu"):  # else this process does without torch, and its memory
+        from vpretrain.devices import available
+
+        available(recipe.learner.device)
     saved = recipe.directory / "recipe.yaml"
     if overwrite and not resume and saved.exists():
         for path in recipe.directory.iterdir():
