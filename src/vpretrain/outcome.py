@@ -68,12 +68,14 @@ def _html_row(row: Iterable[str], tag: str) -> str:
 class RunResult(Outcome):
     """The outcome of a run: the content of its `result.json` as attributes.
 
-    Further attributes depend on the modality and the arm: `tokens` or `images` read, and that `_per_s`; the metrics of the
-    evaluation, such as `answer_nll` and `retention_nll`, with its cases (`problems` or `pictures`); means over the steps, such
-    as `mean_alpha`.
+    Further attributes depend on the modality and the arm: `tokens` or `images` read, and `tokens_per_s` or `images_per_s`; the
+    metrics of the evaluation, such as `answer_nll` and `retention_nll`, with its cases (`problems` or `pictures`); means over
+    the steps, such as `mean_alpha`.
 
     Attributes:
-        name, arm, seed: as in the recipe.
+        name: of the run, as in the recipe.
+        arm: as in the recipe.
+        seed: as in the recipe.
         steps: learner steps made.
         total_steps: learner steps that the learning rate was planned for.
         meta_updates: meta updates made.
