@@ -1,6 +1,7 @@
 """`make bench-scaling`: estimate the cost of V-pretraining on 8 to 1,024 GPUs; seconds on a CPU.
 
-Writes scaling.json beside this file, and prints the tables of docs/scaling.md. No learner is run: only shapes are used.
+Writes scaling.json beside this file, and prints the tables of docs/scaling.md. No learner is run: only shapes are used, and
+what gpu.json says of a GPU's speed if `make bench-gpu` has written that file.
 """
 
 from __future__ import annotations
@@ -8,22 +9,35 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import Dinov2Config, DINOv3ViTConfig, LlamaConfig, PreTrainedConfig, Qwen2Config
 
 from benchmarks.command import command
+from benchmarks.gpu.settings import CALIBRATING
 from benchmarks.speed import settings
 from benchmarks.table import markdown_table
 from vpretrain.config import Recipe
 from vpretrain.modality import modality_of
 from vpretrain.recipe import load_recipe, parse_recipe
-from vpretrain.scaling.estimate import DEVICES, FP32, LATENCY_US, OVER_FLOOR, UTILISATION, Plan, Workload, on_gpus
+from vpretrain.scaling.estimate import (
+    DEVICES,
+    FP32,
+    LATENCY_US,
+    OVER_FLOOR,
+    UTILISATION,
+    Device,
+    Estimate,
+    Plan,
+    Workload,
+    on_gpus,
+)
 from vpretrain.scaling.tables import NEGLIGIBLE, least_period
 
 _HERE = Path(__file__).parent
+GPU_FILE = _HERE / "gpu.json"  # of `make bench-gpu`
 GPUS = (8, 64, 256, 1024)
 ROWS, LENGTH = 1024, 1024  # of a step: one row per GPU on the most GPUs
 LEARNERS: dict[str, tuple[PreTrainedConfig, int]] = {  # shapes, and rows per GPU of a micro-batch
@@ -68,39 +82,58 @@ DEFAULT_K = 64
 TF32 = 494  # TFLOPS of an H100, dense, from the same data sheet
 
 
+@dataclass(frozen=True)
+class Measured:
+    """The speed of one GPU.
+
+    Attributes:
+        gpu: its name.
+        utilisation: the fraction of its bf16 peak that the learner's steps reach.
+        over_floor: seconds of `designer` and `meta` over those of their FLOP floors, in language.
+    """
+
+    gpu: str
+    utilisation: float
+    over_floor: dict[str, float]
+
+
 def main() -> None:
     """Compute, write and print the estimates."""
-    found = report()
+    found = report(measured())
     (_HERE / "scaling.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print("\n".join(tables(found)))
 
 
-def report() -> dict[str, Any]:
-    """Compute all figures of docs/scaling.md."""
+def report(gpu: Measured | None) -> dict[str, Any]:
+    """Compute all figures of docs/scaling.md, with a GPU's speed in place of assumptions if one was measured."""
     works = {name: work(shape) for name, (shape, _) in LEARNERS.items()}
     pictures = counted(load_recipe(VISION_RECIPE).model_dump(mode="json"), VIT_L)
     return {
         "command": "make bench-scaling",
         "assumed": {
             "device": "h100",
-            "utilisation": UTILISATION,
+            "utilisation": UTILISATION if gpu is None else gpu.utilisation,
             "latency_us": LATENCY_US,
             "rows": ROWS,
             "length": LENGTH,
         },
-        "over_floor": OVER_FLOOR,
-        "learners": {name: _sizes(each) for name, each in works.items()},
+        **({} if gpu is None else {"measured_on": gpu.gpu}),
+        "over_floor": OVER_FLOOR if gpu is None else OVER_FLOOR | {"language": gpu.over_floor},
+        "learners": {name: _sizes(each, gpu) for name, each in works.items()},
         "plans": [
-            _row(name, gpus, dealt(works[name], rows, gpus)) for name, (_, rows) in LEARNERS.items() for gpus in GPUS
+            _row(name, gpus, dealt(works[name], rows, gpus), gpu)
+            for name, (_, rows) in LEARNERS.items()
+            for gpus in GPUS
         ],
-        "vision": [_vision_row(gpus, pictures) for gpus in VISION_GPUS],
+        "vision": [_vision_row(gpus, pictures, gpu) for gpus in VISION_GPUS],
         "designers": [
-            {"designer": title} | {name: _designer_share(work(shape, own)) for name, (shape, _) in LEARNERS.items()}
+            {"designer": title}
+            | {name: _designer_share(work(shape, own), gpu) for name, (shape, _) in LEARNERS.items()}
             for title, own in DESIGNERS.items()
         ]
         + [
             {"designer": "default, with TF32"}
-            | {name: _designer_share(each, fp32_tflops=TF32) for name, each in works.items()}
+            | {name: _designer_share(each, gpu, fp32_tflops=TF32) for name, each in works.items()}
         ],
     }
 
@@ -140,16 +173,42 @@ def calibration(speed: dict[str, Any]) -> dict[str, dict[str, float]]:
     """
     arm, flops = speed["language"]["smollm2-135m"]["v-paper"], speed["flops"]
     a_token = settings.ROWS * settings.LENGTH  # the counted step is one micro-batch
-    language = _over_floor(
-        arm, settings.PERIOD, flops["step"] / a_token, flops["designer_floor"] / a_token, flops["meta_floor"]
-    )
+    a_flop = _passes(arm) / (flops["step"] / a_token)
+    designer = flops["designer_floor"] / a_token
+    language = _over_floor(arm, settings.PERIOD, a_flop * designer, a_flop * flops["meta_floor"])
     vision: Any = settings.vision_recipe("v-paper")
     each = counted(vision.model_dump(mode="json"), VIT_S)
     cost = each.replicated
     update = each.feedback_rows * (cost.feedback_flops + cost.feedback_flops_fp32) + each.meta_rows * cost.value_flops
-    # Its `v` was measured when that was the arm with the designer.
-    seen = _over_floor(speed["vision"]["v"], settings.VISION_PERIOD, each.step_flops, each.designer_flops, update)
-    return {"language": language, "vision": seen}
+    seen = speed["vision"]["v"]  # its `v` was measured when that was the arm with the designer
+    a_flop = _passes(seen) / each.step_flops
+    in_vision = _over_floor(seen, settings.VISION_PERIOD, a_flop * each.designer_flops, a_flop * update)
+    return {"language": language, "vision": in_vision}
+
+
+def measured(file: Path = GPU_FILE) -> Measured | None:
+    """Return a GPU's speed by the results of `make bench-gpu`.
+
+    None if there is no such file, if the benchmark was stopped before it had measured this, or if the GPU's peaks are not
+    known.
+    """
+    if not file.exists():
+        return None
+    found = json.loads(file.read_text(encoding="utf-8"))
+    name = found["device"]["name"]
+    device = next((each for key, each in DEVICES.items() if key in name.lower()), None)
+    arms = found.get("speed", {}).get(CALIBRATING, {})
+    base, paper = (_largest(arms.get(arm, {})) for arm in ("one-hot", "v-paper"))
+    if device is None or base is None or paper is None:
+        return None
+    # Over a whole step, optimizer and all: between the phases of a step one would have to wait for the device.
+    flops_a_second = base["micro_batches"] * base["flops_a_micro_batch"]["step"] / base["seconds_a_step"]
+    utilisation = flops_a_second / (1e12 * device.tflops)
+    a_flop, a_flop_fp32 = (1e6 / (utilisation * 1e12 * peak) for peak in (device.tflops, device.fp32_tflops))
+    floor = paper["flops_a_micro_batch"]
+    designer = a_flop_fp32 * floor["designer"] * paper["micro_batches"] / paper["read_a_step"]
+    update = a_flop * floor["feedback"] + a_flop_fp32 * floor["value"]
+    return Measured(name, utilisation, _over_floor(paper, settings.PERIOD, designer, update))
 
 
 def tables(found: dict[str, Any]) -> list[str]:
@@ -192,6 +251,7 @@ def tables(found: dict[str, Any]) -> list[str]:
         for row in found["vision"]
     ]  # fmt: skip
     return [
+        basis(found),
         markdown_table(
             ("learner", "P, 1e9", "GFLOPs a token", "P_S, 1e6", "phi, 1e6", "K for 2 %", "GPUs for latency"), sizes
         ),
@@ -210,6 +270,34 @@ def tables(found: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
+def basis(found: dict[str, Any]) -> str:
+    """Format what is measured and what is assumed, as two rows of a table."""
+    language, vision = (
+        f"{over['designer']:.2f} and {over['meta']:.2f}"
+        for over in (found["over_floor"][key] for key in ("language", "vision"))
+    )
+    reach = f"{found['assumed']['utilisation']:.0%}".replace("%", " %")
+    above, cores = "how far designer and meta update lie above their FLOP floors", "on two CPU cores"
+    how = "(seconds over those of the floor's FLOPs at the learner's own speed, by `benchmarks/scaling.py`)"
+    last = f"links at their nominal speed, {LATENCY_US:g} us per message; every token is a target"
+    if gpu := found.get("measured_on"):
+        measured = (
+            f"on one {gpu}: steps reach {reach} of the peak in bf16; {above}, there in language {how}: {language} times "
+            f"(`v-paper`), and {cores} in vision: {vision}. Ratios are used, times are not"
+        )
+        assumed = f"that vision's ratios hold on a GPU; the data sheet's peaks; that fp32 reaches {reach}, too; {last}"
+    else:
+        measured = (
+            f"{above}, {cores} {how}: {language} times in language (`v-paper`), {vision} in vision. Ratios are used, "
+            "times are not"
+        )
+        assumed = (
+            f"that these ratios hold on a GPU; the data sheet's peaks; that passes reach {reach} of them, in bf16 and in fp32; "
+            f"{last}"
+        )
+    return f"| measured | {measured} |\n| assumed | {assumed} |\n"
+
+
 def counted(data: dict[str, Any], shape: PreTrainedConfig, arm: str = "v-paper") -> Workload:
     """Count the work of a recipe, with this arm, on a learner that exists only as a configuration."""
     with tempfile.TemporaryDirectory() as directory:
@@ -220,8 +308,8 @@ def counted(data: dict[str, Any], shape: PreTrainedConfig, arm: str = "v-paper")
         return counts
 
 
-def _sizes(each: Workload) -> dict[str, Any]:
-    found = on_gpus(dealt(each, 1, GPUS[-1]), GPUS[-1])
+def _sizes(each: Workload, gpu: Measured | None) -> dict[str, Any]:
+    found = _estimated(dealt(each, 1, GPUS[-1]), GPUS[-1], gpu)
     gathered = each.gathered_bytes / DEFAULT_K / (1e9 * found.device.memory_gbs)  # seconds per row, for each of the K
     collected = FP32 * each.parameters / (1e9 * found.bandwidth_gbs)
     return {
@@ -236,8 +324,8 @@ def _sizes(each: Workload) -> dict[str, Any]:
     }
 
 
-def _row(name: str, gpus: int, each: Workload) -> dict[str, Any]:
-    plans = on_gpus(each, gpus).plans
+def _row(name: str, gpus: int, each: Workload, gpu: Measured | None) -> dict[str, Any]:
+    plans = _estimated(each, gpus, gpu).plans
     plan = _chosen(plans)
     return {
         "learner": name,
@@ -255,9 +343,9 @@ def _row(name: str, gpus: int, each: Workload) -> dict[str, Any]:
     }
 
 
-def _vision_row(gpus: int, each: Workload) -> dict[str, Any]:
+def _vision_row(gpus: int, each: Workload, gpu: Measured | None) -> dict[str, Any]:
     tf32 = replace(DEVICES["h100"], fp32_tflops=TF32)
-    plans = {"": on_gpus(each, gpus).plans[0], "_tf32": on_gpus(each, gpus, device=tf32).plans[0]}
+    plans = {"": _estimated(each, gpus, gpu).plans[0], "_tf32": _estimated(each, gpus, gpu, tf32).plans[0]}
     shares = {
         f"{what}_share{which}": getattr(plan, f"{what}_share")
         for which, plan in plans.items()
@@ -271,21 +359,36 @@ def _chosen(plans: Sequence[Plan]) -> Plan:
     return next((plan for plan in plans if plan.fits), plans[-1])
 
 
-def _designer_share(each: Workload, **changed: float) -> float:
+def _designer_share(each: Workload, gpu: Measured | None, **changed: float) -> float:
     """The designer's fraction of designer and learner passes, on any number of GPUs if the latter hide communication."""
-    (plan, *_) = on_gpus(dealt(each, 1, 8), 8, device=replace(DEVICES["h100"], **changed)).plans
+    (plan, *_) = _estimated(dealt(each, 1, 8), 8, gpu, replace(DEVICES["h100"], **changed)).plans
     return plan.seconds["designer"] / (plan.seconds["designer"] + plan.seconds["learner"])
 
 
-def _over_floor(arm: dict[str, Any], period: int, step: float, designer: float, update: float) -> dict[str, float]:
-    """Time over FLOP floors; `step` and `designer` in FLOPs per token or image, `update` in FLOPs per meta update."""
+def _over_floor(arm: dict[str, Any], period: int, designer: float, update: float) -> dict[str, float]:
+    """Time over that of FLOP floors, which are microseconds: `designer` per token or image, `update` per meta update."""
     phases = arm["microseconds"]
-    seconds_a_flop = (phases["learner forward"] + phases["learner backward"]) / step
-    meta = sum(seconds for name, seconds in phases.items() if name.startswith("meta"))
-    return {
-        "designer": phases["construction"] / (designer * seconds_a_flop),
-        "meta": meta * arm["read_a_step"] * period / (update * seconds_a_flop),
-    }
+    meta = sum(each for name, each in phases.items() if name.startswith("meta"))
+    return {"designer": phases["construction"] / designer, "meta": meta * arm["read_a_step"] * period / update}
+
+
+def _passes(arm: dict[str, Any]) -> float:
+    """Microseconds of the learner's passes per token or image."""
+    phases = arm["microseconds"]
+    return float(phases["learner forward"] + phases["learner backward"])
+
+
+def _largest(sizes: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the figures of the largest step that fitted into memory."""
+    fitting = {int(size): figures for size, figures in sizes.items() if "error" not in figures}
+    return fitting[max(fitting)] if fitting else None
+
+
+def _estimated(each: Workload, gpus: int, gpu: Measured | None, device: Device = DEVICES["h100"]) -> Estimate:
+    if gpu is None:
+        return on_gpus(each, gpus, device=device)
+    over = gpu.over_floor if each.modality == "language" else None
+    return on_gpus(each, gpus, device=device, utilisation=gpu.utilisation, over_floor=over)
 
 
 if __name__ == "__main__":

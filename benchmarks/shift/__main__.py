@@ -38,11 +38,8 @@ _RECORDS = _HERE / "runs.jsonl"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark, or a part of it."""
-    options = _parser().parse_args(arguments)
-    if not all((_DATA / f"{role}.jsonl").exists() for role in ROLES):
-        if not _TRAIN.exists():
-            raise UserError(f"{_TRAIN} is missing: it is GSM8K's training split, see docs/comparison.md")
-        print(f"problems by role: {write(_TRAIN, _DATA)}")
+    options = parser().parse_args(arguments)
+    require_data()
     console = Console(width=None if sys.stdout.isatty() else 160)
     arms = ["one-hot", "v"] if options.quick else split_entries(options.arms)
     seeds = list(range(1 if options.quick else options.seeds))
@@ -68,6 +65,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_report("bench-shift", report, options.minutes, file, arms_markdown)
 
 
+def require_data() -> None:
+    """Write the problems by role if that was not done before. Raises UserError if GSM8K is missing."""
+    if not all((_DATA / f"{role}.jsonl").exists() for role in ROLES):
+        if not _TRAIN.exists():
+            raise UserError(f"{_TRAIN} is missing: it is GSM8K's training split, see docs/comparison.md")
+        print(f"problems by role: {write(_TRAIN, _DATA)}")
+
+
 def recipe_of(size: int, options: argparse.Namespace) -> Recipe:
     """Return the recipe that all arms share, with `size` feedback pairs."""
     role = "validation" if options.validation else "test"
@@ -87,12 +92,13 @@ def _target(figures: dict[str, Any]) -> dict[str, float]:
     return {"mean": figures["answer_nll"], "low": figures["answer_nll_low"], "high": figures["answer_nll_high"]}
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = comparison_options("bench-shift", __doc__, ARMS, SEEDS, MINUTES)
-    add_option(parser)
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    options = comparison_options("bench-shift", __doc__, ARMS, SEEDS, MINUTES)
+    add_option(options)
     sizes = ",".join(map(str, SIZES))
-    parser.add_argument("--sizes", default=sizes, help="feedback pairs; all arms have the last (default: %(default)s)")
-    return parser
+    options.add_argument("--sizes", default=sizes, help="feedback pairs; all arms have the last (default: %(default)s)")
+    return options
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -22,15 +21,15 @@ from rich.console import Console
 
 from benchmarks.command import command
 from benchmarks.speed import settings
+from benchmarks.speed.arm import HF
+from benchmarks.speed.figures import figures
 from benchmarks.speed.floor import flops
 from benchmarks.speed.judgement import judgement
 from benchmarks.speed.loss import SHAPES, compare_losses
 from benchmarks.speed.meta import SHORT, Meta
 from benchmarks.speed.table import markdown
-from benchmarks.speed.worker import HF
 from vpretrain.console import steady
 from vpretrain.errors import UserError
-from vpretrain.inspection.profile import ORDINARY
 from vpretrain.method.value import ENGINES
 from vpretrain.run.versions import versions
 
@@ -122,7 +121,7 @@ def throughput(learner: str, arms: Sequence[str], rounds: int, *, together: bool
                 timed = {number: each for number, each in seconds[arm].items() if number >= period}
                 plain = [each for number, each in timed.items() if number % period]
                 meta = [each for number, each in timed.items() if number % period == 0]
-                found[arm] = _figures(plain, meta, period, worker.end())
+                found[arm] = figures(plain, meta, period, worker.end())
     return found
 
 
@@ -145,9 +144,9 @@ class _Worker:
         """End the process; return its measurements."""
         assert self.process.stdin is not None
         self.process.stdin.close()
-        figures: dict[str, Any] = json.loads(self._answer())
+        told: dict[str, Any] = json.loads(self._answer())
         self.process.wait()
-        return figures
+        return told
 
     def _answer(self) -> str:
         assert self.process.stdout is not None
@@ -155,27 +154,6 @@ class _Worker:
         if not answer:
             raise UserError(f"{self.name}: the process failed; its message stands above")
         return answer
-
-
-def _figures(plain: list[float], meta: list[float], period: int, told: dict[str, Any]) -> dict[str, Any]:
-    """Return means over a whole period of steps, one of them with a meta update."""
-    read, steps = told["read"], len(plain) + len(meta)
-    step, update = median(plain), median(meta) - median(plain) if meta else 0.0
-    phases = {
-        name: 1e6 * seconds / read / (len(meta) * period if name.startswith("meta") else steps)
-        for name, seconds in told["phases"].items()
-    }
-    ordinary = sum(phases.get(name, 0.0) for name in ORDINARY)
-    return {
-        "read_a_step": read,
-        "seconds": {"plain": plain, "meta": meta},
-        "seconds_a_step": step + update / period,
-        "seconds_a_meta_update": update or None,
-        "per_second": read / (step + update / period),
-        "peak_bytes": told["peak_bytes"],
-        "microseconds": phases,
-        "added_over_ordinary": (sum(phases.values()) - ordinary) / ordinary if phases else None,
-    }
 
 
 def meta_settings(quick: bool) -> list[dict[str, Any]]:

@@ -34,26 +34,51 @@ def flops(parts: Parts, batch: Any) -> dict[str, float]:
 
     updated()  # the first call also tries out the learner
     alone = counted(lambda: step(parts.base))
-    cursor = parts.feedback.state_dict()
-    fed = next(iter(parts.feedback.next().values()))
-    parts.feedback.load_state_dict(cursor)  # so that the counted update gets the same pairs
-    part = batch.restrict(domain=None, **meta.part)
-    blocks = list(blocks_of(learner.module)[1])
-    every = sum(p.numel() for block in blocks for p in block.parameters())
-    theta = dict(learner.named_parameters())
-    in_s = sum(theta[name].numel() for name in meta.subset)
-    head = learner.model.get_output_embeddings().weight.numel()
-    phi = sum(p.numel() for p in parts.construction.parameters())
     # On a CPU torch does not count fused attention, so the floor leaves it out too.
-    model = Transformer(blocks=every, head=head, attention=0, trained_blocks=every, trained_head=True)
-    share = in_s / every
-    floor = model.feedback_floor(share, _read(fed)) + model.value_floor(share, _read(part), phi)
+    floor = floors(parts, batch, attention=False)
     return {
         "step": alone,
         "meta": counted(updated) - alone,
-        "meta_floor": round(floor),
+        "meta_floor": round(floor["feedback"] + floor["value"]),
         "designer": counted(lambda: step(parts.construction)) - alone,
-        "designer_floor": designer_floor(phi, batch.tokens),
+        "designer_floor": floor["designer"],
+    }
+
+
+def floors(parts: Parts, batch: Any, *, attention: bool) -> dict[str, float]:
+    """Return the lower bounds of the FLOPs on a micro-batch.
+
+    Args:
+        parts: of a run.
+        batch: the micro-batch.
+        attention: whether to count attention, in full.
+
+    Returns:
+        `step`: forward and backward of the base task; of an arm with a meta update also `feedback` and `value`, its two parts,
+        and `designer`, its forward pass in every step.
+    """
+    learner: Any = parts.learner
+    blocks = list(blocks_of(learner.module)[1])
+    every = sum(p.numel() for block in blocks for p in block.parameters())
+    text = learner.model.config.get_text_config()
+    query = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+    head = learner.model.get_output_embeddings().weight.numel()
+    of_scores = 4 * len(blocks) * query if attention else 0
+    model = Transformer(blocks=every, head=head, attention=of_scores, trained_blocks=every, trained_head=True)
+    found = {"step": model.step(_read(batch))}
+    if parts.meta is None:
+        return found
+    cursor = parts.feedback.state_dict()
+    fed = next(iter(parts.feedback.next().values()))
+    parts.feedback.load_state_dict(cursor)  # so that the next update gets the same pairs
+    part = batch.restrict(domain=None, **parts.meta.part)
+    theta = dict(learner.named_parameters())
+    share = sum(theta[name].numel() for name in parts.meta.subset) / every
+    phi = sum(p.numel() for p in parts.construction.parameters())
+    return found | {
+        "feedback": model.feedback_floor(share, _read(fed)),
+        "value": model.value_floor(share, _read(part), phi),
+        "designer": designer_floor(phi, batch.tokens),
     }
 
 

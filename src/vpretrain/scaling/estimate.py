@@ -1,12 +1,13 @@
 """`vpretrain estimate`: memory, communication and time of a recipe on many GPUs, calculated as in docs/scaling.md.
 
 Counted: parameters, FLOPs, bytes, from shapes alone. Measured: how far designer and meta update are above their FLOP floors
-(`OVER_FLOOR`). Assumed: everything about the GPUs.
+(`OVER_FLOOR`). Assumed, as long as `GPU` is None: everything about the GPUs.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,11 +17,13 @@ from vpretrain.modality import modality_of
 from vpretrain.types import Json
 
 FP32, BF16 = 4, 2  # bytes
-UTILISATION = 0.4  # fraction of a GPU's peak that passes reach: an assumption
+GPU: str | None = None  # on which `make bench-gpu` measured UTILISATION and language's OVER_FLOOR; None: none so far
+UTILISATION = 0.4  # fraction of a GPU's peak that passes reach: an assumption as long as GPU is None
 LATENCY_US = 5.0  # of one message between two GPUs: an assumption
 
 # Seconds on two CPU cores, divided by those of the floor's FLOPs at the learner's own speed, all in fp32: benchmarks/scaling.py
-# computes them from benchmarks/speed/results.json. That they hold on a GPU is an assumption.
+# computes them from benchmarks/speed/results.json, and language's from benchmarks/gpu.json if that is there. That those of two
+# CPU cores hold on a GPU is an assumption.
 OVER_FLOOR = {"language": {"designer": 1.31, "meta": 1.4}, "vision": {"designer": 1.63, "meta": 1.38}}
 
 
@@ -148,12 +151,13 @@ class Estimate:
     bandwidth_gbs: float
     utilisation: float
     latency_us: float
+    over_floor: Mapping[str, float]  # of `designer` and `meta`
     workload: Workload
     plans: list[Plan]
 
     def as_json(self) -> Json:
-        """Return all of it, with the measured ratios."""
-        return asdict(self) | {"over_floor": OVER_FLOOR[self.workload.modality]}
+        """Return all of it."""
+        return asdict(self)
 
 
 def estimate(recipe: Recipe, world_size: int, **how: Any) -> Estimate:
@@ -174,6 +178,7 @@ def on_gpus(
     bandwidth_gbs: float | None = None,
     utilisation: float = UTILISATION,
     latency_us: float = LATENCY_US,
+    over_floor: Mapping[str, float] | None = None,
 ) -> Estimate:
     """Estimate what a workload takes on a number of GPUs.
 
@@ -185,6 +190,7 @@ def on_gpus(
         bandwidth_gbs: GB/s that collectives reach, as nccl-tests' "bus bandwidth"; None: that of the links.
         utilisation: fraction of the peak that passes reach, in bf16 and in fp32.
         latency_us: of a message between two GPUs, in microseconds.
+        over_floor: seconds of `designer` and `meta` over those of their FLOP floors; None: `OVER_FLOOR`.
 
     Raises:
         UserError: no GPU, or rows that cannot be split over them.
@@ -206,12 +212,13 @@ def on_gpus(
         across = gpus_per_node * device.network_gbs
         bandwidth_gbs = device.node_gbs if world_size <= gpus_per_node else min(device.node_gbs, across)
     links = _Links(world_size, 1e9 * bandwidth_gbs, 1e-6 * latency_us)
+    over = OVER_FLOOR[work.modality] if over_floor is None else over_floor
     plans = []
     for layout in LAYOUTS:
         memory = _memory(work, layout, world_size)
-        seconds, sent = _time(work, layout, links, device, utilisation)
+        seconds, sent = _time(work, layout, links, device, utilisation, over)
         plans.append(Plan(layout.name, memory, sent, seconds, sum(memory.values()) <= device.memory_gib * 2**30))
-    return Estimate(world_size, gpus_per_node, device, bandwidth_gbs, utilisation, latency_us, work, plans)
+    return Estimate(world_size, gpus_per_node, device, bandwidth_gbs, utilisation, latency_us, over, work, plans)
 
 
 def block_bytes(width: int, query: int, inner: int, *, norm: int, gated: bool, bf16: bool) -> int:
@@ -292,14 +299,13 @@ def _rows(work: Workload, world: int) -> tuple[int, int, int]:
 
 
 def _time(
-    work: Workload, layout: Layout, links: _Links, device: Device, utilisation: float
+    work: Workload, layout: Layout, links: _Links, device: Device, utilisation: float, over: Mapping[str, float]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Return the seconds, and the bytes sent."""
     rows, meta_rows, feedback_rows = _rows(work, links.world)
     rows *= work.accumulation
     fp32 = 1e12 * utilisation * device.fp32_tflops
     own = 1e12 * utilisation * device.tflops if work.bf16 else fp32
-    over = OVER_FLOOR[work.modality]
     meta = work.sharded if layout.sharded else work.replicated
     units, sums = work.blocks + 1, 2 * work.directions
     if layout.sharded:

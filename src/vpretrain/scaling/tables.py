@@ -6,7 +6,7 @@ import math
 
 from rich.table import Table
 
-from vpretrain.scaling.estimate import OVER_FLOOR, Estimate, Plan
+from vpretrain.scaling.estimate import GPU, UTILISATION, Estimate, Plan
 
 NEGLIGIBLE = 0.02  # fraction of a step
 _ADVICE = {
@@ -61,16 +61,7 @@ def estimate_remarks(found: Estimate) -> list[str]:
         )
     if work.meta_rows:
         lines += _of_the_designer(found, plan)
-    over = OVER_FLOOR[work.modality]
-    lines.append(
-        f"assumed: {device.tflops:g} TFLOPS bf16, {device.fp32_tflops:g} fp32, and passes that reach {found.utilisation:.0%}; "
-        f"{found.bandwidth_gbs:g} GB/s and {found.latency_us:g} us a message; every token is a target"
-    )
-    lines.append(
-        f"measured, on two CPU cores: the designer takes {over['designer']:g} times its FLOP floor, the meta update "
-        f"{over['meta']:g} times (docs/speed.md); nothing was measured on a GPU"
-    )
-    return lines
+    return [*lines, *_basis(found)]
 
 
 def least_period(plan: Plan, every_steps: int) -> int:
@@ -78,6 +69,22 @@ def least_period(plan: Plan, every_steps: int) -> int:
     update = every_steps * plan.seconds["meta a step"]
     rest = plan.seconds["step"] - plan.seconds["meta a step"]
     return max(1, math.ceil(update * (1 - NEGLIGIBLE) / (NEGLIGIBLE * rest)))
+
+
+def _basis(found: Estimate) -> list[str]:
+    """What the times are based on: assumptions, and measurements."""
+    device, over = found.device, found.over_floor
+    passes = f"passes that reach {found.utilisation:.0%}"
+    if GPU is not None and found.utilisation == UTILISATION:
+        passes += f" (measured on one {GPU})"
+    on_gpu = GPU is not None and found.workload.modality == "language"
+    rest = "; nothing was measured on a GPU" if GPU is None else ""
+    return [
+        f"assumed: {device.tflops:g} TFLOPS bf16, {device.fp32_tflops:g} fp32, and {passes}; "
+        f"{found.bandwidth_gbs:g} GB/s and {found.latency_us:g} us a message; every token is a target",
+        f"measured, on {f'one {GPU}' if on_gpu else 'two CPU cores'}: the designer takes {over['designer']:g} times its FLOP "
+        f"floor, the meta update {over['meta']:g} times (docs/speed.md){rest}",
+    ]
 
 
 def _fit(plan: Plan, memory_gib: float) -> str:

@@ -1,0 +1,161 @@
+"""`make bench-gpu`: what only a GPU can show, in nine minutes on one device; without CUDA one line, and nothing else.
+
+Writes benchmarks/gpu.json, after each measurement, so that a stop loses none. --cpu rehearses all of it on the CPU, with tiny
+sizes and without a result: its figures go nowhere unless --output names a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.command import command
+from benchmarks.gpu.parts import run_fsdp2, run_speed, run_tests
+from benchmarks.gpu.processes import Clock, Unfinished
+from benchmarks.gpu.shift import run_shift
+from benchmarks.gpu.table import markdown
+from vpretrain.errors import UserError
+from vpretrain.files import write_whole
+from vpretrain.run.versions import versions
+
+MINUTES = 9.0
+_END_S = 10.0  # for the last part to be stopped, and the tables
+_FILE = Path(__file__).parents[1] / "gpu.json"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the benchmark.
+
+    Attributes:
+        name: of its section in the results.
+        limit_s: seconds that it gets at most; None: all that are left.
+        does: said before the start.
+        run: fills its section, and writes the results after each measurement.
+    """
+
+    name: str
+    limit_s: float | None
+    does: str
+    run: Callable[[dict[str, Any], Clock, bool, Callable[[], None]], None]
+
+
+PARTS = (
+    Part(
+        "tests",
+        110,
+        "tests/gpu: prefetch through pinned memory, sparse products, replay, waits for the device, bf16, flash attention "
+        "beside MATH, compile, shards",
+        run_tests,
+    ),
+    Part(
+        "speed",
+        190,
+        "tokens/s and memory of one-hot, v and plain transformers in bf16, at 16k and 64k tokens per step: the shape of "
+        "Qwen2.5-0.5B (there v-paper too), then SmolLM2-135M",
+        run_speed,
+    ),
+    Part("fsdp2", 60, "one-hot and v under FSDP2 on this one device, at 16k tokens per step", run_fsdp2),
+    Part("shift", None, "bench-shift's arms in bf16, one seed, one arm after another", run_shift),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run all parts in turn."""
+    options = _parser().parse_args(arguments)
+    if options.cpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for all processes
+    elif not torch.cuda.is_available():
+        print("bench-gpu: skipped, as there is no CUDA device; ARGS=--cpu rehearses it on the CPU")
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the processes of a part end with it
+    file = options.output if options.cpu else options.output or _FILE
+    try:
+        report = measure(PARTS, rehearsed=options.cpu, file=file)
+    except KeyboardInterrupt:
+        print(f"bench-gpu: stopped; what was measured is in {file}" if file else "bench-gpu: stopped")
+        raise SystemExit(130) from None
+    print(markdown(report))
+    print(f"results: {file}" if file else "results: none, as this was a rehearsal (--output FILE keeps its figures)")
+    failed = [name for name, part in report["parts"].items() if part["outcome"].startswith("failed")]
+    if failed:
+        raise UserError(f"failed: {', '.join(failed)}; see above")
+
+
+def measure(parts: Sequence[Part], *, rehearsed: bool, file: Path | None) -> dict[str, Any]:
+    """Say what will be done, and do it; return the results.
+
+    Args:
+        parts: in their order; one that fails or is stopped leaves its time to the others.
+        rehearsed: whether on the CPU, with tiny sizes.
+        file: where the results are written after each measurement; None: nowhere.
+    """
+    clock = Clock(60 * MINUTES - _END_S)
+    report: dict[str, Any] = {
+        "command": "make bench-gpu" + (" ARGS=--cpu" if rehearsed else ""),
+        "rehearsed": rehearsed,
+        "device": _device(rehearsed),
+        "versions": versions(),
+        "seed": 0,
+        "parts": {},
+    }
+
+    def write() -> None:
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, json.dumps(report, indent=1) + "\n")
+
+    print(
+        f"{report['command']} on {report['device']['name']}, at most {MINUTES:g} minutes" + (", tiny sizes" * rehearsed)
+    )
+    for part in parts:
+        limit = "what is left" if part.limit_s is None else f"at most {part.limit_s:.0f} s"
+        print(f"  {part.name} ({limit}): {part.does}")
+    for part in parts:
+        start, limit_s = time.monotonic(), min(clock.left(), part.limit_s or clock.left())
+        print(f"{part.name}:", flush=True)
+        outcome = "finished"
+        try:
+            part.run(report.setdefault(part.name, {}), Clock(limit_s), rehearsed, write)
+        except Unfinished as reason:
+            outcome = str(reason)
+        except UserError as error:
+            outcome = f"failed: {error}"
+        report["parts"][part.name] = {"outcome": outcome, "seconds": time.monotonic() - start}
+        print(f"{part.name}: {outcome}", flush=True)
+        write()
+    return report
+
+
+def _device(rehearsed: bool) -> dict[str, Any]:
+    if rehearsed:
+        return {"name": "the CPU"}
+    found = torch.cuda.get_device_properties(0)
+    return {
+        "name": found.name,
+        "memory_gib": found.total_memory / 2**30,
+        "capability": f"{found.major}.{found.minor}",
+        "cuda": torch.version.cuda,
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="make bench-gpu ARGS=...", description=__doc__)
+    parser.add_argument("--cpu", action="store_true", help="rehearse on the CPU with tiny sizes, in about two minutes")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="where the results go (default: benchmarks/gpu.json)"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,56 @@
+"""An arm that makes one learner step at a time, for a clock beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vpretrain.run.optimizer import AdamW
+from vpretrain.run.parts import Parts
+from vpretrain.run.train import train
+
+HF = "hf"  # plain transformers: model(labels=...).loss, backward, clip, AdamW
+
+
+class TimedArm:
+    """An arm, ready to make steps.
+
+    Args:
+        recipe: the run.
+        parts: assembled from it.
+        plain: make plain transformers' steps on the parts' learner and stream.
+    """
+
+    def __init__(self, recipe: Any, parts: Parts, *, plain: bool = False) -> None:
+        self.recipe, self.parts = recipe, parts
+        self.optimizer = AdamW(parts.learner.named_parameters(), recipe.optimizer, total_steps=1000)
+        self.step = self._plain if plain else self._ours
+        self.read = 0  # tokens or images of the last step
+
+    def updates(self, number: int) -> bool:
+        """Whether a meta update belongs to the step with this number."""
+        return self.parts.meta is not None and number % self.recipe.value.every_steps == 0
+
+    def _ours(self, number: int) -> None:
+        train(self.recipe, self.parts, self.optimizer, steps=[number], after_step=self._count)
+
+    def _count(self, record: Any) -> None:
+        self.read = record.tokens
+
+    def _plain(self, number: int) -> None:
+        learner: Any = self.parts.learner
+        optimizer, batches = self.optimizer.torch, self.parts.stream.next()
+        for batch in batches:
+            labels_BT = batch.ids_BT.masked_fill(batch.weights_BT == 0, -100)
+            with torch.autocast(learner.device.type, dtype=torch.bfloat16, enabled=learner.bf16):
+                # Without a cache: with one, transformers would let documents of a row attend to each other.
+                outputs = learner.model(
+                    input_ids=batch.ids_BT, position_ids=batch.positions_BT, labels=labels_BT, use_cache=False
+                )
+            (outputs.loss / len(batches)).backward()
+            del outputs
+        torch.nn.utils.clip_grad_norm_(learner.model.parameters(), self.recipe.optimizer.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        self.read = sum(batch.tokens for batch in batches)
