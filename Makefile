@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help install docs notebook wheel quickstart quickstart-vision bench-steering bench-steering-ablation bench-gsm8k bench-shift bench-vision bench-multitask bench-posttrain bench-decontaminate bench-speed bench-scaling check test test-slow test-browser test-reliability test-distributed audit doctor clean
+.PHONY: help install docs notebook wheel quickstart quickstart-vision bench-steering bench-steering-ablation bench-gsm8k bench-shift bench-vision bench-multitask bench-posttrain bench-decontaminate bench-speed bench-scaling bench-gpu check test test-slow test-browser test-reliability test-distributed audit doctor clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,8 +23,8 @@ check: .venv/.installed-dev ## check lint, format, spelling, types and the Docke
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
 
-test: .venv/.installed-dev ## run the test suite, except slow and browser tests, on up to four cores
-	$(BIN)/python -m pytest -m "not slow and not browser" --numprocesses auto --maxprocesses 4
+test: .venv/.installed-dev ## run the test suite, except slow and browser tests, on up to four cores; those for a GPU on the CPU
+	$(BIN)/python -m pytest -m "not slow and not browser" --rehearse --numprocesses auto --maxprocesses 4
 
 test-slow: .venv/.installed-dev ## run the tests that need the real pretrained learner
 	$(BIN)/python -m pytest -m slow
@@ -87,6 +87,9 @@ bench-speed: .venv/.installed-quickstart .venv/.installed-vision ## measure the 
 
 bench-scaling: .venv/.installed ## make the tables of docs/scaling.md: estimates for 8 to 1,024 GPUs; seconds
 	$(BIN)/python -m benchmarks.scaling
+
+bench-gpu: .venv/.installed-dev ## measure on one CUDA device what only a GPU can show; nine minutes, ARGS=--cpu rehearses it in two
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 bench-decontaminate: .venv/.installed-dev ## find near-duplicates in a gigabyte of text and measure speed, memory, recall; ARGS=--quick takes seconds
 	$(BIN)/python -m benchmarks.decontaminate $(ARGS)

@@ -95,6 +95,28 @@ def in_this_process():
 
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="the long forms of the tests of reliability and security")
+    parser.addoption("--rehearse", action="store_true", help="tests/gpu on the CPU, where that makes sense")
+
+
+@pytest.fixture
+def device(request):
+    """The device of tests/gpu: a GPU, or the CPU with --rehearse."""
+    if request.config.getoption("rehearse"):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, or --rehearse for the CPU")
+    return torch.device("cuda")
+
+
+@pytest.fixture
+def on_device(tmp_path, tokenizer, device):
+    """Makes tiny recipes whose learner is on the device."""
+    from worlds import tiny_recipe
+
+    def make(family="llama", *, learner=(), **changes):
+        return tiny_recipe(tmp_path, tokenizer, family, learner={"device": device.type, **dict(learner)}, **changes)
+
+    return make
 
 
 TRIED, SURVIVED = Counter(), Counter()  # by promise, of docs/reliability.md

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks import scaling
-from vpretrain.scaling.estimate import OVER_FLOOR
+from vpretrain.scaling import estimate
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_documents_tables_are_what_the_code_computes():
     saved = json.loads((ROOT / "benchmarks/scaling.json").read_text(encoding="utf-8"))
-    assert json.loads(json.dumps(scaling.report())) == saved
+    assert json.loads(json.dumps(scaling.report(scaling.measured()))) == saved
     document = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
     for table in scaling.tables(saved):
         assert table in document
@@ -23,5 +23,11 @@ def test_the_documents_tables_are_what_the_code_computes():
 
 def test_what_is_measured_is_what_the_speed_benchmark_found():
     speed = json.loads((ROOT / "benchmarks/speed/results.json").read_text(encoding="utf-8"))
-    for modality, found in scaling.calibration(speed).items():
-        assert OVER_FLOOR[modality] == pytest.approx(found, rel=0.1), "bring estimate.OVER_FLOOR up to date"
+    found, gpu = scaling.calibration(speed), scaling.measured()
+    if gpu is not None:
+        found["language"] = gpu.over_floor
+        measured = pytest.approx(gpu.utilisation, rel=0.1)
+        assert measured == estimate.UTILISATION, "bring estimate.UTILISATION up to date"
+    assert (None if gpu is None else gpu.gpu) == estimate.GPU, "bring estimate.GPU up to date"
+    for modality, over in found.items():
+        assert estimate.OVER_FLOOR[modality] == pytest.approx(over, rel=0.1), "bring estimate.OVER_FLOOR up to date"

@@ -135,6 +135,25 @@ def test_seconds_of_compute_equal_a_hand_calculation(seconds):
     assert ddp["meta compute"] == pytest.approx(over["meta"] * 2 * (2000 / 500 + 1000 / 50))
 
 
+def test_measured_ratios_take_the_place_of_the_packages_own(seconds):
+    how = {"device": SLOW, "utilisation": 0.5, "latency_us": 1e6, "over_floor": {"designer": 3.0, "meta": 5.0}}
+    found = on_gpus(WORK, 8, **how)
+    assert found.as_json()["over_floor"] == how["over_floor"]
+    assert found.plans[0].seconds["designer"] == pytest.approx(3 * 8 * 100 / 50)
+    assert found.plans[0].seconds["meta compute"] == pytest.approx(5 * 2 * (2000 / 500 + 1000 / 50))
+    assert found.plans[0].seconds["learner"] == seconds[0]["learner"]
+    assert "the designer takes 3 times its FLOP floor, the meta update 5 times" in estimate_remarks(found)[-1]
+
+
+def test_remarks_say_on_which_gpu_the_passes_were_measured(monkeypatch):
+    monkeypatch.setattr("vpretrain.scaling.tables.GPU", "H100")
+    remarks = " ".join(estimate_remarks(on_gpus(WORK, 8)))
+    assert "passes that reach 40% (measured on one H100)" in remarks
+    assert "measured, on one H100: the designer" in remarks
+    assert "nothing was measured on a GPU" not in remarks
+    assert "(measured on one H100)" not in " ".join(estimate_remarks(on_gpus(WORK, 8, utilisation=0.3)))
+
+
 def test_seconds_of_communication_equal_a_hand_calculation(seconds):
     ddp, fsdp2, lean = seconds
     # 1,000 bytes a second in a node, a second a message: up and down a tree of 8, or seven round a ring, for each of 5 units.

@@ -64,9 +64,10 @@ def inverse_temperature(
     log_KL_G = (sums_G[:-1] / sums_G[-1]).clamp_min(torch.finfo(sums_G.dtype).tiny).log()
     # Interpolate linearly in logarithms: between two points KL is nearly a power of 1 / lambda.
     after = (log_KL_G < math.log(divergence)).sum().clamp(1, len(sums) - 1)
-    low, high = log_KL_G[after - 1], log_KL_G[after]
+    both = torch.stack([after - 1, after])  # an index without dimensions would be read, and wait for the device
+    (low, high), (below, above) = log_KL_G[both], log2_scales_G[both]
     part = ((math.log(divergence) - low) / (high - low)).nan_to_num(1.0).clamp(0, 1)
-    return torch.lerp(log2_scales_G[after - 1], log2_scales_G[after], part).exp2()
+    return torch.lerp(below, above, part).exp2()
 
 
 def _divergences(
