@@ -40,7 +40,7 @@ class Sizes:
 
 
 ON_GPU = Sizes(rows=8, length=1024, micro_batches=(2, 8), periods=2)  # 16k and 64k tokens per step
-REHEARSED = Sizes(rows=2, length=64, micro_batches=(1, 2), periods=1, tiny=True)
+REHEARSED = Sizes(rows=2, length=256, micro_batches=(1, 2), periods=1, tiny=True)
 
 
 def _tiny(device: str) -> Any:
