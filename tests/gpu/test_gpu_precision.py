@@ -30,8 +30,7 @@ def test_the_bf16_tangent_is_near_the_fp32_one(device):
         learner, u, fast = learner_and_direction(tiny_model("llama-untied").eval().to(device), bf16=bf16)
         assert fast
         u = {name: part.to(device) for name, part in u.items()}
-        state = learner.forward(batch).detach()
-        candidates_NK = state.logits.candidates_NK[:, :1]  # the true tokens, which are the same in both
-        found.append(learner.candidate_tangents(batch, state, u)[:, :1])
-        assert torch.equal(candidates_NK[:, 0], batch.targets_N)
+        with torch.no_grad():
+            state = learner.forward(batch).detach()
+            found.append(learner.candidate_tangents(batch, state, u)[:, 0])  # of the true tokens, the same in both
     assert 1e-5 < distance(*found) < 0.05
