@@ -37,6 +37,25 @@ class Paired:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """A metric of a result that may become better or worse.
+
+    Attributes:
+        of: returns it from an arm's results, or None if it was not measured.
+        form: its format, as in tables.
+        better: "lower" or "higher".
+        unit: written after the number.
+        paired: the key in `Metrics.paired` of the same metric by case, whose differences have intervals; None: there is none.
+    """
+
+    of: Callable[[Json], float | None]
+    form: str
+    better: Literal["lower", "higher"]
+    unit: str = ""
+    paired: str | None = None
+
+
+@dataclass(frozen=True)
 class Metrics:
     """The presentation of an evaluation's metrics in tables, plots and verdicts.
 
@@ -47,6 +66,7 @@ class Metrics:
         objectives: metrics that settings trade off: -1 where less is better, else 1; with the title.
         pareto_points: settings of `vpretrain pareto`, if none are given.
         columns: of tables, each with a function that formats it from an arm's results.
+        outcomes: by title, everything that a report looks through for what became better and what became worse.
         curves: numbers of a run's log that are plotted, with their titles.
         intervals: returns intervals of metrics over several seeds, from the cases of each.
     """
@@ -57,6 +77,7 @@ class Metrics:
     objectives: Mapping[str, tuple[int, str]]
     pareto_points: Sequence[Sequence[str]]
     columns: Mapping[str, Callable[[Json], str]]
+    outcomes: Mapping[str, Outcome]
     curves: Mapping[str, str]
     intervals: Callable[[Sequence[Sequence[Json]]], dict[str, float]] = lambda seeds: {}
 

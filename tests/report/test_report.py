@@ -75,8 +75,30 @@ def test_the_verdict_is_one_sentence_with_the_paired_interval(tmp_path):
     assert text == (
         "After equal training time, v is better than one-hot on held-out answers: v minus one-hot is -0.0917 nats per token, "
         "95 % interval [-0.1517, -0.0497], paired over 8 problems and 2 seeds (lower is better); "
-        "v made 40 steps with 5 meta updates, one-hot 40 steps."
+        "v made 40 steps with 5 meta updates, one-hot 40 steps. Nothing that was measured is worse than in the untouched "
+        "learner. Nothing else that was measured is worse than in one-hot."
     )
+
+
+def test_the_verdict_names_what_became_worse_with_and_without_an_interval(tmp_path):
+    results = write_comparison(tmp_path / "study", seeds=(0,))
+    results["arms"]["v"] |= {"pass_at_1": 0.0, "retention_nll": 2.9}
+    fall = {"mean": -0.0625, "low": -0.196, "high": 0.071}
+    results["differences"]["solved"] = {"v": {"step-0": fall, "one-hot": fall}}
+    write_json(tmp_path / "study/results.json", results)
+    said = verdict(collect(tmp_path / "study"))
+    assert "greedy decoding solves (Pass@1) v cannot be told from one-hot: -0.0625 of the problems" in said
+    assert said.endswith(
+        "Worse than in the untouched learner: Pass@1 0.0% against 6.2% (the interval contains 0), "
+        "retention NLL 2.9000 against 2.8301 (no interval). Worse than in one-hot: retention NLL 2.9000 against 2.8301 "
+        "(no interval)."
+    )
+    results["differences"]["solved"]["v"]["step-0"] = {"mean": -0.0625, "low": -0.1, "high": -0.01}
+    results["arms"]["one-hot"]["retention_nll"] = 3.0
+    write_json(tmp_path / "study/results.json", results)
+    said = verdict(collect(tmp_path / "study"))
+    assert "Pass@1 0.0% against 6.2%, retention NLL" in said
+    assert said.endswith("Nothing else that was measured is worse than in one-hot.")
 
 
 @pytest.mark.parametrize(
@@ -152,6 +174,16 @@ def test_the_table_of_results_equals_results_json(study):
         assert float(shown["answer NLL [95 %]"].split()[0]) == pytest.approx(arm["answer_nll"], abs=5e-5)
         assert int(shown["tokens"].replace(",", "")) == arm["tokens"]
         assert float(shown["seconds"]) == arm["seconds"]
+
+
+def test_the_table_of_changes_has_every_figure_against_both_others(study):
+    head, *rows = study[1].tables["What became better and what became worse"]
+    assert head == ["figure", "step-0", "one-hot", "v", "v against step-0", "v against one-hot"]
+    assert rows == [
+        ["answer NLL", "1.5448", "1.2444", "1.1527", "better", "better"],
+        ["Pass@1", "6.2%", "6.2%", "6.2%", "equal", "equal"],
+        ["retention NLL", "2.8301", "2.8301", "2.8301", "equal", "equal"],
+    ]
 
 
 def test_the_table_of_differences_has_every_pair_with_its_interval(study):
@@ -240,7 +272,7 @@ def test_the_verdict_on_a_disturbed_comparison_begins_with_its_unequal_times(tmp
     write_json(tmp_path / "study/results.json", results)
     said = verdict(collect(tmp_path / "study"))
     assert said.startswith("After unequal training times (129 and 120 s), v is")
-    assert said.endswith("; v made 4 steps with 1 meta update, one-hot 96 steps.")
+    assert "; v made 4 steps with 1 meta update, one-hot 96 steps. " in said
     differ, slow = warnings(collect(tmp_path / "study"))
     assert differ.startswith("training times differ by more than 3%")
     assert slow.startswith("v read tokens at 4% of one-hot's rate")
@@ -418,7 +450,9 @@ def test_the_inspectors_of_each_arms_first_seed_stand_in_the_page_as_they_are(tm
 def test_the_command(tmp_path, capsys):
     write_comparison(tmp_path / "study")
     assert main(["report", str(tmp_path / "study")]) == 0
-    assert str(tmp_path / "study/report.html") in capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
+    assert str(tmp_path / "study/report.html") in printed
+    assert f"study: {verdict(collect(tmp_path / 'study'))}" in printed
     assert (tmp_path / "study/report.html").read_text().startswith("<!doctype html>")
     assert main(["report", str(tmp_path / "study/v.0"), "--output", str(tmp_path / "new/one.html")]) == 0
     assert (tmp_path / "new/one.html").exists()

@@ -54,6 +54,8 @@ def compare(options: argparse.Namespace) -> None:
     from vpretrain.compare.entry import split_entries
     from vpretrain.compare.results import START, run_name
     from vpretrain.compare.tables import draw_curves
+    from vpretrain.report.collect import collect
+    from vpretrain.report.verdict import verdict
 
     arms = [recipe.baseline, "v"] if options.arms is None else split_entries(options.arms)
     results = compare(recipe, arms, **_chosen(options, "seeds", "rounds", "resume", "overwrite"))
@@ -62,6 +64,7 @@ def compare(options: argparse.Namespace) -> None:
     for line in results.remarks:
         console.print(line, highlight=False, markup=False, style="yellow" if line.startswith("warning") else None)
     directory = recipe.directory
+    console.print(verdict(collect(directory)), highlight=False, markup=False, style="bold")
     curves = draw_curves(recipe, results.figures)
     print(f"results: {directory / 'results.json'}")
     print(f"curves:  {curves or 'not drawn; pip install matplotlib'}")
@@ -157,10 +160,14 @@ def gate(options: argparse.Namespace) -> None:
 
 def report(options: argparse.Namespace) -> None:
     """Write one HTML file on runs and comparisons, with verdict, curves, cost and settings."""
+    from vpretrain.report.collect import collect
     from vpretrain.report.page import report
+    from vpretrain.report.verdict import verdict
 
     directories = [Path(run) for run in options.runs]
     file = report(directories, Path(options.output or directories[0] / "report.html"))
+    for study in map(collect, directories):
+        _console().print(f"{study.recipe.name}: {verdict(study)}", highlight=False, markup=False)
     print(f"report: {file} ({file.stat().st_size / 2**20:.1f} MB; it needs nothing else)")
 
 

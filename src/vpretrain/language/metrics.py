@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import methodcaller
 
-from vpretrain.modality import Metrics, Paired, shown
+from vpretrain.modality import Metrics, Outcome, Paired, shown
 from vpretrain.types import Json
 
 
@@ -29,6 +30,11 @@ def _sampled(pass_at_k: dict[str, float] | None) -> str:
     return f"{pass_at_k[most]:.1%} (k = {most})"
 
 
+def _pass_at_most(arm: Json) -> float | None:
+    pass_at_k = arm.get("pass_at_k")
+    return pass_at_k[max(pass_at_k, key=int)] if pass_at_k else None
+
+
 METRICS = Metrics(
     headline="held-out answers",
     cases="problems",
@@ -38,6 +44,7 @@ METRICS = Metrics(
             "nats per token", "held-out answers after one temperature per arm", "lower", beside=True
         ),
         "top_1": Paired("of the tokens", "the likeliest tokens of held-out answers", "higher", beside=True),
+        "solved": Paired("of the problems", "problems that greedy decoding solves (Pass@1)", "higher", beside=True),
     },
     objectives={"answer_nll": (-1, "answer NLL"), "retention_nll": (-1, "retention NLL")},
     pareto_points=(),  # no points suit every recipe
@@ -50,6 +57,16 @@ METRICS = Metrics(
         "Pass@1": lambda arm: shown(arm["pass_at_1"], ".1%"),
         "Pass@k": lambda arm: _sampled(arm.get("pass_at_k")),
         "retention NLL": lambda arm: shown(arm["retention_nll"]),
+    },
+    outcomes={
+        "answer NLL": Outcome(methodcaller("get", "answer_nll"), ".4f", "lower", paired="nll"),
+        "tempered answer NLL": Outcome(
+            methodcaller("get", "answer_nll_tempered"), ".4f", "lower", paired="nll_tempered"
+        ),
+        "top-1": Outcome(methodcaller("get", "answer_top_1"), ".1%", "higher", paired="top_1"),
+        "Pass@1": Outcome(methodcaller("get", "pass_at_1"), ".1%", "higher", paired="solved"),
+        "Pass@k": Outcome(_pass_at_most, ".1%", "higher"),
+        "retention NLL": Outcome(methodcaller("get", "retention_nll"), ".4f", "lower"),
     },
     curves={"loss": "training loss (nats per token)", "alpha": "mean gate alpha", "value": "value of the task"},
     intervals=_intervals,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from vpretrain.compare.changes import changes, subject
 from vpretrain.compare.results import START
 from vpretrain.files import check_writable, write_whole
 from vpretrain.modality import modality_of
@@ -69,6 +70,7 @@ def _study(study: Study, number: int) -> Json:
         "warnings": warnings(study),
         "notes": notes(study),
         "results": _results(study),
+        "changes": _changes(study),
         "intervals": plots.differences(study) if draws and study.compared else [],
         "differences": _differences(study),
         "evaluation": plots.evaluation(study) if draws else [],
@@ -99,6 +101,23 @@ def _results(study: Study) -> Table | None:
     title += ["means over seeds"] if len(study.results["seeds"]) > 1 else []
     title += ["[ ] are 95 % intervals"] if any("[" in text for text in rows[-1]) else []
     return Table("; ".join(title), rows)
+
+
+def _changes(study: Study) -> Table | None:
+    """Return every metric of the arm that the verdict is about beside the untouched learner's and the other arm's."""
+    judged = subject(study.results, study.recipe) if study.compared else None
+    if judged is None:
+        return None
+    arm, other = judged
+    others = [name for name in dict.fromkeys((START, other)) if name in study.results["arms"]]
+    rows = [["figure", *others, arm, *(f"{arm} against {name}" for name in others)]]
+    found = [{c.title: c for c in changes(study.results, study.recipe, arm, name)} for name in others]
+    for title in dict.fromkeys(title for of_other in found for title in of_other):
+        known = [of_other.get(title) for of_other in found]
+        own = next(change.own for change in known if change)
+        values = [*(change.other if change else "-" for change in known), own]
+        rows.append([title, *values, *(change.outcome if change else "-" for change in known)])
+    return Table("What became better and what became worse", rows)
 
 
 def _differences(study: Study) -> Table | None:

@@ -1,52 +1,76 @@
-"""The result of a study, in a sentence with its interval, and the notes and warnings beside it."""
+"""The result of a study, in a sentence with its interval, what became worse, and the notes and warnings beside it."""
 
 from __future__ import annotations
 
 import itertools
 
-from vpretrain.compare.results import START, pairs
-from vpretrain.compare.statistics import LEVEL
+from vpretrain.compare.changes import Change, changes, relation, subject
+from vpretrain.compare.results import START
 from vpretrain.compare.tables import by_minutes, interval, remarks, unequal
 from vpretrain.modality import modality_of
 from vpretrain.report.collect import Study
 
 
 def verdict(study: Study) -> str:
-    """Return a sentence: V against the baseline if both ran, else the first arm against the baseline or the untouched learner.
+    """Return the comparison of V with the baseline (or see `subject`) in a sentence, and what became worse in another.
 
-    If the same pair compares differently after equal seconds or tokens, the sentence includes that.
+    If the same pair compares differently after equal seconds or tokens, the first sentence includes that.
     """
-    results, recipe, metrics = study.results, study.recipe, modality_of(study.recipe).metrics
     if not study.compared:
         return _of_run(study)
-    trained = {name: arm for name, arm in results["arms"].items() if arm["steps"]}
-    if not trained or not results["of"]:
+    judged = subject(study.results, study.recipe)
+    if judged is None:
         return "Nothing was trained, or nothing measured, that could be compared."
+    return f"{_difference(study, *judged)} {_worse(study, *judged)}".rstrip()
+
+
+def _difference(study: Study, a: str, b: str) -> str:
+    results, metrics = study.results, modality_of(study.recipe).metrics
     of = results["of"]
-    wanted = pairs(trained, recipe.baseline)
-    v = ("v", recipe.baseline)
-    a, b = v if v in wanted else wanted[0] if wanted else (next(iter(trained)), START)
     text = "at the end of its budget" if b == START else f"after {_equal(study, a, b)}"
     beside = [key for key in results["differences"] if metrics.paired[key].beside]
     for number, key in enumerate([*of, *beside]):
         found, paired = results["differences"][key][a][b], metrics.paired[key]
-        relation = _relation(found, paired.better)
+        compared = relation(found, paired.better)
         if number == 0:
-            text += f", {a} {relation} {b} on {paired.measured_on}: {a} minus {b} is "
+            text += f", {a} {compared} {b} on {paired.measured_on}: {a} minus {b} is "
             text += f"{interval(found, paired.unit)}, paired over {_over(study)} ({paired.better} is better)"
         else:
-            text += f"; on {paired.measured_on} {a} {relation} {b}: {interval(found, paired.unit)}"
+            text += f"; on {paired.measured_on} {a} {compared} {b}: {interval(found, paired.unit)}"
     if b == START:
         return text[0].upper() + text[1:] + "."
     text += f"; {a} made {_made(study, a)}, {b} {_made(study, b)}"
     for (axis, matched), key in itertools.product(results.get("matched", {}).items(), of):
         other, at_end = matched[key]["differences"][a][b], results["differences"][key][a][b]
         paired = metrics.paired[key]
-        relation = _relation(other, paired.better)
-        if relation != _relation(at_end, paired.better):
+        compared = relation(other, paired.better)
+        if compared != relation(at_end, paired.better):
             where = f", on {paired.measured_on}," if len(of) > 1 else ""
-            text += f"; but after {matched['at']:,.0f} {axis}{where} {a} {relation} {b}: {interval(other, paired.unit)}"
+            text += f"; but after {matched['at']:,.0f} {axis}{where} {a} {compared} {b}: {interval(other, paired.unit)}"
     return text[0].upper() + text[1:] + "."
+
+
+def _worse(study: Study, a: str, b: str) -> str:
+    """Return what became worse beside what the first sentence tells; a fall is named even where it may be chance."""
+    others = {START: "the untouched learner", b: "the untouched learner" if b == START else b}
+    sentences = []
+    for other, name in others.items():
+        if other not in study.results["arms"]:
+            continue
+        found = changes(study.results, study.recipe, a, other)
+        further = [change for change in found if not change.told]
+        worse = [change for change in further if change.direction == "worse"]
+        if worse:
+            listed = ", ".join(f"{c.title} {c.own} against {c.other}{_doubt(c)}" for c in worse)
+            sentences.append(f"Worse than in {name}: {listed}.")
+        elif further:
+            nothing = "Nothing" if further == found else "Nothing else"
+            sentences.append(f"{nothing} that was measured is worse than in {name}.")
+    return " ".join(sentences)
+
+
+def _doubt(change: Change) -> str:
+    return {None: " (no interval)", False: " (the interval contains 0)", True: ""}[change.certain]
 
 
 def notes(study: Study) -> list[str]:
@@ -96,13 +120,6 @@ def _made(study: Study, arm: str) -> str:
     found, updates = study.results["arms"][arm], study.results["arms"][arm]["meta_updates"]
     with_them = f" with {updates:,.0f} meta update{'' if updates == 1 else 's'}" if updates else ""
     return f"{found['steps']:,.0f} steps{with_them}"
-
-
-def _relation(difference: dict[str, float], better: str) -> str:
-    excludes_0 = difference["low"] > 0 or difference["high"] < 0  # not if a result is NaN
-    if not excludes_0 or difference.get("p_holm", 0.0) >= 1 - LEVEL:
-        return "cannot be told from"
-    return "is better than" if (difference["mean"] < 0) == (better == "lower") else "is worse than"
 
 
 def _over(study: Study) -> str:

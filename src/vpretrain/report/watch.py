@@ -23,6 +23,7 @@ from vpretrain.console import minutes
 from vpretrain.errors import UserError
 from vpretrain.modality import modality_of
 from vpretrain.recipe import load_recipe
+from vpretrain.run.find import SUMMARIES, members
 from vpretrain.run.lock import LOCK, holder
 from vpretrain.types import Json
 
@@ -30,7 +31,6 @@ REFRESH_SECONDS = 1.0
 _RECENT = 20  # steps that the speed is measured over
 _BARS = "▁▂▃▄▅▆▇█"
 _MOST_BARS = 64  # of a sparkline, hence means that a curve keeps
-_SUMMARIES = ("results.json", "pareto.json", "posttrain.json", "sweep.json")  # files that finished groups have
 
 
 def watch(directory: Path, console: Console, *, once: bool = False) -> None:
@@ -62,7 +62,7 @@ def watch(directory: Path, console: Console, *, once: bool = False) -> None:
 
 def open_view(directory: Path) -> RunView | GroupView:
     """Return the view for a directory. Raises UserError if no run has written it."""
-    if _members(directory):
+    if members(directory):
         return GroupView(directory)
     if not any((directory / name).exists() for name in ("recipe.yaml", LOCK)):
         raise UserError(f"{directory} is no directory of a run: name one that `vpretrain run` or `compare` has made")
@@ -299,7 +299,7 @@ class GroupView:
     def update(self) -> None:
         """Read what is new; members appear as they begin. Raises UserError if a recipe cannot be read."""
         self.process = holder(self.directory)
-        names = _members(self.directory)
+        names = members(self.directory)
         self.members = {name: self.members.get(name) or RunView(self.directory / name) for name in names}
         for member in self.members.values():
             if not member.finished:
@@ -308,11 +308,15 @@ class GroupView:
     @property
     def finished(self) -> bool:
         """Whether the group has its summary."""
-        return self.process is None and any((self.directory / name).exists() for name in _SUMMARIES)
+        return self.process is None and any((self.directory / name).exists() for name in SUMMARIES)
+
+    @property
+    def state(self) -> str:
+        """The state of the group."""
+        return "running" if self.process is not None else "finished" if self.finished else "interrupted"
 
     def frame(self) -> RenderableType:
         """Return all members, and the frame of the active one."""
-        state = "running" if self.process is not None else "finished" if self.finished else "interrupted"
         table = Table()
         for column in ("run", "state", "budget", "steps", "loss", "last evaluation"):
             table.add_column(column, justify="right" if column in ("budget", "steps", "loss") else "left")
@@ -322,14 +326,7 @@ class GroupView:
             shown = f"{member.share:.0%}", f"{member.steps:,}", _number(loss), score
             table.add_row(Text(name), member.state, *shown)
         at_work = [member for member in self.members.values() if member.process is not None]
-        return Group(Text(f"{self.directory}: {state}"), table, *(member.frame() for member in at_work))
-
-
-def _members(directory: Path) -> list[str]:
-    """Return the names of the runs in a group's directory; empty for a run's own directory."""
-    if (directory / "metrics.jsonl").exists():
-        return []
-    return sorted({path.parent.name for name in ("recipe.yaml", LOCK) for path in directory.glob(f"*/{name}")})
+        return Group(Text(f"{self.directory}: {self.state}"), table, *(member.frame() for member in at_work))
 
 
 def _objects(text: bytes) -> Iterator[Json]:

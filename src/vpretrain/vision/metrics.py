@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
+from operator import methodcaller
 
-from vpretrain.modality import Metrics, Paired, shown
+from vpretrain.modality import Metrics, Outcome, Paired, shown
 from vpretrain.types import Json
 from vpretrain.vision.evaluation.retrieval import PROTOCOLS
 
@@ -35,6 +36,22 @@ METRICS = Metrics(
         "mAP": lambda arm: shown(arm["retrieval_map"]),
         **{
             f"{place.title()} {protocol}": partial(_retrieval, place=place, protocol=protocol)
+            for place in ("oxford", "paris")
+            for protocol in PROTOCOLS
+        },
+    },
+    outcomes={
+        "mIoU": Outcome(methodcaller("get", "miou"), ".4f", "higher"),  # of the set, not of each image
+        "RMSE": Outcome(methodcaller("get", "depth_rmse"), ".4f", "lower", " m"),
+        "RMSE of images": Outcome(
+            methodcaller("get", "depth_rmse_of_images"), ".4f", "lower", " m", paired="depth_rmse"
+        ),
+        "AbsRel": Outcome(methodcaller("get", "depth_abs_rel"), ".4f", "lower"),
+        "delta_1": Outcome(methodcaller("get", "depth_delta_1"), ".4f", "higher"),
+        "accuracy": Outcome(methodcaller("get", "accuracy"), ".1%", "higher"),
+        "mAP": Outcome(methodcaller("get", "retrieval_map"), ".4f", "higher"),
+        **{
+            f"{place.title()} {protocol}": Outcome(methodcaller("get", f"{place}_{protocol}"), ".4f", "higher")
             for place in ("oxford", "paris")
             for protocol in PROTOCOLS
         },

@@ -1,0 +1,105 @@
+"""What became better and what became worse: every metric of an arm beside another arm's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from vpretrain.compare.results import START, pairs
+from vpretrain.compare.statistics import LEVEL
+from vpretrain.config import Recipe
+from vpretrain.modality import modality_of
+from vpretrain.types import Json
+
+Direction = Literal["better", "worse", "equal"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One metric of an arm beside another's, as tables show it.
+
+    Attributes:
+        title: of the metric.
+        other, own: the other arm's value and the arm's own.
+        direction: by these numbers alone; equal if they look equal.
+        certain: whether the interval of the paired difference excludes 0; None: there is no interval.
+        told: whether the verdict's first sentence has this difference already.
+    """
+
+    title: str
+    other: str
+    own: str
+    direction: Direction
+    certain: bool | None
+    told: bool
+
+    @property
+    def outcome(self) -> str:
+        """The direction, with the reason to doubt it."""
+        if self.direction == "equal" or self.certain:
+            return self.direction
+        return f"{self.direction} ({'no interval' if self.certain is None else 'the interval contains 0'})"
+
+
+def subject(results: Json, recipe: Recipe) -> tuple[str, str] | None:
+    """Return the arm that a verdict is about, and the one that it is compared with; None if nothing can be compared.
+
+    V and the baseline if both ran, else the first arm and the baseline or the untouched learner.
+    """
+    trained = [name for name, arm in results["arms"].items() if arm["steps"]]
+    if not trained or not results["of"]:
+        return None
+    wanted = pairs(trained, recipe.baseline)
+    v = ("v", recipe.baseline)
+    return v if v in wanted else wanted[0] if wanted else (trained[0], START)
+
+
+def changes(results: Json, recipe: Recipe, arm: str, other: str) -> list[Change]:
+    """Return all metrics that both arms have.
+
+    Args:
+        results: of a comparison.
+        recipe: its recipe.
+        arm: the arm that is judged.
+        other: the arm that it is compared with, or the untouched learner.
+    """
+    found = []
+    judged = subject(results, recipe)
+    for title, outcome in modality_of(recipe).metrics.outcomes.items():
+        values = [outcome.of(results["arms"][name]) for name in (other, arm)]
+        if any(value is None for value in values):
+            continue
+        shown = [f"{value:{outcome.form}}{outcome.unit}" for value in values]
+        rises = values[1] > values[0]
+        direction: Direction = "better" if rises == (outcome.better == "higher") else "worse"
+        difference = results["differences"].get(outcome.paired, {}).get(arm, {}).get(other)
+        certain = None if difference is None else excludes_0(difference)
+        told = difference is not None and (arm, other) == judged
+        found.append(Change(title, *shown, "equal" if shown[0] == shown[1] else direction, certain, told))
+    return found
+
+
+def excludes_0(difference: Mapping[str, float]) -> bool:
+    """Whether the interval excludes 0, also after the correction for the number of differences; not if a result is NaN."""
+    excludes = difference["low"] > 0 or difference["high"] < 0
+    return excludes and difference.get("p_holm", 0.0) < 1 - LEVEL
+
+
+def relation(difference: Mapping[str, float], better: str) -> str:
+    """Return how an arm compares with the other one of a difference, in words, no further than the interval allows."""
+    if not excludes_0(difference):
+        return "cannot be told from"
+    return "is better than" if (difference["mean"] < 0) == (better == "lower") else "is worse than"
+
+
+def headline(results: Json, recipe: Recipe) -> str:
+    """Return the result of a comparison in a few words, for lists."""
+    judged = subject(results, recipe)
+    if judged is None:
+        return "nothing to compare"
+    arm, other = judged
+    key, unit = next(iter(results["of"].items()))
+    found = results["differences"][key][arm][other]
+    how = relation(found, modality_of(recipe).metrics.paired[key].better)
+    return f"{arm} {how} {other}: {found['mean']:+.4f} {unit}"
