@@ -28,7 +28,7 @@ from vpretrain.recipe import settings_help
 
 COMMANDS = [
     "run", "compare", "pareto", "posttrain", "sweep", "probe", "profile", "gate", "report", "check", "estimate", "inspect",
-    "doctor", "decontaminate", "evaluate", "export", "watch", "settings", "replay",
+    "doctor", "decontaminate", "evaluate", "export", "watch", "runs", "clean", "settings", "replay",
 ]  # fmt: skip
 
 

@@ -47,6 +47,39 @@ def settings(options: argparse.Namespace) -> None:
     print(settings_help(options.prefix))
 
 
+def runs(options: argparse.Namespace) -> None:
+    """List the runs and comparisons below a directory: state, arm, budget used, result."""
+    from vpretrain.report.listing import listing, listing_table
+
+    rows = listing(Path(options.directory))
+    if rows:
+        _console().print(listing_table(rows))
+    else:
+        print(f"no runs below {options.directory}")
+
+
+def clean(options: argparse.Namespace) -> None:
+    """Free the disk of old checkpoints, after asking; what a resume or an export needs stays."""
+    from vpretrain.run.clean import clean, removable
+
+    found = removable(Path(options.directory), finished=options.finished)
+    if not found:
+        print(f"nothing to remove below {options.directory}")
+        return
+    for one in found:
+        print(f"{_size(one.size):>10}  {one.run}: {', '.join(path.name for path in one.paths)}")
+    print(f"{_size(sum(one.size for one in found)):>10}  in all")
+    if not options.yes:
+        if not sys.stdin.isatty():
+            raise UserError(
+                "nothing was removed, as there is no terminal to ask in: add --yes to remove what is listed"
+            )
+        if input("Remove these? [y/N] ").strip().lower() not in ("y", "yes"):
+            print("nothing was removed")
+            return
+    print(f"freed {_size(clean(found))}")
+
+
 def compare(options: argparse.Namespace) -> None:
     """Run several arms under one budget and compare them with the untouched learner."""
     recipe = load_recipe(options.recipe, options.overrides)
@@ -304,6 +337,10 @@ def export(options: argparse.Namespace) -> None:
 
 def _chosen(options: argparse.Namespace, *names: str) -> Keywords:
     return {name: getattr(options, name) for name in names}
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def _print_results(results: Path, picture: Path | None) -> None:

@@ -191,6 +191,11 @@ def _add_resume(command: argparse.ArgumentParser, what: str) -> None:
     command.add_argument("--overwrite", action="store_true", help=f"delete {what} of the same name")
 
 
+def _add_directory(command: argparse.ArgumentParser) -> None:
+    text = "where to look, in all directories below it too (default: %(default)s)"
+    command.add_argument("directory", metavar="DIR", nargs="?", default="runs", help=text)
+
+
 def _add_runs(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Runs, and how to watch them."""
     command = add(commands.run, "vpretrain run recipes/quickstart.yaml arm=one-hot", settings=_FIRST)
@@ -204,6 +209,18 @@ def _add_runs(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("--once", action="store_true", help="print one frame and end; so it is outside a terminal")
     command = add(commands.settings, "vpretrain settings stream\n  vpretrain settings value.strength", recipe=False)
     command.add_argument("prefix", metavar="PREFIX", nargs="?", default="", help="how their names begin (default: all)")
+    command = add(commands.runs, "vpretrain runs\n  vpretrain runs runs/quickstart", recipe=False)
+    _add_directory(command)
+    command = add(
+        commands.clean, "vpretrain clean runs\n  vpretrain clean runs/quickstart --finished --yes", recipe=False
+    )
+    _add_directory(command)
+    finished = (
+        "also the newest checkpoint of finished runs: their models stay, but no larger budget can resume them, and "
+    )
+    finished += "report cannot show their targets"
+    command.add_argument("--finished", action="store_true", help=finished)
+    command.add_argument("--yes", action="store_true", help="remove without asking; needed where there is no terminal")
 
 
 def _add_comparisons(add: Callable[..., argparse.ArgumentParser]) -> None:
