@@ -13,6 +13,7 @@ from vpretrain.recipe import parse_recipe, save_recipe
 CASES = 8
 HOSTILE = "<script>alert(1)</script> \"'onload=x </style> $\\frac{ --> {{ 7*7 }} &lt;"
 VERSIONS = {"vpretrain": "0.1.0", "torch": "2.10.0", "transformers": "5.3.0", "python": "3.12.1"}
+ORIGIN = {"date": "2026-11-29T15:20:00+00:00", "commit": "b68c0a5", "hardware": "a processor, 2 cores, 8 GiB"}
 DIFFERENCE = {"mean": -0.0917, "low": -0.1517, "high": -0.0497}
 OPPOSITE = {"mean": 0.0917, "low": 0.0497, "high": 0.1517}
 
@@ -69,7 +70,7 @@ def write_run(directory: Path, arm: str, seed: int, nll: float, *, steps: int = 
         "bytes": 9,
         "sha256": "0" * 64,
     }
-    write_json(directory / "provenance.json", {"versions": VERSIONS, "base": {}, "data": [source]})
+    write_json(directory / "provenance.json", {"versions": VERSIONS, "base": {}, "data": [source], **ORIGIN})
     write_json(directory / "result.json", found)
     return found
 

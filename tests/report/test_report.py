@@ -262,7 +262,37 @@ def test_runs_made_with_other_data_or_versions_are_named(tmp_path):
     found = json.loads(file.read_text())
     found["data"][0]["sha256"] = "1" * 64
     write_json(file, found)
-    assert warnings(collect(tmp_path / "study"))[-1] == "v.1: made with other data than step-0"
+    write_json(file, found | {"hardware": "another", "commit": None})
+    assert warnings(collect(tmp_path / "study"))[-3:] == [
+        "v.1: made with other data than step-0",
+        "v.1: made with another commit than step-0",
+        "v.1: made with other hardware than step-0",
+    ]
+    (tmp_path / "study/step-0/provenance.json").unlink()
+    for key in ("hardware", "commit"):
+        del found[key]
+    write_json(file, found)  # as a run of an older version
+    assert warnings(collect(tmp_path / "study"))[-1] == "v.1: made with other data than one-hot.0"
+
+
+def test_date_commit_hardware_and_seeds_are_told_or_said_to_be_unknown(tmp_path):
+    write_comparison(tmp_path / "study")
+    file = tmp_path / "study/v.1/provenance.json"
+    write_json(file, json.loads(file.read_text()) | {"date": "2026-11-29T16:40:00+00:00"})
+    page = made(tmp_path, tmp_path / "study")
+    assert page.tables["When"][1:] == [
+        ["date of the runs' ends", "2026-11-29T15:20:00+00:00 to 2026-11-29T16:40:00+00:00"],
+        ["commit", "b68c0a5"],
+        ["hardware", "a processor, 2 cores, 8 GiB"],
+        ["vpretrain", "0.1.0"],
+        ["seeds", "0, 1"],
+    ]
+    assert "commit: b68c0a5; hardware: a processor, 2 cores, 8 GiB; vpretrain: 0.1.0; seeds: 0, 1." in "".join(
+        page.texts
+    )
+    for file in (tmp_path / "study").glob("*/provenance.json"):
+        write_json(file, {"versions": {}, "data": None})
+    assert dict(made(tmp_path, tmp_path / "study").tables["When"])["commit"] == "not recorded"
 
 
 def test_the_verdict_on_a_disturbed_comparison_begins_with_its_unequal_times(tmp_path):

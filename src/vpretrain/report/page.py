@@ -28,6 +28,7 @@ from vpretrain.run.card import HASHES, data_cells, without_folders
 from vpretrain.tables import cells
 from vpretrain.types import Json
 
+_UNKNOWN = "not recorded"
 _OWN = ("name", "output", "arm", "seed")  # settings that always differ between the runs of a comparison
 
 
@@ -85,6 +86,7 @@ def _study(study: Study, number: int) -> Json:
         "settings": _settings(study),
         "data": _data(study),
         "left_out": _left_out(study),
+        "origin": _origin(study),
         "versions": Table("Versions", [["package", "version"], *map(list, study.results["versions"].items())]),
         "missing": study.missing,
         "inspectors": _inspectors(study),
@@ -213,6 +215,20 @@ def _setting(value: object) -> str:
 def _data(study: Study) -> Table | None:
     made = [run.provenance for runs in study.runs.values() for run in runs if run.provenance.get("data")]
     return Table(f"What identifies the data. {HASHES}", data_cells(made[0]["data"])) if made else None
+
+
+def _origin(study: Study) -> Table:
+    """Return when, by which source, on what hardware and with which seeds the runs were made."""
+    made = [run.provenance for runs in study.trained.values() for run in runs if run.provenance]
+    dates = sorted({str(one["date"]) for one in made if one.get("date")})
+    rows = [["what", "value"]]
+    rows.append(["date of the runs' ends", " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else _UNKNOWN])
+    for key in ("commit", "hardware"):
+        found = dict.fromkeys(str(one[key]) for one in made if one.get(key))
+        rows.append([key, "; ".join(found) or _UNKNOWN])
+    rows.append(["vpretrain", str(study.results["versions"].get("vpretrain", _UNKNOWN))])
+    rows.append(["seeds", ", ".join(map(str, study.results["seeds"]))])
+    return Table("When, where and with what the runs were made", rows)
 
 
 def _left_out(study: Study) -> Table | None:

@@ -89,10 +89,12 @@ def warnings(study: Study) -> list[str]:
     else:
         lines = [run.result["warning"] for run in runs if "warning" in run.result]
     made = [run for run in runs if run.provenance]
-    for what, difference in (("versions", "other versions"), ("data", "other data")):
-        others = [run.directory.name for run in made[1:] if run.provenance.get(what) != made[0].provenance.get(what)]
+    for what in ("versions", "data", "commit", "hardware"):
+        known = [run for run in made if what in run.provenance]  # the last two are missing in older runs
+        others = [run.directory.name for run in known if run.provenance[what] != known[0].provenance[what]]
         if others:
-            lines.append(f"{', '.join(others)}: made with {difference} than {made[0].directory.name}")
+            difference = "another commit" if what == "commit" else f"other {what}"
+            lines.append(f"{', '.join(others)}: made with {difference} than {known[0].directory.name}")
     return lines
 
 

@@ -74,7 +74,7 @@ def model_card(recipe: Recipe, result: Json, made: Json, comparison: Json) -> st
         "Settings": _settings(recipe, result),
         "Data": _data(made),
         "Results": _results(recipe, result, comparison),
-        "Versions": ["- " + _text(f"{name} {version}") for name, version in made["versions"].items()],
+        "Versions": ["- " + _text(line) for line in _versions(made)],
         "Citation": [_CITATION],
     }
     parts = [_front(recipe, made), f"# {_text(recipe.name)}"]
@@ -165,6 +165,11 @@ def data_cells(data: Sequence[Json]) -> list[list[str]]:
         count = "unknown" if source["rows"] is None else f"{source['rows']:,}"
         rows.append([source["role"], without_folders(origin), count, ", ".join(details)])
     return rows
+
+
+def _versions(made: Json) -> Iterator[str]:
+    yield from (f"{name} {version}" for name, version in made["versions"].items())
+    yield from (f"{key}: {made[key]}" for key in ("commit", "hardware", "date") if made.get(key))
 
 
 def _results(recipe: Recipe, result: Json, comparison: Json) -> list[str]:

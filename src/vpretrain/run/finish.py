@@ -13,6 +13,7 @@ from vpretrain import distributed
 from vpretrain.console import console
 from vpretrain.files import whole_directory, write_whole
 from vpretrain.run.card import provenance, write_card
+from vpretrain.run.circumstances import circumstances
 from vpretrain.run.export import export_checkpoint
 from vpretrain.run.left_out import LeftOut, lines
 from vpretrain.types import Json
@@ -77,7 +78,8 @@ def _export(session: Session, sharded: bool) -> None:
 def _write(session: Session, result: Json) -> None:
     if result["steps"]:
         with console.status(f"{session.recipe.arm}: hashing the data"):
-            write_whole(session.directory / "provenance.json", json.dumps(provenance(session.recipe), indent=1))
+            made = provenance(session.recipe) | circumstances()
+            write_whole(session.directory / "provenance.json", json.dumps(made, indent=1))
         write_card(session.directory, session.directory / "model", result=result)
     write_whole(session.directory / "result.json", json.dumps(result, indent=1))
 
