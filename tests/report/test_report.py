@@ -27,6 +27,7 @@ from vpretrain.recipe import load_recipe, save_recipe
 from vpretrain.report import page as page_module
 from vpretrain.report.collect import collect
 from vpretrain.report.curves import between_seeds, thin
+from vpretrain.report.glossary import Glossary
 from vpretrain.report.page import report
 from vpretrain.report.verdict import notes, verdict, warnings
 
@@ -157,16 +158,16 @@ def test_a_higher_figure_is_better_where_its_modality_defines_it_so(tmp_path):
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """The results of a comparison with a probe and a profile, and the page of it."""
+    """The results of a comparison with a probe and a profile, the page of it, and its file."""
     root = tmp_path_factory.mktemp("study")
     results = write_comparison(root / "study")
     write_probe(root / "study")
     write_profile(root / "study")
-    return results, made(root, root / "study")
+    return results, made(root, root / "study"), root / "report.html"
 
 
 def test_the_table_of_results_equals_results_json(study):
-    results, page = study
+    results, page, _ = study
     head, *rows = page.tables["Results on held-out answers"]
     assert [row[0] for row in rows] == list(results["arms"]) == ["step-0", "one-hot", "v"]
     for row, arm in zip(rows, results["arms"].values(), strict=True):
@@ -215,6 +216,34 @@ def test_data_versions_and_phases_have_tables(study):
 
 def test_no_name_of_a_user_is_in_the_page(study):
     assert "somebody" not in study[1].text()  # a review is blind
+
+
+def test_the_contents_list_every_part_and_lead_there(study):
+    page = study[1]
+    headings = [a["id"] for tag, a in page.tags if tag in ("h2", "h3")]
+    links = [a["href"][1:] for tag, a in page.tags if tag == "a" and a.get("class") != "skip"]
+    assert links == headings
+    assert headings[:3] == ["study-1", "study-1-results", "study-1-evaluation"]
+    assert "study-1-warnings" not in headings
+
+
+def test_each_term_is_explained_once_before_its_part(study):
+    html = study[2].read_text(encoding="utf-8")
+    terms = re.findall(r"<dt>(.*?)</dt>", html)
+    assert len(terms) == len(set(terms))
+    assert {"v", "one-hot", "step-0", "answer NLL", "95 % interval", "Pass@1", "retention NLL", "alpha"} <= set(terms)
+    assert "mIoU" not in terms
+    assert html.index("<dt>answer NLL</dt>") < html.index("Results on held-out answers")
+    assert html.index('id="study-1-steps"') < html.index("<dt>value</dt>") < html.index('id="study-1-cost"')
+
+
+def test_a_term_is_found_in_text_and_not_in_markup():
+    glossary = Glossary({"v": "the exact task", "v-paper": "the designer"})
+    assert glossary.first('<p class="alpha" title="seed"><style>mask</style>v-paper &amp; Pass@1</p>') == [
+        ("v-paper", "the designer"),
+        ("Pass@1", "the fraction of the problems that greedy decoding solves"),
+    ]
+    assert [term for term, _ in glossary.first("v:value.align=dot beats Pass@1")] == ["v"]
 
 
 def test_pictures_have_labels_with_what_they_show(study):

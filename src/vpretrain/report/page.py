@@ -9,6 +9,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from vpretrain.plot import pyplot
 from vpretrain.recipe import flat
 from vpretrain.report import plots
 from vpretrain.report.collect import Study, collect
+from vpretrain.report.glossary import Glossary
 from vpretrain.report.inspectors import TEMPLATES, TITLES, inspectors
 from vpretrain.report.verdict import notes, verdict, warnings
 from vpretrain.run.card import HASHES, data_cells, without_folders
@@ -29,6 +31,20 @@ from vpretrain.tables import cells
 from vpretrain.types import Json
 
 _UNKNOWN = "not recorded"
+# The parts of a study, in their order; those of `_OPTIONAL` are left out if they are empty.
+_PARTS = {
+    "warnings": "Warnings",
+    "results": "Results",
+    "evaluation": "Evaluation along the runs",
+    "probe": "Predicted and realised gain",
+    "steps": "What the steps did",
+    "cost": "Cost",
+    "inspectors": "Inspectors",
+    "settings": "Settings",
+    "data": "Data and versions",
+    "missing": "Not here",
+}
+_OPTIONAL = ("warnings", "inspectors", "missing")
 _OWN = ("name", "output", "arm", "seed")  # settings that always differ between the runs of a comparison
 
 
@@ -53,7 +69,10 @@ def report(directories: Sequence[Path], output: Path) -> Path:
     studies = [collect(directory) for directory in directories]  # errors show before the drawing
     check_writable(output, "--output")
     shown = [_study(study, number) for number, study in enumerate(studies, start=1)]
-    write_whole(output, TEMPLATES.get_template("page.html").render(studies=shown, version=version("vpretrain")))
+    arms = {name: arm.summary.replace("`", "") for study in studies for name, arm in study.recipe.arms.items()}
+    made = {"version": version("vpretrain"), "date": datetime.now(UTC).date().isoformat()}
+    page = TEMPLATES.get_template("page.html").render(studies=shown, across=None, glossary=Glossary(arms), **made)
+    write_whole(output, page)
     return output
 
 
@@ -61,7 +80,7 @@ def _study(study: Study, number: int) -> Json:
     """Return the template's variables for a study."""
     draws = pyplot() is not None
     first, others = plots.steps(study) if draws else ([], [])
-    return {
+    shown = {
         "anchor": f"study-{number}",
         "name": study.recipe.name,
         "start": bool(study.start),
@@ -91,6 +110,7 @@ def _study(study: Study, number: int) -> Json:
         "missing": study.missing,
         "inspectors": _inspectors(study),
     }
+    return shown | {"parts": {name: title for name, title in _PARTS.items() if name not in _OPTIONAL or shown[name]}}
 
 
 def _results(study: Study) -> Table | None:
