@@ -85,7 +85,7 @@ def oracle(parts, batch):
 def test_tokens_are_those_of_the_stream_with_the_numbers_of_the_tasks(language_run):
     (fragment,) = inspectors(language_run.directory)
     data = data_of(fragment)
-    assert (data["arm"], data["step"], data["alpha_max"]) == ("v-paper", 6, 0.5)
+    assert (data["arm"], data["step"]) == ("v-paper", 6)
     assert {row["domain"] for row in data["rows"]} == {"sums", HOSTILE}
 
     parts = assemble(language_run)
@@ -143,6 +143,31 @@ def test_filters_mean_what_they_say_and_the_page_is_bounded(language_run):
     least = min(token["moved"] for token in targets if token["steered"])
     assert all(token["moved"] <= least for token in targets if not token["steered"])
     assert sum(token["steered"] for token in targets) == pytest.approx(math.ceil(len(targets) / 10), abs=3)  # ties
+
+
+def test_shades_are_scaled_to_the_targets_that_are_there(language_run):
+    data = data_of(inspectors(language_run.directory)[0])
+    alphas = [token["alpha"] for row in data["rows"] for token in row["tokens"] if "alpha" in token]
+    assert data["alpha_highest"] == max(alphas)
+    assert data["alpha_full"] in alphas
+    assert sum(alpha > data["alpha_full"] for alpha in alphas) <= len(alphas) / 20
+    assert sum(alpha >= data["alpha_full"] for alpha in alphas) >= len(alphas) / 20
+
+
+def test_the_most_steered_targets_are_shown_as_bars(language_run):
+    (fragment,) = inspectors(language_run.directory)
+    most = data_of(fragment)["most"]
+    targets = [token for row in data_of(fragment)["rows"] for token in row["tokens"] if "alpha" in token]
+    highest = sorted((token["moved"] for token in targets), reverse=True)[:6]
+    assert [target["moved"] for target in most] == [f"{moved:.3f}" for moved in highest]
+    for target in most:
+        bars = [bar for candidate in target["candidates"] for bar in (candidate["p_bar"], candidate["q_bar"])]
+        assert max(bars) == 1
+        longest = max(float(c[key]) for c in target["candidates"] for key in ("p", "q"))
+        for candidate in target["candidates"]:
+            assert candidate["q_bar"] == pytest.approx(float(candidate["q"]) / longest, abs=5e-3)
+            assert f"--share: {candidate['q_bar']}" in fragment
+    assert fragment.count('class="vp-bar vp-q"') == sum(len(target["candidates"]) for target in most)
 
 
 def test_hostile_text_stays_text(language_run):

@@ -67,7 +67,9 @@ def test_targets_by_keyboard_and_filters(tmp_path, language_run):  # noqa: F811
         found.above = all[0].getBoundingClientRect().top === document.activeElement.getBoundingClientRect().top;
         found.stops.push(stops());
         found.said = document.querySelector(".vp-said").textContent;
-        found.lines = document.querySelectorAll("tbody tr").length;
+        const bars = [...document.querySelectorAll(".vp-panel td.vp-bar")];
+        found.longest = Math.max(...bars.map((cell) => Number(cell.style.getPropertyValue("--share"))));
+        found.lines = document.querySelectorAll(".vp-panel tbody tr").length;
         all[2].dispatchEvent(new MouseEvent("mouseenter"));
         found.hovered = document.querySelector(".vp-said").textContent !== found.said;
         change(".vp-which", "opposed");
@@ -90,6 +92,7 @@ def test_targets_by_keyboard_and_filters(tmp_path, language_run):  # noqa: F811
     assert found["above"]
     assert re.fullmatch(r"“.+”, domain .+: alpha \d\.\d+; target \d\.\d+ on this true token, .*", found["said"])
     assert found["lines"] == 8 + 1
+    assert found["longest"] == 1
     assert found["hovered"]
     assert found["opposed"]
     assert found["last"]

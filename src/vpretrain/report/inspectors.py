@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -14,6 +15,8 @@ from vpretrain.run.card import without_folders
 from vpretrain.types import Json
 
 TEMPLATES = Environment(loader=PackageLoader("vpretrain.report"), autoescape=True, undefined=StrictUndefined)
+_MOST = 6  # targets that are shown as bars
+_BEFORE = 12  # tokens before each
 TITLES = {"language": "Token inspector", "vision": "Mask inspector"}
 
 
@@ -46,7 +49,29 @@ def _tokens(run: Path) -> Json:
 
     found = tokens(run)
     known = any(token.get("opposed") is not None for row in found["rows"] for token in row["tokens"])
-    return found | {"values_known": known}
+    return found | {"values_known": known, "most": _most_steered(found["rows"])}
+
+
+def _most_steered(rows: Sequence[Json]) -> list[Json]:
+    """Return the targets with the most mass off the true token, with the text before each, as bars of p and q."""
+    places = [(row["tokens"], n) for row in rows for n, token in enumerate(row["tokens"]) if token.get("moved")]
+    places = sorted(places, key=lambda place: -place[0][place[1]]["moved"])[:_MOST]
+    shown = []
+    for tokens, n in places:
+        candidates = tokens[n]["candidates"]
+        longest = max(max(p, q) for _, p, q, _ in candidates) or 1.0
+        bars = [
+            {"text": _visible(text), "p": f"{p:.3f}", "q": f"{q:.3f}", "p_bar": p / longest, "q_bar": q / longest}
+            for text, p, q, _ in candidates
+        ]
+        before = _visible("".join(token["text"] for token in tokens[max(0, n - _BEFORE) : n]))
+        shown.append({"before": before, "moved": f"{tokens[n]['moved']:.3f}", "candidates": bars})
+    return shown
+
+
+def _visible(text: str) -> str:
+    """Return a text of one line whose spaces can be seen at its ends."""
+    return "".join("↵" if c == "\n" else "·" if c == " " else c if c.isprintable() else "�" for c in text)
 
 
 def _views(run: Path) -> Json:

@@ -27,8 +27,8 @@ def tokens(run: Path) -> Json:
     """Build targets with the newest checkpoint of a run, on the next rows of its stream: the first of every domain.
 
     Returns:
-        JSON-ready: `arm`, `step`, `alpha_max`, and `rows`, each with its `domain` and its `tokens`. Every token has its `text`,
-        and `begins` where it is the first of another document. A target has `alpha`; `moved`, 1 - q_t(w_t), its mass that is
+        JSON-ready: `arm`, `step`, `alpha_full`, the alpha that at most one target in 20 exceeds, `alpha_highest`, and `rows`,
+        each with its `domain` and its `tokens`. Every token has its `text`, and `begins` where it is the first of another document. A target has `alpha`; `moved`, 1 - q_t(w_t), its mass that is
         not on the true token; `steered`, whether it is among the tenth of the targets with the largest `moved`; `opposed`,
         whether the value of its true token is negative; `candidates` as [text, p, q, value], the true token first, the others
         by falling q; and `rest`, the mass on all other candidates. Before the first meta update `opposed` and every value are
@@ -53,9 +53,9 @@ def tokens(run: Path) -> Json:
     most = sorted((token["moved"] for token in targets), reverse=True)
     for token in targets:
         token["steered"] = token["moved"] > 0 and token["moved"] >= most[math.ceil(len(most) / 10) - 1]
-    highest = max((token["alpha"] for token in targets), default=0.0)
-    alpha_max = recipe.designer.alpha_max if recipe.arm == "v-paper" else highest or 1.0
-    return {"arm": recipe.arm, "step": step, "alpha_max": alpha_max, "rows": rows}
+    alphas = sorted(token["alpha"] for token in targets) or [0.0]
+    scale = {"alpha_full": alphas[math.ceil(0.95 * len(alphas)) - 1], "alpha_highest": alphas[-1]}
+    return {"arm": recipe.arm, "step": step, **scale, "rows": rows}
 
 
 def _pieces(parts: Parts, domains: set[str]) -> Iterator[tuple[TokenBatch, int, int, int]]:

@@ -29,7 +29,7 @@
         element.setAttribute("role", "option");
         element.setAttribute("aria-selected", "false");
         element.tabIndex = -1;
-        element.style.setProperty("--alpha", String(Math.min(1, token.alpha / (data.alpha_max || 1))));
+        element.style.setProperty("--alpha", String(Math.min(1, token.alpha / (data.alpha_full || data.alpha_highest || 1))));
         element.classList.toggle("vp-steered", token.steered);
         element.classList.toggle("vp-opposed", token.opposed);
         const target = { element, token, domain: row.domain, off: false };
@@ -63,14 +63,16 @@
       `target ${share(token.candidates[0][2])} on this true token, ${share(token.moved)} elsewhere` +
       (value === null ? "" : `; value ${signed(value)}, ${token.opposed ? "opposed" : "not opposed"} by the feedback`) +
       (token.steered ? "; among the most steered." : ".");
+    // Bars are scaled to the longest of the candidate list: most targets have one large share and many small ones.
+    const longest = Math.max(...token.candidates.flatMap(([, p, q]) => [p, q])) || 1;
     const lines = token.candidates.map(([text, p, q, a], number) => {
       const line = document.createElement("tr");
       const head = make("th", "", visible(text) + (number === 0 ? " (true)" : ""));
       head.scope = "row";
       line.append(head);
-      for (const number of [p, q]) {
-        const cell = make("td", "vp-bar", share(number));
-        cell.style.setProperty("--share", String(number));
+      for (const [kind, number] of [["vp-p", p], ["vp-q", q]]) {
+        const cell = make("td", "vp-bar " + kind, share(number));
+        cell.style.setProperty("--share", String(number / longest));
         line.append(cell);
       }
       line.append(make("td", "", signed(a)));
@@ -79,7 +81,7 @@
     const rest = document.createElement("tr");
     rest.append(make("th", "", "all others"), make("td", "", ""), make("td", "", share(token.rest)), make("td", "", ""));
     rest.firstChild.scope = "row";
-    section.querySelector("tbody").replaceChildren(...lines, rest);
+    section.querySelector(".vp-panel tbody").replaceChildren(...lines, rest);
   }
 
   function move(event, target) {
