@@ -28,11 +28,11 @@ def tokens(run: Path) -> Json:
 
     Returns:
         JSON-ready: `arm`, `step`, `alpha_full`, the alpha that at most one target in 20 exceeds, `alpha_highest`, and `rows`,
-        each with its `domain` and its `tokens`. Every token has its `text`, and `begins` where it is the first of another document. A target has `alpha`; `moved`, 1 - q_t(w_t), its mass that is
-        not on the true token; `steered`, whether it is among the tenth of the targets with the largest `moved`; `opposed`,
-        whether the value of its true token is negative; `candidates` as [text, p, q, value], the true token first, the others
-        by falling q; and `rest`, the mass on all other candidates. Before the first meta update `opposed` and every value are
-        None.
+        each with its `domain` and its `tokens`. Every token has its `text`, and `begins` where it is the first of another
+        document. A target has `alpha`; `moved`, 1 - q_t(w_t), its mass that is not on the true token; `steered`, whether it is
+        among the tenth of the targets with the largest `moved`; `opposed`, whether the value of its true token is negative;
+        `candidates` as [text, p, q, value], the true token first, the others by falling q; and `rest`, the mass on all other
+        candidates. Before the first meta update `opposed` and every value are None.
 
     Raises:
         UserError: see `at_newest_checkpoint`.
