@@ -193,14 +193,20 @@ def gate(options: argparse.Namespace) -> None:
 
 def report(options: argparse.Namespace) -> None:
     """Write one HTML file on runs and comparisons, with verdict, curves, cost and settings."""
+    from vpretrain.report.across import across
     from vpretrain.report.collect import collect
     from vpretrain.report.page import report
     from vpretrain.report.verdict import verdict
 
     directories = [Path(run) for run in options.runs]
     file = report(directories, Path(options.output or directories[0] / "report.html"))
-    for study in map(collect, directories):
-        _console().print(f"{study.recipe.name}: {verdict(study)}", highlight=False, markup=False)
+    studies = [collect(directory) for directory in directories]
+    together = across(studies)
+    for line in [
+        *(f"{study.recipe.name}: {verdict(study)}" for study in studies),
+        *(together.lines if together else ()),
+    ]:
+        _console().print(line, highlight=False, markup=False)
     print(f"report: {file} ({file.stat().st_size / 2**20:.1f} MB; it needs nothing else)")
 
 

@@ -284,7 +284,7 @@ def _add_inspection(add: Callable[..., argparse.ArgumentParser]) -> None:
         "vpretrain report runs/quickstart\n  vpretrain report runs/mine runs/quickstart --output report.html",
         recipe=False,
     )
-    runs = "directory of a run or of a comparison; several come one by one"
+    runs = "directory of a run or of a comparison; several comparisons also come side by side, with their differences"
     command.add_argument("runs", metavar="RUN_OR_COMPARE", nargs="+", help=runs)
     command.add_argument("--output", metavar="FILE", help="the file (default: report.html in the first directory)")
     command = add(commands.replay, "vpretrain replay runs/mine/replay/step-00000042", recipe=False)

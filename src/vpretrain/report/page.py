@@ -6,9 +6,7 @@ The template engine escapes everything from recipes, data and logs; plots are dr
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,11 +20,13 @@ from vpretrain.modality import modality_of
 from vpretrain.plot import pyplot
 from vpretrain.recipe import flat
 from vpretrain.report import plots
+from vpretrain.report.across import across
 from vpretrain.report.collect import Study, collect
 from vpretrain.report.glossary import Glossary
 from vpretrain.report.inspectors import TEMPLATES, TITLES, inspectors
+from vpretrain.report.table import Table
 from vpretrain.report.verdict import notes, verdict, warnings
-from vpretrain.run.card import HASHES, data_cells, without_folders
+from vpretrain.run.card import HASHES, data_cells, setting, without_folders
 from vpretrain.tables import cells
 from vpretrain.types import Json
 
@@ -48,14 +48,6 @@ _OPTIONAL = ("warnings", "inspectors", "missing")
 _OWN = ("name", "output", "arm", "seed")  # settings that always differ between the runs of a comparison
 
 
-@dataclass(frozen=True)
-class Table:
-    """Cells, row by row; the first row names the columns, the first column the rows."""
-
-    caption: str
-    rows: Sequence[Sequence[str]]
-
-
 def report(directories: Sequence[Path], output: Path) -> Path:
     """Write a report on runs and comparisons.
 
@@ -71,7 +63,8 @@ def report(directories: Sequence[Path], output: Path) -> Path:
     shown = [_study(study, number) for number, study in enumerate(studies, start=1)]
     arms = {name: arm.summary.replace("`", "") for study in studies for name, arm in study.recipe.arms.items()}
     made = {"version": version("vpretrain"), "date": datetime.now(UTC).date().isoformat()}
-    page = TEMPLATES.get_template("page.html").render(studies=shown, across=None, glossary=Glossary(arms), **made)
+    together = {"studies": shown, "across": across(studies), "glossary": Glossary(arms)}
+    page = TEMPLATES.get_template("page.html").render(**together, **made)
     write_whole(output, page)
     return output
 
@@ -212,10 +205,10 @@ def _settings(study: Study) -> list[tuple[Table, bool]]:
     everything = flat(study.recipe.model_dump(mode="json"))
     changed = flat(study.recipe.model_dump(mode="json", exclude_defaults=True))
     head = ["setting", "value"]
-    shown = [[name, _setting(value)] for name, value in everything.items() if name in changed]
-    rest = [[name, _setting(value)] for name, value in everything.items() if name not in changed]
+    shown = [[name, setting(value)] for name, value in everything.items() if name in changed]
+    rest = [[name, setting(value)] for name, value in everything.items() if name not in changed]
     own = [
-        [run.directory.name, name, _setting(value)]
+        [run.directory.name, name, setting(value)]
         for runs in study.trained.values()
         for run in runs
         for name, value in flat(run.recipe.model_dump(mode="json", exclude=set(_OWN))).items()
@@ -225,11 +218,6 @@ def _settings(study: Study) -> list[tuple[Table, bool]]:
     if own:
         tables.append((Table("Settings of single runs", [["run", *head], *own]), False))
     return [*tables, (Table("Settings that are the defaults", [head, *rest]), True)]
-
-
-def _setting(value: object) -> str:
-    """Format a value as in a recipe; of absolute paths only the last part: home directories have names, reviews are blind."""
-    return without_folders(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def _data(study: Study) -> Table | None:

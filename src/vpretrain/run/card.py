@@ -200,6 +200,11 @@ def _text(text: str) -> str:
     return _MARKUP.sub(r"\\\1", html.escape(line, quote=False))
 
 
+def setting(value: object) -> str:
+    """Format a value as in a recipe; of absolute paths only the last part: home directories have names, reviews are blind."""
+    return without_folders(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+
 def without_folders(name: str) -> str:
     """Return only the last part of an absolute path: cards are published, and home directories contain names."""
     return Path(name).name if name.startswith(("/", "~")) else name

@@ -1,0 +1,143 @@
+"""Comparisons beside each other: results, the settings in which they differ, and differences where the cases are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+from vpretrain.compare.changes import relation
+from vpretrain.compare.results import START
+from vpretrain.compare.statistics import correct, paired_difference
+from vpretrain.compare.tables import cells
+from vpretrain.modality import Metrics, modality_of
+from vpretrain.recipe import flat
+from vpretrain.report.collect import Run, Study
+from vpretrain.report.table import Table
+from vpretrain.run.card import setting
+from vpretrain.types import Json
+
+_NAMES = {"name", "output", "arm", "seed"}
+Cases = Mapping[str, Json]
+"""The cases of a run by their keys."""
+
+
+@dataclass(frozen=True)
+class Across:
+    """What several comparisons say together.
+
+    Attributes:
+        lines: the differences by the first metric, in words.
+        results: a row for each arm of each comparison.
+        settings: the settings in which the comparisons differ; None: there are none.
+        differences: of each arm between the first comparison and every other; None: they have no cases in common.
+    """
+
+    lines: Sequence[str]
+    results: Table
+    settings: Table | None
+    differences: Table | None
+
+
+def across(studies: Sequence[Study]) -> Across | None:
+    """Put comparisons of one modality beside each other; None if there are fewer than two. Single runs are left out."""
+    compared = [study for study in studies if study.compared]
+    if len(compared) < 2 or len({study.recipe.modality for study in compared}) > 1:
+        return None
+    labelled = dict(zip(_labels(compared), compared, strict=True))
+    lines, differences = _differences(labelled)
+    return Across(lines, _results(labelled), _settings(labelled), differences)
+
+
+def _labels(studies: Sequence[Study]) -> list[str]:
+    """Return the studies' names, with their numbers where two have the same."""
+    names = [study.recipe.name for study in studies]
+    return [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names, start=1)]
+
+
+def _results(studies: Mapping[str, Study]) -> Table:
+    found = {label: cells(study.results["arms"], study.recipe) for label, study in studies.items()}
+    columns = list(dict.fromkeys(name for head, *_ in found.values() for name in head[1:]))
+    by_arm = {
+        label: {row[0]: dict(zip(head, row, strict=True)) for row in rows} for label, (head, *rows) in found.items()
+    }
+    rows = [["arm", "comparison", *columns]]
+    for arm in dict.fromkeys(arm for arms in by_arm.values() for arm in arms):
+        for label, arms in by_arm.items():
+            if arm in arms:
+                rows.append([arm, label, *(arms[arm].get(column, "-") for column in columns)])
+    return Table("Results side by side", rows)
+
+
+def _settings(studies: Mapping[str, Study]) -> Table | None:
+    settings = [flat(study.recipe.model_dump(mode="json", exclude=_NAMES)) for study in studies.values()]
+    rows = [["setting", *studies]]
+    for name in dict.fromkeys(name for one in settings for name in one):
+        values = [setting(one[name]) if name in one else "-" for one in settings]
+        if len(set(values)) > 1:
+            rows.append([name, *values])
+    return Table("Settings in which the comparisons differ", rows) if len(rows) > 1 else None
+
+
+def _differences(studies: Mapping[str, Study]) -> tuple[list[str], Table | None]:
+    """Return the differences of each arm, every comparison minus the first, in words and as a table."""
+    (first, base), *others = studies.items()
+    metrics = modality_of(base.recipe).metrics
+    found: list[tuple[str, str, str, Json]] = []
+    for label, study in others:
+        for arm in (arm for arm in base.runs if arm in study.runs):
+            for key in metrics.paired:
+                if (difference := _difference(base, study, arm, key, metrics)) is not None:
+                    found.append((arm, label, key, difference))
+    for beside in (False, True):
+        correct(d for arm, _, key, d in found if metrics.paired[key].beside is beside and arm != START)
+    if not found:
+        return [f"{first} and {', '.join(label for label, _ in others)} have no cases in common: no differences"], None
+    rows = [["arm", "difference", "figure", "mean", "95 % interval", "paired over", "so it"]]
+    lines = []
+    for arm, label, key, d in found:
+        paired = metrics.paired[key]
+        so = relation(d, paired.better)
+        interval = f"[{d['low']:+.4f}, {d['high']:+.4f}]"
+        rows.append(
+            [arm, f"{label} minus {first}", paired.unit, f"{d['mean']:+.4f}", interval, d["over"], f"{so} {first}"]
+        )
+        if not paired.beside:
+            lines.append(
+                f"{arm}, {label} minus {first}: {d['mean']:+.4f} {paired.unit}, 95 % interval {interval}, {so} {first}"
+            )
+    return lines, Table("Differences between comparisons, where the cases are the same", rows)
+
+
+def _difference(base: Study, other: Study, arm: str, key: str, metrics: Metrics) -> Json | None:
+    """Return an arm's difference over the cases that all its runs share, and over the seeds that both comparisons have.
+
+    Without such a seed each case is averaged over seeds first, and the interval says nothing about other seeds.
+    """
+    untouched = arm == START  # the same for every seed
+    runs = [
+        {0 if untouched else run.recipe.seed: run for run in study.runs[arm] if run.result} for study in (base, other)
+    ]
+    if not all(runs):
+        return None
+    cases = [{seed: _cases(run, key, metrics) for seed, run in of_study.items()} for of_study in runs]
+    keys = [case for case in next(iter(cases[0].values())) if all(case in of for one in cases for of in one.values())]
+    if len(keys) < 2 or (not _keyed(runs, metrics) and base.recipe.evaluation != other.recipe.evaluation):
+        return None
+    seeds = [seed for seed in cases[0] if seed in cases[1]]
+    values = [[[of_study[seed][case] for case in keys] for seed in seeds] for of_study in cases]
+    if not seeds:
+        values = [[[mean(of[case] for of in of_study.values()) for case in keys]] for of_study in cases]
+    told = f" and {len(seeds)} seeds" if len(seeds) > 1 else "" if seeds else ", means over seeds"
+    return {**paired_difference(values[1], values[0]), "over": f"{len(keys)} {metrics.cases}{told}"}
+
+
+def _cases(run: Run, key: str, metrics: Metrics) -> dict[str, float]:
+    """Return a metric by case; cases without a key of their own are told apart by their place."""
+    found = enumerate(run.result.get(metrics.cases, ()))
+    return {str(case.get("key", place)): case[key] for place, case in found if case.get(key) is not None}
+
+
+def _keyed(runs: Sequence[Mapping[int, Run]], metrics: Metrics) -> bool:
+    every = [run for of_study in runs for run in of_study.values()]
+    return all("key" in case for run in every for case in run.result.get(metrics.cases, ()))
