@@ -218,12 +218,18 @@ class BudgetConfig(Strict):
 class EvaluationConfig(Strict):
     """The evaluation; each modality defines its data."""
 
-    points: int = Field(
-        0,
+    points: int | None = Field(
+        None,
         ge=0,
         le=10_000,
-        description="Evaluations along the run, for curves: at equal fractions of the budget and not charged to it.",
+        description="Evaluations along the run, for curves: at equal fractions of the budget and not charged to it. null: "
+        "compare takes 4, or 2 if the evaluation generates text or fits probes; other commands take none.",
     )
+
+    @property
+    def only_reads(self) -> bool:
+        """Whether it takes forward passes over its data and nothing slower."""
+        return False
 
 
 class CheckpointConfig(Strict):

@@ -154,6 +154,19 @@ def test_wrong_settings_of_an_arm_are_refused_before_any_run(tmp_path, tokenizer
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize(("generated", "given", "steps"), [(0, {}, [1, 2, 4]), (2, {}, [2]), (0, {"points": 0}, [])])
+def test_curves_have_more_than_their_ends_unless_the_recipe_says_otherwise(
+    tmp_path, tokenizer, generated, given, steps
+):
+    recipe = tiny_recipe(tmp_path, tokenizer, evaluation={"pass_at_1_problems": generated, **given})
+    results = compare(recipe, ["one-hot"])
+    assert [line["step"] for line in read_lines(recipe.directory / "one-hot/scores.jsonl")] == steps
+    assert ("matched" in results) == bool(steps)
+    assert load_recipe(recipe.directory / "recipe.yaml").evaluation.points == len(steps) + bool(steps)
+    assert compare(recipe, ["one-hot"], resume=True)["arms"] == results["arms"]
+
+
 def _with_points(root, tokenizer, points):
     return tiny_recipe(root, tokenizer).evaluation.model_dump() | {"points": points}
 

@@ -49,6 +49,7 @@ def compare(
         raise UserError(
             "budget.steps=0 trains nothing that could be compared: give at least 1, or budget.minutes alone"
         )
+    recipe = _with_points(recipe)
     seeds = list(dict.fromkeys(seeds)) or [recipe.seed]
     plain = {
         e.arm: e for e in sorted(entries, key=lambda entry: -len(entry.settings))
@@ -77,6 +78,14 @@ def compare(
         if (recipe.directory / name / "model").is_dir():
             write_card(recipe.directory / name, recipe.directory / name / "model")
     return ComparisonResult(recipe, summary)
+
+
+def _with_points(recipe: Recipe) -> Recipe:
+    """Return the recipe with a number of evaluations along its runs, so that curves have more points than their ends."""
+    if recipe.evaluation.points is not None:
+        return recipe
+    points = 4 if recipe.evaluation.only_reads else 2
+    return recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"points": points})})
 
 
 def _settings(entry: Entry, seed: int, following: Sequence[str] = ()) -> list[str]:

@@ -113,7 +113,7 @@ def draw_curves(recipe: Recipe, results: Json) -> Path | None:
         return None
     metrics, unit = modality_of(recipe).metrics, recipe.unit
     panels = [("metrics", "seconds", key, title) for key, title in metrics.curves.items()]
-    if recipe.evaluation.points:
+    if any(file.stat().st_size for file in recipe.directory.glob("*/scores.jsonl")):
         key, (_, title) = next(iter(metrics.objectives.items()))
         panels += [("scores", axis, key, title) for axis in ("seconds", unit)]
     drawn = [(panel, curves) for panel in panels if (curves := list(_curves(recipe, results, *panel[:3])))]

@@ -268,6 +268,10 @@ class EvaluationConfig(config.EvaluationConfig):
     length: Tokens = Field(512, description="Longer examples are cut to this many tokens.")
     batch_size: Rows = Field(8, description="Examples per forward pass.")
 
+    @property
+    def only_reads(self) -> bool:
+        return self.pass_at_1_problems == 0
+
 
 class Recipe(config.Recipe):
     """A language run."""

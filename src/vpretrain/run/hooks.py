@@ -111,7 +111,7 @@ class Scores(Hook):
         self._tracking = tracking
 
     def after_step(self, session: Session, record: StepRecord) -> None:
-        if not session.passed(session.recipe.evaluation.points):  # the last evaluation is in the result
+        if not session.passed(session.recipe.evaluation.points or 0):  # the last evaluation is in the result
             return
         unit = session.recipe.unit
         line = {"step": record.step, "seconds": session.budget.seconds, unit: session.totals["read"]}
