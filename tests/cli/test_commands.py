@@ -582,15 +582,3 @@ def test_a_wrong_count_gets_one_short_line(capsys, words):
     last = capsys.readouterr().err.splitlines()[-1]
     assert "give a whole number from" in last
     assert len(last) < 120
-
-
-def test_where_nothing_can_move_progress_is_plain_lines(tmp_path):
-    """Jupyter wishes for colours from the processes it starts, but their stderr is a pipe."""
-    code = (
-        "from vpretrain import console; console.PLAIN_SECONDS = 0\n"
-        "with console.console.status('loading'), console.steady('work', 2) as done: done(1)"
-    )
-    environment = os.environ | {"FORCE_COLOR": "1"}
-    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert ended.stderr.startswith("work: 50%, 0:00 left  1/2")
-    assert "\x1b" not in ended.stderr

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vpretrain import console
 from vpretrain.errors import UserError
 from vpretrain.files import check_writable
 from vpretrain.modality import modality_of
@@ -371,7 +372,9 @@ def _print_figures(result: Json) -> None:
 
 
 def _quiet() -> None:
-    """Turn off the libraries' own progress bars and advice; errors stay on."""
+    """Turn off the libraries' own progress bars and advice, unless --verbose asks for them; errors stay on."""
+    if console.verbose:
+        return
     import datasets
     import transformers
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 
-from vpretrain import pretrained
+from vpretrain import console, pretrained
 from vpretrain.bounds import LARGEST_SEED
 from vpretrain.cli import commands
 from vpretrain.errors import FailedOnAnotherRank, Interrupted, Paused, UserError
@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pretrained.trusted = options.trust_remote_code
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
-        return int(options.command(options) or 0)
+        with console.verbosity(less=options.quiet, more=options.verbose):
+            return int(options.command(options) or 0)
     except FailedOnAnotherRank:
         return 2
     except UserError as error:
@@ -128,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vpretrain {version('vpretrain')}")
     trust = "let a learner run Python code that comes with it; before the command, and never from a recipe"
     parser.add_argument("--trust-remote-code", action="store_true", help=trust)
+    _add_switches(parser, default=False)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for add_group in (_add_runs, _add_comparisons, _add_inspection, _add_preparation, _add_models):
         add_group(partial(_add, subparsers))
@@ -157,6 +159,7 @@ def _add(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.set_defaults(command=function)
+    _add_switches(command, default=argparse.SUPPRESS)  # the main parser's value stays where it is not given here
     if recipe:
         command.add_argument("recipe", metavar="RECIPE", help="YAML file with the settings of the run")
         command.add_argument("overrides", metavar="field=value", nargs="*", help=_OVERRIDES)
@@ -167,6 +170,14 @@ def _help_on(settings: Sequence[str]) -> str:
     listed = "\n".join(line for line in settings_lines("language") if line.split()[0] in settings)
     more = "`vpretrain settings` lists all, `vpretrain settings stream` those of a section."
     return f"Settings to begin with:\n{listed}\n\n{more}"
+
+
+def _add_switches(parser: argparse.ArgumentParser, default: object) -> None:
+    switches = parser.add_mutually_exclusive_group()
+    quiet = "no progress and no remarks: only results, warnings and errors"
+    switches.add_argument("--quiet", action="store_true", default=default, help=quiet)
+    verbose = "how long each piece of work took, and the messages of the libraries"
+    switches.add_argument("--verbose", action="store_true", default=default, help=verbose)
 
 
 def _add_count(command: argparse.ArgumentParser, option: str, default: int, what: str, *, least: int = 1) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Protocol
 
 from vpretrain import pretrained
 from vpretrain.config import Recipe
-from vpretrain.console import console
+from vpretrain.console import minutes, note, switches
 from vpretrain.errors import Interrupted, Paused, UserError
 from vpretrain.recipe import refuse_changes, save_recipe
 from vpretrain.run.lock import LOCK, locked
@@ -36,7 +39,7 @@ class Process(Protocol):
 def start_process(command: Sequence[str]) -> Process:
     """Start `vpretrain COMMAND` in its own process and process group."""
     trust = ["--trust-remote-code"] if pretrained.trusted else []
-    whole = [sys.executable, "-m", "vpretrain", *trust, *command]
+    whole = [sys.executable, "-m", "vpretrain", *trust, *switches(), *command]
     return subprocess.Popen(whole, stdout=subprocess.DEVNULL, process_group=0)
 
 
@@ -71,17 +74,48 @@ def run_group(
         prepare_group(recipe, resume=resume, overwrite=overwrite)
         finished = {name for name in members if resume and (directory / name / "result.json").exists()}
         for name in finished:
-            console.print(f"{name}: finished already")
+            note(f"{name}: finished already")
+        pace = _Pace(members, rounds, finished)
         for turn in range(1, rounds + 1):
             for number, name in enumerate(members, start=1):
                 if name in finished:
                     continue
                 part = f", round {turn} of {rounds}" if rounds > 1 else ""
-                console.print(f"{name}: run {number} of {len(members)}{part}", highlight=False)
+                note(f"{name}: run {number} of {len(members)}{part}{pace.left()}")
                 again, until = resume or turn > 1, turn / rounds
-                if run_member(directory, name, members[name], until=until, resume=again, start=start):
+                with pace.timed(name):
+                    ended = run_member(directory, name, members[name], until=until, resume=again, start=start)
+                if ended:
                     finished.add(name)
         return {name: json.loads((directory / name / "result.json").read_text(encoding="utf-8")) for name in members}
+
+
+class _Pace:
+    """How long the turns of a group take. The untouched learner has one turn, which is too short to judge others by.
+
+    Args:
+        members: as in `run_group`.
+        rounds: turns of each.
+        finished: members that have no turn.
+    """
+
+    def __init__(self, members: Mapping[str, Sequence[str]], rounds: int, finished: Collection[str]) -> None:
+        self._short = {name for name, settings in members.items() if "budget.steps=0" in settings}
+        self._left = rounds * len(members.keys() - self._short - set(finished))
+        self._spent: list[float] = []
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Time a turn of a member."""
+        start = time.monotonic()
+        yield
+        if name not in self._short:
+            self._spent.append(time.monotonic() - start)
+            self._left -= 1
+
+    def left(self) -> str:
+        """Return the time left for all turns, as text; empty before the first."""
+        return f", about {minutes(mean(self._spent) * self._left)} left in all" if self._spent else ""
 
 
 def run_member(

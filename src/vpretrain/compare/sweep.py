@@ -20,7 +20,7 @@ from rich.table import Table
 from vpretrain.compare.runs import prepare_group, run_member
 from vpretrain.compare.study import write_study
 from vpretrain.config import Recipe, Strict
-from vpretrain.console import console, minutes
+from vpretrain.console import minutes, note
 from vpretrain.errors import UserError
 from vpretrain.files import read_lines, write_whole
 from vpretrain.modality import modality_of
@@ -140,7 +140,7 @@ def sweep(
         for number in range(trials):
             outcome = _trial(study, recipe, space, number, key=key, rungs=rungs)
             left = (time.monotonic() - start) / (number + 1) * (trials - number - 1)
-            console.print(f"trial {number}: {outcome}; {minutes(left)} left", highlight=False, soft_wrap=True)
+            note(f"trial {number}: {outcome}; {minutes(left)} left")
             if number + 1 == _UNPRUNED and not _completed(study):
                 raise UserError(f"none of the first {_UNPRUNED} trials came to its end; the last one: {outcome}")
         return write_study(recipe, "sweep.json", _results(study, recipe, space, key))

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from vpretrain import distributed
-from vpretrain.console import console
+from vpretrain.console import note
 from vpretrain.devices import available
 from vpretrain.errors import UserError
 from vpretrain.language.arms import Arm
@@ -230,9 +230,7 @@ def constructed(
             where = (
                 "through the model's own last block" if mlp_names(learner.module) else "of the last block: S is that"
             )
-            console.print(
-                f"value.subset=last-mlp: no last MLP can be taken apart here; tangents are {where}, which costs more"
-            )
+            note(f"value.subset=last-mlp: no last MLP can be taken apart here; tangents are {where}, which costs more")
     # A designer on top of the exact task learns from a wider S than the tilt comes from.
     wider = alignment_subset(learner.module, designer.subset) if arm.exact and arm.designer else ()
     meta = MetaUpdate(

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from vpretrain.compare.changes import changes, subject
 from vpretrain.compare.results import START
+from vpretrain.console import working
 from vpretrain.files import check_writable, write_whole
 from vpretrain.modality import modality_of
 from vpretrain.plot import pyplot
@@ -60,7 +61,8 @@ def report(directories: Sequence[Path], output: Path) -> Path:
     """
     studies = [collect(directory) for directory in directories]  # errors show before the drawing
     check_writable(output, "--output")
-    shown = [_study(study, number) for number, study in enumerate(studies, start=1)]
+    with working("drawing the report"):
+        shown = [_study(study, number) for number, study in enumerate(studies, start=1)]
     arms = {name: arm.summary.replace("`", "") for study in studies for name, arm in study.recipe.arms.items()}
     made = {"version": version("vpretrain"), "date": datetime.now(UTC).date().isoformat()}
     together = {"studies": shown, "across": across(studies), "glossary": Glossary(arms)}

@@ -42,7 +42,7 @@ def run_recipe(
     """
     # Imported here: torch and transformers take seconds, and `--help` and recipe errors should not wait for them.
     from vpretrain import distributed
-    from vpretrain.console import console
+    from vpretrain.console import console, working
     from vpretrain.run.directory import failures_in_one_line, prepare_directory
     from vpretrain.run.lock import locked
     from vpretrain.run.session import Session
@@ -53,6 +53,6 @@ def run_recipe(
         console.quiet = not distributed.is_rank_0()
         distributed.on_rank_0(lambda: held.enter_context(locked(recipe.directory)))
         distributed.on_rank_0(lambda: prepare_directory(recipe, **how))
-        with console.status(f"{recipe.arm}: loading the learner and the data"):
+        with working(f"{recipe.arm}: loading the learner and the data"):
             session = Session(recipe, begin(recipe), resume=resume, until=until, hooks=hooks)
         return RunResult(recipe, session.run())

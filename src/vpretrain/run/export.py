@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from vpretrain.config import Recipe
+from vpretrain.console import working
 from vpretrain.errors import UserError
 from vpretrain.files import whole_directory
 from vpretrain.modality import modality_of
@@ -31,7 +32,7 @@ def export(run: str, target: str) -> None:
     if not (source / "recipe.yaml").exists():
         raise UserError(f"{run} is not the directory of a run: it has no recipe.yaml")
     if (source / "model").is_dir() and (source / "result.json").exists():
-        with whole_directory(directory) as aside:
+        with whole_directory(directory) as aside, working("copying the model"):
             shutil.copytree(source / "model", aside)
             write_card(source, aside)
         return
@@ -43,7 +44,7 @@ def export(run: str, target: str) -> None:
         raise UserError(f"{run} has neither a model nor a checkpoint: run it first")
 
     recipe = load_recipe(source / "recipe.yaml")
-    with whole_directory(directory) as aside:
+    with whole_directory(directory) as aside, working("exporting the model"):
         state = export_checkpoint(recipe, source / "checkpoints", aside)
         figures = {"steps": state["budget"]["step"], "seconds": state["budget"]["seconds"]}
         figures |= {recipe.unit: state["totals"]["read"], "meta_updates": state["totals"]["meta_updates"]}
@@ -81,7 +82,8 @@ def push(directory: str, name: str, *, private: bool) -> str:
         url = api.create_repo(name, private=private or None, exist_ok=True)
         if private and not api.repo_info(name).private:
             raise UserError("it is there already, and public")
-        api.upload_folder(repo_id=name, folder_path=directory, commit_message="Upload by vpretrain export")
+        with working("uploading"):
+            api.upload_folder(repo_id=name, folder_path=directory, commit_message="Upload by vpretrain export")
     except Exception as error:  # of the hub, the network or the login
         reason = first_line(error).rstrip(".") or type(error).__name__
         raise UserError(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vpretrain import distributed
-from vpretrain.console import console
+from vpretrain.console import note, warn, working
 from vpretrain.files import whole_directory, write_whole
 from vpretrain.run.card import provenance, write_card
 from vpretrain.run.circumstances import circumstances
@@ -28,13 +28,13 @@ def finish(session: Session) -> Json:
     if session.budget.step:
         if warning := session.parts.warning(result):
             result["warning"] = warning
-            console.print(f"warning: {warning}", style="yellow")
+            warn(f"warning: {warning}")
         if left_out := _left_out(session):
             result["left_out"] = left_out
             for line in lines(left_out):
-                console.print(line, markup=False, highlight=False, soft_wrap=True)
+                note(line)
         sharded = session.recipe.parallel == "fsdp" and distributed.size() > 1
-        with console.status(f"{session.recipe.arm}: exporting the model"):
+        with working(f"{session.recipe.arm}: exporting the model"):
             distributed.on_rank_0(lambda: _export(session, sharded))
     result |= session.parts.evaluate()
     distributed.on_rank_0(lambda: _write(session, result))
@@ -77,7 +77,7 @@ def _export(session: Session, sharded: bool) -> None:
 
 def _write(session: Session, result: Json) -> None:
     if result["steps"]:
-        with console.status(f"{session.recipe.arm}: hashing the data"):
+        with working(f"{session.recipe.arm}: hashing the data"):
             made = provenance(session.recipe) | circumstances()
             write_whole(session.directory / "provenance.json", json.dumps(made, indent=1))
         write_card(session.directory, session.directory / "model", result=result)

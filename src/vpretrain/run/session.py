@@ -16,7 +16,7 @@ import torch
 
 from vpretrain import distributed
 from vpretrain.config import Recipe
-from vpretrain.console import console, progress
+from vpretrain.console import progress, working
 from vpretrain.errors import Interrupted, NonFinite, Paused, UserError
 from vpretrain.method.algorithm import StepRecord
 from vpretrain.recipe import save_recipe
@@ -92,7 +92,7 @@ class Session:
         if self.optimizer.total_steps is None:
             if self.parts.warm_up is not None and self.recipe.budget.steps != 0:
                 self.parts.warm_up()
-            with console.status(f"{self.recipe.arm}: measuring a step"):
+            with working(f"{self.recipe.arm}: measuring a step"):
                 self.optimizer.total_steps = distributed.broadcast(
                     planned_steps(self.recipe, self.parts, self.optimizer)
                 )
@@ -114,7 +114,7 @@ class Session:
             self._signals.enter(Phase.END)
             raise Paused(text)
         if self.budget.step:
-            with console.status(f"{self.recipe.arm}: saving"):
+            with working(f"{self.recipe.arm}: saving"):
                 self.save()  # no training is lost if the evaluation fails
         for hook in self.hooks:
             hook.after_training(self)

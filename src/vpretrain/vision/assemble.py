@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from vpretrain import distributed
-from vpretrain.console import console
+from vpretrain.console import note
 from vpretrain.devices import available
 from vpretrain.errors import UserError
 from vpretrain.method.meta import MetaUpdate
@@ -148,7 +148,7 @@ def _keep_entries(learner: VisionLearner, value: ValueConfig, subset: tuple[str,
     if not learner.has_own_gradient and not (fits and isinstance(learner, DinoLearner)):
         raise UserError("this arm needs the tangent of the last MLP into DINO's head under fsdp: set parallel=ddp")
     if not fits and value.subset == "last-mlp":
-        console.print("value.subset=last-mlp: no last MLP can be taken apart here; tangents cost more")
+        note("value.subset=last-mlp: no last MLP can be taken apart here; tangents cost more")
 
 
 def measure(recipe: Recipe, model: str) -> Json:

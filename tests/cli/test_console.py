@@ -1,0 +1,159 @@
+"""What long work prints: in a terminal, in a log, with --quiet, --verbose and NO_COLOR."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from vpretrain import console
+from vpretrain.cli import commands
+from vpretrain.cli.parser import main
+from vpretrain.compare import runs
+from vpretrain.compare.runs import _Pace
+
+WORK = """
+import time
+from vpretrain import console
+console.FIRST_SECONDS = 0.05
+with console.verbosity(less={quiet}, more={verbose}):
+    console.note("a remark")
+    console.warn("a warning")
+    with console.working("loading"):
+        time.sleep(0.2)
+    with console.steady("work", 4) as done:
+        time.sleep(0.1)
+        done(1)
+"""
+
+
+def printed(quiet=False, verbose=False, **environment):
+    """What WORK prints into a pipe."""
+    code = WORK.format(quiet=quiet, verbose=verbose)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, check=True
+    )
+    assert not done.stdout
+    return done.stderr.splitlines()
+
+
+def printed_in_terminal(code, **environment):
+    """What a process prints into a terminal."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=os.environ | {"TERM": "xterm-256color"} | environment,
+        stdin=theirs, stdout=theirs, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    text = b""
+    try:
+        while piece := os.read(ours, 4096):
+            text += piece
+    except OSError:  # the other end is closed
+        pass
+    finally:
+        os.close(ours)
+    assert process.wait() == 0
+    return text.decode()
+
+
+def test_a_log_has_a_line_for_work_that_takes_long_and_the_time_left_where_it_is_known():
+    """FORCE_COLOR makes no terminal: Jupyter wishes for colours from the processes it starts, but their stderr is a pipe."""
+    lines = printed(FORCE_COLOR="1")
+    assert lines == ["a remark", "a warning", "loading: 0:00 so far", "work: 25%, 0:00 left  1/4"]
+
+
+def test_short_work_prints_no_line():
+    code = "from vpretrain import console\nwith console.working('x'), console.steady('y', 2) as done: done(1)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
+def test_quiet_leaves_warnings_alone():
+    assert printed(quiet=True) == ["a warning"]
+
+
+def test_verbose_adds_how_long_work_took():
+    assert "loading: 0:00" in printed(verbose=True)
+    assert "loading: 0:00" not in printed()
+
+
+def test_no_color_has_no_colours_in_a_terminal():
+    code = "from vpretrain.console import warn; warn('a warning')"
+    coloured, plain = printed_in_terminal(code), printed_in_terminal(code, NO_COLOR="1")
+    assert "\x1b[33m" in coloured
+    assert "\x1b[" not in plain
+    assert "a warning" in plain
+
+
+def test_a_terminal_shows_the_time_so_far_and_the_time_left():
+    text = printed_in_terminal(WORK.format(quiet=False, verbose=False))
+    assert "loading" in text
+    assert "0:00:00" in text
+    assert "25%" in text
+    assert "left" in text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(None, "-:--"), (59.9, "0:59"), (3599, "59:59"), (36_061, "10:01:01")])
+def test_times(seconds, text):
+    assert console.minutes(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["runs", "."], []),
+        (["--quiet", "runs", "."], ["--quiet"]),
+        (["runs", "--verbose", "."], ["--verbose"]),
+        (["runs", ".", "--quiet"], ["--quiet"]),
+    ],
+)
+def test_switches_stand_before_or_after_the_command_and_end_with_it(monkeypatch, words, expected):
+    seen = []
+
+    def listed(options):
+        """List."""
+        seen.extend(console.switches())
+
+    listed.__name__ = "runs"
+    monkeypatch.setattr(commands, "runs", listed)
+    assert main(words) == 0
+    assert seen == expected
+    assert console.switches() == []
+
+
+def test_quiet_and_verbose_exclude_each_other(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["runs", "--quiet", "--verbose"])
+    assert exit.value.code == 2
+    assert "not allowed with" in capsys.readouterr().err
+
+
+def test_runs_of_a_comparison_say_as_much_as_it_does(monkeypatch):
+    started = []
+    monkeypatch.setattr(runs.subprocess, "Popen", lambda command, **how: started.append(command))
+    with console.verbosity(less=True):
+        runs.start_process(["run", "recipe.yaml"])
+    runs.start_process(["run", "recipe.yaml"])
+    assert [command[2:] for command in started] == [
+        ["vpretrain", "--quiet", "run", "recipe.yaml"],
+        ["vpretrain", "run", "recipe.yaml"],
+    ]
+
+
+def test_the_time_left_of_a_comparison_is_that_of_the_turns_so_far(monkeypatch):
+    clock = iter([0.0, 5.0, 65.0, 70.0, 100.0])
+    monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    members = {"step-0": ["arm=one-hot", "budget.steps=0"], "one-hot": [], "v": [], "done": []}
+    pace = _Pace(members, 2, {"done"})
+    told = []
+    for name in ("step-0", "one-hot", "v"):
+        told.append(pace.left())
+        with pace.timed(name):
+            pass
+    assert told == ["", "", ", about 3:00 left in all"]  # three turns of a minute
+    assert pace.left() == ", about 1:30 left in all"  # two turns of 45 seconds
