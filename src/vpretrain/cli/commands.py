@@ -347,7 +347,9 @@ def _chosen(options: argparse.Namespace, *names: str) -> Keywords:
 
 
 def _size(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+    units = {2**30: "GiB", 2**20: "MiB", 1: "bytes"}
+    unit = next(size for size in units if count >= size or size == 1)
+    return f"{count / unit:,.1f} {units[unit]}" if unit > 1 else f"{count:,} bytes"
 
 
 def _print_results(results: Path, picture: Path | None) -> None:

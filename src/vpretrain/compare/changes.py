@@ -67,12 +67,11 @@ def changes(results: Json, recipe: Recipe, arm: str, other: str) -> list[Change]
     found = []
     judged = subject(results, recipe)
     for title, outcome in modality_of(recipe).metrics.outcomes.items():
-        values = [outcome.of(results["arms"][name]) for name in (other, arm)]
-        if any(value is None for value in values):
+        before, after = (outcome.of(results["arms"][name]) for name in (other, arm))
+        if before is None or after is None:
             continue
-        shown = [f"{value:{outcome.form}}{outcome.unit}" for value in values]
-        rises = values[1] > values[0]
-        direction: Direction = "better" if rises == (outcome.better == "higher") else "worse"
+        shown = [f"{value:{outcome.form}}{outcome.unit}" for value in (before, after)]
+        direction: Direction = "better" if (after > before) == (outcome.better == "higher") else "worse"
         difference = results["differences"].get(outcome.paired, {}).get(arm, {}).get(other)
         certain = None if difference is None else excludes_0(difference)
         told = difference is not None and (arm, other) == judged

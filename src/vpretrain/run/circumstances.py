@@ -28,8 +28,11 @@ def commit(source: Path = _SOURCE) -> str | None:
     """Return the commit of vpretrain's source, with a + if files have changed since; None if a package installed it."""
     # A package in an environment inside the user's own repository is not part of that repository.
     if _git(source, "rev-parse", "--show-prefix") == f"src/{source.name}/":
-        changed = _git(source, "status", "--porcelain", "--untracked-files=no", ".")
-        return f"{_git(source, 'rev-parse', 'HEAD')}{'+' if changed else ''}"
+        head, changed = (
+            _git(source, "rev-parse", "HEAD"),
+            _git(source, "status", "--porcelain", "--untracked-files=no", "."),
+        )
+        return f"{head}+" if head and changed else head
     try:
         installed = json.loads(distribution("vpretrain").read_text("direct_url.json") or "{}")
         return str(installed["vcs_info"]["commit_id"])
