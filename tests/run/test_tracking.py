@@ -13,6 +13,7 @@ from worlds import tiny_recipe
 from vpretrain import UserError, run_recipe
 from vpretrain.compare.compare import compare
 from vpretrain.config import TrackingConfig
+from vpretrain.errors import Paused
 from vpretrain.files import read_lines
 from vpretrain.language.assemble import assemble
 from vpretrain.run import tracking
@@ -30,12 +31,17 @@ class Fake:
     def __init__(self, run_name, **options):
         self.options = {"run_name": run_name, **options}
         self.told, self.settings, self.finished = [], None, False
-        self.tracker = SimpleNamespace(id=options.get("id") or f"id-{len(self.made)}")
+        self.alerts = []
+        self.tracker = SimpleNamespace(id=options.get("id") or f"id-{len(self.made)}", alert=self._alert)
         self.made.append(self)
 
     def _maybe(self, what):
         if what in self.fails_at:
             raise ConnectionError(f"no network to {what}\nand more")
+
+    def _alert(self, title, text):
+        self._maybe("alert")
+        self.alerts.append((title, text))
 
     def start(self):
         self._maybe("start")
@@ -191,7 +197,20 @@ def test_no_time_of_a_tracker_is_charged(tmp_path, tokenizer, fake, monkeypatch)
     assert running == [None] * 7
 
 
-@pytest.mark.parametrize("when", ["log", "finish"])
+def test_a_tracker_with_notifications_is_told_how_a_run_ends_and_not_of_a_pause(tmp_path, tokenizer, fake):
+    recipe = wandb_recipe(tmp_path, tokenizer)
+    with pytest.raises(Paused):
+        run_recipe(recipe, until=0.5)
+    result = run_recipe(recipe, resume=True)
+    crashed(recipe, 4)
+    assert [one.alerts for one in fake.made] == [
+        [],
+        [("runs/tiny", f"finished: 6 steps, answer NLL {result['answer_nll']:.4g}")],
+        [("runs/tiny", "ended early: the power is out")],
+    ]
+
+
+@pytest.mark.parametrize("when", ["log", "alert", "finish"])
 def test_a_tracker_that_fails_is_left_with_one_warning(tmp_path, tokenizer, fake, capsys, when):
     fake.fails_at.add(when)
     recipe = wandb_recipe(tmp_path, tokenizer)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import IO, TYPE_CHECKING
 
 from vpretrain import distributed
+from vpretrain.errors import Paused
 from vpretrain.method.algorithm import StepRecord
+from vpretrain.modality import modality_of
+from vpretrain.pretrained import first_line
 from vpretrain.run.log import METRICS, SCORES, VIEWS, append
 from vpretrain.run.tracking import Trackers
 from vpretrain.types import Json
@@ -98,10 +102,18 @@ class Tracking(Hook):
 
     def after_run(self, session: Session, result: Json) -> None:
         self.log("evaluation", result, result["steps"])
+        if self._trackers is not None:
+            key, (_, title) = next(iter(modality_of(session.recipe).metrics.objectives.items()))
+            value = "" if result.get(key) is None else f", {title} {result[key]:.4g}"
+            self._trackers.notify(f"finished: {result['steps']:,} steps{value}")
 
     def close(self) -> None:
-        if self._trackers is not None:
-            self._trackers.close()
+        if self._trackers is None:
+            return
+        error = sys.exception()  # with which the run ends; a pause is no end
+        if error is not None and not isinstance(error, Paused):
+            self._trackers.notify(f"ended early: {first_line(error) or type(error).__name__}")
+        self._trackers.close()
 
 
 class Scores(Hook):

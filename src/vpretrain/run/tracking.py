@@ -80,6 +80,16 @@ class Trackers:
             except Exception as error:  # any failure of a network, a disk or a server
                 self._leave(name, error)
 
+    def notify(self, text: str) -> None:
+        """Send a notification by the trackers that have them: W&B and Trackio, which deliver it as the user has set there."""
+        title = "/".join(self._recipe.directory.parts[-2:])
+        for name, tracker in list(self._trackers.items()):
+            try:
+                if (alert := getattr(tracker.tracker, "alert", None)) is not None:
+                    alert(title=title, text=text)
+            except Exception as error:  # as in `log`
+                self._leave(name, error)
+
     def close(self) -> None:
         """Wait until everything is written or sent."""
         for name in list(self._trackers):
