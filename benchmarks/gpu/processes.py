@@ -59,15 +59,15 @@ def lines(command: Sequence[str], limit_s: float, *, accept: Sequence[int] = (0,
     timer = threading.Timer(limit_s, stop)
     timer.start()
     try:
-        assert process.stdout is not None
-        for line in process.stdout:
+        for line in process.stdout or ():
             yield line.rstrip("\n")
         code = process.wait()
     finally:  # also when the reader of these lines is interrupted
         timer.cancel()
         kill()
         process.wait()
-        process.stdout.close()
+        if process.stdout is not None:
+            process.stdout.close()
     if late.is_set():
         raise Unfinished(f"stopped after {limit_s:.0f} s")
     if code not in accept:

@@ -52,7 +52,7 @@ def run_shift(section: dict[str, Any], clock: Clock, rehearsed: bool, write: Cal
             except Interrupted:
                 raise Unfinished(f"{section.get('runs', 0)} runs made: stopped during the next") from None
             expected = (time.monotonic() - start) / runs
-            section |= summary(recipe, results) | {"runs": 1 + count}
+            section |= summary(recipe, results.figures) | {"runs": 1 + count}
             write()
             print(f"bench-shift's {', '.join(arms[:count])}: {expected:.0f} s per run")
 

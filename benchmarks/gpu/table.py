@@ -39,7 +39,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def _rows(arm: str, sizes: dict[str, Any], base: dict[str, Any]) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for size, found in sizes.items():
         if "error" in found:
             rows.append((arm, f"{int(size):,}", found["error"], "-", "-", "-"))

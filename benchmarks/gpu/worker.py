@@ -23,8 +23,8 @@ from benchmarks.speed.arm import HF, TimedArm
 from benchmarks.speed.figures import figures
 from benchmarks.speed.floor import floors
 from benchmarks.speed.settings import language_recipe
+from vpretrain.devices import available
 from vpretrain.language.assemble import assemble
-from vpretrain.language.model.load import device
 from vpretrain.method.parameters import ShardedTheta
 from vpretrain.run.finish import peak_memory_bytes
 from vpretrain.timing import now, watching
@@ -59,7 +59,7 @@ def measured(learner: str, name: str, sizes: Sizes, *, sharded: bool) -> Iterato
     how: dict[str, Any] = {"rows": sizes.rows, "length": sizes.length, "precision": "bf16"}
     how["accumulation"] = max(sizes.micro_batches)
     recipe: Any = language_recipe(learner, "one-hot" if name == HF else name, **how)
-    parts: Any = assemble(recipe, sizes.model(learner, device(recipe.learner)))
+    parts: Any = assemble(recipe, sizes.model(learner, available(recipe.learner.device)))
     start = now()
     batches = parts.stream.next()
     drawing = now() - start

@@ -108,7 +108,7 @@ def summary(recipe: Recipe, results: dict[str, Any]) -> dict[str, Any]:
     """Return a condition's figures, with 95 % intervals over seeds and problems (retention: over seeds)."""
     arms: dict[str, Any] = {}
     differences, tempered = results["differences"]["nll"], results["differences"].get("nll_tempered", {})
-    curves = Curves(recipe, results) if recipe.evaluation.points > 1 else None
+    curves = Curves(recipe, results) if (recipe.evaluation.points or 0) > 1 else None
     # With a rate that falls, arms that made equally many tokens are not equally far in their schedules.
     axes = AXES if recipe.optimizer.schedule == "constant" else ()
     of_one_hot = _retention(results, "one-hot")

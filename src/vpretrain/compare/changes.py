@@ -70,12 +70,12 @@ def changes(results: Json, recipe: Recipe, arm: str, other: str) -> list[Change]
         before, after = (outcome.of(results["arms"][name]) for name in (other, arm))
         if before is None or after is None:
             continue
-        shown = [f"{value:{outcome.form}}{outcome.unit}" for value in (before, after)]
+        old, new = (f"{value:{outcome.form}}{outcome.unit}" for value in (before, after))
         direction: Direction = "better" if (after > before) == (outcome.better == "higher") else "worse"
         difference = results["differences"].get(outcome.paired, {}).get(arm, {}).get(other)
         certain = None if difference is None else excludes_0(difference)
         told = difference is not None and (arm, other) == judged
-        found.append(Change(title, *shown, "equal" if shown[0] == shown[1] else direction, certain, told))
+        found.append(Change(title, old, new, "equal" if old == new else direction, certain, told))
     return found
 
 
