@@ -59,7 +59,7 @@ def measured(learner: str, name: str, sizes: Sizes, *, sharded: bool) -> Iterato
     how: dict[str, Any] = {"rows": sizes.rows, "length": sizes.length, "precision": "bf16"}
     how["accumulation"] = max(sizes.micro_batches)
     recipe: Any = language_recipe(learner, "one-hot" if name == HF else name, **how)
-    parts: Any = assemble(recipe, sizes.model(learner, available(recipe.learner.device)))
+    parts: Any = assemble(recipe, sizes.model(learner, str(available(recipe.learner.device))))
     start = now()
     batches = parts.stream.next()
     drawing = now() - start
