@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from conftest import character_tokenizer
-from tokenizers import processors
+from tokenizers import normalizers, processors
 
 from vpretrain.language.data.encode import begin_ids, collate, encode
 from vpretrain.language.data.example import Example
@@ -35,15 +35,24 @@ def test_raw_text_is_predicted_from_its_second_token_on(tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("added", "begin", "end", "expected"),
-    [([], 1, 2, []), ([1], 1, 2, [1]), ([1, 2], 1, 2, [1]), ([2], None, 2, []), ([2], 2, 2, [2]), ([2, 2], 2, 2, [2])],
+    ("before", "after", "expected"),
+    [
+        ([], [], []),
+        ([1], [], [1]),
+        ([1], [2], [1]),
+        ([], [2], []),
+        ([2], [], [2]),
+        ([2], [2], [2]),
+        ([3, 1], [2], [3, 1]),
+    ],
 )
-def test_what_stands_before_a_text_is_the_begin_token_alone(added, begin, end, expected):
-    class Tokenizer:
-        bos_token_id, eos_token_id = begin, end
+def test_what_stands_before_a_text_is_the_begin_token_alone(before, after, expected):
+    """Token 2 is the end; in the last but one case it is the begin as well."""
 
-        def __call__(self, text):
-            return {"input_ids": list(added)}
+    class Tokenizer:
+        def __call__(self, text, add_special_tokens=True):
+            ids = [10 + ord(character) for character in text]
+            return {"input_ids": [*before, *ids, *after] if add_special_tokens else ids}
 
     assert begin_ids(Tokenizer()) == expected
 
@@ -68,6 +77,41 @@ def test_a_begin_token_is_set_where_the_tokenizer_sets_one_and_an_end_token_is_n
         single="<unk> $A <eos>", special_tokens=[("<unk>", 0), ("<eos>", 2)]
     )
     assert text(tokenizer, encode(example("4", "2="), tokenizer).ids) == "<unk>2=4<eos>"
+
+
+@pytest.mark.parametrize("special", ["<unk> $A", "<unk> $A <eos>", "$A <eos>", "$A"])
+def test_a_begin_or_end_token_that_the_text_has_is_not_set_twice(special):
+    """As a chat template writes them: the tokenizer finds both in the text."""
+    tokenizer = character_tokenizer()
+    tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+        single=special, special_tokens=[("<unk>", 0), ("<eos>", 2)]
+    )
+    begin = "<unk>" if special.startswith("<unk>") else ""
+    for given in ("", "<unk>"):
+        document = encode(example("4<eos>", f"{given}2="), tokenizer)
+        assert text(tokenizer, document.ids) == f"{begin or given}2=4<eos>"
+        assert document.targets == 2
+        raw = encode(example(f"{given}ab<eos>"), tokenizer)
+        assert text(tokenizer, raw.ids) == f"{begin or given}ab<eos>"
+        assert raw.context == 1
+
+
+def test_no_space_comes_between_prompt_and_response_that_neither_has():
+    """Of a tokenizer that puts a space before every text, as Llama 2's does."""
+    tokenizer = character_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Prepend(" ")
+    assert text(tokenizer, tokenizer("a b")["input_ids"]) == " a b"
+    for prompt, response, whole in (
+        ("2+2=", "4", " 2+2=4<eos>"),
+        ("2+2=", " 4", " 2+2= 4<eos>"),
+        ("2+2=\n", "it is 4", " 2+2=\nit is 4<eos>"),
+    ):
+        document = encode(example(response, prompt), tokenizer)
+        assert text(tokenizer, document.ids) == whole
+        assert document.context == len(prompt) + 1
+    assert (
+        text(tokenizer, encode(example("a b"), tokenizer).ids) == " a b<eos>"
+    )  # the text of a document begins as ever
 
 
 def test_average_over_examples_gives_every_document_the_same_weight(tokenizer):

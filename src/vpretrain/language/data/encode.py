@@ -5,6 +5,7 @@ Shapes: B rows, T tokens.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +17,8 @@ from vpretrain.language.data.example import Example
 from vpretrain.language.model.batch import TokenBatch
 
 PROMPT_FILLS = "prompt fills the length"  # why a pair is left out
+# Samples that show what a tokenizer adds to a text: none joins a letter to a line break before it.
+_LINE, _WORD = "\n", "a"
 
 
 @dataclass(frozen=True)
@@ -49,20 +52,56 @@ class Document:
 
 
 def encode(example: Example, tokenizer: PreTrainedTokenizerBase, length: int | None = None) -> Document:
-    """Tokenise prompt and response, with an end token, and a begin token if the tokenizer uses one. Cut to `length`."""
-    asked = tokenizer(example.prompt, add_special_tokens=False)["input_ids"] if example.prompt else []
-    prompt = begin_ids(tokenizer) + asked
-    response = [*tokenizer(example.response, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    """Tokenise prompt and response, with an end token, and a begin token if the tokenizer uses one. Cut to `length`.
+
+    A begin or end token that the text has already, as from a chat template, is not added again.
+    """
+    if example.prompt:
+        prompt, response = prompt_ids(example.prompt, tokenizer), following_ids(example.response, tokenizer)
+    else:
+        prompt = begin_ids(tokenizer)
+        response = prompt_ids(example.response, tokenizer)[len(prompt) :]
+    if response[-1:] != [tokenizer.eos_token_id]:
+        response.append(tokenizer.eos_token_id)
     document = Document((*prompt, *response), max(1, len(prompt)), not example.prompt, example.domain, example.key)
     return document.cut(0, length)
 
 
+def prompt_ids(text: str, tokenizer: Any) -> list[int]:
+    """Tokenise the beginning of a document, with the tokenizer's begin token, once."""
+    begin, ids = begin_ids(tokenizer), _plain_ids(text, tokenizer)
+    return ids if ids[: len(begin)] == begin else begin + ids
+
+
+def following_ids(text: str, tokenizer: Any) -> list[int]:
+    """Tokenise text that follows other text in a document.
+
+    Many SentencePiece tokenizers put a space before every text that they are given; here it would be one in the middle.
+    """
+    alone = _plain_ids(text, tokenizer)
+    if not _added(tokenizer)[1]:
+        return alone
+    before, whole = _plain_ids(_LINE, tokenizer), _plain_ids(_LINE + text, tokenizer)
+    return whole[len(before) :] if whole[: len(before)] == before else alone
+
+
 def begin_ids(tokenizer: Any) -> list[int]:
     """The tokens that the tokenizer puts before a text: its begin token, or none."""
-    ids = list(tokenizer("")["input_ids"])
-    adds_end = ids and ids[-1] == tokenizer.eos_token_id
-    only_begin = len(ids) == 1 and tokenizer.bos_token_id == tokenizer.eos_token_id  # OPT has one token for both
-    return ids[:-1] if adds_end and not only_begin else ids
+    return list(_added(tokenizer)[0])
+
+
+@functools.lru_cache(maxsize=8)
+def _added(tokenizer: Any) -> tuple[tuple[int, ...], bool]:
+    """The tokens before every text, and whether a text alone is tokenised otherwise than after a line break."""
+    # Not from an empty text: OPT has one token for begin and end, and some tokenizers add the end alone.
+    word, whole = _plain_ids(_WORD, tokenizer), list(tokenizer(_WORD)["input_ids"])
+    begin = whole[: next((i for i in range(len(whole)) if whole[i : i + len(word)] == word), 0)]
+    after = _plain_ids(_LINE + _WORD, tokenizer)[len(_plain_ids(_LINE, tokenizer)) :]
+    return tuple(begin), word != after
+
+
+def _plain_ids(text: str, tokenizer: Any) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def packed(documents: Sequence[Document], length: int) -> list[list[Document]]:

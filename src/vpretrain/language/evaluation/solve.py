@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from vpretrain.errors import UserError
-from vpretrain.language.data.encode import begin_ids
+from vpretrain.language.data.encode import prompt_ids
 from vpretrain.language.data.example import Example
 from vpretrain.language.data.rows import spelled
 from vpretrain.language.model.learner import LanguageLearner
@@ -51,9 +51,7 @@ def solve(
     Returns:
         A list of texts for each problem, none of which contains a stop string.
     """
-    begin = begin_ids(tokenizer)
-    prompts = [begin + tokenizer(example.prompt, add_special_tokens=False)["input_ids"] for example in examples]
-    rows = [torch.tensor(ids, dtype=torch.long) for ids in prompts]
+    rows = [torch.tensor(prompt_ids(example.prompt, tokenizer), dtype=torch.long) for example in examples]
     ids_BT = pad_sequence(rows, batch_first=True, padding_side="left")
     mask_BT = pad_sequence([torch.ones_like(ids) for ids in rows], batch_first=True, padding_side="left")
     length = ids_BT.shape[1]
