@@ -16,8 +16,17 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 
 FIRST_SECONDS = 5.0  # shorter work prints no line outside a terminal
 PLAIN_SECONDS = 15.0
+_terminal = sys.stderr is not None and sys.stderr.isatty()
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Go on in silence where nobody reads the progress any more, as after `2>&1 | head`: the work is worth more."""
+        self.quiet = True
+
+
 # FORCE_COLOR does not make a terminal: Jupyter and CI set it although stderr is a pipe, in which no bar can move.
-console = Console(stderr=True, force_terminal=None if sys.stderr.isatty() else False)
+console = _Console(stderr=True, force_terminal=None if _terminal else False)
 
 
 quiet = verbose = False

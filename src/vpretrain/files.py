@@ -29,22 +29,32 @@ def check_writable(file: Path, setting: str) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file atomically: a reader, now or after a crash, finds all of it, or what was there before."""
+    """Write a file atomically: a reader, now or after a crash, finds all of it, or what was there before.
+
+    An OSError names the file; what was written of it is removed.
+    """
     aside = path.with_name(f".{path.name}.writing")
-    aside.write_text(text, encoding="utf-8")
-    sync(aside)
-    aside.replace(path)
-    sync(path.parent)
+    try:
+        aside.write_text(text, encoding="utf-8")
+        sync(aside)
+        aside.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextlib.contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
-    """Yield a path to write a directory to; at the end it replaces what was at `path`."""
+    """Yield a path to write a directory to; at the end it replaces what was at `path`, with the permissions of new files."""
     aside = path.with_name(f".{path.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         yield aside
         for file in [*aside.rglob("*"), aside]:
+            if file.is_file():
+                follow_umask(file)
             sync(file)
         remove(path)
         aside.rename(path)
@@ -60,6 +70,11 @@ def remove(path: Path) -> None:
     if path.exists():
         path.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def follow_umask(file: Path) -> None:
+    """Give a file the permissions of a new one: libraries that write to a temporary file first leave it to its owner alone."""
+    file.chmod(file.parent.stat().st_mode & 0o666)  # mkdir has left out the same bits as open would
 
 
 def sync(path: Path) -> None:

@@ -17,8 +17,12 @@ from vpretrain.console import note, working
 from vpretrain.errors import UserError
 
 PREFIX = "pypi:"
+_PROCESSOR = (  # which AutoProcessor and AutoImageProcessor read, besides the tokenizer's files
+    "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "chat_template.json",
+)  # fmt: skip
 # Whether learners may run code of their own: set by the command line only, never by anything downloaded.
 trusted = False
+_CACHE_REMEDY = "set XDG_CACHE_HOME to a directory that can be written"
 Loaded = TypeVar("Loaded")
 Convert = Callable[[Path, Path], None]
 """Reads a package's folder and writes a directory as save_pretrained does."""
@@ -52,8 +56,11 @@ def resolve(name: str, packages: Mapping[str, Convert]) -> str:
     cached = cache() / f"{package}-{importlib.metadata.version(package)}"
     if not cached.is_dir():
         note(f"converting the weights of {package} (once; kept in {cache()})")
-        cache().mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=cache()))
+        try:
+            cache().mkdir(parents=True, exist_ok=True)
+            aside = Path(tempfile.mkdtemp(dir=cache()))
+        except OSError as error:
+            raise UserError(f"cannot write to the cache {cache()}: {error.strerror}; {_CACHE_REMEDY}") from None
         with working(f"converting {package}"):
             packages[package](Path(found.submodule_search_locations[0]), aside)
         if cached.is_dir():  # another process was faster
@@ -64,8 +71,13 @@ def resolve(name: str, packages: Mapping[str, Convert]) -> str:
 
 
 def cache() -> Path:
-    """Return the user's cache directory of this package."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vpretrain"
+    """Return the user's cache directory of this package. Raises UserError if there is no home directory to put it in."""
+    if root := os.environ.get("XDG_CACHE_HOME"):
+        return Path(root) / "vpretrain"
+    try:
+        return Path.home() / ".cache/vpretrain"
+    except RuntimeError:  # in a container, of a user whom it does not know
+        raise UserError(f"there is no home directory for the cache: {_CACHE_REMEDY}") from None
 
 
 def loaded(
@@ -95,6 +107,25 @@ def loaded(
                 packaged = [f"take {PREFIX}{package}" for package in packages]
                 reason = f"{reason.rstrip('.')}; {hub.remedy(closed, 'give a directory of save_pretrained', *packaged)}"
             raise UserError(f"cannot load {what}: {reason}") from error
+
+
+def copy_processor(name: str, directory: Path) -> None:
+    """Copy the files of a learner's processor, if it has one, beside its exported weights.
+
+    Args:
+        name: what `resolve` returned.
+        directory: of the export.
+    """
+    from transformers.utils import cached_file
+
+    for file in _PROCESSOR:
+        absent = ("gated_repo", "missing_entries", "connection_errors")  # then there is nothing to copy
+        with contextlib.suppress(
+            OSError
+        ):  # a learner that is gone by the end of a run is no reason to lose what it became
+            found = cached_file(name, file, **{f"_raise_exceptions_for_{kind}": False for kind in absent})
+            if found is not None:
+                shutil.copyfile(found, directory / file)
 
 
 def first_line(error: BaseException) -> str:

@@ -99,6 +99,31 @@ def test_what_it_keeps_is_what_dense_logits_have(kind):
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("k", [1, K])
+@pytest.mark.parametrize("kind", ["plain", "bias"])
+def test_rows_that_are_no_tokens_are_never_candidates(kind, k):
+    """Though their logits are the largest, so large that exp would overflow; p is over all rows."""
+    hidden_ND, head, _, share_N = draw(kind)
+    tokens = V - 10
+    targets_N = torch.randint(tokens, (N,))
+    with torch.no_grad():
+        head.weight_VD[tokens:] *= 1e3
+    dense_NV = F.linear(hidden_ND, head.weight_VD, head.bias_V)
+    fused = fused_logits(hidden_ND, head, targets_N, share_N, k, tokens)
+    dense = dense_logits(dense_NV, targets_N, share_N, k, tokens)
+    assert int(fused_logits(hidden_ND, head, targets_N, share_N, K).candidates_NK.max()) >= tokens
+    assert int(fused.candidates_NK.max()) < tokens
+    assert torch.equal(fused.candidates_NK, dense.candidates_NK)
+    torch.testing.assert_close(fused.lse_N, dense_NV.logsumexp(-1))
+    target = SoftTarget(fused.candidates_NK, random_q(k))
+    ours = fused.cross_entropy(target)
+    theirs = dense_loss(hidden_ND, head, target.candidates_NK, target.q_NK, share_N)
+    torch.testing.assert_close(ours, theirs)
+    found, expected = (torch.autograd.grad(value, leaves(hidden_ND, head)) for value in (ours, theirs))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_fp32_gradients_are_within_a_millionth_of_the_dense_ones():
     hidden_ND, head, targets_N, share_N = draw(dtype=torch.float32)
     logits = fused_logits(hidden_ND, head, targets_N, share_N, K)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import errno
 import inspect
+import io
 import os
 import signal
 import sys
@@ -22,6 +24,11 @@ from vpretrain.recipe import settings_lines
 from vpretrain.scaling.estimate import DEVICES, GPU, LATENCY_US, UTILISATION
 
 _LARGEST = sys.float_info.max
+# What disks and permissions refuse; other errors of the system are mistakes of ours, which need their traceback.
+_DISK = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG,
+    errno.ESTALE,
+}  # fmt: skip
 _OVERRIDES = (
     "settings to change, as field=value with dots for nesting, e.g. optimizer.lr=1e-5 stream.sources.0.limit=100"
 )
@@ -35,7 +42,11 @@ _FIRST = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit code: 0, 2 for wrong input, 1 for a failed check, 128 + n after signal n."""
+    """Run a command; return its exit code: 0, 2 for wrong input, 1 for a failed check, 128 + n after signal n.
+
+    If the reader of the output has gone, as in `vpretrain inspect ... | head -1`, it ends quietly.
+    """
+    _open_output()
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -55,8 +66,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
         with console.verbosity(less=options.quiet, more=options.verbose):
-            return int(options.command(options) or 0)
+            code = int(options.command(options) or 0)
+        sys.stdout.flush()  # what fails here would otherwise fail after the end, with a message of Python's own
+        return code
     except FailedOnAnotherRank:
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in its buffer
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        print(
+            f"vpretrain: {error}; mend that (make room, if the disk is full), then run the command again",
+            file=sys.stderr,
+        )
         return 2
     except UserError as error:
         print(f"vpretrain: {error}", file=sys.stderr)
@@ -70,6 +94,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _open_output() -> None:
+    """Make printing safe: without an output it goes nowhere, and what its encoding lacks is escaped."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # started with >&-
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for as long as the process lasts
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _terminated(number: int, frame: object) -> None:

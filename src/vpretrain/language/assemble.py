@@ -22,7 +22,7 @@ from vpretrain.language.data.stream import LanguageStream, rows_of
 from vpretrain.language.evaluation.evaluate import Evaluation
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.language.model.learner import LanguageLearner, LanguageState
-from vpretrain.language.model.load import load_config, load_model, load_tokenizer
+from vpretrain.language.model.load import load_config, load_model, load_tokenizer, resolve, tokens_of
 from vpretrain.language.task import construction as constructions
 from vpretrain.language.task.construction import OneHot, TaskParts
 from vpretrain.language.task.designer import TopKDesigner
@@ -32,6 +32,7 @@ from vpretrain.method.protocols import Feedback
 from vpretrain.method.strength import Strength
 from vpretrain.method.subset import alignment_subset, mlp_names
 from vpretrain.method.value import engine
+from vpretrain.pretrained import copy_processor
 from vpretrain.run.checkpoint import load_designer
 from vpretrain.run.left_out import LeftOut, by_source
 from vpretrain.run.parts import Parts
@@ -48,6 +49,7 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
     """
     available(recipe.learner.device)  # refused before anything is loaded
     tokenizer = load_tokenizer(recipe.learner.name)
+    check_candidates(recipe.designer, tokens_of(tokenizer))
     where: Keywords = {"rank": distributed.rank(), "processes": distributed.size()}
     rows: Keywords = {"packing": recipe.stream.packing, "average": recipe.stream.average}
     feedback = LanguageFeedback(recipe.feedback, tokenizer, seed=recipe.seed, **rows, **where)
@@ -104,13 +106,20 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
 def load_learner(recipe: Recipe, model: Model = None) -> tuple[LanguageLearner, Callable[[Path], None]]:
     """Load the learner; also return a function that writes it into a directory, see `export_model`. Raises UserError."""
     model = load_model(recipe.learner) if model is None else model
-    bf16, compiled = recipe.learner.precision == "bf16", recipe.learner.compile
-    learner = LanguageLearner(model, top_k=recipe.candidates, bf16=bf16, compiled=compiled, parallel=recipe.parallel)
+    tokenizer = load_tokenizer(recipe.learner.name)
+    learner = LanguageLearner(
+        model,
+        top_k=recipe.candidates,
+        tokens=tokens_of(tokenizer),
+        bf16=recipe.learner.precision == "bf16",
+        compiled=recipe.learner.compile,
+        parallel=recipe.parallel,
+    )
     if recipe.stream.packing and not learner.keeps_documents_apart():
         raise UserError(
             f"{recipe.learner.name} carries what it read into the next document of its row: set stream.packing=false"
         )
-    return learner, partial(export_model, model, load_tokenizer(recipe.learner.name))
+    return learner, partial(export_model, model, tokenizer, recipe.learner.name)
 
 
 def subset_of(recipe: Recipe, learner: LanguageLearner) -> tuple[str, ...]:
@@ -157,15 +166,33 @@ def check_candidates(designer: DesignerConfig, vocabulary: int) -> None:
         raise UserError(f"designer.top_k={designer.top_k} is above the vocabulary of {vocabulary}: use at most that")
 
 
-def export_model(model: Model, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write a directory for `AutoModelForCausalLM.from_pretrained`; under LoRA the merged model, and the adapter beside it."""
+def export_model(model: Model, tokenizer: PreTrainedTokenizerBase, name: str, directory: Path) -> None:
+    """Write a directory for `AutoModelForCausalLM.from_pretrained`; under LoRA the merged model, and the adapter beside it.
+
+    The tokenizer goes with it, and so do the files of a processor, which the learner called `name` may have.
+    """
     if hasattr(model, "get_base_model"):
-        model.save_pretrained(directory / "adapter")
+        # The weights below the adapters are the base learner's, also of embeddings.
+        model.save_pretrained(directory / "adapter", save_embedding_layers=False)
         tokenizer.save_pretrained(directory / "adapter")
-        copy.deepcopy(model).merge_and_unload().save_pretrained(directory)
+        _merged(model).save_pretrained(directory)
     else:
         model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    copy_processor(resolve(name), directory)
+
+
+def _merged(model: Model) -> Model:
+    """A copy of a PEFT model with its adapters in its weights; a head that differs from its embedding then is untied."""
+    copied = copy.deepcopy(model)
+    causal = copied.get_base_model()
+    embedding, head = causal.get_input_embeddings(), causal.get_output_embeddings()
+    if embedding.weight is head.weight and any(hasattr(layer, "base_layer") for layer in (embedding, head)):
+        layer = getattr(head, "base_layer", head)
+        layer.weight = torch.nn.Parameter(head.weight.detach().clone())
+        for config in (causal.config, causal.config.get_text_config()):
+            config.tie_word_embeddings = False
+    return copied.merge_and_unload()
 
 
 def new_designer(config: DesignerConfig, learner: LanguageLearner, *, length: int, seed: int) -> TopKDesigner:

@@ -14,7 +14,7 @@ from vpretrain.errors import UserError
 from vpretrain.language.assemble import check_sizes
 from vpretrain.language.config import Recipe
 from vpretrain.language.model.frozen_blocks import FrozenBlocksCache
-from vpretrain.language.model.load import load_config, with_adapters
+from vpretrain.language.model.load import load_config, trainable
 from vpretrain.language.model.loss import CHUNK
 from vpretrain.language.task.designer import TopKDesigner
 from vpretrain.method.subset import alignment_subset, blocks_of
@@ -128,7 +128,7 @@ def workload(recipe: Recipe) -> Workload:
 def _without_weights(recipe: Recipe, config: PretrainedConfig) -> Model:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=pretrained.trusted)
-        return with_adapters(model, recipe.learner.lora) if recipe.learner.lora else model
+        return trainable(model, recipe.learner.lora)
 
 
 def _designer_size(recipe: Recipe, head: Any) -> int:

@@ -44,10 +44,12 @@ def alignment_subset(module: nn.Module, spec: str) -> tuple[str, ...]:
 def blocks_of(module: nn.Module) -> tuple[str, nn.ModuleList]:
     """Return the longest list of modules, the outermost of equals: a transformer's blocks by any name (layers, h, blocks).
 
-    If the module has a `backbone`, that backbone's blocks are returned, however long a predictor on top of it is.
+    If the module has a `backbone`, that backbone's blocks are returned, however long a predictor on top of it is; if it has a
+    `language_model`, that one's, however deep the vision tower beside it is.
     """
     lists = [(name, child) for name, child in module.named_modules() if isinstance(child, nn.ModuleList)]
     lists = [(name, child) for name, child in lists if name.startswith("backbone.")] or lists
+    lists = [(name, child) for name, child in lists if "language_model" in name.split(".")] or lists
     if not lists:
         raise UserError("value.subset last-N: this learner has no list of blocks; use all or name:REGEX")
     return max(lists, key=lambda item: (len(item[1]), -item[0].count(".")))

@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from vpretrain import distributed
 from vpretrain.console import warn
 from vpretrain.errors import UserError
-from vpretrain.files import remove, sync
+from vpretrain.files import follow_umask, remove, sync
 from vpretrain.method.protocols import Learner
 from vpretrain.types import Json
 
@@ -90,6 +90,7 @@ def _write_groups(aside: Path, groups: Tensors) -> Json:
             of = f".{distributed.rank()}-of-{distributed.size()}" if sharded else ""
             file = aside / f"{name}{of}.safetensors"
             save_file(own, file)
+            follow_umask(file)
             sync(file)
             described[file.name] = _described(file)
     return described

@@ -6,6 +6,8 @@ import re
 import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from vpretrain.config import Recipe
 from vpretrain.console import working
 from vpretrain.errors import UserError
@@ -24,8 +26,15 @@ def export(run: str, target: str) -> None:
     """Write the finished model of a run, or the learner of its newest checkpoint if it has not finished.
 
     The target is a new or empty directory; from_pretrained loads it, with equal outputs. Raises UserError if the target is
-    taken, or if there is nothing to export.
+    taken or cannot be written, or if there is nothing to export.
     """
+    try:
+        _export(run, target)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {target}: {error}; make room, or name another directory") from error
+
+
+def _export(run: str, target: str) -> None:
     source, directory = Path(run), Path(target)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{target} is not empty: name a new directory")

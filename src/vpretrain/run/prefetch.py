@@ -9,11 +9,12 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from typing import Any
 
 import torch
 
+from vpretrain.errors import UserError
 from vpretrain.method.protocols import AnyBatch, Stream
 from vpretrain.types import Json
 
@@ -47,14 +48,20 @@ class Prefetched:
         self._state = stream.state_dict()
 
     def next(self) -> list[AnyBatch]:
-        """Return the micro-batches of one learner step."""
+        """Return the micro-batches of one learner step. Raises UserError if the process that reads them was killed."""
         if self._worker is None:  # a single worker keeps the order
             self.stream.load_state_dict(self._state)  # closes open files and connections: the worker shares none
             self._worker = ProcessPoolExecutor(1, initializer=_begin, initargs=(self.stream,))
             self._end = weakref.finalize(self, self._worker.shutdown, cancel_futures=True)
-        while len(self._made) <= self.steps:
-            self._made.append(self._worker.submit(_step))
-        batches, self._state = self._made.popleft().result()
+        try:
+            while len(self._made) <= self.steps:
+                self._made.append(self._worker.submit(_step))
+            batches, self._state = self._made.popleft().result()
+        except BrokenExecutor:
+            raise UserError(
+                "the process that reads the stream ahead was killed, perhaps for lack of memory: continue with --resume, or "
+                "set stream.prefetch=0"
+            ) from None
         if self._pin:
             batches = [batch.pin_memory() for batch in batches]
         return [batch.to(self.device) for batch in batches]

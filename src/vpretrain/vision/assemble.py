@@ -17,6 +17,7 @@ from vpretrain.method.meta import MetaUpdate
 from vpretrain.method.strength import Strength
 from vpretrain.method.subset import alignment_subset
 from vpretrain.method.value import engine, no_value
+from vpretrain.pretrained import copy_processor
 from vpretrain.run.checkpoint import load_designer
 from vpretrain.run.parts import Parts
 from vpretrain.run.prefetch import prefetched
@@ -30,7 +31,7 @@ from vpretrain.vision.model.backbone import Backbone
 from vpretrain.vision.model.dino import DinoLearner
 from vpretrain.vision.model.ijepa import IJepaLearner
 from vpretrain.vision.model.learner import VisionLearner
-from vpretrain.vision.model.load import load_backbone
+from vpretrain.vision.model.load import load_backbone, resolve
 from vpretrain.vision.task import construction as constructions
 from vpretrain.vision.task.construction import Fixed, TaskParts
 from vpretrain.vision.task.designer import make_designer
@@ -117,7 +118,10 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
 
 
 def load_learner(recipe: Recipe, model: Model = None) -> tuple[VisionLearner, Callable[[Path], None]]:
-    """Load the learner; also return a function that saves its backbone for `AutoModel.from_pretrained`. Raises UserError."""
+    """Load the learner; also return a function that saves its backbone for `AutoModel.from_pretrained`, with its processor.
+
+    Raises UserError.
+    """
     device = available(recipe.learner.device)
     model = load_backbone(recipe.learner.name) if model is None else model
     backbone = Backbone(model).to(device).train()
@@ -129,7 +133,12 @@ def load_learner(recipe: Recipe, model: Model = None) -> tuple[VisionLearner, Ca
             learner = IJepaLearner(backbone, recipe.learner.ijepa, **how)
         else:
             learner = DinoLearner(backbone, recipe.learner.dino, **how)
-    return learner, model.save_pretrained
+    return learner, partial(_export, model, recipe.learner.name)
+
+
+def _export(model: Model, name: str, directory: Path) -> None:
+    model.save_pretrained(directory)
+    copy_processor(resolve(name), directory)
 
 
 def subset_of(recipe: Recipe, learner: VisionLearner) -> tuple[str, ...]:

@@ -87,10 +87,10 @@ class Evaluation:
                 counts = self._solve(learner, chunk, done=lambda share, b=before, e=each: done(b + share * e))
                 solved += [bool(count) for count in counts]
                 done(before + each)
-            with torch.random.fork_rng():  # the same draws for every model; the run's own random numbers stay
-                torch.manual_seed(0)
-                for chunk in _chunks(asked, 1) if self.config.samples else ():
-                    correct += self._solve(learner, chunk, samples=self.config.samples)
+            with torch.random.fork_rng():  # the run's own random numbers stay
+                for example in asked if self.config.samples else ():
+                    torch.manual_seed(int(example.key, 16))  # the same draws for every model, and in every order
+                    correct += self._solve(learner, [example], samples=self.config.samples)
                     done(read + _DECODING * (len(solved) + self.config.samples * len(correct)))
         nll_NG = torch.cat(nll_G).numpy()
         nll = nll_NG[:, SCALES.index(1.0)].tolist()

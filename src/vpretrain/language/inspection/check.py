@@ -19,7 +19,7 @@ from vpretrain.language.assemble import assemble, check_sizes
 from vpretrain.language.config import Recipe, SourceConfig, StreamConfig
 from vpretrain.language.data.source import IndexedSource, open_source
 from vpretrain.language.data.stream import HELD_BACK, usable
-from vpretrain.language.model.load import load_config, load_tokenizer, with_adapters
+from vpretrain.language.model.load import load_config, load_tokenizer, trainable
 from vpretrain.language.model.loss import CHUNK
 from vpretrain.run.left_out import by_source, lines
 from vpretrain.types import Model
@@ -63,7 +63,7 @@ def tiny_copy(recipe: Recipe) -> Model:
             setattr(text, name, size)
     torch.manual_seed(recipe.seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=pretrained.trusted)
-    return (with_adapters(model, recipe.learner.lora) if recipe.learner.lora else model).train()
+    return trainable(model, recipe.learner.lora).train()
 
 
 def estimate_memory(recipe: Recipe) -> str:
@@ -71,10 +71,9 @@ def estimate_memory(recipe: Recipe) -> str:
     config = load_config(recipe.learner.name)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=pretrained.trusted)
-        if recipe.learner.lora:
-            model = with_adapters(model, recipe.learner.lora)
+        model = trainable(model, recipe.learner.lora)
     total = sum(p.numel() for p in model.parameters())
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     text = config.get_text_config()
     tokens = recipe.stream.batch_size * recipe.stream.length
     width = recipe.designer.hidden_size
@@ -82,13 +81,13 @@ def estimate_memory(recipe: Recipe) -> str:
     activation_bytes = 2 if recipe.learner.precision == "bf16" else 4
     parts = {
         "weights": 4 * total,
-        "gradients and AdamW": 12 * trainable,
+        "gradients and AdamW": 12 * trained,
         "loss": (2 if recipe.learner.precision == "bf16" else 1) * 4 * min(CHUNK, tokens * text.vocab_size)
         + (0 if recipe.learner.lora else 4 * text.vocab_size * text.hidden_size),
         "activations": 34 * activation_bytes * tokens * text.hidden_size * text.num_hidden_layers,
         "designer": 16 * designer if recipe.has_designer else 0,
     }
-    return memory_line(parts, f"{total / 1e6:.0f}M parameters, {trainable / 1e6:.0f}M trained")
+    return memory_line(parts, f"{total / 1e6:.0f}M parameters, {trained / 1e6:.0f}M trained")
 
 
 def _scan(

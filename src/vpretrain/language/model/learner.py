@@ -62,6 +62,7 @@ class LanguageLearner(BaseLearner):
     Args:
         model: an AutoModelForCausalLM, or a PEFT model around one.
         top_k: K, candidates per token.
+        tokens: ids from here on are no tokens, and never candidates: rows that pad the embedding to a round size.
         bf16: the learner's own passes, those over feedback, and the tangent through the last MLP are under bf16 autocast.
             Values and tangents over another S are fp32; they start from the states below S of the learner's own pass.
         compiled: compile its own passes. Meta steps are not compiled: in some of their passes blocks only replay a cache.
@@ -75,13 +76,14 @@ class LanguageLearner(BaseLearner):
         model: Model,
         *,
         top_k: int = 1,
+        tokens: int | None = None,
         bf16: bool = False,
         compiled: bool = False,
         parallel: Literal["ddp", "fsdp"] | None = "ddp",
     ) -> None:
         self.module = _Core(model)
         self._compiled = torch.compile(self.module.causal.base_model) if compiled else None
-        self.top_k = top_k
+        self.top_k, self._tokens = top_k, tokens
         self._unfused = False
         self._asked: Callable[[], bool] = lambda: True
         self.shared_pass = SharedPass(self)
@@ -235,7 +237,7 @@ class LanguageLearner(BaseLearner):
             with self.recording(inputs.predicts_BT):
                 hidden_BTD, logits_NV = self._run(inputs, parameters, dense=dense)
             head = self.module.head(None if parameters is None else self.theta.values_with(parameters))
-            how = (inputs.targets_N, inputs.share_N, k)
+            how = (inputs.targets_N, inputs.share_N, k, self._tokens)
             if logits_NV is None:
                 logits = fused_logits(hidden_BTD[inputs.predicts_BT], head, *how)
             else:

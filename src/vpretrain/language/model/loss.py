@@ -190,13 +190,20 @@ def at_least_fp32(tensor: Tensor) -> Tensor:
 
 
 def dense_logits(
-    logits_NV: Float[Tensor, "N V"], targets_N: Int[Tensor, " N"], share_N: Float[Tensor, " N"], k: int
+    logits_NV: Float[Tensor, "N V"],
+    targets_N: Int[Tensor, " N"],
+    share_N: Float[Tensor, " N"],
+    k: int,
+    tokens: int | None = None,
 ) -> Logits:
-    """Build `Logits` from all logits; differentiable any number of times, in both modes."""
+    """Build `Logits` from all logits; differentiable any number of times, in both modes.
+
+    Candidates are the first `tokens` ids; None: all.
+    """
     logits_NV = at_least_fp32(logits_NV)
     with torch.no_grad():
         z_NV = primal(logits_NV)
-        candidates_NK = with_true_token_first(z_NV.topk(k, dim=-1).indices, targets_N)
+        candidates_NK = with_true_token_first(z_NV[:, :tokens].topk(k, dim=-1).indices, targets_N)
         log_p_NK = z_NV.log_softmax(-1).gather(-1, candidates_NK)
     lse_N = logits_NV.logsumexp(-1)
     z_NK = logits_NV.gather(-1, candidates_NK)
@@ -215,11 +222,15 @@ def fused_logits(
     targets_N: Int[Tensor, " N"],
     share_N: Float[Tensor, " N"],
     k: int,
+    tokens: int | None = None,
 ) -> Logits:
-    """Build `Logits` from the last hidden states in one pass over chunks of targets; differentiable once, in reverse mode."""
+    """Build `Logits` from the last hidden states in one pass over chunks of targets; differentiable once, in reverse mode.
+
+    Candidates are the first `tokens` ids; None: all.
+    """
     form, learns = (head.factor, head.cap), torch.is_grad_enabled()
     mean_lse, z_NK, log_p_NK, lse_N, candidates_NK = _Fused.apply(
-        hidden_ND, head.weight_VD, head.bias_V, form, share_N, targets_N, k, learns
+        hidden_ND, head.weight_VD, head.bias_V, form, share_N, targets_N, (k, tokens), learns
     )
 
     def others(others_NK: Tensor) -> Tensor:
@@ -267,10 +278,10 @@ class _Fused(torch.autograd.Function):
         form: tuple[float, float | None],
         share_N: Tensor,
         targets_N: Tensor,
-        k: int,
+        among: tuple[int, int | None],
         learns: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        device, (n, d) = hidden_ND.device.type, hidden_ND.shape
+        device, (n, d), (k, tokens) = hidden_ND.device.type, hidden_ND.shape, among
         # low: the dtype of the matrix products. high: that of softmax, sums and the gradient of the states.
         low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
         high = at_least_fp32(weight_VD).dtype
@@ -286,16 +297,19 @@ class _Fused(torch.autograd.Function):
             for rows in _chunks(n, CHUNK // len(weight_VD)):
                 h_nD, share_n1 = hidden_ND[rows].to(low), share_N[rows, None].to(high)
                 z_nV = head.bend(at_least_fp32(F.linear(h_nD, head.weight_VD, head.bias_V)))
-                best_nK, ids_nK = z_nV.topk(k, dim=-1)
+                best_nK, ids_nK = z_nV[:, :tokens].topk(k, dim=-1)
+                largest_n1 = best_nK[:, :1]
+                if tokens is not None and tokens < len(weight_VD):
+                    largest_n1 = torch.maximum(largest_n1, z_nV[:, tokens:].amax(dim=-1, keepdim=True))
                 candidates_NK[rows] = with_true_token_first(ids_nK, targets_N[rows])
                 z_NK[rows] = z_nV.gather(-1, candidates_NK[rows])
                 slope = head.softcap_grad(z_nV)  # before z_nV is overwritten by p
                 # Not torch.softmax: on a CPU it adds sequentially, so that over 49,152 tokens p sums to 1 only within 1e-5, the
                 # same way in every row. Times the mean row of the head, which p and q share, the error of g_pre was 2.5e-4.
-                p_nV = z_nV.sub_(best_nK[:, :1]).exp_()  # minus the largest logit: exp cannot overflow
+                p_nV = z_nV.sub_(largest_n1).exp_()  # minus the largest logit: exp cannot overflow
                 sum_n1 = p_nV.sum(dim=-1, keepdim=True)
                 p_nV /= sum_n1
-                lse_n1 = best_nK[:, :1] + sum_n1.log()
+                lse_n1 = largest_n1 + sum_n1.log()
                 lse_N[rows] = lse_n1[:, 0]
                 log_p_NK[rows] = z_NK[rows] - lse_n1
                 if isinstance(slope, Tensor) or slope != 1:
