@@ -17,7 +17,7 @@ from vpretrain.console import steady
 from vpretrain.files import write_whole
 from vpretrain.language.inspection.steering import Steering, at_newest_checkpoint, steering
 from vpretrain.language.model.batch import TokenBatch
-from vpretrain.language.model.load import load_tokenizer
+from vpretrain.language.model.load import load_tokenizer, tokens_of
 from vpretrain.plot import pyplot
 from vpretrain.types import Json
 
@@ -37,7 +37,7 @@ def gate(run: Path, batches: int) -> Json:
     """
     recipe, parts, _ = at_newest_checkpoint(run)
     tokenizer = load_tokenizer(recipe.learner.name)
-    kinds_V = torch.tensor([KINDS.index(kind(tokenizer.decode([token]))) for token in range(len(tokenizer))])
+    kinds_V = torch.tensor([KINDS.index(kind(tokenizer.decode([token]))) for token in range(tokens_of(tokenizer))])
     sums: dict[str, dict[str, list[float]]] = {}
     seen = 0
     with steady("              gate", batches) as done:
