@@ -436,8 +436,11 @@ def test_the_command_line_takes_vision_recipes(tmp_path, capsys):
     assert main(["inspect", path]) == 0
     assert "value of the task" in capsys.readouterr().out
     assert (tmp_path / "runs/tiny/inspect.png").exists()
+    processor = "preprocessor_config.json"
+    (tmp_path / "vision-dinov2" / processor).write_text('{"image_processor_type": "BitImageProcessor"}')
     assert main(["run", path, "budget.steps=2"]) == 0
     assert main(["export", str(tmp_path / "runs/tiny"), str(tmp_path / "exported")]) == 0
+    assert (tmp_path / "exported" / processor).read_text() == '{"image_processor_type": "BitImageProcessor"}'
     capsys.readouterr()
     assert main(["evaluate", str(tmp_path / "exported"), path, "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
