@@ -64,6 +64,16 @@ def test_the_end_token_is_a_target_though_it_is_the_padding_token(pad_is_eos_tok
     assert batch.weights_BT[1].tolist() == [0, 0, 1, 1, 1, 0]
 
 
+def test_rows_are_filled_with_a_token_that_the_learner_has():
+    """A padding token that was added to the tokenizer later is beyond the learner's embedding."""
+    tokenizer = character_tokenizer(pad=None)
+    rows = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "<added>"})
+    assert tokenizer.pad_token_id == rows
+    batch = collate([encode(example("4", "2+2="), tokenizer)], tokenizer, length=12)
+    assert int(batch.ids_BT.max()) < rows
+
+
 def test_documents_that_share_a_row_have_positions_and_labels_of_their_own(tokenizer):
     first, second = encode(example("4", "2="), tokenizer), encode(example("abc"), tokenizer)
     batch = collate([[first, second]], tokenizer, length=10)

@@ -127,14 +127,15 @@ def collate(
 
     Args:
         rows: the documents of each row.
-        tokenizer: gives the padding id.
+        tokenizer: gives the id that fills rows.
         length: T.
         average: tokens: every target has weight 1; examples: the targets of a pair have weight 1 together, those of raw text
             1 / T each, so that a whole row of it counts as an example, however short its pieces are.
     """
     filled = [[row] if isinstance(row, Document) else list(row) for row in rows]
     length = length or max(sum(map(len, documents)) for documents in filled)
-    padding = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)  # never read
+    # Never read, but looked up: a padding token, which many tokenizers got later, may lie beyond the learner's embedding.
+    padding = next((i for i in (tokenizer.eos_token_id, tokenizer.pad_token_id) if i is not None), 0)
     ids_BT = torch.full((len(filled), length), padding, dtype=torch.long)
     positions_BT = torch.zeros_like(ids_BT)
     weights_BT = torch.zeros(ids_BT.shape)
