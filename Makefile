@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help install docs notebook wheel quickstart quickstart-vision bench-steering bench-steering-ablation bench-gsm8k bench-shift bench-vision bench-multitask bench-posttrain bench-decontaminate bench-speed bench-scaling bench-gpu check test test-slow test-browser test-reliability test-distributed audit doctor clean
+.PHONY: help install docs notebook wheel quickstart quickstart-vision bench-steering bench-steering-flops bench-steering-ablation bench-gsm8k bench-shift bench-vision bench-multitask bench-posttrain bench-decontaminate bench-speed bench-scaling bench-gpu check test test-slow test-browser test-reliability test-distributed audit doctor clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -62,6 +62,9 @@ audit: .venv/.installed-dev ## check the installed packages for known vulnerabil
 
 bench-steering: .venv/.installed-quickstart ## measure whether V steers; hours, ARGS=--quick six minutes
 	$(BIN)/python -m benchmarks.steering $(ARGS)
+
+bench-steering-flops: .venv/.installed-quickstart ## the same for V after equal FLOPs of a real learner's shapes; forty minutes
+	$(BIN)/python -m benchmarks.steering.flops $(ARGS)
 
 bench-steering-ablation: .venv/.installed-quickstart ## vary one setting at a time, on the validation templates; forty minutes
 	$(BIN)/python -m benchmarks.steering.ablation $(ARGS)

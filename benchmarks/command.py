@@ -37,19 +37,20 @@ def variant(options: argparse.Namespace) -> str:
 
 
 def write_report(
-    target: str, report: dict[str, Any], minutes: float, file: Path, markdown: Callable[[dict[str, Any]], str]
+    target: str, report: dict[str, Any], minutes: float | None, file: Path, markdown: Callable[[dict[str, Any]], str]
 ) -> None:
     """Write a benchmark's results, with the command that made them, as JSON and as tables.
 
     Args:
         target: of make.
         report: the results.
-        minutes: of each run.
+        minutes: of each run; None if the budget is not a time.
         file: the JSON file; the tables are written beside it.
         markdown: formats the report.
     """
     made_by = f"make {target}" + (f' ARGS="{" ".join(sys.argv[1:])}"' if len(sys.argv) > 1 else "")
-    whole = report | {"command": made_by, "minutes_a_run": minutes, "versions": versions()}
+    budget = {} if minutes is None else {"minutes_a_run": minutes}
+    whole = report | {"command": made_by} | budget | {"versions": versions()}
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     file.with_suffix(".md").write_text(markdown(whole), encoding="utf-8")

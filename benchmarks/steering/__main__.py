@@ -19,7 +19,7 @@ from rich.console import Console
 
 from benchmarks.command import command, comparison_options, variant, write_report
 from benchmarks.fork import Fork, start_fork
-from benchmarks.steering.curves import AXES, Curves
+from benchmarks.steering.curves import Curves
 from benchmarks.steering.data import MANUAL_TEXTS, problems, stream_of
 from benchmarks.steering.learner import LENGTH, pretrained
 from benchmarks.steering.table import markdown
@@ -109,8 +109,6 @@ def summary(recipe: Recipe, results: dict[str, Any]) -> dict[str, Any]:
     arms: dict[str, Any] = {}
     differences, tempered = results["differences"]["nll"], results["differences"].get("nll_tempered", {})
     curves = Curves(recipe, results) if (recipe.evaluation.points or 0) > 1 else None
-    # With a rate that falls, arms that made equally many tokens are not equally far in their schedules.
-    axes = AXES if recipe.optimizer.schedule == "constant" else ()
     of_one_hot = _retention(results, "one-hot")
     for arm, figures in results["arms"].items():
         retention = _retention(results, arm)
@@ -129,7 +127,7 @@ def summary(recipe: Recipe, results: dict[str, Any]) -> dict[str, Any]:
                 arms[arm]["retention_minus_one_hot"] = paired_difference(retention, of_one_hot)
         if arm != START:
             if curves is not None:
-                arms[arm] |= _along(curves, arm, axes)
+                arms[arm]["seconds_to_one_hot"] = curves.seconds_to_one_hot(arm)
             arms[arm] |= {key: figures[key] for key in figures if key.startswith("mean_")}
     v = differences.get("v", {})
     return {
@@ -139,23 +137,14 @@ def summary(recipe: Recipe, results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _along(curves: Curves, arm: str, axes: Sequence[str]) -> dict[str, Any]:
-    of_arm = curves.of(arm)
-    found: dict[str, Any] = {"seconds_to_one_hot": curves.seconds_to_one_hot(of_arm)}
-    if arm != "one-hot":
-        found |= {f"after_equal_{axis}": curves.minus_one_hot(of_arm, axis) for axis in axes}
-    return found
-
-
 def _correct(conditions: dict[str, Any]) -> None:
-    """Correct the differences for the number of those that are read together: at the end of the runs, on either axis, and on
-    the retention text."""
+    """Correct the differences for the number of those that are read together: on the target, and on the retention text."""
     arms = [figures for found in conditions.values() for figures in found["arms"].values()]
     at_end = [difference for found in conditions.values() for difference in found["v_minus"].values()]
     at_end += [figures["minus_one_hot"] for figures in arms if "minus_one_hot" in figures]
     correct({id(difference): difference for difference in at_end}.values())  # V minus one-hot is among both
-    for key in (*(f"after_equal_{axis}" for axis in AXES), "retention_minus_one_hot"):
-        correct(figures[key] for figures in arms if key in figures)
+    key = "retention_minus_one_hot"
+    correct(figures[key] for figures in arms if key in figures)
 
 
 _ENDS = {"mean": "", "low": "_low", "high": "_high"}

@@ -20,10 +20,10 @@ from rich.table import Table
 from benchmarks.command import command
 from benchmarks.steering.__main__ import CONDITIONS, recipe_of
 from benchmarks.steering.learner import pretrained
+from benchmarks.steering.runs import result_of
 from benchmarks.steering.table import ablation_markdown
 from vpretrain.compare.statistics import paired_difference
 from vpretrain.config import Recipe
-from vpretrain.run import run_recipe
 from vpretrain.run.versions import versions
 
 # Settings of every variant, on top of the benchmark's own recipe.
@@ -88,16 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(recipe: Recipe, variant: str, seed: int) -> dict[str, Any]:
-    """Return a variant's result, from its file if it was run before."""
     name = f"{''.join(c if c.isalnum() or c in '._-' else '-' for c in variant)}.{seed}"
-    file = Path(recipe.output) / name / "result.json"
-    if not file.exists():
-        from vpretrain.recipe import parse_recipe, with_overrides
-
-        settings = [f"name={name}", f"seed={seed}", *BASE, *VARIANTS[variant]]
-        run_recipe(parse_recipe(with_overrides(recipe.model_dump(mode="json"), settings)), overwrite=True)
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
+    return result_of(recipe, name, [f"seed={seed}", *BASE, *VARIANTS[variant]])
 
 
 def _summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.steering.curves import AXES
 from benchmarks.table import interval, markdown_table
 
 _COLUMNS = (
-    "arm", "target NLL", "minus one-hot", "V minus it", "minus one-hot after equal tokens", "after equal FLOPs",
-    "after one temperature each", "top-1", "retention NLL", "minus one-hot's", "mean alpha",
-    "steps", "seconds to one-hot's end",
+    "arm", "target NLL", "minus one-hot", "V minus it", "after one temperature each", "top-1", "retention NLL",
+    "minus one-hot's", "mean alpha", "steps", "seconds to one-hot's end",
 )  # fmt: skip
-_OVERVIEW = (
-    "stream", "after equal time", "after equal tokens", "after equal FLOPs", "retention", "seconds to one-hot's end",
-    "one-hot's own",
-)  # fmt: skip
+_OVERVIEW = ("stream", "after equal time", "retention", "seconds to one-hot's end", "one-hot's own")
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -35,8 +30,8 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def overview(report: dict[str, Any]) -> str:
-    """Format V minus one-hot on each stream: after equal time, tokens and FLOPs, and on the retention text."""
-    readings = ["minus_one_hot", *(f"after_equal_{axis}" for axis in AXES), "retention_minus_one_hot"]
+    """Format V minus one-hot on each stream: on the target, and on the retention text."""
+    readings = ["minus_one_hot", "retention_minus_one_hot"]
     rows = []
     for condition, found in report["conditions"].items():
         v, one_hot = (found["arms"][arm] for arm in ("v", "one-hot"))
@@ -62,7 +57,6 @@ def _row(arm: str, figures: dict[str, Any], found: dict[str, Any]) -> list[str]:
         interval(figures["target_nll"], ""),
         interval(figures.get("minus_one_hot"), "+"),
         interval(found["v_minus"].get(arm), "+"),
-        *(interval(figures.get(f"after_equal_{axis}"), "+") for axis in AXES),
         interval(figures.get("tempered_minus_one_hot"), "+"),
         "-" if figures.get("top_1") is None else f"{figures['top_1']:.1%}",
         f"{figures['retention_nll']['mean']:.3f}",

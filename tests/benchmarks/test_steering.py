@@ -11,7 +11,8 @@ import re
 import pytest
 
 from benchmarks.steering import __main__ as steering
-from benchmarks.steering.curves import Costs
+from benchmarks.steering import flops
+from benchmarks.steering.costs import Costs
 from benchmarks.steering.data import SIZES, stream_of, templates
 from vpretrain.compare.results import START
 from vpretrain.language.data.source import open_source
@@ -84,9 +85,7 @@ def test_validation_and_test_runs_do_not_evaluate_on_the_same_templates(root, mo
 def compared(root, tmp_path, monkeypatch):
     """Two seeds: in 30 seconds V's NLL falls from 4 to 2, in 9 steps, and one-hot's from 4 to 3, in 12 steps."""
     monkeypatch.setattr(steering, "_ROOT", tmp_path)
-    options = argparse.Namespace(
-        quick=False, validation=False, seen=False, minutes=0.5, settings=["optimizer.schedule=constant"]
-    )
+    options = argparse.Namespace(quick=False, validation=False, seen=False, minutes=0.5, settings=[])
     recipe = steering.recipe_of("clean", root, options)
 
     def run(arm, seed, nll, steps):
@@ -134,23 +133,6 @@ def test_times_are_read_off_the_curves(compared):
     assert arms["one-hot"]["seconds_to_one_hot"]["mean"] == pytest.approx(30.0)
 
 
-def test_one_hot_is_read_where_the_other_run_ends(compared):
-    after = steering.summary(*compared)["arms"]["v"]["after_equal_tokens"]
-    # One-hot is at 4.0 - 90 / 120 after the 90 tokens of V, which is at 2.0.
-    assert after["mean"] == pytest.approx(2.0 - (4.0 - 0.75))
-    flops = steering.summary(*compared)["arms"]["v"]["after_equal_flops"]
-    # V's 9 steps cost more than 9 of one-hot's, and less than 12: one-hot is read later.
-    assert 2.0 - (4.0 - 0.75) < flops["mean"] < 2.0 - 3.0
-
-
-def test_with_a_rate_that_falls_nothing_is_read_after_equal_tokens(compared):
-    recipe, results = compared
-    optimizer = recipe.optimizer.model_copy(update={"schedule": "linear"})
-    v = steering.summary(recipe.model_copy(update={"optimizer": optimizer}), results)["arms"]["v"]
-    assert "seconds_to_one_hot" in v
-    assert not any(key.startswith("after_equal") for key in v)
-
-
 def test_flops_are_those_of_the_steps_that_a_run_made():
     costs = Costs(step=100.0, task=10.0, update=7.0, agreement=5.0, gain=3.0)
     lines = [
@@ -161,9 +143,48 @@ def test_flops_are_those_of_the_steps_that_a_run_made():
         {"tokens": 5, "alpha": 0.0, "g_down_norm": 0.5, "strength": 0.0},
     ]
     spent = [100.0, 212.0, 322.0, 447.0, 559.0]
-    assert list(costs.spent(lines)) == [*zip([1, 2, 3, 4, 5], spent, strict=True)]
+    assert [costs.spent(lines[:n]) for n in (1, 2, 3, 4, 5)] == spent
     always = dataclasses.replace(costs, always=True)
-    assert next(iter(always.spent(lines))) == (1, 110.0)
+    assert always.spent(lines[:1]) == 110.0
+
+
+def test_arms_make_as_many_steps_as_the_flops_of_one_hot_pay_for():
+    costs = Costs(step=100.0, task=10.0, update=80.0, agreement=5.0, gain=30.0)
+    # Three agreements and two gains cost 75; with an eighth of an update a tilted step costs 120.
+    assert costs.affordable(75.0 + 12 * 120.0, every_steps=8) == 12
+    assert costs.affordable(75.0 + 12 * 120.0 - 1, every_steps=8) == 11
+
+
+def test_equal_flops_are_compared_problem_by_problem(compared, tmp_path, monkeypatch):
+    recipe, _ = compared
+    asked = []
+
+    def result_of(recipe, name, settings):
+        asked.append((name, settings))
+        directory = tmp_path / name
+        directory.mkdir()
+        arm, seed = name.split("-")[0] == "v", int(name[-1])
+        (directory / "metrics.jsonl").write_text(json.dumps({"alpha": 0.0, "tokens": 1}) + "\n")
+        nll = [2.0 + seed - arm, 3.0 + seed - arm]
+        return {
+            "answer_nll": sum(nll) / 2,
+            "retention_nll": 2.0 + arm / 10,
+            "mean_alpha": 0.1,
+            "problems": [{"nll": n} for n in nll],
+        }
+
+    monkeypatch.setattr(flops, "result_of", result_of)
+    recipe = recipe.model_copy(update={"output": str(tmp_path)})
+    found = flops.summary(recipe, ["one-hot", "v"], range(2), 300)
+    assert found["v"]["minus_one_hot"]["mean"] == pytest.approx(-1.0)
+    assert found["v"]["retention_minus_one_hot"]["mean"] == pytest.approx(0.1)
+    assert found["one-hot"]["steps"] == 300
+    # A few per cent fewer: the tangent of every step, a meta update at every eighth, and the judgements.
+    steps = found["v"]["steps"]
+    assert 0.9 * 300 < steps < 0.98 * 300
+    assert found["one-hot"]["flops"] == pytest.approx(1 / 300)
+    assert asked[-1] == (f"v-{steps}.1", ["arm=v", "seed=1", "budget.minutes=null", f"budget.steps={steps}"])
+    assert flops.markdown({"conditions": {"clean": found}}).count("| clean | ") == 2
 
 
 def test_the_cost_of_v_is_a_few_per_cent_of_a_step_at_the_shapes_of_a_real_learner(compared):

@@ -1,0 +1,119 @@
+"""`make bench-steering-flops`: arms after equal FLOPs in place of equal time, on test templates; resumable.
+
+Every arm makes as many steps as the FLOPs of one-hot's steps pay for at the shapes of Qwen2.5-0.5B (`costs`), and its learning
+rate falls over its own steps. The full run writes flops.json and flops.md beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from benchmarks.command import command, write_report
+from benchmarks.steering.__main__ import CONDITIONS, recipe_of
+from benchmarks.steering.costs import Costs
+from benchmarks.steering.learner import pretrained
+from benchmarks.steering.runs import result_of
+from benchmarks.table import interval, markdown_table
+from vpretrain.compare.statistics import correct, paired_difference
+from vpretrain.config import Recipe
+from vpretrain.files import read_lines
+
+ARMS, SEEDS, STEPS = ("one-hot", "v"), 10, 300
+_ROOT, _HERE = Path("runs/steering"), Path(__file__).parent
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the missing runs, then print and write the table."""
+    parser = argparse.ArgumentParser(prog="make bench-steering-flops ARGS=...", description=__doc__)
+    parser.add_argument("settings", metavar="field=value", nargs="*", help="settings to change in every run")
+    parser.add_argument("--conditions", default=",".join(CONDITIONS), help="default: %(default)s")
+    parser.add_argument("--arms", default=",".join(ARMS), help="one-hot first (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of one-hot (default: %(default)s)")
+    parser.add_argument("--validation", action="store_true", help="evaluate on validation templates")
+    options = parser.parse_args(arguments)
+    options.quick, options.seen, options.minutes = False, False, 1.0
+    conditions, arms = options.conditions.split(","), options.arms.split(",")
+    full = (conditions, arms, options.seeds, options.steps) == (list(CONDITIONS), list(ARMS), SEEDS, STEPS)
+    full = full and not options.settings and not options.validation
+    learner = pretrained(_ROOT)
+    words = [str(options.steps), *(["validation"] if options.validation else []), *options.settings]
+    root = _ROOT / "flops" / "-".join(words)
+    found = {}
+    for condition in conditions:
+        recipe = recipe_of(condition, learner, options)
+        changes = {"output": str(root / condition), "evaluation": recipe.evaluation.model_copy(update={"points": 0})}
+        recipe = recipe.model_copy(update=changes)
+        found[condition] = summary(recipe, arms, range(options.seeds), options.steps)
+    retention, target = (
+        [of[key] for arms in found.values() for of in arms.values() if key in of]
+        for key in ("retention_minus_one_hot", "minus_one_hot")
+    )
+    correct(target)
+    correct(retention)
+    report = {"seeds": options.seeds, "conditions": found}
+    write_report("bench-steering-flops", report, None, (_HERE if full else root) / "flops.json", markdown)
+    print(markdown(report))
+
+
+def summary(recipe: Recipe, arms: Sequence[str], seeds: Sequence[int], steps: int) -> dict[str, Any]:
+    """Make the runs of a condition and return each arm's figures; one-hot is the first arm and makes `steps` steps."""
+    allowed = steps * Costs.of(recipe, arms[0]).step
+    found: dict[str, Any] = {}
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for arm in arms:
+        costs = Costs.of(recipe, arm)
+        own = steps if arm == arms[0] else costs.affordable(allowed, recipe.value.every_steps)
+        names = [f"{arm}-{own}.{seed}" for seed in seeds]
+        runs[arm] = [
+            result_of(recipe, name, [f"arm={arm}", f"seed={seed}", "budget.minutes=null", f"budget.steps={own}"])
+            for name, seed in zip(names, seeds, strict=True)
+        ]
+        spent = [costs.spent(read_lines(Path(recipe.output) / name / "metrics.jsonl")) / allowed for name in names]
+        found[arm] = {
+            "steps": own,
+            "flops": fmean(spent),
+            "target_nll": fmean(run["answer_nll"] for run in runs[arm]),
+            "mean_alpha": fmean(run["mean_alpha"] for run in runs[arm]),
+        }
+        if arm != arms[0]:
+            found[arm]["minus_one_hot"] = paired_difference(_problems(runs[arm]), _problems(runs[arms[0]]))
+            if len(seeds) > 1:
+                found[arm]["retention_minus_one_hot"] = paired_difference(_texts(runs[arm]), _texts(runs[arms[0]]))
+    return found
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """Format all conditions as one table, with 95 % intervals."""
+    rows = [
+        (
+            condition,
+            arm,
+            f"{of['steps']}",
+            f"{of['flops']:.3f}",
+            f"{of['target_nll']:.3f}",
+            interval(of.get("minus_one_hot"), "+"),
+            interval(of.get("retention_minus_one_hot"), "+"),
+            f"{of['mean_alpha']:.3f}",
+        )
+        for condition, arms in report["conditions"].items()
+        for arm, of in arms.items()
+    ]
+    header = ("stream", "arm", "steps", "FLOPs", "target NLL", "minus one-hot", "retention", "mean alpha")
+    return markdown_table(header, rows)
+
+
+def _problems(runs: Sequence[dict[str, Any]]) -> list[list[float]]:
+    return [[problem["nll"] for problem in run["problems"]] for run in runs]
+
+
+def _texts(runs: Sequence[dict[str, Any]]) -> list[list[float]]:
+    return [[run["retention_nll"]] for run in runs]
+
+
+if __name__ == "__main__":
+    command(main)
