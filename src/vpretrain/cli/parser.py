@@ -6,12 +6,11 @@ import argparse
 import contextlib
 import difflib
 import errno
-import inspect
 import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from importlib.metadata import version
 
@@ -50,10 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     arguments = sys.argv[1:] if arguments is None else arguments
-    if refusal := _unknown_command(arguments):
+    parser, names = _parser()
+    if refusal := _unknown_command(arguments, names):
         print(f"vpretrain: {refusal}", file=sys.stderr)
         return 2
-    parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     stray = [word for word in rest if word.startswith("-") or "=" not in word]
     if stray or (rest and not hasattr(options, "overrides")):
@@ -111,13 +110,9 @@ def _terminated(number: int, frame: object) -> None:
     raise Interrupted(number, f"stopped by {signal.Signals(number).name}")
 
 
-def _unknown_command(arguments: Sequence[str]) -> str | None:
+def _unknown_command(arguments: Sequence[str], known: Collection[str]) -> str | None:
     """Return one line if the first word is no command; argparse would print its usage, and all commands."""
     word = next((word for word in arguments if not word.startswith("-")), None)
-    known = [
-        name for name, of in inspect.getmembers(commands, inspect.isfunction) if of.__module__ == commands.__name__
-    ]
-    known = [name for name in known if not name.startswith("_")]
     if word is None or word in known:
         return None
     nearest = difflib.get_close_matches(word, known, n=1)
@@ -148,7 +143,8 @@ def _number(text: str, most: float = _LARGEST) -> float:
     raise argparse.ArgumentTypeError(f"{text}: give a number above 0{limit}")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
+    """Return the parser, and the names of the commands."""
     parser = argparse.ArgumentParser(
         prog="vpretrain",
         description="Continue the pretraining of a language model or a vision transformer on tasks that follow a small "
@@ -167,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for add_group in (_add_runs, _add_comparisons, _add_inspection, _add_preparation, _add_models):
         add_group(partial(_add, subparsers))
-    return parser
+    return parser, subparsers.choices
 
 
 def _add(
