@@ -183,5 +183,5 @@ def test_grpo_is_told_the_recipes_stop_strings(tmp_path, tokenizer, monkeypatch)
 def test_raw_text_alone_is_refused_before_the_long_work(tmp_path, tokenizer):
     recipe = recipe_of(tmp_path, tokenizer, "sft")
     stream = recipe.stream.model_copy(update={"sources": recipe.stream.sources[1:]})
-    with pytest.raises(UserError, match="the stream has raw text only"):
+    with pytest.raises(UserError, match="the stream has none, only raw text or chats"):
         assemble(recipe.model_copy(update={"stream": stream}))

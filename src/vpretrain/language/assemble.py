@@ -17,6 +17,7 @@ from vpretrain.devices import available
 from vpretrain.errors import UserError
 from vpretrain.language.arms import Arm
 from vpretrain.language.config import ControlConfig, DesignerConfig, Recipe, SourceConfig, ValueConfig
+from vpretrain.language.data.chat import has_markers
 from vpretrain.language.data.feedback import LanguageFeedback, check_roles, problems
 from vpretrain.language.data.stream import LanguageStream, rows_of
 from vpretrain.language.evaluation.evaluate import Evaluation
@@ -60,6 +61,12 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
     arm = recipe.arms[recipe.arm]
     mixed_in = _mixed_in(recipe) if arm.mixed_in else ()
     stream = LanguageStream(recipe.stream, tokenizer, seed=recipe.seed, held_back=held_back, mixed_in=mixed_in, **where)
+
+    if (stream.has_chats or feedback.has_chats) and not has_markers(tokenizer):
+        console.print(
+            "chats: the learner's template does not mark the assistant's turns; they are found by rendering a chat up to each",
+            soft_wrap=True,
+        )
 
     if model is None:
         check_sizes(recipe, load_config(recipe.learner.name))

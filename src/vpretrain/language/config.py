@@ -88,6 +88,11 @@ class SourceConfig(Strict):
     )
     prompt: str | None = Field(None, description="Template of the prompt, e.g. '{question}': no loss on it.")
     response: str | None = Field(None, description="Template of the response, e.g. '{answer}': the loss is on it.")
+    messages: str | Annotated[list[str], Field(min_length=1)] | None = Field(
+        None,
+        description="Field of a chat, a list of {role, content}: it goes through the learner's chat template; the loss is on "
+        "the assistant's turns. Several fields make one chat, with the loss in the last of them.",
+    )
     values: dict[str, dict[str, str]] = Field(
         default_factory=dict,
         description="Text that replaces a field's values in the templates, e.g. {answer: {0: A, 1: B}}.",
@@ -136,13 +141,21 @@ class SourceConfig(Strict):
             raise ValueError("a source has either text (raw) or prompt and response, not both")
         if (self.prompt is None) != (self.response is None):
             raise ValueError("prompt and response go together")
+        if self.messages is not None and (self.text is not None or self.prompt is not None):
+            raise ValueError("a source has either messages (chats) or templates, not both")
         if self.part and self.part[0] >= self.part[1]:
             raise ValueError(f"part must rise, such as [0, 0.8]: {list(self.part)} holds nothing")
         return self
 
     @property
+    def has_form(self) -> bool:
+        """Whether it says how a row becomes text; else that follows from the fields of the first rows."""
+        named = any(form is not None for form in (self.text, self.prompt, self.messages))
+        return named or self.reasoning_gym is not None or self.builtin is not None
+
+    @property
     def origin(self) -> str:
-        """The source's name in messages."""
+        """The source's name in error messages."""
         return self.path or self.hub or self.reasoning_gym or self.builtin or ""
 
 

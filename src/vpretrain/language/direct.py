@@ -31,7 +31,7 @@ from vpretrain.language.data.encode import encode
 from vpretrain.language.data.example import Example
 from vpretrain.language.data.feedback import pairs
 from vpretrain.language.data.rows import spelled
-from vpretrain.language.data.source import StreamingSource, open_source
+from vpretrain.language.data.source import StreamingSource, open_source, with_form
 from vpretrain.language.data.stream import HOPELESS
 from vpretrain.language.evaluation.solve import (
     before_stop,
@@ -75,9 +75,12 @@ class DirectTraining:
         section = recipe.feedback if data == "feedback" else recipe.stream
         self.length = section.length
         # A tuple: datasets would treat a list as shards.
-        self.sources = tuple(s for s in section.sources if s.prompt is not None or s.reasoning_gym is not None)
+        sources = map(with_form, section.sources)
+        self.sources = tuple(s for s in sources if s.prompt is not None or s.reasoning_gym is not None)
         if not self.sources:
-            raise UserError(f"arm={recipe.arm} needs sources with prompt and response: the stream has raw text only")
+            raise UserError(
+                f"arm={recipe.arm} needs sources with prompt and response: the {data} has none, only raw text or chats"
+            )
         if self.method == "grpo":
             for source in self.sources:
                 _check_answers(source)

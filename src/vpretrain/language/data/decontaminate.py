@@ -18,7 +18,7 @@ from vpretrain.language.config import Recipe, SourceConfig
 from vpretrain.language.data.example import Example, templates
 from vpretrain.language.data.overlap import OverlapIndex
 from vpretrain.language.data.rows import as_json
-from vpretrain.language.data.source import count_rows, open_source
+from vpretrain.language.data.source import count_rows, open_source, with_form
 from vpretrain.recipe import load_recipe, save_recipe
 from vpretrain.types import Json
 
@@ -163,6 +163,7 @@ def _clean(
     source: SourceConfig, place: int, file: Path, index: OverlapIndex, report_drop: Callable[[Text, float, int], None]
 ) -> tuple[Json, Json]:
     """Write the examples of a source that are kept; return the settings of their source, and counts."""
+    source = with_form(source)
     examples = dropped = 0
     with file.open("w", encoding="utf-8") as kept:
         for example in _watched(source):
@@ -176,7 +177,8 @@ def _clean(
             examples += 1
     same = {"streaming": source.streaming, "domain": source.domain, "weight": source.weight}
     counts = {"origin": source.origin, "examples": examples, "dropped": dropped}
-    return {**same, **templates(source)}, counts  # in the file values are renamed, skip and limit applied
+    form = templates(source) if source.messages is None else {"messages": source.messages}
+    return {**same, **form}, counts  # in the file values are renamed, skip and limit applied
 
 
 def _watched(source: SourceConfig) -> Iterator[Example]:

@@ -6,6 +6,7 @@ Shapes: B rows, T tokens.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from vpretrain.language.data.chat import ChatRefused, chat_tokens, prompt_tokens
 from vpretrain.language.data.example import Example
 from vpretrain.language.model.batch import TokenBatch
 
@@ -30,6 +32,7 @@ class Document:
         context: number of leading tokens that are not targets: the prompt, or the first token of raw text.
         raw: whether it may be split across rows.
         domain, key: of the example.
+        gaps: [start, stop) of later tokens that are not targets either: what lies between the assistant's turns of a chat.
     """
 
     ids: tuple[int, ...]
@@ -37,6 +40,7 @@ class Document:
     raw: bool
     domain: str
     key: str
+    gaps: tuple[tuple[int, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -44,30 +48,40 @@ class Document:
     @property
     def targets(self) -> int:
         """Number of its tokens that are predicted."""
-        return len(self.ids) - self.context
+        return len(self.ids) - self.context - sum(stop - start for start, stop in self.gaps)
 
     def cut(self, start: int, stop: int | None = None) -> Document:
         """A piece of it; the first token of a piece is not predicted."""
-        return Document(self.ids[start:stop], max(1, self.context - start), self.raw, self.domain, self.key)
+        ids = self.ids[start:stop]
+        gaps = ((max(0, first - start), min(len(ids), last - start)) for first, last in self.gaps)
+        kept = tuple((first, last) for first, last in gaps if first < last)
+        return Document(ids, max(1, self.context - start), self.raw, self.domain, self.key, kept)
 
 
 def encode(example: Example, tokenizer: PreTrainedTokenizerBase, length: int | None = None) -> Document:
     """Tokenise prompt and response, with an end token, and a begin token if the tokenizer uses one. Cut to `length`.
 
-    A begin or end token that the text has already, as from a chat template, is not added again.
+    A begin or end token that the text has already is not added again. A chat has the tokens that the learner's chat template
+    gives it.
+
+    Raises:
+        ChatRefused: the template refuses a chat, or the assistant's turns are not found in it.
+        UserError: the learner has no chat template.
     """
+    if example.turns:
+        return _encode_chat(example, tokenizer).cut(0, length)
     if example.prompt:
-        prompt, response = prompt_ids(example.prompt, tokenizer), following_ids(example.response, tokenizer)
+        prompt, response = beginning_ids(example.prompt, tokenizer), following_ids(example.response, tokenizer)
     else:
         prompt = begin_ids(tokenizer)
-        response = prompt_ids(example.response, tokenizer)[len(prompt) :]
+        response = beginning_ids(example.response, tokenizer)[len(prompt) :]
     if response[-1:] != [tokenizer.eos_token_id]:
         response.append(tokenizer.eos_token_id)
     document = Document((*prompt, *response), max(1, len(prompt)), not example.prompt, example.domain, example.key)
     return document.cut(0, length)
 
 
-def prompt_ids(text: str, tokenizer: Any) -> list[int]:
+def beginning_ids(text: str, tokenizer: Any) -> list[int]:
     """Tokenise the beginning of a document, with the tokenizer's begin token, once."""
     begin, ids = begin_ids(tokenizer), _plain_ids(text, tokenizer)
     return ids if ids[: len(begin)] == begin else begin + ids
@@ -83,6 +97,35 @@ def following_ids(text: str, tokenizer: Any) -> list[int]:
         return alone
     before, whole = _plain_ids(_LINE, tokenizer), _plain_ids(_LINE + text, tokenizer)
     return whole[len(before) :] if whole[: len(before)] == before else alone
+
+
+def _encode_chat(example: Example, tokenizer: PreTrainedTokenizerBase) -> Document:
+    ids, is_target = chat_tokens(example.turns, example.given, tokenizer)
+    context = max(1, is_target.index(True)) if True in is_target else len(ids)
+    gaps: list[tuple[int, int]] = []
+    start = 0
+    for target, stretch in itertools.groupby(is_target):
+        stop = start + len(list(stretch))
+        if not target and start >= context:
+            gaps.append((start, stop))
+        start = stop
+    return Document(tuple(ids), context, False, example.domain, example.key, tuple(gaps))
+
+
+def fitted(example: Example, tokenizer: PreTrainedTokenizerBase, length: int) -> Document | str:
+    """Encode a pair or a chat, cut to `length`; if it has no target then, return the reason in place of the document."""
+    try:
+        document = encode(example, tokenizer, length)
+    except ChatRefused as refusal:
+        return refusal.reason
+    return document if document.targets > 0 else PROMPT_FILLS
+
+
+def prompt_ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens after which an example's response is decoded. Raises like `encode`."""
+    if example.turns:
+        return prompt_tokens(example.turns, tokenizer)
+    return beginning_ids(example.prompt, tokenizer)
 
 
 def begin_ids(tokenizer: Any) -> list[int]:
@@ -148,6 +191,8 @@ def collate(
             of_example = length if document.raw else max(1, document.targets)
             weight = 1 if average == "tokens" else 1 / of_example
             weights_BT[row, start + document.context : stop] = weight
+            for first, last in document.gaps:
+                weights_BT[row, start + first : start + last] = 0
             start = stop
         positions_BT[row, start:] = torch.arange(length - start)
     domains = tuple(documents[0].domain for documents in filled)

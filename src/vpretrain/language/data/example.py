@@ -1,4 +1,4 @@
-"""Examples: rows become text by the templates of their source."""
+"""Examples: rows become text by the templates of their source, or turns of a chat."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from vpretrain.language.data.rows import spelled
 from vpretrain.types import Json
 
 FIRST = 100  # rows in which a field must be found once
+ASSISTANT = "assistant"
 KEY_DIGITS = 16  # hexadecimal
 _FIELD = re.compile(r"\{([\w-]+)(?:\.(\d+))?\}")
 _ABSENT = object()
@@ -23,16 +24,19 @@ _ABSENT = object()
 
 @dataclass(frozen=True)
 class Example:
-    """One document, or one prompt with its response.
+    """One document, one prompt with its response, or one chat.
 
     Attributes:
-        prompt: empty for raw text.
-        response: the text that the loss is on.
+        prompt: empty for raw text; of a chat the problem.
+        response: the text that the loss is on; of a chat the assistant's last turn.
         domain: of its source.
-        problem: the field values in the prompt's template (or the text's), without the text around them.
-        solution: the field values in the response's template; empty for raw text.
+        problem: the field values in the prompt's template (or the text's), without the text around them; of a chat the user's
+            turns.
+        solution: the field values in the response's template, or the assistant's turns; empty for raw text.
         fields: the row it came from.
         lacks: why nothing can be learned from it, such as `response null`; empty if it is whole.
+        turns: of a chat, up to the assistant's last one.
+        given: number of leading turns without a loss.
     """
 
     prompt: str
@@ -42,6 +46,8 @@ class Example:
     solution: str
     fields: Json
     lacks: str = ""
+    turns: tuple[Json, ...] = ()
+    given: int = 0
 
     @cached_property
     def key(self) -> str:
@@ -49,8 +55,31 @@ class Example:
         return hashlib.sha256(" ".join(self.problem.casefold().split()).encode()).hexdigest()[:KEY_DIGITS]
 
 
+def completed(config: SourceConfig, rows: Iterable[Json]) -> SourceConfig:
+    """Say how rows become text, if the source does not, by the fields of the first ones.
+
+    They are `text`, else a chat in `messages`, else TRL's `prompt` and `completion` (texts, or the parts of a chat).
+    """
+    if config.has_form:
+        return config
+    seen: Json = {}
+    for row in itertools.islice(rows, FIRST):
+        seen |= {name: value for name, value in row.items() if value is not None}
+        if "text" in row:
+            return config
+    if "messages" in seen:
+        return config.model_copy(update={"messages": "messages"})
+    if "prompt" in seen and "completion" in seen:
+        chat = isinstance(seen["prompt"], list)
+        form = {"messages": ["prompt", "completion"]} if chat else {"prompt": "{prompt}", "response": "{completion}"}
+        return config.model_copy(update=form)
+    return config
+
+
 def templates(config: SourceConfig) -> dict[str, str]:
-    """A source's templates (text, or prompt and response), or the default ones."""
+    """A source's templates (text, or prompt and response), or the default ones; none of chats."""
+    if config.messages is not None:
+        return {}
     if config.text is not None:
         return {"text": config.text}
     if config.prompt is not None and config.response is not None:
@@ -66,6 +95,7 @@ def check_fields(config: SourceConfig, rows: Iterable[Json]) -> None:
     A field that only some rows have is no mistake: the examples of the others lack it.
     """
     wanted = [(name, "", "") for name in config.exclude]
+    wanted += [(name, "", f"messages: {name}") for name in _chat_fields(config)]
     for template in templates(config).values():
         wanted += [(name, place, template) for name, place in _FIELD.findall(template)]
     seen: Json = {}
@@ -84,6 +114,8 @@ def render(row: Json, config: SourceConfig) -> Example:
         field: names.get(spelled(row[field]), row[field]) for field, names in config.values.items() if field in row
     }
     row = row | renamed
+    if config.messages is not None:
+        return _chat(row, config)
     chosen = templates(config)
     if "text" in chosen:
         text, content, lack = _fill(chosen["text"], row)
@@ -92,6 +124,47 @@ def render(row: Json, config: SourceConfig) -> Example:
     response, solution, no_response = _fill(chosen["response"], row)
     lacks = f"response {no_response}" if no_response else f"prompt {no_prompt}" if no_prompt else ""
     return Example(prompt, response, config.domain, problem, solution, row, lacks)
+
+
+def _chat_fields(config: SourceConfig) -> list[str]:
+    return [config.messages] if isinstance(config.messages, str) else config.messages or []
+
+
+def _chat(row: Json, config: SourceConfig) -> Example:
+    """Build an example from the turns of a chat."""
+    turns: list[Json] = []
+    given = 0
+    lacks = ""
+    for name in _chat_fields(config):
+        given = len(turns)
+        part = row.get(name, _ABSENT)
+        if isinstance(part, list) and part and all(isinstance(turn, dict) and turn.get("role") for turn in part):
+            turns += part
+        else:
+            absent = "missing" if part is _ABSENT else "null" if part is None else ""
+            lacks = lacks or f"{name} {absent or 'no list of {role, content}'}"
+    answers = [number for number, turn in enumerate(turns) if number >= given and _is_answer(turn)]
+    turns = turns[: answers[-1] + 1] if answers else turns
+    problem = " ".join(_content(turn) for turn in turns if turn["role"] == "user")
+    solution = " ".join(_content(turns[number]) for number in answers)
+    if not lacks and not answers:
+        lacks = "no turn of the assistant"
+    if not lacks and not problem.strip():
+        lacks = "no turn of the user"
+    response = _content(turns[answers[-1]]) if answers else ""
+    return Example(problem, response, config.domain, problem, solution, row, lacks, tuple(turns), given)
+
+
+def _is_answer(turn: Json) -> bool:
+    return turn["role"] == ASSISTANT and bool(_content(turn).strip() or turn.get("tool_calls"))
+
+
+def _content(turn: Json) -> str:
+    """The text of a turn, whose content may be a list of parts."""
+    content = turn.get("content")
+    if isinstance(content, list):
+        return " ".join(spelled(part.get("text")) for part in content if isinstance(part, dict))
+    return spelled(content)
 
 
 def _fill(template: str, row: Json) -> tuple[str, str, str]:
@@ -134,8 +207,8 @@ def _mistake(config: SourceConfig, name: str, place: str, template: str, seen: J
     if name in seen:
         value = spelled(seen[name])[:80]
         return UserError(f"{config.origin}: {{{name}.{place}}} in {template!r}: '{name}' is {value!r}")
-    if config.text is None and config.prompt is None:
-        return UserError(f"{config.origin}: give text, or prompt and response; its fields are {fields}")
+    if not config.has_form:
+        return UserError(f"{config.origin}: give text, prompt and response, or messages; its fields are {fields}")
     nearest = difflib.get_close_matches(name, list(seen), n=1, cutoff=0.4)
     hint = f": did you mean {{{nearest[0]}}}?" if nearest else ""
     return UserError(f"{config.origin}: no field '{name}' for the template {template!r}{hint} (fields: {fields})")

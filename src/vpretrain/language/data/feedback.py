@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from vpretrain.errors import UserError
 from vpretrain.language.config import FeedbackConfig, SourceConfig
-from vpretrain.language.data.encode import PROMPT_FILLS, Document, collate, encode, packed
+from vpretrain.language.data.encode import Document, collate, fitted, packed
 from vpretrain.language.data.example import Example
 from vpretrain.language.data.source import open_source
 from vpretrain.language.model.batch import TokenBatch
@@ -65,21 +65,27 @@ class LanguageFeedback:
         weights: dict[str, float] = {}
         for source in config.sources:
             examples, reasons = pairs(source)
-            documents = [encode(example, tokenizer, config.length) for example in examples]
-            usable = [document for document in documents if document.targets > 0]
-            reasons[PROMPT_FILLS] += len(documents) - len(usable)
+            found = [fitted(example, tokenizer, config.length) for example in examples]
+            usable = [document for document in found if isinstance(document, Document)]
+            reasons.update(reason for reason in found if isinstance(reason, str))
             left_out.append((source.origin, reasons))
             self.examples.setdefault(source.domain, []).extend(examples)
             self._documents.setdefault(source.domain, []).extend(usable)
             weights[source.domain] = weights.get(source.domain, 0.0) + source.weight
+        self.left_out = by_source(left_out)
         for domain, usable in self._documents.items():
             if not usable:
                 raise UserError(
-                    f"feedback '{domain}': no pair has a solution token within feedback.length={config.length}; raise it"
+                    f"feedback '{domain}': no pair has a solution token within feedback.length={config.length}; raise it "
+                    f"({'; '.join(map(listed, self.left_out.values()))})"
                 )
-        self.left_out = by_source(left_out)
         self.weights = {domain: weight / sum(weights.values()) for domain, weight in weights.items()}
         self._order = {domain: Shuffled(len(d), f"{seed}/{domain}") for domain, d in self._documents.items()}
+
+    @property
+    def has_chats(self) -> bool:
+        """Whether a source gives chats."""
+        return any(example.turns for examples in self.examples.values() for example in examples)
 
     @property
     def keys(self) -> frozenset[str]:
@@ -126,7 +132,9 @@ def pairs(source: SourceConfig, count: int = _MOST) -> tuple[list[Example], Coun
     if count and not examples:
         raise UserError(f"{source.origin}: no examples are left after skip={source.skip}")
     if not all(example.prompt for example in examples):
-        raise UserError(f"{source.origin}: feedback and evaluation need pairs: give prompt and response templates")
+        raise UserError(
+            f"{source.origin}: feedback and evaluation need pairs: give prompt and response templates, or messages"
+        )
     return examples, left_out
 
 

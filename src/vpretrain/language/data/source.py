@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import itertools
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 from vpretrain import hub
 from vpretrain.errors import UserError
 from vpretrain.language.config import SourceConfig
-from vpretrain.language.data.example import KEY_DIGITS, Example, check_fields, render
+from vpretrain.language.data.example import FIRST, KEY_DIGITS, Example, check_fields, completed, render
 from vpretrain.language.data.rows import NoRow, parse, spelled
 from vpretrain.pretrained import first_line
 from vpretrain.types import Json
@@ -129,6 +130,7 @@ def open_source(config: SourceConfig, *, shard: int = 0, shards: int = 1) -> Ind
     else:
         rows, read = _load(config)
     with _readable(config):
+        config = completed(config, map(read, rows))
         check_fields(config, map(read, rows))  # a wrong template fails now and not in the middle of a run
         if config.streaming and (config.path is not None or config.hub is not None):
             return StreamingSource(config, rows, read, shard=shard, shards=shards)
@@ -136,6 +138,18 @@ def open_source(config: SourceConfig, *, shard: int = 0, shards: int = 1) -> Ind
             passes = partial(_passes, config, read)
             rows = _Chosen(rows, passes) if config.path is None and config.hub is None else rows.filter(passes)
     return IndexedSource(config, rows, read)
+
+
+def with_form(config: SourceConfig) -> SourceConfig:
+    """A source that says how its rows become text: by its first ones, if it does not yet. Raises UserError."""
+    return config if config.has_form else completed(config, first_rows(config, FIRST))
+
+
+def first_rows(config: SourceConfig, count: int) -> list[Json]:
+    """The first rows of a source with path or hub, as they are. Raises UserError if it cannot be read."""
+    rows, read = _load(config.model_copy(update={"streaming": True}))
+    with _readable(config):
+        return [read(row) for row in itertools.islice(rows, count)]
 
 
 def count_rows(config: SourceConfig) -> int | None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from vpretrain.errors import UserError
 from vpretrain.language.config import SourceConfig, StreamConfig
-from vpretrain.language.data.encode import PROMPT_FILLS, Document, collate, encode
+from vpretrain.language.data.encode import Document, collate, encode, fitted
 from vpretrain.language.data.example import Example
 from vpretrain.language.data.source import IndexedSource, StreamingSource, open_source
 from vpretrain.language.model.batch import TokenBatch
@@ -73,6 +74,11 @@ class LanguageStream:
             for shard in sorted({i % config.shards for i in self._rows})
         }
 
+    @property
+    def has_chats(self) -> bool:
+        """Whether a source gives chats."""
+        return any(packer.has_chats for packers in self._shards.values() for packer in packers)
+
     def left_out(self, cursor: Json) -> LeftOut:
         """The examples that were met and left out until a cursor, of this process or merged, by origin and reason."""
         packers = [pair for shard in cursor["shards"].values() for pair in zip(self._origins, shard, strict=True)]
@@ -125,10 +131,9 @@ def usable(
         return example.lacks
     if example.key in held_back:
         return HELD_BACK
+    if example.prompt:  # a pair or a chat is cut at its end; raw text continues in the next row
+        return fitted(example, tokenizer, config.length)
     document = encode(example, tokenizer)
-    if not document.raw:  # a pair is cut at its end; raw text continues in the next row
-        document = document.cut(0, config.length)
-        return document if document.targets > 0 else PROMPT_FILLS
     return document if document.targets > 0 and len(document) >= min(config.min_chunk, config.length) else _SHORT
 
 
@@ -149,6 +154,12 @@ def rows_of(
         rows.append(packer.row())
         tokens -= length if packing else sum(map(len, rows[-1]))  # packed rows are full, or nearly
     return [collate(rows[i : i + batch_size], tokenizer, length=length) for i in range(0, len(rows), batch_size)]
+
+
+def _plain(document: Document) -> list[Any]:
+    """A document as JSON."""
+    gaps = [list(gap) for gap in document.gaps]
+    return [list(document.ids), document.context, document.raw, document.domain, document.key, *gaps]
 
 
 class _Packer:
@@ -173,6 +184,11 @@ class _Packer:
             self._order = Shuffled(len(self._source), seed)
         # The document that did not fit into the last row. The first is drawn here, so that an unusable source fails at once.
         self._waiting: Document | None = self._document()
+
+    @property
+    def has_chats(self) -> bool:
+        """Whether the source gives chats."""
+        return self._source.config.messages is not None
 
     def row(self) -> list[Document]:
         """The documents of one row, at most `length` tokens."""
@@ -201,15 +217,19 @@ class _Packer:
             "drawn": self._drawn,
             "left_out": dict(self.left_out),
             "source": self._source.state_dict() if isinstance(self._source, StreamingSource) else None,
-            "waiting": None if one is None else [list(one.ids), one.context, one.raw, one.domain, one.key],
+            "waiting": None if one is None else _plain(one),
         }
 
     def load_state_dict(self, state: Json) -> None:
         self._drawn, self.left_out = state["drawn"], Counter(state["left_out"])
         if isinstance(self._source, StreamingSource):
             self._source.load_state_dict(state["source"])
-        waiting = state["waiting"]
-        self._waiting = None if waiting is None else Document(tuple(waiting[0]), *waiting[1:])
+        self._waiting = None
+        if state["waiting"] is not None:
+            ids, context, raw, domain, key, *gaps = state["waiting"]
+            self._waiting = Document(
+                tuple(ids), context, raw, domain, key, tuple((start, stop) for start, stop in gaps)
+            )
 
     def _document(self) -> Document:
         """The next document with something to learn from."""

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from vpretrain.errors import UserError
+from vpretrain.language.data.chat import end_of_turn
 from vpretrain.language.data.encode import prompt_ids
 from vpretrain.language.data.example import Example
 from vpretrain.language.data.rows import spelled
@@ -51,7 +52,8 @@ def solve(
     Returns:
         A list of texts for each problem, none of which contains a stop string.
     """
-    rows = [torch.tensor(prompt_ids(example.prompt, tokenizer), dtype=torch.long) for example in examples]
+    rows = [torch.tensor(prompt_ids(example, tokenizer), dtype=torch.long) for example in examples]
+    ends = {tokenizer.eos_token_id} | {end for example in examples for end in end_of_turn(example.turns, tokenizer)}
     ids_BT = pad_sequence(rows, batch_first=True, padding_side="left")
     mask_BT = pad_sequence([torch.ones_like(ids) for ids in rows], batch_first=True, padding_side="left")
     length = ids_BT.shape[1]
@@ -71,7 +73,7 @@ def solve(
         input_ids=ids_BT.to(learner.device),
         attention_mask=mask_BT.to(learner.device),
         max_new_tokens=max_new_tokens,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=sorted(ends),
         pad_token_id=tokenizer.eos_token_id,
         stopping_criteria=[ended],
         **how,

@@ -15,6 +15,7 @@ from vpretrain.language.model.load import load_tokenizer
 from vpretrain.run.left_out import lines
 
 SHOWN = 6  # candidates per position
+TARGET, CONTEXT = "bold green", "dim"
 
 
 def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
@@ -26,16 +27,16 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
     parts = assemble(recipe)
     console = Console()
     batches = parts.stream.next()
-    console.print("Rows of the stream: [bold]targets of the loss[/bold], [dim]context[/dim], | between documents")
+    console.print("Rows of the stream: [bold green]targets of the loss[/], [dim]context[/], | between documents")
     rows = [(batch, row) for batch in batches for row in range(len(batch.domains))][:examples]
     for number, (batch, row) in enumerate(rows):
         targets = int((batch.weights_BT[row] > 0).sum())
         console.print(Text(f"\nrow {number}, domain {batch.domains[row]}, {targets} targets"))
-        console.print(_marked(batch, row, tokenizer))
+        console.print(marked(batch, row, tokenizer))
     seen_by = "evaluator and stream" if recipe.arm == "mixed-in" else "evaluator only"
     for domain, batch in parts.feedback.next().items():
         console.print(Text(f"\nFeedback pairs, domain {domain} ({seen_by})"))
-        console.print(_marked(batch, 0, tokenizer))
+        console.print(marked(batch, 0, tokenizer))
     for line in lines(parts.left_out(parts.stream.state_dict())):
         console.print(Text(f"\n{line}"), soft_wrap=True)
 
@@ -65,14 +66,15 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
         console.print(view)
 
 
-def _marked(batch: TokenBatch, row: int, tokenizer: object) -> Text:
+def marked(batch: TokenBatch, row: int, tokenizer: object) -> Text:
+    """Return a row of a batch as text, with its targets and its context in their styles."""
     text = Text()
     start = 0
     ids, weights, positions = batch.ids_BT[row], batch.weights_BT[row], batch.positions_BT[row]
     for t in range(1, len(ids) + 1):
         if t < len(ids) and (weights[t] > 0) == (weights[start] > 0) and positions[t] != 0:
             continue
-        text.append(tokenizer.decode(ids[start:t]), style="bold" if weights[start] > 0 else "dim")  # type: ignore[attr-defined]
+        text.append(tokenizer.decode(ids[start:t]), style=TARGET if weights[start] > 0 else CONTEXT)  # type: ignore[attr-defined]
         if t < len(ids) and positions[t] == 0:
             text.append(" | ", style="yellow")
             if not (weights[t:] > 0).any():
