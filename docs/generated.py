@@ -1,4 +1,4 @@
-"""Parts of the documentation that are made from the source: the page of every setting, and the tables of arms."""
+"""Parts that are made from the source: the page of every setting, the tables of arms, and the schema of recipes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from vpretrain.arms import Arm
 from vpretrain.modality import MODALITIES
 from vpretrain.recipe import _model_in
+from vpretrain.schema import recipe_schema
 
 _INTRODUCTION = """# Every setting
 
@@ -37,6 +38,9 @@ _LIMITS = {
 def write(docs: Path) -> None:
     """Write the generated parts anew."""
     (docs / "settings.md").write_text(settings_page(), encoding="utf-8")
+    schema = docs.parent / "src/vpretrain/recipe.schema.json"
+    if schema.exists():  # it does not beside a copy of the pages
+        schema.write_text(recipe_schema(), encoding="utf-8")
     for name, modality in MODALITIES.items():
         page = docs / f"{name}.md"
         table = arms_table(modality.recipe.arms)

@@ -16,7 +16,7 @@ FLOORS = [
     ["files", "order", "plot", "console", "arms", "bounds", "plain", "devices"],
     ["config", "distributed", "pretrained"],
     ["modality"],
-    ["recipe", "tables"],
+    ["recipe", "schema", "tables"],
     ["outcome"],
     ["method"],
     ["run"],

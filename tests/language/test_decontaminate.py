@@ -156,7 +156,7 @@ def test_a_recipe_gets_a_recipe_whose_stream_is_clean(tmp_path, tokenizer, monke
     ("stream", "against", "message"),
     [
         ("stream.jsonl:problem", "evaluation.jsonl:question", "no field 'problem'"),
-        ("stream.jsonl", "evaluation.jsonl:question", "give text, or prompt and response"),
+        ("stream.jsonl", "evaluation.jsonl:question", "give text, prompt and response, or messages"),
         ("stream.jsonl:question", "nowhere.jsonl:question", "no data at"),
         ("stream.jsonl:question", "broken.jsonl:question", "check the file"),
         ("broken.jsonl:question", "evaluation.jsonl:question", "check the file"),
