@@ -133,6 +133,14 @@ class Modality:
         """Yield a line for everything that is in order; raise UserError for the first thing that is not."""
         return self._module("inspection.check").check(recipe)
 
+    def reads(self, stream: str) -> bool:
+        """Whether a path holds data that it can learn from."""
+        return self._module("inspection.draft").reads(stream)
+
+    def draft(self, name: str, learner: str, *, stream: str, feedback: str, evaluation: str | None) -> str:
+        """Return a recipe with comments over data by their paths, and print examples of them. Raises UserError."""
+        return self._module("inspection.draft").draft(name, learner, stream, feedback, evaluation)
+
     def inspect(self, recipe: Recipe, *, examples: int, positions: int) -> None:
         """Print a few examples of stream, feedback and constructed tasks."""
         self._module("inspection.inspect").inspect(recipe, examples=examples, positions=positions)

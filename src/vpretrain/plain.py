@@ -1,8 +1,9 @@
-"""Plain data, as YAML gives it: read within bounds, and searched for texts."""
+"""Plain data, as YAML gives it: read within bounds, searched for texts, and written line by line."""
 
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -51,6 +52,16 @@ def texts(data: Any) -> Iterator[str]:
         elif isinstance(part, dict | list | tuple | set) and id(part) not in seen:
             seen.add(id(part))
             waiting += [*part, *part.values()] if isinstance(part, dict) else part
+
+
+def quoted(value: str | list[str]) -> str:
+    """Write a text, or a list of texts, as YAML in one line."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def noted(setting: str, comment: str) -> str:
+    """Return a line of YAML with a comment."""
+    return f"{setting:<32} # {comment}"
 
 
 def _length(node: yaml.Node, lengths: dict[yaml.Node, int]) -> int:

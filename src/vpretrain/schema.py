@@ -10,7 +10,7 @@ from pydantic.json_schema import models_json_schema
 from vpretrain.modality import MODALITIES
 from vpretrain.types import Json
 
-FILE = Path(__file__).with_name("recipe.schema.json")
+FILE = Path(__file__).resolve().with_name("recipe.schema.json")
 
 
 def schema_line(schema: str) -> str:

@@ -27,7 +27,7 @@ from vpretrain.recipe import settings_help
 
 COMMANDS = [
     "run", "compare", "pareto", "posttrain", "sweep", "probe", "profile", "gate", "report", "check", "estimate", "inspect",
-    "doctor", "decontaminate", "evaluate", "export", "watch", "runs", "clean", "settings", "replay",
+    "doctor", "decontaminate", "evaluate", "export", "watch", "runs", "clean", "settings", "init", "replay",
 ]  # fmt: skip
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +14,20 @@ from typing import Any
 
 from vpretrain import console
 from vpretrain.errors import UserError
-from vpretrain.files import check_writable
-from vpretrain.modality import modality_of
-from vpretrain.recipe import load_recipe, settings_help
+from vpretrain.files import check_writable, write_whole
+from vpretrain.modality import MODALITIES, modality_of
+from vpretrain.plain import read_yaml
+from vpretrain.recipe import load_recipe, parse_recipe, settings_help
+from vpretrain.schema import FILE, schema_line
 from vpretrain.types import Json, Keywords
 
 _SHOWN = 8  # parameters that a replay lists
+_QUESTIONS = {
+    "learner": "Learner (a hub name, a directory of save_pretrained, or pypi:...): ",
+    "stream": "Stream, what it trains on (a file, a folder, a glob or a URL): ",
+    "feedback": "Feedback, verified examples that steer it: ",
+    "evaluation": "Evaluation, held-out examples (empty: a part of the feedback): ",
+}
 
 
 def run(options: argparse.Namespace) -> None:
@@ -228,6 +238,44 @@ def replay(options: argparse.Namespace) -> int:
         if len(found["not_finite"]) > _SHOWN:
             print(f"  and {len(found['not_finite']) - _SHOWN} more parameters")
     return int(found["is"] != found["was"])
+
+
+def init(options: argparse.Namespace) -> None:
+    """Write a recipe for your own data: templates are guessed from columns, and roles kept apart."""
+    path = Path(options.recipe)
+    if path.exists() and not options.overwrite:
+        raise UserError(f"{path} exists: give the recipe another name, or --overwrite")
+    check_writable(path, "its name")
+    answers = _answers(options)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "mine"
+    _quiet()
+    modality = next((one for one in MODALITIES.values() if one.reads(answers["stream"])), MODALITIES["language"])
+    body = modality.draft(name, **answers)
+    head = [
+        schema_line(FILE.as_uri()),
+        "# Written by `vpretrain init`. Paths count from the directory in which vpretrain is started.",
+        f"#   vpretrain check {path}      finds mistakes and estimates the memory",
+        f"#   vpretrain inspect {path}    shows what the learner sees, with the loss mask",
+        f"#   vpretrain compare {path}    runs ordinary training and V-pretraining",
+    ]
+    text = "\n".join(head) + f"\n{body}"
+    parse_recipe(read_yaml(text, str(path)), origin=str(path))
+    write_whole(path, text)
+    print(f"recipe:  {path}")
+    print(f"next:    vpretrain check {path}")
+
+
+def _answers(options: argparse.Namespace) -> dict[str, Any]:
+    """What a recipe cannot be without, from the options; in a terminal the rest is asked for."""
+    answers = _chosen(options, *_QUESTIONS)
+    if sys.stdin.isatty():
+        with contextlib.suppress(EOFError):  # no more answers
+            for key in (key for key, given in answers.items() if given is None):
+                answers[key] = input(_QUESTIONS[key]).strip() or None
+    missing = [f"--{key}" for key in ("learner", "stream", "feedback") if not answers[key]]
+    if missing:
+        raise UserError(f"init needs {', '.join(missing)} (--evaluation may be left out)")
+    return answers
 
 
 def check(options: argparse.Namespace) -> None:

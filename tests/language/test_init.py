@@ -1,0 +1,192 @@
+"""`vpretrain init`: own data become a recipe that `check` passes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest import character_tokenizer
+from language.test_chat import MARKED, one
+from worlds import save_learner, sums, write_jsonl
+
+from vpretrain.cli.parser import main
+from vpretrain.language.inspection.draft import guessed_form
+from vpretrain.recipe import load_recipe
+from vpretrain.schema import FILE, schema_line
+
+CHAT = one("2+2?", "4")["messages"]
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """Writes files of rows into the working directory, beside a learner."""
+    monkeypatch.chdir(tmp_path)
+    tokenizer = character_tokenizer()
+    tokenizer.chat_template = MARKED
+    save_learner(tmp_path / "learner", tokenizer)
+
+    def write(**rows):
+        for name, of in rows.items():
+            write_jsonl(tmp_path / f"{name}.jsonl", of)
+
+    return write
+
+
+def init(*options, learner="learner", **paths):
+    words = [word for role, name in paths.items() for word in (f"--{role}", f"{name}.jsonl")]
+    return main(["init", "mine.yaml", "--learner", f"./{learner}", *words, *options])
+
+
+def renamed(rows, question, answer):
+    return [{question: row["question"], answer: row["answer"]} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("row", "form"),
+    [
+        ({"question": "2+2?", "answer": "4"}, {"prompt": "{question}\n", "response": "{answer}"}),
+        ({"Problem": "2+2?", "Solution": 4, "messages": CHAT}, {"prompt": "{Problem}\n", "response": "{Solution}"}),
+        ({"prompt": "2+2=", "completion": "4"}, {"prompt": "{prompt}", "response": "{completion}"}),
+        ({"prompt": CHAT[:1], "completion": CHAT[1:]}, {"messages": ["prompt", "completion"]}),
+        (
+            {"instruction": "add", "input": "2 2", "output": "4", "text": "all"},
+            {"prompt": "{instruction}\n{input}\n", "response": "{output}"},
+        ),
+        ({"prompt": "2+2?", "id": "a", "messages": CHAT}, {"messages": "messages"}),
+        ({"chat": CHAT}, {"messages": "chat"}),
+        ({"id": 3, "content": "words"}, {"text": "{content}"}),
+        ({"question": "2+2?", "answer": ["4"]}, None),
+        ({"chat": CHAT[:1]}, None),
+        ({"a": 1}, None),
+    ],
+)
+def test_templates_are_guessed_from_the_columns(row, form):
+    assert guessed_form([{}, row, dict.fromkeys(row)]) == form
+
+
+def test_a_text_stream_and_pairs_become_a_recipe_that_check_passes(files, capsys):
+    text = [{"text": f"the sum of {n} numbers, again and again"} for n in range(30)]
+    pairs = renamed(sums(60, 1), "problem", "solution")
+    files(stream=text, feedback=pairs)
+    assert init(stream="stream", feedback="feedback") == 0
+    shown = capsys.readouterr().out
+    assert shown.count(" ...") == 0
+    assert "".join(pairs[0]["problem"].split()) in "".join(shown.split())
+    assert "next:    vpretrain check mine.yaml" in shown
+    recipe = load_recipe("mine.yaml")
+    assert recipe.name == "mine"
+    assert recipe.stream.sources[0].text == "{text}"
+    assert recipe.stream.sources[0].part is None
+    assert [recipe.feedback.sources[0].part, recipe.evaluation.sources[0].part] == [(0, 0.5), (0.5, 1)]
+    lines = Path("mine.yaml").read_text().splitlines()
+    assert lines[0] == schema_line(FILE.as_uri())
+    assert sum("#" in line for line in lines) > 10
+    assert main(["check", "mine.yaml"]) == 0
+    assert "disjoint" in capsys.readouterr().out
+
+
+def test_one_file_for_all_roles_is_divided_by_the_hash_of_the_problem(files, capsys):
+    files(all=sums(100, 1))
+    assert init(stream="all", feedback="all") == 0
+    recipe = load_recipe("mine.yaml")
+    parts = [section.sources[0].part for section in (recipe.stream, recipe.feedback, recipe.evaluation)]
+    assert parts == [(0, 0.8), (0.8, 0.9), (0.9, 1)]
+    assert main(["check", "mine.yaml"]) == 0
+
+
+def test_only_roles_that_share_problems_are_divided(files):
+    rows = sums(80, 1)
+    files(stream=rows, feedback=rows[70:] + sums(40, 2), evaluation=sums(10, 3))
+    assert init(stream="stream", feedback="feedback", evaluation="evaluation") == 0
+    recipe = load_recipe("mine.yaml")
+    parts = [section.sources[0].part for section in (recipe.stream, recipe.feedback, recipe.evaluation)]
+    assert parts == [(0, 0.89), (0.89, 1), None]
+    assert main(["check", "mine.yaml"]) == 0
+
+
+def test_chats_become_a_recipe_that_check_passes(files, capsys):
+    chats = {
+        role: [one(pair["question"], pair["answer"]) for pair in sums(20, seed)] for seed, role in enumerate("abc")
+    }
+    files(**chats)
+    assert init(stream="a", feedback="b", evaluation="c") == 0
+    assert "messages" in capsys.readouterr().out
+    recipe = load_recipe("mine.yaml")
+    assert [section.sources[0].messages for section in (recipe.stream, recipe.feedback)] == ["messages"] * 2
+    assert main(["check", "mine.yaml"]) == 0
+
+
+def test_prompts_and_completions_become_a_recipe_that_check_passes(files):
+    files(**{role: renamed(sums(20, seed), "prompt", "completion") for seed, role in enumerate("abc")})
+    assert init(stream="a", feedback="b", evaluation="c") == 0
+    assert main(["check", "mine.yaml"]) == 0
+
+
+def test_lengths_follow_the_data(files):
+    long = [{"question": f"{n} " + "and " * 20, "answer": "4"} for n in range(30)]
+    files(stream=[{"text": "a b"}] * 9, feedback=sums(30, 1), evaluation=long)
+    assert init(stream="stream", feedback="feedback", evaluation="evaluation") == 0
+    recipe = load_recipe("mine.yaml")
+    # 37 tokens at most, 87, and the learner's context of 128; `a b` and its end are four tokens.
+    assert (recipe.feedback.length, recipe.evaluation.length, recipe.stream.length) == (64, 128, 128)
+    assert recipe.stream.min_chunk == 4
+    assert recipe.designer.top_k == json.loads(Path("learner/config.json").read_text())["vocab_size"]
+
+
+def refused(capsys):
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1
+    return printed.err
+
+
+def test_what_cannot_become_a_recipe_gets_one_line_and_leaves_no_file(files, capsys, tmp_path):
+    files(
+        text=[{"text": "words"}], odd=[{"a": 1, "b": 2}], single=sums(1, 1), pairs=sums(20, 2), chats=[one("1?", "2")]
+    )
+    for stream, feedback, message in [
+        ("text", "text", "text.jsonl: no columns such as question and answer (or a chat in messages) among text:"),
+        ("odd", "pairs", "odd.jsonl: no columns such as text, or question and answer among a, b:"),
+        ("text", "single", "too few problems to be divided among feedback, evaluation"),
+        ("nothing", "pairs", "no data at nothing.jsonl"),
+    ]:
+        assert init(stream=stream, feedback=feedback) == 2
+        assert message in refused(capsys)
+    save_learner(tmp_path / "plain", character_tokenizer())
+    assert init(stream="text", feedback="chats", evaluation="chats", learner="plain") == 2
+    assert not (tmp_path / "mine.yaml").exists()
+    files(chats=[one(f"{n}?", "2") for n in range(20)])
+    assert init(stream="text", feedback="chats", learner="plain") == 2
+    assert "has no chat template" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_file_is_not_written_over_unless_asked(files, capsys, tmp_path):
+    files(all=sums(100, 1))
+    (tmp_path / "mine.yaml").write_text("mine")
+    assert init(stream="all", feedback="all") == 2
+    assert "mine.yaml exists: give the recipe another name, or --overwrite" in refused(capsys)
+    assert (tmp_path / "mine.yaml").read_text() == "mine"
+    assert init("--overwrite", stream="all", feedback="all") == 0
+    assert load_recipe("mine.yaml").name == "mine"
+
+
+def test_without_a_terminal_what_is_missing_is_named(capsys, tmp_path):
+    assert main(["init", str(tmp_path / "mine.yaml"), "--stream", "a.jsonl"]) == 2
+    assert "init needs --learner, --feedback (--evaluation may be left out)" in refused(capsys)
+
+
+def test_in_a_terminal_the_rest_is_asked_for(files, monkeypatch):
+    files(stream=sums(40, 1), feedback=sums(40, 2))
+    answers = {"Learner": "./learner", "Feedback": " feedback.jsonl ", "Evaluation": ""}
+    asked = []
+
+    def answer(question):
+        asked.append(question.split()[0].strip(","))
+        return answers[asked[-1]]
+
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("builtins.input", answer)
+    assert main(["init", "mine.yaml", "--stream", "stream.jsonl"]) == 0
+    assert asked == list(answers)
+    assert load_recipe("mine.yaml").evaluation.sources[0].path == "feedback.jsonl"

@@ -1,0 +1,77 @@
+"""`vpretrain init` on a folder of images."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from models import tiny_vision_model
+from PIL import Image
+from vision.test_readers import save_ade20k, save_nyuv2
+
+from vpretrain.cli.parser import main
+from vpretrain.recipe import load_recipe
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """Six images of 40 x 60 pixels in the working directory, beside a learner with patches of 8."""
+    monkeypatch.chdir(tmp_path)
+    tiny_vision_model().save_pretrained("learner")
+    draw = np.random.default_rng(1)
+    (tmp_path / "photos").mkdir()
+    for number in range(6):
+        image = draw.integers(0, 255, (60, 44, 3), dtype=np.uint8)
+        Image.fromarray(image).save(tmp_path / f"photos/{number}.png")
+    return ["init", "mine.yaml", "--learner", "./learner", "--stream", "photos"]
+
+
+def ranges(sources):
+    return [(source.split, source.skip, source.limit) for source in sources]
+
+
+def test_a_folder_of_images_makes_a_vision_recipe_that_check_passes(photos, tmp_path, capsys):
+    save_ade20k(tmp_path / "ade", 10)
+    assert main([*photos, "--feedback", "ade"]) == 0
+    shown = capsys.readouterr().out
+    assert "stream: photos, 6 images" in shown
+    assert "photos/1.png: 44 x 60" in shown
+    recipe = load_recipe("mine.yaml")
+    assert recipe.modality == "vision"
+    assert (recipe.stream.batch_size, recipe.stream.global_size, recipe.stream.local_size) == (6, 40, 40)
+    assert (recipe.feedback.segmentation, recipe.feedback.depth) == (1, 0)
+    assert ranges(recipe.feedback.heads + recipe.feedback.meta) == [("training", 0, 4), ("training", 4, 2)]
+    assert ranges(recipe.evaluation.train + recipe.evaluation.test) == [("training", 0, 4), ("training", 6, 4)]
+    assert main(["check", "mine.yaml"]) == 0
+
+
+def test_a_set_with_a_test_split_is_tested_on_that(photos, tmp_path):
+    save_ade20k(tmp_path / "ade", 10)
+    save_ade20k(tmp_path / "ade", 3, split="validation")
+    assert main([*photos, "--feedback", "ade"]) == 0
+    recipe = load_recipe("mine.yaml")
+    assert ranges(recipe.feedback.heads + recipe.feedback.meta) == [("training", 0, 7), ("training", 7, 3)]
+    assert ranges(recipe.evaluation.train) == [("training", 0, 10)]
+    assert ranges(recipe.evaluation.test) == [("validation", 0, None)]
+    assert main(["check", "mine.yaml"]) == 0
+
+
+def test_depths_steer_and_another_set_is_evaluated_on(photos, tmp_path):
+    save_nyuv2(tmp_path / "nyu.mat", 6, height=48, width=64)
+    save_ade20k(tmp_path / "ade", 8)
+    assert main([*photos, "--feedback", "nyu.mat", "--evaluation", "ade"]) == 0
+    recipe = load_recipe("mine.yaml")
+    assert (recipe.feedback.segmentation, recipe.feedback.depth) == (0, 1)
+    assert [(s.nyuv2, s.skip, s.limit) for s in recipe.feedback.meta] == [("nyu.mat", 4, 2)]
+    assert ranges(recipe.evaluation.train + recipe.evaluation.test) == [("training", 0, 4), ("training", 4, 4)]
+    assert main(["check", "mine.yaml"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("feedback", "message"), [("photos", "has no labels that vision reads"), ("few", "has 3 labelled")]
+)
+def test_labels_that_cannot_steer_get_one_line(photos, tmp_path, capsys, feedback, message):
+    save_ade20k(tmp_path / "few", 3)
+    assert main([*photos, "--feedback", feedback]) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
