@@ -29,6 +29,7 @@ MARKED = (
     + "{% else %}{{ m.content + '<eos>' }}{% endif %}{{ '\n' }}"
     + TAIL
 )
+LINES = HEAD + "{{ m.content + '\n' }}" + TAIL
 THOUGHTS = HEAD + "{{ ('hm ' if m.role == 'assistant' and loop.last else '') + m.content + '<eos>\n' }}" + TAIL
 STRICT = "{% if messages[0].role != 'user' %}{{ raise_exception('the user begins') }}{% endif %}" + PLAIN
 SWALLOWS = HEAD + "{{ (m.content if loop.last else '-') + '<eos>\n' }}" + TAIL
@@ -71,7 +72,12 @@ def targets(document, tokenizer):
 
 @pytest.mark.parametrize(
     ("template", "expected"),
-    [(MARKED, ["4<eos>", "6<eos>"]), (PLAIN, ["4<eos>\n", "6<eos>\n"]), (THOUGHTS, ["4<eos>\n", "hm 6<eos>\n"])],
+    [
+        (MARKED, ["4<eos>", "6<eos>"]),
+        (PLAIN, ["4<eos>", "6<eos>"]),
+        (LINES, ["4\n", "6\n"]),
+        (THOUGHTS, ["4<eos>", "hm 6<eos>"]),
+    ],
 )
 def test_the_loss_is_on_every_turn_of_the_assistant_and_on_nothing_else(template, expected):
     tokenizer = with_template(template)
@@ -87,7 +93,7 @@ def test_a_prompt_that_is_a_chat_has_no_loss_even_on_the_assistants_turns_in_it(
     tokenizer = with_template(template)
     source = SourceConfig(path="x", messages=["prompt", "completion"])
     document = encode(render({"prompt": TWO[:4], "completion": TWO[4:]}, source), tokenizer)
-    assert [text.strip() for text in targets(document, tokenizer)] == ["6<eos>"]
+    assert targets(document, tokenizer) == ["6<eos>"]
 
 
 def test_a_chat_is_cut_with_its_gaps(tokenizer):
@@ -193,13 +199,14 @@ def test_a_stream_of_chats_goes_on_from_its_cursor(tmp_path):
         assert found.weights_BT.equal(expected.weights_BT)
 
 
-def test_a_solution_is_decoded_after_the_beginning_of_an_answer_and_ends_with_the_turn():
-    tokenizer = with_template(MARKED)
+@pytest.mark.parametrize("template", [MARKED, PLAIN])
+def test_a_solution_is_decoded_after_the_beginning_of_an_answer_and_ends_with_the_turn(template):
+    tokenizer = with_template(template)
     ids = prompt_ids(chat(TWO), tokenizer)
     assert "".join(tokenizer.convert_ids_to_tokens(ids)).endswith("and 3+3?<eos>\n<|assistant|>")
     assert end_of_turn(chat(TWO).turns, tokenizer) == [tokenizer.eos_token_id]
     assert end_of_turn((), tokenizer) == []
-    assert end_of_turn(chat(TWO).turns, with_template(PLAIN)) == []  # its turns end with a line
+    assert end_of_turn(chat(TWO).turns, with_template(LINES)) == []
 
 
 def test_the_mask_is_shown_in_colour():

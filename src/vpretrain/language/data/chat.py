@@ -53,7 +53,8 @@ def chat_tokens(turns: Sequence[Json], given: int, tokenizer: Any) -> tuple[list
             "with {% generation %} markers, or save it as a fast tokenizer"
         )
     whole = _applied(turns, tokenizer, tokenize=False)
-    answers = [_answer(turns, n, whole, tokenizer) for n in range(given, len(turns)) if _is_assistants(turns[n])]
+    found = [_answer(turns, n, whole, tokenizer) for n in range(given, len(turns)) if _is_assistants(turns[n])]
+    answers = [(start, start + len(_ended(whole[start:stop], tokenizer))) for start, stop in found]
     tokens = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
     starts = [start for start, _ in tokens["offset_mapping"]]
     return list(tokens["input_ids"]), [any(first <= start < last for first, last in answers) for start in starts]
@@ -100,6 +101,11 @@ def _answer(turns: Sequence[Json], number: int, whole: str, tokenizer: Any) -> t
         "the learner's template rewrites them: give it {% generation %} markers, or leave the chat out with exclude"
     )
     raise ChatRefused("assistant's turns not found in a chat", message)
+
+
+def _ended(answer: str, tokenizer: Any) -> str:
+    """Leave out the space after a special token that ends an answer: at decoding nothing comes after that."""
+    return short if (short := answer.rstrip()).endswith(tuple(tokenizer.all_special_tokens)) else answer
 
 
 def _is_assistants(turn: Json) -> bool:
