@@ -135,6 +135,14 @@ def test_lengths_follow_the_data(files):
     assert recipe.designer.top_k == json.loads(Path("learner/config.json").read_text())["vocab_size"]
 
 
+def test_a_name_that_yaml_reads_as_a_number_stays_a_name(files):
+    files(all=sums(100, 1))
+    assert (
+        main(["init", "2026.yaml", "--learner", "./learner", "--stream", "all.jsonl", "--feedback", "all.jsonl"]) == 0
+    )
+    assert load_recipe("2026.yaml").name == "2026"
+
+
 def refused(capsys):
     printed = capsys.readouterr()
     assert printed.err.count("\n") == 1

@@ -71,7 +71,9 @@ def completed(config: SourceConfig, rows: Iterable[Json]) -> SourceConfig:
         return config.model_copy(update={"messages": "messages"})
     if "prompt" in seen and "completion" in seen:
         chat = isinstance(seen["prompt"], list)
-        form = {"messages": ["prompt", "completion"]} if chat else {"prompt": "{prompt}", "response": "{completion}"}
+        form: Json = (
+            {"messages": ["prompt", "completion"]} if chat else {"prompt": "{prompt}", "response": "{completion}"}
+        )
         return config.model_copy(update=form)
     return config
 

@@ -213,7 +213,7 @@ def _recipe(name: str, learner: str, roles: Mapping[str, _Role], most: int, voca
     row = row if stream.raw else max(row, _length(stream, most))
     few = sorted(map(len, stream.documents))[len(stream.documents) // 10]
     lines = [
-        noted(f"name: {name}", f"runs are written to runs/{name}"),
+        noted(f"name: {quoted(name)}", f"runs are written to runs/{name}"),
         "learner:",
         f"  name: {quoted(learner)}",
         noted("  # precision: bf16", "on a GPU, or a CPU with bf16 instructions"),

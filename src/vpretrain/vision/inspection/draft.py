@@ -81,7 +81,7 @@ def draft(name: str, learner: str, stream: str, feedback: str, evaluation: str |
     size, ijepa = fitting(_GLOBAL), config.model_type == "ijepa"
     lines = [
         "modality: vision",
-        noted(f"name: {name}", f"runs are written to runs/{name}"),
+        noted(f"name: {quoted(name)}", f"runs are written to runs/{name}"),
         "learner:",
         f"  name: {quoted(learner)}",
         noted("  # precision: bf16", "on a GPU, or a CPU with bf16 instructions"),
