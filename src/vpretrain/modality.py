@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
@@ -69,6 +69,7 @@ class Metrics:
         outcomes: by title, everything that a report looks through for what became better and what became worse.
         curves: numbers of a run's log that are plotted, with their titles.
         intervals: returns intervals of metrics over several seeds, from the cases of each.
+        also_plotted: metrics that are plotted along runs besides the objectives, in the same form.
     """
 
     headline: str
@@ -80,6 +81,12 @@ class Metrics:
     outcomes: Mapping[str, Outcome]
     curves: Mapping[str, str]
     intervals: Callable[[Sequence[Sequence[Json]]], dict[str, float]] = lambda seeds: {}
+    also_plotted: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+
+    @property
+    def scores(self) -> dict[str, tuple[int, str]]:
+        """The metrics that are plotted along runs, those that an evaluation does not measure included."""
+        return {**self.objectives, **self.also_plotted}
 
 
 def shown(value: float | None, form: str = ".4f", unit: str = "") -> str:

@@ -12,7 +12,7 @@ from conftest import character_tokenizer, runs_in_this_process
 from worlds import tiny_recipe
 
 from vpretrain.cli.parser import main
-from vpretrain.compare.posttrain import posttrain
+from vpretrain.compare.posttrain import draw_posttrain, posttrain
 from vpretrain.errors import UserError
 from vpretrain.recipe import load_recipe, save_recipe
 
@@ -75,6 +75,23 @@ def test_paths_are_compared_with_the_first_and_drawn(finished):
     minus_v = finished.results["paths"]["v+sft"]["minus"]["v"]
     assert minus_v["low"] <= minus_v["mean"] <= minus_v["high"]
     assert (finished.directory / "posttrain.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(("longer", "unit", "scale"), [(1, "seconds", 1), (1e6, "hours", 3600)])
+def test_pass_at_1_is_drawn_against_the_time_on_one_device(finished, monkeypatch, longer, unit, scale):
+    figures = []
+    monkeypatch.setattr("matplotlib.pyplot.close", figures.append)
+    results = json.loads(json.dumps(finished.results))
+    for found in results["paths"].values():
+        for point in (point for curve in found["curve"] for point in curve):
+            point["seconds"] *= longer
+    draw_posttrain(results, load_recipe(finished.directory / "recipe.yaml"))
+    axes = figures[0].axes
+    assert [axis.get_title() for axis in axes] == ["answer NLL", "retention NLL", "Pass@1"]
+    assert axes[2].get_xlabel() == f"{unit} on one device, attempts included"
+    curve = results["paths"]["v"]["curve"][0]
+    expected = [[point["seconds"] / scale, point["pass_at_1"]] for point in curve]
+    assert axes[2].get_lines()[0].get_xydata().tolist() == expected
 
 
 def test_resuming_finished_paths_runs_nothing(finished, in_this_process):

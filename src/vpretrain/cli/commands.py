@@ -96,6 +96,7 @@ def compare(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.recipe, options.overrides)
     from vpretrain.compare.compare import compare
     from vpretrain.compare.entry import split_entries
+    from vpretrain.compare.plots import draw_pass_at_k, draw_settings
     from vpretrain.compare.results import START, run_name
     from vpretrain.compare.tables import draw_curves
     from vpretrain.report.collect import collect
@@ -112,6 +113,9 @@ def compare(options: argparse.Namespace) -> None:
     curves = draw_curves(recipe, results.figures)
     print(f"results: {directory / 'results.json'}")
     print(f"curves:  {curves or 'not drawn; pip install matplotlib'}")
+    for picture in (draw_settings(recipe, results.figures), draw_pass_at_k(recipe, results.figures)):
+        if picture is not None:
+            print(f"picture: {picture}")
     trained = [arm for arm in results.arms if arm != START]
     for name in (run_name(arm, seed, results.seeds) for arm in trained for seed in results.seeds):
         print(f"model:   {directory / name / 'model'}")
@@ -188,6 +192,7 @@ def profile(options: argparse.Namespace) -> None:
     _console().print(profile_table(results))
     added, unit = results["added"], results["unit"].removesuffix("s")
     print(f"added to ordinary pretraining: {added['microseconds']:.2f} microseconds per {unit}, {added['ratio']:.1%}")
+    print(f"meta updates: {results['meta_share']:.1%} of the time of a step")
     _print_results(recipe.directory / "profile.json", draw_profile(results, recipe.directory / "profile.png"))
 
 

@@ -23,6 +23,8 @@ from vpretrain.plot import pyplot
 from vpretrain.tables import grid
 from vpretrain.types import Json
 
+_HOUR = 3600  # seconds
+
 
 def posttrain(
     recipe: Recipe, paths: Sequence[str], *, seeds: Sequence[int] = (), resume: bool = False, overwrite: bool = False
@@ -85,26 +87,28 @@ def posttrain_table(results: Json, recipe: Recipe) -> Table:
 
 
 def draw_posttrain(results: Json, recipe: Recipe) -> Path | None:
-    """Plot scores against seconds; a dot ends a stage, a thin line is a seed. Return None without matplotlib."""
+    """Plot scores against the time on one device; a dot ends a stage, a thin line is a seed. Return None without matplotlib."""
     plot = pyplot()
     if plot is None:
         return None
-    objectives = [
+    scores = [
         (key, title)
-        for key, (_, title) in modality_of(recipe).metrics.objectives.items()
+        for key, (_, title) in modality_of(recipe).metrics.scores.items()
         if results[START].get(key) is not None
     ]
-    count = len(objectives)
+    longest = max(curve[-1]["seconds"] for found in results["paths"].values() for curve in found["curve"])
+    unit, scale = ("hours", _HOUR) if longest >= _HOUR else ("seconds", 1)
+    count = len(scores)
     figure, axes = plot.subplots(1, count, figsize=(5.2 * count, 3.8), layout="constrained", squeeze=False)
-    for axis, (key, title) in zip(axes[0], objectives, strict=True):
+    for axis, (key, title) in zip(axes[0], scores, strict=True):
         for number, (path, found) in enumerate(results["paths"].items()):
             for turn, curve in enumerate(found["curve"]):
                 label, colour = (path if turn == 0 else None), f"C{number % 10}"
-                x, y = [point["seconds"] for point in curve], [point[key] for point in curve]
+                x, y = [point["seconds"] / scale for point in curve], [point[key] for point in curve]
                 axis.plot(x, y, label=label, color=colour, linewidth=1.5 if turn == 0 else 0.7)
-                ended = [point for point in curve if point["ends"]]
-                axis.plot([p["seconds"] for p in ended], [p[key] for p in ended], "o", color=colour, markersize=4)
-        axis.set_xlabel("training seconds, attempts included")
+                ended = [n for n, point in enumerate(curve) if point["ends"]]
+                axis.plot([x[n] for n in ended], [y[n] for n in ended], "o", color=colour, markersize=4)
+        axis.set_xlabel(f"{unit} on one device, attempts included")
         axis.set_title(title)
     axes[0][0].legend(fontsize=8)
     file = recipe.directory / "posttrain.png"
@@ -130,12 +134,12 @@ def _stages(recipe: Recipe, path: str, seed: int) -> dict[str, list[str]]:
 
 def _line(recipe: Recipe, start: Json, runs: Iterable[str], results: dict[str, Json]) -> list[Json]:
     """Return a path's scores and their cost: the untouched learner, evaluations along each stage, each stage's end."""
-    unit, objectives = recipe.unit, modality_of(recipe).metrics.objectives
-    curve: list[Json] = [{"seconds": 0.0, unit: 0, "ends": False, **{key: start[key] for key in objectives}}]
+    unit, scores = recipe.unit, modality_of(recipe).metrics.scores
+    curve: list[Json] = [{"seconds": 0.0, unit: 0, "ends": False, **{key: start.get(key) for key in scores}}]
     for run in runs:
         spent, read = curve[-1]["seconds"], curve[-1][unit]
         points = [(line, False) for line in read_lines(recipe.directory / run / "scores.jsonl")]
         for point, ends in [*points, (results[run], True)]:
             cost = {"seconds": spent + point["seconds"], unit: read + point[unit]}
-            curve.append({**cost, "ends": ends, "run": run, **{key: point[key] for key in objectives}})
+            curve.append({**cost, "ends": ends, "run": run, **{key: point.get(key) for key in scores}})
     return curve

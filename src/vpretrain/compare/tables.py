@@ -16,6 +16,7 @@ from vpretrain.plot import pyplot
 from vpretrain.tables import cells, grid
 from vpretrain.types import Json
 
+_PANELS = 5  # of a figure, side by side
 FEW_UPDATES = 10  # meta updates below which a designer is close to its start
 SLOW = 0.7  # fraction of the baseline's throughput; the lowest of V undisturbed is 0.72 (benchmarks/gsm8k.json)
 
@@ -104,7 +105,7 @@ def _disturbances(trained: Mapping[str, Json], recipe: Recipe) -> list[str]:
 
 
 def draw_curves(recipe: Recipe, results: Json) -> Path | None:
-    """Plot loss, gate and value against training seconds, whichever there are, and scores where they were taken.
+    """Plot loss, gate and value against training seconds, whichever there are, and main scores where they were taken.
 
     A thin line is a seed. Returns None without matplotlib, and if no arm has made a step.
     """
@@ -114,11 +115,17 @@ def draw_curves(recipe: Recipe, results: Json) -> Path | None:
     metrics, unit = modality_of(recipe).metrics, recipe.unit
     panels = [("metrics", "seconds", key, title) for key, title in metrics.curves.items()]
     if any(file.stat().st_size for file in recipe.directory.glob("*/scores.jsonl")):
-        key, (_, title) = next(iter(metrics.objectives.items()))
-        panels += [("scores", axis, key, title) for axis in ("seconds", unit)]
+        first = next(iter(metrics.objectives))
+        scores = {first: metrics.objectives[first], **metrics.also_plotted}
+        panels += [("scores", axis, key, title) for key, (_, title) in scores.items() for axis in ("seconds", unit)]
     drawn = [(panel, curves) for panel in panels if (curves := list(_curves(recipe, results, *panel[:3])))]
-    figure, axes = plot.subplots(1, len(drawn), figsize=(4.3 * len(drawn), 3.8), layout="constrained", squeeze=False)
-    for axis, ((file, x, _, title), curves) in zip(axes[0], drawn, strict=True):
+    rows = -(-len(drawn) // _PANELS)
+    columns = -(-len(drawn) // rows)
+    size = (4.3 * columns, 3.8 * rows)
+    figure, axes = plot.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for axis in axes.flat[len(drawn) :]:
+        axis.remove()
+    for axis, ((file, x, _, title), curves) in zip(axes.flat[: len(drawn)], drawn, strict=True):
         for index, number, arm, points in curves:
             axis.plot(
                 *zip(*points, strict=True),

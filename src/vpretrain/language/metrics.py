@@ -70,4 +70,5 @@ METRICS = Metrics(
     },
     curves={"loss": "training loss (nats per token)", "alpha": "mean gate alpha", "value": "value of the task"},
     intervals=_intervals,
+    also_plotted={"pass_at_1": (1, "Pass@1")},
 )

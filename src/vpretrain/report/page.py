@@ -156,7 +156,7 @@ def _differences(study: Study) -> Table | None:
 def _scores(study: Study) -> Table:
     """Return the points of the evaluation's curves."""
     unit = study.recipe.unit
-    keys = list(modality_of(study.recipe).metrics.objectives)
+    keys = list(modality_of(study.recipe).metrics.scores)
     rows = [["arm", "seed", "steps", "seconds", unit, *keys]]
     for arm, runs in study.runs.items():
         for run in runs:

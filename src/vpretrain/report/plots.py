@@ -64,10 +64,10 @@ _TITLES = {
 
 
 def evaluation(study: Study) -> list[Markup]:
-    """Plot each objective against seconds, tokens (or images) and steps; bands over seeds."""
+    """Plot each score against seconds, tokens (or images) and steps; bands over seeds."""
     unit = study.recipe.unit
     pictures = []
-    for key, (sign, title) in modality_of(study.recipe).metrics.objectives.items():
+    for key, (sign, title) in modality_of(study.recipe).metrics.scores.items():
         for axis, name in {"seconds": "training seconds", unit: unit, "steps": "steps"}.items():
             curves = {arm: [_curve(study, run, key, axis) for run in runs] for arm, runs in study.trained.items()}
             curves = {arm: [c for c in of_arm if c[0]] for arm, of_arm in curves.items()}
@@ -140,7 +140,7 @@ def profile(found: Json) -> Markup:
 
 
 def _curve(study: Study, run: Run, key: str, axis: str) -> Series:
-    """Return an objective along a run: the untouched learner, the evaluations, the result."""
+    """Return a score along a run: the untouched learner, the evaluations, the result."""
     start = [(0.0, study.start.get(key))]
     along = [(line["step"] + 1 if axis == "steps" else line[axis], line.get(key)) for line in run.scores]
     end = [(run.result[axis], run.result.get(key))] if run.result else []
