@@ -49,8 +49,11 @@ def test_every_part_of_a_step_is_there(tmp_path, tokenizer, modality):
     assert results["added"]["microseconds"] == pytest.approx(
         sum(cost for name, cost in results["phases"].items() if name not in ORDINARY)
     )
+    of_updates = sum(cost for name, cost in results["phases"].items() if name in META)
+    assert results["meta_share"] == pytest.approx(of_updates / sum(results["phases"].values()))
     plain = profile(make[modality](arm="one-hot" if modality == "language" else "fixed"), 2)
     assert set(plain["phases"]) == {*ORDINARY, "construction"}
+    assert plain["meta_share"] == 0
 
 
 def test_watching_times_changes_nothing(tmp_path, tokenizer):
@@ -67,6 +70,7 @@ def test_the_command_prints_a_table_and_writes_a_picture(tmp_path, tokenizer, ca
     text = capsys.readouterr().out
     assert "learner backward" in text
     assert "added to ordinary pretraining" in text
+    assert "% of the time of a step" in text
     saved = json.loads((tmp_path / "runs/tiny/profile.json").read_text())
     assert saved["added"]["ratio"] > 0
     assert (tmp_path / "runs/tiny/profile.png").stat().st_size > 1000

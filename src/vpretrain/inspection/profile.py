@@ -20,6 +20,7 @@ from vpretrain.timing import watching
 from vpretrain.types import Json
 
 ORDINARY = ("stream", "learner forward", "learner backward", "learner optimizer")  # phases of ordinary pretraining
+_META = "meta: "  # how the phases of a meta update begin
 
 
 def profile(recipe: Recipe, steps: int) -> Json:
@@ -32,7 +33,8 @@ def profile(recipe: Recipe, steps: int) -> Json:
 
     Returns:
         `phases`: name -> microseconds per token (per image in vision); `added`: the sum of those that ordinary pretraining
-        does not have, and its ratio to the rest.
+        does not have, and its ratio to the rest; `meta_share`: the meta updates' fraction of a step's time (version 1's
+        Table 3: the share of device time in the value update).
 
     Raises:
         UserError: the recipe cannot work.
@@ -61,7 +63,8 @@ def profile(recipe: Recipe, steps: int) -> Json:
             train(recipe, parts, optimizer, steps=range(period, period + steps), after_step=after_step)
     phases = {name: 1e6 * seconds / read for name, seconds in watch.seconds.items()}
     ordinary = sum(phases[name] for name in ORDINARY)
-    added = sum(phases.values()) - ordinary
+    total = sum(phases.values())
+    added = total - ordinary
     results = {
         "arm": recipe.arm,
         "unit": recipe.unit,
@@ -69,6 +72,7 @@ def profile(recipe: Recipe, steps: int) -> Json:
         recipe.unit: read,
         "phases": phases,
         "added": {"microseconds": added, "ratio": added / ordinary},
+        "meta_share": sum(cost for name, cost in phases.items() if name.startswith(_META)) / total,
         "threads": torch.get_num_threads(),
         "recipe": recipe.model_dump(mode="json"),
     }
