@@ -64,6 +64,13 @@ def test_answers_are_compared_as_what_they_are(text, truth, correct):
     assert is_correct(text, truth) is correct
 
 
+def test_a_tolerance_is_absolute_and_rounding_is_always_allowed():
+    assert is_correct("#### 0.3339", "0.3333", within=1e-3)
+    assert not is_correct("#### 0.3344", "0.3333", within=1e-3)
+    assert not is_correct("#### 12346", "12345", within=1e-3)
+    assert is_correct("#### 12345678", "12345679", within=1e-3)  # a millionth
+
+
 def test_answer_nll_and_retention_are_those_of_a_plain_forward_pass(tmp_path, tokenizer):
     recipe = parse_recipe(recipe_data(tmp_path, tokenizer))
     model = tiny_model(vocabulary=max(61, len(tokenizer))).eval()

@@ -156,8 +156,8 @@ def test_our_own_pass_at_1_agrees_on_the_same_outputs(tmp_path, tokenizer, tasks
 
 def test_groups_and_formulas_the_way_omega_has_them(tmp_path, tokenizer, monkeypatch):
     rows = [
-        {"messages": [{"role": "user", "content": f"problem {i}"}], "ground_truth": truth}
-        for i, truth in enumerate(["\\frac{1}{2}", "12", "x^2 + 1"])
+        {"messages": [{"role": "user", "content": f"problem {i}"}], "ground_truth": truth, "setting_key": setting}
+        for i, (truth, setting) in enumerate([("\\frac{1}{2}", "b"), ("12", "b"), ("x^2 + 1", "a"), ("0.3333", "a")])
     ]
     folder = tmp_path / "omega"
     folder.mkdir()
@@ -176,16 +176,23 @@ def test_groups_and_formulas_the_way_omega_has_them(tmp_path, tokenizer, monkeyp
     group = yaml.safe_load((harness.OWN_TASKS / "omega.yaml").read_text())
     group |= {"group": "local_omega", "task": ["local_omega_in", "local_omega_out"]}
     (folder / "group.yaml").write_text(yaml.safe_dump(group))
-    answers = ["It is $\\boxed{0.5}$.", "so 13", "#### 1 + x^2"]
-    said = {f"problem {i}\n": answer for i, answer in enumerate(answers)}
+    answers = ["It is $\\boxed{0.5}$.", "so 13", "#### 1 + x^2", "\\boxed{0.3339}"]
+    asked = "Solve the problem step by step, and put the final answer in \\boxed{}.\nAnswer:"
+    said = {f"problem {i}\n{asked}": answer for i, answer in enumerate(answers)}
     monkeypatch.setattr(
         harness.HFLM,
         "generate_until",
         lambda self, requests, **options: [said[request.args[0]] for request in requests],
     )
     found = harness.run_tasks(save_learner(tmp_path / "learner", tokenizer), ["local_omega"], include=str(folder))
-    assert found["tasks"]["local_omega"]["scores"][0]["value"] == pytest.approx(2 / 3)
-    assert found["tasks"]["local_omega_out"]["problems"] == 3
+    assert found["tasks"]["local_omega"]["scores"][0]["value"] == pytest.approx(3 / 4)
+    assert found["tasks"]["local_omega"]["parts"] == []
+    one = found["tasks"]["local_omega_out"]
+    assert one["problems"] == 4
+    assert [(part["part"], part["problems"], part["value"]) for part in one["parts"]] == [("a", 2, 1.0), ("b", 2, 0.5)]
+    assert [part["standard_error"] for part in one["parts"]] == [0.0, pytest.approx(0.5)]
+    cells = list(zip(*(column.cells for column in harness.tasks_table(found).columns), strict=True))
+    assert ("  b", "", "", "2", "none", "exact_match", "0.5000 ± 0.5000") in cells
     assert {"omega", "omega_explorative_in", "gsm8k", "mbpp"} <= set(
         harness.TaskManager(include_path=[str(harness.OWN_TASKS)]).all_tasks
     )

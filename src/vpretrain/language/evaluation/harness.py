@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -48,8 +50,8 @@ def run_tasks(
         run_code: let tasks such as MBPP run the model's code on this machine.
 
     Returns:
-        `tasks`: task -> version, shots, problems, and metric by filter with its standard error; everything else that is
-        needed to repeat it; and versions.
+        `tasks`: task -> version, shots, problems, and metric by filter with its standard error, of OMEGA also for each of its
+        settings (`parts`); everything else that is needed to repeat it; and versions.
 
     Raises:
         UserError: an unknown task, an unavailable data set, or code that is not allowed to run.
@@ -97,17 +99,23 @@ def run_tasks(
 
 
 def tasks_table(results: Json) -> Table:
-    """The results as a terminal table, one line per metric and filter."""
+    """The results as a terminal table, one line per metric and filter, of a task and of its parts."""
     view = Table(title=f"{results['model']}" + (f", first {results['limit']} problems" if results["limit"] else ""))
     for column in ("task", "version", "shots", "problems", "filter", "metric", "value"):
         view.add_column(column, justify="right" if column in ("shots", "problems", "value") else "left")
     for name, task in results["tasks"].items():
         first = [name, str(task["version"]), str(task["shots"]), f"{task['problems']:,}"]
         for score in task["scores"]:
-            error = "" if score["standard_error"] is None else f" ± {score['standard_error']:.4f}"
-            view.add_row(*first, score["filter"], score["metric"], f"{score['value']:.4f}{error}")
+            view.add_row(*first, *_cells(score))
             first = [""] * len(first)
+        for part in task["parts"]:
+            view.add_row(f"  {part['part']}", "", "", f"{part['problems']:,}", *_cells(part))
     return view
+
+
+def _cells(score: Json) -> tuple[str, str, str]:
+    error = "" if score["standard_error"] is None else f" ± {score['standard_error']:.4f}"
+    return score["filter"], score["metric"], f"{score['value']:.4f}{error}"
 
 
 def _unknown(pattern: str, include: str | None) -> str:
@@ -136,4 +144,27 @@ def _scores(found: Any, name: str) -> Json:
         "shots": found["n-shot"].get(name),
         "problems": found["n-samples"].get(name, {}).get("effective", measured.get("sample_len", 0)),
         "scores": scores,
+        "parts": _parts(found, name),
     }
+
+
+def _parts(found: Any, name: str) -> list[Json]:
+    """The scores of a task's parts: problems with the same value of the field that its metadata names as `part`."""
+    field = (found["configs"].get(name, {}).get("metadata") or {}).get("part")
+    if field is None:
+        return []
+    values: dict[tuple[str, str, str], list[float]] = {}
+    for sample in found["samples"][name]:
+        for metric in sample["metrics"]:
+            values.setdefault((str(sample["doc"][field]), metric, sample["filter"]), []).append(float(sample[metric]))
+    return [
+        {
+            "part": part,
+            "metric": metric,
+            "filter": filtered,
+            "value": mean(own),
+            "standard_error": stdev(own) / math.sqrt(len(own)) if len(own) > 1 else None,
+            "problems": len(own),
+        }
+        for (part, metric, filtered), own in sorted(values.items())
+    ]

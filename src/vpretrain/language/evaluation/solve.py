@@ -132,12 +132,20 @@ def final_answer(text: str) -> str:
     return numbers[-1] if numbers else (lines[-1].strip() if lines else "")
 
 
-def is_correct(text: str, truth: str) -> bool:
-    """Whether the final answer in `text` equals `truth`: as numbers, as words, or else as mathematics (math-verify)."""
+def is_correct(text: str, truth: str, *, within: float = 0.0) -> bool:
+    """Whether the final answer in `text` equals `truth`: as numbers, as words, or else as mathematics (math-verify).
+
+    Args:
+        text: a solution.
+        truth: the right answer.
+        within: by how much a number may differ from it; rounding, a millionth of the number, is always allowed.
+    """
     answer = final_answer(text)
     if _PLAIN_NUMBER.fullmatch(truth.strip()):
         ours, theirs = _value(answer), _value(truth)
-        return ours is not None and theirs is not None and abs(ours - theirs) <= 1e-6 * max(1.0, abs(theirs))
+        if ours is None or theirs is None:
+            return False
+        return abs(ours - theirs) <= max(within, 1e-6 * max(1.0, abs(theirs)))
     if is_words(truth):
         return answer.casefold() == truth.strip().casefold()
     verify, marked = math_verify(), marked_answer(text)
