@@ -14,6 +14,7 @@ from worlds import recipe_data, sums, write_jsonl
 from vpretrain.cli.parser import main
 from vpretrain.language.assemble import assemble
 from vpretrain.language.config import SourceConfig
+from vpretrain.language.data.decontaminate import _source
 from vpretrain.language.data.source import count_rows
 from vpretrain.recipe import load_recipe, save_recipe
 from vpretrain.recipe import parse_recipe as parse
@@ -175,6 +176,20 @@ def test_wrong_input_gets_one_line(tmp_path, monkeypatch, capsys, stream, agains
     assert message in error
     assert "\n" not in error
     assert not (tmp_path / "clean" / "report.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "templates"),
+    [
+        ("rows.jsonl", "rows.jsonl", (None, None, None)),
+        ("rows.jsonl:body", "rows.jsonl", ("{body}", None, None)),
+        ("hf://datasets/a/b/test-*.parquet", "hf://datasets/a/b/test-*.parquet", (None, None, None)),
+        ("hf://datasets/a/b.parquet:question,answer", "hf://datasets/a/b.parquet", (None, "{question}", "{answer}")),
+    ],
+)
+def test_a_source_is_a_path_or_a_url_with_or_without_fields(name, path, templates):
+    source = _source(name)
+    assert (source.path, (source.text, source.prompt, source.response)) == (path, templates)
 
 
 def test_rows_are_counted_before_they_are_read(tmp_path):

@@ -207,13 +207,15 @@ def _evaluation(name: str) -> list[SourceConfig]:
 
 
 def _source(name: str) -> SourceConfig:
-    """Parse PATH or PATH:FIELD,FIELD."""
-    path, colon, named = name.partition(":")
+    """Parse PATH or PATH:FIELD,FIELD; the path may be a URL."""
+    path, colon, named = name.rpartition(":")
+    if not colon or named.startswith("//"):  # the colon of a URL
+        return SourceConfig(path=name)
     fields = [field.strip() for field in named.split(",")]
-    wrong = [field for field in fields if colon and not re.fullmatch(r"[\w-]+", field)]
+    wrong = [field for field in fields if not re.fullmatch(r"[\w-]+", field)]
     if wrong:
         raise UserError(f"{name}: '{wrong[0]}' is no name of a field; write for instance data.jsonl:question,answer")
     if len(fields) == 1:
-        return SourceConfig(path=path, text=f"{{{fields[0]}}}" if colon else None)
+        return SourceConfig(path=path, text=f"{{{fields[0]}}}")
     response = " ".join(f"{{{field}}}" for field in fields[1:])
     return SourceConfig(path=path, prompt=f"{{{fields[0]}}}", response=response)
