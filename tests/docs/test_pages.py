@@ -91,16 +91,41 @@ def test_the_examples_for_contributors_run(tmp_path, monkeypatch, tokenizer):
 def test_every_command_parses_and_its_recipe_takes_its_settings(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     for command in commands_of(page):
-        options, rest = _parser()[0].parse_known_args(command)
-        settings = [*getattr(options, "overrides", []), *rest]
-        assert all("=" in word and not word.startswith("-") for word in settings), command
-        recipe = getattr(options, "recipe", None)
-        if recipe and recipe.startswith("recipes/"):
-            loaded = load_recipe(recipe, settings)
-            if getattr(options, "arms", None):
-                check_entries(loaded, split_entries(options.arms))
-        for point in getattr(options, "point", []):
-            load_recipe(recipe, point.split(","))
+        check_command(command)
+
+
+def check_command(command):
+    """It parses, and its recipe takes its settings, arms, paths and points."""
+    options, rest = _parser()[0].parse_known_args(command)
+    settings = [*getattr(options, "overrides", []), *rest]
+    assert all("=" in word and not word.startswith("-") for word in settings), command
+    recipe = getattr(options, "recipe", None)
+    if recipe and recipe.startswith("recipes/"):
+        loaded = load_recipe(recipe, settings)
+        if getattr(options, "arms", None):
+            check_entries(loaded, split_entries(options.arms))
+        if getattr(options, "paths", None):
+            check_entries(loaded, [stage for path in split_entries(options.paths) for stage in path.split("+")])
+    for point in getattr(options, "point", []):
+        load_recipe(recipe, point.split(","))
+
+
+def test_the_papers_tables_have_a_command_each_and_say_what_was_never_run(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    section = PAGES["METHODS.md"].split("## The paper's tables and figures")[1].split("\n## ")[0]
+    rows = [row for row in section.splitlines() if row.startswith("| ")][1:]
+    assert len(rows) > 25
+    of_recipes = set()
+    for row in rows:
+        listed = re.findall(r"`(?:torchrun --nproc-per-node \d+ -m )?vpretrain ([^`]+)`", row)
+        assert listed, row
+        for command in map(shlex.split, listed):
+            check_command(command)
+        if named := re.findall(r"recipes/((?:dinov3|ijepa|qwen)[\w.-]+)", row):
+            of_recipes |= set(named)
+            assert "never run" in row.split(" | ")[-1], row
+    patterns = ("dinov3*.yaml", "ijepa*.yaml", "qwen*.yaml")
+    assert of_recipes == {path.name for pattern in patterns for path in (ROOT / "recipes").glob(pattern)}
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if "```yaml" in PAGES[page]])

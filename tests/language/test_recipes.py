@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,13 @@ def rows_like(name: str, split: str, count: int = 40) -> list[dict]:
             ]
         case "openai/gsm8k":
             return pairs
+        case "nvidia/OpenMathReasoning":
+            kinds = ["has_answer_extracted", "no_answer_extracted", "has_answer_extracted", "converted_proof"]
+            return [
+                {"problem_type": kinds[i % 4], "problem": p["question"], "generated_solution": p["answer"],
+                 "expected_answer": p["answer"][-2:], "inference_mode": "cot"}
+                for i, p in enumerate(pairs)
+            ]  # fmt: skip
         case "meta-math/MetaMathQA":
             return [
                 {"query": p["question"], "response": p["answer"], "type": "GSM_AnsAug", "original_question": "?"}
@@ -163,13 +171,19 @@ def test_every_recipe_passes_its_check(name, monkeypatch, capsys):
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_settings(name):
     recipe = load_recipe(RECIPES / name)
-    assert recipe.learner.name == "Qwen/Qwen2.5-0.5B"
+    first = name.startswith("qwen1.5")  # of the paper's version 1
+    assert recipe.learner.name == ("Qwen/Qwen1.5-0.5B" if first else "Qwen/Qwen2.5-0.5B")
     assert (recipe.designer.top_k, recipe.designer.alpha_max, recipe.value.every_steps) == (64, 0.5, 8)
     assert (recipe.designer.hidden_size, recipe.designer.layers, recipe.value.subset) == (256, 6, "last-mlp")
     assert recipe.model_copy(update={"arm": "v-paper"}).effective_value.subset == "last-2"
-    assert recipe.optimizer.lr == (2e-4 if recipe.learner.lora else 1.5e-5)
+    assert recipe.optimizer.lr == (2e-4 if recipe.learner.lora else 7.5e-6 if first else 1.5e-5)
     assert (recipe.optimizer.warmup_fraction, recipe.optimizer.clip_norm) == (0.03, 1.0)
-    assert recipe.stream.batch_size * recipe.stream.accumulation == (32 if recipe.learner.lora else 128)
+    if "openmathreasoning" not in name:
+        assert recipe.stream.batch_size * recipe.stream.accumulation == (32 if recipe.learner.lora else 128)
+    if first:
+        assert (recipe.optimizer.schedule, recipe.stream.packing, recipe.stream.length) == ("cosine", True, 1024)
+        asked = [s for part in (recipe.stream, recipe.feedback, recipe.evaluation) for s in part.sources]
+        assert all(re.fullmatch(r"Question: \{\w+\}\nAnswer:", source.prompt) for source in asked)
 
 
 @pytest.mark.usefixtures("judged_early")
