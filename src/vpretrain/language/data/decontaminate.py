@@ -209,7 +209,7 @@ def _evaluation(name: str) -> list[SourceConfig]:
 def _source(name: str) -> SourceConfig:
     """Parse PATH or PATH:FIELD,FIELD; the path may be a URL."""
     path, colon, named = name.rpartition(":")
-    if not colon or named.startswith("//"):  # the colon of a URL
+    if not colon or "/" in named:  # the colon of a URL, or of its port
         return SourceConfig(path=name)
     fields = [field.strip() for field in named.split(",")]
     wrong = [field for field in fields if not re.fullmatch(r"[\w-]+", field)]
