@@ -89,6 +89,17 @@ class StreamConfig(Strict):
         "of processes when one reader cannot keep up.",
     )
 
+    on_error: Literal["stop", "skip"] = Field(
+        "skip",
+        description="Rows and images that cannot be read: skip them, and name them in skipped.jsonl of the run's directory; "
+        "or stop at the first. Feedback and evaluation always stop.",
+    )
+    max_skipped: Fraction = Field(
+        0.01,
+        description="The largest fraction of a source that is skipped: more stops the run. Of the first 1,000 rows or "
+        "images it counts as a fraction of 1,000.",
+    )
+
     @model_validator(mode="after")
     def _whole_shards(self) -> StreamConfig:
         if self.batch_size % self.shards:

@@ -24,6 +24,25 @@ class NonFinite(UserError):
         self.what, self.remedy = what, remedy
 
 
+class Unreadable(UserError):
+    """A row, an image or the rest of a file is not what its format says; a stream may skip it.
+
+    Only for faults of the content, which are the same in every process and after a resume. What the machine fails to read is a
+    UserError.
+
+    Args:
+        message: the line for a user whose run this ends.
+        place: where it is, e.g. "line 3 of rows.jsonl".
+        reason: what is wrong there, e.g. "is no object with fields".
+    """
+
+    def __init__(
+        self, message: str, place: str = "", reason: str = ""
+    ) -> None:  # defaults: it is pickled by its message
+        super().__init__(message)
+        self.place, self.reason = place, reason
+
+
 class Interrupted(BaseException):
     """A signal stopped the command; nothing was lost. Exit code 128 + the signal's number.
 

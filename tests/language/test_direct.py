@@ -143,7 +143,7 @@ def test_sft_on_the_stream_skips_its_problems_of_the_feedback(tmp_path, tokenize
     recipe = recipe_of(tmp_path, tokenizer, "sft")
     write_jsonl(tmp_path / "stream.jsonl", sums(12, 1) + sums(12, 2))  # the latter are the feedback
     train = assemble(recipe).train
-    rows = direct.rows(train.sources, "sft", 0, train.held_back, tokenizer, train.length, 0)
+    rows = direct.rows(train.sources, train.skips, "sft", 0, train.held_back, tokenizer, train.length, 0)
     drawn = {row["prompt"] for row in islice(rows, 60)}
     assert drawn == {pair["question"] + " " for pair in sums(12, 1)}
 
@@ -154,7 +154,7 @@ def test_pairs_without_an_answer_are_not_trained_on(tmp_path, tokenizer, method)
     lacking = [{"question": "1 ?", "answer": None}, {"question": "2 ?"}, {"question": None, "answer": "3"}]
     write_jsonl(tmp_path / "stream.jsonl", lacking + sums(12, 1))
     train = assemble(recipe).train
-    rows = direct.rows(train.sources, method, 0, train.held_back, tokenizer, train.length, 0)
+    rows = direct.rows(train.sources, train.skips, method, 0, train.held_back, tokenizer, train.length, 0)
     drawn = {row["prompt"] for row in islice(rows, 60)}
     assert drawn == {pair["question"] + " " for pair in sums(12, 1)}
 

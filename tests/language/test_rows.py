@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from vpretrain.errors import UserError
 from vpretrain.language.config import SourceConfig
-from vpretrain.language.data import json_rows
+from vpretrain.language.data import row_reader
 from vpretrain.language.data.rows import NoRow, Number, as_json, parse, spelled
 from vpretrain.language.data.source import count_rows, open_source
 from vpretrain.language.evaluation.solve import is_correct, reference
@@ -248,7 +248,7 @@ def fuzzed(cases, examples: int) -> None:
 
 @pytest.mark.timeout(900)
 def test_any_rows_are_what_the_file_says_in_every_format_and_after_a_resume(tmp_path, monkeypatch, many):
-    monkeypatch.setattr(json_rows, "CHUNK", 60)  # a few rows
+    monkeypatch.setattr(row_reader, "CHUNK", 60)  # a few rows
     folders = itertools.count()
 
     @given(rows=ROWS, read=st.integers(0, 14))

@@ -17,7 +17,7 @@ import torch
 
 from vpretrain.errors import UserError
 from vpretrain.language.config import SourceConfig, StreamConfig
-from vpretrain.language.data import json_rows
+from vpretrain.language.data import row_reader
 from vpretrain.language.data import source as source_module
 from vpretrain.language.data.source import open_source
 from vpretrain.language.data.stream import LanguageStream
@@ -33,7 +33,7 @@ CHUNK = GROUP * len(json.dumps(ROWS[-1]))
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """JSON is read in chunks of ten million characters; here of a few rows, so that a file has several."""
-    monkeypatch.setattr(json_rows, "CHUNK", CHUNK)
+    monkeypatch.setattr(row_reader, "CHUNK", CHUNK)
 
 
 def write(root, kind: str, files: int) -> str:

@@ -63,10 +63,7 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
     stream = LanguageStream(recipe.stream, tokenizer, seed=recipe.seed, held_back=held_back, mixed_in=mixed_in, **where)
 
     if (stream.has_chats or feedback.has_chats) and not has_markers(tokenizer):
-        console.print(
-            "chats: the learner's template does not mark the assistant's turns; they are found by rendering a chat up to each",
-            soft_wrap=True,
-        )
+        note("chats: the learner's template does not mark the assistant's turns; they are found by rendering a chat up to each")
 
     if model is None:
         check_sizes(recipe, load_config(recipe.learner.name))
@@ -107,6 +104,7 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
         warning=_idle if arm.steered and not arm.random_feedback else lambda result: None,
         train=train,
         left_out=left_out,
+        skipped=stream.skipped,
     )
 
 

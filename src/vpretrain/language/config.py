@@ -63,8 +63,14 @@ class SourceConfig(Strict):
 
     path: Location | None = Field(
         None,
-        description="A .jsonl, .json, .parquet or .txt file, a glob, or a folder of them; or a URL or a glob of an object "
-        "store, e.g. s3://bucket/*.parquet (gs://, hf://, https:// ...), with credentials from the environment.",
+        description="A .jsonl, .json, .csv, .tsv, .txt (each also .gz, .bz2, .xz or .zst) or .parquet file, a glob, or a "
+        "folder of them; or a URL or a glob of an object store, e.g. s3://bucket/*.parquet (gs://, hf://, https:// ...), "
+        "with credentials from the environment.",
+    )
+    field: str | None = Field(
+        None,
+        min_length=1,
+        description="path: the field of a .json document of one object that holds the list of rows, e.g. data.",
     )
     hub: str | None = Field(None, description="A data set by its hub name.")
     reasoning_gym: str | None = Field(None, description="A generator of the reasoning-gym package, e.g. gsm_symbolic.")
@@ -143,6 +149,8 @@ class SourceConfig(Strict):
             raise ValueError("prompt and response go together")
         if self.messages is not None and (self.text is not None or self.prompt is not None):
             raise ValueError("a source has either messages (chats) or templates, not both")
+        if self.field is not None and self.path is None:
+            raise ValueError("field goes with path only")
         if self.part and self.part[0] >= self.part[1]:
             raise ValueError(f"part must rise, such as [0, 0.8]: {list(self.part)} holds nothing")
         return self

@@ -25,13 +25,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from vpretrain.errors import NonFinite, UserError
-from vpretrain.language.config import Recipe, SourceConfig
+from vpretrain.errors import NonFinite, Unreadable, UserError
+from vpretrain.language.config import Recipe, SourceConfig, StreamConfig
 from vpretrain.language.data.encode import encode
 from vpretrain.language.data.example import Example
 from vpretrain.language.data.feedback import pairs
 from vpretrain.language.data.rows import spelled
-from vpretrain.language.data.source import StreamingSource, open_source, with_form
+from vpretrain.language.data.source import IndexedSource, StreamingSource, open_source, with_form
 from vpretrain.language.data.stream import HOPELESS
 from vpretrain.language.evaluation.solve import (
     before_stop,
@@ -46,6 +46,7 @@ from vpretrain.method.algorithm import StepRecord
 from vpretrain.order import Shuffled
 from vpretrain.run.optimizer import AdamW
 from vpretrain.run.random_state import random_state, set_random_state
+from vpretrain.run.skipped import Skipped
 from vpretrain.types import Keywords
 
 try:
@@ -74,6 +75,7 @@ class DirectTraining:
         self.method, data = arm.direct, arm.direct_on
         section = recipe.feedback if data == "feedback" else recipe.stream
         self.length = section.length
+        self.skips = None if data == "feedback" else recipe.stream
         # A tuple: datasets would treat a list as shards.
         sources = map(with_form, section.sources)
         self.sources = tuple(s for s in sources if s.prompt is not None or s.reasoning_gym is not None)
@@ -83,7 +85,7 @@ class DirectTraining:
             )
         if self.method == "grpo":
             for source in self.sources:
-                _check_answers(source)
+                _check_answers(source, skips=self.skips is not None and self.skips.on_error == "skip")
         if learner.device.index:
             raise UserError(
                 f"arm={recipe.arm} runs on the first device only: make {learner.device} the first (CUDA_VISIBLE_DEVICES)"
@@ -94,6 +96,7 @@ class DirectTraining:
         done = optimizer.steps
         examples = {
             "sources": self.sources,
+            "skips": self.skips,
             "method": self.method,
             "seed": self.recipe.seed,
             "held_back": self.held_back,
@@ -169,6 +172,7 @@ class DirectTraining:
 
 def rows(
     sources: tuple[SourceConfig, ...],
+    skips: StreamConfig | None,
     method: str,
     seed: int,
     held_back: frozenset[str],
@@ -182,7 +186,7 @@ def rows(
         whole = not example.lacks and example.key not in held_back
         return whole and encode(example, tokenizer, length).targets > 0
 
-    for example in itertools.islice(mixture(sources, seed=seed, usable=usable), start, None):
+    for example in itertools.islice(mixture(sources, seed=seed, usable=usable, skips=skips), start, None):
         other = {"completion": example.response} if method == "sft" else {"truth": reference(example)}
         yield {"prompt": example.prompt, **other}
 
@@ -194,37 +198,67 @@ def reward(
     return [float(is_correct(before_stop(text, stop), answer)) for text, answer in zip(completions, truth, strict=True)]
 
 
-def mixture(sources: Sequence[SourceConfig], *, seed: int, usable: Callable[[Example], bool]) -> Iterator[Example]:
-    """Yield usable pairs of the sources by weight, endlessly, each epoch in a new order. Raises UserError."""
+def mixture(
+    sources: Sequence[SourceConfig],
+    *,
+    seed: int,
+    usable: Callable[[Example], bool],
+    skips: StreamConfig | None = None,
+) -> Iterator[Example]:
+    """Yield usable pairs of the sources by weight, endlessly, each epoch in a new order.
+
+    Args:
+        sources: of the pairs.
+        seed: of the order.
+        usable: whether a pair can be trained on.
+        skips: says whether pairs that cannot be read are skipped; None: they are not.
+
+    Raises:
+        UserError: a source has no usable pairs, or one that cannot be read.
+    """
     draws = random.Random(f"{seed}/direct")
-    opened = [_endless(source, f"{seed}/{number}", usable) for number, source in enumerate(sources)]
+    opened = [_endless(source, f"{seed}/{number}", usable, skips) for number, source in enumerate(sources)]
     while True:
         yield next(draws.choices(opened, [source.weight for source in sources])[0])
 
 
-def _endless(config: SourceConfig, seed: str, usable: Callable[[Example], bool]) -> Iterator[Example]:
-    source = open_source(config)
-    examples: Iterator[Example]
-    if isinstance(source, StreamingSource):
-        examples = iter(source.next, None)
-    else:
-        order = Shuffled(len(source), seed)
-        examples = (source[order[number]] for number in itertools.count())
-    skipped = 0
-    while skipped < HOPELESS:
-        example = next(examples)
-        skipped = 0 if usable(example) else skipped + 1
-        if not skipped:
-            yield example
-    raise UserError(
-        f"{config.origin}: {HOPELESS} pairs in a row cannot be trained on: their prompts are too long, their fields are "
-        "empty, or feedback and evaluation own them"
-    )
+def _endless(
+    config: SourceConfig, seed: str, usable: Callable[[Example], bool], skips: StreamConfig | None
+) -> Iterator[Example]:
+    source = open_source(config, skips=skips is not None and skips.on_error == "skip")
+    order = None if isinstance(source, StreamingSource) else Shuffled(len(source), seed)
+    skipped = None if skips is None else Skipped(config.origin, skips)  # a resumed run reads from the start again
+    unused = 0
+    for number in itertools.count():
+        found = _drawn(source, order, number)
+        if isinstance(found, Unreadable) and skipped is None:
+            raise found
+        again = source.epoch > 0 if isinstance(source, StreamingSource) else number >= len(source)
+        if skipped is not None:
+            skipped.met(found if isinstance(found, Unreadable) else None, again=again)
+        if isinstance(found, Example) and usable(found):
+            unused = 0
+            yield found
+        elif (unused := unused + 1) == HOPELESS:
+            raise UserError(
+                f"{config.origin}: {HOPELESS} pairs in a row cannot be trained on: their prompts are too long, their fields "
+                "are empty, or feedback and evaluation own them"
+            )
 
 
-def _check_answers(source: SourceConfig) -> None:
+def _drawn(source: IndexedSource | StreamingSource, order: Shuffled | None, number: int) -> Example | Unreadable:
+    try:
+        if isinstance(source, StreamingSource):
+            return source.next()
+        assert order is not None
+        return source[order[number]]
+    except Unreadable as error:
+        return error
+
+
+def _check_answers(source: SourceConfig, *, skips: bool) -> None:
     """Raise UserError if the source's first pair has no final answer that attempts can be compared with."""
-    (example,), _ = pairs(source, 1)
+    (example,), _ = pairs(source, 1, skips=skips)
     if marked_answer(example.response) is None and not spelled(example.fields.get("answer")):
         raise UserError(
             f"{source.origin}: grpo rewards right final answers, and its solutions mark none: they need ####, \\boxed{{}}, "

@@ -15,6 +15,7 @@ from vpretrain.files import remove
 from vpretrain.recipe import refuse_changes
 from vpretrain.run.checkpoint import checkpoints
 from vpretrain.run.log import LOGS
+from vpretrain.run.skipped import SKIPPED
 from vpretrain.run.tracking import KEPT, TENSORBOARD, require
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # torch's messages, on GPU and CPU
@@ -41,7 +42,7 @@ def prepare_directory(recipe: Recipe, *, resume: bool, overwrite: bool, accept_c
         if not resume:  # also files of a run that ended before its first checkpoint
             for name in ("checkpoints", "model", "replay", TENSORBOARD):
                 remove(directory / name)
-            for name in (*LOGS, "result.json", "provenance.json", "recipe.yaml", KEPT):
+            for name in (*LOGS, SKIPPED, "result.json", "provenance.json", "recipe.yaml", KEPT):
                 (directory / name).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {directory}: {error.strerror}; change `output`") from None

@@ -42,6 +42,7 @@ class Parts:
         illustrate: draws the construction's output into a run's directory, and returns the path; or None.
         export: writes the learner into a directory in its community's format.
         left_out: counts the examples that were met and not used, given a cursor of the stream.
+        skipped: lists what the stream could not read, given a merged cursor.
     """
 
     learner: Learner
@@ -60,5 +61,6 @@ class Parts:
     look: Callable[[], Json] | None = None
     illustrate: Callable[[Path], Path] | None = None
     left_out: Callable[[Json], LeftOut] = field(default=lambda cursor: {})
+    skipped: Callable[[Json], list[Json]] = field(default=lambda cursor: [])
     modules: dict[str, nn.Module] = field(default_factory=dict)
     optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)

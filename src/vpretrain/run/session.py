@@ -2,8 +2,8 @@
 
 A run directory contains recipe.yaml, metrics.jsonl (one line per step), scores.jsonl (one line per evaluation along the run),
 views.jsonl (vision: the designer's views of a few images, from time to time), checkpoints/, model/ with its card,
-provenance.json (data and versions), result.json, and the trackers' files. Several processes train and evaluate together; rank 0
-decides and writes.
+provenance.json (data and versions), skipped.jsonl (what of the stream could not be read, if anything), result.json, and the
+trackers' files. Several processes train and evaluate together; rank 0 decides and writes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from vpretrain.console import progress, working
 from vpretrain.errors import Interrupted, NonFinite, Paused, UserError
 from vpretrain.method.algorithm import StepRecord
 from vpretrain.recipe import save_recipe
+from vpretrain.run import skipped
 from vpretrain.run.budget import Budget
 from vpretrain.run.checkpoint import checkpoints, load_newest, save_checkpoint
 from vpretrain.run.dry_run import planned_steps
@@ -30,6 +31,7 @@ from vpretrain.run.optimizer import AdamW
 from vpretrain.run.parts import Parts
 from vpretrain.run.replay import write_replay
 from vpretrain.run.signals import Phase, Signals
+from vpretrain.run.skipped import TooManySkipped
 from vpretrain.run.state import StepSnapshot, captured, restore
 from vpretrain.run.train import schedule_of, train
 from vpretrain.types import Json
@@ -80,6 +82,10 @@ class Session:
                 for hook in self.hooks:
                     hook.after_run(self, result)
                 return result
+            except TooManySkipped as error:
+                if distributed.is_rank_0():
+                    skipped.extend(self.directory, error.entries)
+                raise
             finally:
                 for hook in self.hooks:
                     hook.close()
@@ -125,12 +131,15 @@ class Session:
         return int(parts * self._fraction_before) < int(parts * self._fraction) and self._fraction < 1
 
     def save(self) -> Path:
-        """Write a checkpoint of everything that the next step depends on."""
+        """Write a checkpoint of everything that the next step depends on, and the names of what was skipped until here."""
         groups, state = captured(self.parts, self.optimizer)
         state |= {"budget": self.budget.state_dict(), "totals": self.totals, "side": self.side}
         state["hooks"] = [hook.state_dict() for hook in self._own]
         root = self.directory / "checkpoints"
-        return save_checkpoint(root, state["budget"]["step"], groups, state, keep=self.recipe.checkpoint.keep)
+        saved = save_checkpoint(root, state["budget"]["step"], groups, state, keep=self.recipe.checkpoint.keep)
+        if distributed.is_rank_0():
+            skipped.write(self.directory, self.parts.skipped(state["stream"]))
+        return saved
 
     def _load(self) -> None:
         groups, state = load_newest(self.directory / "checkpoints")

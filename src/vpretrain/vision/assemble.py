@@ -112,6 +112,8 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
         warm_up=partial(warm_up, recipe, learner),
         look=look,
         illustrate=lambda directory: draw_sheet(construction, stream.next()[0], directory / "views.png"),
+        left_out=lambda cursor: {f"stream {origin}": of for origin, of in own.left_out(cursor).items()},
+        skipped=own.skipped,
         modules={"teacher": learner.teacher, "heads": feedback.heads},
         optimizers={"heads": feedback.optimizer},
     )

@@ -117,7 +117,9 @@ class SourceConfig(Strict):
     cameras: int = Field(1, ge=1, le=1000, description="scenes: images per scene.")
     size: int = Field(128, ge=16, le=16_384, description="scenes: pixels per side.")
     path: Location | None = Field(
-        None, description="A folder of images and its subfolders, or .tar shards of images by a glob; unlabeled."
+        None,
+        description="A folder of images and its subfolders; or .zip or .tar files of images, with or without folders in them, "
+        "also by a glob; unlabeled.",
     )
     hub: str | None = Field(None, description="A data set by its hub name; unlabeled.")
     config: str | None = Field(None, description="hub: the configuration of the data set.")

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from vpretrain.errors import UserError
+from vpretrain.errors import Unreadable, UserError
 from vpretrain.language.config import FeedbackConfig, SourceConfig
 from vpretrain.language.data.encode import Document, collate, fitted, packed
 from vpretrain.language.data.example import Example
@@ -17,6 +17,7 @@ from vpretrain.language.data.source import open_source
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.order import Shuffled
 from vpretrain.run.left_out import LeftOut, by_source, listed
+from vpretrain.run.skipped import UNREADABLE
 from vpretrain.types import Json
 
 _MOST = 100_000  # pairs per source at most; feedback is small by nature
@@ -112,18 +113,27 @@ class LanguageFeedback:
         self.batches_drawn = state["batches_drawn"]
 
 
-def pairs(source: SourceConfig, count: int = _MOST) -> tuple[list[Example], Counter[str]]:
+def pairs(source: SourceConfig, count: int = _MOST, *, skips: bool = False) -> tuple[list[Example], Counter[str]]:
     """Return the first `count` pairs of a source, and how many rows were left out on the way because they lack a part.
 
+    Args:
+        source: of the pairs.
+        count: maximum number of pairs.
+        skips: whether rows that cannot be read are left out as well.
+
     Raises:
-        UserError: its rows are raw text, or there is no pair.
+        UserError: its rows are raw text, there is no pair, or a row cannot be read.
     """
     examples: list[Example] = []
     left_out: Counter[str] = Counter()
-    for example in open_source(source):
+    for example in open_source(source, skips=skips).outcomes():
         if len(examples) == count:
             break
-        if example.lacks:
+        if isinstance(example, Unreadable):
+            if not skips:
+                raise example
+            left_out[UNREADABLE] += 1
+        elif example.lacks:
             left_out[example.lacks] += 1
         else:
             examples.append(example)

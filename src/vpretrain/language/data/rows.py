@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from vpretrain.types import Json
 
 _DEEPEST = 100  # levels of nesting; functions below call themselves once per level
+HALF_PAIR = "has half a surrogate pair (such as \\ud800), which is no character"
+_TOO_DEEP = f"is nested more than {_DEEPEST} deep"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -43,19 +45,36 @@ def row_at(text: str, start: int) -> tuple[Json, int]:
     except json.JSONDecodeError as error:
         raise NoRow(f"is no JSON ({error.msg}, at character {error.pos - start + 1})") from None
     except RecursionError:
-        raise NoRow(f"is nested more than {_DEEPEST} deep") from None
+        raise NoRow(_TOO_DEEP) from None
     if type(row) is str:  # and not a Number
         row = {"text": row}
     if not isinstance(row, dict):
         raise NoRow("is no object with fields")
     if text.count("[", start, end) + text.count("{", start, end) > _DEEPEST and _is_deeper(row, _DEEPEST):
-        raise NoRow(f"is nested more than {_DEEPEST} deep")
+        raise NoRow(_TOO_DEEP)
     if _SURROGATE.search(text, start, end):
         try:
             as_json(row).encode()
         except UnicodeEncodeError:
-            raise NoRow("has half a surrogate pair (such as \\ud800), which is no character") from None
+            raise NoRow(HALF_PAIR) from None
     return row, end
+
+
+def rows_in(document: str, field: str) -> list[str]:
+    """The texts of the items of a list, which is a field of a document of one object. Raises NoRow for another document."""
+    try:
+        found = _DECODER.decode(document)
+    except json.JSONDecodeError as error:
+        raise NoRow(f"is no JSON ({error.msg}, at character {error.pos + 1})") from None
+    except RecursionError:
+        raise NoRow(_TOO_DEEP) from None
+    if not isinstance(found, dict):
+        raise NoRow("is no object with fields")
+    if _is_deeper(found, _DEEPEST + 2):  # the object and the list around a row
+        raise NoRow(_TOO_DEEP)
+    if not isinstance(found.get(field), list):
+        raise NoRow(f"has no list in the field '{field}' (fields: {', '.join(found)})")
+    return [as_json(item) for item in found[field]]
 
 
 def spelled(value: object) -> str:

@@ -13,23 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from vpretrain import hub
-from vpretrain.errors import UserError
+from vpretrain.errors import Unreadable, UserError
 from vpretrain.language.config import SourceConfig
 from vpretrain.language.data.example import FIRST, KEY_DIGITS, Example, check_fields, completed, render
 from vpretrain.language.data.rows import NoRow, parse, spelled
+from vpretrain.language.data.text_files import FORMAT, file_name
 from vpretrain.pretrained import first_line
 from vpretrain.types import Json
 
 Read = Callable[[Json], Json]
 """Makes a row with its fields of what a data set gives."""
 
-_FORMATS = {
-    ".jsonl": "json", ".json": "json", ".jsonl.gz": "json", ".json.gz": "json", ".parquet": "parquet", ".txt": "text",
-}  # fmt: skip
+_KINDS = {"jsonl": "JSON", "json": "JSON", "csv": "table", "tsv": "table", "txt": "text"}
+_FILES = ".jsonl, .json, .csv, .tsv, .txt (also .gz, .bz2, .xz or .zst) or .parquet"
 
 
 class IndexedSource:
-    """Examples by number; rows are read and rendered on access."""
+    """Examples by number; rows are read and rendered on access. One that cannot be read has a number, too."""
 
     def __init__(self, config: SourceConfig, rows: Any, read: Read) -> None:
         self.config, self._rows, self._read = config, rows, read
@@ -44,7 +44,16 @@ class IndexedSource:
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Example:
+        """Return an example. Raises Unreadable."""
         return render(self._read(self._rows[self._range[index]]), self.config)
+
+    def outcomes(self) -> Iterator[Example | Unreadable]:
+        """Iterate over the examples, with an error in place of each that cannot be read."""
+        for index in range(len(self)):
+            try:
+                yield self[index]
+            except Unreadable as error:
+                yield error
 
 
 class StreamingSource:
@@ -60,6 +69,9 @@ class StreamingSource:
         shard: number of this shard.
         shards: number of shards. Each takes whole files if these can be divided evenly and neither `skip` nor `limit` is set,
             else every shards-th example of all files.
+
+    Attributes:
+        epoch: how often the end was reached.
     """
 
     def __init__(self, config: SourceConfig, rows: Any, read: Read, *, shard: int = 0, shards: int = 1) -> None:
@@ -67,59 +79,81 @@ class StreamingSource:
         whole_files = rows.num_shards % shards == 0 and not config.skip and config.limit is None
         self._files, self._every = ((shard, shards), (0, 1)) if whole_files else ((0, 1), (shard, shards))
         self._stop = None if config.limit is None else config.skip + config.limit
+        self.epoch = 0
         self._open()
 
     def __iter__(self) -> Iterator[Example]:
-        """Iterate from here to the end, once."""
+        """Iterate from here to the end, once. Raises Unreadable."""
+        return map(_readable_one, self._iterator)
+
+    def outcomes(self) -> Iterator[Example | Unreadable]:
+        """Iterate from here to the end, once, with an error in place of each example that cannot be read."""
         return self._iterator
 
     def next(self) -> Example:
-        """Return the next example. Raises UserError if there is none at all."""
+        """Return the next example.
+
+        Raises:
+            Unreadable: it cannot be read; the next call returns the one after it.
+            UserError: there is none at all.
+        """
         example = next(self._iterator, None)
         if example is None:
             self._open()
+            self.epoch += 1
             example = next(self._iterator, None)
             if example is None:
                 raise UserError(f"{self.config.origin}: no examples are left after skip={self.config.skip}")
-        return example
+        return _readable_one(example)
 
     def state_dict(self) -> Json:
-        """The cursor, JSON-ready: the position in the rows, and how many of this epoch's examples were read."""
-        return {"rows": self._loaded or self._epoch.state_dict(), "met": self._met}
+        """The cursor, JSON-ready: the epoch, the position in the rows, and how many of this epoch's examples were read."""
+        return {"rows": self._loaded or self._rows_left.state_dict(), "met": self._met, "epoch": self.epoch}
 
     def load_state_dict(self, state: Json) -> None:
         """Continue from a cursor. The part of the current file before it is read again, as tables and not row by row."""
+        self.epoch = state["epoch"]
         self._open(state["rows"], state["met"])
 
     def _open(self, rows: Json | None = None, met: int = 0) -> None:
         from datasets.distributed import split_dataset_by_node
 
         number, of = self._files
-        self._epoch = split_dataset_by_node(self._rows, rank=number, world_size=of)
+        self._rows_left = split_dataset_by_node(self._rows, rank=number, world_size=of)
         if rows is not None:
-            self._epoch.load_state_dict(rows)
+            self._rows_left.load_state_dict(rows)
         self._loaded, self._met = rows, met  # the data set's own state is stale after loading, until its next row
         self._iterator = self._examples()
 
-    def _examples(self) -> Iterator[Example]:
+    def _examples(self) -> Iterator[Example | Unreadable]:
         first, step = self._every
         with _readable(self.config):
-            rows = iter(self._epoch)
+            rows = iter(self._rows_left)
             while self._met != self._stop and (given := next(rows, None)) is not None:
                 self._loaded = None
-                row = self._read(given)
-                if _kept(self.config, row):
+                row = _outcome(self._read, given)
+                if isinstance(row, Unreadable) or _kept(self.config, row):
                     number = self._met - self.config.skip
                     self._met += 1
                     if number >= 0 and number % step == first:
-                        yield render(row, self.config)
+                        # An error is handed out and not raised, which would end the iteration.
+                        yield row if isinstance(row, Unreadable) else render(row, self.config)
 
 
-def open_source(config: SourceConfig, *, shard: int = 0, shards: int = 1) -> IndexedSource | StreamingSource:
-    """Open the source that a recipe describes; a streaming source gives the examples of one shard.
+def open_source(
+    config: SourceConfig, *, shard: int = 0, shards: int = 1, skips: bool = False
+) -> IndexedSource | StreamingSource:
+    """Open the source that a recipe describes.
+
+    Args:
+        config: of the source.
+        shard: number of this shard; a streaming source gives the examples of one.
+        shards: number of shards.
+        skips: whether the caller skips examples that cannot be read. They count for `skip` and `limit` like any other.
 
     Raises:
         UserError: it does not exist, or none of its first rows has a field that is named.
+        Unreadable: an example cannot be read, unless the caller skips it. (In a streaming source only the first are looked at.)
     """
     rows: Any
     read: Read = _as_given
@@ -130,10 +164,13 @@ def open_source(config: SourceConfig, *, shard: int = 0, shards: int = 1) -> Ind
     else:
         rows, read = _load(config)
     with _readable(config):
-        config = completed(config, map(read, rows))
-        check_fields(config, map(read, rows))  # a wrong template fails now and not in the middle of a run
+        config = completed(config, _readable_rows(read, rows) if skips else map(read, rows))
+        # A wrong template fails now and not in the middle of a run.
+        check_fields(config, _readable_rows(read, rows) if skips else map(read, rows))
         if config.streaming and (config.path is not None or config.hub is not None):
             return StreamingSource(config, rows, read, shard=shard, shards=shards)
+        if not skips:
+            _refuse_faults(rows, read)
         if config.exclude or config.part:
             passes = partial(_passes, config, read)
             rows = _Chosen(rows, passes) if config.path is None and config.hub is None else rows.filter(passes)
@@ -172,22 +209,30 @@ def data_files(config: SourceConfig) -> tuple[list[str], str]:
         _check_store(config.path)
         files = [config.path]  # a glob is resolved by `datasets`
     elif path.is_dir():
-        files = sorted(str(file) for file in path.iterdir() if _format(file.name))
+        files = sorted(str(file) for file in path.iterdir() if _kind(file.name))
     else:
         files = sorted(glob.glob(str(path)))
     if not files:
-        raise UserError(
-            f"no data at {config.path}: give a .jsonl, .json, .parquet or .txt file, a glob, or a folder of them"
-        )
-    kind = _format(files[0])
-    if kind is None or any(_format(file) != kind for file in files):
-        raise UserError(f"{config.path}: files must all be of one kind, .jsonl/.json, .parquet or .txt")
+        raise UserError(f"no data at {config.path}: give a file of {_FILES}, a glob, or a folder of them")
+    kind = _kind(files[0])
+    if kind is None or any(_kind(file) != kind for file in files):
+        raise UserError(f"{config.path}: files must all be of one kind, .jsonl/.json, .csv/.tsv, .parquet or .txt")
+    if config.field is not None and not all(_is_document(file) for file in files):
+        raise UserError(f"{config.path}: field={config.field} is for .json files: leave it out")
     return files, kind
 
 
-def _format(file: str) -> str | None:
-    name = file.split("?")[0] if file.startswith("http") else file
-    return next((kind for ending, kind in _FORMATS.items() if name.endswith(ending)), None)
+def _kind(file: str) -> str | None:
+    name = file_name(file)
+    if name.endswith(".parquet"):
+        return "parquet"
+    found = FORMAT.search(name)
+    return None if found is None else _KINDS[found[1]]
+
+
+def _is_document(file: str) -> bool:
+    found = FORMAT.search(file_name(file))
+    return found is not None and found[1] == "json"
 
 
 def _check_store(url: str) -> None:
@@ -230,18 +275,15 @@ def _load(config: SourceConfig) -> tuple[Any, Read]:
 
     datasets.disable_progress_bars()
     how: Json = {"path": config.hub, "name": config.config or None, "split": config.split}
-    if config.path is not None:
-        files, kind = data_files(config)
-        if kind == "json":
-            from vpretrain.language.data.json_rows import open_rows
-
-            with _readable(config):
-                return open_rows(files, streaming=config.streaming), _parsed
-        how = {"path": kind, "data_files": files, "split": "train"}
-        if kind == "text":
-            how["sample_by"] = "document"
     on_hub = config.hub is not None or (config.path or "").startswith("hf://")
     with hub.access() if on_hub else contextlib.nullcontext(None) as closed, _readable(config, closed):
+        if config.path is not None:
+            files, kind = data_files(config)
+            if kind != "parquet":
+                from vpretrain.language.data.row_reader import open_rows
+
+                return open_rows(files, field=config.field, streaming=config.streaming), partial(_parsed, config)
+            how = {"path": kind, "data_files": files, "split": "train"}
         return datasets.load_dataset(**how, streaming=config.streaming), _as_given
 
 
@@ -249,8 +291,39 @@ def _as_given(row: Json) -> Json:
     return row
 
 
-def _parsed(row: Json) -> Json:
-    return parse(row["row"])
+def _parsed(config: SourceConfig, given: Json) -> Json:
+    """Parse a row of `row_reader`. Raises Unreadable."""
+    if given["row"] is None:
+        place, reason = given["place"], given["reason"]
+        raise Unreadable(f"cannot load {config.origin}: {place} {reason}; check the file", place, reason)
+    return parse(given["row"])
+
+
+def _outcome(read: Read, given: Json) -> Json | Unreadable:
+    try:
+        return read(given)
+    except Unreadable as error:
+        return error
+
+
+def _readable_one(example: Example | Unreadable) -> Example:
+    if isinstance(example, Unreadable):
+        raise example
+    return example
+
+
+def _readable_rows(read: Read, rows: Any) -> Iterator[Json]:
+    return (row for row in (_outcome(read, given) for given in rows) if not isinstance(row, Unreadable))
+
+
+def _refuse_faults(rows: Any, read: Read) -> None:
+    """Raise the first Unreadable of a copy on disk, without parsing the other rows."""
+    if read is _as_given:  # not of `row_reader`
+        return
+    from pyarrow.compute import index, is_valid
+
+    if (first := index(is_valid(rows.data.column("reason")), True).as_py()) >= 0:
+        read(rows[first])
 
 
 @contextlib.contextmanager
@@ -270,8 +343,9 @@ def _readable(config: SourceConfig, closed: str | None = None) -> Iterator[None]
         raise UserError(f"cannot load {config.origin}: {first_line(cause)}; {remedy}") from None
 
 
-def _passes(config: SourceConfig, read: Read, row: Json) -> bool:
-    return _kept(config, read(row))
+def _passes(config: SourceConfig, read: Read, given: Json) -> bool:
+    row = _outcome(read, given)
+    return isinstance(row, Unreadable) or _kept(config, row)
 
 
 def _kept(config: SourceConfig, row: Json) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from vpretrain.errors import UserError
+from vpretrain.errors import Unreadable, UserError
 from vpretrain.language.config import SourceConfig, StreamConfig
 from vpretrain.language.data.encode import Document, collate, encode, fitted
 from vpretrain.language.data.example import Example
@@ -21,6 +21,7 @@ from vpretrain.language.data.source import IndexedSource, StreamingSource, open_
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.order import Shuffled
 from vpretrain.run.left_out import LeftOut, by_source, listed
+from vpretrain.run.skipped import UNREADABLE, Skipped, entries
 from vpretrain.types import Json
 
 HOPELESS = 2000  # this many examples in a row without a usable one end the run
@@ -83,6 +84,10 @@ class LanguageStream:
         """The examples that were met and left out until a cursor, of this process or merged, by origin and reason."""
         packers = [pair for shard in cursor["shards"].values() for pair in zip(self._origins, shard, strict=True)]
         return by_source((origin, packer["left_out"]) for origin, packer in packers)
+
+    def skipped(self, cursor: Json) -> list[Json]:
+        """The rows that could not be read until a merged cursor, see `run.skipped`."""
+        return entries(self._origins, cursor["shards"])
 
     def next(self) -> list[TokenBatch]:
         """Return the micro-batches of one learner step: `accumulation` times [batch_size / processes, length]."""
@@ -147,7 +152,7 @@ def rows_of(
     packing: bool,
 ) -> list[TokenBatch]:
     """Batch the first rows of one source in its own order until they hold `tokens` tokens: fixed text to evaluate on."""
-    config = StreamConfig(sources=[source], length=length, packing=packing)
+    config = StreamConfig(sources=[source], length=length, packing=packing, on_error="stop")
     packer = _Packer(source, config, tokenizer, None, frozenset())
     rows: list[list[Document]] = []
     while tokens > 0:
@@ -176,8 +181,9 @@ class _Packer:
     ) -> None:
         self.source_config, self.config, self.tokenizer = source, config, tokenizer
         self.left_out: Counter[str] = Counter()  # by reason
+        self.skipped = Skipped(source.origin, config)
         self._held_back, self._shard = held_back, shard
-        self._source = open_source(source, shard=shard, shards=config.shards)
+        self._source = open_source(source, shard=shard, shards=config.shards, skips=config.on_error == "skip")
         self._drawn = 0  # examples taken from an indexed source
         self._order: Shuffled | None = None
         if seed is not None and isinstance(self._source, IndexedSource):
@@ -216,12 +222,14 @@ class _Packer:
         return {
             "drawn": self._drawn,
             "left_out": dict(self.left_out),
+            "skipped": self.skipped.state_dict(),
             "source": self._source.state_dict() if isinstance(self._source, StreamingSource) else None,
             "waiting": None if one is None else _plain(one),
         }
 
     def load_state_dict(self, state: Json) -> None:
         self._drawn, self.left_out = state["drawn"], Counter(state["left_out"])
+        self.skipped.load_state_dict(state["skipped"])
         if isinstance(self._source, StreamingSource):
             self._source.load_state_dict(state["source"])
         self._waiting = None
@@ -234,19 +242,45 @@ class _Packer:
     def _document(self) -> Document:
         """The next document with something to learn from."""
         for _ in range(HOPELESS):
-            found = usable(self._example(), self.tokenizer, self.config, self._held_back)
-            if isinstance(found, Document):
-                return found
-            self.left_out[found] += 1
+            example = self._example()
+            if isinstance(example, Example):
+                found = usable(example, self.tokenizer, self.config, self._held_back)
+                if isinstance(found, Document):
+                    return found
+                self.left_out[found] += 1
+            else:
+                self.left_out[UNREADABLE] += 1
         raise UserError(
             f"{self.source_config.origin}: {HOPELESS} examples in a row have no token to learn from: their prompts fill "
             f"stream.length={self.config.length}, they are shorter than stream.min_chunk, their fields are empty, or feedback "
             f"and evaluation own them; left out so far: {listed(self.left_out)}"
         )
 
-    def _example(self) -> Example:
+    def _example(self) -> Example | None:
+        """The next example; None for one that is skipped. Raises as `Skipped.met`."""
+        found = self._outcome()
+        if isinstance(found, Unreadable):
+            self.skipped.met(found, again=self._again)
+            return None
+        self.skipped.met(None, again=self._again)
+        return found
+
+    def _outcome(self) -> Example | Unreadable:
+        """The next example, or why it cannot be read."""
+        try:
+            if isinstance(self._source, StreamingSource):
+                return self._source.next()
+            number = (
+                self._drawn * self.config.shards + self._shard
+            )  # the shards together read each example once per epoch
+            self._drawn += 1
+            return self._source[number % len(self._source) if self._order is None else self._order[number]]
+        except Unreadable as error:
+            return error
+
+    @property
+    def _again(self) -> bool:
+        """Whether the last example came after the first epoch."""
         if isinstance(self._source, StreamingSource):
-            return self._source.next()
-        number = self._drawn * self.config.shards + self._shard  # the shards together read each example once per epoch
-        self._drawn += 1
-        return self._source[number % len(self._source) if self._order is None else self._order[number]]
+            return self._source.epoch > 0
+        return (self._drawn - 1) * self.config.shards + self._shard >= len(self._source)

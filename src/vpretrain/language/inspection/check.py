@@ -10,13 +10,14 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from vpretrain import pretrained
-from vpretrain.console import steady
 from vpretrain.devices import available
 from vpretrain.errors import UserError
 from vpretrain.inspection.check import memory_line, one_step
 from vpretrain.inspection.doctor import bf16_note
+from vpretrain.inspection.reading import SECONDS, Reading, shares
 from vpretrain.language.assemble import assemble, check_sizes
 from vpretrain.language.config import Recipe, SourceConfig, StreamConfig
+from vpretrain.language.data.example import Example
 from vpretrain.language.data.source import IndexedSource, open_source
 from vpretrain.language.data.stream import HELD_BACK, usable
 from vpretrain.language.model.load import load_config, load_tokenizer, trainable
@@ -24,7 +25,7 @@ from vpretrain.language.model.loss import CHUNK
 from vpretrain.run.left_out import by_source, lines
 from vpretrain.types import Model
 
-SCANNED = 2000  # stream examples per source that are compared with feedback and evaluation
+GENERATED = 2000  # examples of a source that is no file: they can be read, and take long to make
 _NARROW = {
     "hidden_size": 64, "n_embd": 64, "intermediate_size": 64, "n_inner": 64, "head_dim": 16,
     "num_attention_heads": 4, "n_head": 4, "num_key_value_heads": 2, "hidden_size_per_layer_input": 16,
@@ -42,12 +43,16 @@ def check(recipe: Recipe) -> Iterator[str]:
     parts = assemble(recipe, tiny_copy(recipe))
     yield f"recipe, data and tokenizer: fine; feedback and evaluation hold {len(parts.held_back)} problems"
     tokenizer, sources = load_tokenizer(recipe.learner.name), recipe.stream.sources
-    scans = [_scan(source, recipe.stream, tokenizer, parts.held_back) for source in sources]
-    scanned = sum(count for count, _ in scans)
-    yield f"roles: feedback, evaluation and the first {scanned} stream examples are disjoint"
+    scans = [
+        _scan(source, recipe.stream, tokenizer, parts.held_back, seconds)
+        for source, seconds in zip(sources, shares(len(sources), SECONDS), strict=True)
+    ]
+    scanned = sum(reading.read for reading, _ in scans)
+    yield f"roles: feedback, evaluation and {scanned:,} stream examples are disjoint"
+    yield from (reading.line() for reading, _ in scans)
     yield from lines(parts.left_out({"shards": {}}))  # of feedback and evaluation: nothing of the stream is read there
     found = by_source((f"stream {source.origin}", reasons) for source, (_, reasons) in zip(sources, scans, strict=True))
-    yield from (f"{line}, of at most its first {SCANNED:,} examples" for line in lines(found))
+    yield from (f"{line}, of those that were read" for line in lines(found))
     yield one_step(recipe, parts)
     if recipe.learner.precision == "bf16" and (note := bf16_note(device)):
         yield f"warning: {note}: use learner.precision=fp32"
@@ -91,22 +96,25 @@ def estimate_memory(recipe: Recipe) -> str:
 
 
 def _scan(
-    source: SourceConfig, stream: StreamConfig, tokenizer: PreTrainedTokenizerBase, own: frozenset[str]
-) -> tuple[int, Counter[str]]:
-    """Read the first examples of a source; return their number, and how many a run would leave out, by reason."""
-    opened = open_source(source)
-    most = min(SCANNED, len(opened)) if isinstance(opened, IndexedSource) else min(SCANNED, source.limit or SCANNED)
-    count = 0
+    source: SourceConfig,
+    stream: StreamConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    own: frozenset[str],
+    seconds: float,
+) -> tuple[Reading[Example], Counter[str]]:
+    """Read a source for some time; return how far, and how many examples a run would leave out, by reason."""
+    opened = open_source(source, skips=stream.on_error == "skip")
+    total = len(opened) if isinstance(opened, IndexedSource) else source.limit
+    reading = Reading[Example]("stream", source.origin, total, stream)
+    most = None if source.path is not None or source.hub is not None else GENERATED
     reasons: Counter[str] = Counter()
-    with steady(f"{source.origin[-18:]:>18}", most) as done:
-        for count, example in enumerate(itertools.islice(opened, most), start=1):
-            found = usable(example, tokenizer, stream, own)
-            if isinstance(found, str):
-                reasons[found] += 1
-            done(count)
+    for example in reading.items(itertools.islice(opened.outcomes(), most), seconds):
+        found = usable(example, tokenizer, stream, own)
+        if isinstance(found, str):
+            reasons[found] += 1
     if shared := reasons[HELD_BACK]:
         raise UserError(
-            f"{source.origin}: {shared} of its first {count} examples are problems of feedback or evaluation: keep them apart "
-            "with skip and limit, other files, or disjoint task_indices (a run would hold them back)"
+            f"{source.origin}: {shared} of its first {reading.read} examples are problems of feedback or evaluation: keep them "
+            "apart with skip and limit, other files, or disjoint task_indices (a run would hold them back)"
         )
-    return count, reasons
+    return reading, reasons

@@ -9,7 +9,7 @@ from vpretrain.run.fingerprint import generated, of_files, of_hub
 from vpretrain.types import Json
 from vpretrain.vision.config import Recipe, SourceConfig
 from vpretrain.vision.data.readers import ade20k_images
-from vpretrain.vision.data.source import images_in
+from vpretrain.vision.data.source import images_in, is_archive
 
 
 def fingerprints(recipe: Recipe) -> list[Json]:
@@ -53,7 +53,7 @@ def _of(source: SourceConfig) -> Json:
         found = of_files([Path(source.nyuv2).expanduser()])
         if source.splits is not None:
             found |= {"split": source.split, "splits": of_files([Path(source.splits).expanduser()])["sha256"]}
-    elif source.path is not None and source.path.endswith(".tar"):
+    elif source.path is not None and is_archive(source.path):
         found = of_files([Path(file) for file in sorted(glob.glob(str(Path(source.path).expanduser())))])
     else:
         found = _of_folder(str(source.path))

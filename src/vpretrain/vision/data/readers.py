@@ -13,7 +13,7 @@ from typing import IO, Any, TypeVar
 import torch
 from torch import Tensor
 
-from vpretrain.errors import UserError
+from vpretrain.errors import Unreadable, UserError
 from vpretrain.pretrained import first_line
 from vpretrain.vision.config import SourceConfig
 from vpretrain.vision.data.pixels import PilImage, as_tensor, labels_as_tensor, orientation_of
@@ -168,34 +168,53 @@ def nyuv2_numbers(config: SourceConfig, images: int) -> list[int]:
 
 
 def read_image(file: Path | IO[bytes], name: str | None = None) -> Tensor:
-    """Read an image as uint8 [3, H, W]. Raises UserError for a file that is not an image."""
-    return _read(file, f"the image {name or file}", as_tensor)
+    """Read an image as uint8 [3, H, W]. Raises as `readable`."""
+    return _read(file, "image", name or str(file), as_tensor)
 
 
 def read_classes(file: Path, image_file: Path) -> Tensor:
-    """Read a map of classes [H, W], upright like its image. Raises UserError if it is missing or holds colours, not classes."""
-    size, orientation = _read(image_file, f"the image {image_file}", lambda image: (image.size, orientation_of(image)))
-    array = _read(file, f"the map of classes {file}", lambda labels: labels_as_tensor(labels, size, orientation))
+    """Read a map of classes [H, W], upright like its image. Raises as `readable`, and UserError if it holds colours."""
+    size, orientation = _read(image_file, "image", str(image_file), lambda image: (image.size, orientation_of(image)))
+    array = _read(file, "map of classes", str(file), lambda labels: labels_as_tensor(labels, size, orientation))
     if array.ndim != 2:
         raise UserError(f"{file} is no map of classes but an image of {array.shape[2]} channels: give one channel")
     return array.long()
 
 
 @contextlib.contextmanager
-def readable(what: str) -> Iterator[None]:
-    """Raise a UserError that names the image in place of Pillow's errors: it is none, broken, or implausibly large."""
-    from PIL import Image
+def readable(kind: str, name: str) -> Iterator[None]:
+    """Raise errors of one line, which name the image, in place of Pillow's.
 
+    Args:
+        kind: what it should be, e.g. "image".
+        name: of the image.
+
+    Raises:
+        Unreadable: it is none, broken, or implausibly large.
+        UserError: there is no such file, or the machine cannot read it.
+    """
+    from PIL import UnidentifiedImageError
+
+    what = f"cannot read the {kind} {name}"
     try:
         yield
+    except Unreadable:
+        raise
     except UserError as error:
-        raise UserError(f"cannot read {what}: {error}") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read {what}: {error}; remove or replace it") from None
+        raise Unreadable(f"{what}: {error}", name, str(error)) from None
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises many kinds for broken files, and one of its own for decompression bombs
+        if isinstance(error, OSError) and error.errno is not None:  # of the system; Pillow's own have none
+            raise UserError(f"{what}: {error}; remove or replace it") from None
+        reason = first_line(error) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):  # whose message differs from process to process
+            reason = "it has no format that Pillow knows"
+        raise Unreadable(f"{what}: {reason}; remove or replace it", name, reason) from None
 
 
-def _read(file: Path | IO[bytes], what: str, convert: Callable[[PilImage], Item]) -> Item:
+def _read(file: Path | IO[bytes], kind: str, name: str, convert: Callable[[PilImage], Item]) -> Item:
     from PIL import Image
 
-    with readable(what), Image.open(file) as image:
+    with readable(kind, name), Image.open(file) as image:
         return convert(image)

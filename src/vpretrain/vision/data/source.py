@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import io
 import itertools
 import math
+import os
 import tarfile
+import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -29,6 +32,7 @@ from vpretrain.vision.model.heads import LabelKind
 _KEPT_BYTES = 4 * 2**30  # of each pool of labelled images
 _GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, modulo 1, spread the parts of a pool's images evenly
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+_LISTED = ", ".join(sorted(_SUFFIXES))
 
 
 class Images(ABC):
@@ -41,7 +45,7 @@ class Images(ABC):
 
     @abstractmethod
     def __getitem__(self, index: int) -> Tensor:
-        """Return an image, uint8 [3, H, W]. Raises UserError if it cannot be read."""
+        """Return an image, uint8 [3, H, W]. Raises as `readable`."""
 
     @abstractmethod
     def key(self, index: int) -> str:
@@ -60,7 +64,16 @@ def open_images(config: SourceConfig) -> Images:
         return _Hub(config)
     if config.path is None:
         raise UserError(f"{config.origin} is labelled: the stream takes scenes, hub, or a path to its images")
-    return _Shards(config.path) if config.path.endswith(".tar") else _Folder(config.path)
+    return _Archives(config.path) if is_archive(config.path) else _Folder(config.path)
+
+
+def opened(config: SourceConfig) -> tuple[int, Callable[[int], object]]:
+    """Open a source of any kind; return the number of its images, and how to read one with its labels. Raises UserError."""
+    if config.ade20k is None and config.nyuv2 is None:
+        images = open_images(config)
+        return len(images), images.__getitem__
+    reader = _reader(config)
+    return len(reader), reader.read
 
 
 class _Scenes(Images):
@@ -79,7 +92,7 @@ class _Folder(Images):
     def __init__(self, path: str) -> None:
         self.items = images_in(Path(path).expanduser())
         if not self.items:
-            raise UserError(f"no images in {path}: give a folder with {', '.join(sorted(_SUFFIXES))} files")
+            raise UserError(f"no images in {path}: give a folder with {_LISTED} files, or .zip or .tar files of them")
 
     def __getitem__(self, index: int) -> Tensor:
         return read_image(self.items[index])
@@ -88,32 +101,49 @@ class _Folder(Images):
         return str(self.items[index])
 
 
-class _Shards(Images):
-    """Images in uncompressed tar files, read in place."""
+class _Archives(Images):
+    """Images in uncompressed tar files and in zip files, read in place."""
 
     def __init__(self, path: str) -> None:
-        self.items: list[tuple[str, str, int, int]] = []  # shard, name, offset, size
-        for shard in sorted(glob.glob(str(Path(path).expanduser()))):
+        self.items: list[tuple[str, str, int, int]] = []  # archive, name; in a tar file offset and size
+        for archive in sorted(glob.glob(str(Path(path).expanduser()))):
             try:
-                with tarfile.open(shard, "r:") as tar:
-                    self.items += [
-                        (shard, m.name, m.offset_data, m.size)
-                        for m in tar
-                        if m.isfile() and Path(m.name).suffix.lower() in _SUFFIXES
-                    ]
-            except (OSError, tarfile.TarError) as error:
-                raise UserError(f"cannot read the shard {shard}: {error}; shards are uncompressed .tar files") from None
+                self.items += _zip_members(archive) if archive.endswith(".zip") else _tar_members(archive)
+            except Exception as error:  # other files make both modules raise many kinds of errors
+                raise UserError(
+                    f"cannot read the shard {archive}: {first_line(error)}; shards are .zip or uncompressed .tar files"
+                ) from None
         if not self.items:
-            raise UserError(f"no images in {path}: give .tar files with {', '.join(sorted(_SUFFIXES))} members")
+            raise UserError(f"no images in {path}: give .zip or .tar files with {_LISTED} members")
 
     def __getitem__(self, index: int) -> Tensor:
-        shard, name, offset, size = self.items[index]
-        with open(shard, "rb") as file:
-            file.seek(offset)
-            return read_image(io.BytesIO(file.read(size)), f"{shard}:{name}")
+        archive, name, offset, size = self.items[index]
+        if not archive.endswith(".zip"):
+            with open(archive, "rb") as file:
+                file.seek(offset)
+                return read_image(io.BytesIO(file.read(size)), self.key(index))
+        # Not read as a whole: a small member may expand to any size.
+        with readable("image", self.key(index)), _opened(archive, os.getpid()).open(name) as member:
+            return read_image(member, self.key(index))
 
     def key(self, index: int) -> str:
         return ":".join(self.items[index][:2])
+
+
+def _tar_members(archive: str) -> list[tuple[str, str, int, int]]:
+    with tarfile.open(archive, "r:") as tar:
+        return [(archive, m.name, m.offset_data, m.size) for m in tar if m.isfile() and _is_image(m.name)]
+
+
+def _zip_members(archive: str) -> list[tuple[str, str, int, int]]:
+    with zipfile.ZipFile(archive) as opened:
+        return [(archive, name, 0, 0) for name in opened.namelist() if _is_image(name)]
+
+
+@functools.lru_cache(maxsize=256)
+def _opened(archive: str, process: int) -> zipfile.ZipFile:
+    """A zip file, opened once, since its directory takes long to read, and by each process: they would share its position."""
+    return zipfile.ZipFile(archive)
 
 
 class _Hub(Images):
@@ -136,7 +166,7 @@ class _Hub(Images):
         self.config = config
 
     def __getitem__(self, index: int) -> Tensor:
-        with readable(f"the image {self.key(index)}"):
+        with readable("image", self.key(index)):
             return as_tensor(self.items[index][self.config.column])
 
     def key(self, index: int) -> str:
@@ -145,7 +175,18 @@ class _Hub(Images):
 
 def images_in(folder: Path) -> list[Path]:
     """List the image files in a folder and below it, sorted."""
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
+    return sorted(file for file in folder.rglob("*") if _is_image(file.name))
+
+
+def is_archive(path: str) -> bool:
+    """Whether a source's path names archives of images."""
+    return path.endswith((".tar", ".zip"))
+
+
+def _is_image(name: str) -> bool:
+    """Whether a file's name is an image's; macOS writes other files beside them, as ._NAME."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in _SUFFIXES and not path.name.startswith("._")
 
 
 class _LabelledScenes(Reader):

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from transformers import AutoModel
 
 from vpretrain import pretrained
 from vpretrain.devices import available
-from vpretrain.errors import UserError
+from vpretrain.errors import Unreadable, UserError
 from vpretrain.inspection.check import memory_line, one_step
 from vpretrain.inspection.doctor import bf16_note
+from vpretrain.inspection.reading import SECONDS, Reading, shares
 from vpretrain.types import Model
 from vpretrain.vision.assemble import assemble, check_sizes
 from vpretrain.vision.config import Recipe
+from vpretrain.vision.data.source import opened
 from vpretrain.vision.model.load import MODEL_TYPES, load_config
 
 _NARROW = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4}
@@ -39,10 +42,36 @@ def check(recipe: Recipe) -> Iterator[str]:
         yield f"note: stream.global_size={size} is above the {config.image_size} pixels the learner was trained at"
     parts = assemble(recipe, tiny_copy(recipe))
     yield "recipe and images: fine; stream, heads, meta batches and evaluation show different scenes"
+    yield from _readings(recipe)
     yield one_step(recipe, parts)
     if recipe.learner.precision == "bf16" and (note := bf16_note(device)):
         yield f"warning: {note}: use learner.precision=fp32"
     yield estimate_memory(recipe)
+
+
+def _readings(recipe: Recipe) -> Iterator[str]:
+    """Read the images of stream, feedback and evaluation for some time; generated ones are sound."""
+    roles = {
+        "stream": recipe.stream.sources,
+        "feedback.heads": recipe.feedback.heads,
+        "feedback.meta": recipe.feedback.meta,
+        "evaluation.train": recipe.evaluation.train,
+        "evaluation.test": recipe.evaluation.test,
+    }
+    files = [(role, source) for role, sources in roles.items() for source in sources if source.scenes is None]
+    for (role, source), seconds in zip(files, shares(len(files), SECONDS), strict=True):
+        images, read = opened(source)
+        reading = Reading[object](role, source.origin, images, recipe.stream if role == "stream" else None)
+        for _ in reading.items(map(partial(_outcome, read), range(images)), seconds):
+            pass
+        yield reading.line()
+
+
+def _outcome(read: Callable[[int], object], index: int) -> object:
+    try:
+        return read(index)
+    except Unreadable as error:
+        return error
 
 
 def tiny_copy(recipe: Recipe) -> Model:

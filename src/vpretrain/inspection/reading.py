@@ -1,0 +1,69 @@
+"""Read a recipe's data as far as some time allows: what a run would meet in the middle is found before it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import Generic, TypeVar
+
+from vpretrain.config import StreamConfig
+from vpretrain.console import steady
+from vpretrain.errors import Unreadable
+from vpretrain.run.skipped import Skipped
+
+SECONDS = 30.0  # for all sources together
+
+Item = TypeVar("Item")
+
+
+class Reading(Generic[Item]):
+    """The rows or images of one source, until they end or the time is over; what the stream would skip is counted.
+
+    Args:
+        role: of the source, e.g. "stream".
+        origin: its name in messages.
+        total: number of its rows or images; None if that is not known.
+        stream: says what is skipped; None for feedback and evaluation, which skip nothing.
+    """
+
+    def __init__(self, role: str, origin: str, total: int | None, stream: StreamConfig | None) -> None:
+        self.role, self.origin, self.total = role, origin, total
+        self._skipped = None if stream is None else Skipped(origin, stream)
+        self.read = 0
+        self.whole = False
+
+    def items(self, outcomes: Iterable[Item | Unreadable], seconds: float) -> Iterator[Item]:
+        """Yield what can be read within this time. Raises as `Skipped.met`, and Unreadable where nothing is skipped."""
+        start = time.monotonic()
+        with steady(f"{self.origin[-18:]:>18}", round(seconds)) as done:
+            for found in outcomes:
+                fault = found if isinstance(found, Unreadable) else None
+                if self._skipped is not None:
+                    self._skipped.met(fault, again=False)
+                elif fault is not None:
+                    raise fault
+                self.read += 1
+                if not isinstance(found, Unreadable):
+                    yield found
+                spent = time.monotonic() - start
+                done(spent)
+                if spent >= seconds:
+                    return
+        self.whole = True
+
+    def line(self) -> str:
+        """Say how much was read, and what of it cannot be."""
+        of = "" if self.total is None else f" of {self.total:,}"
+        part = f"all {self.read:,}" if self.whole else f"the first {self.read:,}{of}"
+        text = f"read {part} rows or images of {self.role} {self.origin}"
+        if self._skipped is None or not self._skipped.count:
+            return text if self.whole else f"{text}: the time for it was over"
+        place, reason = self._skipped.named[0]
+        return f"{text}: {self._skipped.count:,} cannot be read and would be skipped, the first: {place} {reason}"
+
+
+def shares(count: int, seconds: float) -> Iterator[float]:
+    """Yield the seconds for each of several sources, such that what one leaves is shared by those after it."""
+    end = time.monotonic() + seconds
+    for left in range(count, 0, -1):
+        yield max(0.0, end - time.monotonic()) / left
