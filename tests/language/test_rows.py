@@ -175,7 +175,7 @@ def test_a_source_without_a_row_says_so(tmp_path, streaming):
         ("rows.jsonl", '{"a": 1}\n\n5\n', "line 3 of rows.jsonl is no object with fields"),
         ("rows.jsonl", '{"a": 1} {"a": 2}\n', r"line 1 of rows.jsonl is no JSON \(Extra data, at character 9\)"),
         ("rows.jsonl", '{"a": "\\ud800"}\n', "line 1 of rows.jsonl has half a surrogate pair"),
-        ("rows.jsonl", "\udcff", "can't decode byte 0xff"),
+        ("rows.jsonl", "\udcff", r"line 1 of rows.jsonl is no UTF-8 \(byte 1 of line 1 is 0xff\)"),
         ("rows.json", '[{"a": 1}, {"a": ]', "row 2 of rows.json is no JSON"),
         ("rows.json", '[{"a": 1} {"a": 2}]', "row 1 of rows.json has neither a comma nor the end"),
         ("rows.json", '[{"a": 1}', "row 1 of rows.json has neither a comma nor the end"),
@@ -185,7 +185,7 @@ def test_a_source_without_a_row_says_so(tmp_path, streaming):
 def test_what_is_no_row_is_named_with_its_place_in_one_line(tmp_path, name, content, message, streaming):
     (tmp_path / name).write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(UserError, match=rf"cannot load .*{name}: .*{message}") as caught:
-        open_source(SourceConfig(path=str(tmp_path / name), text="{a}", streaming=streaming))
+        list(open_source(SourceConfig(path=str(tmp_path / name), text="{a}", streaming=streaming)))
     assert "\n" not in str(caught.value)
 
 
@@ -202,7 +202,7 @@ def test_a_mistake_in_a_remote_file_is_not_blamed_on_the_network(monkeypatch):
     monkeypatch.setattr(datasets.utils.file_utils, "_raise_if_offline_mode_is_enabled", lambda *what: None)
     fsspec.filesystem("memory").pipe("/mistakes/rows.jsonl", b'{"a": 1}\n{"a"\n')
     with pytest.raises(UserError, match=r"line 2 of rows.jsonl is no JSON .*; check the file"):
-        open_source(SourceConfig(path="memory://mistakes/rows.jsonl", text="{a}", streaming=True))
+        list(open_source(SourceConfig(path="memory://mistakes/rows.jsonl", text="{a}", streaming=True)))
 
 
 # Fuzzing: values as they are written, as they stand in a template, and as they stand inside another value.

@@ -391,7 +391,8 @@ def test_pictures_may_come_from_a_folder(tmp_path):
     batch = assemble(recipe).stream.next()[0]
     assert batch.global_VB3HW.shape == (2, 4, 3, 32, 32)
     (folder / "5.png").write_bytes(b"no picture")
-    stream = assemble(recipe).stream
+    strict = recipe.model_copy(update={"stream": recipe.stream.model_copy(update={"on_error": "stop"})})
+    stream = assemble(strict).stream
     with pytest.raises(UserError, match=r"cannot read the image .*5\.png"):
         [stream.next() for _ in range(3)]
 

@@ -46,7 +46,7 @@ class Reading(Generic[Item]):
                 if not isinstance(found, Unreadable):
                     yield found
                 spent = time.monotonic() - start
-                done(spent)
+                done(min(spent, seconds))
                 if spent >= seconds:
                     return
         self.whole = True

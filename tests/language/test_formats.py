@@ -1,0 +1,151 @@
+"""Text files in the formats that users have: each value is the text in the file, compressed or not."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+from itertools import islice
+from pathlib import Path
+
+import pyarrow
+import pytest
+
+from vpretrain.errors import UserError
+from vpretrain.language.config import SourceConfig
+from vpretrain.language.data import row_reader
+from vpretrain.language.data.source import count_rows, open_source
+
+COMPRESSED = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda data: pyarrow.compress(data, codec="zstd", asbytes=True),
+}
+VALUES = ["007", "2024-01-02", "1e3", "2.50", "true", "NA", "null", "-", " x ", 'say "so"', "a,b;c", "é"]
+
+
+def fields(path: Path, *names: str, **settings) -> list[list[str]]:
+    """The values of the rows."""
+    return [
+        [example.fields[name] for name in names]
+        for example in open_source(SourceConfig(path=str(path), text=f"{{{names[0]}}}", **settings))
+    ]
+
+
+def written(values: list[str], separator: str) -> str:
+    return separator.join(f'"{value.replace(chr(34), 2 * chr(34))}"' if '"' in value else value for value in values)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("ending", COMPRESSED)
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("jsonl", '{"a": "007", "b": "é"}\n{"a": "2", "b": "2024-01-02"}\n'),
+        ("json", '[{"a": "007", "b": "é"}, {"a": "2", "b": "2024-01-02"}]'),
+        ("csv", "a,b\n007,é\n2,2024-01-02\n"),
+        ("tsv", "a\tb\r\n007\té\r\n\r\n2\t2024-01-02"),
+    ],
+)
+def test_a_compressed_file_has_the_rows_of_the_file(tmp_path, kind, content, ending, streaming):
+    path = tmp_path / f"rows.{kind}{ending}"
+    path.write_bytes(COMPRESSED[ending](content.encode()))
+    assert fields(path, "a", "b", streaming=streaming) == [["007", "é"], ["2", "2024-01-02"]]
+
+
+@pytest.mark.parametrize("ending", COMPRESSED)
+def test_a_text_file_is_one_row_with_the_line_ends_of_unix(tmp_path, ending):
+    (tmp_path / f"one.txt{ending}").write_bytes(COMPRESSED[ending](b'one "two"\r\nthree\rfour\n'))
+    (tmp_path / f"two.txt{ending}").write_bytes(COMPRESSED[ending](b"\xef\xbb\xbf\xc3\xa9"))
+    assert fields(tmp_path, "text") == [['one "two"\nthree\nfour\n'], ["é"]]
+    assert count_rows(SourceConfig(path=str(tmp_path))) == 2
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(("kind", "separator"), [("csv", ","), ("tsv", "\t")])
+def test_every_value_of_a_table_is_the_text_in_the_file(tmp_path, kind, separator, streaming):
+    path = tmp_path / f"rows.{kind}"
+    values = [f'"{value}"' if separator in value else value for value in VALUES]
+    names = [f"c{n}" for n in range(len(VALUES))]
+    rows = [names, values, ["x"] * len(VALUES), [""] * (len(VALUES) - 1) + ["y"]]
+    lines = [
+        separator.join(value if value[:1] == '"' else written([value], separator) for value in row) for row in rows
+    ]
+    path.write_text("\ufeff" + "\n".join(lines) + "\n", encoding="utf-8")
+    assert fields(path, *names, streaming=streaming) == [VALUES, *rows[2:]]
+
+
+def test_a_value_of_a_table_may_have_several_lines_and_be_long(tmp_path):
+    path, text = tmp_path / "rows.csv", "long " * 40_000  # beyond the limit of Python's csv
+    path.write_text(f'a,b\n"one\n\ntwo",1\n{text},2\n')
+    assert fields(path, "a", "b") == [["one\n\ntwo", "1"], [text, "2"]]
+
+
+def test_an_empty_value_of_a_table_is_left_out_and_counted(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("question,answer\nq,\n,a\nq,a\n")
+    examples = list(open_source(SourceConfig(path=str(path), prompt="{question}", response="{answer}")))
+    assert [example.lacks for example in examples] == ["response empty", "prompt empty", ""]
+
+
+DOCUMENT = {"version": 2, "data": [{"a": 1}, {"a": "x"}], "more": [{"a": 3}], "none": 1}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_rows_of_a_document_may_be_a_list_in_a_field(tmp_path, streaming):
+    path = tmp_path / "rows.json"
+    path.write_text('{"version": 2, "data": [{"a": 1e3}, {"a": "x"}], "more": [{"a": [2.0, null]}]}')
+    assert fields(path, "a", field="data", streaming=streaming) == [["1e3"], ["x"]]
+    assert fields(path, "a", field="more", streaming=streaming) == [[["2.0", None]]]  # another copy on disk
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "settings", "message"),
+    [
+        ("rows.json", json.dumps(DOCUMENT), {"field": "rows"},
+         r"rows\.json has no list in the field 'rows' \(fields: version, data, more, none\); check the file"),
+        ("rows.json", json.dumps(DOCUMENT), {"field": "none"}, "rows.json has no list in the field 'none'"),
+        ("rows.json", "[1]", {"field": "data"}, "rows.json is no object with fields"),
+        ("rows.json", '{"data": [{"a": 1}, 5]}', {"field": "data"}, "row 2 of rows.json is no object with fields"),
+        ("rows.json", '{"data": [{"a": "\\ud800"}]}', {"field": "data"}, "row 1 of rows.json has half a surrogate"),
+        ("rows.json", '{"data": [', {"field": "data"}, r"rows\.json is no JSON \(Expecting value, at character 11\)"),
+        ("rows.json", f'{{"data": [{{"a": {"[" * 150}{"]" * 150}}}]}}', {"field": "data"}, "nested more than 100 deep"),
+        ("rows.jsonl", '{"a": 1}', {"field": "data"}, "field=data is for .json files: leave it out"),
+        ("rows.csv", "a,b\n1,2\n1,2,3\n", {}, "line 3 of rows.csv has 3 values for 2 columns; check the file"),
+        ("rows.csv", "a,b\n\n1\n", {}, "line 3 of rows.csv has 1 values for 2 columns"),
+        ("rows.csv", 'a,b\n"1" 2,3\n', {}, r"line 2 of rows.csv is no row of a table \(',' expected after '\"'\)"),
+        ("rows.csv", 'a,b\n1,2\n"3\n4\n', {}, r"line 3 of rows.csv is no row of a table \(unexpected end of data\)"),
+        ("rows.csv", "a,a\n1,2\n", {}, "line 1 of rows.csv names the column 'a' twice"),
+        ("rows.csv", "a,b\n", {}, "it has no row"),
+        ("rows.xml", "<a>", {}, "files must all be of one kind"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_its_format_is_one_line(tmp_path, name, content, settings, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message) as caught:
+        open_source(SourceConfig(path=str(tmp_path / name), text="{a}", **settings))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_field_without_a_path_is_refused():
+    with pytest.raises(ValueError, match="field goes with path only"):
+        SourceConfig(hub="a/b", field="data")
+
+
+@pytest.mark.parametrize("ending", COMPRESSED)
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_cursor_goes_on_in_every_format(tmp_path, monkeypatch, kind, ending):
+    monkeypatch.setattr(row_reader, "CHUNK", 60)  # a few rows
+    rows = [f"row {number}" for number in range(20)]
+    lines = ["a", *rows] if kind == "csv" else [json.dumps({"a": row}) for row in rows]
+    path = tmp_path / f"rows.{kind}{ending}"
+    path.write_bytes(COMPRESSED[ending]("\n".join(lines).encode()))
+    config = SourceConfig(path=str(path), text="{a}", streaming=True)
+    source = open_source(config)
+    assert [example.response for example in islice(source, 7)] == rows[:7]
+    again = open_source(config)
+    again.load_state_dict(json.loads(json.dumps(source.state_dict())))
+    assert [example.response for example in again] == rows[7:]
