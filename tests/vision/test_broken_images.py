@@ -90,9 +90,7 @@ def test_another_image_takes_the_place_of_each_and_no_other_moves(folder):
     assert all(reason in entries[name] for name, (_, reason) in BROKEN.items())
     assert {entry["source"] for entry in named(stream)} == {str(folder)}
     assert stream.left_out(stream.state_dict()) == {str(folder): {"unreadable": 2 * len(BROKEN)}}
-    first = [Path(key).name for key in stream.sample(COUNT).keys]
-    assert not BROKEN.keys() & set(first)
-    assert [now for now in first if now in sound[:COUNT]] == first
+    assert [Path(key).name for key in stream.sample(COUNT).keys] == found[:COUNT]
 
 
 @pytest.mark.parametrize("shards", [1, 4])
@@ -154,14 +152,14 @@ def test_what_the_machine_cannot_read_is_not_skipped(folder):
     assert not isinstance(caught.value, Unreadable)
 
 
-@pytest.mark.parametrize("content", [content for content, _ in list(BROKEN.values())[:-1]])
-def test_the_reason_is_the_same_in_every_process(monkeypatch, content):
+@pytest.mark.parametrize("name", [name for name in BROKEN if name != "13.png"])
+def test_the_reason_is_the_same_in_every_process(monkeypatch, name):
     """No address of an object, by which cursors and files would differ."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
     reasons = set()
     for _ in range(2):
         with pytest.raises(Unreadable) as caught:
-            read_image(io.BytesIO(content), "an image")
+            read_image(io.BytesIO(BROKEN[name][0]), "an image")
         reasons.add(caught.value.reason)
     assert len(reasons) == 1
     assert " at 0x" not in reasons.pop()
@@ -209,7 +207,7 @@ def test_a_broken_member_of_a_zip_file_is_skipped_and_a_broken_file_refused(tmp_
     content = bytearray(path.read_bytes())
     with zipfile.ZipFile(path) as opened:
         start = opened.getinfo("3.png").header_offset
-    content[start + 300 : start + 400] = bytes(100)
+    content[start + 35 : start + 55] = b"\xff" * 20  # behind the member's header
     path.write_bytes(content)
     stream = stream_of(path)
     assert not {"3.png", "empty.png"} & {name.rpartition(":")[2] for name in drawn(stream, 8)}

@@ -11,7 +11,7 @@ import os
 import tarfile
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -65,15 +65,6 @@ def open_images(config: SourceConfig) -> Images:
     if config.path is None:
         raise UserError(f"{config.origin} is labelled: the stream takes scenes, hub, or a path to its images")
     return _Archives(config.path) if is_archive(config.path) else _Folder(config.path)
-
-
-def opened(config: SourceConfig) -> tuple[int, Callable[[int], object]]:
-    """Open a source of any kind; return the number of its images, and how to read one with its labels. Raises UserError."""
-    if config.ade20k is None and config.nyuv2 is None:
-        images = open_images(config)
-        return len(images), images.__getitem__
-    reader = _reader(config)
-    return len(reader), reader.read
 
 
 class _Scenes(Images):
@@ -220,7 +211,7 @@ class Pool:
     """
 
     def __init__(self, sources: Sequence[SourceConfig], shape: Shape | None) -> None:
-        self.shape, self.readers = shape, [_reader(config) for config in sources]
+        self.shape, self.readers = shape, [open_labelled(config) for config in sources]
         classes = {reader.classes for reader in self.readers if reader.classes}
         if len(classes) > 1:
             raise UserError(f"sources with {sorted(classes)} classes do not go together: use one kind for segmentation")
@@ -278,7 +269,8 @@ def _part(sample: Sample, shape: Shape, place: float) -> Sample:
     return part(resize(image_3HW[None], size)[0], shape, place).clone(), cut(label_HW), cut(depth_HW)
 
 
-def _reader(config: SourceConfig) -> Reader:
+def open_labelled(config: SourceConfig) -> Reader:
+    """Open the labelled images of a source. Raises UserError if it has none, or cannot be read."""
     if config.ade20k is not None:
         return Ade20k(config)
     if config.nyuv2 is not None:

@@ -23,7 +23,7 @@ from vpretrain.run.left_out import LeftOut, by_source
 from vpretrain.run.skipped import UNREADABLE, Skipped, entries
 from vpretrain.types import Json
 from vpretrain.vision.config import StreamConfig
-from vpretrain.vision.data.source import open_images
+from vpretrain.vision.data.source import Images, open_images
 from vpretrain.vision.model.batch import ViewBatch
 
 _Range = tuple[float, float]
@@ -179,17 +179,21 @@ class VisionStream:
 
     def _image(self, number: int, index: int) -> _Keyed:
         source = self._sources[number]
-        image_3HW, crop, key = source[index], self.config.global_size, source.key(index)
-        height, width = image_3HW.shape[1:]
-        if min(height, width) < crop:
-            reason = f"its {width} x {height} pixels are smaller than a crop"
-            raise Unreadable(
-                f"the image {key} of {width} x {height} pixels is smaller than a crop: remove it, or lower "
-                f"stream.global_size={crop}",
-                key,
-                reason,
-            )
-        return key, image_3HW
+        return source.key(index), read_for_crops(source, self.config.global_size, index)
+
+
+def read_for_crops(source: Images, crop: int, index: int) -> Tensor:
+    """Read an image [3, H, W] for crops of so many pixels per side. Raises as `readable`; Unreadable also if it is smaller."""
+    image_3HW, key = source[index], source.key(index)
+    height, width = image_3HW.shape[1:]
+    if min(height, width) < crop:
+        raise Unreadable(
+            f"the image {key} of {width} x {height} pixels is smaller than a crop: remove it, or lower "
+            f"stream.global_size={crop}",
+            key,
+            f"its {width} x {height} pixels are smaller than a crop",
+        )
+    return image_3HW
 
 
 def crops(images: list[Tensor], config: StreamConfig) -> tuple[Tensor, Tensor]:

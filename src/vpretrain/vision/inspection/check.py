@@ -17,8 +17,9 @@ from vpretrain.inspection.doctor import bf16_note
 from vpretrain.inspection.reading import SECONDS, Reading, shares
 from vpretrain.types import Model
 from vpretrain.vision.assemble import assemble, check_sizes
-from vpretrain.vision.config import Recipe
-from vpretrain.vision.data.source import opened
+from vpretrain.vision.config import Recipe, SourceConfig
+from vpretrain.vision.data.source import open_images, open_labelled
+from vpretrain.vision.data.stream import read_for_crops
 from vpretrain.vision.model.load import MODEL_TYPES, load_config
 
 _NARROW = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4}
@@ -60,11 +61,20 @@ def _readings(recipe: Recipe) -> Iterator[str]:
     }
     files = [(role, source) for role, sources in roles.items() for source in sources if source.scenes is None]
     for (role, source), seconds in zip(files, shares(len(files), SECONDS), strict=True):
-        images, read = opened(source)
+        images, read = _opened(recipe, role, source)
         reading = Reading[object](role, source.origin, images, recipe.stream if role == "stream" else None)
         for _ in reading.items(map(partial(_outcome, read), range(images)), seconds):
             pass
         yield reading.line()
+
+
+def _opened(recipe: Recipe, role: str, source: SourceConfig) -> tuple[int, Callable[[int], object]]:
+    """Open a source; return the number of its images, and how one is read by its role."""
+    if role == "stream":
+        images = open_images(source)
+        return len(images), partial(read_for_crops, images, recipe.stream.global_size)
+    labelled = open_labelled(source)
+    return len(labelled), labelled.read
 
 
 def _outcome(read: Callable[[int], object], index: int) -> object:
