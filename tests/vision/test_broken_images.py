@@ -93,8 +93,7 @@ def test_another_image_takes_the_place_of_each_and_no_other_moves(folder):
     assert [Path(key).name for key in stream.sample(COUNT).keys] == found[:COUNT]
 
 
-@pytest.mark.parametrize("shards", [1, 4])
-@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize(("shards", "prefetch"), [(1, 0), (4, 0), (1, 2)])
 def test_resumed_by_other_numbers_of_processes_the_stream_reads_on(folder, shards, prefetch):
     break_images(folder)
     whole = stream_of(folder, shards=shards)
