@@ -154,7 +154,7 @@ def test_the_manual_of_python_is_text():
         ({"path": "{root}/rows.jsonl"}, "give text, prompt and response, or messages"),
         ({"path": "{root}/rows.jsonl", "skip": 6, **PAIR}, "no examples are left after skip=6 of 6"),
         ({"path": "{root}/broken.jsonl", **PAIR}, "cannot load .*broken.jsonl: .*; check the file"),
-        ({"path": "{root}/rows.csv", **PAIR}, "must all be of one kind"),
+        ({"path": "{root}/rows.xml", **PAIR}, "must all be of one kind"),
         ({"hub": "no/such-data", **PAIR}, "cannot load no/such-data: .*; HF_HUB_OFFLINE is set: give a path"),
         ({"reasoning_gym": "sums"}, "reasoning_gym sums: .*check the name"),
         ({"reasoning_gym": "chain_sum", "options": {"terms": 2}}, "chain_sum: .*check the name and the options"),
@@ -164,7 +164,7 @@ def test_the_manual_of_python_is_text():
 )
 def test_what_is_wrong_is_said_in_one_line(tmp_path, source, message):
     write(tmp_path, "rows.jsonl")
-    (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "rows.xml").write_text("<a/>")
     (tmp_path / "broken.jsonl").write_text('{"question": \n')
     if "path" in source:
         source = source | {"path": source["path"].replace("{root}", str(tmp_path))}
