@@ -13,7 +13,7 @@ from worlds import save_learner, sums, write_jsonl
 from vpretrain import UserError, load_recipe, run_recipe
 from vpretrain.cli.parser import main
 from vpretrain.language.data.source import open_source
-from vpretrain.language.inspection.check import SCANNED, check
+from vpretrain.language.inspection.check import GENERATED, check
 from vpretrain.modality import modality_of
 from vpretrain.plain import texts
 from vpretrain.recipe import parse_recipe
@@ -151,7 +151,7 @@ def test_the_roles_of_a_generated_recipe_share_no_problem(name):
     recipe = load_recipe(RECIPES / name)
     roles = (recipe.stream, recipe.feedback, recipe.evaluation)
     keys = [
-        {example.key for source in role.sources for example in itertools.islice(open_source(source), SCANNED)}
+        {example.key for source in role.sources for example in itertools.islice(open_source(source), GENERATED)}
         for role in roles
     ]
     assert [len(one & other) for one, other in itertools.combinations(keys, 2)] == [0, 0, 0]

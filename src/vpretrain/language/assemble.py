@@ -63,7 +63,9 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
     stream = LanguageStream(recipe.stream, tokenizer, seed=recipe.seed, held_back=held_back, mixed_in=mixed_in, **where)
 
     if (stream.has_chats or feedback.has_chats) and not has_markers(tokenizer):
-        note("chats: the learner's template does not mark the assistant's turns; they are found by rendering a chat up to each")
+        note(
+            "chats: the learner's template does not mark the assistant's turns; they are found by rendering a chat up to each"
+        )
 
     if model is None:
         check_sizes(recipe, load_config(recipe.learner.name))

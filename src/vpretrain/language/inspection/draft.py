@@ -18,7 +18,6 @@ from vpretrain.language.data.encode import Document, collate, encode, fitted
 from vpretrain.language.data.example import ASSISTANT, FIRST, KEY_DIGITS, Example
 from vpretrain.language.data.feedback import pairs
 from vpretrain.language.data.source import data_files, first_rows, open_source
-from vpretrain.language.inspection.check import SCANNED
 from vpretrain.language.inspection.inspect import marked
 from vpretrain.language.model.load import load_config, load_tokenizer
 from vpretrain.plain import noted, quoted
@@ -33,6 +32,7 @@ SHARES = {"stream": 0.8, "feedback": 0.1, "evaluation": 0.1}
 _SHOWN, _SHOWN_TOKENS = 2, 160  # examples of each role, and their tokens
 _STEP, _USUAL = 64, 1024  # tokens: lengths are multiples of the one, and above the other only where prompts are
 _LEARNED = 16  # tokens of an answer that fit at least
+_SCANNED = 2000  # rows of a role that are searched for something to learn from
 _MEASURED, _BEGINNING = 200, 20_000  # examples of each role that are looked at, and characters of raw text
 
 
@@ -138,11 +138,11 @@ def _examples(role: str, source: SourceConfig) -> list[Example]:
     """The examples by which problems are compared: of the stream as many as `check` reads, else all."""
     if role != "stream":
         return pairs(source)[0]
-    opened = itertools.islice(open_source(source.model_copy(update={"streaming": True})), SCANNED)
+    opened = itertools.islice(open_source(source.model_copy(update={"streaming": True})), _SCANNED)
     examples = [example for example in opened if not example.lacks]
     if not examples:
         raise UserError(
-            f"{source.origin}: none of its first {SCANNED:,} rows has anything to learn from; check the fields"
+            f"{source.origin}: none of its first {_SCANNED:,} rows has anything to learn from; check the fields"
         )
     return examples
 
