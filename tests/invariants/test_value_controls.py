@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from models import tiny_model
 from test_arms import assert_bit_equal, trajectory
 from worlds import tiny_recipe
 
@@ -18,8 +19,10 @@ from vpretrain.method.value import gradient
 def after_a_meta_update(tmp_path, tokenizer, average="tokens", **changes):
     """Parts whose value direction is set, and a batch of five rows."""
     stream = {"batch_size": 5, "accumulation": 2, "average": average}
-    whole = {"top_k": 61}  # all of the vocabulary: then values are centred under p itself
-    parts = assemble(tiny_recipe(tmp_path, tokenizer, stream=stream, designer=whole, **changes))
+    # All rows of the embedding are candidates: then values are centred under p itself.
+    whole = {"top_k": len(tokenizer)}
+    recipe = tiny_recipe(tmp_path, tokenizer, stream=stream, designer=whole, **changes)
+    parts = assemble(recipe, tiny_model(vocabulary=len(tokenizer)).train())
     batches = parts.stream.next()
     parts.meta(batches)
     return parts, batches

@@ -153,7 +153,7 @@ def load_evaluation(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Evalu
 
 
 def check_sizes(recipe: Recipe, config: PretrainedConfig) -> None:
-    """Check lengths against the learner's context and K against its vocabulary. Raises UserError."""
+    """Check lengths against the learner's context, and the rows of `selection`. Raises UserError."""
     config = config.get_text_config()
     context = getattr(config, "max_position_embeddings", None)
     for section in ("stream", "feedback", "evaluation"):
@@ -162,13 +162,12 @@ def check_sizes(recipe: Recipe, config: PretrainedConfig) -> None:
             raise UserError(
                 f"{section}.length={length} is longer than the learner's context of {context} tokens: use at most {context}"
             )
-    check_candidates(recipe.designer, config.vocab_size)
     if recipe.arm == "selection" and recipe.stream.batch_size == 1:
         raise UserError("arm=selection chooses among the rows of a micro-batch: stream.batch_size=1 leaves no choice")
 
 
 def check_candidates(designer: DesignerConfig, vocabulary: int) -> None:
-    """Check K against the size of the learner's vocabulary. Raises UserError."""
+    """Check K against the number of the learner's tokens. Raises UserError."""
     if designer.top_k > vocabulary:
         raise UserError(f"designer.top_k={designer.top_k} is above the vocabulary of {vocabulary}: use at most that")
 
