@@ -19,7 +19,7 @@ from vpretrain.language.data.example import ASSISTANT, FIRST, KEY_DIGITS, Exampl
 from vpretrain.language.data.feedback import pairs
 from vpretrain.language.data.source import data_files, first_rows, open_source
 from vpretrain.language.inspection.inspect import marked
-from vpretrain.language.model.load import load_config, load_tokenizer
+from vpretrain.language.model.load import load_config, load_tokenizer, tokens_of
 from vpretrain.plain import noted, quoted
 from vpretrain.types import Json
 
@@ -83,7 +83,7 @@ def draft(name: str, learner: str, stream: str, feedback: str, evaluation: str |
     console = Console()
     for role, one in roles.items():
         _show(console, role, one, tokenizer)
-    return _recipe(name, learner, roles, most, config.vocab_size)
+    return _recipe(name, learner, roles, most, tokens_of(tokenizer))
 
 
 def guessed_source(path: str, *, pair: bool) -> SourceConfig:
@@ -207,7 +207,7 @@ def _length(role: _Role, most: int, *, whole: bool = False) -> int:
     return min(most, _STEP * math.ceil(needed / _STEP))
 
 
-def _recipe(name: str, learner: str, roles: Mapping[str, _Role], most: int, vocabulary: int) -> str:
+def _recipe(name: str, learner: str, roles: Mapping[str, _Role], most: int, tokens: int) -> str:
     stream, feedback, evaluation = (roles[role] for role in SHARES)
     row = min(most, StreamConfig.model_fields["length"].default)
     row = row if stream.raw else max(row, _length(stream, most))
@@ -237,8 +237,8 @@ def _recipe(name: str, learner: str, roles: Mapping[str, _Role], most: int, voca
         noted("  retention:", "text unrelated to the feedback, in which forgetting shows"),
         "    - builtin: python-manual",
     ]
-    if vocabulary < DesignerConfig.model_fields["top_k"].default:
-        lines.append(noted(f"designer: {{top_k: {vocabulary}}}", "candidates per token: the whole vocabulary"))
+    if tokens < DesignerConfig.model_fields["top_k"].default:
+        lines.append(noted(f"designer: {{top_k: {tokens}}}", "candidates per token: the whole vocabulary"))
     return "\n".join(lines) + "\n"
 
 
