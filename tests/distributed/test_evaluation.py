@@ -66,6 +66,6 @@ def test_a_broken_file_of_classes_stops_all_processes(tmp_path, tokenizer):
     recipe = with_classes(recipe_of("vision-dino", "ddp", tmp_path, tokenizer, "run"), tmp_path)
     (tmp_path / "train/dark/2.png").write_bytes(b"broken")
     first, second = together(2, classified, recipe)
-    assert second[0] == "UserError"  # which has read it
+    assert second[0] == "Unreadable"  # this process has read it
     assert "2.png" in second[1]
     assert first == ("FailedOnAnotherRank", second[1])
