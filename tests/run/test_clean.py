@@ -106,7 +106,7 @@ def test_a_run_that_was_cleaned_resumes_where_it_was(tmp_path, tokenizer):
     whole = run_recipe(recipe)
     (recipe.directory / "result.json").unlink()
     assert main(["clean", str(tmp_path / "runs"), "--yes"]) == 0
-    assert run_recipe(recipe, resume=True)["answer_nll"] == whole["answer_nll"]
+    assert run_recipe(recipe, resume=True).answer_nll == whole.answer_nll
 
 
 def test_the_command_asks_and_says_how_much_it_frees(tmp_path, capsys, monkeypatch):

@@ -181,9 +181,9 @@ def test_curves_have_more_than_their_ends_unless_the_recipe_says_otherwise(
     recipe = tiny_recipe(tmp_path, tokenizer, evaluation={"pass_at_1_problems": generated, **given})
     results = compare(recipe, ["one-hot"])
     assert [line["step"] for line in read_lines(recipe.directory / "one-hot/scores.jsonl")] == steps
-    assert ("matched" in results) == bool(steps)
+    assert bool(results.matched) == bool(steps)
     assert load_recipe(recipe.directory / "recipe.yaml").evaluation.points == len(steps) + bool(steps)
-    assert compare(recipe, ["one-hot"], resume=True)["arms"] == results["arms"]
+    assert compare(recipe, ["one-hot"], resume=True).arms == results.arms
 
 
 def _with_points(root, tokenizer, points):

@@ -58,7 +58,7 @@ def test_a_run_names_and_counts_what_it_skips_also_read_ahead_and_after_a_resume
     result = run_recipe(plain)
     assert skipped_in(plain) == entries(tmp_path)
     origin = f"stream {tmp_path / 'stream.jsonl'}"
-    assert result["left_out"][origin] == {"unreadable": len(FAULTS)}
+    assert result.left_out[origin] == {"unreadable": len(FAULTS)}
     assert f"left out of {origin}: 3 (unreadable)" in capsys.readouterr().err
     ahead_result = run_recipe(ahead)
     with pytest.raises(Paused):
@@ -67,7 +67,7 @@ def test_a_run_names_and_counts_what_it_skips_also_read_ahead_and_after_a_resume
     halted_result = run_recipe(halted, resume=True)
     for recipe, other in ((ahead, ahead_result), (halted, halted_result)):
         assert (recipe.directory / SKIPPED).read_bytes() == (plain.directory / SKIPPED).read_bytes()
-        assert other["left_out"] == result["left_out"]
+        assert other.left_out == result.left_out
 
 
 def test_a_run_without_broken_rows_has_no_such_file_nor_has_one_that_takes_its_place(tmp_path, tokenizer):

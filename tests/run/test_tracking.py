@@ -205,7 +205,7 @@ def test_a_tracker_with_notifications_is_told_how_a_run_ends_and_not_of_a_pause(
     crashed(recipe, 4)
     assert [one.alerts for one in fake.made] == [
         [],
-        [("runs/tiny", f"finished: 6 steps, answer NLL {result['answer_nll']:.4g}")],
+        [("runs/tiny", f"finished: 6 steps, answer NLL {result.answer_nll:.4g}")],
         [("runs/tiny", "ended early: the power is out")],
     ]
 

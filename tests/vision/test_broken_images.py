@@ -238,7 +238,7 @@ def test_a_run_names_what_it_skips_and_check_says_so_before(folder, tmp_path):
     )
     assert line.endswith(f"the first: {folder / '02.png'} {FORMAT}")
     results = [run_recipe(recipe) for recipe in recipes]
-    assert [result["left_out"][f"stream {folder}"]["unreadable"] >= len(BROKEN) for result in results] == [True, True]
+    assert [result.left_out[f"stream {folder}"]["unreadable"] >= len(BROKEN) for result in results] == [True, True]
     files = [(recipe.directory / SKIPPED).read_bytes() for recipe in recipes]
     assert files[0] == files[1]
     found = [json.loads(entry) for entry in files[0].splitlines()]
