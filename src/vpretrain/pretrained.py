@@ -109,23 +109,28 @@ def loaded(
             raise UserError(f"cannot load {what}: {reason}") from error
 
 
-def copy_processor(name: str, directory: Path) -> None:
+def copy_processor(name: str, packages: Mapping[str, Convert], directory: Path) -> None:
     """Copy the files of a learner's processor, if it has one, beside its exported weights.
 
+    A learner that is gone by the end of a run is no error: what it became is not lost with it.
+
     Args:
-        name: what `resolve` returned.
+        name, packages: as in `resolve`.
         directory: of the export.
     """
     from transformers.utils import cached_file
 
-    for file in _PROCESSOR:
-        absent = ("gated_repo", "missing_entries", "connection_errors")  # then there is nothing to copy
-        with contextlib.suppress(
-            OSError
-        ):  # a learner that is gone by the end of a run is no reason to lose what it became
-            found = cached_file(name, file, **{f"_raise_exceptions_for_{kind}": False for kind in absent})
-            if found is not None:
-                shutil.copyfile(found, directory / file)
+    try:
+        found = resolve(name, packages)
+    except UserError:
+        return
+    absent = ("gated_repo", "missing_entries", "connection_errors")  # then there is nothing to copy
+    with contextlib.nullcontext() if Path(found).is_dir() else hub.access():
+        for file in _PROCESSOR:
+            with contextlib.suppress(OSError):
+                kept = cached_file(found, file, **{f"_raise_exceptions_for_{kind}": False for kind in absent})
+                if kept is not None:
+                    shutil.copyfile(kept, directory / file)
 
 
 def first_line(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from transformers import (
 from worlds import recipe_data, tiny_recipe, write_jsonl
 
 from vpretrain import UserError, run_recipe
-from vpretrain.language.assemble import assemble
+from vpretrain.language.assemble import assemble, load_learner
 from vpretrain.language.config import LearnerConfig
 from vpretrain.language.data.example import Example
 from vpretrain.language.evaluation.solve import solve
@@ -229,3 +230,11 @@ def test_an_export_keeps_chat_template_generation_config_and_processor(tmp_path,
     }
     file = "preprocessor_config.json"
     assert (exported / file).read_bytes() == (learner / file).read_bytes()
+
+
+def test_an_export_outlives_the_directory_of_its_learner(tmp_path, tokenizer):
+    recipe = tiny_recipe(tmp_path, tokenizer, arm="one-hot")
+    _, export = load_learner(recipe)
+    shutil.rmtree(recipe.learner.name)
+    export(tmp_path / "exported")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "exported")

@@ -17,7 +17,6 @@ from vpretrain.method.meta import MetaUpdate
 from vpretrain.method.strength import Strength
 from vpretrain.method.subset import alignment_subset
 from vpretrain.method.value import engine, no_value
-from vpretrain.pretrained import copy_processor
 from vpretrain.run.checkpoint import load_designer
 from vpretrain.run.parts import Parts
 from vpretrain.run.prefetch import prefetched
@@ -31,7 +30,7 @@ from vpretrain.vision.model.backbone import Backbone
 from vpretrain.vision.model.dino import DinoLearner
 from vpretrain.vision.model.ijepa import IJepaLearner
 from vpretrain.vision.model.learner import VisionLearner
-from vpretrain.vision.model.load import load_backbone, resolve
+from vpretrain.vision.model.load import copy_processor, load_backbone
 from vpretrain.vision.task import construction as constructions
 from vpretrain.vision.task.construction import Fixed, TaskParts
 from vpretrain.vision.task.designer import make_designer
@@ -140,7 +139,7 @@ def load_learner(recipe: Recipe, model: Model = None) -> tuple[VisionLearner, Ca
 
 def _export(model: Model, name: str, directory: Path) -> None:
     model.save_pretrained(directory)
-    copy_processor(resolve(name), directory)
+    copy_processor(name, directory)
 
 
 def subset_of(recipe: Recipe, learner: VisionLearner) -> tuple[str, ...]:

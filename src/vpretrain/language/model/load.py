@@ -64,6 +64,11 @@ def resolve(name: str) -> str:
     return pretrained.resolve(name, _PACKAGES)
 
 
+def copy_processor(name: str, directory: Path) -> None:
+    """Copy the files of a learner's processor, if it has one and is still there, beside its exported weights."""
+    pretrained.copy_processor(name, _PACKAGES, directory)
+
+
 def _convert_gguf(folder: Path, target: Path) -> None:
     """Dequantise into an ordinary fp32 Llama without a quantisation entry in its configuration; logits are identical."""
     file = "SmolLM2-135M-Instruct.Q4_1.gguf"

