@@ -49,7 +49,11 @@ def run_shift(section: dict[str, Any], clock: Clock, rehearsed: bool, write: Cal
             start = time.monotonic()
             try:
                 results = compare(recipe, arms[:count], seeds=[0], resume=count > _FEWEST, start=_until(clock))
-            except Interrupted:
+            except (Interrupted, UserError) as error:
+                if (
+                    isinstance(error, UserError) and clock.left() > 0
+                ):  # else it was killed, since it did not end in time
+                    raise
                 raise Unfinished(f"{section.get('runs', 0)} runs made: stopped during the next") from None
             expected = (time.monotonic() - start) / runs
             section |= summary(recipe, results.figures) | {"runs": 1 + count}
