@@ -285,7 +285,10 @@ def basis(found: dict[str, Any]) -> str:
             f"on one {gpu}: steps reach {reach} of the peak in bf16; {above}, there in language {how}: {language} times "
             f"(`v-paper`), and {cores} in vision: {vision}. Ratios are used, times are not"
         )
-        assumed = f"that vision's ratios hold on a GPU; the data sheet's peaks; that fp32 reaches {reach}, too; {last}"
+        assumed = (
+            f"that vision's ratios hold on a GPU; the data sheet's peaks; that vision and fp32 reach {reach} of them, too; "
+            f"{last}"
+        )
     else:
         measured = (
             f"{above}, {cores} {how}: {language} times in language (`v-paper`), {vision} in vision. Ratios are used, "
