@@ -1,4 +1,4 @@
-"""`make bench-gpu`: what only a GPU can show, in nine minutes on one device; without CUDA one line, and nothing else.
+"""`make bench-gpu`: what only a GPU can show, in nine minutes on one device; without CUDA it prints one line.
 
 Writes benchmarks/gpu.json, after each measurement, so that a stop loses none. --cpu rehearses all of it on the CPU, with tiny
 sizes and without a result: its figures go nowhere unless --output names a file.

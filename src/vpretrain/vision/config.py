@@ -60,11 +60,11 @@ class DinoConfig(Strict):
     patch_loss: Weight = Field(
         0.0,
         description="Weight of the patch loss (iBOT's), by which the student predicts the teacher's outputs at patches hidden "
-        "from it; 0 hides none.",
+        "from it; 0: no such loss.",
     )
     hidden_patches: Fraction = Field(
         0.3,
-        description="Fraction of the patches of a global crop that this loss hides; 0: it hides none, and is over all patches.",
+        description="Fraction of the patches of a global crop that this loss hides; 0: none, and the loss is over all patches.",
     )
     ema: Fraction = Field(0.996, description="The teacher's momentum at the start; it rises to 1 over the run.")
     centre_momentum: Fraction = Field(0.9, description="Momentum of the running centre of the teacher's outputs.")
