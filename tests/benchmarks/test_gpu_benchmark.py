@@ -6,12 +6,13 @@ import json
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks import scaling
 from benchmarks.gpu import __main__ as bench
-from benchmarks.gpu import parts
+from benchmarks.gpu import parts, shift
 from benchmarks.gpu.processes import Clock, Unfinished, lines
 from benchmarks.gpu.table import markdown
 from benchmarks.gpu.worker import Drawn
@@ -87,6 +88,18 @@ def test_a_learner_that_fails_leaves_its_time_to_the_next(monkeypatch):
     with pytest.raises(UserError, match=r"^qwen2.5-0.5b: the process failed$"):
         parts.run_speed(section, Clock(9), True, lambda: None)
     assert section == {"smollm2-135m": {"v": {"64": {"per_second": 10.0, "peak_bytes": 2**30}}}}
+
+
+@pytest.mark.parametrize(("left", "expected"), [(0.0, Unfinished), (100.0, UserError)])
+def test_a_run_that_is_killed_at_the_limit_has_not_failed(monkeypatch, left, expected):
+    def killed(*_, **__):
+        raise UserError("v failed (exit code -9)")
+
+    monkeypatch.setattr(shift.shift, "require_data", lambda: None)
+    monkeypatch.setattr(shift, "compare", killed)
+    times = iter([999.0, left])
+    with pytest.raises(expected):
+        shift.run_shift({}, SimpleNamespace(left=lambda: next(times)), False, lambda: None)
 
 
 def test_it_says_what_it_will_do_and_a_stop_or_failure_of_a_part_loses_nothing(tmp_path, capsys):
