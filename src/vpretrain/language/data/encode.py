@@ -19,7 +19,7 @@ from vpretrain.language.data.example import Example
 from vpretrain.language.model.batch import TokenBatch
 
 PROMPT_FILLS = "prompt fills the length"  # why a pair is left out
-# Samples that show what a tokenizer adds to a text: none joins a letter to a line break before it.
+# Samples that show what a tokenizer adds to a text. No tokenizer makes one token of a line break and the letter after it.
 _LINE, _WORD = "\n", "a"
 
 
