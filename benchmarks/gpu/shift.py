@@ -50,9 +50,8 @@ def run_shift(section: dict[str, Any], clock: Clock, rehearsed: bool, write: Cal
             try:
                 results = compare(recipe, arms[:count], seeds=[0], resume=count > _FEWEST, start=_until(clock))
             except (Interrupted, UserError) as error:
-                if (
-                    isinstance(error, UserError) and clock.left() > 0
-                ):  # else it was killed, since it did not end in time
+                killed = clock.left() == 0  # it did not end in time
+                if isinstance(error, UserError) and not killed:
                     raise
                 raise Unfinished(f"{section.get('runs', 0)} runs made: stopped during the next") from None
             expected = (time.monotonic() - start) / runs
