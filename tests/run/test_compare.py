@@ -122,21 +122,21 @@ def test_a_comparison_over_seeds_has_a_table_remarks_and_curves(turns):
 
 
 def test_pass_at_1_is_compared_problem_by_problem(turns):
-    arms, differences = turns.results["arms"], turns.results["differences"]["solved"]
+    arms, differences = turns.results.arms, turns.results.differences["solved"]
     assert differences["v"]["one-hot"]["mean"] == pytest.approx(arms["v"]["pass_at_1"] - arms["one-hot"]["pass_at_1"])
-    assert "solved" not in turns.results["of"]
+    assert "solved" not in turns.results.of
 
 
 def test_curves_have_pass_at_1_by_seconds_and_tokens(turns, monkeypatch):
     figures = []
     monkeypatch.setattr("matplotlib.pyplot.close", figures.append)
-    assert draw_curves(turns.recipe, turns.results).stat().st_size > 1000
+    assert draw_curves(turns.recipe, turns.results.figures).stat().st_size > 1000
     panels = [(axis.get_title(), axis.get_xlabel()) for axis in figures[0].axes]
     for score in ("answer NLL", "Pass@1"):
         assert [x for title, x in panels if title == score] == ["training seconds", "tokens"]
     drawn = next(axis for axis in figures[0].axes if (axis.get_title(), axis.get_xlabel()) == ("Pass@1", "tokens"))
     assert len(drawn.get_lines()) == 2 * 3  # seeds and arms
-    assert drawn.get_lines()[0].get_xydata()[0].tolist() == [0, turns.results["arms"]["step-0"]["pass_at_1"]]
+    assert drawn.get_lines()[0].get_xydata()[0].tolist() == [0, turns.results.arms["step-0"]["pass_at_1"]]
 
 
 def test_python_gets_the_content_of_the_file_and_its_table(turns):
