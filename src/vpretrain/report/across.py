@@ -9,12 +9,13 @@ from statistics import mean
 from vpretrain.compare.changes import relation
 from vpretrain.compare.results import START
 from vpretrain.compare.statistics import correct, paired_difference
-from vpretrain.compare.tables import cells
+from vpretrain.compare.tables import interval
 from vpretrain.modality import Metrics, modality_of
 from vpretrain.recipe import flat
 from vpretrain.report.collect import Run, Study
 from vpretrain.report.table import Table
 from vpretrain.run.card import setting
+from vpretrain.tables import cells
 from vpretrain.types import Json
 
 _NAMES = {"name", "output", "arm", "seed"}
@@ -98,14 +99,12 @@ def _differences(studies: Mapping[str, Study]) -> tuple[list[str], Table | None]
     for arm, label, key, d in found:
         paired = metrics.paired[key]
         so = relation(d, paired.better)
-        interval = f"[{d['low']:+.4f}, {d['high']:+.4f}]"
+        limits = f"[{d['low']:+.4f}, {d['high']:+.4f}]"
         rows.append(
-            [arm, f"{label} minus {first}", paired.unit, f"{d['mean']:+.4f}", interval, d["over"], f"{so} {first}"]
+            [arm, f"{label} minus {first}", paired.unit, f"{d['mean']:+.4f}", limits, d["over"], f"{so} {first}"]
         )
         if not paired.beside:
-            lines.append(
-                f"{arm}, {label} minus {first}: {d['mean']:+.4f} {paired.unit}, 95 % interval {interval}, {so} {first}"
-            )
+            lines.append(f"{arm}, {label} minus {first}: {interval(d, paired.unit)}; {label} {so} {first}")
     return lines, Table("Differences between comparisons, where the cases are the same", rows)
 
 
