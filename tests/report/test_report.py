@@ -23,6 +23,7 @@ from report.directories import (
 
 from vpretrain import UserError
 from vpretrain.cli.parser import main
+from vpretrain.compare.changes import changes
 from vpretrain.recipe import load_recipe, save_recipe
 from vpretrain.report import page as page_module
 from vpretrain.report.collect import collect
@@ -100,6 +101,13 @@ def test_the_verdict_names_what_became_worse_with_and_without_an_interval(tmp_pa
     said = verdict(collect(tmp_path / "study"))
     assert "Pass@1 0.0% against 6.2%, retention NLL" in said
     assert said.endswith("Nothing else that was measured is worse than in one-hot.")
+
+
+def test_a_metric_that_is_nan_is_worse(tmp_path):
+    results = write_comparison(tmp_path / "study", seeds=(0,))
+    results["arms"]["v"] |= {"pass_at_1": float("nan"), "retention_nll": float("nan")}
+    found = changes(results, collect(tmp_path / "study").recipe, "v", "one-hot")
+    assert {c.title: c.direction for c in found if "nan" in c.own} == {"Pass@1": "worse", "retention NLL": "worse"}
 
 
 @pytest.mark.parametrize(

@@ -35,11 +35,11 @@ class Change:
     told: bool
 
     @property
-    def outcome(self) -> str:
-        """The direction, with the reason to doubt it."""
+    def doubt(self) -> str:
+        """A reason to doubt the direction, in brackets, to be written after it; empty: there is none."""
         if self.direction == "equal" or self.certain:
-            return self.direction
-        return f"{self.direction} ({'no interval' if self.certain is None else 'the interval contains 0'})"
+            return ""
+        return " (no interval)" if self.certain is None else " (the interval contains 0)"
 
 
 def subject(results: Json, recipe: Recipe) -> tuple[str, str] | None:
@@ -71,7 +71,8 @@ def changes(results: Json, recipe: Recipe, arm: str, other: str) -> list[Change]
         if before is None or after is None:
             continue
         old, new = (f"{value:{outcome.form}}{outcome.unit}" for value in (before, after))
-        direction: Direction = "better" if (after > before) == (outcome.better == "higher") else "worse"
+        better = after > before if outcome.better == "higher" else after < before
+        direction: Direction = "better" if better else "worse"  # NaN is worse
         difference = results["differences"].get(outcome.paired, {}).get(arm, {}).get(other)
         certain = None if difference is None else excludes_0(difference)
         told = difference is not None and (arm, other) == judged

@@ -133,7 +133,7 @@ def _changes(study: Study) -> Table | None:
         known = [of_other.get(title) for of_other in found]
         own = next(change.own for change in known if change)
         values = [*(change.other if change else "-" for change in known), own]
-        rows.append([title, *values, *(change.outcome if change else "-" for change in known)])
+        rows.append([title, *values, *(f"{change.direction}{change.doubt}" if change else "-" for change in known)])
     return Table("What became better and what became worse", rows)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from vpretrain.compare.changes import Change, changes, relation, subject
+from vpretrain.compare.changes import changes, relation, subject
 from vpretrain.compare.results import START
 from vpretrain.compare.tables import by_minutes, interval, remarks, unequal
 from vpretrain.modality import modality_of
@@ -61,16 +61,12 @@ def _worse(study: Study, a: str, b: str) -> str:
         further = [change for change in found if not change.told]
         worse = [change for change in further if change.direction == "worse"]
         if worse:
-            listed = ", ".join(f"{c.title} {c.own} against {c.other}{_doubt(c)}" for c in worse)
+            listed = ", ".join(f"{c.title} {c.own} against {c.other}{c.doubt}" for c in worse)
             sentences.append(f"Worse than in {name}: {listed}.")
         elif further:
             nothing = "Nothing" if further == found else "Nothing else"
             sentences.append(f"{nothing} that was measured is worse than in {name}.")
     return " ".join(sentences)
-
-
-def _doubt(change: Change) -> str:
-    return {None: " (no interval)", False: " (the interval contains 0)", True: ""}[change.certain]
 
 
 def notes(study: Study) -> list[str]:
