@@ -37,7 +37,7 @@ class Paired:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Measure:
     """A metric of a result that may become better or worse.
 
     Attributes:
@@ -66,7 +66,7 @@ class Metrics:
         objectives: metrics that settings trade off: -1 where less is better, else 1; with the title.
         pareto_points: settings of `vpretrain pareto`, if none are given.
         columns: of tables, each with a function that formats it from an arm's results.
-        outcomes: by title, everything that a report looks through for what became better and what became worse.
+        measures: by title, everything that a report looks through for what became better and what became worse.
         curves: numbers of a run's log that are plotted, with their titles.
         intervals: returns intervals of metrics over several seeds, from the cases of each.
         also_plotted: metrics that are plotted along runs besides the objectives, in the same form.
@@ -78,7 +78,7 @@ class Metrics:
     objectives: Mapping[str, tuple[int, str]]
     pareto_points: Sequence[Sequence[str]]
     columns: Mapping[str, Callable[[Json], str]]
-    outcomes: Mapping[str, Outcome]
+    measures: Mapping[str, Measure]
     curves: Mapping[str, str]
     intervals: Callable[[Sequence[Sequence[Json]]], dict[str, float]] = lambda seeds: {}
     also_plotted: Mapping[str, tuple[int, str]] = field(default_factory=dict)

@@ -66,14 +66,14 @@ def changes(results: Json, recipe: Recipe, arm: str, other: str) -> list[Change]
     """
     found = []
     judged = subject(results, recipe)
-    for title, outcome in modality_of(recipe).metrics.outcomes.items():
-        before, after = (outcome.of(results["arms"][name]) for name in (other, arm))
+    for title, measure in modality_of(recipe).metrics.measures.items():
+        before, after = (measure.of(results["arms"][name]) for name in (other, arm))
         if before is None or after is None:
             continue
-        old, new = (f"{value:{outcome.form}}{outcome.unit}" for value in (before, after))
-        better = after > before if outcome.better == "higher" else after < before
+        old, new = (f"{value:{measure.form}}{measure.unit}" for value in (before, after))
+        better = after > before if measure.better == "higher" else after < before
         direction: Direction = "better" if better else "worse"  # NaN is worse
-        difference = results["differences"].get(outcome.paired, {}).get(arm, {}).get(other)
+        difference = results["differences"].get(measure.paired, {}).get(arm, {}).get(other)
         certain = None if difference is None else excludes_0(difference)
         told = difference is not None and (arm, other) == judged
         found.append(Change(title, old, new, "equal" if old == new else direction, certain, told))

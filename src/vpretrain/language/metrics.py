@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from operator import methodcaller
 
-from vpretrain.modality import Metrics, Outcome, Paired, shown
+from vpretrain.modality import Measure, Metrics, Paired, shown
 from vpretrain.types import Json
 
 
@@ -58,15 +58,15 @@ METRICS = Metrics(
         "Pass@k": lambda arm: _sampled(arm.get("pass_at_k")),
         "retention NLL": lambda arm: shown(arm["retention_nll"]),
     },
-    outcomes={
-        "answer NLL": Outcome(methodcaller("get", "answer_nll"), ".4f", "lower", paired="nll"),
-        "tempered answer NLL": Outcome(
+    measures={
+        "answer NLL": Measure(methodcaller("get", "answer_nll"), ".4f", "lower", paired="nll"),
+        "tempered answer NLL": Measure(
             methodcaller("get", "answer_nll_tempered"), ".4f", "lower", paired="nll_tempered"
         ),
-        "top-1": Outcome(methodcaller("get", "answer_top_1"), ".1%", "higher", paired="top_1"),
-        "Pass@1": Outcome(methodcaller("get", "pass_at_1"), ".1%", "higher", paired="solved"),
-        "Pass@k": Outcome(_pass_at_most, ".1%", "higher"),
-        "retention NLL": Outcome(methodcaller("get", "retention_nll"), ".4f", "lower"),
+        "top-1": Measure(methodcaller("get", "answer_top_1"), ".1%", "higher", paired="top_1"),
+        "Pass@1": Measure(methodcaller("get", "pass_at_1"), ".1%", "higher", paired="solved"),
+        "Pass@k": Measure(_pass_at_most, ".1%", "higher"),
+        "retention NLL": Measure(methodcaller("get", "retention_nll"), ".4f", "lower"),
     },
     curves={"loss": "training loss (nats per token)", "alpha": "mean gate alpha", "value": "value of the task"},
     intervals=_intervals,

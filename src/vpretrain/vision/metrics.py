@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from operator import methodcaller
 
-from vpretrain.modality import Metrics, Outcome, Paired, shown
+from vpretrain.modality import Measure, Metrics, Paired, shown
 from vpretrain.types import Json
 from vpretrain.vision.evaluation.retrieval import PROTOCOLS
 
@@ -40,18 +40,18 @@ METRICS = Metrics(
             for protocol in PROTOCOLS
         },
     },
-    outcomes={
-        "mIoU": Outcome(methodcaller("get", "miou"), ".4f", "higher"),  # of the set, not of each image
-        "RMSE": Outcome(methodcaller("get", "depth_rmse"), ".4f", "lower", " m"),
-        "RMSE of images": Outcome(
+    measures={
+        "mIoU": Measure(methodcaller("get", "miou"), ".4f", "higher"),  # of the set, not of each image
+        "RMSE": Measure(methodcaller("get", "depth_rmse"), ".4f", "lower", " m"),
+        "RMSE of images": Measure(
             methodcaller("get", "depth_rmse_of_images"), ".4f", "lower", " m", paired="depth_rmse"
         ),
-        "AbsRel": Outcome(methodcaller("get", "depth_abs_rel"), ".4f", "lower"),
-        "delta_1": Outcome(methodcaller("get", "depth_delta_1"), ".4f", "higher"),
-        "accuracy": Outcome(methodcaller("get", "accuracy"), ".1%", "higher"),
-        "mAP": Outcome(methodcaller("get", "retrieval_map"), ".4f", "higher"),
+        "AbsRel": Measure(methodcaller("get", "depth_abs_rel"), ".4f", "lower"),
+        "delta_1": Measure(methodcaller("get", "depth_delta_1"), ".4f", "higher"),
+        "accuracy": Measure(methodcaller("get", "accuracy"), ".1%", "higher"),
+        "mAP": Measure(methodcaller("get", "retrieval_map"), ".4f", "higher"),
         **{
-            f"{place.title()} {protocol}": Outcome(methodcaller("get", f"{place}_{protocol}"), ".4f", "higher")
+            f"{place.title()} {protocol}": Measure(methodcaller("get", f"{place}_{protocol}"), ".4f", "higher")
             for place in ("oxford", "paris")
             for protocol in PROTOCOLS
         },
