@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from worlds import tiny_recipe
 
 from vpretrain import run_recipe
-from vpretrain.run.circumstances import circumstances, commit
+from vpretrain.run.circumstances import circumstances, commit, hardware
 
 
 def git(directory, *command):
@@ -34,6 +34,13 @@ def test_a_run_records_date_commit_and_hardware(tmp_path, tokenizer):
     texts = json.dumps({key: made[key] for key in ("date", "commit", "hardware")})
     assert socket.gethostname() not in texts
     assert getpass.getuser() not in texts.split()
+
+
+def test_a_gpu_that_pytorch_cannot_use_ends_no_run(monkeypatch):
+    """As with a driver that is too old: the library of the driver counts it, and PyTorch refuses it."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert hardware().endswith(" GiB")
 
 
 def test_the_commit_is_that_of_the_source_alone(tmp_path):

@@ -28,10 +28,8 @@ def commit(source: Path = _SOURCE) -> str | None:
     """Return the commit of vpretrain's source, with a + if files have changed since; None if a package installed it."""
     # A package in an environment inside the user's own repository is not part of that repository.
     if _git(source, "rev-parse", "--show-prefix") == f"src/{source.name}/":
-        head, changed = (
-            _git(source, "rev-parse", "HEAD"),
-            _git(source, "status", "--porcelain", "--untracked-files=no", "."),
-        )
+        head = _git(source, "rev-parse", "HEAD")
+        changed = _git(source, "status", "--porcelain", "--untracked-files=no", ".")
         return f"{head}+" if head and changed else head
     try:
         installed = json.loads(distribution("vpretrain").read_text("direct_url.json") or "{}")
@@ -45,8 +43,10 @@ def hardware() -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     parts = [_processor(), f"{cores} cores", f"{memory:.0f} GiB"]
-    gpus = Counter(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
-    return ", ".join([*parts, *(f"{count} x {name}" for name, count in gpus.items())])
+    # With a driver that is too old for this PyTorch, GPUs are counted, and asking one for its name raises an error.
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = Counter(torch.cuda.get_device_name(number) for number in range(count))
+    return ", ".join([*parts, *(f"{alike} x {name}" for name, alike in gpus.items())])
 
 
 def _processor() -> str:

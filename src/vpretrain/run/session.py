@@ -2,8 +2,8 @@
 
 A run directory contains recipe.yaml, metrics.jsonl (one line per step), scores.jsonl (one line per evaluation along the run),
 views.jsonl (vision: the designer's views of a few images, from time to time), checkpoints/, model/ with its card,
-provenance.json (data and versions), skipped.jsonl (what of the stream could not be read, if anything), result.json, and the
-trackers' files. Several processes train and evaluate together; rank 0 decides and writes.
+provenance.json (data, versions, date, commit, hardware), skipped.jsonl (what of the stream could not be read, if anything),
+result.json, and the trackers' files. Several processes train and evaluate together; rank 0 decides and writes.
 """
 
 from __future__ import annotations
