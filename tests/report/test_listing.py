@@ -51,6 +51,12 @@ def test_one_unreadable_run_hides_no_other(root):
     assert rows["  v"][0] == "finished"
 
 
+def test_a_run_may_have_the_name_of_a_part_of_a_run(root):
+    write_run(root / "model", "v", 0, 1.2)
+    write_run(root / "alone/model", "v", 0, 1.2)  # the part of a run is none, whatever it contains
+    assert [row[0] for row in listing(root)] == ["alone", "model", "study", "  one-hot", "  step-0", "  v"]
+
+
 def test_a_single_run_or_comparison_can_be_named(root):
     assert [row[0] for row in listing(root / "alone")] == ["alone"]
     assert [row[0] for row in listing(root / "study")] == ["study", "  one-hot", "  step-0", "  v"]

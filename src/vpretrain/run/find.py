@@ -28,7 +28,9 @@ def runs_below(root: Path) -> Iterator[tuple[Path, list[str]]]:
     if not root.is_dir():
         raise UserError(f"there is no directory {root}: name one that contains runs (recipes write to `output`)")
     for folder, inner, files in os.walk(root):
-        inner[:] = sorted(name for name in inner if name not in _PARTS and not name.startswith("."))
         # A recipe alone is no run: people keep their own recipe.yaml beside the data.
-        if {"metrics.jsonl", "result.json", LOCK, *SUMMARIES} & {*files}:
+        found = bool({"metrics.jsonl", "result.json", LOCK, *SUMMARIES} & {*files})
+        hidden: set[str] = _PARTS if found else set()  # elsewhere a run may have such a name
+        inner[:] = sorted(name for name in inner if name not in hidden and not name.startswith("."))
+        if found:
             yield Path(folder), members(Path(folder))
