@@ -126,11 +126,15 @@ def test_switches_stand_before_or_after_the_command_and_end_with_it(monkeypatch,
     assert console.switches() == []
 
 
-def test_quiet_and_verbose_exclude_each_other(capsys):
+@pytest.mark.parametrize(
+    ("words", "refusal"),
+    [(["runs", "--quiet", "--verbose"], "not allowed with"), (["--quiet", "runs", "--verbose"], "exclude each other")],
+)
+def test_quiet_and_verbose_exclude_each_other(capsys, words, refusal):
     with pytest.raises(SystemExit) as exit:
-        main(["runs", "--quiet", "--verbose"])
+        main(words)
     assert exit.value.code == 2
-    assert "not allowed with" in capsys.readouterr().err
+    assert refusal in capsys.readouterr().err
 
 
 def test_runs_of_a_comparison_say_as_much_as_it_does(monkeypatch):

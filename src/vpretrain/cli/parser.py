@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(stray or rest)}")
     if rest:  # field=value after an option
         options.overrides += rest
+    if options.quiet and options.verbose:  # one before the command, one after it: argparse sees neither's other
+        parser.error("--quiet and --verbose exclude each other")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and options.command is not commands.run:
         parser.error("under torchrun only `vpretrain run` works in several processes")
     pretrained.trusted = options.trust_remote_code
@@ -271,9 +273,9 @@ def _add_runs(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
     _add_directory(command)
     finished = (
-        "also the newest checkpoint of finished runs: their models stay, but no larger budget can resume them, and "
+        "also the newest checkpoint of finished runs; their models stay, but the runs cannot be resumed with a larger "
     )
-    finished += "report cannot show their targets"
+    finished += "budget, report and gate cannot show their targets, and designer.warm_start cannot begin from them"
     command.add_argument("--finished", action="store_true", help=finished)
     command.add_argument("--yes", action="store_true", help="remove without asking; needed where there is no terminal")
 

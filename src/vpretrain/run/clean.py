@@ -40,7 +40,8 @@ def removable(root: Path, *, finished: bool = False) -> list[Removable]:
     Args:
         root: the directory.
         finished: include the newest checkpoint of runs that are finished and have their model, which `export` then copies. They
-            can no longer be resumed with a larger budget, and `report` cannot show their targets.
+            can no longer be resumed with a larger budget, `report` and `gate` cannot show their targets, and no designer can
+            start from theirs.
 
     Raises:
         UserError: there is no such directory.
