@@ -20,7 +20,8 @@ from benchmarks.sittings import Sittings, add_option
 from benchmarks.steering.__main__ import summary
 from benchmarks.steering.table import arms_markdown
 from vpretrain.compare.entry import split_entries
-from vpretrain.compare.tables import draw_curves, remarks, table
+from vpretrain.compare.plots import draw_curves
+from vpretrain.compare.tables import remarks, table
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.recipe import load_recipe

@@ -25,9 +25,10 @@ from benchmarks.steering.learner import LENGTH, pretrained
 from benchmarks.steering.table import markdown
 from vpretrain.compare.compare import compare
 from vpretrain.compare.entry import split_entries
+from vpretrain.compare.plots import draw_curves
 from vpretrain.compare.results import START
 from vpretrain.compare.statistics import correct, interval, paired_difference
-from vpretrain.compare.tables import draw_curves, remarks, table
+from vpretrain.compare.tables import remarks, table
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.inspection.probe import probe

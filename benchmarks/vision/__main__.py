@@ -18,8 +18,9 @@ from benchmarks.command import command, comparison_options, variant, write_repor
 from benchmarks.sittings import Sittings, add_option
 from benchmarks.vision.table import markdown
 from vpretrain.compare.entry import split_entries
+from vpretrain.compare.plots import draw_curves
 from vpretrain.compare.results import START
-from vpretrain.compare.tables import draw_curves, remarks, table
+from vpretrain.compare.tables import remarks, table
 from vpretrain.config import Recipe
 from vpretrain.recipe import load_recipe
 

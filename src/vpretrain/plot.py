@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 
 def pyplot() -> ModuleType | None:
@@ -15,3 +17,12 @@ def pyplot() -> ModuleType | None:
     from matplotlib import pyplot as module
 
     return module
+
+
+def save_figure(figure: Any, file: Path) -> Path:
+    """Write a figure as a PNG, and forget it; return the file."""
+    from matplotlib import pyplot as module
+
+    figure.savefig(file, dpi=120)
+    module.close(figure)
+    return file

@@ -16,9 +16,10 @@ from vpretrain import UserError
 from vpretrain.cli.parser import main
 from vpretrain.compare.compare import compare
 from vpretrain.compare.entry import parse_entry, split_entries
+from vpretrain.compare.plots import draw_curves
 from vpretrain.compare.results import _differences, over_seeds, read_off
 from vpretrain.compare.statistics import paired_difference
-from vpretrain.compare.tables import draw_curves, remarks, table
+from vpretrain.compare.tables import remarks, table
 from vpretrain.errors import Paused
 from vpretrain.files import read_lines
 from vpretrain.language.arms import ARMS

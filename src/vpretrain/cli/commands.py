@@ -96,9 +96,8 @@ def compare(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.recipe, options.overrides)
     from vpretrain.compare.compare import compare
     from vpretrain.compare.entry import split_entries
-    from vpretrain.compare.plots import draw_pass_at_k, draw_settings
+    from vpretrain.compare.plots import draw_curves, draw_pass_at_k, draw_settings
     from vpretrain.compare.results import START, run_name
-    from vpretrain.compare.tables import draw_curves
     from vpretrain.report.collect import collect
     from vpretrain.report.verdict import verdict
 

@@ -14,7 +14,7 @@ from vpretrain.compare.study import run_study, write_study
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.modality import Metrics, modality_of
-from vpretrain.plot import pyplot
+from vpretrain.plot import pyplot, save_figure
 from vpretrain.tables import grid
 from vpretrain.types import Json
 
@@ -104,10 +104,7 @@ def draw_pareto(results: Json, recipe: Recipe) -> Path | None:
     panel.margins(0.1)
     panel.locator_params(nbins=5)
     panel.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
-    file = recipe.directory / "pareto.png"
-    figure.savefig(file, dpi=120)
-    plot.close(figure)
-    return file
+    return save_figure(figure, recipe.directory / "pareto.png")
 
 
 def _differences(run: Json, baseline: Json, metrics: Metrics) -> Json:

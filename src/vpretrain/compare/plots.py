@@ -1,15 +1,78 @@
-"""Figures of a comparison at the end of its budget: scores against a setting (the paper's Fig 3a), and Pass@k against k."""
+"""Figures of a comparison: its curves, scores against a setting (the paper's Fig 3a), and Pass@k against k."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vpretrain.compare.entry import parse_entry
+from vpretrain.compare.results import START, run_name
 from vpretrain.config import Recipe
+from vpretrain.files import read_lines
 from vpretrain.modality import modality_of
-from vpretrain.plot import pyplot
+from vpretrain.plot import pyplot, save_figure
 from vpretrain.types import Json
+
+_PANELS = 5  # of a figure, side by side
+_LINES = ("-", "--", ":", "-.")
+
+
+def draw_curves(recipe: Recipe, results: Json) -> Path | None:
+    """Plot loss, gate and value against training seconds, whichever there are, and main scores where they were taken.
+
+    A thin line is a seed. Returns None without matplotlib, and if no arm has made a step.
+    """
+    plot = pyplot()
+    if plot is None or not any(arm["steps"] for arm in results["arms"].values()):
+        return None
+    metrics, unit = modality_of(recipe).metrics, recipe.unit
+    panels = [("metrics", "seconds", key, title) for key, title in metrics.curves.items()]
+    if any(file.stat().st_size for file in recipe.directory.glob("*/scores.jsonl")):
+        first = next(iter(metrics.objectives))
+        scores = {first: metrics.objectives[first], **metrics.also_plotted}
+        panels += [("scores", axis, key, title) for key, (_, title) in scores.items() for axis in ("seconds", unit)]
+    drawn = [(panel, curves) for panel in panels if (curves := list(_curves(recipe, results, *panel[:3])))]
+    rows = -(-len(drawn) // _PANELS)
+    columns = -(-len(drawn) // rows)
+    size = (4.3 * columns, 3.8 * rows)
+    figure, axes = plot.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for axis in axes.flat[len(drawn) :]:
+        axis.remove()
+    for axis, ((file, x, _, title), curves) in zip(axes.flat[: len(drawn)], drawn, strict=True):
+        for index, number, arm, points in curves:
+            axis.plot(
+                *zip(*points, strict=True),
+                label=arm if number == 0 else None,
+                color=f"C{index % 10}",
+                linestyle=_LINES[index % 4],
+                linewidth=1.5 if len(results["seeds"]) == 1 else 0.8,
+                marker="." if file == "scores" else None,
+            )
+        axis.set_xlabel("training seconds" if x == "seconds" else x)
+        axis.set_title(title)
+        axis.legend(fontsize=8)
+    return save_figure(figure, recipe.directory / "curves.png")
+
+
+def _curves(
+    recipe: Recipe, results: Json, file: str, x: str, y: str
+) -> Iterator[tuple[int, int, str, list[tuple[float, float]]]]:
+    """Yield (arm's number, seed's number, arm, points) of all runs with values of y that are not 0 throughout."""
+    for index, arm in enumerate(name for name, figures in results["arms"].items() if figures["steps"]):
+        for number, seed in enumerate(results["seeds"]):
+            run = recipe.directory / run_name(arm, seed, results["seeds"])
+            points = [(line[x], line[y]) for line in _lines(run, file, results) if line.get(y) is not None]
+            if points and (file == "scores" or y == "loss" or any(value for _, value in points)):
+                yield index, number, arm, points
+
+
+def _lines(run: Path, file: str, results: Json) -> list[Json]:
+    """Return the lines of a run's log; scores with the untouched learner before and the result after them."""
+    lines = read_lines(run / f"{file}.jsonl")
+    if file == "metrics":
+        return lines
+    return [results["arms"][START], *lines, json.loads((run / "result.json").read_text(encoding="utf-8"))]
 
 
 def draw_settings(recipe: Recipe, results: Json) -> Path | None:
@@ -43,10 +106,7 @@ def draw_settings(recipe: Recipe, results: Json) -> Path | None:
             axis.set_xlabel(field)
             axis.set_title(title)
         row[0].legend(fontsize=8)
-    file = recipe.directory / "settings.png"
-    figure.savefig(file, dpi=120)
-    plot.close(figure)
-    return file
+    return save_figure(figure, recipe.directory / "settings.png")
 
 
 def by_setting(labels: Sequence[str]) -> dict[tuple[str, str], list[tuple[float, str]]]:
@@ -80,13 +140,10 @@ def draw_pass_at_k(recipe: Recipe, results: Json) -> Path | None:
     for number, (name, arm) in enumerate(arms.items()):
         ks = sorted(map(int, arm["pass_at_k"]))
         values = [arm["pass_at_k"][str(k)] for k in ks]
-        axis.plot(ks, values, ["-", "--", ":", "-."][number % 4], label=name, color=f"C{number % 10}", marker=".")
+        axis.plot(ks, values, _LINES[number % 4], label=name, color=f"C{number % 10}", marker=".")
     axis.set_xscale("log", base=2)
     axis.set_xticks(ks, [str(k) for k in ks])
     axis.set_xlabel("k")
     axis.set_title("Pass@k")
     axis.legend(fontsize=8)
-    file = recipe.directory / "pass_at_k.png"
-    figure.savefig(file, dpi=120)
-    plot.close(figure)
-    return file
+    return save_figure(figure, recipe.directory / "pass_at_k.png")

@@ -19,7 +19,7 @@ from vpretrain.compare.study import run_study, write_study
 from vpretrain.config import Recipe
 from vpretrain.files import read_lines
 from vpretrain.modality import modality_of
-from vpretrain.plot import pyplot
+from vpretrain.plot import pyplot, save_figure
 from vpretrain.tables import grid
 from vpretrain.types import Json
 
@@ -111,10 +111,7 @@ def draw_posttrain(results: Json, recipe: Recipe) -> Path | None:
         axis.set_xlabel(f"{unit} on one device, attempts included")
         axis.set_title(title)
     axes[0][0].legend(fontsize=8)
-    file = recipe.directory / "posttrain.png"
-    figure.savefig(file, dpi=120)
-    plot.close(figure)
-    return file
+    return save_figure(figure, recipe.directory / "posttrain.png")
 
 
 def _stages(recipe: Recipe, path: str, seed: int) -> dict[str, list[str]]:

@@ -25,7 +25,7 @@ from vpretrain.errors import UserError
 from vpretrain.files import read_lines, write_whole
 from vpretrain.modality import modality_of
 from vpretrain.plain import read_yaml
-from vpretrain.plot import pyplot
+from vpretrain.plot import pyplot, save_figure
 from vpretrain.recipe import parse_recipe, save_recipe, with_overrides
 from vpretrain.run.lock import locked
 from vpretrain.types import Json
@@ -187,9 +187,7 @@ def draw_sweep(results: Json, file: Path) -> Path | None:
         axis.set_title("" if importance is None else f"importance {importance:.0%}", fontsize=9)
         axis.set_xlabel(field)
     axes[-1].legend(fontsize=8)
-    figure.savefig(file, dpi=120)
-    plot.close(figure)
-    return file
+    return save_figure(figure, file)
 
 
 def _refuse_unusable(recipe: Recipe, field: str, dimension: Dimension) -> None:

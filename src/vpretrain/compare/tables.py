@@ -1,22 +1,17 @@
-"""The presentation of a comparison: a table, remarks and curves."""
+"""The presentation of a comparison: a table and remarks."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 from rich.table import Table
 
-from vpretrain.compare.results import SECONDS_TOLERANCE, START, pairs, run_name
+from vpretrain.compare.results import SECONDS_TOLERANCE, pairs
 from vpretrain.config import Recipe
-from vpretrain.files import read_lines
 from vpretrain.modality import modality_of
-from vpretrain.plot import pyplot
 from vpretrain.tables import cells, grid
 from vpretrain.types import Json
 
-_PANELS = 5  # of a figure, side by side
 FEW_UPDATES = 10  # meta updates below which a designer is close to its start
 SLOW = 0.7  # fraction of the baseline's throughput; the lowest of V undisturbed is 0.72 (benchmarks/gsm8k.json)
 
@@ -102,65 +97,6 @@ def _disturbances(trained: Mapping[str, Json], recipe: Recipe) -> list[str]:
                 "`vpretrain profile` shows why, something else used the machine: run again alone, or with --rounds 4"
             )
     return lines
-
-
-def draw_curves(recipe: Recipe, results: Json) -> Path | None:
-    """Plot loss, gate and value against training seconds, whichever there are, and main scores where they were taken.
-
-    A thin line is a seed. Returns None without matplotlib, and if no arm has made a step.
-    """
-    plot = pyplot()
-    if plot is None or not any(arm["steps"] for arm in results["arms"].values()):
-        return None
-    metrics, unit = modality_of(recipe).metrics, recipe.unit
-    panels = [("metrics", "seconds", key, title) for key, title in metrics.curves.items()]
-    if any(file.stat().st_size for file in recipe.directory.glob("*/scores.jsonl")):
-        first = next(iter(metrics.objectives))
-        scores = {first: metrics.objectives[first], **metrics.also_plotted}
-        panels += [("scores", axis, key, title) for key, (_, title) in scores.items() for axis in ("seconds", unit)]
-    drawn = [(panel, curves) for panel in panels if (curves := list(_curves(recipe, results, *panel[:3])))]
-    rows = -(-len(drawn) // _PANELS)
-    columns = -(-len(drawn) // rows)
-    size = (4.3 * columns, 3.8 * rows)
-    figure, axes = plot.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
-    for axis in axes.flat[len(drawn) :]:
-        axis.remove()
-    for axis, ((file, x, _, title), curves) in zip(axes.flat[: len(drawn)], drawn, strict=True):
-        for index, number, arm, points in curves:
-            axis.plot(
-                *zip(*points, strict=True),
-                label=arm if number == 0 else None,
-                color=f"C{index % 10}",
-                linestyle=["-", "--", ":", "-."][index % 4],
-                linewidth=1.5 if len(results["seeds"]) == 1 else 0.8,
-                marker="." if file == "scores" else None,
-            )
-        axis.set_xlabel("training seconds" if x == "seconds" else x)
-        axis.set_title(title)
-        axis.legend(fontsize=8)
-    figure.savefig(recipe.directory / "curves.png", dpi=120)
-    plot.close(figure)
-    return recipe.directory / "curves.png"
-
-
-def _curves(
-    recipe: Recipe, results: Json, file: str, x: str, y: str
-) -> Iterator[tuple[int, int, str, list[tuple[float, float]]]]:
-    """Yield (arm's number, seed's number, arm, points) of all runs with values of y that are not 0 throughout."""
-    for index, arm in enumerate(name for name, figures in results["arms"].items() if figures["steps"]):
-        for number, seed in enumerate(results["seeds"]):
-            run = recipe.directory / run_name(arm, seed, results["seeds"])
-            points = [(line[x], line[y]) for line in _lines(run, file, results) if line.get(y) is not None]
-            if points and (file == "scores" or y == "loss" or any(value for _, value in points)):
-                yield index, number, arm, points
-
-
-def _lines(run: Path, file: str, results: Json) -> list[Json]:
-    """Return the lines of a run's log; scores with the untouched learner before and the result after them."""
-    lines = read_lines(run / f"{file}.jsonl")
-    if file == "metrics":
-        return lines
-    return [results["arms"][START], *lines, json.loads((run / "result.json").read_text(encoding="utf-8"))]
 
 
 def interval(difference: Mapping[str, float], of: str) -> str:

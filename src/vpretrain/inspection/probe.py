@@ -34,7 +34,7 @@ from vpretrain.method.protocols import AnyBatch, Parameters, Stream
 from vpretrain.method.step import learner_losses
 from vpretrain.method.value import gradient
 from vpretrain.modality import modality_of
-from vpretrain.plot import pyplot
+from vpretrain.plot import pyplot, save_figure
 from vpretrain.run.optimizer import AdamW, load_optimizer_tensors, optimizer_tensors
 from vpretrain.run.parts import Parts
 from vpretrain.run.random_state import random_state, set_random_state
@@ -230,9 +230,7 @@ def draw_probe(results: Json, file: Path) -> Path | None:
         axis.set_xlabel("predicted drop of the feedback loss")
         axis.set_title(f"{PREDICTIONS[name][2]}\n{shown(results[name])}")
     axes[0][0].set_ylabel("realised drop on held-out feedback")
-    figure.savefig(file, dpi=120)
-    plot.close(figure)
-    return file
+    return save_figure(figure, file)
 
 
 def shown(found: Json) -> str:

@@ -13,7 +13,7 @@ from vpretrain.console import steady
 from vpretrain.errors import UserError
 from vpretrain.files import write_whole
 from vpretrain.method.algorithm import StepRecord
-from vpretrain.plot import pyplot
+from vpretrain.plot import pyplot, save_figure
 from vpretrain.run.optimizer import AdamW
 from vpretrain.run.train import begin, train
 from vpretrain.timing import watching
@@ -106,6 +106,4 @@ def draw_profile(results: Json, file: Path) -> Path | None:
     axis.set_xlabel(f"microseconds per {results['unit'].removesuffix('s')}")
     axis.set_title(f"{results['arm']}: where a step's time goes")
     axis.legend(loc="lower right")
-    figure.savefig(file, dpi=120)
-    plot.close(figure)
-    return file
+    return save_figure(figure, file)

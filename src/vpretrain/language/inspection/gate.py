@@ -18,7 +18,7 @@ from vpretrain.files import write_whole
 from vpretrain.language.inspection.steering import Steering, at_newest_checkpoint, steering
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.language.model.load import load_tokenizer, tokens_of
-from vpretrain.plot import pyplot
+from vpretrain.plot import pyplot, save_figure
 from vpretrain.types import Json
 
 KINDS = ("word", "number", "punctuation", "space", "other")
@@ -100,9 +100,7 @@ def draw_gate(results: Json, file: Path) -> Path | None:
     axes[0].set_ylabel("mean gate alpha")
     axes[0].margins(y=0.1)
     figure.suptitle(f"{results['arm']}: where the designer steers (percent: share of the targets)", fontsize=10)
-    figure.savefig(file, dpi=120)
-    plot.close(figure)
-    return file
+    return save_figure(figure, file)
 
 
 def _groups(batch: TokenBatch, kinds_V: Tensor, found: Steering) -> Iterator[tuple[str, str, Tensor]]:
