@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.recipe, options.overrides)
     from vpretrain.run import run_recipe
 
-    _quiet()
+    _hush_libraries()
     result = run_recipe(recipe, **_chosen(options, "resume", "overwrite", "accept_changes", "until"))
     if int(os.environ.get("RANK", "0")):
         return  # rank 0 prints
@@ -103,12 +103,12 @@ def compare(options: argparse.Namespace) -> None:
 
     arms = [recipe.baseline, "v"] if options.arms is None else split_entries(options.arms)
     results = compare(recipe, arms, **_chosen(options, "seeds", "rounds", "resume", "overwrite"))
-    console = _console()
-    console.print(results)
+    out = _console()
+    out.print(results)
     for line in results.remarks:
-        console.print(line, highlight=False, markup=False, style="yellow" if line.startswith("warning") else None)
+        out.print(line, highlight=False, markup=False, style="yellow" if line.startswith("warning") else None)
     directory = recipe.directory
-    console.print(verdict(collect(directory)), highlight=False, markup=False, style="bold")
+    out.print(verdict(collect(directory)), highlight=False, markup=False, style="bold")
     curves = draw_curves(recipe, results.figures)
     print(f"results: {directory / 'results.json'}")
     print(f"curves:  {curves or 'not drawn; pip install matplotlib'}")
@@ -171,7 +171,7 @@ def probe(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.recipe, options.overrides)
     from vpretrain.inspection.probe import PREDICTIONS, draw_probe, probe, shown
 
-    _quiet()
+    _hush_libraries()
     results = probe(recipe, options.steps)
     print(
         f"{recipe.arm}: drop of the feedback loss, predicted by one batch, against realised on another, {options.steps} steps"
@@ -186,7 +186,7 @@ def profile(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.recipe, options.overrides)
     from vpretrain.inspection.profile import draw_profile, profile, profile_table
 
-    _quiet()
+    _hush_libraries()
     results = profile(recipe, options.steps)
     _console().print(profile_table(results))
     added, unit = results["added"], results["unit"].removesuffix("s")
@@ -199,7 +199,7 @@ def gate(options: argparse.Namespace) -> None:
     """Show which tokens a run steers: the gate alpha by kind of token."""
     from vpretrain.language.inspection.gate import draw_gate, gate, gate_table
 
-    _quiet()
+    _hush_libraries()
     directory = Path(options.run)
     results = gate(directory, options.batches)
     _console().print(gate_table(results))
@@ -222,14 +222,14 @@ def report(options: argparse.Namespace) -> None:
         *(together.lines if together else ()),
     ]:
         _console().print(line, highlight=False, markup=False)
-    print(f"report: {file} ({file.stat().st_size / 2**20:.1f} MB; it needs nothing else)")
+    print(f"report: {file} ({_size(file.stat().st_size)}; it needs nothing else)")
 
 
 def replay(options: argparse.Namespace) -> int:
     """Run a step again that failed with a NaN or infinite loss, gradient or value."""
     from vpretrain.run.replay import replay
 
-    _quiet()
+    _hush_libraries()
     found = replay(Path(options.step))
     print(f"step {found['step']}: {found['was']}")
     print(f"made again: {found['is'] or 'every number is finite'}")
@@ -252,7 +252,7 @@ def init(options: argparse.Namespace) -> None:
     check_writable(path, "its name")
     answers = _answers(options)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "mine"
-    _quiet()
+    _hush_libraries()
     modality = next((one for one in MODALITIES.values() if one.reads(answers["stream"])), MODALITIES["language"])
     body = modality.draft(name, **answers)
     head = [
@@ -288,7 +288,7 @@ def check(options: argparse.Namespace) -> None:
     from vpretrain.run.tracking import require
 
     require(recipe.tracking)
-    _quiet()
+    _hush_libraries()
     for line in modality_of(recipe).check(recipe):
         print(line)
 
@@ -299,7 +299,7 @@ def estimate(options: argparse.Namespace) -> None:
     from vpretrain.scaling.estimate import DEVICES, estimate
     from vpretrain.scaling.tables import estimate_remarks, estimate_table
 
-    _quiet()
+    _hush_libraries()
     own = _chosen(options, "tflops", "fp32_tflops", "memory_gib")
     device = replace(DEVICES[options.device], **{name: value for name, value in own.items() if value is not None})
     how = _chosen(options, "gpus_per_node", "bandwidth_gbs", "utilisation", "latency_us")
@@ -314,7 +314,7 @@ def estimate(options: argparse.Namespace) -> None:
 def inspect(options: argparse.Namespace) -> None:
     """Show examples of the stream and the feedback, and the tasks made of them."""
     recipe = load_recipe(options.recipe, options.overrides)
-    _quiet()
+    _hush_libraries()
     modality_of(recipe).inspect(recipe, examples=options.examples, positions=options.positions)
 
 
@@ -323,7 +323,7 @@ def doctor(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.overrides) if options.recipe else None
     from vpretrain.inspection.doctor import diagnose, diagnose_recipe, failures, report
 
-    _quiet()
+    _hush_libraries()
     diagnosis = diagnose(options.learner) if recipe is None else diagnose_recipe(recipe)
     print(json.dumps(diagnosis, indent=1) if options.json else report(diagnosis))
     for line in failures(diagnosis):
@@ -335,7 +335,7 @@ def decontaminate(options: argparse.Namespace) -> None:
     """Copy a stream without the examples that are near-duplicates of evaluation problems."""
     from vpretrain.language.data.decontaminate import decontaminate, decontaminate_table
 
-    _quiet()
+    _hush_libraries()
     output = Path(options.output)
     settings = {"n": options.ngram, "threshold": options.jaccard, "overwrite": options.overwrite}
     report = decontaminate(options.stream, options.against, output, **settings)
@@ -355,7 +355,7 @@ def evaluate(options: argparse.Namespace) -> None:
     results: Json = {}
     if options.recipe is not None:
         recipe = load_recipe(options.recipe, options.overrides)
-        _quiet()
+        _hush_libraries()
         results = modality_of(recipe).measure(recipe, options.model)
         if not options.json:
             _print_figures(results)
@@ -371,7 +371,7 @@ def evaluate(options: argparse.Namespace) -> None:
 def _run_tasks(options: argparse.Namespace) -> Json:
     from vpretrain.language.evaluation.harness import run_tasks, tasks_table
 
-    _quiet()
+    _hush_libraries()
     settings = _chosen(options, "shots", "limit", "include", "batch_size", "run_code")
     results = run_tasks(options.model, options.tasks.split(","), **settings)
     if not options.json:
@@ -385,7 +385,7 @@ def export(options: argparse.Namespace) -> None:
         raise UserError("--private is about --push-to-hub: give both")
     from vpretrain.run.export import check_hub_name, export, push
 
-    _quiet()
+    _hush_libraries()
     if options.push_to_hub is not None:
         check_hub_name(options.push_to_hub)
     export(options.run, options.directory)
@@ -425,7 +425,7 @@ def _print_figures(result: Json) -> None:
             print(f"{key:>20}  {value:.6g}" if isinstance(value, float) else f"{key:>20}  {value}")
 
 
-def _quiet() -> None:
+def _hush_libraries() -> None:
     """Turn off the libraries' own progress bars and advice, unless --verbose asks for them; errors stay on."""
     if console.verbose:
         return
