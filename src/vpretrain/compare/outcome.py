@@ -33,7 +33,7 @@ class ComparisonResult(Outcome):
 
     @property
     def matched(self) -> Json:
-        """The arms at equal seconds and equal tokens (images); empty without `evaluation.points` at a constant rate."""
+        """The arms at equal seconds and equal tokens (images); empty if `evaluation.points` is 0 or the learning rate falls."""
         return self.figures.get("matched", {})
 
     @property
