@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-FIRST_SECONDS = 5.0  # shorter work prints no line outside a terminal
-PLAIN_SECONDS = 15.0
+FIRST_SECONDS = 5.0  # until the first line of a work outside a terminal; shorter work prints none
+PLAIN_SECONDS = 15.0  # from line to line
 _terminal = sys.stderr is not None and sys.stderr.isatty()
 
 
@@ -27,8 +27,6 @@ class _Console(Console):
 
 # FORCE_COLOR does not make a terminal: Jupyter and CI set it although stderr is a pipe, in which no bar can move.
 console = _Console(stderr=True, force_terminal=None if _terminal else False)
-
-
 quiet = verbose = False
 
 
@@ -83,7 +81,7 @@ def progress(title: str) -> Iterator[Callable[[float, float | None, str], None]]
             task = bar.add_task(title, total=1.0, left="-:--", note="")
             yield lambda share, left, note: bar.update(task, completed=share, left=minutes(left), note=note)
         return
-    due = time.monotonic() + min(FIRST_SECONDS, PLAIN_SECONDS)
+    due = time.monotonic() + FIRST_SECONDS
 
     def line(share: float, left: float | None, note: str) -> None:
         nonlocal due
@@ -130,7 +128,7 @@ def _lines_of(title: str, start: float) -> Iterator[None]:
     over = threading.Event()
 
     def tell() -> None:
-        pause = min(FIRST_SECONDS, PLAIN_SECONDS)
+        pause = FIRST_SECONDS
         while not over.wait(pause):
             note(f"{title}: {minutes(time.monotonic() - start)} so far")
             pause = PLAIN_SECONDS

@@ -210,6 +210,14 @@ def test_a_tracker_with_notifications_is_told_how_a_run_ends_and_not_of_a_pause(
     ]
 
 
+def test_a_run_in_the_handler_of_another_error_has_not_ended_early(tmp_path, tokenizer, fake):
+    try:
+        raise KeyError("of the loop around it")
+    except KeyError:
+        run_recipe(wandb_recipe(tmp_path, tokenizer))
+    assert [text.partition(":")[0] for _, text in fake.made[0].alerts] == ["finished"]
+
+
 @pytest.mark.parametrize("when", ["log", "alert", "finish"])
 def test_a_tracker_that_fails_is_left_with_one_warning(tmp_path, tokenizer, fake, capsys, when):
     fake.fails_at.add(when)

@@ -121,7 +121,7 @@ def _difference(base: Study, other: Study, arm: str, key: str, metrics: Metrics)
         return None
     cases = [{seed: _cases(run, key, metrics) for seed, run in of_study.items()} for of_study in runs]
     keys = [case for case in next(iter(cases[0].values())) if all(case in of for one in cases for of in one.values())]
-    if len(keys) < 2 or (not _keyed(runs, metrics) and base.recipe.evaluation != other.recipe.evaluation):
+    if len(keys) < 2 or not (_keyed(runs, metrics) or _measured_on(base) == _measured_on(other)):
         return None
     seeds = [seed for seed in cases[0] if seed in cases[1]]
     values = [[[of_study[seed][case] for case in keys] for seed in seeds] for of_study in cases]
@@ -135,6 +135,10 @@ def _cases(run: Run, key: str, metrics: Metrics) -> dict[str, float]:
     """Return a metric by case; cases without a key of their own are told apart by their place."""
     found = enumerate(run.result.get(metrics.cases, ()))
     return {str(case.get("key", place)): case[key] for place, case in found if case.get(key) is not None}
+
+
+def _measured_on(study: Study) -> Json:
+    return study.recipe.evaluation.model_dump(exclude={"points"})  # how often changes no case
 
 
 def _keyed(runs: Sequence[Mapping[int, Run]], metrics: Metrics) -> bool:

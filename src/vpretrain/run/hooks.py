@@ -87,6 +87,7 @@ class Tracking(Hook):
 
     def __init__(self) -> None:
         self._trackers: Trackers | None = None
+        self._finished = False
 
     def before_run(self, session: Session) -> None:
         main = distributed.is_rank_0()
@@ -101,6 +102,7 @@ class Tracking(Hook):
         self.log("train", session.line, record.step)
 
     def after_run(self, session: Session, result: Json) -> None:
+        self._finished = True
         self.log("evaluation", result, result["steps"])
         if self._trackers is not None:
             key, (_, title) = next(iter(modality_of(session.recipe).metrics.objectives.items()))
@@ -110,8 +112,8 @@ class Tracking(Hook):
     def close(self) -> None:
         if self._trackers is None:
             return
-        error = sys.exception()  # with which the run ends; a pause is no end
-        if error is not None and not isinstance(error, Paused):
+        error = sys.exception()  # with which the run ends, or in whose handler it was called; a pause is no end
+        if error is not None and not self._finished and not isinstance(error, Paused):
             self._trackers.notify(f"ended early: {first_line(error) or type(error).__name__}")
         self._trackers.close()
 
