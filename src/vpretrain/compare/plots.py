@@ -21,10 +21,10 @@ _LINES = ("-", "--", ":", "-.")
 def draw_curves(recipe: Recipe, results: Json) -> Path | None:
     """Plot loss, gate and value against training seconds, whichever there are, and main scores where they were taken.
 
-    A thin line is a seed. Returns None without matplotlib, and if no arm has made a step.
+    A thin line is a seed. Returns None without matplotlib, and if there is nothing to plot.
     """
     plot = pyplot()
-    if plot is None or not any(arm["steps"] for arm in results["arms"].values()):
+    if plot is None:
         return None
     metrics, unit = modality_of(recipe).metrics, recipe.unit
     panels = [("metrics", "seconds", key, title) for key, title in metrics.curves.items()]
@@ -33,6 +33,8 @@ def draw_curves(recipe: Recipe, results: Json) -> Path | None:
         scores = {first: metrics.objectives[first], **metrics.also_plotted}
         panels += [("scores", axis, key, title) for key, (_, title) in scores.items() for axis in ("seconds", unit)]
     drawn = [(panel, curves) for panel in panels if (curves := list(_curves(recipe, results, *panel[:3])))]
+    if not drawn:  # no arm has made a step, or its log is gone
+        return None
     rows = -(-len(drawn) // _PANELS)
     columns = -(-len(drawn) // rows)
     size = (4.3 * columns, 3.8 * rows)
