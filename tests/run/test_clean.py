@@ -127,6 +127,22 @@ def test_the_command_asks_and_says_how_much_it_frees(tmp_path, capsys, monkeypat
     assert "there is no directory" in capsys.readouterr().err
 
 
+def test_without_an_answer_nothing_is_removed(tmp_path, capsys, monkeypatch):
+    run = run_with(tmp_path / "run", 1, 2)
+    monkeypatch.setattr("sys.stdin", None)
+    assert main(["clean", str(tmp_path)]) == 2
+    assert "add --yes" in capsys.readouterr().err
+
+    def end(question):
+        raise EOFError
+
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("builtins.input", end)
+    assert main(["clean", str(tmp_path)]) == 0
+    assert "nothing was removed" in capsys.readouterr().out
+    assert len(checkpoints(run / "checkpoints")) == 2
+
+
 def test_results_survive(tmp_path):
     run = run_with(tmp_path / "run", 1, 2, finished=True)
     (run / "result.json").write_text(json.dumps({"steps": 2}))

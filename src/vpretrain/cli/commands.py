@@ -81,11 +81,14 @@ def clean(options: argparse.Namespace) -> None:
         print(f"{_size(one.size):>10}  {one.run}: {', '.join(path.name for path in one.paths)}")
     print(f"{_size(sum(one.size for one in found)):>10}  in all")
     if not options.yes:
-        if not sys.stdin.isatty():
+        if not _can_ask():
             raise UserError(
                 "nothing was removed, as there is no terminal to ask in: add --yes to remove what is listed"
             )
-        if input("Remove these? [y/N] ").strip().lower() not in ("y", "yes"):
+        answer = ""
+        with contextlib.suppress(EOFError):  # Ctrl-D
+            answer = input("Remove these? [y/N] ")
+        if answer.strip().lower() not in ("y", "yes"):
             print("nothing was removed")
             return
     print(f"freed {_size(clean(found))}")
@@ -272,7 +275,7 @@ def init(options: argparse.Namespace) -> None:
 def _answers(options: argparse.Namespace) -> dict[str, Any]:
     """What a recipe cannot be without, from the options; in a terminal the rest is asked for."""
     answers = _chosen(options, *_QUESTIONS)
-    if sys.stdin.isatty():
+    if _can_ask():
         with contextlib.suppress(EOFError):  # no more answers
             for key in (key for key, given in answers.items() if given is None):
                 answers[key] = input(_QUESTIONS[key]).strip() or None
@@ -392,6 +395,10 @@ def export(options: argparse.Namespace) -> None:
     print(f"{options.directory}: from_pretrained loads it; its card is README.md")
     if options.push_to_hub is not None:
         print(f"uploaded: {push(options.directory, options.push_to_hub, private=options.private)}")
+
+
+def _can_ask() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()  # started with <&- there is none
 
 
 def _chosen(options: argparse.Namespace, *names: str) -> Keywords:
