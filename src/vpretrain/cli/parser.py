@@ -213,7 +213,7 @@ def _add_switches(parser: argparse.ArgumentParser, default: object) -> None:
     switches = parser.add_mutually_exclusive_group()
     quiet = "no progress and no remarks: only results, warnings and errors"
     switches.add_argument("--quiet", action="store_true", default=default, help=quiet)
-    verbose = "how long each piece of work took, and the messages of the libraries"
+    verbose = "also how long each piece of work took, and the messages of the libraries"
     switches.add_argument("--verbose", action="store_true", default=default, help=verbose)
 
 
@@ -249,7 +249,7 @@ def _add_resume(command: argparse.ArgumentParser, what: str) -> None:
 
 
 def _add_directory(command: argparse.ArgumentParser) -> None:
-    text = "where to look, in all directories below it too (default: %(default)s)"
+    text = "directory to search, with all below it (default: %(default)s)"
     command.add_argument("directory", metavar="DIR", nargs="?", default="runs", help=text)
 
 
