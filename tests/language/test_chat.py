@@ -114,6 +114,18 @@ def test_the_problem_of_a_chat_is_what_the_user_says():
     assert chat(TWO[:3]).key == pair.key
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_numbers_in_the_call_of_a_tool_are_numbers_for_the_template(tmp_path, streaming):
+    call = {"name": "add", "arguments": {"a": 2, "b": [0.5, True]}}
+    turns = [TWO[1], {"role": "assistant", "content": "", "tool_calls": [call]}]
+    path = write_jsonl(tmp_path / "a.jsonl", [{"messages": turns}])
+    (example,) = open_source(SourceConfig(path=path, messages="messages", streaming=streaming))
+    assert example.turns == tuple(turns)
+    tokenizer = with_template(HEAD + "{{ m.content + (m.tool_calls | tojson if m.tool_calls else '') }}" + TAIL)
+    rendered = tokenizer.apply_chat_template(list(example.turns), tokenize=False)
+    assert '{"a": 2, "b": [0.5, true]}' in rendered
+
+
 def test_what_follows_the_last_answer_is_left_out():
     assert chat([*TWO, {"role": "user", "content": "thanks"}]).turns == tuple(TWO)
 

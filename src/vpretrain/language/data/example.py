@@ -12,7 +12,7 @@ from functools import cached_property
 
 from vpretrain.errors import UserError
 from vpretrain.language.config import SourceConfig
-from vpretrain.language.data.rows import spelled
+from vpretrain.language.data.rows import as_python, spelled
 from vpretrain.types import Json
 
 FIRST = 100  # rows in which a field must be found once
@@ -141,7 +141,7 @@ def _chat(row: Json, config: SourceConfig) -> Example:
         given = len(turns)
         part = row.get(name, _ABSENT)
         if isinstance(part, list) and part and all(isinstance(turn, dict) and turn.get("role") for turn in part):
-            turns += part
+            turns += map(_turn, part)
         else:
             absent = "missing" if part is _ABSENT else "null" if part is None else ""
             lacks = lacks or f"{name} {absent or 'no list of {role, content}'}"
@@ -155,6 +155,11 @@ def _chat(row: Json, config: SourceConfig) -> Example:
         lacks = "no turn of the user"
     response = _content(turns[answers[-1]]) if answers else ""
     return Example(problem, response, config.domain, problem, solution, row, lacks, tuple(turns), given)
+
+
+def _turn(turn: Json) -> Json:
+    """A turn as a chat template expects it: templates write a tool's arguments as JSON, where a number has no quotes."""
+    return {name: value if name == "content" else as_python(value) for name, value in turn.items()}
 
 
 def _is_answer(turn: Json) -> bool:

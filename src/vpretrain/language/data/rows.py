@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from vpretrain.types import Json
 
@@ -94,6 +95,18 @@ def as_json(value: object) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(as_json, value))}]"
     return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def as_python(value: Any) -> Any:
+    """Return a value with numbers of Python in place of their spelling, for code that would take the spelling for a text."""
+    if isinstance(value, Number):
+        try:
+            return json.loads(value)
+        except ValueError:  # it has more digits than Python converts
+            return value
+    if isinstance(value, dict):
+        return {name: as_python(inner) for name, inner in value.items()}
+    return [as_python(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _is_deeper(value: object, levels: int) -> bool:
