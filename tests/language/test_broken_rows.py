@@ -10,7 +10,7 @@ import torch
 
 from vpretrain.errors import Unreadable, UserError
 from vpretrain.language.config import SourceConfig, StreamConfig
-from vpretrain.language.data.source import open_source
+from vpretrain.language.data.source import open_source, with_form
 from vpretrain.language.data.stream import LanguageStream, rows_of
 from vpretrain.run.prefetch import Prefetched
 from vpretrain.run.skipped import TooManySkipped
@@ -97,6 +97,15 @@ def test_excluded_rows_and_parts_leave_broken_rows_to_be_told(tmp_path, streamin
     path.write_text('{"a": "x"}\nno\n{"a": "y"}\n')
     config = SourceConfig(path=str(path), text="{a}", exclude={"a": "x"}, streaming=streaming)
     assert outcomes(config) == [("line 2 of rows.jsonl", NO_JSON), "y"]
+
+
+def test_what_rows_are_follows_from_those_that_can_be_read(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('no\n{"prompt": "2+2=", "completion": "4"}\n')
+    bare = SourceConfig(path=str(path))
+    assert with_form(bare, skips=True).response == "{completion}"
+    with pytest.raises(Unreadable, match=r"line 1 of rows\.jsonl"):
+        with_form(bare)
 
 
 FAULTS = {3: b"no", 8: b'{"question": "\xff"}', 17: b"[]"}  # by line, from 1

@@ -86,6 +86,19 @@ def test_a_text_stream_and_pairs_become_a_recipe_that_check_passes(files, capsys
     assert "disjoint" in capsys.readouterr().out
 
 
+def test_a_broken_row_of_the_stream_is_passed_over_and_one_of_the_feedback_is_not(files, capsys, tmp_path):
+    text = [{"text": f"the sum of {n} numbers, again and again"} for n in range(30)]
+    files(stream=text, feedback=sums(60, 1))
+    for name in ("stream.jsonl", "feedback.jsonl"):
+        path = tmp_path / name
+        path.write_bytes(b"no\n" + path.read_bytes())
+        assert init("--overwrite", stream="stream", feedback="feedback") == (0 if name == "stream.jsonl" else 2)
+    assert "line 1 of feedback.jsonl is no JSON" in capsys.readouterr().err
+    assert main(["check", "mine.yaml"]) == 2
+    (tmp_path / "feedback.jsonl").write_bytes((tmp_path / "feedback.jsonl").read_bytes().removeprefix(b"no\n"))
+    assert main(["check", "mine.yaml"]) == 0
+
+
 def test_one_file_for_all_roles_is_divided_by_the_hash_of_the_problem(files, capsys):
     files(all=sums(100, 1))
     assert init(stream="all", feedback="all") == 0

@@ -76,8 +76,9 @@ class DirectTraining:
         section = recipe.feedback if data == "feedback" else recipe.stream
         self.length = section.length
         self.skips = None if data == "feedback" else recipe.stream
+        skips = self.skips is not None and self.skips.on_error == "skip"
         # A tuple: datasets would treat a list as shards.
-        sources = map(with_form, section.sources)
+        sources = (with_form(source, skips=skips) for source in section.sources)
         self.sources = tuple(s for s in sources if s.prompt is not None or s.reasoning_gym is not None)
         if not self.sources:
             raise UserError(
@@ -85,7 +86,7 @@ class DirectTraining:
             )
         if self.method == "grpo":
             for source in self.sources:
-                _check_answers(source, skips=self.skips is not None and self.skips.on_error == "skip")
+                _check_answers(source, skips=skips)
         if learner.device.index:
             raise UserError(
                 f"arm={recipe.arm} runs on the first device only: make {learner.device} the first (CUDA_VISIBLE_DEVICES)"

@@ -164,9 +164,9 @@ def open_source(
     else:
         rows, read = _load(config)
     with _readable(config):
-        config = completed(config, _readable_rows(read, rows) if skips else map(read, rows))
+        config = completed(config, _parsed_rows(rows, read, skips=skips))
         # A wrong template fails now and not in the middle of a run.
-        check_fields(config, _readable_rows(read, rows) if skips else map(read, rows))
+        check_fields(config, _parsed_rows(rows, read, skips=skips))
         if config.streaming and (config.path is not None or config.hub is not None):
             return StreamingSource(config, rows, read, shard=shard, shards=shards)
         if not skips:
@@ -177,16 +177,26 @@ def open_source(
     return IndexedSource(config, rows, read)
 
 
-def with_form(config: SourceConfig) -> SourceConfig:
-    """A source that says how its rows become text: by its first ones, if it does not yet. Raises UserError."""
-    return config if config.has_form else completed(config, first_rows(config, FIRST))
+def with_form(config: SourceConfig, *, skips: bool = False) -> SourceConfig:
+    """A source that says how its rows become text: by its first ones, if it does not yet. Raises as `first_rows`."""
+    return config if config.has_form else completed(config, first_rows(config, FIRST, skips=skips))
 
 
-def first_rows(config: SourceConfig, count: int) -> list[Json]:
-    """The first rows of a source with path or hub, as they are. Raises UserError if it cannot be read."""
+def first_rows(config: SourceConfig, count: int, *, skips: bool = False) -> list[Json]:
+    """The first rows of a source with path or hub, as they are.
+
+    Args:
+        config: of the source.
+        count: maximum number of rows.
+        skips: whether rows that cannot be read are skipped.
+
+    Raises:
+        UserError: the source cannot be read.
+        Unreadable: a row cannot be read, and is not skipped.
+    """
     rows, read = _load(config.model_copy(update={"streaming": True}))
     with _readable(config):
-        return [read(row) for row in itertools.islice(rows, count)]
+        return list(itertools.islice(_parsed_rows(rows, read, skips=skips), count))
 
 
 def count_rows(config: SourceConfig) -> int | None:
@@ -312,8 +322,14 @@ def _readable_one(example: Example | Unreadable) -> Example:
     return example
 
 
-def _readable_rows(read: Read, rows: Any) -> Iterator[Json]:
-    return (row for row in (_outcome(read, given) for given in rows) if not isinstance(row, Unreadable))
+def _parsed_rows(rows: Any, read: Read, *, skips: bool) -> Iterator[Json]:
+    """Yield rows with their fields. Raises Unreadable unless such rows are skipped."""
+    for given in rows:
+        row = _outcome(read, given)
+        if not isinstance(row, Unreadable):
+            yield row
+        elif not skips:
+            raise row
 
 
 def _refuse_faults(rows: Any, read: Read) -> None:

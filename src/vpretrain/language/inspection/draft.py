@@ -32,7 +32,7 @@ SHARES = {"stream": 0.8, "feedback": 0.1, "evaluation": 0.1}
 _SHOWN, _SHOWN_TOKENS = 2, 160  # examples of each role, and their tokens
 _STEP, _USUAL = 64, 1024  # tokens: lengths are multiples of the one, and above the other only where prompts are
 _LEARNED = 16  # tokens of an answer that fit at least
-_SCANNED = 2000  # rows of a role that are searched for something to learn from
+_SCANNED = 2000  # rows of the stream that are looked at
 _MEASURED, _BEGINNING = 200, 20_000  # examples of each role that are looked at, and characters of raw text
 
 
@@ -90,12 +90,13 @@ def guessed_source(path: str, *, pair: bool) -> SourceConfig:
     """Return the source at a path, with templates guessed from the columns of its first rows.
 
     Args:
-        pair: whether its rows must be pairs or chats.
+        path: of the data.
+        pair: whether its rows must be pairs or chats, and all of them readable, as those of feedback and evaluation.
 
     Raises:
         UserError: it cannot be read, or no columns are known.
     """
-    rows = first_rows(SourceConfig(path=path), FIRST)
+    rows = first_rows(SourceConfig(path=path), FIRST, skips=not pair)
     form = guessed_form(rows)
     if form is None or (pair and "text" in form):
         columns = ", ".join(dict.fromkeys(name for row in rows for name in row))
@@ -135,11 +136,12 @@ def _is_chat(value: object) -> bool:
 
 
 def _examples(role: str, source: SourceConfig) -> list[Example]:
-    """The examples by which problems are compared: of the stream as many as `check` reads, else all."""
+    """The examples by which problems are compared: of the stream the first ones, else all."""
     if role != "stream":
         return pairs(source)[0]
-    opened = itertools.islice(open_source(source.model_copy(update={"streaming": True})), _SCANNED)
-    examples = [example for example in opened if not example.lacks]
+    opened = open_source(source.model_copy(update={"streaming": True}), skips=True).outcomes()  # as a run does
+    first = itertools.islice(opened, _SCANNED)
+    examples = [found for found in first if isinstance(found, Example) and not found.lacks]
     if not examples:
         raise UserError(
             f"{source.origin}: none of its first {_SCANNED:,} rows has anything to learn from; check the fields"
