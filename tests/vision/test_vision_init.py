@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+
 import numpy as np
 import pytest
 from models import tiny_vision_model
@@ -41,6 +43,19 @@ def test_a_folder_of_images_makes_a_vision_recipe_that_check_passes(photos, tmp_
     assert (recipe.feedback.segmentation, recipe.feedback.depth) == (1, 0)
     assert ranges(recipe.feedback.heads + recipe.feedback.meta) == [("training", 0, 4), ("training", 4, 2)]
     assert ranges(recipe.evaluation.train + recipe.evaluation.test) == [("training", 0, 4), ("training", 6, 4)]
+    assert main(["check", "mine.yaml"]) == 0
+
+
+def test_an_archive_of_which_an_image_is_broken_makes_one_as_well(photos, tmp_path):
+    with zipfile.ZipFile("photos.zip", "w") as archive:
+        archive.writestr("0.png", b"")
+        for file in sorted((tmp_path / "photos").iterdir()):
+            archive.write(file, f"photos/{file.name}")
+    save_ade20k(tmp_path / "ade", 10)
+    assert main([*photos[:-1], "photos.zip", "--feedback", "ade"]) == 0
+    recipe = load_recipe("mine.yaml")
+    assert (recipe.modality, recipe.stream.sources[0].path) == ("vision", "photos.zip")
+    assert recipe.stream.global_size == 40
     assert main(["check", "mine.yaml"]) == 0
 
 

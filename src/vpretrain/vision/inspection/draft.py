@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
-from vpretrain.errors import UserError
+from vpretrain.errors import Unreadable, UserError
 from vpretrain.plain import noted, quoted
 from vpretrain.vision.config import SourceConfig, StreamConfig
 from vpretrain.vision.data.readers import ade20k_images
-from vpretrain.vision.data.source import Images, Pool, images_in, open_images
+from vpretrain.vision.data.resize import Shape
+from vpretrain.vision.data.source import Images, Pool, images_in, is_archive, open_images
 from vpretrain.vision.model.load import MODEL_TYPES, load_config
 
 _SHOWN = 2  # images of the stream
@@ -43,9 +46,9 @@ class _Labelled:
 
 
 def reads(stream: str) -> bool:
-    """Whether a path holds images: a folder, or .tar shards."""
+    """Whether a path holds images: a folder, or archives."""
     folder = Path(stream).expanduser()
-    return bool(glob.glob(str(folder))) if stream.endswith(".tar") else folder.is_dir() and bool(images_in(folder))
+    return bool(glob.glob(str(folder))) if is_archive(stream) else folder.is_dir() and bool(images_in(folder))
 
 
 def draft(name: str, learner: str, stream: str, feedback: str, evaluation: str | None) -> str:
@@ -54,7 +57,7 @@ def draft(name: str, learner: str, stream: str, feedback: str, evaluation: str |
     Args:
         name: of the runs.
         learner: hub name or directory.
-        stream: a folder of images, or .tar shards.
+        stream: a folder or archives of images.
         feedback, evaluation: SceneParse150's folder or NYUv2's file; without an evaluation the feedback's set is divided.
 
     Raises:
@@ -64,10 +67,11 @@ def draft(name: str, learner: str, stream: str, feedback: str, evaluation: str |
     if config.model_type not in MODEL_TYPES:
         raise UserError(f"the learner {learner} is a {config.model_type}; vision takes {', '.join(MODEL_TYPES)} models")
     images = open_images(SourceConfig(path=stream))
-    side = min(min(images[index].shape[1:]) for index in range(min(_MEASURED, len(images))))
+    shapes = _shapes(images)
+    side = min(map(min, shapes.values()))
     steering = _labelled(feedback)
     held_out = steering if evaluation is None else _labelled(evaluation)
-    _show(stream, images, steering, held_out)
+    _show(stream, len(images), shapes, steering, held_out)
     # Roles on one set without a test split divide it; the probes may be fitted on the images of the heads.
     shared = held_out.path == steering.path and not steering.has_test
     heads, meta = (0.4, 0.6) if shared else (0.7, 1.0)
@@ -127,9 +131,21 @@ def _labelled(path: str) -> _Labelled:
     return _Labelled(kind, path, count, test)
 
 
-def _show(stream: str, images: Images, steering: _Labelled, held_out: _Labelled) -> None:
+def _shapes(images: Images) -> dict[str, Shape]:
+    """Return height and width of the first images that can be read, by key: a run skips the others. Raises if none can be."""
+    shapes: dict[str, Shape] = {}
+    for index in range(min(_MEASURED, len(images))):
+        with contextlib.suppress(Unreadable):
+            _, height, width = images[index].shape
+            shapes[images.key(index)] = height, width
+    if not shapes:
+        images[0]  # says what is wrong with it
+    return shapes
+
+
+def _show(stream: str, count: int, shapes: Mapping[str, Shape], steering: _Labelled, held_out: _Labelled) -> None:
     console = Console()
-    shown = (f"  {images.key(i)}: {images[i].shape[2]} x {images[i].shape[1]}" for i in range(min(_SHOWN, len(images))))
-    console.print(Text("\n".join([f"\nstream: {stream}, {len(images):,} images", *shown])), soft_wrap=True)
+    shown = [f"  {key}: {width} x {height}" for key, (height, width) in shapes.items()][:_SHOWN]
+    console.print(Text("\n".join([f"\nstream: {stream}, {count:,} images", *shown])), soft_wrap=True)
     for role, one in (("feedback", steering), ("evaluation", held_out)):
         console.print(Text(f"\n{role}: {one.path}, {one.count:,} labelled images ({one.kind})"), soft_wrap=True)
