@@ -159,6 +159,13 @@ def test_later_epochs_count_nothing_and_the_state_is_that_of_json():
         Skipped("here", config.model_copy(update={"on_error": "stop"})).met(Unreadable("message"), again=True)
 
 
+def test_a_part_of_a_generator_is_not_called_all_of_it():
+    for most, text in ((3, "the first 3 of 5"), (5, "all 5"), (None, "all 5")):
+        found = Reading[int]("stream", "sums", 5, None, most=most)
+        assert list(found.items(iter(range(5)), 30.0)) == list(range(most or 5))
+        assert found.line() == f"read {text} rows or images of stream sums"
+
+
 def test_time_that_a_source_leaves_is_shared_by_the_next(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(reading, "time", SimpleNamespace(monotonic=lambda: clock[0]))

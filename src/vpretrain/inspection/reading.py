@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
@@ -17,26 +18,29 @@ Item = TypeVar("Item")
 
 
 class Reading(Generic[Item]):
-    """The rows or images of one source, until they end or the time is over; what the stream would skip is counted.
+    """The rows or images of one source, as far as a time and a number allow; what the stream would skip is counted.
 
     Args:
         role: of the source, e.g. "stream".
         origin: its name in messages.
         total: number of its rows or images; None if that is not known.
         stream: says what is skipped; None for feedback and evaluation, which skip nothing.
+        most: maximum number that is read; None: no limit.
     """
 
-    def __init__(self, role: str, origin: str, total: int | None, stream: StreamConfig | None) -> None:
-        self.role, self.origin, self.total = role, origin, total
+    def __init__(
+        self, role: str, origin: str, total: int | None, stream: StreamConfig | None, *, most: int | None = None
+    ) -> None:
+        self.role, self.origin, self.total, self.most = role, origin, total, most
         self._skipped = None if stream is None else Skipped(origin, stream)
         self.read = 0
-        self.whole = False
+        self._late = False
 
     def items(self, outcomes: Iterable[Item | Unreadable], seconds: float) -> Iterator[Item]:
         """Yield what can be read within this time. Raises as `Skipped.met`, and Unreadable where nothing is skipped."""
         start = time.monotonic()
         with steady(f"{self.origin[-18:]:>18}", round(seconds)) as done:
-            for found in outcomes:
+            for found in itertools.islice(outcomes, self.most):
                 fault = found if isinstance(found, Unreadable) else None
                 if self._skipped is not None:
                     self._skipped.met(fault, again=False)
@@ -48,16 +52,17 @@ class Reading(Generic[Item]):
                 spent = time.monotonic() - start
                 done(min(spent, seconds))
                 if spent >= seconds:
+                    self._late = True
                     return
-        self.whole = True
 
     def line(self) -> str:
         """Say how much was read, and what of it cannot be."""
         of = "" if self.total is None else f" of {self.total:,}"
-        part = f"all {self.read:,}" if self.whole else f"the first {self.read:,}{of}"
+        whole = not self._late and (self.read != self.most or self.read == self.total)
+        part = f"all {self.read:,}" if whole else f"the first {self.read:,}{of}"
         text = f"read {part} rows or images of {self.role} {self.origin}"
         if self._skipped is None or not self._skipped.count:
-            return text if self.whole else f"{text}: the time for it was over"
+            return f"{text}: the time for it was over" if self._late else text
         place, reason = self._skipped.named[0]
         return f"{text}: {self._skipped.count:,} cannot be read and would be skipped, the first: {place} {reason}"
 

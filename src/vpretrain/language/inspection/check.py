@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterator
 
@@ -105,10 +104,10 @@ def _scan(
     """Read a source for some time; return how far, and how many examples a run would leave out, by reason."""
     opened = open_source(source, skips=stream.on_error == "skip")
     total = len(opened) if isinstance(opened, IndexedSource) else source.limit
-    reading = Reading[Example]("stream", source.origin, total, stream)
     most = None if source.path is not None or source.hub is not None else GENERATED
+    reading = Reading[Example]("stream", source.origin, total, stream, most=most)
     reasons: Counter[str] = Counter()
-    for example in reading.items(itertools.islice(opened.outcomes(), most), seconds):
+    for example in reading.items(opened.outcomes(), seconds):
         found = usable(example, tokenizer, stream, own)
         if isinstance(found, str):
             reasons[found] += 1
