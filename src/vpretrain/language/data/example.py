@@ -17,7 +17,7 @@ from vpretrain.types import Json
 
 FIRST = 100  # rows in which a field must be found once
 ASSISTANT = "assistant"
-KEY_DIGITS = 16  # hexadecimal
+_KEY_DIGITS = 16  # hexadecimal
 _FIELD = re.compile(r"\{([\w-]+)(?:\.(\d+))?\}")
 _ABSENT = object()
 
@@ -52,7 +52,12 @@ class Example:
     @cached_property
     def key(self) -> str:
         """Identity of the problem: equal for problems that differ in case and white space only."""
-        return hashlib.sha256(" ".join(self.problem.casefold().split()).encode()).hexdigest()[:KEY_DIGITS]
+        return hashlib.sha256(" ".join(self.problem.casefold().split()).encode()).hexdigest()[:_KEY_DIGITS]
+
+    def is_in(self, part: tuple[float, float]) -> bool:
+        """Whether the problem hashes into a part of [0, 1)."""
+        low, high = part
+        return low <= int(self.key, 16) / 16**_KEY_DIGITS < high
 
 
 def completed(config: SourceConfig, rows: Iterable[Json]) -> SourceConfig:

@@ -15,7 +15,7 @@ from typing import Any
 from vpretrain import hub
 from vpretrain.errors import Unreadable, UserError
 from vpretrain.language.config import SourceConfig
-from vpretrain.language.data.example import FIRST, KEY_DIGITS, Example, check_fields, completed, render
+from vpretrain.language.data.example import FIRST, Example, check_fields, completed, render
 from vpretrain.language.data.rows import NoRow, parse, spelled
 from vpretrain.language.data.text_files import FORMAT, file_name
 from vpretrain.pretrained import first_line
@@ -367,10 +367,7 @@ def _passes(config: SourceConfig, read: Read, given: Json) -> bool:
 def _kept(config: SourceConfig, row: Json) -> bool:
     if any(re.search(pattern, spelled(row.get(field))) for field, pattern in config.exclude.items()):
         return False
-    if config.part is None:
-        return True
-    low, high = config.part
-    return low <= int(render(row, config).key, 16) / 16**KEY_DIGITS < high
+    return config.part is None or render(row, config).is_in(config.part)
 
 
 def _python_manual() -> Sequence[Json]:

@@ -15,7 +15,7 @@ from vpretrain.bounds import LONGEST
 from vpretrain.errors import UserError
 from vpretrain.language.config import DesignerConfig, SourceConfig, StreamConfig
 from vpretrain.language.data.encode import Document, collate, encode, fitted
-from vpretrain.language.data.example import ASSISTANT, FIRST, KEY_DIGITS, Example
+from vpretrain.language.data.example import ASSISTANT, FIRST, Example
 from vpretrain.language.data.feedback import pairs
 from vpretrain.language.data.source import data_files, first_rows, open_source
 from vpretrain.language.inspection.inspect import marked
@@ -162,8 +162,9 @@ def _divided(
         of = examples[role]
         if role in sharing:
             high = 1.0 if role == sharing[-1] else round(low + SHARES[role] / total, 2)
-            source = source.model_copy(update={"part": (low, high)})
-            of = [example for example in of if low <= int(example.key, 16) / 16**KEY_DIGITS < high]
+            part = (low, high)
+            source = source.model_copy(update={"part": part})
+            of = [example for example in of if example.is_in(part)]
             low = high
         if not of:
             raise UserError(
