@@ -10,7 +10,7 @@ from vpretrain.language.data.source import count_rows, data_files
 from vpretrain.run.fingerprint import generated, of_files, of_hub
 from vpretrain.types import Json
 
-_USED = {"skip", "limit", "part", "exclude", "domain", "weight"}
+_USED = {"field", "skip", "limit", "part", "exclude", "domain", "weight"}
 
 
 def fingerprints(recipe: Recipe) -> list[Json]:
