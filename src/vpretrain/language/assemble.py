@@ -105,7 +105,7 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
         warning=_idle if arm.steered and not arm.random_feedback else lambda result: None,
         train=train,
         left_out=left_out,
-        skipped=stream.skipped,
+        skipped=lambda cursor: stream.skipped(cursor) if train is None else [],
     )
 
 
