@@ -36,9 +36,7 @@ class Unreadable(UserError):
         reason: what is wrong there, e.g. "is no object with fields".
     """
 
-    def __init__(
-        self, message: str, place: str = "", reason: str = ""
-    ) -> None:  # defaults: it is pickled by its message
+    def __init__(self, message: str, place: str = "", reason: str = "") -> None:  # by the message alone when unpickled
         super().__init__(message)
         self.place, self.reason = place, reason
 

@@ -36,12 +36,12 @@ def has_markers(tokenizer: Any) -> bool:
 def chat_tokens(turns: Sequence[Json], given: int, tokenizer: Any) -> tuple[list[int], list[bool]]:
     """Return the tokens of a chat, and which of them are targets: those of the assistant's turns from number `given` on.
 
-    A template with markers says itself which tokens these are. Of another the rendered turns before an answer, and up to it,
-    are compared with the whole chat: an answer is what lies between, with the end that the template gives a turn.
+    A template with markers says which tokens these are. With another, the chat is rendered up to each answer and through it:
+    the answer is what the second text has more than the first, with the end that the template gives a turn.
 
     Raises:
         ChatRefused: the template refuses the chat, or rewrites it so that the answers are not found.
-        UserError: there is no template, or the tokenizer does not tell where its tokens lie in a text.
+        UserError: there is no template, or the tokenizer does not give the places of its tokens in a text.
     """
     if has_markers(tokenizer):
         marked = _applied(turns, tokenizer, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)

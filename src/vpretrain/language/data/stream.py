@@ -270,9 +270,8 @@ class _Packer:
         try:
             if isinstance(self._source, StreamingSource):
                 return self._source.next()
-            number = (
-                self._drawn * self.config.shards + self._shard
-            )  # the shards together read each example once per epoch
+            # The shards together read each example once per epoch.
+            number = self._drawn * self.config.shards + self._shard
             self._drawn += 1
             return self._source[number % len(self._source) if self._order is None else self._order[number]]
         except Unreadable as error:
