@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeGuard
 
 from vpretrain.errors import UserError
 from vpretrain.language.config import SourceConfig
@@ -133,6 +134,11 @@ def render(row: Json, config: SourceConfig) -> Example:
     return Example(prompt, response, config.domain, problem, solution, row, lacks)
 
 
+def is_chat(value: object) -> TypeGuard[list[Json]]:
+    """Whether a value of a row is a list of turns."""
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) and one.get("role") for one in value)
+
+
 def _chat_fields(config: SourceConfig) -> list[str]:
     return [config.messages] if isinstance(config.messages, str) else config.messages or []
 
@@ -145,7 +151,7 @@ def _chat(row: Json, config: SourceConfig) -> Example:
     for name in _chat_fields(config):
         given = len(turns)
         part = row.get(name, _ABSENT)
-        if isinstance(part, list) and part and all(isinstance(turn, dict) and turn.get("role") for turn in part):
+        if is_chat(part):
             turns += map(_turn, part)
         else:
             absent = "missing" if part is _ABSENT else "null" if part is None else ""

@@ -15,7 +15,7 @@ from vpretrain.bounds import LONGEST
 from vpretrain.errors import UserError
 from vpretrain.language.config import DesignerConfig, SourceConfig, StreamConfig
 from vpretrain.language.data.encode import Document, collate, encode, fitted
-from vpretrain.language.data.example import ASSISTANT, FIRST, Example
+from vpretrain.language.data.example import ASSISTANT, FIRST, Example, is_chat
 from vpretrain.language.data.feedback import pairs
 from vpretrain.language.data.source import data_files, first_rows, open_source
 from vpretrain.language.inspection.inspect import marked
@@ -111,7 +111,7 @@ def guessed_form(rows: Sequence[Json]) -> Json | None:
     """Guess templates from the columns of some rows: of a pair, of a chat, or of raw text; None if no column is known."""
     values = {name: value for row in rows for name, value in row.items() if value is not None}
     plain = {name.casefold(): name for name, value in values.items() if isinstance(value, str | int | float)}
-    chats = {name.casefold(): name for name, value in values.items() if _is_chat(value)}
+    chats = {name.casefold(): name for name, value in values.items() if is_chat(value)}
 
     def first(known: Sequence[str], among: Mapping[str, str]) -> str | None:
         return next((among[name] for name in known if name in among), None)
@@ -128,11 +128,6 @@ def guessed_form(rows: Sequence[Json]) -> Json | None:
     if with_answer := [name for name in chats.values() if any(turn["role"] == ASSISTANT for turn in values[name])]:
         return {"messages": with_answer[0]}
     return {"text": f"{{{text}}}"} if text else None
-
-
-def _is_chat(value: object) -> bool:
-    turns = value if isinstance(value, list) else []
-    return bool(turns) and all(isinstance(turn, dict) and "role" in turn and "content" in turn for turn in turns)
 
 
 def _examples(role: str, source: SourceConfig) -> list[Example]:
