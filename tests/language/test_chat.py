@@ -96,6 +96,15 @@ def test_a_prompt_that_is_a_chat_has_no_loss_even_on_the_assistants_turns_in_it(
     assert targets(document, tokenizer) == ["6<eos>"]
 
 
+def test_a_given_turn_without_a_word_leaves_the_answer_its_loss():
+    template = MARKED.replace("{% generation %}{{ m.content + '<eos>' }}", "{% generation %}{{ m.content }}")
+    assert template != MARKED
+    given = [TWO[1], {"role": "assistant", "content": "", "tool_calls": [{"name": "add"}]}, TWO[3]]
+    source = SourceConfig(path="x", messages=["prompt", "completion"])
+    tokenizer = with_template(template)
+    assert targets(encode(render({"prompt": given, "completion": TWO[4:]}, source), tokenizer), tokenizer) == ["6"]
+
+
 def test_a_chat_is_cut_with_its_gaps(tokenizer):
     document = Document(tuple(range(10)), 2, False, "", "", ((4, 6), (8, 9)))
     assert document.targets == 5

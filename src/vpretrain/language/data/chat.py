@@ -44,9 +44,12 @@ def chat_tokens(turns: Sequence[Json], given: int, tokenizer: Any) -> tuple[list
         UserError: there is no template, or the tokenizer does not give the places of its tokens in a text.
     """
     if has_markers(tokenizer):
-        marked = _applied(turns, tokenizer, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
-        is_answer = [bool(mark) for mark in marked["assistant_masks"]]
-        return list(marked["input_ids"]), _without_first(is_answer, sum(map(_is_assistants, turns[:given])))
+        ids, is_answer = _marked(turns, tokenizer)
+        if any(map(_is_assistants, turns[:given])):
+            # Counted in their own text: a turn without a word, as around the call of a tool, may have no stretch.
+            _, is_given = _marked(turns[:given], tokenizer)
+            is_answer = _without_first(is_answer, sum(marked for marked, _ in itertools.groupby(is_given)))
+        return ids, is_answer
     if not tokenizer.is_fast:
         raise UserError(
             f"the tokenizer of {tokenizer.name_or_path} does not tell where its tokens lie in a text: give it a chat template "
@@ -85,6 +88,12 @@ def _applied(turns: Sequence[Json], tokenizer: Any, **how: Any) -> Any:
         raise ChatRefused("chat refused by the learner's template", message) from None
 
 
+def _marked(turns: Sequence[Json], tokenizer: Any) -> tuple[list[int], list[bool]]:
+    """The tokens of a chat, and which of them the template marks as the assistant's."""
+    found = _applied(turns, tokenizer, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    return list(found["input_ids"]), [bool(mark) for mark in found["assistant_masks"]]
+
+
 def _answer(turns: Sequence[Json], number: int, whole: str, tokenizer: Any) -> tuple[int, int]:
     """Return where the assistant's turn of that number starts and stops in the text of the whole chat."""
     before = _applied(turns[:number], tokenizer, tokenize=False, add_generation_prompt=True)
@@ -113,7 +122,7 @@ def _is_assistants(turn: Json) -> bool:
 
 
 def _without_first(is_answer: list[bool], answers: int) -> list[bool]:
-    """Clear the first stretches of marked tokens, one for each answer that is given."""
+    """Clear so many stretches of marked tokens, the first ones."""
     kept: list[bool] = []
     for marked, stretch in itertools.groupby(is_answer):
         tokens = list(stretch)
