@@ -20,15 +20,16 @@ CHUNK = 10 * 2**20
 COLUMNS = ("row", "place", "reason")  # a fault has the last two, and no row
 
 
-def open_rows(files: Sequence[str], *, field: str | None, streaming: bool) -> Any:
+def open_rows(files: Sequence[str], *, field: str | None, streaming: bool, cache: str | None = None) -> Any:
     """Open files, or URLs and globs of them, as a data set with `COLUMNS`; without streaming as a copy on disk.
 
     Args:
         files: of formats that `text_files` knows.
         field: the field of a document that holds its rows; None if the document is the rows.
         streaming: read row by row.
+        cache: directory of the copy; None: that of `datasets`.
     """
-    reader = RowReader(data_files=list(files), **({} if field is None else {"field": field}))
+    reader = RowReader(cache_dir=cache, data_files=list(files), **({} if field is None else {"field": field}))
     if not reader.config.data_files["train"]:  # `datasets` passes over a glob that matches nothing
         raise FileNotFoundError("no file matches")
     if streaming:

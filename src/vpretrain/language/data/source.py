@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import glob
 import itertools
 import random
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vpretrain import hub
+from vpretrain.console import note
 from vpretrain.errors import Unreadable, UserError
 from vpretrain.language.config import SourceConfig
 from vpretrain.language.data.example import FIRST, Example, check_fields, completed, render
@@ -292,9 +296,29 @@ def _load(config: SourceConfig) -> tuple[Any, Read]:
             if kind != "parquet":
                 from vpretrain.language.data.row_reader import open_rows
 
-                return open_rows(files, field=config.field, streaming=config.streaming), partial(_parsed, config)
+                rows = open_rows(files, field=config.field, streaming=config.streaming, cache=_cache())
+                return rows, partial(_parsed, config)
             how = {"path": kind, "data_files": files, "split": "train"}
-        return datasets.load_dataset(**how, streaming=config.streaming), _as_given
+        return datasets.load_dataset(**how, cache_dir=_cache(), streaming=config.streaming), _as_given
+
+
+@functools.cache
+def _cache() -> str | None:
+    """A directory for copies of rows until the process ends, if that of `datasets` cannot be written; else None."""
+    import datasets
+
+    usual = Path(datasets.config.HF_DATASETS_CACHE)
+    try:
+        usual.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=usual):
+            return None
+    except OSError as error:
+        directory = tempfile.TemporaryDirectory(prefix="vpretrain-rows-")
+        atexit.register(directory.cleanup)
+        note(
+            f"cannot write to the cache {usual} ({error.strerror}): copies of the data are in {directory.name} until the end"
+        )
+        return directory.name
 
 
 def _as_given(row: Json) -> Json:
