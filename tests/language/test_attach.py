@@ -227,3 +227,15 @@ def test_a_loop_of_ones_own_is_refused_in_several_processes(monkeypatch):
     monkeypatch.setattr(distributed, "size", lambda: 2)
     with pytest.raises(UserError, match="use VPretrainTrainer under torchrun"):
         attached(tiny_model())
+
+
+def test_candidates_are_the_tokens_if_their_number_is_given():
+    model, tokens = tiny_model(), VOCABULARY - 20
+    batch = token_batch(padded([12, 7, 9]))
+    seen = [
+        VPretraining(model, feedback(), designer=DesignerConfig(**DESIGNER), tokens=given).learner.observe(batch).logits
+        for given in (None, tokens)
+    ]
+    # The first candidate is the true token, which may be any.
+    assert seen[0].candidates_NK[:, 1:].max() >= tokens > seen[1].candidates_NK[:, 1:].max()
+    torch.testing.assert_close(seen[0].lse_N, seen[1].lse_N)

@@ -286,6 +286,13 @@ def test_editors_complete_the_trainers_own_parameters_too():
     assert not kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 
 
+def test_candidates_are_tokens_of_the_processing_class(tmp_path, tokenizer):
+    model = tiny_model()
+    trainer = made(model, arguments(tmp_path), processing_class=tokenizer)
+    seen = trainer.vpretraining.learner.observe(random_batch(rows=4)).logits
+    assert seen.candidates_NK[:, 1:].max() < len(tokenizer) < model.config.vocab_size
+
+
 class Sharded(VPretrainTrainer):
     """As under FSDP."""
 

@@ -58,6 +58,7 @@ class VPretraining:
         feedback_batch_size: rows of feedback in one meta update.
         bf16: the learner's own passes, and the feedback's, are under bf16 autocast.
         seed: of the initial designer and of the feedback's order.
+        tokens: ids from here on only pad the embedding and are never candidates (`len(tokenizer)`); None: all ids are tokens.
         replicated: several processes hold the model, each with its own rows, and the wrapper that averages their gradients
             gets a forward pass for every loss, as `VPretrainTrainer` arranges for DDP. The feedback is divided among them.
 
@@ -79,6 +80,7 @@ class VPretraining:
         feedback_batch_size: int = 4,
         bf16: bool = False,
         seed: int = 0,
+        tokens: int | None = None,
         replicated: bool = False,
     ) -> None:
         self.designer_config, self.value_config = designer or DesignerConfig(), value or ValueConfig()
@@ -89,8 +91,9 @@ class VPretraining:
             raise UserError(
                 "a loop of one's own trains in one process: use VPretrainTrainer under torchrun, or `vpretrain run`"
             )
-        self._check_settings(model)
-        self.learner = LanguageLearner(model, top_k=self.designer_config.top_k, bf16=bf16, parallel=None)
+        self._check_settings(model, tokens)
+        top_k = self.designer_config.top_k
+        self.learner = LanguageLearner(model, top_k=top_k, tokens=tokens, bf16=bf16, parallel=None)
         if not self.learner.keeps_documents_apart():
             raise UserError(
                 f"{type(model).__name__} reads on over padding and into the next document of a row; "
@@ -178,8 +181,8 @@ class VPretraining:
         chosen = set(names)
         return adamw_metric(optimizer, {n: p for n, p in self.learner.named_parameters() if n in chosen})
 
-    def _check_settings(self, model: Model) -> None:
-        check_candidates(self.designer_config, model.config.get_text_config().vocab_size)
+    def _check_settings(self, model: Model, tokens: int | None) -> None:
+        check_candidates(self.designer_config, tokens or model.config.get_text_config().vocab_size)
         for name, parameter in model.named_parameters():
             if any(hasattr(parameter, mark) for mark in ("device_mesh", "ds_id")):  # a DTensor's, ZeRO-3's
                 raise UserError(

@@ -10,11 +10,12 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
 from vpretrain.errors import UserError
 from vpretrain.language.adapters.attach import VPretraining
 from vpretrain.language.config import DesignerConfig, ValueConfig
+from vpretrain.language.model.load import tokens_of
 from vpretrain.types import Json
 
 _DIRECTORY = "vpretrain"  # in a checkpoint of the Trainer
@@ -98,6 +99,7 @@ class VPretrainTrainer(Trainer):
             feedback_batch_size=feedback_batch_size,
             bf16=self.args.bf16,
             seed=self.args.seed,
+            tokens=tokens_of(processing_class) if isinstance(processing_class, PreTrainedTokenizerBase) else None,
             replicated=True,
         )
         self._losses: Iterator[Tensor] = iter(())
