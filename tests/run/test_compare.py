@@ -299,3 +299,10 @@ def test_names_of_directories_differ_between_entries():
     assert all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) and len(name) < 120 for name in names)
     assert parse_entry("v:value.subset=name:a:value.align=dot").settings == ("value.subset=name:a", "value.align=dot")
     assert split_entries("one-hot,v:optimizer.betas=[0.9,0.95],v") == ["one-hot", "v:optimizer.betas=[0.9,0.95]", "v"]
+
+
+def test_a_difference_that_rounds_to_0_has_no_minus():
+    from vpretrain.compare.tables import interval
+
+    told = interval({"mean": -1e-9, "low": -2e-5, "high": 0.25}, "nats")
+    assert told == "+0.0000 nats, 95 % interval [+0.0000, +0.2500]"

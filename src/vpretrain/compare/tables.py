@@ -101,5 +101,7 @@ def _disturbances(trained: Mapping[str, Json], recipe: Recipe) -> list[str]:
 
 def interval(difference: Mapping[str, float], of: str) -> str:
     """Format a difference with its unit, and p if it is corrected for the number of differences."""
-    text = f"{difference['mean']:+.4f} {of}, 95 % interval [{difference['low']:+.4f}, {difference['high']:+.4f}]"
+    # Rounded first, and 0 added: else a difference that rounds to 0 may have a minus.
+    mean, low, high = (f"{round(difference[key], 4) + 0.0:+.4f}" for key in ("mean", "low", "high"))
+    text = f"{mean} {of}, 95 % interval [{low}, {high}]"
     return text + (f", p = {difference['p_holm']:.2g}" if "p_holm" in difference else "")
