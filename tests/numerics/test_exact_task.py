@@ -7,6 +7,7 @@ import torch
 from models import FAMILIES, FURTHER_FAMILIES, OTHER_SHAPES, Largest, all_logits, random_batch, tiny_model
 from peft import LoraConfig, get_peft_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from worlds import tiny_recipe
 
 from vpretrain.language.assemble import assemble
@@ -57,6 +58,19 @@ def test_the_tangent_from_the_own_pass_is_that_of_the_whole_model(family):
     expected = dense_tangent(learner, batch, u).gather(-1, state.logits.candidates_NK)
     assert float(expected.norm()) > 1
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "products"), [("llama", 7 / 3), ("phi", 5 / 2)])
+def test_the_tangent_multiplies_no_zeros(family, products):
+    """As many per product of the values: one of each layer's weights' tangents, and of what reaches the last layer."""
+    learner, u, fast = learner_and_direction(tiny_model(family).eval())
+    assert fast
+    entry, theta = learner.forward(random_batch()).detach().entry, dict(learner.module.named_parameters())
+    with torch.no_grad(), FlopCounterMode(display=False) as plain:
+        learner.last_mlp.hidden(entry, theta, {})
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        learner.last_mlp.linearised(entry, theta, u)
+    assert counted.get_total_flops() == pytest.approx(products * plain.get_total_flops())
 
 
 @pytest.mark.parametrize("targets", [["down_proj"], ["q_proj", "gate_proj", "up_proj"], "all-linear"])

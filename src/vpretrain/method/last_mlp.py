@@ -20,8 +20,10 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.distributed.tensor import DTensor
 from torch.func import functional_call
+from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from vpretrain.errors import UserError
@@ -130,14 +132,12 @@ class LastMLP:
         """
         needed = set(self._places.values())  # gather no other shards
         whole = {name: _whole(p.detach()) for name, p in theta.items() if name in needed}
-        at = {name: whole[name] for name in direction}
         along = {name: _whole(u) for name, u in direction.items()}
-
-        def hidden(mlp: Parameters) -> Tensor:
-            return self.hidden(entry, whole, mlp)
-
-        hidden_ND, tangent_ND = torch.func.jvp(hidden, (at,), (along,))[:2]
-        return hidden_ND, tangent_ND
+        # Not by torch.func.jvp, which takes half as long again.
+        with forward_ad.dual_level():
+            duals = {name: forward_ad.make_dual(whole[name], u) for name, u in along.items()}
+            hidden_ND, tangent_ND = forward_ad.unpack_dual(self.hidden(entry, whole, duals))
+        return hidden_ND, torch.zeros_like(hidden_ND) if tangent_ND is None else tangent_ND
 
     def _enter(self, block: nn.Module, arguments: tuple[Any, ...], keywords: Keywords) -> None:
         if self._at_BT is not None:
@@ -182,6 +182,7 @@ def find_last_mlp(
                 theirs_ND, ours_ND = sample(theta | moved)[0], found.hidden(entry, theta, moved)
                 if not torch.allclose(ours_ND, theirs_ND, rtol=1e-3, atol=1e-4):
                     return None
+            found.linearised(entry, theta, {name: theta[name] for name in found.names})  # forward mode goes through it
         except (TypeError, ValueError, KeyError, IndexError, RuntimeError, AttributeError):
             return None
         finally:
@@ -214,6 +215,23 @@ class _Skeleton(nn.Module):
         return hidden
 
 
+class _Linear(nn.Linear):
+    """Multiplies no tangent that is 0: the formula of torch takes a product with zeros where only the weight has a tangent,
+    which is a third of the work of a gated MLP."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        (x, dx), (w, dw) = forward_ad.unpack_dual(input), forward_ad.unpack_dual(self.weight)
+        b, db = (None, None) if self.bias is None else forward_ad.unpack_dual(self.bias)
+        y = F.linear(x, w, b)
+        if dx is None and dw is None and db is None:
+            return y
+        parts = [] if dw is None else [F.linear(x, dw, db)]
+        parts += [] if dx is None else [F.linear(dx, w)]
+        parts += [db.expand_as(y)] if dw is None and db is not None else []
+        dual: Tensor = forward_ad.make_dual(y, sum(parts[1:], parts[0]))
+        return dual
+
+
 class _Given(nn.Module):
     """Stands in for the attention and returns the given output."""
 
@@ -233,6 +251,8 @@ def _without_weights(part: nn.Module) -> nn.Module:
     copied = copy.deepcopy(part, memo)
     for inner in copied.modules():
         vars(inner).pop("forward", None)
+        if type(inner) is nn.Linear:
+            inner.__class__ = _Linear
         if hasattr(inner, "gradient_checkpointing"):
             vars(inner)["gradient_checkpointing"] = False
         config: Any = getattr(inner, "config", None)
