@@ -9,7 +9,15 @@ import vpretrain
 
 SOURCE = Path(vpretrain.__file__).parent
 # From the ground up; what stands on one floor does not import from each other.
-MODALITY = [["arms"], ["config"], ["model"], ["data"], ["task"], ["evaluation"], ["metrics", "warm_up", "direct"]]
+MODALITY = [
+    ["arms"],
+    ["config"],
+    ["model"],
+    ["data"],
+    ["task"],
+    ["evaluation"],
+    ["metrics", "warm_up", "direct", "verified"],
+]
 MODALITY += [["assemble"], ["inspection", "workload", "adapters"]]
 FLOORS = [
     ["errors", "timing", "types", "hub"],

@@ -20,7 +20,7 @@ def one_step(recipe: Recipe, parts: Parts) -> str:
     if meta is not None:
         meta.part = {**meta.part, "rows": 1}
     with contextlib.nullcontext() if meta is None else meta.dry_run(batches):
-        if meta is not None and meta.direction is None:
+        if meta is not None and meta.unmatched:
             raise UserError(
                 "value.domains=matched, but no stream row has a domain of the feedback "
                 f"({', '.join(parts.feedback.weights)}): name the domains alike, or set value.domains=sum"

@@ -18,6 +18,7 @@ from vpretrain import pretrained
 from vpretrain.config import Recipe
 from vpretrain.console import steady
 from vpretrain.errors import UserError
+from vpretrain.method.meta import NOTHING_TOLD
 from vpretrain.method.subset import alignment_subset
 from vpretrain.method.value import Align, Engine, MetaProblem, Value, double_backward, finite_difference, gradient, jvp
 from vpretrain.modality import MODALITIES, Modality, modality_of
@@ -83,7 +84,10 @@ def _case_of(recipe: Recipe) -> EngineCase:
         for phi in parts.designer.parameters():
             phi.add_(_DISTURBANCE * torch.randn_like(phi))
     with parts.learner.meta_mode():
-        problems = parts.meta.problems(parts.meta.feedback_gradients(), parts.stream.next())
+        g_down = parts.meta.feedback_gradients()
+        if not g_down:
+            raise UserError(NOTHING_TOLD)
+        problems = parts.meta.problems(g_down, parts.stream.next())
     if not problems:
         raise UserError("no stream row has a domain of the feedback: name the domains alike, or set value.domains=sum")
     problem = replace(problems[0], share=1.0)

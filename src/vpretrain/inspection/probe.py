@@ -30,6 +30,7 @@ from vpretrain.console import steady
 from vpretrain.errors import UserError
 from vpretrain.files import write_whole
 from vpretrain.method.algorithm import StepRecord
+from vpretrain.method.meta import NOTHING_TOLD
 from vpretrain.method.protocols import AnyBatch, Parameters, Stream
 from vpretrain.method.step import learner_losses
 from vpretrain.method.value import gradient
@@ -119,6 +120,8 @@ class OneStepProbe:
         """Take two feedback batches: the gradient of one, the loss of the other; and make and undo the base task's step."""
         # Copies, since vision's heads change with every feedback batch.
         seen, self._held_out = (copy.deepcopy(self.parts.feedback.next()) for _ in range(2))
+        if not (seen and self._held_out):
+            raise UserError(NOTHING_TOLD)
         self._theta = self._moved()
         with self.parts.learner.meta_mode():
             self._g_down = gradient(lambda at: self._weighted(seen, at), self._theta)

@@ -28,6 +28,7 @@ from vpretrain.language.task import construction as constructions
 from vpretrain.language.task.construction import OneHot, TaskParts
 from vpretrain.language.task.designer import TopKDesigner
 from vpretrain.language.task.values import candidate_values
+from vpretrain.language.verified import VerifiedFeedback, check_answers
 from vpretrain.method.meta import MetaUpdate
 from vpretrain.method.protocols import Feedback
 from vpretrain.method.strength import Strength
@@ -53,6 +54,8 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
     where: Keywords = {"rank": distributed.rank(), "processes": distributed.size()}
     rows: Keywords = {"packing": recipe.stream.packing, "average": recipe.stream.average}
     feedback = LanguageFeedback(recipe.feedback, tokenizer, seed=recipe.seed, **rows, **where)
+    if recipe.feedback.reward == "answer":
+        check_answers(feedback)
     evaluation = load_evaluation(recipe, tokenizer)
     evaluation_keys = frozenset(example.key for example in evaluation.problems)
     check_roles(feedback.keys, evaluation_keys)
@@ -70,11 +73,14 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
         check_sizes(recipe, load_config(recipe.learner.name))
     learner, export = load_learner(recipe, model)
     feedback.device = learner.device
+    steering: LanguageFeedback | VerifiedFeedback = feedback
+    if recipe.feedback.reward == "answer":
+        steering = VerifiedFeedback(feedback, learner, tokenizer, recipe.evaluation, seed=recipe.seed)
 
     value = recipe.effective_value
     length = max(recipe.stream.length, value.length)
     construction, meta, designer = constructed(
-        arm, learner, feedback, recipe.designer, value, recipe.control, length=length, seed=recipe.seed
+        arm, learner, steering, recipe.designer, value, recipe.control, length=length, seed=recipe.seed
     )
     train = None
     if arm.direct:
@@ -86,7 +92,7 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
         train = DirectTraining(recipe, learner, tokenizer, kept_out)
 
     def left_out(cursor: Json) -> LeftOut:
-        roles = {"feedback": feedback.left_out, "evaluation": evaluation.left_out}
+        roles = {"feedback": steering.left_out, "evaluation": evaluation.left_out}
         if train is None:  # else the stream is not drawn from
             roles["stream"] = stream.left_out(cursor)
         return by_source((f"{role} {origin}", counts) for role, of in roles.items() for origin, counts in of.items())
@@ -94,7 +100,7 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
     return Parts(
         learner=learner,
         stream=prefetched(stream, recipe.stream.prefetch, learner.device),
-        feedback=feedback,
+        feedback=steering,
         held_back=held_back,
         construction=construction,
         base=OneHot(),

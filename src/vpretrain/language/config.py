@@ -188,6 +188,17 @@ class FeedbackConfig(config.FeedbackConfig):
     sources: list[SourceConfig] = Field(min_length=1, description="Pairs, each source in its domain.")
     length: Tokens = Field(512, description="Longer pairs are cut to this many tokens.")
     batch_size: Rows = Field(4, description="Pairs per domain in one meta update.")
+    reward: Literal["solution", "answer"] = Field(
+        "solution",
+        description="solution: steer by the NLL of the written solutions. answer: by a verifier; the learner attempts each "
+        "problem, and only the final answer is needed to check the attempts.",
+    )
+    attempts: int = Field(
+        4,
+        ge=2,
+        le=65_536,
+        description="reward=answer: attempts per problem, of at most evaluation.max_new_tokens each.",
+    )
 
 
 class DesignerConfig(config.DesignerConfig):
@@ -339,6 +350,10 @@ class Recipe(config.Recipe):
         at_most(_READ, read, "stream.accumulation x (1 + prefetch) x batch_size x length")
         at_most(WEIGHTS, designer.layers * designer.hidden_size**2, "designer.layers x hidden_size^2")
         at_most(_ATTEMPTS, direct.problems * direct.group, "direct.problems x direct.group")
+        if self.feedback.reward == "answer":
+            attempts = self.feedback.batch_size * self.feedback.attempts
+            at_most(_ATTEMPTS, attempts, "feedback.batch_size x feedback.attempts")
+            at_most(_BATCH, attempts * self.feedback.length, "feedback.batch_size x attempts x length")
         return self
 
     @property

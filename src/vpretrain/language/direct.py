@@ -30,16 +30,15 @@ from vpretrain.language.config import Recipe, SourceConfig, StreamConfig
 from vpretrain.language.data.encode import encode
 from vpretrain.language.data.example import Example
 from vpretrain.language.data.feedback import pairs
-from vpretrain.language.data.rows import spelled
 from vpretrain.language.data.source import IndexedSource, StreamingSource, open_source, with_form
 from vpretrain.language.data.stream import HOPELESS
 from vpretrain.language.evaluation.solve import (
     before_stop,
     is_correct,
-    marked_answer,
     math_verify,
     needs_mathematics,
     reference,
+    states_answer,
 )
 from vpretrain.language.model.learner import LanguageLearner
 from vpretrain.method.algorithm import StepRecord
@@ -260,7 +259,7 @@ def _drawn(source: IndexedSource | StreamingSource, order: Shuffled | None, numb
 def _check_answers(source: SourceConfig, *, skips: bool) -> None:
     """Raise UserError if the source's first pair has no final answer that attempts can be compared with."""
     (example,), _ = pairs(source, 1, skips=skips)
-    if marked_answer(example.response) is None and not spelled(example.fields.get("answer")):
+    if not states_answer(example):
         raise UserError(
             f"{source.origin}: grpo rewards right final answers, and its solutions mark none: they need ####, \\boxed{{}}, "
             "or a field named answer"

@@ -32,6 +32,11 @@ def workload(recipe: Recipe) -> Workload:
         raise UserError(
             f"arm={recipe.arm} has passes of its own that estimate does not know: use arm=v, or arm=one-hot"
         )
+    if arm.steered and recipe.feedback.reward == "answer":
+        raise UserError(
+            "feedback.reward=answer has the learner attempt problems, which estimate does not count: use profile, or set "
+            "feedback.reward=solution"
+        )
     config = load_config(recipe.learner.name)
     check_sizes(recipe, config)
     text = config.get_text_config()

@@ -36,6 +36,9 @@ from vpretrain.timing import phase
 Metric = Callable[[Iterable[str]], Mapping[str, Tensor] | None]
 """AdamW's preconditioner P over the named parameters; None while it has no statistics."""
 
+NOTHING_TOLD = (
+    "the attempts at each problem agree, so that there is no gradient of the reward: set feedback.reward=solution"
+)
 PAIRS = (8, 4)  # least number of feedback pairs for each question of a judgement; a feedback batch is used whole
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -94,6 +97,7 @@ class MetaUpdate:
         self.phi = list(construction.parameters())
         self.optimizer = torch.optim.AdamW(self.phi, lr=lr, weight_decay=0.0) if self.phi else None
         self.direction: Parameters | None = None
+        self.unmatched = False  # whether the last update found no stream row to align the feedback with
         self.updates = 0
 
     def __call__(
@@ -159,8 +163,9 @@ class MetaUpdate:
         tilted one it would depend on the previous u.
         """
         g_down = self.feedback_gradients()
-        problems = self.problems(g_down, batches, metric)
-        if not problems:  # no stream row could be aligned: the old direction stays
+        problems = self.problems(g_down, batches, metric) if g_down else []
+        self.unmatched = bool(g_down) and not problems
+        if not problems:  # a verifier had nothing to tell, or no stream row could be aligned: the old direction stays
             return [], {}
         values = self.values(problems) if self.phi else []
         directions = [(weight, value.direction) for weight, value in values]
@@ -207,7 +212,7 @@ class MetaUpdate:
         return cast(TiltedConstruction, self.construction).ends()[0]
 
     def feedback_gradients(self) -> dict[str, Parameters]:
-        """Return g_down by domain, of the next feedback batch or, between batches, of the last one."""
+        """Return g_down by domain, of the next feedback batch or, between batches, of the last one; empty if there is none."""
         if self.kept and self.updates % self.feedback_every:
             return self.kept
         noise, theta_S = self._noise(self.updates, 0), self.theta_at()
@@ -235,7 +240,7 @@ class MetaUpdate:
         """Return the alignment problems, one per matched domain (Eq 46) or one in all (Eq 18)."""
         weights = dict(self.feedback.weights)
         aligned: list[tuple[float, str | None, Parameters]]
-        if self.matched and len(g_down) > 1:
+        if self.matched and len(weights) > 1:  # even if a verifier had something to tell of one domain alone
             aligned = [(weights[domain], domain, g) for domain, g in g_down.items()]
         else:
             total = {n: torch.stack([weights[d] * g[n] for d, g in g_down.items()]).sum(0) for n in self.subset}
@@ -270,7 +275,10 @@ class MetaUpdate:
         if batch is None:
             return {}
         with phase("meta: judgement"):
-            lengths, along = self._along(self.theta_at(self.direction), self.direction, question=0)
+            seen = self._along(self.theta_at(self.direction), self.direction, question=0)
+            if not seen:
+                return {}
+            lengths, along = seen
             # Each pair at |G| = 1, so that a few long gradients do not stand for all. Rank 0's numbers: all processes must ask
             # the same questions, and use the same strength.
             agreement = [x / max(length, _TINY) for x, length in zip(along, lengths, strict=True)]
@@ -293,7 +301,10 @@ class MetaUpdate:
         # C = |g_base|_P^2, square = |g_base|^2, F = |d|_P^2, E = <g_base, P d>
         (C, square), (F, _, E) = g_base(), d()
         C = max(C, _TINY)
-        lengths, *along = self._along(at, g_base.held, d.held, question=1)
+        seen = self._along(at, g_base.held, d.held, question=1)
+        if not seen:
+            return judgement
+        lengths, *along = seen
         # A and B at |g_base|_P = 1 and a mean |G| of 1; |g_base| / |g_base|_P removes the scale of P, so that judgements can
         # be pooled.
         unit = C / math.sqrt(square) * max(fmean(lengths), _TINY) if square else 1.0
@@ -301,14 +312,17 @@ class MetaUpdate:
         return Judgement(judgement.agreement, a, b, E / C, F / C)
 
     def _along(self, at: Parameters, *others: Parameters, question: int) -> list[tuple[float, ...]]:
-        """Return |G|, and <G, v> for each v, of the next feedback's pairs in all processes, as many as the question takes.
+        """Return |G|, and <G, v> for each v, of the next feedback's pairs in all processes, as many as the question takes; or
+        nothing if the feedback, by a verifier, does not give them.
 
         Each process takes the gradients of its own pairs. Where theta is sharded, all processes go backward together, and G is
         the mean over one pair from each.
         """
         found: list[tuple[str, AnyBatch]] = []
-        while sum(distributed.all_gather(len(found))) < PAIRS[question]:
-            found += [(domain, pair) for domain, batch in self.feedback.next().items() for pair in batch.apart()]
+        while sum(counts_of_ranks := distributed.all_gather(len(found))) < PAIRS[question] or 0 in counts_of_ranks:
+            if not (drawn := self.feedback.next()):
+                return []
+            found += [(domain, pair) for domain, batch in drawn.items() for pair in batch.apart()]
         # A domain counts by its weight, however many of the pairs are its own.
         counts = Counter(itertools.chain(*distributed.all_gather([domain for domain, _ in found])))
         weights = {domain: self.feedback.weights[domain] * counts.total() / n for domain, n in counts.items()}

@@ -113,7 +113,7 @@ class Feedback(Protocol):
     """The small labelled feedback set D_fb, by domain."""
 
     def next(self) -> dict[str, AnyBatch]:
-        """Return one labelled batch per domain."""
+        """Return one labelled batch per domain; none for a domain of which a verifier has nothing to tell at present."""
         ...
 
     @property

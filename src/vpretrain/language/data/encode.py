@@ -121,6 +121,15 @@ def fitted(example: Example, tokenizer: PreTrainedTokenizerBase, length: int) ->
     return document if document.targets > 0 else PROMPT_FILLS
 
 
+def prompted(example: Example, tokenizer: PreTrainedTokenizerBase, length: int) -> Document | str:
+    """Encode the prompt alone, which attempts continue; if it leaves no room for a token, return the reason in its place."""
+    try:
+        ids = prompt_ids(example, tokenizer)
+    except ChatRefused as refusal:
+        return refusal.reason
+    return Document(tuple(ids), len(ids), False, example.domain, example.key) if len(ids) < length else PROMPT_FILLS
+
+
 def prompt_ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens after which an example's response is decoded. Raises like `encode`."""
     if example.turns:

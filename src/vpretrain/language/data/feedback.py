@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from vpretrain.errors import Unreadable, UserError
 from vpretrain.language.config import FeedbackConfig, SourceConfig
-from vpretrain.language.data.encode import Document, collate, fitted, packed
+from vpretrain.language.data.encode import Document, collate, fitted, packed, prompted
 from vpretrain.language.data.example import Example
 from vpretrain.language.data.source import open_source
 from vpretrain.language.model.batch import TokenBatch
@@ -61,27 +61,29 @@ class LanguageFeedback:
         self.device: torch.device | str = "cpu"
         self.batches_drawn = 0
         self.examples: dict[str, list[Example]] = {}
-        self._documents: dict[str, list[Document]] = {}
+        self._usable: dict[str, list[tuple[Example, Document]]] = {}
+        # The learner's attempts take the place of solutions, which need not fit then.
+        encoded = prompted if config.reward == "answer" else fitted
         left_out: list[tuple[str, Counter[str]]] = []
         weights: dict[str, float] = {}
         for source in config.sources:
             examples, reasons = pairs(source)
-            found = [fitted(example, tokenizer, config.length) for example in examples]
-            usable = [document for document in found if isinstance(document, Document)]
-            reasons.update(reason for reason in found if isinstance(reason, str))
+            found = [(example, encoded(example, tokenizer, config.length)) for example in examples]
+            usable = [(example, document) for example, document in found if isinstance(document, Document)]
+            reasons.update(reason for _, reason in found if isinstance(reason, str))
             left_out.append((source.origin, reasons))
             self.examples.setdefault(source.domain, []).extend(examples)
-            self._documents.setdefault(source.domain, []).extend(usable)
+            self._usable.setdefault(source.domain, []).extend(usable)
             weights[source.domain] = weights.get(source.domain, 0.0) + source.weight
         self.left_out = by_source(left_out)
-        for domain, usable in self._documents.items():
+        for domain, usable in self._usable.items():
             if not usable:
                 raise UserError(
                     f"feedback '{domain}': no pair has a solution token within feedback.length={config.length}; raise it "
                     f"({'; '.join(map(listed, self.left_out.values()))})"
                 )
         self.weights = {domain: weight / sum(weights.values()) for domain, weight in weights.items()}
-        self._order = {domain: Shuffled(len(d), f"{seed}/{domain}") for domain, d in self._documents.items()}
+        self._order = {domain: Shuffled(len(d), f"{seed}/{domain}") for domain, d in self._usable.items()}
 
     @property
     def has_chats(self) -> bool:
@@ -96,13 +98,18 @@ class LanguageFeedback:
     def next(self) -> dict[str, TokenBatch]:
         """Return this process's part of the next `batch_size` pairs of every domain; each epoch has its own order."""
         batches = {}
-        for domain, documents in self._documents.items():
-            first = self.batches_drawn * self.config.batch_size
-            chosen = [documents[self._order[domain][first + i]] for i in self._own]
+        for domain in self._usable:
+            pairs_drawn = self.drawn(domain, self.batches_drawn)
+            chosen = [pairs_drawn[i][1] for i in self._own]
             rows = packed(chosen, self.config.length) if self.packing else chosen
             batches[domain] = collate(rows, self.tokenizer, average=self.average).to(self.device)
         self.batches_drawn += 1
         return batches
+
+    def drawn(self, domain: str, batch: int) -> list[tuple[Example, Document]]:
+        """The batch of that number of a domain, whole, as examples with their tokens."""
+        first, order, usable = batch * self.config.batch_size, self._order[domain], self._usable[domain]
+        return [usable[order[first + i]] for i in range(self.config.batch_size)]
 
     def state_dict(self) -> Json:
         """The cursor."""

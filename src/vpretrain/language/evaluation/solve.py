@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from math import comb, inf, isfinite
 from statistics import mean
 from types import ModuleType
@@ -52,6 +52,26 @@ def solve(
     Returns:
         A list of texts for each problem, none of which contains a stop string.
     """
+    how: Keywords = {"samples": samples, "temperature": temperature, "stop": stop, "done": done}
+    drawn = decode(learner, tokenizer, examples, max_new_tokens, **how)
+    return [[text_of(ids, tokenizer, stop) for ids in of_problem] for of_problem in drawn]
+
+
+def decode(
+    learner: LanguageLearner,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    max_new_tokens: int,
+    *,
+    samples: int = 0,
+    temperature: float = 1.0,
+    stop: Sequence[str] = (),
+    done: Callable[[float], None] = lambda share: None,
+) -> list[list[list[int]]]:
+    """Decode solutions of each problem, as `solve`, but return their tokens: all that were chosen, up to what ended them.
+
+    A solution ends with an end token, with the token that completed a stop string, or at the maximum length.
+    """
     rows = [torch.tensor(prompt_ids(example, tokenizer), dtype=torch.long) for example in examples]
     ends = {tokenizer.eos_token_id} | {end for example in examples for end in end_of_turn(example.turns, tokenizer)}
     ids_BT = pad_sequence(rows, batch_first=True, padding_side="left")
@@ -62,12 +82,17 @@ def solve(
         how = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0, "num_return_sequences": samples}
     # Tokens to search for a stop string that the newest one completes: each of the string's tokens holds at least one byte.
     tail = 1 + max((len(string.encode()) for string in stop), default=0)
+    stopped: dict[int, int] = {}  # row -> number of its tokens when a stop string was complete
 
     def ended(ids_BT: Tensor, scores: object, **_: object) -> Tensor:
         """A stopping criterion of transformers: which rows contain a stop string, [B]."""
-        done((ids_BT.shape[1] - length) / max_new_tokens)
+        made = ids_BT.shape[1] - length
+        done(made / max_new_tokens)
         texts = tokenizer.batch_decode(ids_BT[:, length:][:, -tail:], skip_special_tokens=True)
-        return torch.tensor([before_stop(text, stop) != text for text in texts], device=ids_BT.device)
+        found = [before_stop(text, stop) != text for text in texts]
+        for row in (row for row, complete in enumerate(found) if complete):
+            stopped.setdefault(row, made)
+        return torch.tensor(found, device=ids_BT.device)
 
     generated = learner.generate(
         input_ids=ids_BT.to(learner.device),
@@ -77,10 +102,22 @@ def solve(
         pad_token_id=tokenizer.eos_token_id,
         stopping_criteria=[ended],
         **how,
-    )[:, length:]
-    texts = [before_stop(text, stop) for text in tokenizer.batch_decode(generated, skip_special_tokens=True)]
+    )[:, length:].tolist()
+    # What comes after the end is padding.
+    ids = [_until(ends, row[: stopped.get(number)]) for number, row in enumerate(generated)]
     each = max(1, samples)
-    return [texts[first : first + each] for first in range(0, len(texts), each)]
+    return [ids[first : first + each] for first in range(0, len(ids), each)]
+
+
+def _until(ends: Collection[object], ids: list[int]) -> list[int]:
+    """The tokens up to the first end token, included."""
+    return ids[: next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids))]
+
+
+def text_of(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> str:
+    """Return the text of a solution's tokens, before its first stop string."""
+    (text,) = tokenizer.batch_decode([list(ids)], skip_special_tokens=True)
+    return before_stop(text, stop)
 
 
 def before_stop(text: str, stop: Sequence[str]) -> str:
@@ -103,6 +140,11 @@ def reference(example: Example) -> str:
     """The true final answer of a problem: marked in its solution with #### or \\boxed{}, else its field `answer`."""
     marked = marked_answer(example.response)
     return (spelled(example.fields.get("answer")) or example.response) if marked is None else marked
+
+
+def states_answer(example: Example) -> bool:
+    """Whether an example has a final answer to check attempts by: one marked in its solution, or a field `answer`."""
+    return marked_answer(example.response) is not None or bool(spelled(example.fields.get("answer")))
 
 
 def marked_answer(text: str) -> str | None:

@@ -116,3 +116,45 @@ class TokenBatch:
     def pin_memory(self) -> TokenBatch:
         """The same batch in pinned memory, which a GPU can copy from while it computes."""
         return with_tensors(self, Tensor.pin_memory)
+
+
+@dataclass(frozen=True)
+class AttemptBatch(TokenBatch):
+    """Attempts at problems, one per row, whose targets count by the attempt's advantage, positive or negative.
+
+    The cross-entropy to its targets is -(1 / B) sum_i A_i log p(attempt i), and its gradient minus the policy gradient of the
+    reward. An attempt counts once, whatever its length: divided by it, a long wrong attempt would be discouraged less than a
+    short one.
+
+    Attributes:
+        advantages_B: A, the reward of each attempt minus that of the other attempts at its problem.
+        attempts: number of attempts at each problem; these are neighbouring rows.
+    """
+
+    advantages_B: Float[Tensor, " B"]
+    attempts: int
+
+    @property
+    def share_N(self) -> Float[Tensor, " N"]:
+        """A / B of each target's row; the sum has no meaning, and may be 0."""
+        return (self.advantages_B / len(self.advantages_B))[self.predicts_BT.nonzero()[:, 0]]
+
+    @property
+    def weight(self) -> float:
+        """Number of problems whose attempts differ in their reward."""
+        return float((self.advantages_B.view(-1, self.attempts) != 0).any(dim=1).sum())
+
+    def apart(self) -> list[TokenBatch]:
+        """Return the attempts at each problem as a batch of their own, without problems that have no gradient."""
+        problems = []
+        for first in range(0, len(self.domains), self.attempts):
+            rows = slice(first, first + self.attempts)
+            of_problem: Keywords = {
+                name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor | tuple)
+            }
+            problems.append(replace(self, **of_problem))
+        return [problem for problem in problems if problem.weight > 0]
+
+    def without_effect(self) -> AttemptBatch:
+        """The same rows at advantage 0: for a process that has no problem of its own, and must make the same passes."""
+        return replace(self, advantages_B=torch.zeros_like(self.advantages_B))
