@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help install docs notebook wheel quickstart quickstart-vision bench-steering bench-steering-flops bench-steering-ablation bench-gsm8k bench-shift bench-vision bench-multitask bench-posttrain bench-decontaminate bench-speed bench-scaling bench-gpu check test test-slow test-browser test-reliability test-distributed audit doctor clean
+.PHONY: help install docs notebook wheel quickstart quickstart-vision bench-steering bench-steering-flops bench-steering-ablation bench-gsm8k bench-shift bench-vision bench-multitask bench-posttrain bench-verifier bench-decontaminate bench-speed bench-scaling bench-gpu check test test-slow test-browser test-reliability test-distributed audit doctor clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -84,6 +84,9 @@ bench-multitask: .venv/.installed-quickstart ## train the real learner on three 
 
 bench-posttrain: .venv/.installed-dev ## compare V before and against SFT and GRPO on the real learner; twenty-five minutes
 	$(BIN)/vpretrain posttrain recipes/posttrain.yaml --paths v,sft,grpo,sft+grpo,v+sft,v+grpo $(ARGS)
+
+bench-verifier: .venv/.installed-dev ## compare V steered by a verifier with GRPO on the real learner, after equal time; forty minutes
+	$(BIN)/python -m benchmarks.verifier $(ARGS)
 
 bench-speed: .venv/.installed-quickstart .venv/.installed-vision ## measure the cost of V over ordinary pretraining, in time and memory; fifteen minutes, less with ARGS=--quick
 	$(BIN)/python -m benchmarks.speed $(ARGS)

@@ -159,8 +159,9 @@ def test_the_same_poison_reaches_the_learner_through_a_task_that_follows_it(pois
     assert any(not torch.equal(clean[name], other[name]) for name in clean)
 
 
-def test_firewall_the_object_that_holds_g_down_cannot_reach_the_learners_optimizer(tmp_path, tokenizer):
-    recipe = tiny_recipe(tmp_path, tokenizer, arm="v-learned")
+@pytest.mark.parametrize("reward", ["solution", "answer"])
+def test_firewall_the_object_that_holds_g_down_cannot_reach_the_learners_optimizer(tmp_path, tokenizer, reward):
+    recipe = tiny_recipe(tmp_path, tokenizer, arm="v-learned", feedback={"reward": reward})
     prepare_directory(recipe, resume=False, overwrite=False)
     parts = assemble(recipe)
     session = Session(recipe, parts)
