@@ -14,7 +14,7 @@ from worlds import sums, tiny_recipe, vision_recipe, write_jsonl
 from vpretrain import distributed, run_recipe
 from vpretrain.errors import Paused, UserError
 from vpretrain.language.assemble import assemble, load_evaluation
-from vpretrain.language.data.encode import Document, collate, prompt_ids
+from vpretrain.language.data.encode import PROMPT_FILLS, Document, collate, prompt_ids
 from vpretrain.language.evaluation.solve import decode
 from vpretrain.language.model.batch import AttemptBatch
 from vpretrain.language.model.learner import LanguageLearner
@@ -276,6 +276,13 @@ def test_answers_need_no_solution_but_must_be_there(tmp_path, tokenizer):
     path = write_jsonl(tmp_path / "bare.jsonl", bare)
     source = {"path": path, "domain": "sums", "prompt": "{question} ", "response": "{answer}"}
     assert len(assemble(recipe_of(tmp_path, tokenizer, feedback={"sources": [source]})).feedback.keys) == 4
+    # The prompt must leave room for an attempt, whatever the solution takes.
+    rows = [*bare[:2], {**bare[2], "note": "long " * 20}, {**bare[3], "question": "long " * 20}]
+    uneven = write_jsonl(tmp_path / "uneven.jsonl", rows)
+    longer = source | {"path": uneven, "response": "{note} #### {answer}"}
+    feedback = assemble(recipe_of(tmp_path, tokenizer, feedback={"sources": [longer], "batch_size": 3})).feedback
+    assert feedback.left_out == {uneven: {PROMPT_FILLS: 1}}
+    assert len({example.key for example, _ in feedback._feedback.drawn("sums", 0)}) == 3
     unmarked = write_jsonl(tmp_path / "unmarked.jsonl", [{**row, "answer": ""} for row in bare[:3]] + bare[3:])
     source |= {"path": unmarked, "response": "{note}"}
     with pytest.raises(

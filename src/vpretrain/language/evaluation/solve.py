@@ -79,7 +79,9 @@ def decode(
     length = ids_BT.shape[1]
     how: Keywords = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if samples:
-        how = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0, "num_return_sequences": samples}
+        # Whatever the learner's generation config says, draws are from its own distribution.
+        how = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
+        how["num_return_sequences"] = samples
     # Tokens to search for a stop string that the newest one completes: each of the string's tokens holds at least one byte.
     tail = 1 + max((len(string.encode()) for string in stop), default=0)
     stopped: dict[int, int] = {}  # row -> number of its tokens when a stop string was complete
