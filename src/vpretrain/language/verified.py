@@ -3,7 +3,8 @@
     L_down = -(1 / n) sum_i A_i log p(attempt i),    A_i = r_i - mean of the r_j of the other attempts at the same problem
 
 r is 1 for a right final answer, else 0, as in the evaluation. The baseline does not depend on the attempt that it is for, so
-that -grad L_down is an unbiased estimate of the gradient of the mean reward.
+the policy gradient, -grad L_down, has the direction of the gradient of the mean reward in expectation. Its scale is larger:
+problems whose attempts agree have no gradient, and are not among the n attempts.
 
 Shapes: P problems, K attempts at each, B = P K rows.
 """
