@@ -67,6 +67,18 @@ def test_matched_domains_are_aligned_with_their_own_rows(kind):
     assert meta(list(stream.values()))["value"] == pytest.approx(float(expected), rel=1e-4)
 
 
+def test_rows_of_a_domain_are_collected_over_micro_batches():
+    meta, align = make(True, "cosine"), Align("cosine")
+    of_domain = {"math": random_batch(3, seed=1, domain="math"), "code": random_batch(2, seed=2, domain="code")}
+    expected = sum(
+        weight * align(g_down(meta, TwoDomains().next()[domain]), g_pre(meta, of_domain[domain].rows([0, 1])))
+        for domain, weight in TwoDomains.weights.items()
+    )
+    math, code = of_domain.values()
+    stream = [math.rows([0]), code, math.rows([1]), math.rows([2])]  # of which two rows a domain are asked for
+    assert meta(stream)["value"] == pytest.approx(float(expected), rel=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["dot", "cosine"])
 def test_the_weighted_sum_is_one_gradient_against_any_rows(kind):
     meta = make(False, kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from conftest import character_tokenizer
 from tokenizers import normalizers, processors
 
@@ -157,3 +158,40 @@ def test_restrict_takes_rows_of_a_domain_that_have_a_target_within_the_length(to
     assert batch.restrict(domain=None, rows=2, length=20).domains == ("math", "code")
     assert batch.restrict(domain="law", rows=1, length=20) is None
     assert batch.restrict(domain=None, rows=1, length=1) is None
+
+
+def test_rows_that_a_micro_batch_lacks_come_from_the_next(tokenizer):
+    four, seven = encode(example("4", "2=", "math"), tokenizer), encode(example("seven", "3=", "math"), tokenizer)
+    first = collate([four, encode(example("abc", "", "code"), tokenizer)], tokenizer)
+    second = collate([seven, four], tokenizer)
+    both = first.restrict(domain="math", more=[second], rows=2, length=20)
+    assert both.domains == ("math", "math")
+    assert both.keys == (first.keys[0], second.keys[0])
+    assert text(tokenizer, both.targets_N) == "4<eos>seven<eos>"
+    assert both.positions_BT.tolist() == [[0, 1, 2, 3, 0, 1, 2, 3], [*range(8)]]  # filled by one more document
+    assert both.weights_BT.tolist() == [[0, 0, 1, 1, 0, 0, 0, 0], [0, 0, *[1] * 6]]
+    assert first.restrict(domain="code", more=[second], rows=2, length=20).domains == ("code",)
+    assert second.restrict(domain="code", more=[second, first], rows=2, length=20).keys == (first.keys[1],)
+    assert first.restrict(domain="law", more=[second], rows=2, length=20) is None
+    # A batch that suffices is taken alone.
+    alone, enough = second.restrict(rows=2, length=20), second.restrict(more=[first], rows=2, length=20)
+    assert enough.keys == alone.keys == second.keys
+    for name in ("ids_BT", "positions_BT", "weights_BT"):
+        assert torch.equal(getattr(enough, name), getattr(alone, name)), name
+
+
+@pytest.mark.parametrize("length", [12, 9, 7, 4])
+@pytest.mark.parametrize("average", ["tokens", "examples"])
+def test_a_cut_document_weighs_as_one_of_its_new_length(tokenizer, average, length):
+    """A pair that is cut still counts as an example, and so does a row of raw text."""
+    four, seven = encode(example("4", "2="), tokenizer), encode(example("seven", "2="), tokenizer)
+    raw = encode(example("abcdefghijk"), tokenizer)
+    rows = [[four, seven], [raw]]
+    assert [sum(map(len, row)) for row in rows] == [12, 12]
+    cut = [[four, seven.cut(0, length - 4)] if length > 4 else [four], [raw.cut(0, length)]]
+    wanted = collate(cut, tokenizer, length=length, average=average)
+    found = collate(rows, tokenizer, average=average).rows([0, 1], length)
+    assert torch.equal(found.ids_BT, wanted.ids_BT)
+    torch.testing.assert_close(found.weights_BT, wanted.weights_BT)
+    if average == "examples":
+        assert float(found.weights_BT[0].sum()) == pytest.approx(1 if length == 4 else 2)

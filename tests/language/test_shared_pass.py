@@ -164,6 +164,9 @@ def test_nothing_is_made_ahead_outside_of_a_meta_update():
     assert learner.prepare(batch.restrict(rows=2, length=20), at).cache.output is None
     with learner.meta_mode(), learner.looking_ahead(random_batch(seed=7)):
         assert learner.prepare(batch.restrict(rows=2, length=20), at).cache.output is None
+    first, second = batch.rows([0]), batch.rows([1])
+    with learner.meta_mode(), learner.looking_ahead(first):  # which has only a part of the rows
+        assert learner.prepare(first.restrict(more=[second], rows=2, length=20), at).cache.output is None
     part, _ = ahead(learner, batch)
     assert part.cache.output is not None
     learner.forward(random_batch(seed=7))

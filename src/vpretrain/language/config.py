@@ -230,7 +230,10 @@ class ValueConfig(config.ValueConfig):
         "matched",
         description="Align each domain's feedback with its own stream rows (Eq 46), or one weighted sum with all (Eq 18).",
     )
-    batch_size: Rows = Field(4, description="Stream rows per domain in one meta update.")
+    batch_size: Rows = Field(
+        4,
+        description="Stream rows per domain in one meta update, from the first micro-batches of the step that have them.",
+    )
     length: Tokens = Field(256, description="Tokens of these rows that are used.")
     metric: Literal["identity", "adamw"] = Field(
         "adamw", description="adamw: the inner product is preconditioned like the learner's own step (App B.4)."

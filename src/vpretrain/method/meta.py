@@ -57,7 +57,7 @@ class MetaUpdate:
         engine: one of `vpretrain.method.value.ENGINES`; for constructions with phi.
         kind: Align, `dot` or `cosine`.
         penalty: c of the dot product's norm penalty, see `Align`.
-        part: size of the part of the learner's batch that a domain's g_pre is computed on, as arguments of `Batch.restrict`.
+        part: size of the part of the learner's batches that a domain's g_pre is computed on, as arguments of `Batch.restrict`.
         matched: whether each domain is aligned with stream rows of the same domain.
         lr, clip_norm: of the designer's AdamW.
         feedback_every: meta updates per feedback batch.
@@ -378,12 +378,11 @@ class MetaUpdate:
         return torch.Generator().manual_seed(self.random_seed * 1_000_003 + update + number * 1_000_000_007)
 
     def _meta_batch(self, batches: Sequence[AnyBatch], domain: str | None) -> tuple[AnyBatch, float]:
-        """Return rows of the first micro-batch with any of the domain, and their weight relative to the mean over processes.
+        """Return the step's first rows of the domain, and their weight relative to the mean over processes.
 
         A process without such rows, if another has some, takes any batch at weight 0, so that all make the same passes.
         """
-        restricted = (batch.restrict(domain=domain, **self.part) for batch in batches)
-        found = next((batch for batch in restricted if batch is not None), None)
+        found = batches[0].restrict(domain=domain, more=batches[1:], **self.part)
         weight = 0.0 if found is None else found.weight
         whole = distributed.all_reduce_mean(weight)
         return (None, 0.0) if whole == 0 else (batches[0] if found is None else found, weight / whole)

@@ -44,8 +44,11 @@ class Batch(Protocol):
         """Total weight of its targets: the number of valid tokens (or of examples), which normalises the loss."""
         ...
 
-    def restrict(self, *, domain: str | None, **sizes: int) -> Batch | None:
-        """Return a part of it (of one domain) as a meta batch; None if it has no such rows."""
+    def restrict(self, *, domain: str | None, more: Sequence[Batch], **sizes: int) -> Batch | None:
+        """Return rows (of one domain) as a meta batch; None if there are none.
+
+        Where its own do not suffice, the modality may take those of `more`, the further micro-batches of the step.
+        """
         ...
 
     def with_targets(self) -> Batch:

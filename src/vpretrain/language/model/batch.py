@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -68,25 +69,59 @@ class TokenBatch:
         """Number of tokens that the learner reads, padding included; throughput is measured in these."""
         return self.ids_BT.numel()
 
-    def restrict(self, *, domain: str | None = None, rows: int, length: int) -> TokenBatch | None:
-        """The first `rows` rows (of `domain`) that still have a target within `length` tokens; None if there are none."""
-        chosen = [
-            row
-            for row, name in enumerate(self.domains)
-            if (domain is None or name == domain) and bool((self.weights_BT[row, 1:length] > 0).any())
-        ][:rows]
-        return self.rows(chosen, length) if chosen else None
+    def restrict(
+        self, *, domain: str | None = None, more: Sequence[TokenBatch] = (), rows: int, length: int
+    ) -> TokenBatch | None:
+        """The first `rows` rows (of `domain`) that still have a target within `length` tokens; None if there are none.
+
+        Args:
+            domain: None: any.
+            more: the further micro-batches of the step, from which the rows come that are missing here.
+            rows: maximum number of rows.
+            length: maximum number of tokens per row.
+        """
+        parts: list[TokenBatch] = []
+        missing = rows
+        for batch in (self, *more):
+            chosen = [
+                row
+                for row, name in enumerate(batch.domains)
+                if (domain is None or name == domain) and bool((batch.weights_BT[row, 1:length] > 0).any())
+            ][:missing]
+            if chosen:
+                parts.append(batch.rows(chosen, length))
+                missing -= len(chosen)
+            if not missing:
+                break
+        return _joined(parts) if parts else None
 
     def rows(self, chosen: Sequence[int], length: int | None = None) -> TokenBatch:
-        """The chosen rows, cut to `length` tokens."""
+        """The chosen rows, cut to `length` tokens, with the weights that they would have been given at this length."""
         index = list(chosen)
         return TokenBatch(
             self.ids_BT[index, :length],
             self.positions_BT[index, :length],
-            self.weights_BT[index, :length],
+            self._weights_of(index, length),
             tuple(self.domains[row] for row in index),
             tuple(self.keys[row] for row in index),
         )
+
+    def _weights_of(self, index: list[int], length: int | None) -> Float[Tensor, "b t"]:
+        """The targets' weights in rows that are cut, as `collate` gives them.
+
+        On average over tokens they are 1, cut or not. On average over examples a pair's are 1 together, those of raw text 1 / T
+        each. (No pair has T targets, so the weight shows what it is.)
+        """
+        weights_BT = self.weights_BT[index]
+        whole = weights_BT.shape[1]
+        if length is None or length >= whole:
+            return weights_BT
+        document_BT = (self.positions_BT[index] == 0).cumsum(1)
+        # The targets of the document at the end of the cut row, and how many of them there were for each one that is left.
+        last_BT = (document_BT == document_BT[:, length - 1 : length]) & (weights_BT > 0)
+        times_B1 = last_BT.sum(1, keepdim=True) / last_BT[:, :length].sum(1, keepdim=True).clamp_min(1)
+        of_pairs_BT = torch.where(last_BT & (weights_BT < 1), weights_BT * times_B1, weights_BT)
+        return of_pairs_BT.masked_fill(weights_BT == 1 / whole, 1 / length)[:, :length]
 
     def apart(self) -> list[TokenBatch]:
         """Return each document that has a target as its own batch."""
@@ -158,3 +193,30 @@ class AttemptBatch(TokenBatch):
     def without_effect(self) -> AttemptBatch:
         """The same rows at advantage 0: for a process that has no problem of its own, and must make the same passes."""
         return replace(self, advantages_B=torch.zeros_like(self.advantages_B))
+
+
+def _joined(parts: Sequence[TokenBatch]) -> TokenBatch:
+    """The rows of all parts as one batch; shorter rows are filled up."""
+    if len(parts) == 1:
+        return parts[0]
+    length = max(part.ids_BT.shape[1] for part in parts)
+    filled = [_filled(part, length) for part in parts]
+    return TokenBatch(
+        torch.cat([part.ids_BT for part in filled]),
+        torch.cat([part.positions_BT for part in filled]),
+        torch.cat([part.weights_BT for part in filled]),
+        tuple(itertools.chain(*(part.domains for part in filled))),
+        tuple(itertools.chain(*(part.keys for part in filled))),
+    )
+
+
+def _filled(batch: TokenBatch, length: int) -> TokenBatch:
+    """The same rows at `length` tokens: the rest is one more document, without targets."""
+    rows, whole = batch.ids_BT.shape
+    positions_BT = torch.arange(length - whole, device=batch.ids_BT.device).expand(rows, -1)
+    return replace(
+        batch,
+        ids_BT=F.pad(batch.ids_BT, (0, length - whole)),
+        positions_BT=torch.cat([batch.positions_BT, positions_BT], dim=1),
+        weights_BT=F.pad(batch.weights_BT, (0, length - whole)),
+    )

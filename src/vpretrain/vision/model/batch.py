@@ -63,8 +63,11 @@ class ViewBatch:
         """The number of images, the unit of throughput."""
         return len(self.keys)
 
-    def restrict(self, *, domain: str | None = None, rows: int) -> ViewBatch:
-        """Return a meta batch: the first `rows` images. Images have no domain."""
+    def restrict(self, *, domain: str | None = None, more: Sequence[ViewBatch] = (), rows: int) -> ViewBatch:
+        """Return a meta batch: the first `rows` images.
+
+        Images have no domain, and none of `more` are taken: what is hidden is drawn by one seed for a whole micro-batch.
+        """
         return self.images(slice(rows))
 
     def images(self, chosen: slice) -> ViewBatch:
