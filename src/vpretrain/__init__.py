@@ -20,6 +20,7 @@ from vpretrain.run import run_recipe
 if TYPE_CHECKING:
     from vpretrain.language.adapters.attach import VPretraining as VPretraining
     from vpretrain.language.adapters.attach import feedback_rows as feedback_rows
+    from vpretrain.language.adapters.sft_trainer import VPretrainSFTTrainer as VPretrainSFTTrainer
     from vpretrain.language.adapters.trainer import VPretrainTrainer as VPretrainTrainer
 
 __all__ = [
@@ -36,8 +37,9 @@ __all__ = [
     "run_recipe",
 ]
 __version__ = version("vpretrain")
-# Imported on first access: transformers' Trainer takes seconds.
+# Imported on first access: transformers' Trainer takes seconds. TRL is an extra, so its trainer is not in `__all__`.
 _LATE = {
+    "VPretrainSFTTrainer": "language.adapters.sft_trainer",
     "VPretrainTrainer": "language.adapters.trainer",
     "VPretraining": "language.adapters.attach",
     "feedback_rows": "language.adapters.attach",

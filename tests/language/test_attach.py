@@ -178,6 +178,18 @@ def test_pairs_become_rows_with_labels_on_the_response(tokenizer):
     assert row["labels"] == [-100] * 4 + row["input_ids"][4:]
 
 
+def test_what_follows_from_positions_is_not_read():
+    """As collators without padding give it; without positions it could not be checked, and is refused."""
+    ids = torch.tensor([[5, 6, 7, 8]])
+    read = {"input_ids": ids, "labels": ids, "position_ids": torch.tensor([[0, 1, 0, 1]])}
+    more = {"cu_seq_lens_q": torch.tensor([0, 2, 4]), "max_length_q": 2, "seq_idx": torch.tensor([[0, 0, 1, 1]])}
+    alone, found = token_batch(read), token_batch(read | more)
+    for name in ("ids_BT", "positions_BT", "weights_BT"):
+        assert torch.equal(getattr(found, name), getattr(alone, name)), name
+    with pytest.raises(UserError, match="cu_seq_lens_q"):
+        token_batch({"input_ids": ids, "labels": ids, **more})
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

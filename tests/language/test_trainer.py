@@ -49,7 +49,7 @@ def rows(count):
     ]
 
 
-def arguments(directory, **changes):
+def arguments(directory, cls=TrainingArguments, **changes):
     settings = {
         "per_device_train_batch_size": 2,
         "max_steps": STEPS,
@@ -64,7 +64,7 @@ def arguments(directory, **changes):
         "dataloader_pin_memory": False,
         "seed": 0,
     }
-    return TrainingArguments(str(directory), **settings | changes)
+    return cls(str(directory), **settings | changes)
 
 
 def made(model, args, *, cls=VPretrainTrainer, arm="v-paper", data=None, designer=None, value=None, **more):
@@ -107,16 +107,16 @@ class Feedback:
         return {"general": TokenBatch(ids, positions, (positions >= 5).float(), ("general",) * 2, ((), ()))}
 
 
-def by_our_loop(model, accumulation, bf16, arm, value):
+def by_our_loop(model, accumulation, bf16, arm, value, *, stream=None, tokens=None):
     designer_config = DesignerConfig(**DESIGNER)
-    learner = LanguageLearner(model, top_k=designer_config.top_k, bf16=bf16)
+    learner = LanguageLearner(model, top_k=designer_config.top_k, tokens=tokens, bf16=bf16)
     construction, meta, designer = constructed(
         ARMS[arm], learner, Feedback(), designer_config, value, ControlConfig(), length=value.length, seed=0
     )
     records = []
     continue_pretraining(
         learner=learner,
-        stream=Stream(accumulation),
+        stream=stream or Stream(accumulation),
         construction=construction,
         base=OneHot(),
         optimizer=AdamW(learner.named_parameters(), OptimizerConfig(lr=LR, warmup_fraction=0), total_steps=STEPS),

@@ -51,6 +51,7 @@ def test_a_notebook_gets_the_table_as_html(result):
 def test_every_name_of_the_package_is_there_and_compare_is_a_function():
     assert set(vpretrain.__all__) <= set(dir(vpretrain))
     assert all(getattr(vpretrain, name) is not None for name in vpretrain.__all__)
+    assert "VPretrainSFTTrainer" in dir(vpretrain)
     assert callable(vpretrain.compare)
     assert {"VPretrainTrainer", "VPretraining", "feedback_rows"} <= set(vpretrain.__all__)
 

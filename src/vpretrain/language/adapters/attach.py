@@ -36,6 +36,8 @@ from vpretrain.types import Json, Model
 NO_TARGET = -100  # transformers' label of a token that is not predicted
 _DOMAIN = "general"  # rows of other loops have no domain
 _READ = {"input_ids", "labels", "attention_mask", "position_ids"}
+# What collators without padding add for kernels that take packed rows: it follows from the positions.
+_OF_POSITIONS = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"}
 
 
 class VPretraining:
@@ -220,12 +222,13 @@ def token_batch(inputs: Mapping[str, Tensor]) -> TokenBatch:
     Args:
         inputs: `input_ids`, [B, T]. `labels`, [B, T]: the ids themselves, or -100 where they are not predicted; without any,
             all tokens but padding are predicted. `attention_mask`, [B, T]: 0 is padding. `position_ids`, [B, T] or [1, T]:
-            attention stays between one 0 and the next, regardless of the mask.
+            attention stays between one 0 and the next, regardless of the mask. With them, what follows from them
+            (`cu_seq_lens_q`, `seq_idx` ...) is not read.
 
     Raises:
         UserError: other inputs, a mask of another shape, or labels that are not a copy of the ids.
     """
-    if other := set(inputs) - _READ:
+    if other := set(inputs) - (_READ | _OF_POSITIONS if "position_ids" in inputs else _READ):
         raise UserError(f"the batch has {min(other)}, which V-pretraining does not know: leave it out of the data")
     ids_BT = inputs["input_ids"]
     mask_BT = inputs.get("attention_mask", torch.ones_like(ids_BT)) != 0

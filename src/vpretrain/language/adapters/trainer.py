@@ -30,77 +30,25 @@ _REFUSED = {
 }
 
 
-class VPretrainTrainer(Trainer):
-    """`transformers.Trainer` on constructed tasks: pass `feedback_dataset`, and everything else as usual.
-
-    Before the first micro-batch of a step with `global_step % value.every_steps == 0` (after the burn-in) it makes one meta
-    update. `evaluate` gives the ordinary one-hot loss. The log has the mean alpha of the last step and, if there was one
-    since the last log, the value and |g_down| of the last meta update. Checkpoints hold all that `resume_from_checkpoint`
-    needs.
-
-    Args:
-        feedback_dataset: rows with `input_ids` and `labels`, see `VPretraining`.
-        arm, designer, value, feedback_batch_size: as in `VPretraining`.
-        model, args and all before `feedback_dataset`: the Trainer's own. The batches need what `token_batch` reads, and
-            nothing else; `model_init` and `compute_loss_func` are refused.
-
-    Raises:
-        UserError: something cannot work; the message gives the cause and the remedy.
-    """
+class VPretrainMixin(Trainer):
+    """What turns a Trainer into one on constructed tasks, once its `__init__` has called `_attach`."""
 
     loss_is_scaled_for_ga = True  # each micro-batch's loss is already its part of the whole step's
 
-    def __init__(
-        self,
-        model: nn.Module | None = None,
-        args: TrainingArguments | None = None,
-        data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
-        processing_class: Any = None,
-        model_init: Callable[..., nn.Module] | None = None,
-        compute_loss_func: Callable[..., Tensor] | None = None,
-        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[Optimizer | None, LambdaLR | None] = (None, None),
-        optimizer_cls_and_kwargs: tuple[type[Optimizer], dict[str, Any]] | None = None,
-        preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
-        *,
-        feedback_dataset: Iterable[Mapping[str, Any]],
-        arm: Literal["v", "v-exact", "v-learned", "v-paper"] = "v",
-        designer: DesignerConfig | None = None,
-        value: ValueConfig | None = None,
-        feedback_batch_size: int = 4,
-    ) -> None:
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            model_init=model_init,
-            compute_loss_func=compute_loss_func,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
-            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-        )
+    def _attach(self, feedback_dataset: Iterable[Mapping[str, Any]], **settings: Any) -> None:
+        """Attach V-pretraining, with `VPretraining`'s own settings, to a Trainer that is complete otherwise."""
         self._refuse()
         if not self.place_model_on_device:  # under DeepSpeed it would be moved later, away from the designer
             self._move_model_to_device(self.model, self.args.device)
+        tokenizer = self.processing_class
         self.vpretraining = VPretraining(
             self.model,
             feedback_dataset,
-            arm=arm,
-            designer=designer,
-            value=value,
-            feedback_batch_size=feedback_batch_size,
             bf16=self.args.bf16,
             seed=self.args.seed,
-            tokens=tokens_of(processing_class) if isinstance(processing_class, PreTrainedTokenizerBase) else None,
+            tokens=tokens_of(tokenizer) if isinstance(tokenizer, PreTrainedTokenizerBase) else None,
             replicated=True,
+            **settings,
         )
         self._losses: Iterator[Tensor] = iter(())
         self._unlogged: Json = {}
@@ -170,6 +118,64 @@ class VPretrainTrainer(Trainer):
             )
         if self.args.n_gpu > 1:
             raise UserError("DataParallel copies the model to each GPU: set CUDA_VISIBLE_DEVICES=0")
+
+
+class VPretrainTrainer(VPretrainMixin):
+    """`transformers.Trainer` on constructed tasks: pass `feedback_dataset`, and everything else as usual.
+
+    Before the first micro-batch of a step with `global_step % value.every_steps == 0` (after the burn-in) it makes one meta
+    update. `evaluate` gives the ordinary one-hot loss. The log has the mean alpha of the last step and, if there was one
+    since the last log, the value and |g_down| of the last meta update. Checkpoints hold all that `resume_from_checkpoint`
+    needs.
+
+    Args:
+        feedback_dataset: rows with `input_ids` and `labels`, see `VPretraining`.
+        arm, designer, value, feedback_batch_size: as in `VPretraining`.
+        model, args and all before `feedback_dataset`: the Trainer's own. The batches need what `token_batch` reads, and
+            nothing else; `model_init` and `compute_loss_func` are refused.
+
+    Raises:
+        UserError: something cannot work; the message gives the cause and the remedy.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        model_init: Callable[..., nn.Module] | None = None,
+        compute_loss_func: Callable[..., Tensor] | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Optimizer | None, LambdaLR | None] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
+        *,
+        feedback_dataset: Iterable[Mapping[str, Any]],
+        arm: Literal["v", "v-exact", "v-learned", "v-paper"] = "v",
+        designer: DesignerConfig | None = None,
+        value: ValueConfig | None = None,
+        feedback_batch_size: int = 4,
+    ) -> None:
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            model_init=model_init,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
+        self._attach(feedback_dataset, arm=arm, designer=designer, value=value, feedback_batch_size=feedback_batch_size)
 
 
 @contextlib.contextmanager
