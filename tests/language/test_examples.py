@@ -10,11 +10,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = {name: (ROOT / "examples" / name).read_text(encoding="utf-8") for name in ("own_loop.py", "trainer.py")}
+NAMES = ("own_loop.py", "pretraining_loop.py", "trainer.py")
+EXAMPLES = {name: (ROOT / "examples" / name).read_text(encoding="utf-8") for name in NAMES}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_it_runs_and_says_what_v_pretraining_does(name, capsys):
+    check_run(name, capsys)
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's advice
+def test_the_lightning_module_too(capsys):
+    pytest.importorskip("lightning", reason="needs pip install lightning, which nothing else here uses")
+    check_run("lightning_module.py", capsys)
+
+
+def check_run(name, capsys):
     runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
     lines = [line for line in capsys.readouterr().out.splitlines() if "loss" in line]
     losses = [float(re.search(r"loss\W+([\d.]+)", line)[1]) for line in lines]

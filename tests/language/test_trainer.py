@@ -17,6 +17,7 @@ from transformers import Trainer, TrainingArguments
 
 from vpretrain import UserError
 from vpretrain.config import OptimizerConfig
+from vpretrain.language.adapters.attach import VPretraining
 from vpretrain.language.adapters.trainer import VPretrainTrainer, _answering
 from vpretrain.language.arms import ARMS, PAPER
 from vpretrain.language.assemble import constructed
@@ -164,6 +165,44 @@ def test_the_numbers_are_our_loops_bit_for_bit(tmp_path, accumulation, bf16, arm
         assert torch.equal(p, q), name
     if designer is not None:
         for (name, p), q in zip(designer.named_parameters(), trainer.vpretraining.designer.parameters(), strict=True):
+            assert torch.equal(p, q), name
+
+
+@pytest.mark.usefixtures("judged_early")
+@pytest.mark.parametrize(("arm", "value", "updates"), CASES)
+def test_a_loop_of_ones_own_has_our_loops_numbers_bit_for_bit(arm, value, updates):
+    ours, theirs = tiny_model(), tiny_model()
+    records, designer = by_our_loop(ours, 2, False, arm, value)
+    settings = {"designer": DesignerConfig(**DESIGNER), "value": value, "feedback_batch_size": 2}
+    v = VPretraining(theirs, feedback(), arm=arm, **settings)
+    optimizer = torch.optim.AdamW(theirs.parameters(), lr=LR, weight_decay=0.0, fused=True)
+    stream, updated = Stream(2), 0
+    for step, record in enumerate(records):
+        batches = [
+            {
+                "input_ids": batch.ids_BT,
+                "position_ids": batch.positions_BT,
+                "labels": torch.where(batch.weights_BT > 0, batch.ids_BT, -100),
+            }
+            for batch in stream.next()
+        ]
+        losses = []
+        for loss in v.losses(step, batches, optimizer=optimizer, progress=step / STEPS):
+            loss.backward()
+            losses.append(loss.detach())
+        assert float(sum(losses)) == record.loss
+        assert float(torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)) == record.optimizer["grad_norm"]
+        optimizer.step()
+        optimizer.zero_grad()
+        assert float(v.record["alpha"]) == record.side["alpha"]
+        for name in ("strength", "value", "g_down_norm"):
+            assert v.record.get(name) == record.meta.get(name)
+        updated += "g_down_norm" in v.record
+    assert updated == updates
+    for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(p, q), name
+    if designer is not None:
+        for (name, p), q in zip(designer.named_parameters(), v.designer.parameters(), strict=True):
             assert torch.equal(p, q), name
 
 
