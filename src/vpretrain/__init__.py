@@ -9,6 +9,10 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from vpretrain.metal import let_fall_back
+
+let_fall_back()  # before anything below imports torch
+
 from vpretrain.compare.compare import compare
 from vpretrain.compare.outcome import ComparisonResult
 from vpretrain.config import Recipe

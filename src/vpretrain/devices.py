@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
+from vpretrain import metal
+from vpretrain.console import note
 from vpretrain.errors import UserError
 
 
@@ -15,7 +19,15 @@ def available(name: str) -> torch.device:
         raise UserError(
             f"learner.device={name}: this machine, or this build of PyTorch, has none; use learner.device=auto"
         )
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "mps":
+        _note_once(metal.remark())
+    return device
+
+
+@functools.cache
+def _note_once(text: str) -> None:
+    note(text)
 
 
 def _has(name: str) -> bool:

@@ -20,9 +20,9 @@ MODALITY = [
 ]
 MODALITY += [["assemble"], ["inspection", "workload", "adapters"]]
 FLOORS = [
-    ["errors", "timing", "types", "hub"],
-    ["files", "order", "plot", "console", "arms", "bounds", "plain", "devices"],
-    ["config", "distributed", "pretrained"],
+    ["errors", "timing", "types", "hub", "metal"],
+    ["files", "order", "plot", "console", "arms", "bounds", "plain"],
+    ["config", "distributed", "pretrained", "devices"],
     ["modality"],
     ["recipe", "schema", "tables"],
     ["outcome"],
