@@ -8,12 +8,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from vpretrain import distributed
 from vpretrain.console import note
 from vpretrain.devices import available
 from vpretrain.errors import UserError
 from vpretrain.method.meta import MetaUpdate
+from vpretrain.method.protocols import Feedback
 from vpretrain.method.strength import Strength
 from vpretrain.method.subset import alignment_subset
 from vpretrain.method.value import engine, no_value
@@ -21,7 +23,8 @@ from vpretrain.run.checkpoint import load_designer
 from vpretrain.run.parts import Parts
 from vpretrain.run.prefetch import prefetched
 from vpretrain.types import Json, Keywords, Model
-from vpretrain.vision.config import Recipe, ValueConfig
+from vpretrain.vision.arms import Arm
+from vpretrain.vision.config import DesignerConfig, Recipe, ValueConfig
 from vpretrain.vision.data.feedback import VisionFeedback
 from vpretrain.vision.data.source import check_disjoint
 from vpretrain.vision.data.stream import VisionStream
@@ -59,41 +62,10 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
     own = VisionStream(recipe.stream, seed=recipe.seed, rank=distributed.rank(), processes=distributed.size())
     stream = prefetched(own, recipe.stream.prefetch, learner.device)
     feedback = VisionFeedback(recipe.feedback, learner, seed=recipe.seed)
-    arm, designer, look = recipe.arms[recipe.arm], None, None
-    meta: MetaUpdate | None = None
-    if arm.designer:
-        with torch.random.fork_rng():
-            torch.manual_seed(recipe.seed)
-            designer = make_designer(recipe.designer)
-        if recipe.designer.warm_start is not None:
-            load_designer(designer, recipe.designer.warm_start)
-        designer.to(learner.device)
-    value = recipe.effective_value
-    strength = Strength.of(value) if arm.exact else None
-    parts = TaskParts(
-        learner, value, recipe.designer, strength, designer, lambda: None if meta is None else meta.direction
+    arm, look = recipe.arms[recipe.arm], None
+    construction, meta, designer = constructed(
+        arm, learner, feedback, recipe.designer, recipe.effective_value, seed=recipe.seed
     )
-    construction: Fixed = getattr(constructions, arm.construction).of(parts)
-    if arm.steered:
-        subset = subset_of(recipe, learner)
-        if arm.exact:
-            _keep_entries(learner, value, subset)
-        meta = MetaUpdate(
-            learner=learner,
-            construction=construction,
-            feedback=feedback,
-            subset=subset,
-            engine=no_value if arm.without_value else engine(value),
-            kind=value.align,
-            penalty=value.penalty,
-            feedback_every=value.feedback_every,
-            part={"rows": distributed.portion("value.batch_size", value.batch_size)},
-            matched=False,
-            lr=recipe.designer.lr,
-            clip_norm=recipe.designer.clip_norm,
-            strength=strength,
-            random_seed=recipe.seed if arm.random_feedback else None,
-        )
     if designer is not None and meta is not None:
         look = partial(record_views, learner, construction, meta, own)
     return Parts(
@@ -116,6 +88,54 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
         modules={"teacher": learner.teacher, "heads": feedback.heads},
         optimizers={"heads": feedback.optimizer},
     )
+
+
+def constructed(
+    arm: Arm,
+    learner: VisionLearner,
+    feedback: Feedback,
+    designer: DesignerConfig,
+    value: ValueConfig,
+    *,
+    seed: int,
+) -> tuple[Fixed, MetaUpdate | None, nn.Module | None]:
+    """Build an arm's construction, its meta update if it uses feedback, and its designer if it has one.
+
+    `seed` is of the initial designer, and of the noise in place of g_down. Raises UserError.
+    """
+    phi: nn.Module | None = None
+    meta: MetaUpdate | None = None
+    if arm.designer:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            phi = make_designer(designer)
+        if designer.warm_start is not None:
+            load_designer(phi, designer.warm_start)
+        phi.to(learner.device)
+    strength = Strength.of(value) if arm.exact else None
+    parts = TaskParts(learner, value, designer, strength, phi, lambda: None if meta is None else meta.direction)
+    construction: Fixed = getattr(constructions, arm.construction).of(parts)
+    if arm.steered:
+        subset = _subset(value.subset, learner)
+        if arm.exact:
+            _keep_entries(learner, value, subset)
+        meta = MetaUpdate(
+            learner=learner,
+            construction=construction,
+            feedback=feedback,
+            subset=subset,
+            engine=no_value if arm.without_value else engine(value),
+            kind=value.align,
+            penalty=value.penalty,
+            feedback_every=value.feedback_every,
+            part={"rows": distributed.portion("value.batch_size", value.batch_size)},
+            matched=False,
+            lr=designer.lr,
+            clip_norm=designer.clip_norm,
+            strength=strength,
+            random_seed=seed if arm.random_feedback else None,
+        )
+    return construction, meta, phi
 
 
 def load_learner(recipe: Recipe, model: Model = None) -> tuple[VisionLearner, Callable[[Path], None]]:
@@ -144,7 +164,10 @@ def _export(model: Model, name: str, directory: Path) -> None:
 
 def subset_of(recipe: Recipe, learner: VisionLearner) -> tuple[str, ...]:
     """Return the names of the parameters in S; the last blocks include the final norm. Raises UserError."""
-    spec = recipe.effective_value.subset
+    return _subset(recipe.effective_value.subset, learner)
+
+
+def _subset(spec: str, learner: VisionLearner) -> tuple[str, ...]:
     subset = alignment_subset(learner.module, spec)
     if re.fullmatch(r"last-\d+", spec):
         norm = {id(p) for p in learner.backbone.norm.parameters()}

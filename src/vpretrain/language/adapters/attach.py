@@ -6,8 +6,6 @@ Shapes: B rows, T tokens per row.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -26,11 +24,9 @@ from vpretrain.language.data.example import Example
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.language.model.learner import LanguageLearner
 from vpretrain.language.task.construction import OneHot
-from vpretrain.method.step import Schedule, learner_losses
+from vpretrain.method.step import Schedule
 from vpretrain.order import Shuffled
-from vpretrain.run.checkpoint import checkpoints, load_newest, save_checkpoint
-from vpretrain.run.optimizer import adamw_metric
-from vpretrain.run.state import captured_meta, fitting, restore_meta
+from vpretrain.run.attached import Attached
 from vpretrain.types import Json, Model
 
 NO_TARGET = -100  # transformers' label of a token that is not predicted
@@ -40,7 +36,7 @@ _READ = {"input_ids", "labels", "attention_mask", "position_ids"}
 _OF_POSITIONS = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"}
 
 
-class VPretraining:
+class VPretraining(Attached):
     """V-pretraining as a part of a training loop: `losses` takes the place of the model's own loss::
 
         v = VPretraining(model, feedback_rows(pairs, tokenizer))
@@ -87,8 +83,6 @@ class VPretraining:
     ) -> None:
         self.designer_config, self.value_config = designer or DesignerConfig(), value or ValueConfig()
         self.value_config = self.value_config.model_copy(update=dict(ARMS[arm].value))
-        self.schedule = Schedule(self.value_config.every_steps, self.designer_config.burn_in_steps)
-        self.record: Json = {}
         if distributed.size() > 1 and not replicated:
             raise UserError(
                 "a loop of one's own trains in one process: use VPretrainTrainer under torchrun, or `vpretrain run`"
@@ -101,11 +95,11 @@ class VPretraining:
                 f"{type(model).__name__} reads on over padding and into the next document of a row; "
                 "train it by `vpretrain run` with stream.packing=false"
             )
-        self.feedback = _Rows(feedback, feedback_batch_size, f"{seed}/{_DOMAIN}", self.learner.device)
-        self.construction, meta, self.designer = constructed(
+        rows = _Rows(feedback, feedback_batch_size, f"{seed}/{_DOMAIN}", self.learner.device)
+        construction, meta, self.designer = constructed(
             ARMS[arm],
             self.learner,
-            self.feedback,
+            rows,
             self.designer_config,
             self.value_config,
             ControlConfig(),
@@ -113,7 +107,16 @@ class VPretraining:
             seed=seed,
         )
         assert meta is not None
-        self.meta = meta
+        super().__init__(
+            self.learner,
+            rows,
+            construction,
+            meta,
+            base=OneHot(),
+            schedule=Schedule(self.value_config.every_steps, self.designer_config.burn_in_steps),
+            aware=self.value_config.metric == "adamw",
+            modules={} if self.designer is None else {"designer": self.designer},
+        )
 
     def losses(
         self,
@@ -143,45 +146,8 @@ class VPretraining:
         # checkpointing needs it.
         learner.module.causal.disable_input_require_grads()
         rows = [token_batch(batch).to(learner.device) for batch in batches]
-        self.record = {}
-        if self.schedule.updates(step):
-            aware = self.value_config.metric == "adamw"
-            metric = partial(self._metric, optimizer) if optimizer is not None and aware else None
-            self.record |= self.meta(rows, metric, progress)
-        construction = self.construction if self.schedule.constructs(step) else OneHot()
-        everything = sum(batch.weight for batch in rows)
-        alpha: Tensor | float = 0.0
-        for batch, part in zip(rows, learner_losses(learner, construction, rows, total=total), strict=True):
-            if batch.weight:
-                alpha = alpha + batch.weight / everything * part.task.summary()["alpha"]
-                self.record["alpha"] = alpha
+        for part in self.micro_steps(step, rows, optimizer=optimizer, total=total, progress=progress):
             yield part.loss
-
-    def save(self, directory: str | Path) -> None:
-        """Save direction, designer with its optimizer, and cursors, but not the model: the loop saves it. Raises UserError."""
-        groups, state = captured_meta(self.meta)
-        if self.designer is not None:
-            groups["designer"] = self.designer.state_dict()
-        state["feedback"] = self.feedback.state_dict()
-        with distributed.without_collectives():  # all processes hold the same, and only one may be saving
-            before = checkpoints(Path(directory))  # of this training, or of another that wrote there
-            number = 1 + int(before[-1].name.removeprefix("step-")) if before else 0
-            save_checkpoint(Path(directory), number, groups, state, keep=1)
-
-    def load(self, directory: str | Path) -> None:
-        """Continue from the files of `save`, bit for bit. Raises UserError."""
-        if not checkpoints(Path(directory)):
-            raise UserError(f"{directory} holds no designer: it is not of a run with V-pretraining, or has lost it")
-        groups, state = load_newest(Path(directory))
-        with fitting():
-            if self.designer is not None:
-                self.designer.load_state_dict(groups["designer"])
-            restore_meta(self.meta, groups, state)
-            self.feedback.load_state_dict(state["feedback"])
-
-    def _metric(self, optimizer: torch.optim.Optimizer, names: Iterable[str]) -> Mapping[str, Tensor] | None:
-        chosen = set(names)
-        return adamw_metric(optimizer, {n: p for n, p in self.learner.named_parameters() if n in chosen})
 
     def _check_settings(self, model: Model, tokens: int | None) -> None:
         check_candidates(self.designer_config, tokens or model.config.get_text_config().vocab_size)
