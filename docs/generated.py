@@ -1,4 +1,4 @@
-"""Parts that are made from the source: the page of every setting, the tables of arms, and the schema of recipes."""
+"""Parts that are made from the source: the pages of settings, the tables of arms, and the schema of recipes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from vpretrain.schema import recipe_schema
 
 _INTRODUCTION = """# Every setting
 
-Made from the models that recipes are checked by; `vpretrain settings` says the same, `vpretrain settings stream` that of a
-section. A setting is given in the recipe, or after a command as `field=value` with dots, e.g.
-`optimizer.lr=1e-5 stream.sources.0.limit=100`. Unknown names are refused. `N` is a number from 0: the section is a list.
+Made from the models that recipes are checked by, one page per section, with an example on each; `vpretrain settings` says the
+same, `vpretrain settings stream` that of a section. A setting is given in the recipe, or after a command as `field=value` with
+dots, e.g. `optimizer.lr=1e-5 stream.sources.0.limit=100`. Unknown names are refused. `N` is a number from 0: the section is a
+list.
 """
+_RUN = "run"  # the page of the settings outside sections
 _NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false", NoneType: "null", Any: "anything"}
 _LIMITS = {
     "ge": "≥ {}",
@@ -37,7 +39,8 @@ _LIMITS = {
 
 def write(docs: Path) -> None:
     """Write the generated parts anew."""
-    (docs / "settings.md").write_text(settings_page(), encoding="utf-8")
+    for name, text in settings_pages(docs).items():
+        (docs / name).write_text(text, encoding="utf-8")
     schema = docs.parent / "src/vpretrain/recipe.schema.json"
     if schema.exists():  # it does not beside a copy of the pages
         schema.write_text(recipe_schema(), encoding="utf-8")
@@ -54,19 +57,46 @@ def arms_table(arms: Mapping[str, Arm]) -> str:
     return "\n".join(["| arm | task |", "|---|---|", *rows])
 
 
-def settings_page() -> str:
-    """Markdown: a table per section, for each modality."""
-    parts = [_INTRODUCTION]
-    for modality in MODALITIES:
-        recipe = MODALITIES[modality].recipe
-        parts.append(f"## {modality.capitalize()}\n")
-        for prefix, model in sections(recipe, ""):
+def settings_pages(docs: Path) -> dict[str, str]:
+    """Markdown by file name: a page per section of a recipe, and one that lists them."""
+    examples: dict[str, str] = {}
+    tables: dict[str, dict[tuple[str, str], list[str]]] = {}  # by section; the modalities of each table
+    abouts: dict[str, list[str]] = {}
+    for modality, entry in MODALITIES.items():
+        texts = _examples((docs / f"settings/{modality}.yaml").read_text(encoding="utf-8"))
+        for prefix, model in sections(entry.recipe, ""):
+            name = prefix.removesuffix(".") or _RUN
+            section = name.split(".")[0]
             about = (model.__doc__ or "").strip().split("\n")[0]
-            parts.append(f"### {f'`{prefix[:-1]}`' if prefix else 'The run itself'}\n\n{_escaped(about)}\n")
-            fields = {prefix + name: field for name, field in model.model_fields.items()}
-            rows = [_row(name, field) for name, field in fields.items() if _model_in(field.annotation) is None]
-            parts += ["| setting | type | default | limits | meaning |", "|---|---|---|---|---|", *rows, ""]
-    return "\n".join(parts)
+            table = f"{_escaped(about)}\n\n{_table(prefix, model)}\n"
+            tables.setdefault(section, {}).setdefault((name, table), []).append(modality)
+            if name == section:
+                examples[section] = examples.get(section, "") + f"\nIn {modality}:\n\n```yaml\n{texts[section]}\n```\n"
+                abouts[section] = list(dict.fromkeys([*abouts.get(section, []), about]))
+    listed = [f"| [{section}](settings/{section}.md) | {_escaped(' '.join(abouts[section]))} |" for section in tables]
+    contents = ["```{toctree}", ":hidden:", "", *(f"settings/{section}" for section in tables), "```", ""]
+    pages = {
+        "settings.md": "\n".join([_INTRODUCTION, "| section | what it sets |", "|---|---|", *listed, "", *contents])
+    }
+    for section, by_name in tables.items():
+        title = "The run itself" if section == _RUN else f"`{section}`"
+        parts = (
+            f"\n## {' and '.join(used).capitalize()}: `{name}`\n\n{table}" for (name, table), used in by_name.items()
+        )
+        pages[f"settings/{section}.md"] = f"# {title}\n{examples[section]}{''.join(parts)}"
+    return pages
+
+
+def _examples(recipe: str) -> dict[str, str]:
+    """The text of each section of a recipe; the lines above the first section are the run's own."""
+    blocks = recipe.split("\n", 1)[1].strip().split("\n\n")  # below the comment at the top
+    return {_RUN: blocks[0]} | {block.split(":", 1)[0]: block for block in blocks[1:]}
+
+
+def _table(prefix: str, model: type[BaseModel]) -> str:
+    fields = {prefix + name: field for name, field in model.model_fields.items()}
+    rows = [_row(name, field) for name, field in fields.items() if _model_in(field.annotation) is None]
+    return "\n".join(["| setting | type | default | limits | meaning |", "|---|---|---|---|---|", *rows])
 
 
 def sections(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, type[BaseModel]]]:
