@@ -1,7 +1,8 @@
-"""Parts that are made from the source: the pages of settings, the tables of arms, and the schema of recipes."""
+"""Parts that are made from the source: the pages of commands and settings, the tables of arms, and the schema of recipes."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from vpretrain.arms import Arm
+from vpretrain.cli.parser import _parser
 from vpretrain.modality import MODALITIES
 from vpretrain.recipe import _model_in
 from vpretrain.schema import recipe_schema
@@ -24,7 +26,16 @@ same, `vpretrain settings stream` that of a section. A setting is given in the r
 dots, e.g. `optimizer.lr=1e-5 stream.sources.0.limit=100`. Unknown names are refused. `N` is a number from 0: the section is a
 list.
 """
+_COMMANDS = """# Commands
+
+Made from the parser of the command line; `vpretrain COMMAND --help` says the same. `vpretrain --version` prints the version.
+`--quiet` and `--verbose` ([logs](watching.md#logs)) stand before or after every command; `--trust-remote-code`, which lets a
+learner run Python code that comes with it, stands before the command only. Exit codes are 0, 1 after a failed check
+(`doctor`, `replay`), 2 for wrong input, 75 after a pause (`run --until`), and 128 + n after signal n. Settings to change
+(`field=value`) are [these](settings.md); the arms are listed for [language](language.md) and [vision](vision.md).
+"""
 _RUN = "run"  # the page of the settings outside sections
+_EVERYWHERE = {"--help", "--quiet", "--verbose"}  # in every command
 _NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false", NoneType: "null", Any: "anything"}
 _LIMITS = {
     "ge": "≥ {}",
@@ -39,6 +50,7 @@ _LIMITS = {
 
 def write(docs: Path) -> None:
     """Write the generated parts anew."""
+    (docs / "commands.md").write_text(commands_page(), encoding="utf-8")
     for name, text in settings_pages(docs).items():
         (docs / name).write_text(text, encoding="utf-8")
     schema = docs.parent / "src/vpretrain/recipe.schema.json"
@@ -55,6 +67,31 @@ def arms_table(arms: Mapping[str, Arm]) -> str:
     """Markdown: a row per arm."""
     rows = [f"| `{arm.name}` | {arm.summary} |" for arm in arms.values()]
     return "\n".join(["| arm | task |", "|---|---|", *rows])
+
+
+def commands_page() -> str:
+    """Markdown: what each command does, with examples and its arguments."""
+    (commands,) = (a.choices for a in _parser()[0]._actions if isinstance(a, argparse._SubParsersAction))
+    rows = [f"| [{name}](#{name}) | {_escaped(command.description)} |" for name, command in commands.items()]
+    lines = [_COMMANDS, "| command | what it does |", "|---|---|", *rows]
+    for name, command in commands.items():
+        examples = command.epilog.split("\n\n")[0].removeprefix("Example:\n").replace("\\\n", "")
+        calls = [f"$ {' '.join(line.split())}" for line in examples.splitlines()]
+        arguments = [_argument(action) for action in command._actions if not _EVERYWHERE & set(action.option_strings)]
+        lines += ["", f"## `{name}`", "", _escaped(command.description), "", "```console", *calls, "```", ""]
+        lines += ["| argument | meaning |", "|---|---|", *arguments]
+    return "\n".join(lines) + "\n"
+
+
+def _argument(action: argparse.Action) -> str:
+    value = action.metavar or (f"{{{','.join(action.choices)}}}" if action.choices else action.dest.upper())
+    value = value if action.nargs not in ("*", "+") else f"{value} ..."
+    if not action.option_strings:
+        name = f"[{value}]" if action.nargs in ("?", "*") else value
+    else:
+        name = action.option_strings[0] if action.nargs == 0 else f"{action.option_strings[0]} {value}"
+    text = (action.help or "") % vars(action) + (" (required)" if action.option_strings and action.required else "")
+    return f"| `{name}` | {_escaped(text)} |"
 
 
 def settings_pages(docs: Path) -> dict[str, str]:

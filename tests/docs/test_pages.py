@@ -199,6 +199,19 @@ def test_every_page_is_in_the_table_of_contents_and_every_link_leads_somewhere()
             assert (DOCS / target).exists(), (page, target)
 
 
+def test_the_page_of_commands_has_every_command_with_its_arguments():
+    page = GENERATED["commands_page"]()
+    assert PAGES["commands.md"] == page, "`make docs` writes it anew"
+    names = set(_parser()[1])
+    assert set(re.findall(r"^## `(\w+)`$", page, re.MULTILINE)) == names
+    assert {command[0] for command in commands_of("commands.md")} == names
+    sections = dict(zip(*[iter(re.split(r"^## `(\w+)`$", page, flags=re.MULTILINE)[1:])] * 2, strict=True))
+    assert "| `--device {h100,h200,a100}` | the GPU (default: h100) |" in sections["estimate"]
+    assert "| `--against EVAL ...` | " in sections["decontaminate"]
+    assert "| `[DIR]` | " in sections["clean"]
+    assert "--quiet" not in "".join(sections.values())
+
+
 def test_the_pages_of_settings_have_every_setting_with_its_limits():
     pages = GENERATED["settings_pages"](DOCS)
     written = ["settings.md", *(f"settings/{path.name}" for path in (DOCS / "settings").glob("*.md"))]
@@ -268,7 +281,9 @@ def test_the_site_builds_with_every_link_and_docstring_in_order(tmp_path):
 
 
 def test_every_command_has_a_place_in_the_documentation():
-    everything = "\n".join(PAGES.values())
+    everything = "\n".join(
+        text for page, text in PAGES.items() if page != "commands.md"
+    )  # which has them all by itself
     functions = [f for f in vars(commands).values() if getattr(f, "__code__", None) and not f.__name__.startswith("_")]
     names = [f.__name__ for f in functions if f.__code__.co_varnames[:1] == ("options",)]
     assert len(names) > 15
