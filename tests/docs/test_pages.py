@@ -181,9 +181,11 @@ def _literals():
 
 def test_every_message_that_is_explained_is_one_of_the_code():
     literals = list(_literals())
-    rows = re.findall(r"^\| (`.+?) \| ", PAGES["troubleshooting.md"], re.MULTILINE)
-    messages = [message for row in rows for message in re.findall(r"`([^`]+)`", row)]
-    assert len(messages) > 35
+    entries = re.findall(r"^### (.+)\n\n(.+)\n\n.", PAGES["troubleshooting.md"], re.MULTILINE)
+    assert len(entries) == len(re.findall(r"^### ", PAGES["troubleshooting.md"], re.MULTILINE))
+    assert len({heading for heading, _ in entries}) == len(entries) > 80
+    assert all(re.fullmatch(r"`[^`]+`(, `[^`]+`)*", row) for _, row in entries)
+    messages = [message for _, row in entries for message in re.findall(r"`([^`]+)`", row)]
     for message in messages:
         pieces = [piece for piece in message.split("…") if len(piece) > 3]
         assert pieces, message
@@ -278,6 +280,8 @@ def test_the_site_builds_with_every_link_and_docstring_in_order(tmp_path):
     )
     assert built.returncode == 0, built.stderr
     assert "alpha_max" in (tmp_path / "site/settings/designer.html").read_text(encoding="utf-8")
+    index = (tmp_path / "site/searchindex.js").read_text(encoding="utf-8")
+    assert re.search(r'"Out of memory": ?\[\[\d+, ?"out-of-memory"', index)  # a title of the same words comes first
 
 
 def test_every_command_has_a_place_in_the_documentation():
