@@ -9,14 +9,21 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import generated  # noqa: E402
+from docutils import nodes  # noqa: E402
+from docutils.utils.math.latex2mathml import tex2mathml  # noqa: E402
 
 project = "vpretrain"
 author = "The vpretrain contributors"
 release = metadata.version("vpretrain")
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 html_theme = "furo"
 html_title = f"vpretrain {release}"
 html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_js_files = ["copy.js"]
+html_math_renderer = "mathml"  # by docutils: MathJax would come from a server, and the site works offline
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # `make notebook` executes it: ten minutes
 default_role = "code"  # docstrings have single backticks
@@ -34,7 +41,14 @@ def _plain(app: object, what: str, name: str, item: object, options: object, lin
         lines[number] = "`".join(p if i % 2 else _MARKUP.sub(r"\\\1", p) for i, p in enumerate(parts))
 
 
+def _formula(translator: object, node: nodes.Element) -> None:
+    """Write a formula as MathML, which browsers draw themselves."""
+    translator.body.append(tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block)))
+    raise nodes.SkipNode
+
+
 def setup(app) -> None:
-    """Make the generated parts of the pages; read docstrings as they are meant."""
+    """Make the generated parts of the pages; read docstrings as they are meant; draw formulas."""
     generated.write(HERE)
+    app.add_html_math_renderer("mathml", (_formula, None), (_formula, None))
     app.connect("autodoc-process-docstring", _plain, priority=100)

@@ -280,6 +280,13 @@ def test_the_site_builds_with_every_link_and_docstring_in_order(tmp_path):
     )
     assert built.returncode == 0, built.stderr
     assert "alpha_max" in (tmp_path / "site/settings/designer.html").read_text(encoding="utf-8")
+    concepts = (tmp_path / "site/concepts.html").read_text(encoding="utf-8")
+    assert "<math " in concepts
+    assert "copy.js" in concepts
+    assert not re.search(r'(src|href)="https?://[^"]+\.(js|css)"', concepts)  # it works offline
+    assert (
+        tmp_path / "site/_modules/vpretrain/method/algorithm.html"
+    ).exists()  # the source of what the reference names
     index = (tmp_path / "site/searchindex.js").read_text(encoding="utf-8")
     assert re.search(r'"Out of memory": ?\[\[\d+, ?"out-of-memory"', index)  # a title of the same words comes first
 
