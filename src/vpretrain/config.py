@@ -267,7 +267,15 @@ class TrackingConfig(Strict):
 
 
 class Recipe(Strict):
-    """One run: a learner, its stream, the feedback that steers it, and a budget. Each modality extends it."""
+    """One run: a learner, its stream, the feedback that steers it, and a budget. Each modality extends it.
+
+    Examples:
+        >>> recipe = load_recipe("recipe.yaml")
+        >>> recipe.arm
+        'v'
+        >>> recipe.model_copy(update={"arm": "one-hot"}).arm
+        'one-hot'
+    """
 
     arms: ClassVar[Mapping[str, Arm]]
     baseline: ClassVar[str]

@@ -5,6 +5,12 @@ class UserError(ValueError):
     """Wrong input; the message is one line with the problem and the remedy. Exit code 2.
 
     Quoted text in it (names, values, other libraries' messages) can neither break the line nor control a terminal.
+
+    Examples:
+        >>> try:
+        ...     load_recipe("recipe.yaml", ["optimiser.lr=1e-5"])
+        ... except UserError as error:
+        ...     print(error)
     """
 
     def __init__(self, message: str) -> None:

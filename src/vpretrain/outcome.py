@@ -82,6 +82,12 @@ class RunResult(Outcome):
         seconds: training time, meta updates included; evaluation, saving and loading are not.
         processes: processes that trained together.
         peak_memory_bytes: of this process, on the GPU if there is one.
+
+    Examples:
+        >>> result = run_recipe(load_recipe("recipe.yaml", ["budget.steps=4"]), overwrite=True)
+        >>> result.steps
+        4
+        >>> result.answer_nll, result.mean_alpha, result.warning
     """
 
     name: str

@@ -27,6 +27,11 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
     Raises:
         UserError: the file is missing, is not YAML, or does not fit; the message names the field and the remedy.
+
+    Examples:
+        >>> recipe = load_recipe("recipe.yaml", ["arm=v", "optimizer.lr=1e-5"])
+        >>> recipe.optimizer.lr
+        1e-05
     """
     try:
         text = Path(path).read_bytes()
@@ -46,7 +51,14 @@ def with_overrides(data: Json, overrides: Sequence[str]) -> Json:
 
 
 def parse_recipe(data: Json, origin: str = "recipe") -> Recipe:
-    """Return a recipe from plain data. Raises UserError, of one line."""
+    """Return a recipe from plain data. Raises UserError, of one line.
+
+    Examples:
+        >>> data = load_recipe("recipe.yaml").model_dump(mode="json")
+        >>> data["budget"] = {"minutes": 5}
+        >>> parse_recipe(data).budget.minutes
+        5.0
+    """
     if any(map(secret, texts(data))):
         raise UserError(
             f"{origin} holds a password or token, and recipes are saved with every run: "

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ast
 import copy
+import doctest
+import inspect
 import json
 import re
 import runpy
@@ -22,6 +24,7 @@ import yaml
 from pydantic import BaseModel
 from worlds import recipe_data
 
+import vpretrain
 from vpretrain.cli import commands
 from vpretrain.cli.parser import _parser, main
 from vpretrain.compare.entry import check_entries, split_entries
@@ -86,6 +89,35 @@ def test_the_examples_for_contributors_run(tmp_path, monkeypatch, tokenizer):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe_data(tmp_path, tokenizer)))
     namespace = run_python("contributing.md")
     assert {"OneGate", "LinearLearner", "gates_D"} <= namespace.keys()
+
+
+EXPORTED = {name: getattr(vpretrain, name) for name in vpretrain.__all__ if name != "__version__"}
+
+
+def test_every_exported_name_has_an_example():
+    assert [name for name, item in EXPORTED.items() if ">>> " not in item.__doc__ and "::\n" not in item.__doc__] == []
+
+
+@pytest.mark.filterwarnings("ignore")  # of libraries, as a reader would see them
+@pytest.mark.parametrize("name", sorted({*EXPORTED, "parse_recipe"} - {"VPretraining", "VPretrainTrainer"}))
+def test_the_examples_in_docstrings_run(name, tmp_path, monkeypatch, tokenizer, in_this_process):
+    """Those of the adapters are parts of examples/, which are run elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe_data(tmp_path, tokenizer)))
+    namespace = EXPORTED | {"parse_recipe": parse_recipe, "tokenizer": tokenizer}
+    for example in doctest.DocTestParser().get_examples(namespace[name].__doc__):
+        if example.want:
+            assert repr(eval(example.source, namespace)) == example.want.strip(), example.source
+        else:
+            exec(example.source, namespace)
+
+
+def test_the_example_of_the_trainer_has_arguments_that_it_takes():
+    (example, _) = doctest.DocTestParser().get_examples(EXPORTED["VPretrainTrainer"].__doc__)
+    call = ast.parse(example.source).body[0].value
+    names = {keyword.arg for keyword in call.keywords}
+    assert "feedback_dataset" in names
+    assert names <= set(inspect.signature(EXPORTED["VPretrainTrainer"]).parameters)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if "```console" in PAGES[page]])

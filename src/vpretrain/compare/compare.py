@@ -43,6 +43,12 @@ def compare(
         UserError: an unknown arm, a setting that does not fit, a budget of no steps, a taken directory, or a run that failed
             (its own message is printed above).
         Interrupted: a signal stopped it, after the current run had saved its state.
+
+    Examples:
+        >>> results = compare(load_recipe("recipe.yaml"), ["one-hot", "v"], overwrite=True)
+        >>> list(results.arms)
+        ['step-0', 'one-hot', 'v']
+        >>> print(results)
     """
     entries = check_entries(recipe, arms)
     if recipe.budget.steps == 0:

@@ -20,6 +20,11 @@ class ComparisonResult(Outcome):
         table: the table's cells; the first row names the columns.
         remarks: what readers of the table should know: differences with intervals, and warnings.
         versions: of the packages that were used.
+
+    Examples:
+        >>> results = compare(load_recipe("recipe.yaml"), ["one-hot", "v"], overwrite=True)
+        >>> results.arms["v"]["answer_nll"], results.arms["one-hot"]["answer_nll"]
+        >>> results.differences["nll"]["v"]["one-hot"]["mean"]
     """
 
     arms: dict[str, Json]

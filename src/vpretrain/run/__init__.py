@@ -39,6 +39,14 @@ def run_recipe(
         UserError: the recipe cannot work, or the directory is taken.
         Interrupted: a signal stopped the run, after it had saved its state.
         Paused: `until` is reached.
+
+    Examples:
+        Train, and go on with a larger budget:
+
+        >>> run_recipe(load_recipe("recipe.yaml", ["budget.steps=4"]), overwrite=True).steps
+        4
+        >>> run_recipe(load_recipe("recipe.yaml", ["budget.steps=6"]), resume=True).steps
+        6
     """
     # Imported here: torch and transformers take seconds, and `--help` and recipe errors should not wait for them.
     from vpretrain import distributed

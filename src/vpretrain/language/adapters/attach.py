@@ -173,6 +173,11 @@ def feedback_rows(
         pairs: problems with their verified solutions.
         tokenizer: the learner's.
         length: longer rows are cut to this many tokens.
+
+    Examples:
+        >>> rows = feedback_rows([("2 + 2 =", " 4")], tokenizer)
+        >>> list(rows[0])
+        ['input_ids', 'labels']
     """
     rows = []
     for prompt, response in pairs:

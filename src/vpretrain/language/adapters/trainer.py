@@ -136,6 +136,17 @@ class VPretrainTrainer(VPretrainMixin):
 
     Raises:
         UserError: something cannot work; the message gives the cause and the remedy.
+
+    Examples:
+        >>> trainer = VPretrainTrainer(
+        ...     model=model,
+        ...     args=TrainingArguments(output_dir="trained", max_steps=1000),
+        ...     train_dataset=rows,
+        ...     data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+        ...     feedback_dataset=feedback_rows(pairs, tokenizer),
+        ...     value=ValueConfig(every_steps=4),
+        ... )
+        >>> trainer.train()
     """
 
     def __init__(
