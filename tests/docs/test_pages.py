@@ -197,6 +197,15 @@ def test_the_notebook_was_executed_whole_and_in_order_and_tells_nothing_of_the_m
     assert NOTEBOOK.stat().st_size < 500_000
 
 
+def test_the_notebook_uses_names_of_the_reference_only():
+    code = "\n".join("".join(cell["source"]).replace("%cd -q ..", "") for cell in notebook_code())
+    imports = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)]
+    used = {f"{node.module}.{name.name}" for node in imports for name in node.names if "vpretrain" in node.module}
+    assert {"vpretrain.compare", "vpretrain.console.verbosity"} <= used
+    documented = set(re.findall(r"^\.\. auto\w+:: ([\w.]+)$", PAGES["api.md"], re.MULTILINE))
+    assert used - {f"vpretrain.{name}" for name in EXPORTED} - documented == set()
+
+
 @pytest.mark.slow
 def test_the_notebook_runs(monkeypatch, tmp_path):
     """With the real learner, and next to no budget."""
