@@ -22,6 +22,7 @@ html_show_copyright = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_js_files = ["copy.js"]
+html_search_scorer = str(HERE / "scorer.js")
 html_math_renderer = "mathml"  # by docutils: MathJax would come from a server, and the site works offline
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3

@@ -338,7 +338,8 @@ def test_the_site_builds_with_every_link_and_docstring_in_order(tmp_path):
         tmp_path / "site/_modules/vpretrain/method/algorithm.html"
     ).exists()  # the source of what the reference names
     index = (tmp_path / "site/searchindex.js").read_text(encoding="utf-8")
-    assert re.search(r'"Out of memory": ?\[\[\d+, ?"out-of-memory"', index)  # a title of the same words comes first
+    assert re.search(r'"Out of memory": ?\[\[\d+, ?"out-of-memory"', index)
+    assert 'kind === "title"' in (tmp_path / "site/_static/language_data.js").read_text(encoding="utf-8")
 
 
 def test_every_command_has_a_place_in_the_documentation():
