@@ -271,6 +271,17 @@ def test_a_solution_holds_all_tokens_that_were_chosen_and_none_after_its_end(tmp
     assert decode(learner, tokenizer, problems, 5, samples=2) == [[whole[:5], ended]]
 
 
+def test_draws_are_from_the_learners_own_distribution_whatever_its_generation_config_says(tmp_path, tokenizer):
+    recipe = tiny_recipe(tmp_path, tokenizer)
+    learner, problems = assemble(recipe).learner, load_evaluation(recipe, tokenizer).problems[:2]
+    drawn = []
+    for changes in ({}, {"top_k": 1, "min_p": 0.9, "repetition_penalty": 5.0, "suppress_tokens": [*range(3, 20)]}):
+        vars(learner.model.generation_config).update(changes)
+        torch.manual_seed(0)
+        drawn.append(decode(learner, tokenizer, problems, 12, samples=2))
+    assert drawn[0] == drawn[1]
+
+
 def test_answers_need_no_solution_but_must_be_there(tmp_path, tokenizer):
     bare = [{"question": f"2: {n} + 1 ?", "answer": str(n + 1), "note": "look it up"} for n in range(4)]
     path = write_jsonl(tmp_path / "bare.jsonl", bare)

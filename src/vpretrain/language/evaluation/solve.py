@@ -24,6 +24,17 @@ from vpretrain.types import Keywords
 
 _NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?:[eE][+-]?\d+)?(?:/\d+)?"
 _PLAIN_NUMBER = re.compile(rf"\$?{_NUMBER}\s?%?")
+# Whatever the learner's generation config says, draws are from its own distribution: g_down of a verifier depends on it.
+_UNCHANGED: Keywords = {
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+}
+_UNCHANGED |= {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "bad_words_ids": None, "sequence_bias": None}
+_UNCHANGED |= {"suppress_tokens": None, "begin_suppress_tokens": None}
 
 
 def solve(
@@ -79,9 +90,7 @@ def decode(
     length = ids_BT.shape[1]
     how: Keywords = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if samples:
-        # Whatever the learner's generation config says, draws are from its own distribution.
-        how = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
-        how["num_return_sequences"] = samples
+        how = {"do_sample": True, "temperature": temperature, "num_return_sequences": samples, **_UNCHANGED}
     # Tokens to search for a stop string that the newest one completes: each of the string's tokens holds at least one byte.
     tail = 1 + max((len(string.encode()) for string in stop), default=0)
     stopped: dict[int, int] = {}  # row -> number of its tokens when a stop string was complete
