@@ -191,6 +191,26 @@ def test_problems_whose_attempts_agree_are_counted_and_the_direction_stays(tmp_p
     assert left_out["feedback of domain sums"] == {AGREED: agreed + 2 * BATCHES}
 
 
+@pytest.mark.parametrize("found", [False, True])
+def test_a_judgement_for_which_too_few_problems_have_a_gradient_is_postponed(
+    tmp_path, tokenizer, judged_by, monkeypatch, found
+):
+    judged_by(is_even)
+    parts = assemble(recipe_of(tmp_path, tokenizer, arm="v", value={"strength": "auto", "every_steps": 1}))
+    meta, batches, calls = parts.meta, parts.stream.next(), []
+    answers = [parts.feedback.next()] if found else []  # enough for a direction, but not for the judgement
+    monkeypatch.setattr(parts.feedback, "next", lambda: calls.append(1) or (answers.pop() if answers else {}))
+    meta.updates = meta.strength.next = 8
+    record = meta(batches)
+    assert ("g_down_norm" in record) == found
+    assert "strength" not in record
+    assert (meta.strength.next, meta.strength.beta, meta.strength.judgements) == (16, 0.0, [])
+    asked = len(calls)
+    for _ in range(7):
+        assert meta(batches) == {}
+    assert (meta.updates, len(calls)) == (16, asked)  # no attempt is made until then
+
+
 def test_where_one_domain_has_a_gradient_it_is_aligned_with_its_own_rows(tmp_path, tokenizer, judged_by):
     judged_by(is_even)
     recipe = recipe_of(tmp_path, tokenizer, arm="v", value=FOLLOWED)

@@ -97,6 +97,7 @@ class MetaUpdate:
         self.phi = list(construction.parameters())
         self.optimizer = torch.optim.AdamW(self.phi, lr=lr, weight_decay=0.0) if self.phi else None
         self.direction: Parameters | None = None
+        self.untold = False  # whether a verifier had nothing to tell in the last update
         self.unmatched = False  # whether the last update found no stream row to align the feedback with
         self.updates = 0
 
@@ -164,7 +165,7 @@ class MetaUpdate:
         """
         g_down = self.feedback_gradients()
         problems = self.problems(g_down, batches, metric) if g_down else []
-        self.unmatched = bool(g_down) and not problems
+        self.untold, self.unmatched = not g_down, bool(g_down) and not problems
         if not problems:  # a verifier had nothing to tell, or no stream row could be aligned: the old direction stays
             return [], {}
         values = self.values(problems) if self.phi else []
@@ -269,7 +270,12 @@ class MetaUpdate:
         harmful although the next one helps.
         """
         strength = self.strength
-        if strength is None or self.direction is None:
+        if strength is None:
+            return {}
+        if self.untold:  # else a learner that fails would make attempts for a judgement before every update
+            strength.postpone(self.updates)
+            return {}
+        if self.direction is None:
             return {}
         batch, share = self._meta_batch(batches, None)
         if batch is None:
@@ -277,6 +283,7 @@ class MetaUpdate:
         with phase("meta: judgement"):
             seen = self._along(self.theta_at(self.direction), self.direction, question=0)
             if not seen:
+                strength.postpone(self.updates)
                 return {}
             lengths, along = seen
             # Each pair at |G| = 1, so that a few long gradients do not stand for all. Rank 0's numbers: all processes must ask
@@ -312,8 +319,9 @@ class MetaUpdate:
         return Judgement(judgement.agreement, a, b, E / C, F / C)
 
     def _along(self, at: Parameters, *others: Parameters, question: int) -> list[tuple[float, ...]]:
-        """Return |G|, and <G, v> for each v, of the next feedback's pairs in all processes, as many as the question takes; or
-        nothing if the feedback, by a verifier, does not give them.
+        """Return |G|, and <G, v> for each v, of the next feedback's pairs in all processes, as many as the question takes.
+
+        The list is empty if a verifier has nothing to tell before they are found.
 
         Each process takes the gradients of its own pairs. Where theta is sharded, all processes go backward together, and G is
         the mean over one pair from each.

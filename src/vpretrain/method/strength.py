@@ -139,6 +139,10 @@ class Strength:
         elif len(gains) > 1 and gain > _GAINED * error:
             self.radius = min(_WIDEST, self.radius * 2)
 
+    def postpone(self, update: int) -> None:
+        """Schedule the next judgement as after a refusal: the feedback gave nothing to judge by."""
+        self.next = update + min(self.longest, (_AFTER_NONE - 1) * max(1, update))
+
     def state_dict(self) -> Json:
         """Return the state for a checkpoint, as JSON."""
         return dict(vars(self))
