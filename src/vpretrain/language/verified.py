@@ -1,10 +1,10 @@
-"""Feedback by a verifier: the learner attempts the problems, and g_down is the policy gradient of how right the attempts are.
+"""Feedback by a verifier: the learner attempts the problems, and g_down is minus the policy gradient of right answers.
 
     L_down = -(1 / n) sum_i A_i log p(attempt i),    A_i = r_i - mean of the r_j of the other attempts at the same problem
 
 r is 1 for a right final answer, else 0, as in the evaluation. The baseline does not depend on the attempt that it is for, so
-the policy gradient, -grad L_down, has the direction of the gradient of the mean reward in expectation. Its scale is larger:
-problems whose attempts agree have no gradient, and are not among the n attempts.
+in expectation -grad L_down is a sum of the gradients of the problems' mean rewards, with positive weights. The weights are not
+equal: problems whose attempts agree have no gradient and are not among the n attempts, so the others count for more.
 
 Shapes: P problems, K attempts at each, B = P K rows.
 """

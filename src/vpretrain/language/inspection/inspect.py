@@ -10,7 +10,7 @@ from rich.text import Text
 from vpretrain.language.assemble import assemble
 from vpretrain.language.config import Recipe
 from vpretrain.language.inspection.steering import steering
-from vpretrain.language.model.batch import TokenBatch
+from vpretrain.language.model.batch import AttemptBatch, TokenBatch
 from vpretrain.language.model.load import load_tokenizer
 from vpretrain.run.left_out import lines
 
@@ -35,7 +35,8 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
         console.print(marked(batch, row, tokenizer))
     seen_by = "evaluator and stream" if recipe.arm == "mixed-in" else "evaluator only"
     for domain, batch in parts.feedback.next().items():
-        console.print(Text(f"\nFeedback pairs, domain {domain} ({seen_by})"))
+        kind = "attempts" if isinstance(batch, AttemptBatch) else "pairs"
+        console.print(Text(f"\nFeedback {kind}, domain {domain} ({seen_by})"))
         console.print(marked(batch, 0, tokenizer))
     for line in lines(parts.left_out(parts.stream.state_dict())):
         console.print(Text(f"\n{line}"), soft_wrap=True)

@@ -157,9 +157,9 @@ class TokenBatch:
 class AttemptBatch(TokenBatch):
     """Attempts at problems, one per row, whose targets count by the attempt's advantage, positive or negative.
 
-    The cross-entropy to its targets is -(1 / B) sum_i A_i log p(attempt i), and its gradient minus the policy gradient of the
-    reward. An attempt counts once, whatever its length: divided by it, a long wrong attempt would be discouraged less than a
-    short one.
+    The cross-entropy to its targets is -(1 / B) sum_i A_i log p(attempt i), and its gradient is minus the policy gradient of
+    the reward. An attempt counts once, whatever its length: divided by it, a long wrong attempt would be discouraged less than
+    a short one.
 
     Attributes:
         advantages_B: A, the reward of each attempt minus that of the other attempts at its problem.
