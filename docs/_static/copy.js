@@ -1,18 +1,27 @@
 // A button on every block of code that copies it: of commands without the prompt, of Python sessions the input alone.
 document.addEventListener("DOMContentLoaded", () => {
+  if (!navigator.clipboard) return; // browsers withhold it from pages that came by plain HTTP from another machine
   for (const block of document.querySelectorAll("div.highlight")) {
     const button = document.createElement("button");
     button.type = "button";
     button.className = "copy";
     button.textContent = "Copy";
     button.addEventListener("click", async () => {
-      const lines = block.querySelector("pre").innerText.split("\n");
-      const prompted = lines.filter((line) => /^(\$|>>>|\.\.\.)( |$)/.test(line));
-      const text = (prompted.length ? prompted.map((line) => line.replace(/^(\$|>>>|\.\.\.) ?/, "")) : lines).join("\n");
-      await navigator.clipboard.writeText(text.trimEnd() + "\n");
-      button.textContent = "Copied";
+      const text = block.querySelector("pre").innerText.trimEnd();
+      try {
+        await navigator.clipboard.writeText(/^(\$|>>>) /.test(text) ? input(text) : text);
+        button.textContent = "Copied";
+      } catch {
+        button.textContent = "Not copied";
+      }
       setTimeout(() => (button.textContent = "Copy"), 1500);
     });
     block.append(button);
   }
 });
+
+// What was typed in a session: the lines with a prompt, without it. No line break at the end, which a shell would obey.
+function input(session) {
+  const prompt = /^(\$|>>>|\.\.\.)( |$)/;
+  return session.split("\n").filter((line) => prompt.test(line)).map((line) => line.replace(prompt, "")).join("\n");
+}
