@@ -189,5 +189,6 @@ def _type(annotation: Any) -> str:
 
 
 def _escaped(text: str) -> str:
-    """As Markdown in a table that shows it as it is."""
-    return re.sub(r"([\\`*_\[\]<>|{}$^])", r"\\\1", text)
+    """As Markdown in a table that shows it as it is, but for code in backticks."""
+    parts = text.split("`")
+    return "`".join(p if i % 2 else re.sub(r"([\\*_\[\]<>|{}$^])", r"\\\1", p) for i, p in enumerate(parts))

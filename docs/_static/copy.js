@@ -9,7 +9,7 @@ document.addEventListener("DOMContentLoaded", () => {
     button.addEventListener("click", async () => {
       const text = block.querySelector("pre").innerText.trimEnd();
       try {
-        await navigator.clipboard.writeText(/^(\$|>>>) /.test(text) ? input(text) : text);
+        await navigator.clipboard.writeText(/^(\$|>>>) /.test(text) ? typedIn(text) : text);
         button.textContent = "Copied";
       } catch {
         button.textContent = "Not copied";
@@ -21,7 +21,7 @@ document.addEventListener("DOMContentLoaded", () => {
 });
 
 // What was typed in a session: the lines with a prompt, without it. No line break at the end, which a shell would obey.
-function input(session) {
+function typedIn(session) {
   const prompt = /^(\$|>>>|\.\.\.)( |$)/;
   return session.split("\n").filter((line) => prompt.test(line)).map((line) => line.replace(prompt, "")).join("\n");
 }

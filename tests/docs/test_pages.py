@@ -235,9 +235,8 @@ def test_every_message_that_is_explained_is_one_of_the_code():
     assert len(entries) == len(re.findall(r"^### ", PAGES["troubleshooting.md"], re.MULTILINE))
     assert len({heading for heading, _ in entries}) == len(entries) > 80
     assert all(re.fullmatch(r"`[^`]+`(, `[^`]+`)*", row) for _, row in entries)
-    assert not re.search(
-        r"^\|", PAGES["troubleshooting.md"], re.MULTILINE
-    )  # a message in a table would escape this test
+    # A message in a table would escape this test.
+    assert not re.search(r"^\|", PAGES["troubleshooting.md"], re.MULTILINE)
     messages = [message for _, row in entries for message in re.findall(r"`([^`]+)`", row)]
     for message in messages:
         pieces = [piece for piece in message.split("…") if len(piece) > 3]
