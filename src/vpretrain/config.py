@@ -178,8 +178,8 @@ class ValueConfig(Strict):
         0.15,
         ge=1e-6,
         le=100,
-        description="Trust region: mean KL of the tilted targets from the base task, nats per target; lambda follows from it. "
-        "With strength auto it grows up to fourfold where feedback pairs agree that the whole tilt helps.",
+        description="Trust region: mean KL of the tilted targets from those before the tilt, nats per target; lambda follows "
+        "from it. With strength auto it grows up to fourfold where feedback pairs agree that the whole tilt helps.",
     )
 
     @model_validator(mode="after")

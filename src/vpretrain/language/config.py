@@ -246,7 +246,7 @@ class ValueConfig(config.ValueConfig):
     alpha0: Fraction = Field(
         0.02,
         lt=1,
-        description="Share of the learner's own distribution in the base task, which is tilted; the rest of it is one-hot.",
+        description="Share of the learner's own distribution in the targets before the tilt; the rest of them is one-hot.",
     )
 
 
