@@ -21,18 +21,19 @@ from vpretrain.schema import recipe_schema
 
 _INTRODUCTION = """# Every setting
 
-Made from the models that recipes are checked by, one page per section, with an example on each; `vpretrain settings` says the
-same, `vpretrain settings stream` that of a section. A setting is given in the recipe, or after a command as `field=value` with
-dots, e.g. `optimizer.lr=1e-5 stream.sources.0.limit=100`. Unknown names are refused. `N` is a number from 0: the section is a
-list.
+Made from the models by which recipes are checked: one page per section, each with an example. `vpretrain settings` prints
+the same, `vpretrain settings stream` one section. A setting is given in the recipe, or after a command as `field=value` with
+dots, e.g. `optimizer.lr=1e-5 stream.sources.0.limit=100`. Unknown names are refused. An `N` in a name is a number from 0: the
+section is a list.
 """
 _COMMANDS = """# Commands
 
-Made from the parser of the command line; `vpretrain COMMAND --help` says the same. `vpretrain --version` prints the version.
-`--quiet` and `--verbose` ([logs](watching.md#logs)) stand before or after every command; `--trust-remote-code`, which lets a
+Made from the parser of the command line; `vpretrain COMMAND --help` prints the same. `vpretrain --version` prints the version.
+`--quiet` and `--verbose` ([logs](watching.md#logs)) stand before or after the command; `--trust-remote-code`, which lets a
 learner run Python code that comes with it, stands before the command only. Exit codes are 0, 1 after a failed check
-(`doctor`, `replay`), 2 for wrong input, 75 after a pause (`run --until`), and 128 + n after signal n. Settings to change
-(`field=value`) are [these](settings.md); the arms are listed for [language](language.md) and [vision](vision.md).
+(`doctor`, `replay`), 2 for wrong input, 75 after a pause (`run --until`), and 128 + n after signal n. The settings for
+`field=value` have [their own pages](settings.md), as have the arms of [language](language.md#arms) and
+[vision](vision.md#arms).
 """
 _RUN = "run"  # the page of the settings outside sections
 _EVERYWHERE = {"--help", "--quiet", "--verbose"}  # in every command

@@ -56,9 +56,7 @@ def poisoned(session, what, monkeypatch):
     return before
 
 
-@pytest.mark.promise(
-    "10 a loss, gradient or value that is no number: stopped before the update, and made again by replay"
-)
+@pytest.mark.promise("10 a NaN or infinite loss, gradient or value: stopped before the update, and run again by replay")
 @pytest.mark.parametrize("what", ["theta", "designer", "theta after the meta update"])
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_a_number_that_is_none_stops_the_run_and_is_made_again(
@@ -90,9 +88,7 @@ def test_a_number_that_is_none_stops_the_run_and_is_made_again(
     assert "made again: the " in capsys.readouterr().out
 
 
-@pytest.mark.promise(
-    "10 a loss, gradient or value that is no number: stopped before the update, and made again by replay"
-)
+@pytest.mark.promise("10 a NaN or infinite loss, gradient or value: stopped before the update, and run again by replay")
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_a_rate_that_explodes(tmp_path, tokenizer, fault, monkeypatch, modality):
     recipe = small_recipe(modality, tmp_path, tokenizer, optimizer={"warmup_fraction": 0.0}, arm="v")
@@ -107,9 +103,7 @@ def test_a_rate_that_explodes(tmp_path, tokenizer, fault, monkeypatch, modality)
     assert found["was"] == found["is"]
 
 
-@pytest.mark.promise(
-    "10 a loss, gradient or value that is no number: stopped before the update, and made again by replay"
-)
+@pytest.mark.promise("10 a NaN or infinite loss, gradient or value: stopped before the update, and run again by replay")
 def test_a_step_whose_fault_is_gone_says_so(tmp_path, tokenizer, capsys, monkeypatch, fault):
     recipe = small_recipe("language", tmp_path, tokenizer, arm="one-hot")
     session = session_of(recipe)

@@ -23,7 +23,7 @@ from vpretrain.run.checkpoint import damage
 from vpretrain.vision.data.source import read_image
 
 pytestmark = pytest.mark.security
-PROMISE = "19 fuzzed recipes, overrides, manifests, JSONL and pictures: a result, or an error of one line"
+PROMISE = "19 fuzzed recipes, overrides, manifests, JSONL and images: a result, or an error of one line"
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12)
 VALUES = st.recursive(
