@@ -5,7 +5,7 @@
 #   NODES=2 NODE=0 HEAD=first.host examples/launch.sh recipe.yaml                   on each of two, NODE=0 and NODE=1
 #   sbatch --nodes=4 --ntasks-per-node=1 --gpus-per-node=8 --signal=TERM@120 --wrap='srun examples/launch.sh recipe.yaml'
 #
-# A run that has a checkpoint is gone on with: start it again after a failure, on as many machines or on others.
+# A run that has a checkpoint is continued: start it again after a failure, on the same number of machines or another.
 set -euo pipefail
 
 nodes=${NODES:-${SLURM_NNODES:-1}}
