@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.speed import table as speed
+from benchmarks.steering import flops
 from benchmarks.steering.table import ablation_markdown, arms_markdown, markdown, overview
 from benchmarks.table import comparison_markdown, domains_markdown, paths_markdown
 
@@ -15,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 TABLES = [
     ("steering/results.json", "results.md", overview),
     ("steering/results.json", "results.md", markdown),
+    ("steering/flops.json", "results.md", flops.markdown),
     ("steering/ablation.json", "results-designer.md", ablation_markdown),
     ("shift/results.json", "results.md", arms_markdown),
     ("gsm8k.json", "results-designer.md", comparison_markdown),
