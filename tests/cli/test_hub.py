@@ -49,11 +49,11 @@ def test_a_hub_that_refuses_is_left_alone_inside_the_context(asked):
 
 def test_a_hub_that_is_silent_is_waited_for_no_longer_than_said(asked, monkeypatch):
     monkeypatch.setattr(hub, "SECONDS", 0.05)
-    asked.seconds = 1.0
+    asked.seconds = 5.0
     start = time.monotonic()
     with hub.access() as closed:
         assert closed is not None
-    assert time.monotonic() - start < 0.5
+    assert time.monotonic() - start < 4
 
 
 def test_the_users_own_offline_mode_is_kept_and_nothing_is_asked(asked, monkeypatch):
