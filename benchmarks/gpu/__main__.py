@@ -150,7 +150,7 @@ def _device(rehearsed: bool) -> dict[str, Any]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="make bench-gpu ARGS=...", description=__doc__)
-    parser.add_argument("--cpu", action="store_true", help="rehearse on the CPU with tiny sizes, in about two minutes")
+    parser.add_argument("--cpu", action="store_true", help="rehearse on the CPU with tiny sizes, in a few minutes")
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="where the results go (default: benchmarks/gpu.json)"
     )
