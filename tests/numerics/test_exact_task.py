@@ -60,9 +60,12 @@ def test_the_tangent_from_the_own_pass_is_that_of_the_whole_model(family):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("family", "products"), [("llama", 7 / 3), ("phi", 5 / 2)])
-def test_the_tangent_multiplies_no_zeros(family, products):
-    """As many per product of the values: one of each layer's weights' tangents, and of what reaches the last layer."""
+@pytest.mark.parametrize(("family", "products"), [("llama", 4 / 3), ("phi", 5 / 2)])
+def test_the_tangent_multiplies_no_zeros_and_nothing_twice(family, products):
+    """As many per product of the values: one of each layer's weights' tangents, and of what reaches the last layer.
+
+    Under dropout, as in this Phi, the values are multiplied again: those of the learner's own pass are of other inputs.
+    """
     learner, u, fast = learner_and_direction(tiny_model(family).eval())
     assert fast
     entry, theta = learner.forward(random_batch()).detach().entry, dict(learner.module.named_parameters())

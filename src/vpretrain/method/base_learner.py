@@ -91,14 +91,13 @@ class BaseLearner:
 
     @contextlib.contextmanager
     def recording(self, at_BT: Bool[Tensor, "B T"]) -> Iterator[None]:
-        """Record the entry of one pass at some tokens, which `entry` returns afterwards."""
+        """Record the entry of one pass at some tokens, for `take_entry`."""
         with contextlib.nullcontext() if self.last_mlp is None else self.last_mlp.recording(at_BT):
             yield
 
-    @property
-    def entry(self) -> MLPEntry | None:
-        """The entry of the last recorded pass; None unless `keep_entries` has turned that on."""
-        return None if self.last_mlp is None else self.last_mlp.entry
+    def take_entry(self) -> MLPEntry | None:
+        """Return the entry of the last recorded pass, once; None unless `keep_entries` has turned that on."""
+        return None if self.last_mlp is None else self.last_mlp.take_entry()
 
     def gradient(self, loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters:
         """Return the mean over processes of a loss's gradient in the parameters of S; no other parameter gets one."""

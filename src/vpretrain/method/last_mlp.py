@@ -1,16 +1,18 @@
 """The tangent of the last hidden states along a direction over the last block's MLP (METHODS: the exact task).
 
 S = the MLP of the last block is the one S for which D_u h costs next to nothing: nothing below the MLP depends on it, and
-everything above works token by token. So the tangent starts from two tensors of the learner's own pass, the input of the last
-block and the output of its attention, and runs at the targets only: no attention, no lower block, no logits.
+everything above works token by token. So the tangent starts from tensors of the learner's own pass, the input of the last block
+and the outputs of its attention and of its linear layers, and runs at the targets only: no attention, no lower block, no
+logits, and no product a second time.
 
-Shapes: B rows, T tokens, N targets, D width.
+Shapes: B rows, T tokens, N targets, D width, F width inside the MLP.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,16 +36,24 @@ from vpretrain.types import Keywords
 
 @dataclass(frozen=True)
 class MLPEntry:
-    """Where the tangent starts, at the targets: the input of the last block, and the output of its attention."""
+    """Where the tangent starts, at the targets.
+
+    Attributes:
+        block_ND: the input of the last block.
+        attention_ND: the output of its attention.
+        products: the outputs of the block's linear layers, [N, F] or [N, D], by name, which the tangent needs, too.
+    """
 
     block_ND: Float[Tensor, "N D"]
     attention_ND: Float[Tensor, "N D"]
+    products: dict[str, Tensor]
 
     @classmethod
     def joined(cls, entries: Iterable[MLPEntry]) -> MLPEntry:
         """Return the tokens of several passes as one."""
-        blocks, attentions = zip(*((entry.block_ND, entry.attention_ND) for entry in entries), strict=True)
-        return cls(torch.cat(blocks), torch.cat(attentions))
+        blocks, attentions, products = zip(*((e.block_ND, e.attention_ND, e.products) for e in entries), strict=True)
+        joined = {name: torch.cat([of_pass[name] for of_pass in products]) for name in products[0]}
+        return cls(torch.cat(blocks), torch.cat(attentions), joined)
 
 
 class LastMLP:
@@ -79,8 +89,10 @@ class LastMLP:
         own = {name for name, _ in self._skeleton.named_buffers()}
         self._buffers = {name: buffer for name, buffer in wholes.named_buffers() if name in own}
         self._block, self._attention = block, getattr(block, attention)
+        self._linear = {} if _has_dropout(self._skeleton) else self._skeleton.linear_layers()
         self._at_BT: Tensor | None = None
         self._seen: dict[str, Tensor] = {}
+        self._products: dict[str, Tensor] = {}
         self._hooks: list[RemovableHandle] = []
         self.compiled = False  # whether the model's passes are
 
@@ -91,6 +103,9 @@ class LastMLP:
                 self._block.register_forward_pre_hook(torch.compiler.disable(self._enter), with_kwargs=True),
                 self._attention.register_forward_hook(self._attend),
             ]
+            for name in self._linear:
+                layer = self._block.get_submodule(name)
+                self._hooks.append(layer.register_forward_hook(functools.partial(self._multiply, name)))
             if self.compiled:  # torch.compile drops the hook on the attention
                 vars(self._block)["forward"] = torch.compiler.disable(self._block.forward)
         elif not on:
@@ -100,17 +115,17 @@ class LastMLP:
 
     @contextlib.contextmanager
     def recording(self, at_BT: Bool[Tensor, "B T"]) -> Iterator[None]:
-        """Record one pass of the model at some tokens; `entry` then holds its tensors."""
-        self._at_BT, self._seen = at_BT, {}
+        """Record one pass of the model at some tokens, for `take_entry`."""
+        self._at_BT, self._seen, self._products = at_BT, {}, {}
         try:
             yield
         finally:
             self._at_BT = None
 
-    @property
-    def entry(self) -> MLPEntry | None:
-        """The entry of the last recorded pass; None if recording is off."""
-        return MLPEntry(self._seen["block"], self._seen["attention"]) if self._hooks else None
+    def take_entry(self) -> MLPEntry | None:
+        """Return the entry of the last recorded pass, and release it here; None if none was recorded."""
+        seen, products, self._seen, self._products = self._seen, self._products, {}, {}
+        return MLPEntry(seen["block"], seen["attention"], products) if seen else None
 
     def hidden(self, entry: MLPEntry, theta: Parameters, mlp: Parameters) -> Float[Tensor, "N D"]:
         """The last hidden states at the targets, with these values of the MLP's parameters."""
@@ -136,8 +151,20 @@ class LastMLP:
         # Not by torch.func.jvp, which takes half as long again.
         with forward_ad.dual_level():
             duals = {name: forward_ad.make_dual(whole[name], u) for name, u in along.items()}
-            hidden_ND, tangent_ND = forward_ad.unpack_dual(self.hidden(entry, whole, duals))
+            with self._given(entry.products):
+                hidden_ND, tangent_ND = forward_ad.unpack_dual(self.hidden(entry, whole, duals))
         return hidden_ND, torch.zeros_like(hidden_ND) if tangent_ND is None else tangent_ND
+
+    @contextlib.contextmanager
+    def _given(self, products: dict[str, Tensor]) -> Iterator[None]:
+        """Multiply nothing in the layers whose outputs are given."""
+        for name, product in products.items():
+            self._linear[name].product = product
+        try:
+            yield
+        finally:
+            for name in products:
+                self._linear[name].product = None
 
     def _enter(self, block: nn.Module, arguments: tuple[Any, ...], keywords: Keywords) -> None:
         if self._at_BT is not None:
@@ -149,6 +176,11 @@ class LastMLP:
             given_BTD = output if isinstance(output, Tensor) else output[0]
             self._seen["attention"] = given_BTD.detach()[self._at_BT]
             self._skeleton.bare = isinstance(output, Tensor)  # or a tuple: the block expects the same in the skeleton
+
+    def _multiply(self, name: str, layer: nn.Module, arguments: object, output: Tensor) -> None:
+        # An expert may get some tokens only; some blocks flatten rows and tokens.
+        if self._at_BT is not None and output[..., 0].numel() == self._at_BT.numel():
+            self._products[name] = output.detach().view(*self._at_BT.shape, -1)[self._at_BT]
 
 
 def find_last_mlp(
@@ -175,7 +207,7 @@ def find_last_mlp(
             at_1N = torch.ones(sample(theta).shape[:2], dtype=torch.bool, device=next(module.parameters()).device)
             with found.recording(at_1N):
                 sample(theta)
-            entry = found.entry
+            entry = found.take_entry()
             assert entry is not None
             for scale in (1.0, 1.1):  # also away from the present weights
                 moved = {name: scale * theta[name] for name in found.names}
@@ -205,6 +237,10 @@ class _Skeleton(nn.Module):
         self.bare = False
         self.eval()  # no dropout in the tangent
 
+    def linear_layers(self) -> dict[str, _Linear]:
+        """The block's linear layers by their names in it, those of the attention left out."""
+        return {name: layer for name, layer in self.block.named_modules() if isinstance(layer, _Linear)}
+
     def forward(self, block_1ND: Tensor, attention_1ND: Tensor) -> Tensor:
         self._given.output = attention_1ND if self.bare else (attention_1ND, None)
         output = self.block(block_1ND, **self._unused)
@@ -216,13 +252,15 @@ class _Skeleton(nn.Module):
 
 
 class _Linear(nn.Linear):
-    """Multiplies no tangent that is 0: the formula of torch takes a product with zeros where only the weight has a tangent,
-    which is a third of the work of a gated MLP."""
+    """Multiplies no tangent that is 0, and nothing whose product is given: the formula of torch takes a product with zeros
+    where only the weight has a tangent."""
+
+    product: Tensor | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         (x, dx), (w, dw) = forward_ad.unpack_dual(input), forward_ad.unpack_dual(self.weight)
         b, db = (None, None) if self.bias is None else forward_ad.unpack_dual(self.bias)
-        y = F.linear(x, w, b)
+        y = F.linear(x, w, b) if self.product is None else self.product.view(*x.shape[:-1], -1)
         if dx is None and dw is None and db is None:
             return y
         parts = [] if dw is None else [F.linear(x, dw, db)]
@@ -239,6 +277,12 @@ class _Given(nn.Module):
 
     def forward(self, *arguments: Any, **keywords: Any) -> Any:
         return self.output
+
+
+def _has_dropout(part: nn.Module) -> bool:
+    """Whether the outputs of the layers in training are not those of the tangent, which runs without dropout."""
+    rates = (rate for inner in part.modules() for name, rate in vars(inner).items() if name == "p" or "drop" in name)
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
 def _without_weights(part: nn.Module) -> nn.Module:

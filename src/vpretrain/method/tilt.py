@@ -17,15 +17,15 @@ Shapes: N targets, K candidates (of a teacher: all prototypes), G points of a gr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from vpretrain import distributed
 
 _LOG2_SCALES = torch.arange(-5.0, 3.5, 0.5)  # of 1 / lambda, for values at RMS 1
+_COARSE = 4  # at first every fourth of them is tried
 
 
 def centred_values(tangents_NK: Float[Tensor, "N K"], log_p_NK: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
@@ -58,29 +58,40 @@ def inverse_temperature(
         weights_N: of the targets.
         divergence: nats per target.
     """
-    log2_scales_G = _LOG2_SCALES.to(values_NK)
-    sums = [(weights_N * KL_N).sum() for KL_N in _divergences(log_q0_NK.exp(), values_NK, log2_scales_G.exp2())]
-    (sums_G,) = distributed.all_reduce_mean([torch.stack([*sums, weights_N.sum().to(values_NK)])])
-    log_KL_G = (sums_G[:-1] / sums_G[-1]).clamp_min(torch.finfo(sums_G.dtype).tiny).log()
+    q0_NK = log_q0_NK.exp()
+    largest_N1 = values_NK.masked_fill(q0_NK == 0, -math.inf).amax(-1, keepdim=True)
+    below_NK = (values_NK - largest_N1).clamp_max(0)  # exponentials cannot overflow, and not all of them underflow
+    weighted_NK = q0_NK * below_NK
+
+    def total_KL(scale: Tensor) -> Float[Tensor, ""]:
+        """Sum of KL(q || q0) for q ~ q0 exp(s a), as s E_q[b] - log E_q0[exp(s b)], with b = a + constant."""
+        factor_NK = (scale * below_NK).exp_()
+        whole_N = torch.linalg.vecdot(factor_NK, q0_NK)
+        return (weights_N * (scale * torch.linalg.vecdot(factor_NK, weighted_NK) / whole_N - whole_N.log())).sum()
+
+    def log_KL(log2_scales_G: Tensor) -> Float[Tensor, " G"]:
+        sums = [total_KL(scale) for scale in log2_scales_G.exp2()]
+        (sums_G,) = distributed.all_reduce_mean([torch.stack([*sums, weights_N.sum().to(values_NK)])])
+        return (sums_G[:-1] / sums_G[-1]).clamp_min(torch.finfo(sums_G.dtype).tiny).log()
+
+    # The divergence grows with the scale, so a coarse grid shows between which points to look.
+    at_G = _LOG2_SCALES.to(values_NK)
+    log_KL_G = log_KL(at_G[::_COARSE])
+    around = _around(log_KL_G, divergence)
+    at_G = at_G[around[0] * _COARSE + torch.arange(_COARSE + 1, device=at_G.device)]
+    low, high = log_KL_G[around].split(1)
+    log_KL_G = torch.cat([low, log_KL(at_G[1:-1]), high])
     # Interpolate linearly in logarithms: between two points KL is nearly a power of 1 / lambda.
-    after = (log_KL_G < math.log(divergence)).sum().clamp(1, len(sums) - 1)
-    both = torch.stack([after - 1, after])  # an index without dimensions would be read, and wait for the device
-    (low, high), (below, above) = log_KL_G[both], log2_scales_G[both]
+    around = _around(log_KL_G, divergence)
+    (low, high), (below, above) = log_KL_G[around], at_G[around]
     part = ((math.log(divergence) - low) / (high - low)).nan_to_num(1.0).clamp(0, 1)
     return torch.lerp(below, above, part).exp2()
 
 
-def _divergences(
-    q0_NK: Float[Tensor, "N K"], values_NK: Float[Tensor, "N K"], scales_G: Float[Tensor, " G"]
-) -> Iterator[Float[Tensor, " N"]]:
-    """KL(q || q0) of each target for q ~ q0 exp(s a), as s E_q[b] - log E_q0[exp(s b)], with b = a + constant."""
-    largest_N1 = values_NK.masked_fill(q0_NK == 0, -math.inf).amax(-1, keepdim=True)
-    below_NK = (values_NK - largest_N1).clamp_max(0)  # exponentials cannot overflow, and not all of them underflow
-    weighted_NK = q0_NK * below_NK
-    for scale in scales_G:
-        factor_NK = (scale * below_NK).exp_()
-        whole_N = torch.linalg.vecdot(factor_NK, q0_NK)
-        yield scale * torch.linalg.vecdot(factor_NK, weighted_NK) / whole_N - whole_N.log()
+def _around(log_KL_G: Float[Tensor, " G"], divergence: float) -> Int[Tensor, " 2"]:
+    """The numbers of the grid points between which the divergence is met, or of the two nearest to it."""
+    after = (log_KL_G < math.log(divergence)).sum().clamp(1, len(log_KL_G) - 1)
+    return torch.stack([after - 1, after])  # an index without dimensions would be read, and wait for the device
 
 
 def divergence_from(log_q0_NK: Float[Tensor, "N K"], log_q_NK: Float[Tensor, "N K"]) -> Float[Tensor, " N"]:

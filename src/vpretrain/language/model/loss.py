@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from vpretrain.types import Keywords
 
+_GROUP = 8  # ids per group, see `top_ids`
 CHUNK = 2**26  # logits per chunk at most: 256 MiB in fp32. Fewer chunks mean fewer passes over the head's gradient.
 
 
@@ -203,7 +204,7 @@ def dense_logits(
     logits_NV = at_least_fp32(logits_NV)
     with torch.no_grad():
         z_NV = primal(logits_NV)
-        candidates_NK = with_true_token_first(z_NV[:, :tokens].topk(k, dim=-1).indices, targets_N)
+        candidates_NK = candidates(z_NV[:, :tokens], targets_N, k)
         log_p_NK = z_NV.log_softmax(-1).gather(-1, candidates_NK)
     lse_N = logits_NV.logsumexp(-1)
     z_NK = logits_NV.gather(-1, candidates_NK)
@@ -297,11 +298,8 @@ class _Fused(torch.autograd.Function):
             for rows in _chunks(n, CHUNK // len(weight_VD)):
                 h_nD, share_n1 = hidden_ND[rows].to(low), share_N[rows, None].to(high)
                 z_nV = head.bend(at_least_fp32(F.linear(h_nD, head.weight_VD, head.bias_V)))
-                best_nK, ids_nK = z_nV[:, :tokens].topk(k, dim=-1)
-                largest_n1 = best_nK[:, :1]
-                if tokens is not None and tokens < len(weight_VD):
-                    largest_n1 = torch.maximum(largest_n1, z_nV[:, tokens:].amax(dim=-1, keepdim=True))
-                candidates_NK[rows] = with_true_token_first(ids_nK, targets_N[rows])
+                largest_n1 = z_nV.amax(dim=-1, keepdim=True)
+                candidates_NK[rows] = candidates(z_nV[:, :tokens], targets_N[rows], k)
                 z_NK[rows] = z_nV.gather(-1, candidates_NK[rows])
                 slope = head.softcap_grad(z_nV)  # before z_nV is overwritten by p
                 # Not torch.softmax: on a CPU it adds sequentially, so that over 49,152 tokens p sums to 1 only within 1e-5, the
@@ -353,14 +351,32 @@ class _Fused(torch.autograd.Function):
         return d_hidden_ND, d_weight_VD, d_bias_V, None, None, None, None, None
 
 
-def with_true_token_first(top_NK: Int[Tensor, "N K"], targets_N: Int[Tensor, " N"]) -> Int[Tensor, "N K"]:
-    """C_t = {w_t} u TopK_{K-1}(p without w_t) of the top K (Eq 14), the others by falling probability.
-
-    If the true token is among them it is skipped, otherwise the last of them is dropped.
-    """
+def candidates(z_NV: Float[Tensor, "N V"], targets_N: Int[Tensor, " N"], k: int) -> Int[Tensor, "N K"]:
+    """C_t = {w_t} u TopK_{K-1}(p without w_t), the true token first, the others by falling probability (Eq 14)."""
+    if k == 1:
+        return targets_N[:, None]
+    top_NK = top_ids(z_NV, k)
+    # If the true token is among the top K it is skipped, otherwise the last of them is dropped.
     next_NK = (top_NK == targets_N[:, None]).cumsum(dim=-1)[:, :-1]
-    places_NK = torch.arange(top_NK.shape[1] - 1, device=top_NK.device) + next_NK
+    places_NK = torch.arange(k - 1, device=top_NK.device) + next_NK
     return torch.cat([targets_N[:, None], top_NK.gather(-1, places_NK)], dim=-1)
+
+
+def top_ids(z_NV: Float[Tensor, "N V"], k: int) -> Int[Tensor, "N K"]:
+    """The ids of the K largest logits, by falling logit; over a large vocabulary in half the time of `torch.topk`.
+
+    The ids form G groups {g, g + G, g + 2 G, ...}. The K largest logits lie in the K groups with the largest maxima.
+    """
+    groups = z_NV.shape[-1] // _GROUP
+    if groups < 8 * k:
+        return z_NV.topk(k, dim=-1).indices
+    whole = groups * _GROUP
+    maxima_NG = z_NV[:, :whole].unflatten(-1, (_GROUP, groups)).amax(1)
+    best_NK = maxima_NG.topk(k, dim=-1, sorted=False).indices
+    members = torch.arange(0, whole, groups, device=z_NV.device)
+    rest = torch.arange(whole, z_NV.shape[-1], device=z_NV.device).expand(len(z_NV), -1)
+    ids_NM = torch.cat([(best_NK[:, None] + members[:, None]).flatten(1), rest], dim=-1)
+    return ids_NM.gather(-1, z_NV.gather(-1, ids_NM).topk(k, dim=-1).indices)
 
 
 def gather_dot(
@@ -375,10 +391,12 @@ class _GatherDot(torch.autograd.Function):
     def forward(context: Any, x_ND: Tensor, weight_VD: Tensor, candidates_NK: Tensor) -> Tensor:
         context.save_for_backward(x_ND, weight_VD, candidates_NK)
         # The products are the derivative of sum_k q_k <x, W_{v_k}> with respect to q, for which torch has a kernel.
-        with torch.enable_grad():
-            q_NK = torch.zeros_like(candidates_NK, dtype=weight_VD.dtype).requires_grad_()
-            sums_ND = _weighted_rows(q_NK, weight_VD.detach(), candidates_NK)
-        return torch.autograd.grad(sums_ND, q_NK, x_ND.to(weight_VD.dtype))[0].to(x_ND.dtype)
+        n, k = candidates_NK.shape
+        bags = torch.arange(n, device=x_ND.device)
+        products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+            x_ND.to(weight_VD.dtype), weight_VD, candidates_NK.flatten(), k * bags, bags.repeat_interleave(k), 0, -1
+        )
+        return products.view(n, k).to(x_ND.dtype)
 
     @staticmethod
     @once_differentiable

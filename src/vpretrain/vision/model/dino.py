@@ -213,7 +213,7 @@ class DinoLearner(VisionLearner):
 
     def _state(self, network: Network, inputs: ViewBatch, tokens_BTD: Tensor, taught_VBNP: Tensor) -> DinoState:
         """Complete a pass whose tokens of the global views are given, and were recorded if entries are kept."""
-        entries = [] if self.entry is None else [self.entry]
+        entries = [self.take_entry()]
         student_VBNP = self._of_global(network, inputs, tokens_BTD)
         views, images, _, height, width = inputs.local_VB3HW.shape
         local_VBP = student_VBNP.new_zeros(0, images, self.config.outputs)
@@ -221,9 +221,10 @@ class DinoLearner(VisionLearner):
             tokens = self.backbone.prefix + math.prod(self.backbone.patches(height, width))
             with self.recording(self._class_tokens(views * images, tokens)):
                 local_BTD = network("tokens", inputs.local_VB3HW.flatten(0, 1))
-            entries += [] if self.entry is None else [self.entry]
+            entries.append(self.take_entry())
             local_VBP = _fp32(network("head", self.backbone.summary(local_BTD))).unflatten(0, (views, images))
-        entry = MLPEntry.joined(entries) if entries else None
+        kept = [entry for entry in entries if entry is not None]
+        entry = MLPEntry.joined(kept) if kept else None
         return DinoState(student_VBNP, taught_VBNP, entry, local_VBP, inputs.local_views)
 
     def _of_global(self, network: Network, inputs: ViewBatch, tokens_BTD: Tensor) -> Float[Tensor, "V B N P"]:

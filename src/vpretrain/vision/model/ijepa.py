@@ -107,12 +107,12 @@ class IJepaLearner(VisionLearner):
                 hidden, rope = self.theta.forward("lower", *self.seen(inputs, 0))
                 with self.recording(self.entering(inputs, *hidden.shape[:2])):
                     tokens_BTD = self.theta.forward("upper", hidden, rope, 0)
-                entry = self.entry
+                entry = self.take_entry()
                 predicted_BMND = self.theta.forward("head", tokens_BTD[:, prefix:], blocks, grid)
                 return ViewState(predicted_BMND.float(), self.teach(inputs), entry)
         tokens_BTD, taught_BMND = self.tokens(inputs, parameters)
         predicted_BMND = self.theta.forward_with(parameters, "head", tokens_BTD[:, prefix:], blocks, grid)
-        return ViewState(predicted_BMND, taught_BMND, self.entry)
+        return ViewState(predicted_BMND, taught_BMND, self.take_entry())
 
     def tangents(self, inputs: ViewBatch, state: ViewState, direction: Parameters) -> Float[Tensor, "B M N D"]:
         """Return D_u of the predicted representations.
