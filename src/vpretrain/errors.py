@@ -1,5 +1,11 @@
 """Exceptions that end a command early, without a traceback."""
 
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+
 
 class UserError(ValueError):
     """Wrong input; the message is one line with the problem and the remedy. Exit code 2.
@@ -45,6 +51,16 @@ class Unreadable(UserError):
     def __init__(self, message: str, place: str = "", reason: str = "") -> None:  # by the message alone when unpickled
         super().__init__(message)
         self.place, self.reason = place, reason
+
+
+def or_unreadable(
+    read: Callable[Arguments, Result], *arguments: Arguments.args, **keywords: Arguments.kwargs
+) -> Result | Unreadable:
+    """Return what a call returns, or the Unreadable that it raises."""
+    try:
+        return read(*arguments, **keywords)
+    except Unreadable as error:
+        return error
 
 
 class Interrupted(BaseException):

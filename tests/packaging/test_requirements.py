@@ -16,7 +16,7 @@ import vpretrain
 SOURCE = Path(vpretrain.__file__).parent
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Tried elsewhere before they are imported there, with a line that names the extra.
-GUARDED = {"language/data/source.py": {"reasoning_gym"}, "plot.py": {"matplotlib"}, "cli/parser.py": {"argcomplete"}}
+GUARDED = {"language/data/generated.py": {"reasoning_gym"}, "plot.py": {"matplotlib"}, "cli/parser.py": {"argcomplete"}}
 INSTALLED = {name.lower().replace("_", "-") for names in packages_distributions().values() for name in names}
 
 

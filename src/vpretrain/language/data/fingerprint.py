@@ -6,7 +6,8 @@ import platform
 from pathlib import Path
 
 from vpretrain.language.config import Recipe, SourceConfig
-from vpretrain.language.data.source import count_rows, data_files
+from vpretrain.language.data.files import data_files
+from vpretrain.language.data.source import count_rows
 from vpretrain.run.fingerprint import generated, of_files, of_hub
 from vpretrain.types import Json
 

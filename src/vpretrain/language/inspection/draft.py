@@ -15,9 +15,10 @@ from vpretrain.bounds import LONGEST
 from vpretrain.errors import UserError
 from vpretrain.language.config import DesignerConfig, SourceConfig, StreamConfig
 from vpretrain.language.data.encode import Document, collate, encode, fitted
-from vpretrain.language.data.example import ASSISTANT, FIRST, Example, is_chat
+from vpretrain.language.data.example import ASSISTANT, Example, is_chat
 from vpretrain.language.data.feedback import pairs
-from vpretrain.language.data.source import data_files, first_rows, open_source
+from vpretrain.language.data.files import data_files
+from vpretrain.language.data.source import first_rows, open_source
 from vpretrain.language.inspection.inspect import marked
 from vpretrain.language.model.load import load_config, load_tokenizer, tokens_of
 from vpretrain.plain import noted, quoted
@@ -96,7 +97,7 @@ def guessed_source(path: str, *, pair: bool) -> SourceConfig:
     Raises:
         UserError: it cannot be read, or no columns are known.
     """
-    rows = first_rows(SourceConfig(path=path), FIRST, skips=not pair)
+    rows = first_rows(SourceConfig(path=path), skips=not pair)
     form = guessed_form(rows)
     if form is None or (pair and "text" in form):
         columns = ", ".join(dict.fromkeys(name for row in rows for name in row))

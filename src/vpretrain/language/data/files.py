@@ -1,0 +1,79 @@
+"""The files at a source's path: which they are, their common format, and how many rows they hold."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+
+from vpretrain.errors import UserError
+from vpretrain.language.config import SourceConfig
+from vpretrain.language.data.text_files import FORMAT, file_name
+
+_KINDS = {"jsonl": "JSON", "json": "JSON", "csv": "table", "tsv": "table", "txt": "text", "parquet": "parquet"}
+_FILES = ".jsonl, .json, .csv, .tsv, .txt (also .gz, .bz2, .xz or .zst) or .parquet"
+
+
+def data_files(config: SourceConfig) -> tuple[list[str], str]:
+    """The files at the source's path, and their common format. Raises UserError."""
+    assert config.path is not None
+    path = Path(config.path).expanduser()
+    if "://" in config.path:
+        _check_store(config.path)
+        files = [config.path]  # a glob is resolved by `datasets`
+    elif path.is_dir():
+        files = sorted(str(file) for file in path.iterdir() if _format(file.name))
+    else:
+        files = sorted(glob.glob(str(path)))
+    if not files:
+        raise UserError(f"no data at {config.path}: give a file of {_FILES}, a glob, or a folder of them")
+    formats = {_format(file) for file in files}
+    kinds = {_KINDS.get(name) for name in formats}
+    kind = kinds.pop()
+    if kind is None or kinds:
+        raise UserError(f"{config.path}: files must all be of one kind, .jsonl/.json, .csv/.tsv, .parquet or .txt")
+    if config.field is not None and formats != {"json"}:
+        raise UserError(f"{config.path}: field={config.field} is for .json files: leave it out")
+    return files, kind
+
+
+def count_in_files(files: Sequence[str], kind: str) -> int | None:
+    """The number of rows in files of one format; None if it is not known without reading them."""
+    if "://" in files[0]:
+        return None
+    if kind == "text":
+        return len(files)
+    if kind == "parquet":
+        import pyarrow.parquet
+
+        return sum(pyarrow.parquet.read_metadata(file).num_rows for file in files)
+    if not all(file.endswith(".jsonl") for file in files):
+        return None
+    count = 0
+    for file in files:
+        with open(file, "rb") as lines:
+            count += sum(not line.isspace() for line in lines)
+    return count
+
+
+def _format(file: str) -> str:
+    """The format by a file's name, without compression; empty for a file that is no data."""
+    name = file_name(file)
+    found = FORMAT.search(name)
+    return found[1] if found else "parquet" if name.endswith(".parquet") else ""
+
+
+def _check_store(url: str) -> None:
+    """Raise UserError if a URL holds a name or password, or if the package that reads it is not installed."""
+    from fsspec.registry import get_filesystem_class, known_implementations
+
+    protocol, _, rest = url.partition("://")
+    if "@" in rest.split("/")[0]:
+        raise UserError(f"a {protocol}:// path holds a name or password: leave it out and set it in the environment")
+    try:
+        get_filesystem_class(protocol)
+    except ImportError:
+        package = known_implementations[protocol]["class"].split(".")[0]
+        raise UserError(f"{protocol}:// paths need a package: pip install {package}") from None
+    except ValueError:
+        raise UserError(f"{url}: nothing reads {protocol}://; use s3://, gs://, hf://, https:// or a path") from None

@@ -1,0 +1,63 @@
+"""Rows of data that are made on this machine: by generators of reasoning-gym, and from text that comes with Python."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from vpretrain.errors import UserError
+from vpretrain.language.config import SourceConfig
+from vpretrain.types import Json
+
+
+def python_manual() -> Sequence[Json]:
+    """The language reference, one topic per row."""
+    from pydoc_data import topics
+
+    return [{"topic": name, "text": text} for name, text in sorted(topics.topics.items())]
+
+
+def generated(config: SourceConfig) -> Sequence[Json]:
+    """The rows of a reasoning-gym data set, each made when it is asked for. Raises UserError."""
+    try:
+        import reasoning_gym
+    except ImportError:
+        raise UserError('reasoning_gym sources need a package: pip install "vpretrain[quickstart]"') from None
+    options: Json = {"seed": 0} | config.options
+    templates = options.pop("task_indices", None)
+    try:
+        dataset = reasoning_gym.create_dataset(config.reasoning_gym, size=config.size, **options)
+    except (ValueError, TypeError, AssertionError) as error:
+        reason = str(error).strip()
+        raise UserError(f"reasoning_gym {config.reasoning_gym}: {reason}; check the name and the options") from None
+    if templates is not None:
+        dataset.task_indices = _choose_templates(config, templates, options["seed"])
+    return _Flat(dataset)
+
+
+class _Flat(Sequence[Json]):
+    """A reasoning-gym data set as flat rows."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        entry = self._dataset[index]
+        scalars = {k: v for k, v in entry["metadata"].items() if isinstance(v, str | int | float)}
+        return {"answer_cot": entry["answer"], **scalars, "question": entry["question"], "answer": entry["answer"]}
+
+
+def _choose_templates(config: SourceConfig, templates: list[int], seed: int) -> list[int]:
+    """The template of every example: gsm_symbolic draws them from all templates, here from the allowed ones only."""
+    if config.reasoning_gym != "gsm_symbolic":
+        raise UserError(f"task_indices is an option of gsm_symbolic; {config.reasoning_gym} has no templates")
+    from reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic import tasks_ok
+
+    wrong = sorted(set(templates) - set(tasks_ok))
+    if wrong or not templates:
+        raise UserError(f"gsm_symbolic has no templates {wrong}; task_indices must be among {sorted(tasks_ok)}")
+    return random.Random(seed).choices(templates, k=config.size)

@@ -1,0 +1,112 @@
+"""The rows of files and hub data sets, as `datasets` gives them, and how to read one."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vpretrain import hub
+from vpretrain.console import note
+from vpretrain.errors import Unreadable, UserError, or_unreadable
+from vpretrain.language.config import SourceConfig
+from vpretrain.language.data.files import data_files
+from vpretrain.language.data.rows import NoRow, parse
+from vpretrain.pretrained import first_line
+from vpretrain.types import Json
+
+Read = Callable[[Json], Json]
+"""Makes a row with its fields of what a data set gives. Raises Unreadable."""
+
+
+def load(config: SourceConfig) -> tuple[Any, Read]:
+    """The rows of a source with path or hub as a data set gives them, and how to read one. Raises UserError."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    how: Json = {"path": config.hub, "name": config.config or None, "split": config.split}
+    on_hub = config.hub is not None or (config.path or "").startswith("hf://")
+    with hub.access() if on_hub else contextlib.nullcontext(None) as closed, readable(config, closed):
+        if config.path is not None:
+            files, kind = data_files(config)
+            if kind != "parquet":
+                from vpretrain.language.data.row_reader import open_rows
+
+                rows = open_rows(files, field=config.field, streaming=config.streaming, cache=_cache())
+                return rows, partial(_parsed, config)
+            how = {"path": kind, "data_files": files, "split": "train"}
+        return datasets.load_dataset(**how, cache_dir=_cache(), streaming=config.streaming), as_given
+
+
+def as_given(row: Json) -> Json:
+    """Read a row that has its fields already."""
+    return row
+
+
+def parsed_rows(rows: Any, read: Read, *, skips: bool) -> Iterator[Json]:
+    """Yield rows with their fields. Raises Unreadable unless such rows are skipped."""
+    for given in rows:
+        row = or_unreadable(read, given)
+        if not isinstance(row, Unreadable):
+            yield row
+        elif not skips:
+            raise row
+
+
+def refuse_faults(rows: Any, read: Read) -> None:
+    """Raise the first Unreadable of a copy on disk, without parsing the other rows."""
+    if read is as_given:  # not of `row_reader`
+        return
+    from pyarrow.compute import index, is_valid
+
+    if (first := index(is_valid(rows.data.column("reason")), True).as_py()) >= 0:
+        read(rows[first])
+
+
+@contextlib.contextmanager
+def readable(config: SourceConfig, closed: str | None = None) -> Iterator[None]:
+    """Turn any error inside the context into a UserError of one line; `closed`: why the hub cannot be asked."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # datasets raises many types if the data are unavailable
+        cause = error.__cause__ or error
+        remedy = "check the name and the network, or give a path" if config.hub else "check the file"
+        if config.path is not None and "://" in config.path and not isinstance(cause, NoRow):
+            remedy = "check the URL, the network, and the credentials in the environment"
+        if closed is not None:
+            remedy = hub.remedy(closed, "give a path")
+        raise UserError(f"cannot load {config.origin}: {first_line(cause)}; {remedy}") from None
+
+
+@functools.cache
+def _cache() -> str | None:
+    """A directory for copies of rows until the process ends, if that of `datasets` cannot be written; else None."""
+    import datasets
+
+    usual = Path(datasets.config.HF_DATASETS_CACHE)
+    try:
+        usual.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=usual):
+            return None
+    except OSError as error:
+        directory = tempfile.TemporaryDirectory(prefix="vpretrain-rows-")
+        atexit.register(directory.cleanup)
+        note(
+            f"cannot write to the cache {usual} ({error.strerror}): copies of the data are in {directory.name} until the end"
+        )
+        return directory.name
+
+
+def _parsed(config: SourceConfig, given: Json) -> Json:
+    """Parse a row of `row_reader`. Raises Unreadable."""
+    if given["row"] is None:
+        place, reason = given["place"], given["reason"]
+        raise Unreadable(f"cannot load {config.origin}: {place} {reason}; check the file", place, reason)
+    return parse(given["row"])
