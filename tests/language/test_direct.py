@@ -14,7 +14,7 @@ from vpretrain.config import BudgetConfig
 from vpretrain.errors import Paused, UserError
 from vpretrain.language import direct
 from vpretrain.language.assemble import assemble
-from vpretrain.language.config import SourceConfig
+from vpretrain.language.config import SourceConfig, StreamConfig
 from vpretrain.language.data.encode import collate, encode
 from vpretrain.language.direct import mixture, reward
 from vpretrain.method.protocols import Task
@@ -47,7 +47,9 @@ def test_the_first_loss_is_the_one_hot_loss_of_the_same_pairs(tmp_path, tokenize
     recipe = recipe_of(tmp_path, tokenizer, "sft")
     parts = assemble(recipe)
     sources = [source for source in recipe.stream.sources if source.prompt]
-    pairs = list(islice(mixture(sources, seed=0, usable=lambda pair: True), recipe.stream.batch_size))
+    pairs = list(
+        islice(mixture(sources, seed=0, usable=lambda pair: True, skips=recipe.stream), recipe.stream.batch_size)
+    )
     batch = collate([encode(pair, tokenizer, recipe.stream.length) for pair in pairs], tokenizer)
     state = parts.learner.forward(batch)
     expected = float(parts.learner.loss(state, Task(batch, state.logits.one_hot())).detach())
@@ -129,14 +131,15 @@ def test_pairs_come_by_weight_without_those_that_are_held_back(tmp_path, tokeniz
     sources = [
         SourceConfig(path=path, prompt="{q}", response="{a}", weight=w) for path, w in zip(paths, (3, 1), strict=True)
     ]
-    first = next(mixture(sources[:1], seed=0, usable=lambda pair: True))
-    drawn = list(islice(mixture(sources, seed=0, usable=lambda pair: pair.key != first.key), 400))
+    skips = StreamConfig(sources=sources)
+    first = next(mixture(sources[:1], seed=0, usable=lambda pair: True, skips=skips))
+    drawn = list(islice(mixture(sources, seed=0, usable=lambda pair: pair.key != first.key, skips=skips), 400))
     assert first.key not in {pair.key for pair in drawn}
     assert sum(pair.prompt.startswith("one") for pair in drawn) / 400 == pytest.approx(0.75, abs=0.06)
-    again = list(islice(mixture(sources, seed=0, usable=lambda pair: pair.key != first.key), 400))
+    again = list(islice(mixture(sources, seed=0, usable=lambda pair: pair.key != first.key, skips=skips), 400))
     assert [pair.key for pair in drawn] == [pair.key for pair in again]
     with pytest.raises(UserError, match="cannot be trained on"):
-        next(mixture(sources[:1], seed=0, usable=lambda pair: False))
+        next(mixture(sources[:1], seed=0, usable=lambda pair: False, skips=skips))
 
 
 def test_sft_on_the_stream_skips_its_problems_of_the_feedback(tmp_path, tokenizer):

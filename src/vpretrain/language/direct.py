@@ -25,12 +25,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from vpretrain.errors import NonFinite, Unreadable, UserError
+from vpretrain.errors import NonFinite, UserError
 from vpretrain.language.config import Recipe, SourceConfig, StreamConfig
+from vpretrain.language.data.draws import Draws
 from vpretrain.language.data.encode import encode
 from vpretrain.language.data.example import Example
 from vpretrain.language.data.feedback import pairs
-from vpretrain.language.data.source import IndexedSource, StreamingSource, open_source, with_form
+from vpretrain.language.data.source import with_form
 from vpretrain.language.data.stream import HOPELESS
 from vpretrain.language.evaluation.solve import (
     before_stop,
@@ -42,10 +43,8 @@ from vpretrain.language.evaluation.solve import (
 )
 from vpretrain.language.model.learner import LanguageLearner
 from vpretrain.method.algorithm import StepRecord
-from vpretrain.order import Shuffled
 from vpretrain.run.optimizer import AdamW
 from vpretrain.run.random_state import random_state, set_random_state
-from vpretrain.run.skipped import Skipped
 from vpretrain.types import Keywords
 
 try:
@@ -74,8 +73,8 @@ class DirectTraining:
         self.method, data = arm.direct, arm.direct_on
         section = recipe.feedback if data == "feedback" else recipe.stream
         self.length = section.length
-        self.skips = None if data == "feedback" else recipe.stream
-        skips = self.skips is not None and self.skips.on_error == "skip"
+        self.skips = recipe.stream.model_copy(update={"on_error": "stop"} if data == "feedback" else {})
+        skips = self.skips.on_error == "skip"
         # A tuple: datasets would treat a list as shards.
         sources = (with_form(source, skips=skips) for source in section.sources)
         self.sources = tuple(s for s in sources if s.prompt is not None or s.reasoning_gym is not None)
@@ -172,7 +171,7 @@ class DirectTraining:
 
 def rows(
     sources: tuple[SourceConfig, ...],
-    skips: StreamConfig | None,
+    skips: StreamConfig,
     method: str,
     seed: int,
     held_back: frozenset[str],
@@ -199,11 +198,7 @@ def reward(
 
 
 def mixture(
-    sources: Sequence[SourceConfig],
-    *,
-    seed: int,
-    usable: Callable[[Example], bool],
-    skips: StreamConfig | None = None,
+    sources: Sequence[SourceConfig], *, seed: int, usable: Callable[[Example], bool], skips: StreamConfig
 ) -> Iterator[Example]:
     """Yield usable pairs of the sources by weight, endlessly, each epoch in a new order.
 
@@ -211,7 +206,7 @@ def mixture(
         sources: of the pairs.
         seed: of the order.
         usable: whether a pair can be trained on.
-        skips: says whether pairs that cannot be read are skipped; None: they are not.
+        skips: says whether pairs that cannot be read are skipped.
 
     Raises:
         UserError: a source has no usable pairs, or one that cannot be read.
@@ -223,37 +218,20 @@ def mixture(
 
 
 def _endless(
-    config: SourceConfig, seed: str, usable: Callable[[Example], bool], skips: StreamConfig | None
+    config: SourceConfig, seed: str, usable: Callable[[Example], bool], skips: StreamConfig
 ) -> Iterator[Example]:
-    source = open_source(config, skips=skips is not None and skips.on_error == "skip")
-    order = None if isinstance(source, StreamingSource) else Shuffled(len(source), seed)
-    skipped = None if skips is None else Skipped(config.origin, skips)  # a resumed run reads from the start again
+    draws = Draws(config, skips, seed)  # a resumed run reads from the start again
     unused = 0
-    for number in itertools.count():
-        found = _drawn(source, order, number)
-        if isinstance(found, Unreadable) and skipped is None:
-            raise found
-        again = source.epoch > 0 if isinstance(source, StreamingSource) else number >= len(source)
-        if skipped is not None:
-            skipped.met(found if isinstance(found, Unreadable) else None, again=again)
-        if isinstance(found, Example) and usable(found):
+    while True:
+        example = draws.next()
+        if example is not None and usable(example):
             unused = 0
-            yield found
+            yield example
         elif (unused := unused + 1) == HOPELESS:
             raise UserError(
                 f"{config.origin}: {HOPELESS} pairs in a row cannot be trained on: their prompts are too long, their fields "
                 "are empty, or feedback and evaluation own them"
             )
-
-
-def _drawn(source: IndexedSource | StreamingSource, order: Shuffled | None, number: int) -> Example | Unreadable:
-    try:
-        if isinstance(source, StreamingSource):
-            return source.next()
-        assert order is not None
-        return source[order[number]]
-    except Unreadable as error:
-        return error
 
 
 def _check_answers(source: SourceConfig, *, skips: bool) -> None:

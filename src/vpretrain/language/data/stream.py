@@ -13,15 +13,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from vpretrain.errors import Unreadable, UserError
+from vpretrain.errors import UserError
 from vpretrain.language.config import SourceConfig, StreamConfig
+from vpretrain.language.data.draws import Draws
 from vpretrain.language.data.encode import Document, collate, encode, fitted
 from vpretrain.language.data.example import Example
-from vpretrain.language.data.source import IndexedSource, StreamingSource, open_source
 from vpretrain.language.model.batch import TokenBatch
-from vpretrain.order import Shuffled
 from vpretrain.run.left_out import LeftOut, by_source, listed
-from vpretrain.run.skipped import UNREADABLE, Skipped, entries
+from vpretrain.run.skipped import UNREADABLE, entries
 from vpretrain.types import Json
 
 HOPELESS = 2000  # this many examples in a row without a usable one end the run
@@ -181,20 +180,15 @@ class _Packer:
     ) -> None:
         self.source_config, self.config, self.tokenizer = source, config, tokenizer
         self.left_out: Counter[str] = Counter()  # by reason
-        self.skipped = Skipped(source.origin, config)
-        self._held_back, self._shard = held_back, shard
-        self._source = open_source(source, shard=shard, shards=config.shards, skips=config.on_error == "skip")
-        self._drawn = 0  # examples taken from an indexed source
-        self._order: Shuffled | None = None
-        if seed is not None and isinstance(self._source, IndexedSource):
-            self._order = Shuffled(len(self._source), seed)
+        self._held_back = held_back
+        self._draws = Draws(source, config, seed, shard=shard, shards=config.shards)
         # The document that did not fit into the last row. The first is drawn here, so that an unusable source fails at once.
         self._waiting: Document | None = self._document()
 
     @property
     def has_chats(self) -> bool:
         """Whether the source gives chats."""
-        return self._source.config.messages is not None
+        return self._draws.source.config.messages is not None
 
     def row(self) -> list[Document]:
         """The documents of one row, at most `length` tokens."""
@@ -219,19 +213,12 @@ class _Packer:
 
     def state_dict(self) -> Json:
         one = self._waiting
-        return {
-            "drawn": self._drawn,
-            "left_out": dict(self.left_out),
-            "skipped": self.skipped.state_dict(),
-            "source": self._source.state_dict() if isinstance(self._source, StreamingSource) else None,
-            "waiting": None if one is None else _plain(one),
-        }
+        waiting = None if one is None else _plain(one)
+        return {**self._draws.state_dict(), "left_out": dict(self.left_out), "waiting": waiting}
 
     def load_state_dict(self, state: Json) -> None:
-        self._drawn, self.left_out = state["drawn"], Counter(state["left_out"])
-        self.skipped.load_state_dict(state["skipped"])
-        if isinstance(self._source, StreamingSource):
-            self._source.load_state_dict(state["source"])
+        self._draws.load_state_dict(state)
+        self.left_out = Counter(state["left_out"])
         self._waiting = None
         if state["waiting"] is not None:
             ids, context, raw, domain, key, *gaps = state["waiting"]
@@ -242,44 +229,16 @@ class _Packer:
     def _document(self) -> Document:
         """The next document with something to learn from."""
         for _ in range(HOPELESS):
-            example = self._example()
-            if isinstance(example, Example):
-                found = usable(example, self.tokenizer, self.config, self._held_back)
-                if isinstance(found, Document):
-                    return found
-                self.left_out[found] += 1
-            else:
+            example = self._draws.next()
+            if example is None:
                 self.left_out[UNREADABLE] += 1
+                continue
+            found = usable(example, self.tokenizer, self.config, self._held_back)
+            if isinstance(found, Document):
+                return found
+            self.left_out[found] += 1
         raise UserError(
             f"{self.source_config.origin}: {HOPELESS} examples in a row have no token to learn from: their prompts fill "
             f"stream.length={self.config.length}, they are shorter than stream.min_chunk, their fields are empty, or feedback "
             f"and evaluation own them; left out so far: {listed(self.left_out)}"
         )
-
-    def _example(self) -> Example | None:
-        """The next example; None for one that is skipped. Raises as `Skipped.met`."""
-        found = self._outcome()
-        if isinstance(found, Unreadable):
-            self.skipped.met(found, again=self._again)
-            return None
-        self.skipped.met(None, again=self._again)
-        return found
-
-    def _outcome(self) -> Example | Unreadable:
-        """The next example, or why it cannot be read."""
-        try:
-            if isinstance(self._source, StreamingSource):
-                return self._source.next()
-            # The shards together read each example once per epoch.
-            number = self._drawn * self.config.shards + self._shard
-            self._drawn += 1
-            return self._source[number % len(self._source) if self._order is None else self._order[number]]
-        except Unreadable as error:
-            return error
-
-    @property
-    def _again(self) -> bool:
-        """Whether the last example came after the first epoch."""
-        if isinstance(self._source, StreamingSource):
-            return self._source.epoch > 0
-        return (self._drawn - 1) * self.config.shards + self._shard >= len(self._source)
