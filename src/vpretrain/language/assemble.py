@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
-from vpretrain import distributed
+from vpretrain import distributed, pretrained
 from vpretrain.console import note
 from vpretrain.devices import available
 from vpretrain.errors import UserError
@@ -23,7 +23,7 @@ from vpretrain.language.data.stream import LanguageStream, rows_of
 from vpretrain.language.evaluation.evaluate import Evaluation
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.language.model.learner import LanguageLearner, LanguageState
-from vpretrain.language.model.load import copy_processor, load_config, load_model, load_tokenizer, tokens_of
+from vpretrain.language.model.load import copy_processor, load_config, load_model, load_tokenizer, tokens_of, trainable
 from vpretrain.language.task import construction as constructions
 from vpretrain.language.task.construction import OneHot, TaskParts
 from vpretrain.language.task.designer import TopKDesigner
@@ -132,6 +132,12 @@ def load_learner(recipe: Recipe, model: Model = None) -> tuple[LanguageLearner, 
             f"{recipe.learner.name} carries what it read into the next document of its row: set stream.packing=false"
         )
     return learner, partial(export_model, model, tokenizer, recipe.learner.name)
+
+
+def new_model(recipe: Recipe, config: PretrainedConfig) -> Model:
+    """Build a model of the learner's architecture, with new weights, as the recipe trains it."""
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=pretrained.trusted)
+    return trainable(model, recipe.learner.lora)
 
 
 def subset_of(recipe: Recipe, learner: LanguageLearner) -> tuple[str, ...]:

@@ -202,14 +202,8 @@ def mixture(
 ) -> Iterator[Example]:
     """Yield usable pairs of the sources by weight, endlessly, each epoch in a new order.
 
-    Args:
-        sources: of the pairs.
-        seed: of the order.
-        usable: whether a pair can be trained on.
-        skips: says whether pairs that cannot be read are skipped.
-
-    Raises:
-        UserError: a source has no usable pairs, or one that cannot be read.
+    `skips` says whether pairs that cannot be read are skipped. Raises UserError if a source has no usable pairs, or one that
+    cannot be read.
     """
     draws = random.Random(f"{seed}/direct")
     opened = [_endless(source, f"{seed}/{number}", usable, skips) for number, source in enumerate(sources)]

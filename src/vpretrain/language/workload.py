@@ -7,14 +7,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from vpretrain import pretrained
 from vpretrain.errors import UserError
-from vpretrain.language.assemble import check_sizes
+from vpretrain.language.assemble import check_sizes, new_model
 from vpretrain.language.config import Recipe
 from vpretrain.language.model.frozen_blocks import FrozenBlocksCache
-from vpretrain.language.model.load import load_config, trainable
+from vpretrain.language.model.load import load_config
 from vpretrain.language.model.loss import CHUNK
 from vpretrain.language.task.designer import TopKDesigner
 from vpretrain.method.subset import alignment_subset, blocks_of
@@ -40,7 +38,8 @@ def workload(recipe: Recipe) -> Workload:
     config = load_config(recipe.learner.name)
     check_sizes(recipe, config)
     text = config.get_text_config()
-    module = nn.ModuleDict({"model": _without_weights(recipe, config)})
+    with torch.device("meta"):
+        module = nn.ModuleDict({"model": new_model(recipe, config)})
     model: Model = module["model"]
     parameters = dict(module.named_parameters())
     trained = {name: p.numel() for name, p in parameters.items() if p.requires_grad}
@@ -128,12 +127,6 @@ def workload(recipe: Recipe) -> Workload:
             weights_gathered=(domains + directions) * (1 + share) + 2 * directions,
         ),
     )
-
-
-def _without_weights(recipe: Recipe, config: PretrainedConfig) -> Model:
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=pretrained.trusted)
-        return trainable(model, recipe.learner.lora)
 
 
 def _designer_size(recipe: Recipe, head: Any) -> int:

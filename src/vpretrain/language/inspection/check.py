@@ -6,20 +6,19 @@ from collections import Counter
 from collections.abc import Iterator
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from vpretrain import pretrained
 from vpretrain.devices import available
 from vpretrain.errors import UserError
 from vpretrain.inspection.check import memory_line, one_step
 from vpretrain.inspection.doctor import bf16_note
 from vpretrain.inspection.reading import SECONDS, Reading, shares
-from vpretrain.language.assemble import assemble, check_sizes
+from vpretrain.language.assemble import assemble, check_sizes, new_model
 from vpretrain.language.config import Recipe, SourceConfig, StreamConfig
 from vpretrain.language.data.example import Example
 from vpretrain.language.data.source import IndexedSource, open_source
 from vpretrain.language.data.stream import HELD_BACK, usable
-from vpretrain.language.model.load import load_config, load_tokenizer, trainable
+from vpretrain.language.model.load import load_config, load_tokenizer
 from vpretrain.language.model.loss import CHUNK
 from vpretrain.run.left_out import by_source, lines
 from vpretrain.types import Model
@@ -66,16 +65,14 @@ def tiny_copy(recipe: Recipe) -> Model:
         if getattr(text, name, None) is not None:
             setattr(text, name, size)
     torch.manual_seed(recipe.seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=pretrained.trusted)
-    return trainable(model, recipe.learner.lora).train()
+    return new_model(recipe, config).train()
 
 
 def estimate_memory(recipe: Recipe) -> str:
     """Estimate memory: weights, gradients and AdamW of learner and designer, activations and loss of one micro-batch."""
     config = load_config(recipe.learner.name)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=pretrained.trusted)
-        model = trainable(model, recipe.learner.lora)
+        model = new_model(recipe, config)
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     text = config.get_text_config()
