@@ -123,10 +123,7 @@ class LanguageFeedback:
 def pairs(source: SourceConfig, count: int = _MOST, *, skips: bool = False) -> tuple[list[Example], Counter[str]]:
     """Return the first `count` pairs of a source, and how many rows were left out on the way because they lack a part.
 
-    Args:
-        source: of the pairs.
-        count: maximum number of pairs.
-        skips: whether rows that cannot be read are left out as well.
+    With `skips` rows that cannot be read are left out as well.
 
     Raises:
         UserError: its rows are raw text, there is no pair, or a row cannot be read.

@@ -55,15 +55,9 @@ def file_name(path: str) -> str:
 
 
 def rows_of_file(binary: IO[bytes], name: str, field: str | None = None) -> Iterator[Row]:
-    """Yield the rows of a file.
+    """Yield the rows of a file, whose name gives format and compression; `field` of a JSON document holds the rows.
 
-    Args:
-        binary: the file.
-        name: its name, which gives format and compression.
-        field: the field of a JSON document that holds the rows.
-
-    Raises:
-        Exception: of any kind, if the file itself cannot be read on.
+    Raises an exception of any kind if the file itself cannot be read on.
     """
     found = FORMAT.search(name)
     assert found is not None

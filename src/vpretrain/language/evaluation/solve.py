@@ -26,15 +26,10 @@ _NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?:[eE][+-]?\d+)?(?:/\d+)?"
 _PLAIN_NUMBER = re.compile(rf"\$?{_NUMBER}\s?%?")
 # Whatever the learner's generation config says, draws are from its own distribution: g_down of a verifier depends on it.
 _UNCHANGED: Keywords = {
-    "top_p": 1.0,
-    "top_k": 0,
-    "min_p": None,
-    "typical_p": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-}
-_UNCHANGED |= {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "bad_words_ids": None, "sequence_bias": None}
-_UNCHANGED |= {"suppress_tokens": None, "begin_suppress_tokens": None}
+    "top_p": 1.0, "top_k": 0, "min_p": None, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
+    "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "bad_words_ids": None, "sequence_bias": None,
+    "suppress_tokens": None, "begin_suppress_tokens": None,
+}  # fmt: skip
 
 
 def solve(
@@ -48,20 +43,13 @@ def solve(
     stop: Sequence[str] = (),
     done: Callable[[float], None] = lambda share: None,
 ) -> list[list[str]]:
-    """Decode solutions of each problem: `samples` drawn ones, or the greedy one.
+    """Decode solutions of each problem, all problems as one batch, and return their texts without any stop string.
 
     Args:
-        learner: theta.
-        tokenizer: the learner's.
-        examples: the problems, decoded as one batch.
-        max_new_tokens: maximum length of a solution.
         samples: solutions drawn for each problem; 0: the greedy one.
         temperature: of the draws.
         stop: a solution ends before the first of these strings, and its decoding stops once one appears.
         done: called after each token with the fraction of `max_new_tokens` generated so far.
-
-    Returns:
-        A list of texts for each problem, none of which contains a stop string.
     """
     how: Keywords = {"samples": samples, "temperature": temperature, "stop": stop, "done": done}
     drawn = decode(learner, tokenizer, examples, max_new_tokens, **how)
@@ -188,10 +176,7 @@ def final_answer(text: str) -> str:
 def is_correct(text: str, truth: str, *, within: float = 0.0) -> bool:
     """Whether the final answer in `text` equals `truth`: as numbers, as words, or else as mathematics (math-verify).
 
-    Args:
-        text: a solution.
-        truth: the right answer.
-        within: by how much a number may differ from it; rounding, a millionth of the number, is always allowed.
+    A number may differ from the truth by `within`; rounding, a millionth of the number, is always allowed.
     """
     answer = final_answer(text)
     if _PLAIN_NUMBER.fullmatch(truth.strip()):

@@ -90,9 +90,7 @@ def draft(name: str, learner: str, stream: str, feedback: str, evaluation: str |
 def guessed_source(path: str, *, pair: bool) -> SourceConfig:
     """Return the source at a path, with templates guessed from the columns of its first rows.
 
-    Args:
-        path: of the data.
-        pair: whether its rows must be pairs or chats, and all of them readable, as those of feedback and evaluation.
+    With `pair` its rows must be pairs or chats, and all of them readable, as those of feedback and evaluation.
 
     Raises:
         UserError: it cannot be read, or no columns are known.
