@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,9 +23,9 @@ from vpretrain.method.value import engine, no_value
 from vpretrain.run.checkpoint import load_designer
 from vpretrain.run.parts import Parts
 from vpretrain.run.prefetch import prefetched
-from vpretrain.types import Json, Keywords, Model
+from vpretrain.types import Json, Model
 from vpretrain.vision.arms import Arm
-from vpretrain.vision.config import DesignerConfig, Recipe, ValueConfig
+from vpretrain.vision.config import DesignerConfig, LearnerConfig, Recipe, ValueConfig
 from vpretrain.vision.data.feedback import VisionFeedback
 from vpretrain.vision.data.source import check_disjoint
 from vpretrain.vision.data.stream import VisionStream
@@ -47,15 +48,7 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
 
     Raises UserError if something in the recipe cannot work; the message gives the problem and the remedy.
     """
-    check_disjoint(
-        {
-            "stream": recipe.stream.sources,
-            "feedback.heads": recipe.feedback.heads,
-            "feedback.meta": recipe.feedback.meta,
-            "evaluation.train": recipe.evaluation.train,
-            "evaluation.test": recipe.evaluation.test,
-        }
-    )
+    check_disjoint(recipe.roles)
     learner, export = load_learner(recipe, model)
     check_sizes(recipe, learner.backbone.patch_size)
     evaluation = Evaluation(recipe.evaluation)
@@ -148,13 +141,16 @@ def load_learner(recipe: Recipe, model: Model = None) -> tuple[VisionLearner, Ca
     backbone = Backbone(model).to(device).train()
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
-        how: Keywords = {"bf16": recipe.learner.precision == "bf16", "parallel": recipe.parallel}
-        learner: VisionLearner
-        if recipe.learner.objective == "ijepa":
-            learner = IJepaLearner(backbone, recipe.learner.ijepa, **how)
-        else:
-            learner = DinoLearner(backbone, recipe.learner.dino, **how)
+        bf16 = recipe.learner.precision == "bf16"
+        learner = new_learner(recipe.learner, backbone, bf16=bf16, parallel=recipe.parallel)
     return learner, partial(_export, model, recipe.learner.name)
+
+
+def new_learner(config: LearnerConfig, backbone: Backbone, **how: Any) -> VisionLearner:
+    """Build the learner of a recipe's objective, with a new head; `how` is that of `VisionLearner`. Raises UserError."""
+    if config.objective == "ijepa":
+        return IJepaLearner(backbone, config.ijepa, **how)
+    return DinoLearner(backbone, config.dino, **how)
 
 
 def _export(model: Model, name: str, directory: Path) -> None:

@@ -338,6 +338,17 @@ class Recipe(config.Recipe):
         return self
 
     @property
+    def roles(self) -> dict[str, list[SourceConfig]]:
+        """The sources of images, by the setting that lists them."""
+        return {
+            "stream": self.stream.sources,
+            "feedback.heads": self.feedback.heads,
+            "feedback.meta": self.feedback.meta,
+            "evaluation.train": self.evaluation.train,
+            "evaluation.test": self.evaluation.test,
+        }
+
+    @property
     def effective_value(self) -> ValueConfig:
         """The value section with the arm's changes: a designer has its own Align and S (Eq 50, 54)."""
         if not self.has_designer:

@@ -10,19 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModel, PretrainedConfig
+from transformers import PretrainedConfig
 
-from vpretrain import pretrained
 from vpretrain.errors import UserError
 from vpretrain.scaling.cost import Read, Transformer
 from vpretrain.scaling.estimate import BF16, FP32, MetaCost, Workload, block_bytes
-from vpretrain.vision.assemble import check_sizes, subset_of
+from vpretrain.vision.assemble import check_sizes, new_learner, subset_of
 from vpretrain.vision.config import DinoConfig, Recipe
 from vpretrain.vision.model.backbone import Backbone
-from vpretrain.vision.model.dino import DinoLearner, target_patch_count
-from vpretrain.vision.model.ijepa import IJepaLearner, draw_blocks
+from vpretrain.vision.model.dino import target_patch_count
+from vpretrain.vision.model.ijepa import draw_blocks
 from vpretrain.vision.model.learner import VisionLearner
-from vpretrain.vision.model.load import load_config
+from vpretrain.vision.model.load import load_config, untrained
 from vpretrain.vision.task.designer import make_designer
 
 _DRAWN = 64  # images whose I-JEPA blocks represent all
@@ -45,7 +44,8 @@ def workload(recipe: Recipe) -> Workload:
             f"arm={recipe.arm} has updates of its own that estimate does not know: use arm=v, v-paper or fixed"
         )
     config = load_config(recipe.learner.name)
-    learner = _without_weights(recipe, config)
+    with torch.device("meta"):
+        learner = new_learner(recipe.learner, Backbone(untrained(config)))
     backbone, width = learner.backbone, learner.backbone.width
     check_sizes(recipe, backbone.patch_size)
     stream, value, feedback = recipe.stream, recipe.effective_value, recipe.feedback
@@ -126,14 +126,6 @@ def workload(recipe: Recipe) -> Workload:
             weights_gathered=feedback.head_steps + 1 + 2 * (1 + share) + 4,
         ),
     )
-
-
-def _without_weights(recipe: Recipe, config: PretrainedConfig) -> VisionLearner:
-    with torch.device("meta"):
-        model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=pretrained.trusted)
-        if recipe.learner.objective == "ijepa":
-            return IJepaLearner(Backbone(model), recipe.learner.ijepa)
-        return DinoLearner(Backbone(model), recipe.learner.dino)
 
 
 def _transformer(blocks: nn.ModuleList, width: int) -> Transformer:

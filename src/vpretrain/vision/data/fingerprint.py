@@ -14,14 +14,9 @@ from vpretrain.vision.data.source import images_in, is_archive
 
 def fingerprints(recipe: Recipe) -> list[Json]:
     """Fingerprint every source, with its role. Raises OSError for missing files."""
-    roles = {
-        "stream": recipe.stream.sources,
-        "feedback, heads": recipe.feedback.heads,
-        "feedback, meta": recipe.feedback.meta,
-        "evaluation, train": recipe.evaluation.train,
-        "evaluation, test": recipe.evaluation.test,
-    }
-    found = [{"role": role, **_of(source)} for role, sources in roles.items() for source in sources]
+    found = [
+        {"role": role.replace(".", ", "), **_of(source)} for role, sources in recipe.roles.items() for source in sources
+    ]
     if (classes := recipe.evaluation.classes) is not None:
         for role, folder in (("classes, train", classes.train), ("classes, test", classes.test)):
             limit = {} if classes.limit is None else {"limit": classes.limit}

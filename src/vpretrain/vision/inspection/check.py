@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from transformers import AutoModel
 
-from vpretrain import pretrained
 from vpretrain.devices import available
-from vpretrain.errors import Unreadable, UserError
+from vpretrain.errors import Unreadable
 from vpretrain.inspection.check import memory_line, one_step
 from vpretrain.inspection.doctor import bf16_note
 from vpretrain.inspection.reading import SECONDS, Reading, shares
@@ -20,7 +18,7 @@ from vpretrain.vision.assemble import assemble, check_sizes
 from vpretrain.vision.config import Recipe, SourceConfig
 from vpretrain.vision.data.source import open_images, open_labelled
 from vpretrain.vision.data.stream import read_for_crops
-from vpretrain.vision.model.load import MODEL_TYPES, load_config
+from vpretrain.vision.model.load import load_config, untrained
 
 _NARROW = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4}
 
@@ -33,10 +31,6 @@ def check(recipe: Recipe) -> Iterator[str]:
     """
     device = available(recipe.learner.device)
     config = load_config(recipe.learner.name)
-    if config.model_type not in MODEL_TYPES:
-        raise UserError(
-            f"the learner {recipe.learner.name} is a {config.model_type}; vision takes {', '.join(MODEL_TYPES)} models"
-        )
     check_sizes(recipe, config.patch_size)
     if "image_size" in config and recipe.stream.global_size > config.image_size:
         size = recipe.stream.global_size
@@ -52,14 +46,7 @@ def check(recipe: Recipe) -> Iterator[str]:
 
 def _readings(recipe: Recipe) -> Iterator[str]:
     """Read the images of stream, feedback and evaluation for some time; generated ones are sound."""
-    roles = {
-        "stream": recipe.stream.sources,
-        "feedback.heads": recipe.feedback.heads,
-        "feedback.meta": recipe.feedback.meta,
-        "evaluation.train": recipe.evaluation.train,
-        "evaluation.test": recipe.evaluation.test,
-    }
-    files = [(role, source) for role, sources in roles.items() for source in sources if source.scenes is None]
+    files = [(role, source) for role, sources in recipe.roles.items() for source in sources if source.scenes is None]
     for (role, source), seconds in zip(files, shares(len(files), SECONDS), strict=True):
         images, read = _opened(recipe, role, source)
         reading = Reading[object](role, source.origin, images, recipe.stream if role == "stream" else None)
@@ -91,14 +78,14 @@ def tiny_copy(recipe: Recipe) -> Model:
         if getattr(config, name, None) is not None:
             setattr(config, name, size)
     torch.manual_seed(recipe.seed)
-    return AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=pretrained.trusted)
+    return untrained(config)
 
 
 def estimate_memory(recipe: Recipe) -> str:
     """Estimate the memory of student with gradients and AdamW, teacher, and activations of one micro-batch."""
     config = load_config(recipe.learner.name)
     with torch.device("meta"):
-        model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=pretrained.trusted)
+        model = untrained(config)
     backbone = sum(p.numel() for p in model.parameters())
     dino, stream = recipe.learner.dino, recipe.stream
     widths = (config.hidden_size, dino.hidden, dino.hidden, dino.bottleneck, dino.outputs)

@@ -17,7 +17,7 @@ from vpretrain.vision.config import SourceConfig, StreamConfig
 from vpretrain.vision.data.readers import ade20k_images
 from vpretrain.vision.data.resize import Shape
 from vpretrain.vision.data.source import Images, Pool, images_in, is_archive, open_images
-from vpretrain.vision.model.load import MODEL_TYPES, load_config
+from vpretrain.vision.model.load import load_config
 
 _SHOWN = 2  # images of the stream
 _MEASURED = 200  # images of the stream whose size is looked at
@@ -64,8 +64,6 @@ def draft(name: str, learner: str, stream: str, feedback: str, evaluation: str |
         UserError: the learner or the images cannot be read, or there are too few.
     """
     config = load_config(learner)
-    if config.model_type not in MODEL_TYPES:
-        raise UserError(f"the learner {learner} is a {config.model_type}; vision takes {', '.join(MODEL_TYPES)} models")
     images = open_images(SourceConfig(path=stream))
     shapes = _shapes(images)
     side = min(map(min, shapes.values()))

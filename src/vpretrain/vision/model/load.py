@@ -22,8 +22,16 @@ def load_backbone(name: str) -> Model:
 
 
 def load_config(name: str) -> PretrainedConfig:
-    """Load a model's configuration, without weights. Raises UserError if there is none."""
-    return loaded(AutoConfig.from_pretrained, f"the learner {name}", name, _PACKAGES)
+    """Load a model's configuration, without weights. Raises UserError if there is none, or if it is no vision learner's."""
+    config = loaded(AutoConfig.from_pretrained, f"the learner {name}", name, _PACKAGES)
+    if config.model_type not in MODEL_TYPES:
+        raise UserError(f"the learner {name} is a {config.model_type}; vision takes {', '.join(MODEL_TYPES)} models")
+    return config
+
+
+def untrained(config: PretrainedConfig) -> Model:
+    """Build a model of this configuration with random weights; under torch.device("meta") without any."""
+    return AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=pretrained.trusted)
 
 
 def resolve(name: str) -> str:
