@@ -20,7 +20,7 @@ from vpretrain.types import Json
 from vpretrain.vision.config import FeedbackConfig
 from vpretrain.vision.data.source import Pool
 from vpretrain.vision.model.batch import IGNORED, Labelled
-from vpretrain.vision.model.heads import LabelKind, dense_head, depth_loss, segmentation_loss, valid_depth
+from vpretrain.vision.model.heads import LabelKind, dense_head, label_loss, valid_depth
 from vpretrain.vision.model.learner import VisionLearner
 
 _SAMPLE = 16  # images in which labels are looked for
@@ -54,7 +54,9 @@ class FeedbackBatch:
 
     def loss(self, grid_BDhw: Float[Tensor, "B D h w"]) -> Float[Tensor, ""]:
         """alpha_seg L_seg (nats per pixel) + alpha_dep L_dep (metres): one pass of the backbone serves both tasks."""
-        terms = [self.weights[task] * _loss(task, head, grid_BDhw, self.labelled) for task, head in self.heads.items()]
+        terms = [
+            self.weights[task] * label_loss(task, head, grid_BDhw, self.labelled) for task, head in self.heads.items()
+        ]
         return torch.stack(terms).sum()
 
 
@@ -134,13 +136,11 @@ class VisionFeedback:
     def _fit(self, images: Labelled, grid_BDhw: Tensor) -> None:
         self.heads.train()
         with torch.enable_grad():
-            loss = torch.stack([_loss(task, self.heads[task], grid_BDhw, images) for task in self.tasks]).sum()
+            loss = torch.stack([label_loss(task, self.heads[task], grid_BDhw, images) for task in self.tasks]).sum()
             if not torch.isfinite(loss):
                 what = f"the loss of the feedback's heads is {float(loss.detach())}"
                 raise NonFinite(what, "lower feedback.head_lr or optimizer.lr")
-            gradients = torch.autograd.grad(loss, list(self.heads.parameters()))
-        for parameter, gradient in zip(self.heads.parameters(), gradients, strict=True):
-            parameter.grad = gradient
+            loss.backward()  # the features are frozen: only the heads get gradients
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.head_steps += 1
@@ -164,9 +164,3 @@ def _check(role: str, pool: Pool, tasks: Iterable[LabelKind]) -> None:
 def _labelled_pixels(task: LabelKind, images: Labelled) -> int:
     valid_BHW = images.label_BHW != IGNORED if task == "segmentation" else valid_depth(images.depth_BHW)
     return int(valid_BHW.sum())
-
-
-def _loss(task: LabelKind, head: nn.Module, grid_BDhw: Tensor, images: Labelled) -> Tensor:
-    if task == "segmentation":
-        return segmentation_loss(head, grid_BDhw, images.label_BHW)
-    return depth_loss(head, grid_BDhw, images.depth_BHW)

@@ -25,10 +25,9 @@ from vpretrain.vision.model.batch import IGNORED, Labelled
 from vpretrain.vision.model.heads import (
     LabelKind,
     dense_head,
-    depth_loss,
+    label_loss,
     pixel_outputs,
     predicted_depth,
-    segmentation_loss,
     valid_depth,
 )
 from vpretrain.vision.model.learner import VisionLearner
@@ -144,10 +143,7 @@ class DenseProbes:
                 images = self.train[rows].to(learner.device)
                 grid_BDhw = grids(rows, images)
                 with learner.autocast():
-                    if task == "segmentation":
-                        loss = segmentation_loss(head, grid_BDhw, images.label_BHW)
-                    else:
-                        loss = depth_loss(head, grid_BDhw, images.depth_BHW, squared=True)
+                    loss = label_loss(task, head, grid_BDhw, images, squared=True)
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(head.parameters(), 1.0)

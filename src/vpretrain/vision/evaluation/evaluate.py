@@ -5,6 +5,7 @@ Shapes: N images, D width.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -129,13 +130,11 @@ class Evaluation:
     def _retrieval(self, learner: VisionLearner, revisited: Revisited) -> dict[str, float | None]:
         """Measure instance retrieval by the mean of the patch tokens, with each image at its own proportions."""
         queries, gallery, longer = revisited.queries, revisited.gallery, self.config.retrieval.size
+        parts = (query.part_of(read_image(query.file)) for query in queries)
         rows = []
         with steady("        retrieval", len(queries) + len(gallery)) as done:
-            for query in queries:
-                rows.append(patch_mean(learner, query.part_of(read_image(query.file)), longer))
-                done(len(rows))
-            for file in gallery:
-                rows.append(patch_mean(learner, read_image(file), longer))
+            for image_3HW in itertools.chain(parts, map(read_image, gallery)):
+                rows.append(patch_mean(learner, image_3HW, longer))
                 done(len(rows))
         mean_ND = torch.cat(rows)
         return revisited_map(mean_ND[: len(queries)], mean_ND[len(queries) :], queries)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vpretrain.vision.model.batch import IGNORED
+from vpretrain.vision.model.batch import IGNORED, Labelled
 
 LabelKind = Literal["segmentation", "depth"]
 MIN_DEPTH, MAX_DEPTH = 1e-3, 10.0  # metres; depths outside are invalid (NYUv2's protocol)
@@ -79,3 +79,12 @@ def depth_loss(
     error_BHW = error_BHW.square() if squared else error_BHW
     valid_BHW = valid_depth(depth_BHW)
     return torch.where(valid_BHW, error_BHW, 0.0).sum() / valid_BHW.sum().clamp_min(1)
+
+
+def label_loss(
+    kind: LabelKind, head: nn.Module, grid_BDhw: Float[Tensor, "B D h w"], images: Labelled, *, squared: bool = False
+) -> Float[Tensor, ""]:
+    """Return a head's loss on one kind of labels; `squared` is that of `depth_loss`."""
+    if kind == "segmentation":
+        return segmentation_loss(head, grid_BDhw, images.label_BHW)
+    return depth_loss(head, grid_BDhw, images.depth_BHW, squared=squared)
