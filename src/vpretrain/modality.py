@@ -54,6 +54,10 @@ class Measure:
     unit: str = ""
     paired: str | None = None
 
+    def cell(self, arm: Json) -> str:
+        """Return it from an arm's results as a table shows it."""
+        return shown(self.of(arm), self.form, self.unit)
+
 
 @dataclass(frozen=True)
 class Metrics:

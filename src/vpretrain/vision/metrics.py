@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from functools import partial
 from operator import methodcaller
+from typing import Literal
 
-from vpretrain.modality import Measure, Metrics, Paired, shown
-from vpretrain.types import Json
+from vpretrain.modality import Measure, Metrics, Paired
 from vpretrain.vision.evaluation.retrieval import PROTOCOLS
 
 
-def _retrieval(arm: Json, place: str, protocol: str) -> str:
-    return shown(arm.get(f"{place}_{protocol}"))
+def _measure(
+    key: str, better: Literal["lower", "higher"], form: str = ".4f", unit: str = "", paired: str | None = None
+) -> Measure:
+    return Measure(methodcaller("get", key), form, better, unit, paired)
 
 
+_MEASURES = {
+    "mIoU": _measure("miou", "higher"),  # of the set, not of each image
+    "RMSE": _measure("depth_rmse", "lower", unit=" m"),
+    "RMSE of images": _measure("depth_rmse_of_images", "lower", unit=" m", paired="depth_rmse"),
+    "AbsRel": _measure("depth_abs_rel", "lower"),
+    "delta_1": _measure("depth_delta_1", "higher"),
+    "accuracy": _measure("accuracy", "higher", ".1%"),
+    "mAP": _measure("retrieval_map", "higher"),
+    **{
+        f"{place.title()} {protocol}": _measure(f"{place}_{protocol}", "higher")
+        for place in ("oxford", "paris")
+        for protocol in PROTOCOLS
+    },
+}
 METRICS = Metrics(
     headline="probes on the frozen backbone",
     cases="pictures",
@@ -26,36 +41,8 @@ METRICS = Metrics(
         [f"feedback.segmentation={segmentation}", f"feedback.depth={depth}"]
         for segmentation, depth in ((1, 0), (4, 1), (1, 1), (1, 4), (0, 1))
     ],
-    columns={
-        "mIoU": lambda arm: shown(arm["miou"]),
-        "RMSE": lambda arm: shown(arm["depth_rmse"], unit=" m"),
-        "RMSE of images": lambda arm: shown(arm.get("depth_rmse_of_images"), unit=" m"),
-        "AbsRel": lambda arm: shown(arm["depth_abs_rel"]),
-        "delta_1": lambda arm: shown(arm["depth_delta_1"]),
-        "accuracy": lambda arm: shown(arm["accuracy"], ".1%"),
-        "mAP": lambda arm: shown(arm["retrieval_map"]),
-        **{
-            f"{place.title()} {protocol}": partial(_retrieval, place=place, protocol=protocol)
-            for place in ("oxford", "paris")
-            for protocol in PROTOCOLS
-        },
-    },
-    measures={
-        "mIoU": Measure(methodcaller("get", "miou"), ".4f", "higher"),  # of the set, not of each image
-        "RMSE": Measure(methodcaller("get", "depth_rmse"), ".4f", "lower", " m"),
-        "RMSE of images": Measure(
-            methodcaller("get", "depth_rmse_of_images"), ".4f", "lower", " m", paired="depth_rmse"
-        ),
-        "AbsRel": Measure(methodcaller("get", "depth_abs_rel"), ".4f", "lower"),
-        "delta_1": Measure(methodcaller("get", "depth_delta_1"), ".4f", "higher"),
-        "accuracy": Measure(methodcaller("get", "accuracy"), ".1%", "higher"),
-        "mAP": Measure(methodcaller("get", "retrieval_map"), ".4f", "higher"),
-        **{
-            f"{place.title()} {protocol}": Measure(methodcaller("get", f"{place}_{protocol}"), ".4f", "higher")
-            for place in ("oxford", "paris")
-            for protocol in PROTOCOLS
-        },
-    },
+    columns={title: measure.cell for title, measure in _MEASURES.items()},
+    measures=_MEASURES,
     curves={"loss": "training loss (nats per pair)", "mask": "mean of the mask", "value": "value of the task"},
     # No intervals: the metrics of a test set are not means over its images.
 )
