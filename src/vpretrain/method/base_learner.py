@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -13,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from vpretrain.method.last_mlp import LastMLP, MLPEntry
 from vpretrain.method.parameters import Theta
 from vpretrain.method.protocols import AnyBatch, AnyState, Context, Inputs, Parameters, Task
+from vpretrain.timing import phase
 
 
 class BaseLearner:
@@ -98,6 +100,24 @@ class BaseLearner:
     def take_entry(self) -> MLPEntry | None:
         """Return the entry of the last recorded pass, once; None unless `keep_entries` has turned that on."""
         return None if self.last_mlp is None else self.last_mlp.take_entry()
+
+    def tangent_from_entry(self, entry: MLPEntry | None, direction: Parameters) -> tuple[Tensor, Tensor] | None:
+        """Return the last hidden states at an entry's tokens, and D_u of them; None if S is not the last MLP, or without entry.
+
+        See `LastMLP.linearised`.
+        """
+        if entry is None or self.last_mlp is None or not direction.keys() <= self.last_mlp.names:
+            return None
+        with phase("tangent"):
+            return self.last_mlp.linearised(entry, dict(self.module.named_parameters()), direction)
+
+    def tangent_pass(self, run: Callable[[Parameters], Any], direction: Parameters) -> tuple[Any, Any]:
+        """Return what `run` gives at the present parameters of S, and D_u of that: one pass in forward mode."""
+        at = {name: p.detach() for name, p in self.named_parameters() if name in direction}
+        along = {name: direction[name] for name in at}  # in the order of `at`; in a resumed run it may differ
+        with phase("tangent"), self.meta_mode(), self.without_fused_kernels():
+            found: tuple[Any, Any] = torch.func.jvp(run, (at,), (along,))
+        return found
 
     def gradient(self, loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters:
         """Return the mean over processes of a loss's gradient in the parameters of S; no other parameter gets one."""

@@ -6,6 +6,7 @@ Shapes: V views, B images, N outputs of a view, D width.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -30,7 +31,7 @@ def warm_up(recipe: Recipe, learner: VisionLearner) -> None:
 
     The images are the stream's, in another order; the run's own stream and random state do not change.
     """
-    config = recipe.learner.dino if recipe.learner.objective == "dino" else recipe.learner.ijepa
+    config = learner.config
     if config.warm_up_steps == 0:
         return
     stream = VisionStream(recipe.stream, seed=recipe.seed + 1_000_003)
@@ -43,15 +44,14 @@ def warm_up(recipe: Recipe, learner: VisionLearner) -> None:
         losses = (
             _dino_losses(learner, stream, done) if isinstance(learner, DinoLearner) else _losses(learner, stream, at)
         )
-        for step in range(config.warm_up_steps):
-            loss, task = next(losses)
+        for step, (loss, task) in enumerate(itertools.islice(losses, config.warm_up_steps), start=1):
             for name, gradient in learner.gradient(loss, at).items():
                 head[name].grad = gradient
             nn.utils.clip_grad_norm_(head.values(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
             learner.follow([task], learner.ema)
-            done(pooled + step + 1)
+            done(pooled + step)
     learner.follow([], 0.0)
 
 

@@ -26,7 +26,6 @@ from vpretrain import distributed
 from vpretrain.errors import UserError
 from vpretrain.method.last_mlp import MLPEntry
 from vpretrain.method.protocols import Parameters, Task
-from vpretrain.timing import phase
 from vpretrain.vision.config import DinoConfig
 from vpretrain.vision.model.backbone import Backbone
 from vpretrain.vision.model.batch import ViewBatch
@@ -67,18 +66,13 @@ class DinoHead(nn.Module):
 
 
 class DinoLearner(VisionLearner):
-    """A vision transformer under DINO's objective.
+    """A vision transformer under DINO's objective; `how` is bf16 and parallel, see `VisionLearner`."""
 
-    Args:
-        backbone: the pretrained transformer.
-        config: settings of the objective.
-        how: bf16 and parallel, see `VisionLearner`.
-    """
+    config: DinoConfig
 
     def __init__(self, backbone: Backbone, config: DinoConfig, **how: Any) -> None:
         head = DinoHead(backbone.width, config)
-        super().__init__(backbone, head, outputs=config.outputs, ema=config.ema, **how)
-        self.config = config
+        super().__init__(backbone, head, config, outputs=config.outputs, **how)
 
     def target_patches(self, inputs: ViewBatch) -> Int[Tensor, "VB M"]:
         """Return the numbers of the patches with targets in each global view, ascending: those hidden from the student, or all
@@ -167,22 +161,18 @@ class DinoLearner(VisionLearner):
         Where S is the last MLP the tangent starts from the state's `entry`, else the blocks run again.
         """
         views, images, outputs, _ = state.student.shape
-        if state.entry is not None and self.last_mlp is not None and direction.keys() <= self.last_mlp.names:
-            with phase("tangent"), self.autocast():
-                theta: Parameters = dict(self.module.named_parameters())
-                _, tangent_KP = self.last_mlp.linearised(state.entry, theta, direction)  # K tokens
-            in_global, in_local = tangent_KP.float().tensor_split([views * images * outputs])
+        with self.autocast():
+            from_entry = self.tangent_from_entry(state.entry, direction)
+        if from_entry is not None:
+            in_global, in_local = from_entry[1].float().tensor_split([views * images * outputs])
             tangent_VBNP, local_VBP = in_global.view(state.student.shape), in_local.unflatten(0, (-1, images))
         else:
-            at = {name: p.detach() for name, p in self.named_parameters() if name in direction}
-            along = {name: direction[name] for name in at}
 
             def run(at: Parameters) -> tuple[Tensor, Tensor]:
                 found = self.forward(inputs, at)
                 return found.student, found.local
 
-            with phase("tangent"), self.meta_mode(), self.without_fused_kernels():
-                tangent_VBNP, local_VBP = torch.func.jvp(run, (at,), (along,))[1]
+            tangent_VBNP, local_VBP = self.tangent_pass(run, direction)[1]
         of_class_SBP = torch.cat([tangent_VBNP[:, :, 0], local_VBP])
         others_VBP = of_class_SBP.sum(0) - of_class_SBP[:views]  # a view is not matched with itself
         mean_VB1P = (others_VBP / (len(of_class_SBP) - 1))[:, :, None]

@@ -66,22 +66,18 @@ class Predictor(nn.Module):
 class IJepaLearner(VisionLearner):
     """A vision transformer under I-JEPA's objective. The designer's view goes to the context encoder only.
 
-    Args:
-        backbone: the pretrained transformer.
-        config: settings of the objective.
-        how: bf16 and parallel, see `VisionLearner`.
-
-    Raises:
-        UserError: the backbone has rotary positions, so tokens cannot be left out.
+    `how` is bf16 and parallel, see `VisionLearner`. Raises UserError if the backbone has rotary positions, so that tokens
+    cannot be left out.
     """
+
+    config: IJepaConfig
 
     def __init__(self, backbone: Backbone, config: IJepaConfig, **how: Any) -> None:
         if backbone.rotary:
             raise UserError(
                 "learner.objective=ijepa needs a backbone without rotary positions: an IJepaModel or Dinov2Model"
             )
-        super().__init__(backbone, Predictor(backbone.width, config), outputs=1, ema=config.ema, **how)
-        self.config = config
+        super().__init__(backbone, Predictor(backbone.width, config), config, outputs=1, **how)
 
     def seen(self, inputs: ViewBatch, stop: int) -> tuple[Any, ...]:
         """Return the views, with their context tokens only."""
@@ -121,12 +117,11 @@ class IJepaLearner(VisionLearner):
         run again.
         """
         with phase("tangent"), self.meta_mode(), self.without_fused_kernels():
-            if state.entry is not None and self.last_mlp is not None and direction.keys() <= self.last_mlp.names:
-                theta: Parameters = dict(self.module.named_parameters())
+            from_entry = self.tangent_from_entry(state.entry, direction)
+            if from_entry is not None:
                 images = len(inputs.global_VB3HW.flatten(0, 1))
                 tokens_BTD, tangent_BTD = (
-                    part_ND.detach().unflatten(0, (images, -1))[:, self.backbone.prefix :]
-                    for part_ND in self.last_mlp.linearised(state.entry, theta, direction)
+                    part_ND.detach().unflatten(0, (images, -1))[:, self.backbone.prefix :] for part_ND in from_entry
                 )
                 blocks, grid = self._blocks(inputs), self._grid(inputs)
 
@@ -134,9 +129,7 @@ class IJepaLearner(VisionLearner):
                     return self.theta.forward_with({}, "head", tokens_BTD, blocks, grid)
 
                 return torch.func.jvp(predicted, (tokens_BTD,), (tangent_BTD,))[1].detach()
-            at = {name: p.detach() for name, p in self.named_parameters() if name in direction}
-            along = {name: direction[name] for name in at}
-            return torch.func.jvp(lambda at: self.forward(inputs, at).student, (at,), (along,))[1].detach()
+        return self.tangent_pass(lambda at: self.forward(inputs, at).student, direction)[1].detach()
 
     def loss(self, state: ViewState, task: Task) -> Float[Tensor, ""]:
         """Smooth L1 between predicted and true representations, averaged over their elements."""

@@ -27,6 +27,7 @@ from vpretrain.method.last_mlp import MLPEntry, find_last_mlp
 from vpretrain.method.parameters import ShardedTheta, sharded, theta_of
 from vpretrain.method.protocols import AnyBatch, AnyState, Parameters, Task, with_tensors
 from vpretrain.types import Model
+from vpretrain.vision.config import DinoConfig, IJepaConfig
 from vpretrain.vision.model.backbone import Backbone
 from vpretrain.vision.model.batch import ViewBatch
 
@@ -106,8 +107,8 @@ class VisionLearner(BaseLearner):
     Args:
         backbone: the pretrained transformer.
         head: the objective's head.
+        config: settings of the objective.
         outputs: width of the teacher's centre.
-        ema: the teacher's momentum at the start; it rises to 1 over the total steps.
         bf16: run training passes, and the feedback's passes through the backbone, under bf16 autocast. Values and tangents
             are always fp32.
         parallel: how several processes hold student and teacher, see `vpretrain.method.parameters`.
@@ -119,9 +120,9 @@ class VisionLearner(BaseLearner):
         self,
         backbone: Backbone,
         head: nn.Module,
+        config: DinoConfig | IJepaConfig,
         *,
         outputs: int,
-        ema: float,
         bf16: bool = False,
         parallel: Literal["ddp", "fsdp"] = "ddp",
     ) -> None:
@@ -130,7 +131,7 @@ class VisionLearner(BaseLearner):
         with self.meta_mode():  # the trial needs it unsharded, too
             self.last_mlp = find_last_mlp(module, self.following, self._sample)
         super().__init__(module, theta_of(module, parallel), bf16=bf16)
-        self.ema = ema
+        self.config, self.ema = config, config.ema
         if isinstance(self.theta, ShardedTheta):
             sharded(self.teacher)
 
