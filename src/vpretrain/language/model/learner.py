@@ -31,7 +31,6 @@ from vpretrain.method.last_mlp import MLPEntry, find_last_mlp
 from vpretrain.method.parameters import theta_of
 from vpretrain.method.protocols import Context, Parameters, Task
 from vpretrain.method.subset import blocks_of
-from vpretrain.timing import phase
 from vpretrain.types import Model
 
 
@@ -185,24 +184,21 @@ class LanguageLearner(BaseLearner):
         Where S is the last MLP the tangent starts from that pass's `entry`, else the blocks of S run once more.
         """
         candidates_NK, z_NK = state.logits.candidates_NK, state.logits.z_NK
-        if state.entry is not None and self.last_mlp is not None and direction.keys() <= self.last_mlp.names:
-            theta: Parameters = dict(self.module.named_parameters())
-            with phase("tangent"), self.autocast():
-                _, tangent_ND = self.last_mlp.linearised(state.entry, theta, direction)
+        with self.autocast():
+            from_entry = self.tangent_from_entry(state.entry, direction)
+        if from_entry is not None:
+            tangent_ND = from_entry[1]
             if not self.module.linear_head:
                 return self._dense_tangents(tangent_ND, candidates_NK, z_NK)
             tangent = Tangent(at_least_fp32(tangent_ND), None, None)
             return self.module.head(None).candidate_tangents(None, tangent, candidates_NK, z_NK)
-        at = {name: p.detach() for name, p in self.named_parameters() if name in direction}
-        along = {name: direction[name] for name in at}  # in the order of `at`; in a resumed run it may differ
         dense = not self.module.linear_head
 
         def run(parameters: Parameters) -> Tensor:
             hidden_BTD, logits_NV = self._run(inputs, parameters, dense=dense)
             return hidden_BTD[inputs.predicts_BT] if logits_NV is None else self.module.head(None).bend(logits_NV)
 
-        with phase("tangent"), self.meta_mode(), self.without_fused_kernels():
-            made, tangents = (t.detach() for t in torch.func.jvp(run, (at,), (along,)))
+        made, tangents = (t.detach() for t in self.tangent_pass(run, direction))
         if dense:
             return tangents.gather(-1, candidates_NK)
         tangent = Tangent(tangents, *(direction.get(name or "") for name in self.module.head_names))
