@@ -167,8 +167,7 @@ def ramps(height, width, count=1, *, down=False):
     if down:
         whole = ((torch.arange(height) + 0.5) / height)[:, None].expand(count, height, width)
     light = (255 * whole).round().byte()[:, None].expand(count, 3, height, width)
-    nobody = torch.zeros(count, dtype=torch.long)
-    return Labelled(light, (whole > 0.5).byte(), (1 + 4 * whole).half(), nobody, nobody, 2)
+    return Labelled(light, (whole > 0.5).byte(), (1 + 4 * whole).half(), torch.zeros(count, dtype=torch.long))
 
 
 @pytest.mark.parametrize("down", [False, True])

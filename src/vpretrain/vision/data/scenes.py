@@ -49,7 +49,7 @@ def rendered(*, seed: int, scenes: int, cameras: int, size: int) -> dict[str, Te
 
     Returns:
         image_N3HW (uint8), label_NHW (uint8, index into CLASSES), depth_NHW (fp16, metres along the optical axis),
-        scene_N, camera_N and category_N (class of the scene's main object), N = scenes x cameras, scene by scene.
+        scene_N and category_N (class of the scene's main object), N = scenes x cameras, scene by scene.
     """
     settings = {"format": _FORMAT, "seed": seed, "scenes": scenes, "cameras": cameras, "size": size}
     name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
@@ -71,9 +71,8 @@ def _render(seed: int, scenes: int, cameras: int, size: int) -> dict[str, Tensor
         for number in range(scenes):
             draw = np.random.default_rng([seed, number])
             bodies, category = studio.build(draw)
-            for camera in range(cameras):
-                shot = studio.shoot(draw, bodies, size)
-                images.append({**shot, "scene": number, "camera": camera, "category": category})
+            for _ in range(cameras):
+                images.append({**studio.shoot(draw, bodies, size), "scene": number, "category": category})
             for body in bodies:
                 bullet.removeBody(body)
             done(number + 1)
@@ -81,7 +80,7 @@ def _render(seed: int, scenes: int, cameras: int, size: int) -> dict[str, Tensor
         "image_N3HW": torch.from_numpy(np.stack([p["image"] for p in images])).permute(0, 3, 1, 2).contiguous(),
         "label_NHW": torch.from_numpy(np.stack([p["label"] for p in images])),
         "depth_NHW": torch.from_numpy(np.stack([p["depth"] for p in images])),
-        **{f"{key}_N": torch.tensor([p[key] for p in images]) for key in ("scene", "camera", "category")},
+        **{f"{key}_N": torch.tensor([p[key] for p in images]) for key in ("scene", "category")},
     }
 
 

@@ -237,8 +237,6 @@ class Pool:
             label_BHW=torch.stack([no_class if x is None else x for x in labels]),
             depth_BHW=torch.stack([no_depth if x is None else x for x in depths]),
             scene_B=self.scene_N[list(rows)],
-            category_B=self.category_N[list(rows)],
-            classes=self.classes,
         )
 
     def having(self, kind: LabelKind) -> list[int]:

@@ -67,10 +67,10 @@ def whole_images(
     for number in rows:
         image = pool[[number]]
         if waiting and (len(waiting) == batch_size or image.image_B3HW.shape != waiting[0].image_B3HW.shape):
-            yield WholeImages.of(learner, waiting[0].joined(waiting[1:]), shape)
+            yield WholeImages.of(learner, Labelled.joined(waiting), shape)
             waiting = []
         waiting.append(image)
-    yield WholeImages.of(learner, waiting[0].joined(waiting[1:]), shape)
+    yield WholeImages.of(learner, Labelled.joined(waiting), shape)
 
 
 def central_part(file: Path, shape: Shape) -> Shaped[Tensor, "1 3 H W"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -102,16 +102,12 @@ class Labelled:
         label_BHW: class of every pixel; IGNORED where it has none.
         depth_BHW: depth in metres; 0 where unknown.
         scene_B: scene of every image; images of the same scene have the same number.
-        category_B: class of the main object; -1 where unknown.
-        classes: number of classes; 0 without labels.
     """
 
     image_B3HW: Shaped[Tensor, "B 3 H W"]
     label_BHW: Shaped[Tensor, "B H W"]
     depth_BHW: Float[Tensor, "B H W"]
     scene_B: Int[Tensor, " B"]
-    category_B: Int[Tensor, " B"]
-    classes: int
 
     def __len__(self) -> int:
         return len(self.image_B3HW)
@@ -119,14 +115,10 @@ class Labelled:
     def __getitem__(self, index: Any) -> Labelled:
         return with_tensors(self, lambda tensor: tensor[index])
 
-    def joined(self, others: Sequence[Labelled]) -> Labelled:
-        """Return these images and others of the same size."""
-        joined = {
-            name: torch.cat([value, *(getattr(other, name) for other in others)])
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
-        }
-        return replace(self, **cast(Any, joined))
+    @classmethod
+    def joined(cls, parts: Sequence[Labelled]) -> Labelled:
+        """Return the images of several batches of one size."""
+        return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])})
 
     def to(self, device: torch.device | str) -> Labelled:
         """Make a batch on a device: images as fp32 in [0, 1], classes as integers, depths as fp32."""
