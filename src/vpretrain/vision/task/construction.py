@@ -6,7 +6,7 @@ Shapes: V views, B images, N outputs of a view (I-JEPA: M target blocks of N pat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vpretrain import distributed
+from vpretrain.method.base_construction import BaseConstruction
 from vpretrain.method.protocols import AnyState, Parameters, Targets, Task, with_tensors
 from vpretrain.method.strength import Strength
 from vpretrain.method.tilt import centred_values, inverse_temperature, rms
@@ -62,7 +63,7 @@ class TaskParts:
     direction: Callable[[], Parameters | None]
 
 
-class Fixed:
+class Fixed(BaseConstruction):
     """The usual DINO views: the base task."""
 
     blur = 0.0  # standard deviation of the blur behind a mask, as a fraction of a side
@@ -94,18 +95,6 @@ class Fixed:
         if mask is not None:
             side = {"mask_VB1HW": mask, "mask_B": mask.mean((0, 2, 3, 4))}
         return Task(inputs, TeacherTarget(state.teacher), side)
-
-    def regulariser(self, task: Task) -> Tensor:
-        """Return 0: there is nothing to regularise."""
-        return torch.zeros(())
-
-    def unit(self, surrogate: Tensor, task: Task) -> Tensor | float:
-        """Return 1: the value keeps its own unit."""
-        return 1.0
-
-    def parameters(self) -> Iterable[nn.Parameter]:
-        """Return no parameters."""
-        return ()
 
 
 class ExactTask(Fixed):
@@ -204,6 +193,8 @@ class LearnedViews(Fixed):
         config: the regularisers' weights and the blur.
     """
 
+    designer: nn.Module
+
     @classmethod
     def of(cls, parts: TaskParts) -> Fixed:
         assert parts.designer is not None
@@ -223,10 +214,6 @@ class LearnedViews(Fixed):
         sparsity = (mask.mean((2, 3, 4)) - self.config.keep).square().mean()
         variation = mask.diff(dim=-2).abs().mean() + mask.diff(dim=-1).abs().mean()
         return self.config.sparsity * sparsity + self.config.smoothness * variation
-
-    def parameters(self) -> Iterable[nn.Parameter]:
-        """Return phi."""
-        return self.designer.parameters()
 
 
 class RandomMask(Fixed):
