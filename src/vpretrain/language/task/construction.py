@@ -6,20 +6,21 @@ Shapes: N targets, K candidates, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from vpretrain.language.config import ControlConfig, ValueConfig
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.language.model.learner import LanguageState
 from vpretrain.language.model.loss import SoftTarget
 from vpretrain.language.task.designer import TopKDesigner
+from vpretrain.method.base_construction import BaseConstruction
 from vpretrain.method.protocols import Task
 from vpretrain.method.strength import Strength
 from vpretrain.method.tilt import centred_values, divergence_from, inverse_temperature, rms
@@ -50,17 +51,13 @@ class TaskParts:
     true_values: Callable[[TokenBatch], Tensor | None]
 
 
-class OneHot:
+class OneHot(BaseConstruction):
     """Ordinary next-token prediction: the base task."""
 
     @classmethod
     def of(cls, parts: TaskParts) -> OneHot:
         """Build the construction of an arm."""
         return cls()
-
-    def inputs(self, batch: TokenBatch) -> TokenBatch:
-        """Return the batch: language inputs are the tokens themselves."""
-        return batch
 
     def asks_for_candidates(self) -> bool:
         """Whether the learner's own pass must keep more than the true token."""
@@ -69,18 +66,6 @@ class OneHot:
     def targets(self, batch: TokenBatch, state: LanguageState) -> Task:
         """The task with all mass on the true token."""
         return Task(batch, state.logits.one_hot(), {"alpha_N": torch.zeros_like(batch.weights_N)})
-
-    def regulariser(self, task: Task) -> Tensor:
-        """Return 0: there is nothing to regularise."""
-        return torch.zeros(())
-
-    def unit(self, surrogate: Tensor, task: Task) -> Tensor | float:
-        """The unit of a value, by which it is divided before the regulariser is weighed against it."""
-        return 1.0
-
-    def parameters(self) -> Iterable[nn.Parameter]:
-        """No parameters."""
-        return ()
 
 
 class Smoothing(OneHot):
@@ -175,6 +160,8 @@ class ResidualTargets(ExactTask):
         alpha0, divergence, strength, values: as in `ExactTask`; lambda is that of a, without the scores.
     """
 
+    designer: TopKDesigner
+
     @classmethod
     def of(cls, parts: TaskParts) -> OneHot:
         assert parts.designer is not None
@@ -208,10 +195,6 @@ class ResidualTargets(ExactTask):
         (slope_NK,) = torch.autograd.grad(surrogate, q_NK, retain_graph=True)
         values_NK = centred_values(-slope_NK / task.inputs.share_N[:, None], task.side["log_p_NK"])
         return rms(values_NK, task.side["log_p_NK"], task.inputs.weights_N)
-
-    def parameters(self) -> Iterable[nn.Parameter]:
-        """phi."""
-        return self.designer.parameters()
 
 
 class Selection(OneHot):
@@ -281,6 +264,8 @@ class LearnedTargets(OneHot):
         designer: phi.
     """
 
+    designer: TopKDesigner
+
     @classmethod
     def of(cls, parts: TaskParts) -> OneHot:
         assert parts.designer is not None
@@ -297,10 +282,6 @@ class LearnedTargets(OneHot):
         """Soft targets with a graph to phi, unless under no_grad."""
         scores_NK, alpha_N = self.designer(batch, state)
         return mixed_task(batch, state, torch.log_softmax(scores_NK, dim=-1), alpha_N)
-
-    def parameters(self) -> Iterable[nn.Parameter]:
-        """phi."""
-        return self.designer.parameters()
 
 
 def mixed_task(batch: TokenBatch, state: LanguageState, log_r_NK: Tensor, alpha_N: Tensor) -> Task:
