@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
+from vpretrain import pretrained
 from vpretrain.config import Recipe
 from vpretrain.types import Json, Model
 
@@ -170,7 +171,7 @@ class Modality:
 
     def resolve(self, learner: str) -> str:
         """Return a learner's name as transformers takes it. Raises UserError."""
-        return self._module("model.load").resolve(learner)
+        return pretrained.resolve(learner, self._module("model.load").PACKAGES)
 
     def _module(self, room: str) -> ModuleType:
         return importlib.import_module(f"vpretrain.{self.name}.{room}")

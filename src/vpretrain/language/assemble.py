@@ -23,7 +23,7 @@ from vpretrain.language.data.stream import LanguageStream, rows_of
 from vpretrain.language.evaluation.evaluate import Evaluation
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.language.model.learner import LanguageLearner, LanguageState
-from vpretrain.language.model.load import copy_processor, load_config, load_model, load_tokenizer, tokens_of, trainable
+from vpretrain.language.model.load import PACKAGES, load_config, load_model, load_tokenizer, tokens_of, trainable
 from vpretrain.language.task import construction as constructions
 from vpretrain.language.task.construction import OneHot, TaskParts
 from vpretrain.language.task.designer import TopKDesigner
@@ -34,6 +34,7 @@ from vpretrain.method.protocols import Feedback
 from vpretrain.method.strength import Strength
 from vpretrain.method.subset import alignment_subset, mlp_names
 from vpretrain.method.value import engine
+from vpretrain.pretrained import copy_processor
 from vpretrain.run.checkpoint import load_designer
 from vpretrain.run.left_out import LeftOut, by_source
 from vpretrain.run.parts import Parts
@@ -196,7 +197,7 @@ def export_model(model: Model, tokenizer: PreTrainedTokenizerBase, name: str, di
     else:
         model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    copy_processor(name, directory)
+    copy_processor(name, PACKAGES, directory)
 
 
 def _merged(model: Model) -> Model:

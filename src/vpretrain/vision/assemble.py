@@ -20,6 +20,7 @@ from vpretrain.method.protocols import Feedback
 from vpretrain.method.strength import Strength
 from vpretrain.method.subset import alignment_subset
 from vpretrain.method.value import engine, no_value
+from vpretrain.pretrained import copy_processor
 from vpretrain.run.checkpoint import load_designer
 from vpretrain.run.parts import Parts
 from vpretrain.run.prefetch import prefetched
@@ -34,7 +35,7 @@ from vpretrain.vision.model.backbone import Backbone
 from vpretrain.vision.model.dino import DinoLearner
 from vpretrain.vision.model.ijepa import IJepaLearner
 from vpretrain.vision.model.learner import VisionLearner
-from vpretrain.vision.model.load import copy_processor, load_backbone
+from vpretrain.vision.model.load import PACKAGES, load_backbone
 from vpretrain.vision.task import construction as constructions
 from vpretrain.vision.task.construction import Fixed, TaskParts
 from vpretrain.vision.task.designer import make_designer
@@ -155,7 +156,7 @@ def new_learner(config: LearnerConfig, backbone: Backbone, **how: Any) -> Vision
 
 def _export(model: Model, name: str, directory: Path) -> None:
     model.save_pretrained(directory)
-    copy_processor(name, directory)
+    copy_processor(name, PACKAGES, directory)
 
 
 def subset_of(recipe: Recipe, learner: VisionLearner) -> tuple[str, ...]:

