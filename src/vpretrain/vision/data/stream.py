@@ -166,14 +166,13 @@ class VisionStream:
     def _try(self, number: int) -> None:
         """Read an image of a source: finds what fits none of them before the long run. Raises UserError."""
         errors = []
-        for index in range(min(_TRIED, len(self._sources[number]))):
+        tried = 1 if self.config.on_error == "stop" else _TRIED
+        for index in range(min(tried, len(self._sources[number]))):
             try:
                 self._image(number, index)
                 return
             except Unreadable as error:
                 errors.append(error)
-                if self.config.on_error == "stop":
-                    break
         if errors:
             raise errors[0]
 
