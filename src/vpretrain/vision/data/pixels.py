@@ -50,10 +50,7 @@ def orientation_of(image: PilImage) -> int:
 def labels_as_tensor(labels: PilImage, size: tuple[int, int], orientation: int) -> Tensor:
     """Convert a map of labels, turned by its own EXIF orientation or, if it is stored like its image, by that of the image.
 
-    Args:
-        labels: the map.
-        size: width and height of the image, as it is stored.
-        orientation: of the image.
+    `size` is width and height of the image as it is stored, `orientation` the image's.
     """
     if orientation_of(labels) == 1 and labels.size == size:
         labels.getexif()[_ORIENTATION] = orientation

@@ -159,12 +159,7 @@ def _rate(step: int, steps: int) -> float:
 
 
 class DenseMetrics:
-    """Metrics of the heads' predictions, at every pixel of whole images at their own size.
-
-    Args:
-        heads: fitted heads by task.
-        classes: number of classes.
-    """
+    """Metrics of fitted heads' predictions, at every pixel of whole images at their own size."""
 
     def __init__(self, heads: dict[LabelKind, nn.Module], classes: int) -> None:
         from torchmetrics.classification import MulticlassJaccardIndex

@@ -31,9 +31,6 @@ from vpretrain.vision.model.learner import VisionLearner
 class Evaluation:
     """The evaluation of a backbone; its data are opened before the training, and read as they are needed.
 
-    Args:
-        config: sources and sizes.
-
     Raises:
         UserError: a source has no labels, the folders of classes do not match, or retrieval has no valid ground truth.
     """
