@@ -198,12 +198,10 @@ def readable(kind: str, name: str) -> Iterator[None]:
     what = f"cannot read the {kind} {name}"
     try:
         yield
-    except Unreadable:
+    except (Unreadable, MemoryError):
         raise
     except UserError as error:
         raise Unreadable(f"{what}: {error}", name, str(error)) from None
-    except MemoryError:
-        raise
     except Exception as error:  # Pillow raises many kinds for broken files, and one of its own for decompression bombs
         if isinstance(error, OSError) and error.errno is not None:  # of the system; Pillow's own have none
             raise UserError(f"{what}: {error}; remove or replace it") from None
