@@ -11,7 +11,7 @@ import os
 import tarfile
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -278,7 +278,7 @@ def open_labelled(config: SourceConfig) -> Reader:
     raise UserError(f"{config.origin} has no labels: feedback and evaluation need labelled images")
 
 
-def check_disjoint(roles: dict[str, Sequence[SourceConfig]]) -> None:
+def check_disjoint(roles: Mapping[str, Sequence[SourceConfig]]) -> None:
     """Raise UserError if two roles have the same scenes, or if labelled images have two roles that must not share any.
 
     The probes' training set may contain images of the feedback, as ADE20K's does in the paper; the test set may not.
