@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for line in remarks(results, recipe):
             console.print(line, highlight=False)
         if size == whole:
-            draw_curves(recipe, results)
+            draw_curves(results, recipe)
             report |= summary(recipe, results)
             report["feedback_pairs"] = {str(size): report["arms"]["v"]["target_nll"]}
         else:

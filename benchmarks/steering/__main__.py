@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.print(table(results, recipe))
         for line in remarks(results, recipe):
             console.print(line, highlight=False, markup=False)
-        draw_curves(recipe, results)
+        draw_curves(results, recipe)
         probed = recipe.model_copy(update={"arm": "v", "name": f"{recipe.name}-probe"})
         conditions[condition] = summary(recipe, results) | {"probe": _probed(probed)}
     _correct(conditions)

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console.print(table(results, recipe))
     for line in remarks(results, recipe):
         console.print(line, highlight=False)
-    draw_curves(recipe, results)
+    draw_curves(results, recipe)
     file = _HERE / "results.json" if full else _ROOT / f"results-{variant(options)}.json"
     write_report("bench-vision", summary(results), options.minutes, file, markdown)
 

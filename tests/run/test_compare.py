@@ -131,7 +131,7 @@ def test_pass_at_1_is_compared_problem_by_problem(turns):
 def test_curves_have_pass_at_1_by_seconds_and_tokens(turns, monkeypatch):
     figures = []
     monkeypatch.setattr("matplotlib.pyplot.close", figures.append)
-    assert draw_curves(turns.recipe, turns.results.figures).stat().st_size > 1000
+    assert draw_curves(turns.results.figures, turns.recipe).stat().st_size > 1000
     panels = [(axis.get_title(), axis.get_xlabel()) for axis in figures[0].axes]
     for score in ("answer NLL", "Pass@1"):
         assert [x for title, x in panels if title == score] == ["training seconds", "tokens"]
@@ -272,7 +272,7 @@ def test_table_remarks_and_curves_name_arms_with_their_settings(with_settings):
     results, recipe = with_settings.results.figures, with_settings.recipe
     assert DOT in list(table(results, recipe).columns[0].cells)
     assert f"{DOT} minus one-hot" in "\n".join(remarks(results, recipe))
-    assert draw_curves(recipe, results).stat().st_size > 1000
+    assert draw_curves(results, recipe).stat().st_size > 1000
 
 
 def test_the_report_and_the_card_include_arms_with_settings(with_settings):

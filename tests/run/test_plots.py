@@ -44,7 +44,7 @@ def test_scores_are_drawn_against_the_setting_beside_the_arms_without_it(recipe,
         "v:feedback.sources.0.limit=16": arm(2.0, 0.4),
         "v:feedback.sources.0.limit=4": arm(2.5, 0.2, runs=seeds),
     }
-    assert draw_settings(recipe, {"arms": arms}).stat().st_size > 1000
+    assert draw_settings({"arms": arms}, recipe).stat().st_size > 1000
     nll, solved = figures[0].axes
     assert (nll.get_title(), solved.get_title()) == ("answer NLL", "Pass@1")  # retention was not measured
     assert solved.get_xlabel() == "feedback.sources.0.limit"
@@ -56,14 +56,14 @@ def test_scores_are_drawn_against_the_setting_beside_the_arms_without_it(recipe,
 
 
 def test_without_a_setting_that_varies_nothing_is_drawn(recipe, figures):
-    assert draw_settings(recipe, {"arms": {"step-0": arm(4.0, 0.0), "v:value.align=dot": arm(2.0, 0.4)}}) is None
+    assert draw_settings({"arms": {"step-0": arm(4.0, 0.0), "v:value.align=dot": arm(2.0, 0.4)}}, recipe) is None
     assert figures == []
 
 
 def test_where_no_score_was_measured_nothing_is_drawn(tmp_path, figures):
     unmeasured = {"miou": None, "depth_rmse": None}
     arms = {"fixed": unmeasured, "v:value.divergence=0.1": unmeasured, "v:value.divergence=0.2": unmeasured}
-    assert draw_settings(vision_recipe(tmp_path), {"arms": arms}) is None
+    assert draw_settings({"arms": arms}, vision_recipe(tmp_path)) is None
     assert figures == []
 
 
@@ -72,7 +72,7 @@ def test_pass_at_k_is_drawn_against_k(recipe, figures):
         "step-0": {"pass_at_k": {"1": 0.1, "2": 0.15, "4": 0.2}},
         "v": {"pass_at_k": {"1": 0.2, "4": 0.6, "2": 0.4}},
     }
-    assert draw_pass_at_k(recipe, {"arms": arms}).stat().st_size > 1000
+    assert draw_pass_at_k({"arms": arms}, recipe).stat().st_size > 1000
     lines = {line.get_label(): line.get_xydata().tolist() for line in figures[0].axes[0].get_lines()}
     assert lines == {"step-0": [[1, 0.1], [2, 0.15], [4, 0.2]], "v": [[1, 0.2], [2, 0.4], [4, 0.6]]}
-    assert draw_pass_at_k(recipe, {"arms": {"step-0": {}, "v": {}}}) is None
+    assert draw_pass_at_k({"arms": {"step-0": {}, "v": {}}}, recipe) is None

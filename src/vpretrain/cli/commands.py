@@ -112,10 +112,10 @@ def compare(options: argparse.Namespace) -> None:
         out.print(line, highlight=False, markup=False, style="yellow" if line.startswith("warning") else None)
     directory = recipe.directory
     out.print(verdict(collect(directory)), highlight=False, markup=False, style="bold")
-    curves = draw_curves(recipe, results.figures)
+    curves = draw_curves(results.figures, recipe)
     print(f"results: {directory / 'results.json'}")
     print(f"curves:  {curves or 'not drawn; pip install matplotlib'}")
-    for picture in (draw_settings(recipe, results.figures), draw_pass_at_k(recipe, results.figures)):
+    for picture in (draw_settings(results.figures, recipe), draw_pass_at_k(results.figures, recipe)):
         if picture is not None:
             print(f"picture: {picture}")
     trained = [arm for arm in results.arms if arm != START]

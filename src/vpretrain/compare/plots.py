@@ -18,7 +18,7 @@ _PANELS = 5  # of a figure, side by side
 _LINES = ("-", "--", ":", "-.")
 
 
-def draw_curves(recipe: Recipe, results: Json) -> Path | None:
+def draw_curves(results: Json, recipe: Recipe) -> Path | None:
     """Plot loss, gate and value against training seconds, whichever there are, and main scores where they were taken.
 
     A thin line is a seed. Returns None without matplotlib, and if there is nothing to plot.
@@ -32,7 +32,7 @@ def draw_curves(recipe: Recipe, results: Json) -> Path | None:
         first = next(iter(metrics.objectives))
         scores = {first: metrics.objectives[first], **metrics.also_plotted}
         panels += [("scores", axis, key, title) for key, (_, title) in scores.items() for axis in ("seconds", unit)]
-    drawn = [(panel, curves) for panel in panels if (curves := list(_curves(recipe, results, *panel[:3])))]
+    drawn = [(panel, curves) for panel in panels if (curves := list(_curves(results, recipe, *panel[:3])))]
     if not drawn:  # no arm has made a step, or its log is gone
         return None
     rows = -(-len(drawn) // _PANELS)
@@ -58,7 +58,7 @@ def draw_curves(recipe: Recipe, results: Json) -> Path | None:
 
 
 def _curves(
-    recipe: Recipe, results: Json, file: str, x: str, y: str
+    results: Json, recipe: Recipe, file: str, x: str, y: str
 ) -> Iterator[tuple[int, int, str, list[tuple[float, float]]]]:
     """Yield (arm's number, seed's number, arm, points) of all runs with values of y that are not 0 throughout."""
     for index, arm in enumerate(name for name, figures in results["arms"].items() if figures["steps"]):
@@ -77,7 +77,7 @@ def _lines(run: Path, file: str, results: Json) -> list[Json]:
     return [results["arms"][START], *lines, json.loads((run / "result.json").read_text(encoding="utf-8"))]
 
 
-def draw_settings(recipe: Recipe, results: Json) -> Path | None:
+def draw_settings(results: Json, recipe: Recipe) -> Path | None:
     """Plot each score against the number in which entries of one arm differ, such as v:feedback.sources.0.limit=1024.
 
     A dot is a seed, a line goes through the means over seeds; a dashed line is an arm without settings of its own. Returns None
@@ -133,7 +133,7 @@ def by_setting(labels: Sequence[str]) -> dict[tuple[str, str], list[tuple[float,
     return {line: sorted(points) for line, points in lines.items() if len(points) > 1}
 
 
-def draw_pass_at_k(recipe: Recipe, results: Json) -> Path | None:
+def draw_pass_at_k(results: Json, recipe: Recipe) -> Path | None:
     """Plot Pass@k against k, as means over seeds. Returns None without matplotlib, and if no solutions were drawn."""
     plot, arms = pyplot(), {name: arm for name, arm in results["arms"].items() if arm.get("pass_at_k")}
     if plot is None or not arms:
