@@ -213,17 +213,15 @@ def report(options: argparse.Namespace) -> None:
     """Write one HTML file on runs and comparisons, with verdict, curves, cost and settings."""
     from vpretrain.report.across import across
     from vpretrain.report.collect import collect
-    from vpretrain.report.page import report
+    from vpretrain.report.page import write_page
     from vpretrain.report.verdict import verdict
 
-    directories = [Path(run) for run in options.runs]
-    file = report(directories, Path(options.output or directories[0] / "report.html"))
-    studies = [collect(directory) for directory in directories]
+    studies = [collect(Path(run)) for run in options.runs]
     together = across(studies)
-    for line in [
-        *(f"{study.recipe.name}: {verdict(study)}" for study in studies),
-        *(together.lines if together else ()),
-    ]:
+    file = Path(options.output or Path(options.runs[0], "report.html"))
+    write_page(studies, together, file)
+    lines = [f"{study.recipe.name}: {verdict(study)}" for study in studies]
+    for line in [*lines, *(together.lines if together else ())]:
         _console().print(line, highlight=False, markup=False)
     print(f"report: {file} ({_size(file.stat().st_size)}; it needs nothing else)")
 

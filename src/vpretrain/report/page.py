@@ -21,7 +21,7 @@ from vpretrain.modality import modality_of
 from vpretrain.plot import pyplot
 from vpretrain.recipe import flat
 from vpretrain.report import plots
-from vpretrain.report.across import across
+from vpretrain.report.across import Across, across
 from vpretrain.report.collect import Study, collect
 from vpretrain.report.glossary import Glossary
 from vpretrain.report.inspectors import TEMPLATES, TITLES, inspectors
@@ -59,16 +59,20 @@ def report(directories: Sequence[Path], output: Path) -> Path:
     Raises:
         UserError: a directory is neither, a file in it is damaged, or the report cannot be written.
     """
-    studies = [collect(directory) for directory in directories]  # errors show before the drawing
+    studies = [collect(directory) for directory in directories]
+    write_page(studies, across(studies), output)
+    return output
+
+
+def write_page(studies: Sequence[Study], together: Across | None, output: Path) -> None:
+    """Write a report on studies, and on them beside each other. Raises UserError, before the drawing, if it cannot."""
     check_writable(output, "--output")
     with working("drawing the report"):
         shown = [_study(study, number) for number, study in enumerate(studies, start=1)]
     arms = {name: arm.summary.replace("`", "") for study in studies for name, arm in study.recipe.arms.items()}
     made = {"version": version("vpretrain"), "date": datetime.now(UTC).date().isoformat()}
-    together = {"studies": shown, "across": across(studies), "glossary": Glossary(arms)}
-    page = TEMPLATES.get_template("page.html").render(**together, **made)
-    write_whole(output, page)
-    return output
+    page = TEMPLATES.get_template("page.html")
+    write_whole(output, page.render(studies=shown, across=together, glossary=Glossary(arms), **made))
 
 
 def _study(study: Study, number: int) -> Json:
