@@ -17,7 +17,9 @@ from vpretrain.cli.parser import main
 from vpretrain.config import BudgetConfig
 from vpretrain.recipe import save_recipe
 from vpretrain.report import watch as module
-from vpretrain.report.watch import Curve, RunView, Tail, watch
+from vpretrain.report.sparkline import Curve
+from vpretrain.report.tail import Tail
+from vpretrain.report.watch import RunView, watch
 from vpretrain.run import run_recipe
 from vpretrain.run.lock import holder, locked
 
@@ -155,7 +157,7 @@ def test_twenty_thousand_lines_are_read_once_and_quickly(tmp_path, recipe, monke
     run = written(tmp_path / "run", [line(n, value=0.1, alpha=0.2) for n in range(20_000)], recipe)
     parsed = []
     loads = json.loads
-    monkeypatch.setattr(module.json, "loads", lambda text: parsed.append(1) or loads(text))
+    monkeypatch.setattr(json, "loads", lambda text: parsed.append(1) or loads(text))
     view = RunView(run)
     start = time.perf_counter()
     view.update()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -23,14 +21,14 @@ from vpretrain.console import minutes
 from vpretrain.errors import UserError
 from vpretrain.modality import modality_of
 from vpretrain.recipe import load_recipe
+from vpretrain.report.sparkline import Curve
+from vpretrain.report.tail import Tail, read_object
 from vpretrain.run.find import SUMMARIES, members
 from vpretrain.run.lock import LOCK, holder
 from vpretrain.types import Json
 
 REFRESH_SECONDS = 1.0
 _RECENT = 20  # steps that the speed is measured over
-_BARS = "▁▂▃▄▅▆▇█"
-_MOST_BARS = 64  # of a sparkline, hence means that a curve keeps
 
 
 def watch(directory: Path, console: Console, *, once: bool = False) -> None:
@@ -69,68 +67,6 @@ def open_view(directory: Path) -> RunView | GroupView:
     return RunView(directory)
 
 
-class Tail:
-    """The new lines of a growing log: each is read once, unless the log has been cut or replaced.
-
-    Lines that are not JSON objects are skipped, and an incomplete line is read once it is complete.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file: tuple[int, int] | None = None
-        self._offset = 0
-
-    def read(self) -> tuple[bool, list[Json]]:
-        """Return whether the log has restarted, and the lines added since the last call, or since the restart."""
-        try:
-            with self.path.open("rb") as file:
-                found = self.path.stat()
-                which = (found.st_dev, found.st_ino)
-                anew = which != self._file or found.st_size < self._offset
-                self._file, self._offset = which, 0 if anew else self._offset
-                file.seek(self._offset)
-                whole = file.read().rpartition(b"\n")
-                text = whole[0] + whole[1]
-        except OSError:
-            anew, self._file, self._offset = self._file is not None, None, 0
-            return anew, []
-        self._offset += len(text)
-        return anew, list(_objects(text))
-
-
-class Curve:
-    """A curve of any length in constant memory: means of equally many points, whose number doubles when means are too many."""
-
-    def __init__(self) -> None:
-        self.means: list[float] = []
-        self.last: float | None = None
-        self._each, self._open = 1, [0.0, 0]
-
-    def add(self, value: float) -> None:
-        """Add a point; a NaN or infinite one changes `last` alone."""
-        self.last = value
-        if not math.isfinite(value):
-            return
-        self._open = [self._open[0] + value, self._open[1] + 1]
-        if self._open[1] == self._each:
-            self.means.append(self._open[0] / self._each)
-            self._open = [0.0, 0]
-        if len(self.means) > _MOST_BARS:
-            pairs = list(zip(self.means[::2], self.means[1::2], strict=False))
-            if len(self.means) % 2:
-                self._open = [self.means[-1] * self._each, self._each]
-            self.means = [(a + b) / 2 for a, b in pairs]
-            self._each *= 2
-
-    def sparkline(self) -> str:
-        """Return bars between the lowest mean and the highest."""
-        if not self.means:
-            return ""
-        low, high = min(self.means), max(self.means)
-        scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
-        return "".join(_BARS[round((mean - low) * scale)] for mean in self.means)
-
-
 class RunView:
     """One run. `update` reads what is new, `frame` shows it."""
 
@@ -152,7 +88,7 @@ class RunView:
     def update(self) -> None:
         """Read what is new. Raises UserError if the recipe cannot be read."""
         self.process = holder(self.directory)
-        self.result = _read(self.directory / "result.json")
+        self.result = read_object(self.directory / "result.json")
         recipe = self.directory / "recipe.yaml"
         with contextlib.suppress(OSError):
             if (changed := recipe.stat().st_mtime_ns) != self._recipe_of:  # a resumed run may have another budget
@@ -327,21 +263,6 @@ class GroupView:
             table.add_row(Text(name), member.state, *shown)
         at_work = [member for member in self.members.values() if member.process is not None]
         return Group(Text(f"{self.directory}: {self.state}"), table, *(member.frame() for member in at_work))
-
-
-def _objects(text: bytes) -> Iterator[Json]:
-    for line in text.splitlines():
-        with contextlib.suppress(ValueError, RecursionError):
-            if isinstance(found := json.loads(line), dict):
-                yield found
-
-
-def _read(file: Path) -> Json | None:
-    """Return the content of a file that is written as a whole; None if there is none."""
-    try:
-        return next(_objects(file.read_bytes().replace(b"\n", b" ")), None)
-    except OSError:
-        return None
 
 
 def _is_number(value: object) -> bool:
