@@ -51,8 +51,7 @@ def draw_curves(results: Json, recipe: Recipe) -> Path | None:
                 linewidth=1.5 if len(results["seeds"]) == 1 else 0.8,
                 marker="." if file == "scores" else None,
             )
-        axis.set_xlabel("training seconds" if x == "seconds" else x)
-        axis.set_title(title)
+        axis.set(title=title, xlabel="training seconds" if x == "seconds" else x)
         axis.legend(fontsize=8)
     return save_figure(figure, recipe.directory / "curves.png")
 
@@ -105,8 +104,7 @@ def draw_settings(results: Json, recipe: Recipe) -> Path | None:
                 axis.plot([x for x, _ in points], [arms[label][key] for _, label in points], label=name, color=colour)
                 seeds = [(x, run[key]) for x, label in points for run in arms[label].get("runs", [arms[label]])]
                 axis.plot(*zip(*seeds, strict=True), "o", color=colour, markersize=4)
-            axis.set_xlabel(field)
-            axis.set_title(title)
+            axis.set(title=title, xlabel=field)
         row[0].legend(fontsize=8)
     return save_figure(figure, recipe.directory / "settings.png")
 
@@ -145,7 +143,6 @@ def draw_pass_at_k(results: Json, recipe: Recipe) -> Path | None:
         axis.plot(ks, values, _LINES[number % 4], label=name, color=f"C{number % 10}", marker=".")
     axis.set_xscale("log", base=2)
     axis.set_xticks(ks, [str(k) for k in ks])
-    axis.set_xlabel("k")
-    axis.set_title("Pass@k")
+    axis.set(title="Pass@k", xlabel="k")
     axis.legend(fontsize=8)
     return save_figure(figure, recipe.directory / "pass_at_k.png")

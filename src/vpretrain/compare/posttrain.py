@@ -108,8 +108,7 @@ def draw_posttrain(results: Json, recipe: Recipe) -> Path | None:
                 axis.plot(x, y, label=label, color=colour, linewidth=1.5 if turn == 0 else 0.7)
                 ended = [n for n, point in enumerate(curve) if point["ends"]]
                 axis.plot([x[n] for n in ended], [y[n] for n in ended], "o", color=colour, markersize=4)
-        axis.set_xlabel(f"{unit} on one device, attempts included")
-        axis.set_title(title)
+        axis.set(title=title, xlabel=f"{unit} on one device, attempts included")
     axes[0][0].legend(fontsize=8)
     return save_figure(figure, recipe.directory / "posttrain.png")
 

@@ -171,8 +171,7 @@ def draw_sweep(results: Json, file: Path) -> Path | None:
     figure, axes = plot.subplots(1, count, figsize=(3.2 * count, 3.4), layout="constrained", sharey=True)
     axes[0].plot([trial["number"] for trial in done], [trial["value"] for trial in done], "o", markersize=4)
     best = next(trial for trial in done if trial["number"] == results["best"])
-    axes[0].set_xlabel("trial")
-    axes[0].set_ylabel(f"{results['objective']} ({results['direction']})")
+    axes[0].set(xlabel="trial", ylabel=f"{results['objective']} ({results['direction']})")
     for axis, field in zip(axes[1:], fields, strict=True):
         values = [trial["settings"][field] for trial in done]
         if results["space"][field]["choices"] is not None:  # in the order of the space

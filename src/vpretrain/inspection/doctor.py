@@ -132,14 +132,15 @@ def _compare_engines(case: EngineCase, steps: Sequence[float]) -> Json:
             ours, seconds = _measure(partial(finite_difference, relative_step=step), case)
             sweep[step] = {**relative_errors(ours, oracle), "seconds": seconds}
             done(3 + number)
-    best = min(sweep, key=lambda step: _order(sweep[step]["relative_error"]))
+    errors = {step: entry["relative_error"] for step, entry in sweep.items()}
+    best = min(errors, key=lambda step: (math.isnan(errors[step]), errors[step]))
     engines["finite_difference"] = {**sweep[best], "relative_step": best}
     device = next(iter(case.problem.theta_S.values())).device
     return {
         **case.about,
         "designer_gradient_norm": float(oracle["all"].norm()),
         "engines": engines,
-        "finite_difference_sweep": {f"{step:g}": entry["relative_error"] for step, entry in sweep.items()},
+        "finite_difference_sweep": {f"{step:g}": error for step, error in errors.items()},
         "bf16": bf16_note(device) or "supported",
         "threads": torch.get_num_threads(),
         "versions": {n: version(n) for n in ("vpretrain", "torch", "transformers", "peft")}
@@ -240,7 +241,3 @@ def _modality(name: str) -> Modality:
     except (OSError, ValueError):
         return language  # its loader reports what is wrong
     return vision if kind in vision.model_types else language
-
-
-def _order(error: float) -> float:
-    return math.inf if math.isnan(error) else error

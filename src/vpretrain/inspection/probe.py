@@ -218,20 +218,24 @@ def points(steps: Sequence[Json], predicted: str, realised: str) -> list[tuple[f
     return [(step[predicted], step[realised]) for step in steps if step.get(predicted) is not None]
 
 
+def points_by_prediction(results: Json) -> dict[str, list[tuple[float, float]]]:
+    """Return the points of each prediction that has any."""
+    found = {name: points(results["steps"], *keys) for name, (*keys, _) in PREDICTIONS.items() if name in results}
+    return {name: pairs for name, pairs in found.items() if pairs}
+
+
 def draw_probe(results: Json, file: Path) -> Path | None:
     """Plot realised against predicted drops; return None without matplotlib."""
     plot = pyplot()
     if plot is None:
         return None
-    drawn = {name: points(results["steps"], *keys) for name, (*keys, _) in PREDICTIONS.items()}
-    drawn = {name: pairs for name, pairs in drawn.items() if pairs}
-    figure, axes = plot.subplots(1, len(drawn), figsize=(4.2 * len(drawn), 4), layout="constrained", squeeze=False)
-    for axis, (name, pairs) in zip(axes[0], drawn.items(), strict=True):
+    panels = points_by_prediction(results)
+    figure, axes = plot.subplots(1, len(panels), figsize=(4.2 * len(panels), 4), layout="constrained", squeeze=False)
+    for axis, (name, pairs) in zip(axes[0], panels.items(), strict=True):
         if name != "seen":  # which is in another unit
             axis.axline((0, 0), slope=1, color="grey", linewidth=0.8)
         axis.plot(*zip(*pairs, strict=True), "o", markersize=4)
-        axis.set_xlabel("predicted drop of the feedback loss")
-        axis.set_title(f"{PREDICTIONS[name][2]}\n{shown(results[name])}")
+        axis.set(title=f"{PREDICTIONS[name][2]}\n{shown(results[name])}", xlabel="predicted drop of the feedback loss")
     axes[0][0].set_ylabel("realised drop on held-out feedback")
     return save_figure(figure, file)
 

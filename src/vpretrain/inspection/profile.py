@@ -49,18 +49,17 @@ def profile(recipe: Recipe, steps: int) -> Json:
         parts.warm_up()
     total_steps = recipe.budget.steps or steps
     optimizer = AdamW(parts.learner.named_parameters(), recipe.effective_optimizer, total_steps=total_steps)
-    read = 0
+    tokens: list[int] = []  # of each step
     with steady("           profile", steps + period) as done:
 
         def after_step(record: StepRecord) -> None:
-            nonlocal read
-            read += record.tokens
-            done(record.step + 1)
+            tokens.append(record.tokens)
+            done(len(tokens))
 
         train(recipe, parts, optimizer, steps=range(period), after_step=after_step)
-        read = 0
         with watching() as watch:
             train(recipe, parts, optimizer, steps=range(period, period + steps), after_step=after_step)
+    read = sum(tokens[period:])
     phases = {name: 1e6 * seconds / read for name, seconds in watch.seconds.items()}
     ordinary = sum(phases[name] for name in ORDINARY)
     total = sum(phases.values())
@@ -81,14 +80,23 @@ def profile(recipe: Recipe, steps: int) -> Json:
     return results
 
 
+def phase_rows(results: Json) -> list[list[str]]:
+    """Return the phases as a table's cells, most expensive first; the first row names the columns."""
+    unit, total = str(results["unit"]).removesuffix("s"), sum(results["phases"].values())
+    phases = sorted(results["phases"].items(), key=lambda item: -item[1])
+    rows = [[name, f"{cost:.2f}", f"{cost / total:.1%}"] for name, cost in phases]
+    return [["phase", f"microseconds per {unit}", "share"], *rows]
+
+
 def profile_table(results: Json) -> Table:
-    """Return the phases as a table for a terminal, most expensive first."""
-    unit, total = results["unit"].removesuffix("s"), sum(results["phases"].values())
-    view = Table(title=f"{results['arm']}: {results['steps']} steps, {1e6 / total:.4g} {results['unit']}/s")
-    for column in ("phase", f"microseconds per {unit}", "share"):
+    """Return the phases as a table for a terminal."""
+    speed = f"{1e6 / sum(results['phases'].values()):.4g} {results['unit']}/s"
+    view = Table(title=f"{results['arm']}: {results['steps']} steps, {speed}")
+    head, *rows = phase_rows(results)
+    for column in head:
         view.add_column(column, justify="left" if column == "phase" else "right")
-    for name, cost in sorted(results["phases"].items(), key=lambda item: -item[1]):
-        view.add_row(name, f"{cost:.2f}", f"{cost / total:.1%}")
+    for row in rows:
+        view.add_row(*row)
     return view
 
 

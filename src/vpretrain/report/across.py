@@ -19,8 +19,6 @@ from vpretrain.tables import cells
 from vpretrain.types import Json
 
 _NAMES = {"name", "output", "arm", "seed"}
-Cases = Mapping[str, Json]
-"""The cases of a run by their keys."""
 
 
 @dataclass(frozen=True)

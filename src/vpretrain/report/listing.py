@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -11,7 +10,6 @@ from rich.table import Table
 from rich.text import Text
 
 from vpretrain.compare.changes import headline
-from vpretrain.config import BudgetConfig
 from vpretrain.errors import UserError
 from vpretrain.recipe import load_recipe
 from vpretrain.report.watch import GroupView, RunView
@@ -60,17 +58,12 @@ def _run(name: str, directory: Path) -> Row:
         return name, "unreadable", "-", "-", str(error)
     if view.recipe is None:
         return name, view.state, "-", "-", "-"
-    limits = " or ".join(_limits(view.recipe.budget))
-    used = f"{view.share:.0%} of {limits}" if view.recipe.budget.steps != 0 else "-"  # 0: the untouched learner
+    budget = view.recipe.budget
+    limits = [f"{budget.minutes:g} min"] if budget.minutes is not None else []
+    limits += [f"{budget.steps:,} steps"] if budget.steps is not None else []
+    used = f"{view.share:.0%} of {' or '.join(limits)}" if budget.steps != 0 else "-"  # 0: the untouched learner
     result = next((f"{what} {value}" for what, value in view.scores().items()), "-")
     return name, view.state, view.recipe.arm, used, result
-
-
-def _limits(budget: BudgetConfig) -> Iterator[str]:
-    if budget.minutes is not None:
-        yield f"{budget.minutes:g} min"
-    if budget.steps is not None:
-        yield f"{budget.steps:,} steps"
 
 
 def _group(name: str, directory: Path, members: int) -> Row:

@@ -197,12 +197,10 @@ def _cost(study: Study) -> Table | None:
 def _phases(found: Json) -> Table | None:
     if not found:
         return None
-    total = sum(found["phases"].values())
-    unit, added = str(found["unit"]).removesuffix("s"), found["added"]
-    rows = [["phase", f"microseconds per {unit}", "share"]]
-    for name, cost in sorted(found["phases"].items(), key=lambda item: -item[1]):
-        rows.append([name, f"{cost:.2f}", f"{cost / total:.1%}"])
-    total = f"{added['microseconds']:.2f} microseconds per {unit}, {added['ratio']:.1%}"
+    from vpretrain.inspection.profile import phase_rows  # needs torch
+
+    rows, added = phase_rows(found), found["added"]
+    total = f"{added['microseconds']:.2f} {rows[0][1]}, {added['ratio']:.1%}"
     return Table(f"Phases of a step of {found['arm']}, added to ordinary pretraining: {total}", rows)
 
 

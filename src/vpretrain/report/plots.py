@@ -108,13 +108,11 @@ def differences(study: Study) -> list[Markup]:
 
 def probe(found: Json) -> list[Markup]:
     """Plot realised against predicted drops of the feedback loss."""
-    from vpretrain.inspection.probe import PREDICTIONS, points, shown  # needs torch
+    from vpretrain.inspection.probe import PREDICTIONS, points_by_prediction, shown  # needs torch
 
-    drawn = {name: points(found["steps"], *keys) for name, (*keys, _) in PREDICTIONS.items() if name in found}
     return [
         _scatter(pairs, f"{PREDICTIONS[name][2]}: {shown(found[name])}", same_unit=name != "seen")
-        for name, pairs in drawn.items()
-        if pairs
+        for name, pairs in points_by_prediction(found).items()
     ]
 
 
