@@ -17,22 +17,14 @@ Direction = Literal["better", "worse", "equal"]
 
 @dataclass(frozen=True)
 class Change:
-    """One metric of an arm beside another's, as tables show it.
-
-    Attributes:
-        title: of the metric.
-        other, own: the other arm's value and the arm's own.
-        direction: by these numbers alone; equal if they look equal.
-        certain: whether the interval of the paired difference excludes 0; None: there is no interval.
-        told: whether the verdict's first sentence has this difference already.
-    """
+    """One metric of an arm beside another's, as tables show it."""
 
     title: str
     other: str
     own: str
-    direction: Direction
-    certain: bool | None
-    told: bool
+    direction: Direction  # by these numbers alone; equal if they look equal
+    certain: bool | None  # whether the interval of the paired difference excludes 0; None: there is no interval
+    told: bool  # whether the verdict's first sentence has this difference already
 
     @property
     def doubt(self) -> str:
@@ -56,14 +48,7 @@ def subject(results: Json, recipe: Recipe) -> tuple[str, str] | None:
 
 
 def changes(results: Json, recipe: Recipe, arm: str, other: str) -> list[Change]:
-    """Return all metrics that both arms have.
-
-    Args:
-        results: of a comparison.
-        recipe: its recipe.
-        arm: the arm that is judged.
-        other: the arm that it is compared with, or the untouched learner.
-    """
+    """Return all metrics that an arm and another one (or the untouched learner) have."""
     found = []
     judged = subject(results, recipe)
     for title, measure in modality_of(recipe).metrics.measures.items():

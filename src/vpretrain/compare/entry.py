@@ -51,12 +51,7 @@ def split_entries(text: str) -> list[str]:
 def check_entries(recipe: Recipe, texts: Sequence[str]) -> list[Entry]:
     """Return the entries, each once.
 
-    Args:
-        recipe: the recipe that they run with.
-        texts: see `parse_entry`.
-
-    Raises:
-        UserError: no entry, an unknown arm, a setting that all runs share, or one that the recipe does not accept.
+    Raises UserError: no entry, an unknown arm, a setting that all runs share, or one that the recipe does not accept.
     """
     entries = [parse_entry(text) for text in texts]
     unknown = [entry.arm for entry in entries if entry.arm not in recipe.arms]

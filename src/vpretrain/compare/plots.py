@@ -110,13 +110,9 @@ def draw_settings(results: Json, recipe: Recipe) -> Path | None:
 
 
 def by_setting(labels: Sequence[str]) -> dict[tuple[str, str], list[tuple[float, str]]]:
-    """Return the entries that differ in one number alone.
+    """Return the entries of a comparison that differ in one number alone.
 
-    Args:
-        labels: of a comparison's entries.
-
-    Returns:
-        (the entry without the setting, the setting's name) -> its values in ascending order, each with the entry's label.
+    (The entry without the setting, the setting's name) -> its values in ascending order, each with the entry's label.
     """
     lines: dict[tuple[str, str], list[tuple[float, str]]] = {}
     for label in labels:

@@ -30,10 +30,7 @@ def run_name(arm: str, seed: int, seeds: Sequence[int]) -> str:
 def summarise(runs: Runs, scores: Mapping[str, Sequence[Lines]], recipe: Recipe) -> Json:
     """Return all arms' metrics as means over seeds, and the differences between arms, paired over seeds and cases.
 
-    Args:
-        runs: the results.
-        scores: evaluations along each of the runs.
-        recipe: the recipe that they share.
+    `scores` are the evaluations along each of the runs.
     """
     metrics = modality_of(recipe).metrics
     results: Json = {"arms": {arm: over_seeds(of_arm, metrics) for arm, of_arm in runs.items()}}

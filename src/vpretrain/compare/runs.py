@@ -91,13 +91,7 @@ def run_group(
 
 
 class _Pace:
-    """How long the turns of a group take. The untouched learner has one turn, which is too short to judge others by.
-
-    Args:
-        members: as in `run_group`.
-        rounds: turns of each.
-        finished: members that have no turn.
-    """
+    """How long the turns of a group take. The untouched learner has one turn, which is too short to judge others by."""
 
     def __init__(self, members: Mapping[str, Sequence[str]], rounds: int, finished: Collection[str]) -> None:
         self._short = {name for name, settings in members.items() if "budget.steps=0" in settings}
@@ -127,15 +121,11 @@ def run_member(
     resume: bool,
     start: Callable[[Sequence[str]], Process] | None = None,
 ) -> bool:
-    """Run one member up to a fraction of its budget.
+    """Run one member of the group in a directory up to a fraction of its budget; `settings` and `start` as in `run_group`.
 
     Args:
-        directory: of the group; it contains the recipe.
-        name: of the member, and of its directory.
-        settings: as in `run_group`.
         until: the fraction.
         resume: continue from its newest checkpoint, if it has one.
-        start: as in `run_group`.
 
     Returns:
         Whether it is finished, rather than paused.

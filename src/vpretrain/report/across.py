@@ -23,19 +23,12 @@ _NAMES = {"name", "output", "arm", "seed"}
 
 @dataclass(frozen=True)
 class Across:
-    """What several comparisons say together.
+    """What several comparisons say together."""
 
-    Attributes:
-        lines: the differences by the first metric, in words.
-        results: a row for each arm of each comparison.
-        settings: the settings in which the comparisons differ; None: there are none.
-        differences: of each arm between the first comparison and every other; None: they have no cases in common.
-    """
-
-    lines: Sequence[str]
-    results: Table
-    settings: Table | None
-    differences: Table | None
+    lines: Sequence[str]  # the differences by the first metric, in words
+    results: Table  # a row for each arm of each comparison
+    settings: Table | None  # the settings in which the comparisons differ; None: there are none
+    differences: Table | None  # of each arm between the first comparison and the others; None: no case is in both
 
 
 def across(studies: Sequence[Study]) -> Across | None:

@@ -26,43 +26,26 @@ _PROFILED = {"arm", "unit", "phases", "added"}
 
 @dataclass(frozen=True)
 class Run:
-    """One arm with one seed.
-
-    Args:
-        directory: its directory.
-        recipe: its recipe.
-        result: its metrics; empty while it is not finished.
-        metrics: one line per step.
-        scores: one line per evaluation along the run.
-        provenance: versions and fingerprints of its data; empty: not written.
-    """
+    """One arm with one seed."""
 
     directory: Path
     recipe: Recipe
-    result: Json
-    metrics: Lines = field(repr=False)
-    scores: Lines = field(repr=False)
-    provenance: Json
+    result: Json  # its metrics; empty while it is not finished
+    metrics: Lines = field(repr=False)  # one line per step
+    scores: Lines = field(repr=False)  # one line per evaluation along the run
+    provenance: Json  # versions and fingerprints of its data; empty: not written
 
 
 @dataclass(frozen=True)
 class Study:
-    """A comparison, or a run alone.
+    """A comparison, or a run alone."""
 
-    Args:
-        recipe: the recipe that its runs share.
-        results: as in results.json; of a run alone only its arm, once it is finished.
-        runs: by arm, one per seed.
-        probe, profile: the results of these commands; empty: none.
-        missing: what is missing, and how to create it.
-    """
-
-    recipe: Recipe
-    results: Json
-    runs: Mapping[str, Sequence[Run]]
-    probe: Json
-    profile: Json
-    missing: list[str]
+    recipe: Recipe  # that its runs share
+    results: Json  # as in results.json; of a run alone only its arm, once it is finished
+    runs: Mapping[str, Sequence[Run]]  # by arm, one per seed
+    probe: Json  # the result of this command; empty: none
+    profile: Json  # the same
+    missing: list[str]  # what is missing, and how to create it
 
     @property
     def compared(self) -> bool:

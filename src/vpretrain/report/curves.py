@@ -17,12 +17,7 @@ MOST = 240  # bands of a curve: a panel is 330 pixels wide, of which the axis ta
 
 @dataclass(frozen=True)
 class Band:
-    """A curve with its lower and upper limits, all [B] or [G].
-
-    Args:
-        x: positions.
-        low, mean, high: of the values there.
-    """
+    """A curve with its lower and upper limits, all [B] or [G]."""
 
     x: np.ndarray
     low: np.ndarray
@@ -33,8 +28,7 @@ class Band:
 def thin(series: Sequence[Series]) -> Band:
     """Thin the curves of one arm's seeds to at most `MOST` bands of equal width. No extreme is lost.
 
-    Args:
-        series: of each seed; if there are no more different x than bands, each x is a band of its own.
+    If there are no more different x than bands, each x is a band of its own.
     """
     x_P = np.concatenate([np.asarray(x, dtype=float) for x, _ in series])
     y_P = np.concatenate([np.asarray(y, dtype=float) for _, y in series])

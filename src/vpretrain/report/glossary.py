@@ -42,11 +42,7 @@ TERMS: Mapping[str, tuple[str, str]] = {
 
 
 class Glossary:
-    """Tells each term once.
-
-    Args:
-        arms: further terms: names of arms with their summaries.
-    """
+    """Tells each term once. Names of arms, with their summaries, are further terms."""
 
     def __init__(self, arms: Mapping[str, str]) -> None:
         named = {name: (rf"(?<![\w-]){re.escape(name)}(?![\w-])", summary) for name, summary in arms.items()}

@@ -24,13 +24,7 @@ def inspectors(run: Path) -> list[Markup]:
     """Return self-contained HTML fragments that inspect a run; none if the arm's task does not follow the feedback.
 
     A language run has a token inspector, for which its learner and data are loaded; a vision run has a mask inspector. If
-    something is missing, the fragment names it.
-
-    Args:
-        run: its directory.
-
-    Raises:
-        UserError: it has no readable recipe.
+    something is missing, the fragment names it. Raises UserError if there is no readable recipe.
     """
     recipe = load_recipe(run / "recipe.yaml")
     if not recipe.arms[recipe.arm].steered:

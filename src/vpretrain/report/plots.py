@@ -286,8 +286,7 @@ def _svg(
     """Return a plot with one panel, to embed in a page.
 
     Args:
-        draw: draws into the axes.
-        description: a description for those who cannot see it.
+        description: for those who cannot see it.
         names: labels to the right of the axes.
         left, right, width, height: points; right: None: as the names need it.
     """

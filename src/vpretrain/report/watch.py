@@ -32,15 +32,9 @@ _RECENT = 20  # steps that the speed is measured over
 
 
 def watch(directory: Path, console: Console, *, once: bool = False) -> None:
-    """Show a run, or a group of runs, until it is finished or Ctrl-C is pressed.
+    """Show a run, or a group of runs, until it is finished or Ctrl-C is pressed; `once`: show one frame only.
 
-    Args:
-        directory: of the run, or of the group.
-        console: where to print.
-        once: print one frame only.
-
-    Raises:
-        UserError: nothing was ever run there, or its recipe cannot be read.
+    Raises UserError: nothing was ever run there, or its recipe cannot be read.
     """
     view = open_view(directory)
     if once:
