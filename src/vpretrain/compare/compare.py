@@ -57,9 +57,8 @@ def compare(
         )
     recipe = _with_points(recipe)
     seeds = list(dict.fromkeys(seeds)) or [recipe.seed]
-    plain = {
-        e.arm: e for e in sorted(entries, key=lambda entry: -len(entry.settings))
-    }  # of an arm, the fewest settings
+    # Of each arm, the entry with the fewest settings.
+    plain = {e.arm: e for e in sorted(entries, key=lambda entry: -len(entry.settings))}
     follow = {name: arm.follows for name, arm in recipe.arms.items() if arm.follows and arm.follows[0] in plain}
     members: dict[str, list[str]] = {}
     for turn, seed in enumerate(seeds):  # each seed starts with another arm

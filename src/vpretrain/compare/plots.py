@@ -63,17 +63,13 @@ def _curves(
     for index, arm in enumerate(name for name, figures in results["arms"].items() if figures["steps"]):
         for number, seed in enumerate(results["seeds"]):
             run = recipe.directory / run_name(arm, seed, results["seeds"])
-            points = [(line[x], line[y]) for line in _lines(run, file, results) if line.get(y) is not None]
+            lines = read_lines(run / f"{file}.jsonl")
+            if file == "scores":  # from the untouched learner to the result
+                end = json.loads((run / "result.json").read_text(encoding="utf-8"))
+                lines = [results["arms"][START], *lines, end]
+            points = [(line[x], line[y]) for line in lines if line.get(y) is not None]
             if points and (file == "scores" or y == "loss" or any(value for _, value in points)):
                 yield index, number, arm, points
-
-
-def _lines(run: Path, file: str, results: Json) -> list[Json]:
-    """Return the lines of a run's log; scores with the untouched learner before and the result after them."""
-    lines = read_lines(run / f"{file}.jsonl")
-    if file == "metrics":
-        return lines
-    return [results["arms"][START], *lines, json.loads((run / "result.json").read_text(encoding="utf-8"))]
 
 
 def draw_settings(results: Json, recipe: Recipe) -> Path | None:

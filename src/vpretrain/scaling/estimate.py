@@ -163,8 +163,7 @@ class Estimate:
 def estimate(recipe: Recipe, world_size: int, **how: Any) -> Estimate:
     """Estimate a recipe on `world_size` GPUs; `how` as in `on_gpus`. The learner's weights are not loaded.
 
-    Raises:
-        UserError: the recipe cannot run on these GPUs, or is of an unknown kind.
+    Raises UserError: the recipe cannot run on these GPUs, or is of an unknown kind.
     """
     return on_gpus(modality_of(recipe).workload(recipe), world_size, **how)
 
