@@ -15,7 +15,6 @@ from vpretrain.modality import Metrics, modality_of
 from vpretrain.types import Json
 
 START = "step-0"
-SECONDS_TOLERANCE = 0.03
 _OF_ONE = ("arm", "seed", "warning", "left_out")  # figures of a run that have no mean
 Runs = dict[str, list[Json]]
 """Results by arm, one per seed; the untouched learner has one for all seeds."""

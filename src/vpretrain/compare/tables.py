@@ -6,12 +6,13 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-from vpretrain.compare.results import SECONDS_TOLERANCE, pairs
+from vpretrain.compare.results import pairs
 from vpretrain.config import Recipe
 from vpretrain.modality import modality_of
 from vpretrain.tables import cells, grid
 from vpretrain.types import Json
 
+SECONDS_TOLERANCE = 0.03  # relative difference of training times that still count as equal
 FEW_UPDATES = 10  # meta updates below which a designer is close to its start
 SLOW = 0.7  # fraction of the baseline's throughput; the lowest of V undisturbed is 0.72 (benchmarks/gsm8k.json)
 
