@@ -34,7 +34,7 @@ class AdamW:
         self.parameters = dict(parameters)
         self.config = config
         self.total_steps = total_steps
-        self.steps = self.skipped = 0
+        self.steps = 0
         self._losses: deque[float] = deque(maxlen=_RECENT)
         self.torch = torch.optim.AdamW(
             self.parameters.values(),
@@ -80,7 +80,6 @@ class AdamW:
                 raise NonFinite(f"the {what} is {number}", "lower optimizer.lr, or take another seed")
         torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.config.clip_norm, norm)
         lr, leapt = self.rate(), self._leapt(loss)
-        self.skipped += leapt
         if not leapt:
             for group in self.torch.param_groups:
                 group["lr"] = lr
@@ -95,16 +94,11 @@ class AdamW:
 
     def state_dict(self) -> Json:
         """Return counters and recent losses; the moments are in `optimizer_tensors`."""
-        return {
-            "steps": self.steps,
-            "skipped": self.skipped,
-            "total_steps": self.total_steps,
-            "losses": list(self._losses),
-        }
+        return {"steps": self.steps, "total_steps": self.total_steps, "losses": list(self._losses)}
 
     def load_state_dict(self, state: Json) -> None:
         """Restore the counters and losses."""
-        self.steps, self.skipped, self.total_steps = state["steps"], state["skipped"], state["total_steps"]
+        self.steps, self.total_steps = state["steps"], state["total_steps"]
         self._losses = deque(state["losses"], maxlen=_RECENT)
 
     def _leapt(self, loss: float) -> bool:
