@@ -15,7 +15,7 @@ from vpretrain.method.meta import MetaUpdate
 from vpretrain.method.protocols import AnyBatch, Construction, Feedback, Learner
 from vpretrain.method.step import MicroStep, Schedule, learner_losses
 from vpretrain.run.checkpoint import checkpoints, load_newest, save_checkpoint
-from vpretrain.run.optimizer import adamw_metric, load_optimizer_tensors, optimizer_tensors
+from vpretrain.run.optimizer import Preconditioner, load_optimizer_tensors, optimizer_tensors
 from vpretrain.run.state import captured_meta, fitting, restore_meta
 from vpretrain.types import Json
 
@@ -103,4 +103,4 @@ class Attached:
 
     def _metric(self, optimizer: torch.optim.Optimizer, names: Iterable[str]) -> Mapping[str, Tensor] | None:
         chosen = set(names)
-        return adamw_metric(optimizer, {n: p for n, p in self._learner.named_parameters() if n in chosen})
+        return Preconditioner(optimizer, {n: p for n, p in self._learner.named_parameters() if n in chosen}) or None

@@ -89,8 +89,8 @@ class AdamW:
         return {"lr": lr, "grad_norm": grad_norm, **({"skipped": 1.0} if leapt else {})}
 
     def metric(self, names: Iterable[str]) -> Preconditioner | None:
-        """Return `adamw_metric` of those named parameters that a loss has reached; it follows the optimizer's state."""
-        return adamw_metric(self.torch, {name: self.parameters[name] for name in names})
+        """Return the preconditioner of those named parameters that a loss has reached; None before the first step."""
+        return Preconditioner(self.torch, {name: self.parameters[name] for name in names}) or None
 
     def state_dict(self) -> Json:
         """Return counters and recent losses; the moments are in `optimizer_tensors`."""
@@ -113,6 +113,7 @@ class AdamW:
 class Preconditioner(Mapping[str, Tensor]):
     """AdamW's P = 1 / (sqrt(v_hat) + eps) over some parameters (App B.4), computed on each access.
 
+    It follows the optimizer's state, and is empty without such statistics: before the first step, or if that is no Adam.
     P is 0 where v_hat is: no step has moved such an entry (an input embedding that the stream never used), and at 1 / eps it
     alone would make up the length of g_down.
     """
@@ -140,14 +141,6 @@ class Preconditioner(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._known)
-
-
-def adamw_metric(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> Preconditioner | None:
-    """Return AdamW's preconditioner over some parameters.
-
-    None if the optimizer has no such statistics: before its first step, or if it is neither Adam nor AdamW.
-    """
-    return Preconditioner(optimizer, parameters) or None
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
