@@ -16,7 +16,7 @@ from vpretrain.method.protocols import AnyBatch, Construction, Feedback, Learner
 from vpretrain.method.step import MicroStep, Schedule, learner_losses
 from vpretrain.run.checkpoint import checkpoints, load_newest, save_checkpoint
 from vpretrain.run.optimizer import Preconditioner, load_optimizer_tensors, optimizer_tensors
-from vpretrain.run.state import captured_meta, fitting, restore_meta
+from vpretrain.run.state import captured_meta, designer_optimizer, fitting, restore_meta
 from vpretrain.types import Json
 
 
@@ -49,7 +49,7 @@ class Attached:
     ) -> None:
         self.feedback, self.construction, self.meta, self.base = feedback, construction, meta, base
         self.schedule, self._aware, self._learner = schedule, aware, learner
-        self._modules, self._optimizers = dict(modules), dict(optimizers or {})
+        self._modules, self._optimizers = dict(modules), {**(optimizers or {}), **designer_optimizer(meta)}
         self.record: Json = {}
 
     def micro_steps(

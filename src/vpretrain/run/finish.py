@@ -15,7 +15,7 @@ from vpretrain.files import whole_directory, write_whole
 from vpretrain.run.card import provenance, write_card
 from vpretrain.run.circumstances import circumstances
 from vpretrain.run.export import export_checkpoint
-from vpretrain.run.left_out import LeftOut, lines
+from vpretrain.run.left_out import lines
 from vpretrain.types import Json
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def finish(session: Session) -> Json:
         if warning := session.parts.warning(result):
             result["warning"] = warning
             warn(f"warning: {warning}")
-        if left_out := _left_out(session):
+        if left_out := session.parts.left_out(session.parts.stream_cursor()):
             result["left_out"] = left_out
             for line in lines(left_out):
                 note(line)
@@ -58,11 +58,6 @@ def _figures(session: Session) -> Json:
         "meta_updates": session.totals["meta_updates"],
         **{f"mean_{name}": total / steps for name, total in session.side.items()},
     }
-
-
-def _left_out(session: Session) -> LeftOut:
-    stream = session.parts.stream
-    return session.parts.left_out(stream.merge(distributed.all_gather(stream.state_dict())))
 
 
 def _export(session: Session, sharded: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vpretrain import distributed
 from vpretrain.method.algorithm import StepRecord
 from vpretrain.method.meta import MetaUpdate
 from vpretrain.method.protocols import Construction, Feedback, Learner, Stream
@@ -64,3 +65,7 @@ class Parts:
     skipped: Callable[[Json], list[Json]] = field(default=lambda cursor: [])
     modules: dict[str, nn.Module] = field(default_factory=dict)
     optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)
+
+    def stream_cursor(self) -> Json:
+        """Return the whole stream's cursor, of all processes, which call this together."""
+        return self.stream.merge(distributed.all_gather(self.stream.state_dict()))

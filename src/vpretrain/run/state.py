@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 
 from vpretrain import distributed
@@ -21,20 +22,19 @@ def captured(parts: Parts, optimizer: AdamW) -> tuple[Tensors, Json]:
     """Return tensors by group and the JSON-ready state, of all processes, which call this together."""
     groups: Tensors = {
         "learner": {name: p.detach() for name, p in parts.learner.named_parameters()},
-        "learner-optimizer": optimizer_tensors(optimizer.torch),
         "random": {
             f"{rank}/{name}": t
             for rank, own in enumerate(distributed.all_gather(random_state()))
             for name, t in own.items()
         },
     }
+    groups |= {name: module.state_dict() for name, module in _modules(parts).items()}
+    groups |= {f"{name}-optimizer": optimizer_tensors(own) for name, own in _optimizers(parts, optimizer).items()}
     state: Json = {
         "optimizer": optimizer.state_dict(),
-        "stream": parts.stream.merge(distributed.all_gather(parts.stream.state_dict())),
+        "stream": parts.stream_cursor(),
         "feedback": parts.feedback.state_dict(),
     }
-    groups |= {name: module.state_dict() for name, module in _modules(parts).items()}
-    groups |= {f"{name}-optimizer": optimizer_tensors(o) for name, o in parts.optimizers.items()}
     if parts.meta is not None:
         of_meta, counters = captured_meta(parts.meta)
         groups, state = groups | of_meta, state | counters
@@ -45,27 +45,25 @@ def restore(parts: Parts, optimizer: AdamW, groups: Tensors, state: Json) -> Non
     """Restore the result of `captured`. Raises UserError if it is of a run with other parts."""
     with fitting():
         load_parameters(parts.learner, groups["learner"])
-        load_optimizer_tensors(optimizer.torch, groups["learner-optimizer"])
         optimizer.load_state_dict(state["optimizer"])
         for name, module in _modules(parts).items():
             load_tensors(module.state_dict(), groups[name])
-        for name, other in parts.optimizers.items():
-            load_optimizer_tensors(other, groups[f"{name}-optimizer"])
+        for name, own in _optimizers(parts, optimizer).items():
+            load_optimizer_tensors(own, groups[f"{name}-optimizer"])
         if parts.meta is not None:
             restore_meta(parts.meta, groups, state)
         parts.stream.load_state_dict(state["stream"])
         parts.feedback.load_state_dict(state["feedback"])
-        own = f"{distributed.rank()}/"
-        if random := {n.removeprefix(own): t for n, t in groups["random"].items() if n.startswith(own)}:
+        rank = f"{distributed.rank()}/"
+        if random := {n.removeprefix(rank): t for n, t in groups["random"].items() if n.startswith(rank)}:
             set_random_state(random)  # a process beyond the earlier number of them keeps its initial random state
 
 
 def captured_meta(meta: MetaUpdate) -> tuple[Tensors, Json]:
-    """Return what later steps need of a meta update, apart from phi: tensors by group, and the JSON-ready state."""
-    groups = _kept(meta)
-    if meta.optimizer is not None:
-        groups["designer-optimizer"] = optimizer_tensors(meta.optimizer)
+    """Return what later steps need of a meta update, apart from phi and its optimizer: tensors, and the JSON-ready state."""
+    kept = {f"{domain}/{name}": g for domain, of_domain in meta.kept.items() for name, g in of_domain.items()}
     strength = None if meta.strength is None else meta.strength.state_dict()
+    groups: Tensors = {"direction": meta.direction or {}, "feedback-gradients": kept}
     return groups, {"meta_updates": meta.updates, "strength": strength}
 
 
@@ -80,8 +78,11 @@ def restore_meta(meta: MetaUpdate, groups: Tensors, state: Json) -> None:
     for key, g in groups["feedback-gradients"].items():
         domain, name = key.rsplit("/", 1)
         meta.kept.setdefault(domain, {})[name] = placed(g, at[name])
-    if meta.optimizer is not None:
-        load_optimizer_tensors(meta.optimizer, groups["designer-optimizer"])
+
+
+def designer_optimizer(meta: MetaUpdate) -> dict[str, torch.optim.Optimizer]:
+    """Return the optimizer of phi by the name of its group; empty without phi."""
+    return {} if meta.optimizer is None else {"designer": meta.optimizer}
 
 
 @contextlib.contextmanager
@@ -109,13 +110,12 @@ class StepSnapshot:
     def __init__(self, parts: Parts, *, updates: bool) -> None:
         self.parts = parts
         self.random = random_state()
-        self.groups: Tensors = {}
         self.cursors = {"stream": parts.stream.state_dict(), "feedback": parts.feedback.state_dict()}
+        self.groups: Tensors = {}
+        self.counters: Json = {}
         if parts.meta is None:
             return
-        self.updates = parts.meta.updates
-        self.strength = captured_meta(parts.meta)[1]["strength"]
-        self.groups |= _kept(parts.meta)
+        self.groups, self.counters = captured_meta(parts.meta)
         for name, optimizer in parts.optimizers.items() if updates else ():  # of heads, fitted on every feedback batch
             tensors = optimizer_tensors(optimizer)
             self.groups[name] = {key: value.clone() for key, value in parts.modules[name].state_dict().items()}
@@ -124,7 +124,7 @@ class StepSnapshot:
     @property
     def updated(self) -> bool:
         """Whether the step's meta update was made, so that the failure came after it."""
-        return self.parts.meta is not None and self.parts.meta.updates != self.updates
+        return self.parts.meta is not None and self.parts.meta.updates != self.counters["meta_updates"]
 
     def captured(self, optimizer: AdamW) -> tuple[Tensors, Json]:
         """Return the run's state before the step, or after its meta update if that was made."""
@@ -132,16 +132,13 @@ class StepSnapshot:
         self.parts.stream.load_state_dict(self.cursors["stream"])
         self.parts.feedback.load_state_dict(self.cursors["feedback"])
         groups, state = captured(self.parts, optimizer)
-        if self.updated or self.parts.meta is None:
-            return groups, state
-        return groups | self.groups, state | {"strength": self.strength}
-
-
-def _kept(meta: MetaUpdate) -> Tensors:
-    """Return its direction, and the gradients that later updates need."""
-    kept = {f"{domain}/{name}": g for domain, of_domain in meta.kept.items() for name, g in of_domain.items()}
-    return {"direction": meta.direction or {}, "feedback-gradients": kept}
+        return (groups, state) if self.updated else (groups | self.groups, state | self.counters)
 
 
 def _modules(parts: Parts) -> dict[str, nn.Module]:
     return {**({} if parts.designer is None else {"designer": parts.designer}), **parts.modules}
+
+
+def _optimizers(parts: Parts, optimizer: AdamW) -> dict[str, torch.optim.Optimizer]:
+    own = {"learner": optimizer.torch, **parts.optimizers}
+    return own if parts.meta is None else own | designer_optimizer(parts.meta)
