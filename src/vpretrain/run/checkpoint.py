@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from vpretrain import distributed
 from vpretrain.console import warn
 from vpretrain.errors import UserError
-from vpretrain.files import follow_umask, remove, sync
+from vpretrain.files import follow_umask, remove, sync, write_whole
 from vpretrain.method.protocols import Learner
 from vpretrain.types import Json
 
@@ -97,12 +97,9 @@ def _write_groups(aside: Path, groups: Tensors) -> Json:
 
 
 def _finish(root: Path, aside: Path, final: Path, state: Json, manifest: Json) -> None:
-    (aside / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    sync(aside / "state.json")
+    write_whole(aside / "state.json", json.dumps(state))
     manifest["state.json"] = _described(aside / "state.json")
-    (aside / MANIFEST).write_text(json.dumps(dict(sorted(manifest.items())), indent=1), encoding="utf-8")
-    sync(aside / MANIFEST)
-    sync(aside)
+    write_whole(aside / MANIFEST, json.dumps(manifest, sort_keys=True, indent=1))
     if final.exists():
         remove(final)  # damaged
     aside.rename(final)

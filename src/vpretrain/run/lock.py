@@ -23,16 +23,13 @@ def locked(directory: Path) -> Iterator[None]:
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(directory / LOCK)
-        lock.acquire(timeout=0.2)  # `holder` may hold it for an instant
+        lock = FileLock(directory / LOCK).acquire(timeout=0.2)  # `holder` may hold it for an instant
     except Timeout:
         raise UserError(f"another process uses {directory}: wait for its end, or use name=...") from None
     except OSError as error:
         raise UserError(f"cannot write to {directory}: {error.strerror}; change `output`") from None
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def holder(directory: Path) -> int | None:
