@@ -140,5 +140,5 @@ def _modules(parts: Parts) -> dict[str, nn.Module]:
 
 
 def _optimizers(parts: Parts, optimizer: AdamW) -> dict[str, torch.optim.Optimizer]:
-    own = {"learner": optimizer.torch, **parts.optimizers}
+    own: dict[str, torch.optim.Optimizer] = {"learner": optimizer.torch, **parts.optimizers}
     return own if parts.meta is None else own | designer_optimizer(parts.meta)
