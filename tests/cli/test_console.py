@@ -6,12 +6,13 @@ import os
 import pty
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from vpretrain import console
-from vpretrain.cli import commands
+from vpretrain.cli import runs as commands
 from vpretrain.cli.parser import main
 from vpretrain.compare import runs
 from vpretrain.compare.runs import _Pace
@@ -115,12 +116,11 @@ def test_times(seconds, text):
 def test_switches_stand_before_or_after_the_command_and_end_with_it(monkeypatch, words, expected):
     seen = []
 
-    def listed(options):
+    def runs(options):
         """List."""
         seen.extend(console.switches())
 
-    listed.__name__ = "runs"
-    monkeypatch.setattr(commands, "runs", listed)
+    monkeypatch.setattr(commands, "runs", replace(commands.runs, handler=runs))
     assert main(words) == 0
     assert seen == expected
     assert console.switches() == []

@@ -1,0 +1,151 @@
+"""A command: a function with its example and arguments. Its name and docstring are the command's name and help."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from vpretrain.bounds import LARGEST_SEED
+from vpretrain.recipe import load_recipe, setting_names
+from vpretrain.types import Keywords
+
+Options = argparse.Namespace
+Argument = Callable[[argparse._ActionsContainer], argparse.Action]
+"""Adds an argument to a parser, or to a group of it."""
+_LARGEST = sys.float_info.max
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command; called with the options, it returns the exit code, None being 0."""
+
+    handler: Callable[..., int | None]
+    examples: str
+    arguments: tuple[Argument, ...]
+    recipe: bool
+    notes: str
+
+    def __call__(self, options: Options) -> int | None:
+        if self.recipe:
+            return self.handler(load_recipe(options.recipe, options.overrides), options)
+        return self.handler(options)
+
+    def add_to(self, subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+        """Add its parser to those of the other commands."""
+        what = self.handler.__doc__ or ""
+        parser = subparsers.add_parser(
+            self.handler.__name__,
+            help=what[:1].lower() + what[1:].removesuffix("."),
+            description=what,
+            epilog=f"Example:\n  {self.examples}" + (f"\n\n{self.notes}" if self.notes else ""),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.set_defaults(command=self)
+        add_switches(parser, default=argparse.SUPPRESS)  # the main parser's value stays where it is not given here
+        if self.recipe:
+            parser.add_argument("recipe", metavar="RECIPE", help="YAML file with the settings of the run")
+            overrides(parser)
+        for add in self.arguments:
+            add(parser)
+
+
+def command(
+    examples: str, *arguments: Argument, recipe: bool = False, notes: str = ""
+) -> Callable[[Callable[..., int | None]], Command]:
+    """Make a command of a function of the options, by some examples, one per line; `notes` are the end of its help.
+
+    With `recipe` it also takes a recipe and settings to change, and the function gets the recipe first.
+    """
+    return lambda handler: Command(handler, examples, arguments, recipe, notes)
+
+
+def argument(name: str, metavar: str | None, what: str, **how: Any) -> Argument:
+    """Return an option, or by a name without hyphens a positional argument; `how` is argparse's."""
+    return lambda parser: parser.add_argument(name, metavar=metavar, help=what, **how)
+
+
+def switch(option: str, what: str, default: object = False) -> Argument:
+    """Return an option without a value."""
+    return lambda parser: parser.add_argument(option, action="store_true", default=default, help=what)
+
+
+def count(option: str, default: int | None, what: str, *, least: int = 1, required: bool = False) -> Argument:
+    """Return an option that is a whole number."""
+    kind = partial(_to_count, least=least)
+    return argument(option, "N", _with_default(what, default), type=kind, default=default, required=required)
+
+
+def number(option: str, default: float | None, what: str, metavar: str = "X", *, most: float = _LARGEST) -> Argument:
+    """Return an option that is a number above 0."""
+    return argument(option, metavar, _with_default(what, default), type=partial(to_number, most=most), default=default)
+
+
+def overrides(parser: argparse._ActionsContainer) -> argparse.Action:
+    """Add the settings to change, which a shell can complete."""
+    what = "settings to change, as field=value with dots for nesting, e.g. optimizer.lr=1e-5 stream.sources.0.limit=100"
+    words = parser.add_argument("overrides", metavar="field=value", nargs="*", help=what)
+    words.completer = _complete_setting  # type: ignore[attr-defined]  # argcomplete asks it
+    return words
+
+
+def resume(what: str) -> tuple[Argument, Argument]:
+    """Return the options for work that may have begun earlier."""
+    return (
+        switch("--resume", f"continue {what} where it was interrupted"),
+        switch("--overwrite", f"delete {what} of the same name"),
+    )
+
+
+def add_switches(parser: argparse.ArgumentParser, default: object) -> None:
+    """Add --quiet and --verbose."""
+    group = parser.add_mutually_exclusive_group()
+    switch("--quiet", "no progress and no remarks: only results, warnings and errors", default)(group)
+    switch("--verbose", "also how long each piece of work took, and the messages of the libraries", default)(group)
+
+
+def chosen(options: Options, *names: str) -> Keywords:
+    """Return some of the options by name."""
+    return {name: getattr(options, name) for name in names}
+
+
+def to_number(text: str, most: float) -> float:
+    """Read a number above 0. Raises ArgumentTypeError."""
+    with contextlib.suppress(ValueError):
+        if 0 < (number := float(text)) <= most:
+            return number
+    limit = f" and up to {most:g}" if most < _LARGEST else ""
+    raise argparse.ArgumentTypeError(f"{text}: give a number above 0{limit}")
+
+
+def _to_count(text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text}: give a whole number from {least}")
+    return int(text)
+
+
+def _to_seeds(text: str) -> list[int]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) <= LARGEST_SEED for word in words):
+        raise argparse.ArgumentTypeError(
+            f"{text}: give whole numbers from 0 to {LARGEST_SEED}, with commas between them, as 0,1,2"
+        )
+    return [int(word) for word in words]
+
+
+def _with_default(what: str, default: float | None) -> str:
+    return what if default is None else f"{what} (default: {default})"
+
+
+def _complete_setting(prefix: str, **_: object) -> list[str]:
+    return [f"{name}=" for name in setting_names() if name.startswith(prefix)]
+
+
+JSON = switch("--json", "print JSON")
+SEEDS = argument(
+    "--seeds", "0,1,2", "run each with every one of these seeds (default: the recipe's)", type=_to_seeds, default=[]
+)

