@@ -57,11 +57,12 @@ class Command:
 def command(
     examples: str, *arguments: Argument, recipe: bool = False, notes: str = ""
 ) -> Callable[[Callable[..., int | None]], Command]:
-    """Make a command of a function of the options, by some examples, one per line; `notes` are the end of its help.
-
-    With `recipe` it also takes a recipe and settings to change, and the function gets the recipe first.
-    """
+    """Make a command of a function of the options, by some examples, one per line; `notes` are the end of its help."""
     return lambda handler: Command(handler, examples, arguments, recipe, notes)
+
+
+recipe_command = partial(command, recipe=True)
+"""The same for a command with a recipe and settings to change, whose function gets the recipe first."""
 
 
 def argument(name: str, metavar: str | None, what: str, **how: Any) -> Argument:
@@ -145,7 +146,6 @@ def _complete_setting(prefix: str, **_: object) -> list[str]:
     return [f"{name}=" for name in setting_names() if name.startswith(prefix)]
 
 
-JSON = switch("--json", "print JSON")
 SEEDS = argument(
     "--seeds", "0,1,2", "run each with every one of these seeds (default: the recipe's)", type=_to_seeds, default=[]
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vpretrain.cli.command import SEEDS, Options, argument, chosen, command, count, resume
+from vpretrain.cli.command import SEEDS, Options, argument, chosen, count, recipe_command, resume
 from vpretrain.cli.terminal import output, print_next, print_results
 from vpretrain.config import Recipe
 from vpretrain.modality import MODALITIES
@@ -14,7 +14,7 @@ _ARMS = "\n\n".join(
 )
 
 
-@command(
+@recipe_command(
     "vpretrain compare recipes/quickstart.yaml --arms one-hot,v,self-distillation",
     argument(
         "--arms",
@@ -30,7 +30,6 @@ _ARMS = "\n\n".join(
     ),
     *resume("a comparison"),
     notes=_ARMS,
-    recipe=True,
 )
 def compare(recipe: Recipe, options: Options) -> None:
     """Run several arms under one budget and compare them with the untouched learner."""
@@ -63,7 +62,7 @@ def compare(recipe: Recipe, options: Options) -> None:
     print_next(directory)
 
 
-@command(
+@recipe_command(
     "vpretrain pareto recipes/quickstart-vision.yaml --point feedback.segmentation=4,feedback.depth=1",
     argument(
         "--point",
@@ -73,7 +72,6 @@ def compare(recipe: Recipe, options: Options) -> None:
         default=[],
     ),
     *resume("the points"),
-    recipe=True,
 )
 def pareto(recipe: Recipe, options: Options) -> None:
     """Run V-pretraining at several weights of the feedback, and draw what one objective costs the other."""
@@ -88,7 +86,7 @@ def pareto(recipe: Recipe, options: Options) -> None:
     print_results(recipe.directory / "pareto.json", draw_pareto(results, recipe))
 
 
-@command(
+@recipe_command(
     "vpretrain posttrain recipe.yaml --paths v,sft,grpo,sft+grpo,v+sft,v+grpo evaluation.points=3",
     argument(
         "--paths",
@@ -98,7 +96,6 @@ def pareto(recipe: Recipe, options: Options) -> None:
     ),
     SEEDS,
     *resume("the paths"),
-    recipe=True,
 )
 def posttrain(recipe: Recipe, options: Options) -> None:
     """Compare paths of several trainings under one budget, such as V-pretraining, then GRPO."""
@@ -111,14 +108,13 @@ def posttrain(recipe: Recipe, options: Options) -> None:
     print_results(recipe.directory / "posttrain.json", draw_posttrain(results, recipe))
 
 
-@command(
+@recipe_command(
     "vpretrain sweep recipes/quickstart.yaml --space recipes/sweeps/language.yaml --trials 20 budget.minutes=2",
     argument("--space", "FILE", "YAML file: settings by name, each with choices, or low and high", required=True),
     count("--trials", 20, "trials in all"),
     argument("--objective", "OBJECTIVE", "figure of the evaluation, e.g. retention_nll (default: the first)"),
     count("--rungs", 3, "equal parts of the budget after which a trial may be ended early"),
     *resume("a sweep"),
-    recipe=True,
 )
 def sweep(recipe: Recipe, options: Options) -> None:
     """Search for settings under a fixed budget per trial; trials that fall behind end early."""

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vpretrain.cli.command import Options, argument, command, count
+from vpretrain.cli.command import Options, argument, command, count, recipe_command
 from vpretrain.cli.terminal import hush_libraries, output, print_results, size
 from vpretrain.config import Recipe
 
 _SHOWN = 8  # parameters that a replay lists
 
 
-@command(
-    "vpretrain probe recipes/quickstart.yaml --steps 20 arm=v",
-    count("--steps", 24, "learner steps", least=3),
-    recipe=True,
+@recipe_command(
+    "vpretrain probe recipes/quickstart.yaml --steps 20 arm=v", count("--steps", 24, "learner steps", least=3)
 )
 def probe(recipe: Recipe, options: Options) -> None:
     """Compare the predicted with the measured change of the feedback loss, step by step."""
@@ -30,10 +28,9 @@ def probe(recipe: Recipe, options: Options) -> None:
     print_results(recipe.directory / "probe.json", draw_probe(results, recipe.directory / "probe.png"))
 
 
-@command(
+@recipe_command(
     "vpretrain profile recipes/quickstart.yaml --steps 16 arm=v",
     count("--steps", 16, "learner steps, rounded up to whole periods of value.every_steps"),
-    recipe=True,
 )
 def profile(recipe: Recipe, options: Options) -> None:
     """Show where the time of a step goes, and what V adds to ordinary pretraining."""

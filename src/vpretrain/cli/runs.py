@@ -8,7 +8,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from vpretrain.cli.command import Options, argument, chosen, command, resume, switch, to_number
+from vpretrain.cli.command import Options, argument, chosen, command, recipe_command, resume, switch, to_number
 from vpretrain.cli.terminal import can_ask, hush_libraries, output, print_figures, print_next, size
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
@@ -25,7 +25,7 @@ _DIRECTORY = argument(
 )
 
 
-@command(
+@recipe_command(
     "vpretrain run recipes/quickstart.yaml arm=one-hot",
     *resume("a run"),
     switch("--accept-changes", "with --resume: go on with settings that the run did not begin with"),
@@ -38,7 +38,6 @@ _DIRECTORY = argument(
     ),
     notes=f"Settings to begin with:\n{_FIRST_LINES}\n\n"
     "`vpretrain settings` lists all, `vpretrain settings stream` those of a section.",
-    recipe=True,
 )
 def run(recipe: Recipe, options: Options) -> None:
     """Run one arm."""
