@@ -6,6 +6,7 @@ torch or transformers, so that `--help` and recipe errors appear at once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -209,21 +210,15 @@ class BudgetConfig(Strict):
 
     def fraction(self, steps_done: int, seconds: float) -> float:
         """Return the fraction of it that is spent after these steps and training seconds."""
-        shares = []
-        if self.minutes is not None:
-            shares.append(seconds / (60 * self.minutes))
-        if self.steps is not None:
-            shares.append(steps_done / self.steps if self.steps else 1.0)
-        return min(1.0, max(shares))
+        by_time = 0.0 if self.minutes is None else seconds / (60 * self.minutes)
+        by_steps = 0.0 if self.steps is None else (steps_done / self.steps if self.steps else 1.0)
+        return min(1.0, max(by_time, by_steps))
 
     def seconds_left(self, steps_done: int, seconds: float) -> float:
         """Estimate the training seconds left, at the pace so far."""
-        left = []
-        if self.minutes is not None:
-            left.append(60 * self.minutes - seconds)
-        if self.steps is not None:
-            left.append((self.steps - steps_done) * seconds / max(1, steps_done))
-        return max(0.0, min(left))
+        by_time = math.inf if self.minutes is None else 60 * self.minutes - seconds
+        by_steps = math.inf if self.steps is None else (self.steps - steps_done) * seconds / max(1, steps_done)
+        return max(0.0, min(by_time, by_steps))
 
 
 class EvaluationConfig(Strict):
