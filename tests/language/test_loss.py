@@ -16,6 +16,7 @@ from vpretrain.language.model.loss import (
     dense_logits,
     fused_logits,
     gather_dot,
+    top_ids,
 )
 from vpretrain.method.protocols import Task
 
@@ -205,6 +206,14 @@ def test_candidates_are_the_true_token_and_the_best_others():
     z_NV = torch.tensor([[0.0, 4.0, 3.0, 2.0], [0.0, 4.0, 3.0, 2.0]])
     logits = dense_logits(z_NV, torch.tensor([2, 0]), torch.tensor([0.5, 0.5]), 3)
     assert logits.candidates_NK.tolist() == [[2, 1, 3], [0, 1, 2]]
+
+
+@pytest.mark.parametrize("vocabulary", [61, 64 * 4, 64 * 4 + 7, 1000])
+def test_the_best_ids_are_those_of_topk(vocabulary):
+    z_NV = torch.randn(N, vocabulary, generator=torch.Generator().manual_seed(0))
+    z_NV[0] = torch.arange(vocabulary)  # the largest are in the rest that fills no group
+    z_NV[1] = z_NV[0].flip(0)
+    assert torch.equal(top_ids(z_NV, 4), z_NV.topk(4, dim=-1).indices)
 
 
 def test_gather_dot_has_the_products_and_gradients_of_the_whole():
