@@ -20,17 +20,14 @@ from pathlib import Path
 from pydoc_data import topics
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from benchmarks.command import command
+from benchmarks.command import command, console, write_report
 from vpretrain.language.config import SourceConfig
 from vpretrain.language.data.source import open_source
-from vpretrain.run.versions import versions
 
 N, THRESHOLD = 5, 0.7
 PROBLEMS, EVERY, PARAGRAPHS, WORDS = 1000, 500, 6, 80
-_HERE = Path(__file__).parent
 
 
 def measure(megabytes: int, folder: Path) -> dict[str, Any]:
@@ -43,8 +40,8 @@ def measure(megabytes: int, folder: Path) -> dict[str, Any]:
     settings = [f"--ngram={N}", f"--jaccard={THRESHOLD}"]
     subprocess.run([sys.executable, "-m", "vpretrain", "decontaminate", *arguments, *settings], check=True)
     dropped = {json.loads(line)["example"] for line in (output / "dropped.jsonl").open(encoding="utf-8")}
-    (report,) = json.loads((output / "report.json").read_text())["sources"]
-    seconds = json.loads((output / "report.json").read_text())["seconds"]
+    found = json.loads((output / "report.json").read_text())
+    (report,), seconds = found["sources"], found["seconds"]
     near = {number for number, similarity in planted.items() if similarity >= THRESHOLD}
     return {
         "megabytes": megabytes,
@@ -107,13 +104,12 @@ def main() -> None:
         view.add_column(column.replace("_", " "), justify="right")
     for row in rows:
         view.add_row(*(f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" for value in row.values()))
-    Console(width=None if sys.stdout.isatty() else 140).print(view)
+    console().print(view)
     for less, more in pairwise(rows):
         factor = more["megabytes"] / less["megabytes"]
         print(f"{factor:.0f} times the text, {more['peak_memory_mib'] / less['peak_memory_mib']:.2f} times the memory")
     if not quick:
-        results = {"command": "make bench-decontaminate", "seed": 0, "sizes": rows, "versions": versions()}
-        (_HERE / "decontaminate.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_report("bench-decontaminate", {"seed": 0, "sizes": rows}, Path(__file__).with_suffix(".json"))
 
 
 if __name__ == "__main__":

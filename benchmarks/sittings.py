@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.comparison import begun
 from vpretrain.compare.compare import compare
 from vpretrain.compare.outcome import ComparisonResult
 from vpretrain.compare.runs import Process, start_process
@@ -37,6 +38,12 @@ class Sittings:
             raise UserError("--add is for the benchmark itself: only its runs are recorded")
         self.file, self.add = file, add
 
+    @classmethod
+    def of(cls, options: argparse.Namespace, file: Path, minutes: float) -> Sittings:
+        """Return those of a benchmark with these options, recorded if its runs are the benchmark's, of so many minutes."""
+        other = options.quick or options.settings or options.validation or options.minutes != minutes
+        return cls(None if other else file, add=options.add)
+
     def compare(
         self, recipe: Recipe, arms: Sequence[str], seeds: Sequence[int], run: Callable[..., ComparisonResult] = compare
     ) -> dict[str, Any]:
@@ -55,9 +62,8 @@ class Sittings:
             self._restore(self.file, recipe)
         results: dict[str, Any] = {}
         for count in range(min(2, len(seeds)), len(seeds) + 1):
-            resume = (group / "recipe.yaml").exists()
             start = partial(_start_lean, group)
-            results = run(recipe, arms, seeds=seeds[:count], rounds=2, resume=resume, start=start).figures
+            results = run(recipe, arms, seeds=seeds[:count], rounds=2, resume=begun(recipe), start=start).figures
             if self.file is not None:
                 self._record(self.file, recipe)
         return results
@@ -70,13 +76,13 @@ class Sittings:
             found = json.loads(result.read_text(encoding="utf-8"))
             scores = read_lines(result.parent / "scores.jsonl")
             lines.append({"group": name, "run": result.parent.name, "result": found, "scores": scores})
-        others = [line for line in _read(file) if line["group"] != name]
+        others = [line for line in read_lines(file) if line["group"] != name]
         write_whole(file, "".join(json.dumps(line) + "\n" for line in (*others, *lines)))
 
     def _restore(self, file: Path, recipe: Recipe) -> None:
         """Write the recorded results of a group where its runs would have written them."""
         group = recipe.directory
-        for line in _read(file):
+        for line in read_lines(file):
             if line["group"] != group.name:
                 continue
             if "recipe" in line:
@@ -94,15 +100,11 @@ class Sittings:
                     f"{file} holds finished runs: go on from them with ARGS=--add, or delete it to begin anew"
                 )
             result.parent.mkdir(parents=True, exist_ok=True)
-            if not (group / "recipe.yaml").exists():
+            if not begun(recipe):
                 save_recipe(recipe, group / "recipe.yaml")
             result.write_text(json.dumps(line["result"], indent=1), encoding="utf-8")
             scores = "".join(json.dumps(score) + "\n" for score in line["scores"])
             (result.parent / "scores.jsonl").write_text(scores, encoding="utf-8")
-
-
-def _read(file: Path) -> list[dict[str, Any]]:
-    return list(read_lines(file)) if file.exists() else []
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:

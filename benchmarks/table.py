@@ -15,9 +15,8 @@ _COLUMNS = (
 def comparison_markdown(results: dict[str, Any]) -> str:
     """Format one line per arm: means over seeds, and differences at the end of the budget with 95 % intervals."""
     differences = results["differences"]["nll"]
-    lines = [f"| {' | '.join(_COLUMNS)} |", f"|{'---|' * len(_COLUMNS)}"]
-    for name, arm in results["arms"].items():
-        cells = [
+    rows = [
+        (
             name,
             f"{arm['answer_nll']:.4f}",
             interval(differences[name].get("one-hot"), "+", 4),
@@ -26,9 +25,10 @@ def comparison_markdown(results: dict[str, Any]) -> str:
             f"{arm['mean_alpha']:.3f}" if arm["steps"] else "-",
             f"{arm['steps']:.0f}",
             f"{arm['tokens']:,.0f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        )
+        for name, arm in results["arms"].items()
+    ]
+    return markdown_table(_COLUMNS, rows)
 
 
 def domains_table(results: dict[str, Any]) -> list[list[str]]:
@@ -47,26 +47,25 @@ def domains_table(results: dict[str, Any]) -> list[list[str]]:
 def domains_markdown(results: dict[str, Any]) -> str:
     """Format the same table as Markdown."""
     header, *rows = domains_table(results)
-    return "".join(f"| {' | '.join(row)} |\n" for row in (header, ["---"] * len(header), *rows))
+    return markdown_table(header, rows)
 
 
 def paths_markdown(results: dict[str, Any]) -> str:
     """Format results of `vpretrain posttrain`: one line per path, at its end."""
     columns = ("path", "answer NLL", "minus v", "Pass@1", "retention NLL", "tokens read", "seconds")
-    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    for path, found in {"step-0": {"end": results["step-0"]}, **results["paths"]}.items():
-        end = found["end"]
-        cells = [
+    rows = [
+        (
             path,
-            f"{end['answer_nll']:.4f}",
+            f"{found['end']['answer_nll']:.4f}",
             interval(found.get("minus", {}).get("v"), "+"),
-            f"{end['pass_at_1']:.1%}",
-            f"{end['retention_nll']:.4f}",
+            f"{found['end']['pass_at_1']:.1%}",
+            f"{found['end']['retention_nll']:.4f}",
             f"{found.get('tokens', 0):,.0f}",
             f"{found.get('seconds', 0):.0f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        )
+        for path, found in {"step-0": {"end": results["step-0"]}, **results["paths"]}.items()
+    ]
+    return markdown_table(columns, rows)
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

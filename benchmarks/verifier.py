@@ -7,14 +7,11 @@ runs are kept, so the same command goes on after an interruption.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-
-from benchmarks.command import command
+from benchmarks.command import command, parser_of
+from benchmarks.comparison import begun, show
 from vpretrain.compare.compare import compare
-from vpretrain.compare.tables import remarks, table
 from vpretrain.config import Recipe
 from vpretrain.recipe import load_recipe
 
@@ -26,12 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Make the missing runs, then print the table."""
     options = parser().parse_args(arguments)
     recipe = recipe_of(options)
-    resume = (recipe.directory / "recipe.yaml").exists()
-    results = compare(recipe, ARMS, seeds=range(options.seeds), resume=resume).figures
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(table(results, recipe))
-    for line in remarks(results, recipe):
-        console.print(line, highlight=False)
+    show(compare(recipe, ARMS, seeds=range(options.seeds), resume=begun(recipe)).figures, recipe)
     print(f"results: {recipe.directory / 'results.json'}")
 
 
@@ -48,11 +40,7 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    options = argparse.ArgumentParser(prog="make bench-verifier ARGS=...", description=__doc__)
-    options.add_argument("settings", metavar="field=value", nargs="*", help="settings to change in every run")
-    options.add_argument("--seeds", type=int, default=SEEDS, help="how many (default: %(default)s)")
-    options.add_argument("--minutes", type=float, default=MINUTES, help="training time of a run (default: %(default)s)")
-    return options
+    return parser_of("bench-verifier", __doc__, seeds=SEEDS, minutes=MINUTES)
 
 
 if __name__ == "__main__":

@@ -7,29 +7,21 @@ from those, after an interruption or on another machine.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from benchmarks.command import command, comparison_options, variant, write_report
+from benchmarks.command import command, whole, write_report
+from benchmarks.comparison import chosen, comparison_options, show, variant
 from benchmarks.shift.data import ROLES, write
 from benchmarks.sittings import Sittings, add_option
-from benchmarks.steering.__main__ import summary
+from benchmarks.steering.__main__ import ARMS, summary
 from benchmarks.steering.table import arms_markdown
-from vpretrain.compare.entry import split_entries
 from vpretrain.compare.plots import draw_curves
-from vpretrain.compare.tables import remarks, table
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.recipe import load_recipe
 
-ARMS = (
-    "one-hot", "v", "uniform", "self-distillation", "random-feedback", "selection", "token-weights", "v-learned", "v-paper",
-    "mixed-in", "v-mixed-in",
-)  # fmt: skip
 SEEDS, MINUTES, SIZES = 5, 2.0, (16, 64, 256, 1024)  # all arms use the last size
 FEW = 3  # seeds of the smaller sizes
 _TRAIN, _DATA = Path("data/gsm8k/train.jsonl"), Path("data/gsm8k-shift")
@@ -41,29 +33,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark, or a part of it."""
     options = parser().parse_args(arguments)
     require_data()
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    arms = ["one-hot", "v"] if options.quick else split_entries(options.arms)
-    seeds = list(range(1 if options.quick else options.seeds))
-    *smaller, whole = map(int, options.sizes.split(","))
-    recorded = not (options.quick or options.settings or options.validation) and options.minutes == MINUTES
-    full = recorded and (tuple(arms), len(seeds), (*smaller, whole)) == (ARMS, SEEDS, SIZES)
+    arms, seeds = chosen(options, "one-hot")
+    *smaller, largest = map(int, options.sizes.split(","))
     report: dict[str, Any] = {}
-    sittings = Sittings(_RECORDS if recorded else None, add=options.add)
-    for size in (whole, *([] if options.quick else smaller)):
+    sittings = Sittings.of(options, _RECORDS, MINUTES)
+    for size in (largest, *([] if options.quick else smaller)):
         recipe = recipe_of(size, options)
-        entries, own = (arms, seeds) if size == whole else (["v"], seeds[:FEW])
+        entries, own = (arms, seeds) if size == largest else (["v"], seeds[:FEW])
         results = sittings.compare(recipe, entries, own)
-        console.print(table(results, recipe))
-        for line in remarks(results, recipe):
-            console.print(line, highlight=False)
-        if size == whole:
+        show(results, recipe)
+        if size == largest:
             draw_curves(results, recipe)
             report |= summary(recipe, results)
             report["feedback_pairs"] = {str(size): report["arms"]["v"]["target_nll"]}
         else:
             report["feedback_pairs"][str(size)] = _target(results["arms"]["v"])
-    file = _HERE / "results.json" if full else _ROOT / f"results-{variant(options)}.json"
-    write_report("bench-shift", report, options.minutes, file, arms_markdown)
+    file = _HERE / "results.json" if whole(parser(), options) else _ROOT / f"results-{variant(options)}.json"
+    write_report("bench-shift", report, file, arms_markdown, options.minutes)
 
 
 def require_data() -> None:
@@ -95,10 +81,8 @@ def _target(figures: dict[str, Any]) -> dict[str, float]:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    options = comparison_options("bench-shift", __doc__, ARMS, SEEDS, MINUTES)
+    options = comparison_options("bench-shift", __doc__, ARMS, SEEDS, MINUTES, sizes=SIZES)
     add_option(options)
-    sizes = ",".join(map(str, SIZES))
-    options.add_argument("--sizes", default=sizes, help="feedback pairs; all arms have the last (default: %(default)s)")
     return options
 
 

@@ -9,26 +9,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
-from benchmarks.command import command, comparison_options, variant, write_report
+from benchmarks.command import command, whole, write_report
+from benchmarks.comparison import begun, chosen, comparison_options, show, v_minus, variant
 from benchmarks.fork import Fork, start_fork
 from benchmarks.steering.curves import Curves
 from benchmarks.steering.data import MANUAL_TEXTS, problems, stream_of
 from benchmarks.steering.learner import LENGTH, pretrained
+from benchmarks.steering.runs import retention_of
 from benchmarks.steering.table import markdown
 from vpretrain.compare.compare import compare
-from vpretrain.compare.entry import split_entries
 from vpretrain.compare.plots import draw_curves
 from vpretrain.compare.results import START
 from vpretrain.compare.statistics import correct, interval, paired_difference
-from vpretrain.compare.tables import remarks, table
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.inspection.probe import probe
@@ -46,31 +44,27 @@ _HERE = Path(__file__).parent
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark, or a part of it."""
-    options = _parser().parse_args(arguments)
+    parser = comparison_options("bench-steering", __doc__, ARMS, SEEDS, MINUTES, conditions=CONDITIONS)
+    parser.add_argument(
+        "--seen", action="store_true", help="evaluate on other problems of the feedback's own templates"
+    )
+    options = parser.parse_args(arguments)
     # Before any computation here: a fork whose parent has a thread pool waits forever for threads that it does not have.
     torch.set_num_threads(1)
-    console = Console(width=None if sys.stdout.isatty() else 160)
     learner = pretrained(_ROOT, **({"steps": 100} if options.quick else {}))
-    full = not (options.quick or options.settings or options.validation or options.seen)
-    full = full and (options.conditions, options.arms) == (",".join(CONDITIONS), ",".join(ARMS))
-    full = full and (options.seeds, options.minutes) == (SEEDS, MINUTES)
-    arms = ["one-hot", "v"] if options.quick else split_entries(options.arms)
-    seeds = list(range(1 if options.quick else options.seeds))
+    arms, seeds = chosen(options, "one-hot")
     conditions = {}
     for condition in options.conditions.split(","):
         recipe = recipe_of(condition, learner, options)
-        resume = (recipe.directory / "recipe.yaml").exists()
-        results = compare(recipe, arms, seeds=seeds, resume=resume, start=start_fork).figures
-        console.print(table(results, recipe))
-        for line in remarks(results, recipe):
-            console.print(line, highlight=False, markup=False)
+        results = compare(recipe, arms, seeds=seeds, resume=begun(recipe), start=start_fork).figures
+        show(results, recipe)
         draw_curves(results, recipe)
         probed = recipe.model_copy(update={"arm": "v", "name": f"{recipe.name}-probe"})
         conditions[condition] = summary(recipe, results) | {"probe": _probed(probed)}
     _correct(conditions)
-    file = _HERE / "results.json" if full else _ROOT / f"results-{variant(options)}.json"
+    file = _HERE / "results.json" if whole(parser, options) else _ROOT / f"results-{variant(options)}.json"
     minutes = 0.1 if options.quick else options.minutes
-    write_report("bench-steering", {"conditions": conditions}, minutes, file, markdown)
+    write_report("bench-steering", {"conditions": conditions}, file, markdown, minutes)
 
 
 def recipe_of(condition: str, learner: Path, options: argparse.Namespace) -> Recipe:
@@ -110,9 +104,9 @@ def summary(recipe: Recipe, results: dict[str, Any]) -> dict[str, Any]:
     arms: dict[str, Any] = {}
     differences, tempered = results["differences"]["nll"], results["differences"].get("nll_tempered", {})
     curves = Curves(recipe, results) if (recipe.evaluation.points or 0) > 1 else None
-    of_one_hot = _retention(results, "one-hot")
+    retentions = {arm: retention_of(figures.get("runs", [figures])) for arm, figures in results["arms"].items()}
     for arm, figures in results["arms"].items():
-        retention = _retention(results, arm)
+        retention = retentions[arm]
         low, high = interval(retention) if len(retention) > 1 else (None, None)
         arms[arm] = {
             "target_nll": {key: figures[f"answer_nll{end}"] for key, end in _ENDS.items()},
@@ -125,17 +119,12 @@ def summary(recipe: Recipe, results: dict[str, Any]) -> dict[str, Any]:
             arms[arm]["minus_one_hot"] = differences[arm]["one-hot"]
             arms[arm]["tempered_minus_one_hot"] = tempered.get(arm, {}).get("one-hot")
             if len(retention) > 1:
-                arms[arm]["retention_minus_one_hot"] = paired_difference(retention, of_one_hot)
+                arms[arm]["retention_minus_one_hot"] = paired_difference(retention, retentions["one-hot"])
         if arm != START:
             if curves is not None:
                 arms[arm]["seconds_to_one_hot"] = curves.seconds_to_one_hot(arm)
             arms[arm] |= {key: figures[key] for key in figures if key.startswith("mean_")}
-    v = differences.get("v", {})
-    return {
-        "seeds": len(results["seeds"]),
-        "arms": arms,
-        "v_minus": {arm: difference for arm, difference in v.items() if arm != START},
-    }
+    return {"seeds": len(results["seeds"]), "arms": arms, "v_minus": v_minus(differences)}
 
 
 def _correct(conditions: dict[str, Any]) -> None:
@@ -149,12 +138,6 @@ def _correct(conditions: dict[str, Any]) -> None:
 
 
 _ENDS = {"mean": "", "low": "_low", "high": "_high"}
-
-
-def _retention(results: dict[str, Any], arm: str) -> list[list[float]]:
-    """Return an arm's retention NLL, [S, 1]."""
-    figures = results["arms"][arm]
-    return [[run["retention_nll"]] for run in figures.get("runs", [figures])]
 
 
 def _probed(recipe: Recipe) -> dict[str, float | None]:
@@ -172,15 +155,6 @@ def _probed(recipe: Recipe) -> dict[str, float | None]:
         "pearson_gain": found["gain"]["pearson_r"],
         "slope_gain": found["gain"]["slope"],
     }
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = comparison_options("bench-steering", __doc__, ARMS, SEEDS, MINUTES)
-    parser.add_argument("--conditions", default=",".join(CONDITIONS), help="default: %(default)s")
-    parser.add_argument(
-        "--seen", action="store_true", help="evaluate on other problems of the feedback's own templates"
-    )
-    return parser
 
 
 if __name__ == "__main__":

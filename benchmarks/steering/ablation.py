@@ -7,27 +7,21 @@ templates are not used.
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from benchmarks.command import command
+from benchmarks.command import command, console, parser_of, whole, write_report
 from benchmarks.steering.__main__ import CONDITIONS, recipe_of
 from benchmarks.steering.learner import pretrained
-from benchmarks.steering.runs import result_of
+from benchmarks.steering.runs import problems_of, result_of
 from benchmarks.steering.table import ablation_markdown
 from vpretrain.compare.statistics import paired_difference
 from vpretrain.config import Recipe
-from vpretrain.run.versions import versions
 
-# Settings of every variant, on top of the benchmark's own recipe.
-BASE: list[str] = []
 STEPS, SEEDS = 200, 2
 VARIANTS: dict[str, list[str]] = {
     "one-hot": ["arm=one-hot"],
@@ -36,7 +30,7 @@ VARIANTS: dict[str, list[str]] = {
     "mixed-in": ["arm=mixed-in"],
     "random feedback": ["arm=random-feedback"],
     "v-learned": ["arm=v-learned"],
-    "v-learned, S = all": ["arm=v-learned", "designer.subset=all"],
+    "v-learned with S = all": ["arm=v-learned", "designer.subset=all"],
     "v-paper": ["arm=v-paper"],
     "strength 1 from the first step": ["value.strength=1"],
     "strength 1 after 16 steps": ["value.strength=1", "designer.burn_in_steps=16"],
@@ -57,43 +51,37 @@ _ROOT, _HERE = Path("runs/steering"), Path(__file__).parent
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the missing runs, then print and write the table."""
-    parser = argparse.ArgumentParser(prog="make bench-steering-ablation ARGS=...", description=__doc__)
-    parser.add_argument("settings", metavar="field=value", nargs="*", help="settings to change in every variant")
-    parser.add_argument("--conditions", default=",".join(CONDITIONS), help="default: %(default)s")
-    parser.add_argument("--variants", default=",".join(VARIANTS), help="some of them (default: all)")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=STEPS, help="learner steps a run (default: %(default)s)")
+    how: dict[str, Any] = {"conditions": CONDITIONS, "variants": tuple(VARIANTS), "seeds": SEEDS, "steps": STEPS}
+    parser = parser_of("bench-steering-ablation", __doc__, **how)
+    parser.set_defaults(quick=False, seen=False, validation=True, minutes=1.0)
     options = parser.parse_args(arguments)
-    options.quick, options.validation, options.minutes = False, True, 1
-    conditions, variants, seeds = options.conditions.split(","), options.variants.split(","), range(options.seeds)
-    full = not options.settings and (conditions, variants) == (list(CONDITIONS), list(VARIANTS))
-    full = full and (options.seeds, options.steps) == (SEEDS, STEPS)
+    variants, seeds = options.variants.split(","), range(options.seeds)
     learner = pretrained(_ROOT)
     report: dict[str, Any] = {"conditions": {}}
-    for condition in conditions:
+    for condition in options.conditions.split(","):
         recipe = recipe_of(condition, learner, options)
         directory = _ROOT / "ablation" / "-".join([condition, str(options.steps), *options.settings])
-        changes = {"output": str(directory), "budget": recipe.budget.model_copy(update=_steps(options.steps))}
+        changes = {
+            "output": str(directory),
+            "budget": recipe.budget.model_copy(update={"steps": options.steps, "minutes": None}),
+        }
         changes["evaluation"] = recipe.evaluation.model_copy(update={"points": 0})
         recipe = recipe.model_copy(update=changes)
         runs = {v: [_run(recipe, v, seed) for seed in seeds] for v in variants}
         report["conditions"][condition] = _summary(runs)
-        Console(width=None if sys.stdout.isatty() else 140).print(_table(condition, report["conditions"][condition]))
-    report |= {"steps": options.steps, "seeds": options.seeds, "command": _command(), "versions": versions()}
-    file = _HERE / "ablation.json" if full else _ROOT / "ablation" / "results.json"
-    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    if "v" in variants:
-        file.with_suffix(".md").write_text(ablation_markdown(report), encoding="utf-8")
-    print(f"results: {file}")
+        console().print(_table(condition, report["conditions"][condition]))
+    report |= {"steps": options.steps, "seeds": options.seeds}
+    file = _HERE / "ablation.json" if whole(parser, options) else _ROOT / "ablation" / "results.json"
+    write_report("bench-steering-ablation", report, file, ablation_markdown if "v" in variants else None)
 
 
 def _run(recipe: Recipe, variant: str, seed: int) -> dict[str, Any]:
     name = f"{''.join(c if c.isalnum() or c in '._-' else '-' for c in variant)}.{seed}"
-    return result_of(recipe, name, [f"seed={seed}", *BASE, *VARIANTS[variant]])
+    return result_of(recipe, name, [f"seed={seed}", *VARIANTS[variant]])
 
 
 def _summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    nll = {v: [[problem["nll"] for problem in run["problems"]] for run in of_v] for v, of_v in runs.items()}
+    nll = {variant: problems_of(of_v) for variant, of_v in runs.items()}
     return {
         variant: {
             "validation_nll": _mean(of_v, "answer_nll"),
@@ -107,7 +95,7 @@ def _summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def _mean(runs: list[dict[str, Any]], key: str) -> float:
-    return float(sum(run[key] for run in runs) / len(runs))
+    return fmean(run[key] for run in runs)
 
 
 def _table(condition: str, summary: dict[str, Any]) -> Table:
@@ -125,14 +113,6 @@ def _table(condition: str, summary: dict[str, Any]) -> Table:
             f"{found['seconds']:.1f}",
         )
     return view
-
-
-def _steps(steps: int) -> dict[str, Any]:
-    return {"steps": steps, "minutes": None}
-
-
-def _command() -> str:
-    return "make bench-steering-ablation" + (f' ARGS="{" ".join(sys.argv[1:])}"' if len(sys.argv) > 1 else "")
 
 
 if __name__ == "__main__":

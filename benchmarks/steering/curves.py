@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import json
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from benchmarks.steering.runs import read_result
 from vpretrain.compare.results import START, run_name
 from vpretrain.config import Recipe
 from vpretrain.files import read_lines
@@ -26,7 +25,7 @@ class Curves:
 
     def __init__(self, recipe: Recipe, results: dict[str, Any]) -> None:
         self._directory, self._seeds = recipe.directory, results["seeds"]
-        self._start = _result(recipe.directory / START) | {"seconds": 0.0}
+        self._start = read_result(recipe.directory / START) | {"seconds": 0.0}
         self._one_hot = self._of("one-hot")
 
     def seconds_to_one_hot(self, arm: str) -> dict[str, Any]:
@@ -44,9 +43,4 @@ class Curves:
 
     def _of(self, arm: str) -> list[Curve]:
         runs = [self._directory / run_name(arm, seed, self._seeds) for seed in self._seeds]
-        return [[self._start, *read_lines(run / "scores.jsonl"), _result(run)] for run in runs]
-
-
-def _result(directory: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((directory / "result.json").read_text(encoding="utf-8"))
-    return found
+        return [[self._start, *read_lines(run / "scores.jsonl"), read_result(run)] for run in runs]

@@ -1,22 +1,22 @@
 """`make bench-steering-flops`: arms after equal FLOPs in place of equal time, on test templates; resumable.
 
 Every arm makes as many steps as the FLOPs of one-hot's steps pay for at the shapes of Qwen2.5-0.5B (`costs`), and its learning
-rate falls over its own steps. The full run writes flops.json and flops.md beside this file.
+rate falls over its own steps. --steps are those of one-hot, which is the first of --arms. The full run writes flops.json and
+flops.md beside this file.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.command import command, write_report
+from benchmarks.command import command, parser_of, whole, write_report
 from benchmarks.steering.__main__ import CONDITIONS, recipe_of
 from benchmarks.steering.costs import Costs
 from benchmarks.steering.learner import pretrained
-from benchmarks.steering.runs import result_of
+from benchmarks.steering.runs import problems_of, result_of, retention_of
 from benchmarks.table import interval, markdown_table
 from vpretrain.compare.statistics import correct, paired_difference
 from vpretrain.config import Recipe
@@ -28,27 +28,20 @@ _ROOT, _HERE = Path("runs/steering"), Path(__file__).parent
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the missing runs, then print and write the table."""
-    parser = argparse.ArgumentParser(prog="make bench-steering-flops ARGS=...", description=__doc__)
-    parser.add_argument("settings", metavar="field=value", nargs="*", help="settings to change in every run")
-    parser.add_argument("--conditions", default=",".join(CONDITIONS), help="default: %(default)s")
-    parser.add_argument("--arms", default=",".join(ARMS), help="one-hot first (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=STEPS, help="of one-hot (default: %(default)s)")
+    how: dict[str, Any] = {"conditions": CONDITIONS, "arms": ARMS, "seeds": SEEDS, "steps": STEPS}
+    parser = parser_of("bench-steering-flops", __doc__, **how)
     parser.add_argument("--validation", action="store_true", help="evaluate on validation templates")
+    parser.set_defaults(quick=False, seen=False, minutes=1.0)
     options = parser.parse_args(arguments)
-    options.quick, options.seen, options.minutes = False, False, 1.0
-    conditions, arms = options.conditions.split(","), options.arms.split(",")
-    full = (conditions, arms, options.seeds, options.steps) == (list(CONDITIONS), list(ARMS), SEEDS, STEPS)
-    full = full and not options.settings and not options.validation
     learner = pretrained(_ROOT)
     words = [str(options.steps), *(["validation"] if options.validation else []), *options.settings]
     root = _ROOT / "flops" / "-".join(words)
     found = {}
-    for condition in conditions:
+    for condition in options.conditions.split(","):
         recipe = recipe_of(condition, learner, options)
         changes = {"output": str(root / condition), "evaluation": recipe.evaluation.model_copy(update={"points": 0})}
         recipe = recipe.model_copy(update=changes)
-        found[condition] = summary(recipe, arms, range(options.seeds), options.steps)
+        found[condition] = summary(recipe, options.arms.split(","), range(options.seeds), options.steps)
     retention, target = (
         [of[key] for arms in found.values() for of in arms.values() if key in of]
         for key in ("retention_minus_one_hot", "minus_one_hot")
@@ -56,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     correct(target)
     correct(retention)
     report = {"seeds": options.seeds, "conditions": found}
-    write_report("bench-steering-flops", report, None, (_HERE if full else root) / "flops.json", markdown)
+    file = (_HERE if whole(parser, options) else root) / "flops.json"
+    write_report("bench-steering-flops", report, file, markdown)
     print(markdown(report))
 
 
@@ -81,9 +75,10 @@ def summary(recipe: Recipe, arms: Sequence[str], seeds: Sequence[int], steps: in
             "mean_alpha": fmean(run["mean_alpha"] for run in runs[arm]),
         }
         if arm != arms[0]:
-            found[arm]["minus_one_hot"] = paired_difference(_problems(runs[arm]), _problems(runs[arms[0]]))
+            found[arm]["minus_one_hot"] = paired_difference(problems_of(runs[arm]), problems_of(runs[arms[0]]))
             if len(seeds) > 1:
-                found[arm]["retention_minus_one_hot"] = paired_difference(_texts(runs[arm]), _texts(runs[arms[0]]))
+                retention, base = retention_of(runs[arm]), retention_of(runs[arms[0]])
+                found[arm]["retention_minus_one_hot"] = paired_difference(retention, base)
     return found
 
 
@@ -105,14 +100,6 @@ def markdown(report: dict[str, Any]) -> str:
     ]
     header = ("stream", "arm", "steps", "FLOPs", "target NLL", "minus one-hot", "retention", "mean alpha")
     return markdown_table(header, rows)
-
-
-def _problems(runs: Sequence[dict[str, Any]]) -> list[list[float]]:
-    return [[problem["nll"] for problem in run["problems"]] for run in runs]
-
-
-def _texts(runs: Sequence[dict[str, Any]]) -> list[list[float]]:
-    return [[run["retention_nll"]] for run in runs]
 
 
 if __name__ == "__main__":

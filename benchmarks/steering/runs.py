@@ -1,4 +1,4 @@
-"""Single runs of the benchmark's recipe, each made once."""
+"""Single runs of the benchmark's recipe, each made once, and what is read off them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vpretrain.compare.results import values_of
 from vpretrain.config import Recipe
 from vpretrain.recipe import parse_recipe, with_overrides
 from vpretrain.run import run_recipe
@@ -18,5 +19,20 @@ def result_of(recipe: Recipe, name: str, settings: Sequence[str]) -> dict[str, A
     if not file.exists():
         changed = with_overrides(recipe.model_dump(mode="json"), [f"name={name}", *settings])
         run_recipe(parse_recipe(changed), overwrite=True)
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return read_result(file.parent)
+
+
+def read_result(directory: Path) -> dict[str, Any]:
+    """Return the result of a finished run."""
+    found: dict[str, Any] = json.loads((directory / "result.json").read_text(encoding="utf-8"))
     return found
+
+
+def problems_of(runs: Sequence[dict[str, Any]]) -> list[list[float]]:
+    """Return the NLL of every problem, [S, N]."""
+    return values_of([run["problems"] for run in runs], "nll")
+
+
+def retention_of(runs: Sequence[dict[str, Any]]) -> list[list[float]]:
+    """Return the NLL of the retention text, [S, 1]."""
+    return [[run["retention_nll"]] for run in runs]

@@ -87,10 +87,9 @@ def ablation_markdown(report: dict[str, Any]) -> str:
     """Format each variant's NLL minus that of v, per condition."""
     conditions = report["conditions"]
     variants = list(next(iter(conditions.values())))
-    lines = [f"| variant | {' | '.join(conditions)} |", f"|{'---|' * (1 + len(conditions))}"]
-    lines += [
-        f"| {variant} | {' | '.join(interval(found[variant]['minus_v'], '+') for found in conditions.values())} |"
+    rows = [
+        (variant, *(interval(found[variant]["minus_v"], "+") for found in conditions.values()))
         for variant in variants
         if variant != "v"
     ]
-    return "\n".join(lines) + "\n"
+    return markdown_table(("variant", *conditions), rows)

@@ -7,20 +7,15 @@ those, after an interruption or on another machine.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from benchmarks.command import command, comparison_options, variant, write_report
+from benchmarks.command import command, whole, write_report
+from benchmarks.comparison import chosen, comparison_options, show, v_minus, variant
 from benchmarks.sittings import Sittings, add_option
 from benchmarks.vision.table import markdown
-from vpretrain.compare.entry import split_entries
 from vpretrain.compare.plots import draw_curves
-from vpretrain.compare.results import START
-from vpretrain.compare.tables import remarks, table
 from vpretrain.config import Recipe
 from vpretrain.recipe import load_recipe
 
@@ -36,21 +31,15 @@ _ROOT, _HERE = Path("runs/vision"), Path(__file__).parent
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark, or a part of it."""
-    options = _parser().parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    arms = ["fixed", "v"] if options.quick else split_entries(options.arms)
-    seeds = list(range(1 if options.quick else options.seeds))
-    recorded = not (options.quick or options.settings or options.validation) and options.minutes == MINUTES
-    full = recorded and (tuple(arms), len(seeds)) == (ARMS, SEEDS)
+    parser = comparison_options("bench-vision", __doc__, ARMS, SEEDS, MINUTES)
+    add_option(parser)
+    options = parser.parse_args(arguments)
     recipe = recipe_of(options)
-    sittings = Sittings(_HERE / "runs.jsonl" if recorded else None, add=options.add)
-    results = sittings.compare(recipe, arms, seeds)
-    console.print(table(results, recipe))
-    for line in remarks(results, recipe):
-        console.print(line, highlight=False)
+    results = Sittings.of(options, _HERE / "runs.jsonl", MINUTES).compare(recipe, *chosen(options, "fixed"))
+    show(results, recipe)
     draw_curves(results, recipe)
-    file = _HERE / "results.json" if full else _ROOT / f"results-{variant(options)}.json"
-    write_report("bench-vision", summary(results), options.minutes, file, markdown)
+    file = _HERE / "results.json" if whole(parser, options) else _ROOT / f"results-{variant(options)}.json"
+    write_report("bench-vision", summary(results), file, markdown, options.minutes)
 
 
 def recipe_of(options: argparse.Namespace) -> Recipe:
@@ -81,19 +70,9 @@ def summary(results: dict[str, Any]) -> dict[str, Any]:
     return {
         "seeds": len(results["seeds"]),
         "arms": arms,
-        "v_minus": {key: _others(found.get("v", {})) for key, found in differences.items()},
+        "v_minus": {key: v_minus(found) for key, found in differences.items()},
         "after_equal_images": matched,
     }
-
-
-def _others(differences: dict[str, Any]) -> dict[str, Any]:
-    return {arm: difference for arm, difference in differences.items() if arm != START}
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = comparison_options("bench-vision", __doc__, ARMS, SEEDS, MINUTES)
-    add_option(parser)
-    return parser
 
 
 if __name__ == "__main__":
