@@ -7,21 +7,18 @@ what gpu.json says of a GPU's speed if `make bench-gpu` has written that file.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers import Dinov2Config, DINOv3ViTConfig, LlamaConfig, PreTrainedConfig, Qwen2Config
+from transformers import PreTrainedConfig
 
+from benchmarks.calibration import Measured, measured
 from benchmarks.command import command
-from benchmarks.gpu.settings import CALIBRATING
-from benchmarks.speed import settings
+from benchmarks.shapes import LEARNERS, VIT_L, counted
 from benchmarks.table import markdown_table
-from vpretrain.config import Recipe
-from vpretrain.modality import modality_of
-from vpretrain.recipe import load_recipe, parse_recipe
+from vpretrain.recipe import load_recipe
 from vpretrain.scaling.estimate import (
     DEVICES,
     FP32,
@@ -36,41 +33,9 @@ from vpretrain.scaling.estimate import (
 )
 from vpretrain.scaling.tables import NEGLIGIBLE, least_period
 
-_HERE = Path(__file__).parent
-GPU_FILE = _HERE / "gpu.json"  # of `make bench-gpu`
 GPUS = (8, 64, 256, 1024)
 ROWS, LENGTH = 1024, 1024  # of a step: one row per GPU on the most GPUs
-LEARNERS: dict[str, tuple[PreTrainedConfig, int]] = {  # shapes, and rows per GPU of a micro-batch
-    "0.5B (Qwen2.5)": (
-        Qwen2Config(
-            vocab_size=151_936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
-            num_key_value_heads=2, max_position_embeddings=32_768, tie_word_embeddings=True,
-        ),
-        4,
-    ),
-    "7B (Qwen2.5)": (
-        Qwen2Config(
-            vocab_size=152_064, hidden_size=3584, intermediate_size=18_944, num_hidden_layers=28, num_attention_heads=28,
-            num_key_value_heads=4, max_position_embeddings=32_768, tie_word_embeddings=False,
-        ),
-        2,
-    ),
-    "70B (Llama 3)": (
-        LlamaConfig(
-            vocab_size=128_256, hidden_size=8192, intermediate_size=28_672, num_hidden_layers=80, num_attention_heads=64,
-            num_key_value_heads=8, max_position_embeddings=8192, tie_word_embeddings=False,
-        ),
-        1,
-    ),
-}  # fmt: skip
-VIT_L = DINOv3ViTConfig(
-    hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096, patch_size=16,
-    num_register_tokens=4,
-)  # fmt: skip
 VISION_RECIPE, VISION_GPUS = "recipes/dinov3-vitl-ade20k.yaml", (1, 2, 5, 10)  # of 50 images per step
-VIT_S = Dinov2Config(
-    hidden_size=384, num_hidden_layers=12, num_attention_heads=6, patch_size=14, image_size=518, use_mask_token=False
-)
 DESIGNERS: dict[str, dict[str, Any]] = {  # one thing changed at a time
     "default: 256 x 6, K = 64": {},
     "64 x 2": {"hidden_size": 64, "layers": 2},
@@ -82,25 +47,10 @@ DEFAULT_K = 64
 TF32 = 494  # TFLOPS of an H100, dense, from the same data sheet
 
 
-@dataclass(frozen=True)
-class Measured:
-    """The speed of one GPU.
-
-    Attributes:
-        gpu: its name.
-        utilisation: the fraction of its bf16 peak that the learner's steps reach.
-        over_floor: seconds of `designer` and `meta` over those of their FLOP floors, in language.
-    """
-
-    gpu: str
-    utilisation: float
-    over_floor: dict[str, float]
-
-
 def main() -> None:
     """Compute, write and print the estimates."""
     found = report(measured())
-    (_HERE / "scaling.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    Path(__file__).with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print("\n".join(tables(found)))
 
 
@@ -163,52 +113,6 @@ def dealt(each: Workload, rows: int, gpus: int) -> Workload:
     batch_size = min(ROWS, rows * gpus)
     of_meta = {name: max(getattr(each, name), gpus) for name in ("meta_rows", "feedback_rows")}
     return replace(each, batch_size=batch_size, accumulation=ROWS // batch_size, **of_meta)
-
-
-def calibration(speed: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Time of designer and meta update over that of their FLOP floors at the learner's own FLOPs per second.
-
-    Args:
-        speed: benchmarks/speed/results.json: SmolLM2-135M, and a ViT-S whose FLOPs are counted here.
-    """
-    arm, flops = speed["language"]["smollm2-135m"]["v-paper"], speed["flops"]
-    a_token = settings.ROWS * settings.LENGTH  # the counted step is one micro-batch
-    a_flop = _passes(arm) / (flops["step"] / a_token)
-    designer = flops["designer_floor"] / a_token
-    language = _over_floor(arm, settings.PERIOD, a_flop * designer, a_flop * flops["meta_floor"])
-    vision: Any = settings.vision_recipe("v-paper")
-    each = counted(vision.model_dump(mode="json"), VIT_S)
-    cost = each.replicated
-    update = each.feedback_rows * (cost.feedback_flops + cost.feedback_flops_fp32) + each.meta_rows * cost.value_flops
-    seen = speed["vision"]["v"]  # its `v` was measured when that was the arm with the designer
-    a_flop = _passes(seen) / each.step_flops
-    in_vision = _over_floor(seen, settings.VISION_PERIOD, a_flop * each.designer_flops, a_flop * update)
-    return {"language": language, "vision": in_vision}
-
-
-def measured(file: Path = GPU_FILE) -> Measured | None:
-    """Return a GPU's speed by the results of `make bench-gpu`.
-
-    None if there is no such file, if the benchmark was stopped before it had measured this, or if the GPU's peaks are not
-    known.
-    """
-    if not file.exists():
-        return None
-    found = json.loads(file.read_text(encoding="utf-8"))
-    name = found["device"]["name"]
-    device = next((each for key, each in DEVICES.items() if key in name.lower()), None)
-    arms = found.get("speed", {}).get(CALIBRATING, {})
-    base, paper = (_largest(arms.get(arm, {})) for arm in ("one-hot", "v-paper"))
-    if device is None or base is None or paper is None:
-        return None
-    # Over a whole step, optimizer and all: between the phases of a step one would have to wait for the device.
-    flops_a_second = base["micro_batches"] * base["flops_a_micro_batch"]["step"] / base["seconds_a_step"]
-    utilisation = flops_a_second / (1e12 * device.tflops)
-    a_flop, a_flop_fp32 = (1e6 / (utilisation * 1e12 * peak) for peak in (device.tflops, device.fp32_tflops))
-    floor = paper["flops_a_micro_batch"]
-    designer = a_flop_fp32 * floor["designer"] * paper["micro_batches"] / paper["read_a_step"]
-    update = a_flop * floor["feedback"] + a_flop_fp32 * floor["value"]
-    return Measured(name, utilisation, _over_floor(paper, settings.PERIOD, designer, update))
 
 
 def tables(found: dict[str, Any]) -> list[str]:
@@ -278,7 +182,7 @@ def basis(found: dict[str, Any]) -> str:
     )
     reach = f"{found['assumed']['utilisation']:.0%}".replace("%", " %")
     above, cores = "how far designer and meta update lie above their FLOP floors", "on two CPU cores"
-    how = "(seconds over those of the floor's FLOPs at the learner's own speed, by `benchmarks/scaling.py`)"
+    how = "(seconds over those of the floor's FLOPs at the learner's own speed, by `benchmarks/calibration.py`)"
     last = f"links at their nominal speed, {LATENCY_US:g} us per message; every token is a target"
     if gpu := found.get("measured_on"):
         measured = (
@@ -299,16 +203,6 @@ def basis(found: dict[str, Any]) -> str:
             f"{last}"
         )
     return f"| measured | {measured} |\n| assumed | {assumed} |\n"
-
-
-def counted(data: dict[str, Any], shape: PreTrainedConfig, arm: str = "v-paper") -> Workload:
-    """Count the work of a recipe, with this arm, on a learner that exists only as a configuration."""
-    with tempfile.TemporaryDirectory() as directory:
-        shape.save_pretrained(directory)
-        changes = {"arm": arm, "learner": data["learner"] | {"name": directory}}
-        recipe: Recipe = parse_recipe(data | changes)
-        counts: Workload = modality_of(recipe).workload(recipe)
-        return counts
 
 
 def _sizes(each: Workload, gpu: Measured | None) -> dict[str, Any]:
@@ -366,25 +260,6 @@ def _designer_share(each: Workload, gpu: Measured | None, **changed: float) -> f
     """The designer's fraction of designer and learner passes, on any number of GPUs if the latter hide communication."""
     (plan, *_) = _estimated(dealt(each, 1, 8), 8, gpu, replace(DEVICES["h100"], **changed)).plans
     return plan.seconds["designer"] / (plan.seconds["designer"] + plan.seconds["learner"])
-
-
-def _over_floor(arm: dict[str, Any], period: int, designer: float, update: float) -> dict[str, float]:
-    """Time over that of FLOP floors, which are microseconds: `designer` per token or image, `update` per meta update."""
-    phases = arm["microseconds"]
-    meta = sum(each for name, each in phases.items() if name.startswith("meta"))
-    return {"designer": phases["construction"] / designer, "meta": meta * arm["read_a_step"] * period / update}
-
-
-def _passes(arm: dict[str, Any]) -> float:
-    """Microseconds of the learner's passes per token or image."""
-    phases = arm["microseconds"]
-    return float(phases["learner forward"] + phases["learner backward"])
-
-
-def _largest(sizes: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the figures of the largest step that fitted into memory."""
-    fitting = {int(size): figures for size, figures in sizes.items() if "error" not in figures}
-    return fitting[max(fitting)] if fitting else None
 
 
 def _estimated(each: Workload, gpus: int, gpu: Measured | None, device: Device = DEVICES["h100"]) -> Estimate:

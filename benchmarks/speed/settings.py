@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.shapes import HALF_B
 from vpretrain.config import Recipe
 from vpretrain.recipe import load_recipe, parse_recipe, with_overrides
 
@@ -71,12 +72,8 @@ def language_model(learner: str, device: str = "cpu") -> Any:
     if learner == "smollm2-135m":
         return None
     import torch
-    from transformers import AutoModelForCausalLM, Qwen2Config
+    from transformers import AutoModelForCausalLM
 
-    config = Qwen2Config(
-        vocab_size=151_936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
-        num_key_value_heads=2, max_position_embeddings=32_768, rope_theta=1e6, tie_word_embeddings=True,
-    )  # fmt: skip
     torch.manual_seed(0)
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(HALF_B)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.scaling import LEARNERS, counted
+from benchmarks.shapes import LEARNERS, counted
 from vpretrain.compare.entry import parse_entry
 from vpretrain.config import Recipe
 from vpretrain.language.arms import ARMS

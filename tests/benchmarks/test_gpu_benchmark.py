@@ -11,12 +11,12 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import scaling
+from benchmarks.calibration import GPU_FILE, Measured, measured
 from benchmarks.gpu import __main__ as bench
 from benchmarks.gpu import parts, shift
 from benchmarks.gpu.processes import Clock, Unfinished, lines
 from benchmarks.gpu.table import markdown
 from benchmarks.gpu.worker import Drawn
-from benchmarks.scaling import Measured, measured
 from benchmarks.speed.figures import figures
 from vpretrain.errors import UserError
 
@@ -226,6 +226,6 @@ def test_the_table_has_a_line_per_arm_and_size():
 def test_the_documentation_says_whether_a_gpu_has_run_it():
     pages = {name: (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("scaling.md", "speed.md")}
     for page in pages.values():
-        assert ("No GPU has run `make bench-gpu` so far" in page) == (not scaling.GPU_FILE.exists())
-    if scaling.GPU_FILE.exists():
-        assert markdown(json.loads(scaling.GPU_FILE.read_text(encoding="utf-8"))) in pages["speed.md"]
+        assert ("No GPU has run `make bench-gpu` so far" in page) == (not GPU_FILE.exists())
+    if GPU_FILE.exists():
+        assert markdown(json.loads(GPU_FILE.read_text(encoding="utf-8"))) in pages["speed.md"]
