@@ -97,14 +97,7 @@ def _timed(arm: TimedArm, periods: int) -> dict[str, Any]:
     with watching() as watch:
         for number in watched:
             arm.step(number)
-    told = {
-        "read": arm.read,
-        "phases": watch.seconds,
-        "steps": len(watched),
-        "updates": sum(map(arm.updates, watched)),
-        "peak_bytes": peak,
-    }
-    return figures(seconds[False], seconds[True], period, told)
+    return figures(seconds[False], seconds[True], period, arm.told(watch.seconds, watched, peak))
 
 
 @contextlib.contextmanager

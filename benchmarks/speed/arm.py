@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +32,11 @@ class TimedArm:
     def updates(self, number: int) -> bool:
         """Whether a meta update belongs to the step with this number."""
         return self.parts.meta is not None and number % self.recipe.value.every_steps == 0
+
+    def told(self, phases: Mapping[str, float], watched: Sequence[int], peak_bytes: int) -> dict[str, Any]:
+        """Return what `figures` needs: `phases` are seconds over the steps with the `watched` numbers."""
+        read, updates = self.read, sum(map(self.updates, watched))
+        return {"read": read, "phases": phases, "steps": len(watched), "updates": updates, "peak_bytes": peak_bytes}
 
     def _ours(self, number: int) -> None:
         train(self.recipe, self.parts, self.optimizer, steps=[number], after_step=self._count)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable
-from statistics import median
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.linear_cross_entropy_options import LinearCrossEntropyOptions
 
-from benchmarks.speed.peak import PeakBytes
+from benchmarks.speed.peak import in_turns
 from vpretrain.console import steady
 from vpretrain.language.model.loss import CHUNK, Head, SoftTarget, dense_logits, fused_logits
 
@@ -23,6 +22,7 @@ SHAPES = {
     "152k": (151_936, 896),
 }  # V, D: Llama 2's vocabulary, SmolLM2, Qwen2.5
 TOKENS, K = 512, 64
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def compare_losses(shapes: list[str], repeats: int) -> list[dict[str, Any]]:
@@ -36,40 +36,24 @@ def compare_losses(shapes: list[str], repeats: int) -> list[dict[str, Any]]:
             hidden_ND = torch.randn(TOKENS, width).requires_grad_()
             weight_VD = (0.02 * torch.randn(vocabulary, width)).requires_grad_()
             targets_N = torch.randint(vocabulary, (TOKENS,))
-            seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
-            peaks: dict[str, int | None] = dict.fromkeys(VARIANTS)
-            for turn, (name, variant) in itertools.product(range(repeats + 1), VARIANTS.items()):
-                done(next(steps))
-                with PeakBytes() if turn == 0 else _clock(seconds[name]) as watched:
-                    gradients = torch.autograd.grad(variant(hidden_ND, weight_VD, targets_N), (hidden_ND, weight_VD))
-                del gradients
-                if turn == 0 and name != HIDDEN:  # this turn is also the warm-up
-                    peaks[name] = watched.peak
-            rows += [
-                {"vocabulary": vocabulary, "width": width, "tokens": TOKENS, "loss": name,
-                 "seconds": median(seconds[name]), "peak_bytes": peaks[name]}
-                for name in VARIANTS
-            ]  # fmt: skip
+            inputs = (hidden_ND, weight_VD, targets_N)
+            calls = {name: partial(_gradients, variant, *inputs) for name, variant in VARIANTS.items()}
+            found = in_turns(calls, repeats, lambda: done(next(steps)))
+            found[HIDDEN]["peak_bytes"] = None
+            setting = {"vocabulary": vocabulary, "width": width, "tokens": TOKENS}
+            rows += [setting | {"loss": name} | figures for name, figures in found.items()]
     return rows
 
 
-class _clock:
-    def __init__(self, seconds: list[float]) -> None:
-        self.seconds, self.peak = seconds, 0
-
-    def __enter__(self) -> _clock:
-        self.start = time.perf_counter()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.seconds.append(time.perf_counter() - self.start)
+def _gradients(loss: Loss, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(loss(hidden_ND, weight_VD, targets_N), (hidden_ND, weight_VD))
 
 
 def _shares(targets_N: Tensor) -> Tensor:
     return torch.full((len(targets_N),), 1 / len(targets_N))
 
 
-def _fused(k: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def _fused(k: int) -> Loss:
     def loss(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
         logits = fused_logits(hidden_ND, Head(weight_VD), targets_N, _shares(targets_N), k)
         return logits.cross_entropy(SoftTarget(logits.candidates_NK, torch.full_like(logits.z_NK, 1 / k)))
@@ -77,7 +61,7 @@ def _fused(k: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     return loss
 
 
-def _dense(k: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def _dense(k: int) -> Loss:
     def loss(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
         logits = dense_logits(F.linear(hidden_ND, weight_VD), targets_N, _shares(targets_N), k)
         return logits.cross_entropy(SoftTarget(logits.candidates_NK, torch.full_like(logits.z_NK, 1 / k)))
@@ -97,7 +81,7 @@ def _torch_dense(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Ten
 
 
 HIDDEN = "F.linear_cross_entropy, one-hot"  # one operation, whose internal bytes are not counted
-VARIANTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+VARIANTS: dict[str, Loss] = {
     "fused, K = 1": _fused(1),
     f"fused, K = {K}": _fused(K),
     f"dense, K = {K}": _dense(K),

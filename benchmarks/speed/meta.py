@@ -5,14 +5,13 @@ Every engine gets the same batch with the same states below S, as the training p
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from statistics import median
+from functools import partial
 from typing import Any
 
 import torch
 
-from benchmarks.speed.peak import PeakBytes
+from benchmarks.speed.peak import in_turns
 from benchmarks.speed.settings import META_ROWS, language_recipe
 from vpretrain.inspection.doctor import designer_gradient
 from vpretrain.language.assemble import assemble
@@ -44,8 +43,6 @@ class Meta:
         batch = self.batch.restrict(rows=META_ROWS, length=tokens // META_ROWS)
         assert batch is not None
         assert batch.tokens == tokens, "too few rows have a target so early"
-        seconds: dict[str, list[float]] = {engine: [] for engine in engines}
-        peaks: dict[str, int] = {}
         with learner.meta_mode():
             g_down = gradient(lambda parameters: learner.evaluate(self.feedback, parameters), at)
             prepared = learner.prepare(batch, at)
@@ -56,18 +53,6 @@ class Meta:
             def run(engine: str) -> None:
                 designer_gradient(ENGINES[engine](problem), self.parts.designer, {})
 
-            for turn in range(repeats + 1):
-                for engine in engines:
-                    if turn == 0:  # also the warm-up
-                        with PeakBytes() as watched:
-                            run(engine)
-                        peaks[engine] = watched.peak
-                    else:
-                        start = time.perf_counter()
-                        run(engine)
-                        seconds[engine].append(time.perf_counter() - start)
+            found = in_turns({engine: partial(run, engine) for engine in engines}, repeats)
         setting = {"layers": layers, "k": k, "tokens": batch.tokens, "align": align}
-        return [
-            setting | {"engine": engine, "seconds": median(seconds[engine]), "peak_bytes": peaks[engine]}
-            for engine in engines
-        ]
+        return [setting | {"engine": engine} | figures for engine, figures in found.items()]

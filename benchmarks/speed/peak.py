@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import weakref
+from collections.abc import Callable, Mapping
+from statistics import median
 from typing import Any
 
 import torch
@@ -48,3 +51,30 @@ def _has_storage(thing: Any) -> bool:
         and thing.layout is torch.strided
         and not torch._C._functorch.is_functorch_wrapped_tensor(thing)
     )
+
+
+def in_turns(
+    calls: Mapping[str, Callable[[], object]], repeats: int, called: Callable[[], None] = lambda: None
+) -> dict[str, dict[str, Any]]:
+    """Return `seconds`, the median of so many interleaved repeats, and `peak_bytes` of the first call, which is the warm-up.
+
+    Args:
+        calls: by name; what they return is freed after the clock has stopped.
+        repeats: of each call.
+        called: is called before each of them.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    peaks: dict[str, int] = {}
+    for turn in range(repeats + 1):
+        for name, call in calls.items():
+            called()
+            if turn == 0:
+                with PeakBytes() as watched:
+                    call()
+                peaks[name] = watched.peak
+            else:
+                start = time.perf_counter()
+                made = call()
+                seconds[name].append(time.perf_counter() - start)
+                del made
+    return {name: {"seconds": median(seconds[name]), "peak_bytes": peaks[name]} for name in calls}

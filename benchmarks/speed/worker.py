@@ -44,14 +44,7 @@ def main() -> None:
                 if number < arm.recipe.value.every_steps:  # the first period is a warm-up
                     watch.seconds.clear()
                     watched.clear()
-        told = {
-            "read": arm.read,
-            "phases": watch.seconds,
-            "steps": len(watched),
-            "updates": sum(map(arm.updates, watched)),
-            "peak_bytes": peak_memory_bytes(),
-        }
-        print(json.dumps(told), file=answers, flush=True)
+        print(json.dumps(arm.told(watch.seconds, watched, peak_memory_bytes())), file=answers, flush=True)
 
 
 if __name__ == "__main__":
