@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
 from pathlib import Path
 from typing import Any
 
-import pytest
 from models import tiny_model, tiny_vision_model
 
 from vpretrain.config import Recipe
-from vpretrain.errors import Interrupted
 from vpretrain.recipe import parse_recipe
-from vpretrain.run.hooks import Hook
 
 
 def sums(count: int, seed: int) -> list[dict[str, str]]:
@@ -84,10 +79,7 @@ def recipe_data(root: Path, tokenizer: Any, family: str = "llama") -> dict[str, 
 
 def tiny_recipe(root: Path, tokenizer: Any, family: str = "llama", **changes: Any) -> Recipe:
     """`recipe_data` as a recipe, with top-level sections merged in."""
-    data = recipe_data(root, tokenizer, family)
-    for section, values in changes.items():
-        data[section] = data[section] | values if isinstance(values, dict) and section in data else values
-    return parse_recipe(data)
+    return parse_recipe(merged(recipe_data(root, tokenizer, family), changes))
 
 
 def vision_recipe(root: Path, family: str = "dinov2", **changes: Any) -> Recipe:
@@ -123,20 +115,22 @@ def vision_recipe(root: Path, family: str = "dinov2", **changes: Any) -> Recipe:
             "size": 32, "probe_steps": 10,
         },
     }  # fmt: skip
-    for section, values in changes.items():
-        data[section] = data[section] | values if isinstance(values, dict) and section in data else values
-    return parse_recipe(data)
+    return parse_recipe(merged(data, changes))
 
 
-def stop(session: Any, step: int | None, number: int = signal.SIGTERM) -> Interrupted:
-    """Run until a signal comes after that step; None: it comes to another process. Returns what the run says of it."""
+MODALITIES = ("language", "vision")
+STEPS = 6
 
-    class Stopping(Hook):
-        def after_step(self, session: Any, record: Any) -> None:
-            if record.step == step:
-                os.kill(os.getpid(), number)
 
-    session.hooks.append(Stopping())
-    with pytest.raises(Interrupted) as caught:
-        session.run()
-    return caught.value
+def small_recipe(modality: str, root: Path, tokenizer: Any, **changes: Any) -> Recipe:
+    """Six steps, a meta update every other one, two micro-batches a step."""
+    changes = {"stream": {"accumulation": 2}, **changes}
+    return tiny_recipe(root, tokenizer, **changes) if modality == "language" else vision_recipe(root, **changes)
+
+
+def merged(data: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A recipe with the settings of sections, or with whole sections, changed."""
+    return data | {
+        section: data[section] | values if isinstance(values, dict) and section in data else values
+        for section, values in changes.items()
+    }

@@ -19,7 +19,7 @@ import yaml
 from conftest import character_tokenizer
 from models import tiny_model
 from transformers import AutoModelForCausalLM
-from worlds import recipe_data, sums, write_jsonl
+from worlds import merged, recipe_data, sums, write_jsonl
 
 from vpretrain.cli.parser import main
 from vpretrain.language.config import Recipe
@@ -33,9 +33,7 @@ COMMANDS = [
 
 def write_recipe(root, changes=None, **sections):
     """Saves a recipe with changes given as nested dictionaries; returns its path."""
-    data = recipe_data(root, character_tokenizer()) | {"threads": 1}
-    for section, values in ((changes or {}) | sections).items():
-        data[section] = data[section] | values if isinstance(values, dict) and section in data else values
+    data = merged(recipe_data(root, character_tokenizer()) | {"threads": 1}, (changes or {}) | sections)
     path = root / "recipe.yaml"
     path.write_text(yaml.safe_dump(data))
     return str(path)

@@ -12,7 +12,6 @@ import traceback
 import torch
 
 from vpretrain import distributed
-from vpretrain.run.checkpoint import checkpoints, load_checkpoint
 from vpretrain.run.directory import prepare_directory
 from vpretrain.run.session import Session
 from vpretrain.run.train import begin
@@ -75,13 +74,6 @@ def session_of(recipe, *, resume=False):
 def run(recipe, resume=False):
     """To the end."""
     return session_of(recipe, resume=resume).run()
-
-
-def end_of(recipe):
-    """Tensors and state of the last checkpoint, the clock apart, read by one process."""
-    groups, state = load_checkpoint(checkpoints(recipe.directory / "checkpoints")[-1])
-    state["budget"].pop("seconds")
-    return {name: dict(tensors) for name, tensors in groups.items()}, state
 
 
 def torchrun(*arguments, processes=2, **options):

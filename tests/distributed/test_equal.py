@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed.processes import NUMBERS, distance, end_of, run, together
+from distributed.processes import NUMBERS, distance, run, together
+from sessions import end_of
 from torch.distributed.tensor import DTensor
 from worlds import tiny_recipe, vision_recipe
 

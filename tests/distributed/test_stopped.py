@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed.processes import end_of, free_port, run, session_of, together, torchrun
+from distributed.processes import free_port, run, session_of, together, torchrun
 from distributed.test_equal import OF_PHI, TOLERANCE, ends_apart, recipe_of
-from reliability.faults import assert_same_end
-from worlds import stop
+from sessions import assert_same_end, end_of, stop
 
 from vpretrain import distributed
 from vpretrain.errors import UserError

@@ -7,7 +7,7 @@ import functools
 import pytest
 import torch
 from distributed.processes import distance
-from invariants.test_arms import trajectory
+from sessions import trajectory
 
 pytestmark = pytest.mark.cuda
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from distributed.processes import distance
-from reliability.faults import end_of, session_of, stopped_after
+from sessions import end_of, session_of, stopped_after
 
 from vpretrain import UserError
 from vpretrain.language.model.learner import LanguageLearner

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from models import all_logits, random_batch, tiny_model
+from sessions import assert_bit_equal, session_of, trajectory
 from worlds import sums, tiny_recipe, write_jsonl
 
 from vpretrain.language.assemble import assemble
@@ -17,29 +18,7 @@ from vpretrain.language.data.stream import HELD_BACK
 from vpretrain.language.inspection.doctor import random_designer
 from vpretrain.language.model.learner import LanguageLearner
 from vpretrain.language.task.construction import LearnedTargets, OneHot, Smoothing
-from vpretrain.run.directory import prepare_directory
 from vpretrain.run.optimizer import AdamW
-from vpretrain.run.session import Session
-
-
-def trajectory(recipe):
-    """Runs a recipe; the learner's parameters at the end and the keys of what it read."""
-    prepare_directory(recipe, resume=False, overwrite=True)
-    torch.manual_seed(recipe.seed)
-    parts = assemble(recipe)
-    seen = []
-    draw = parts.stream.next
-    parts.stream.next = lambda: seen.append(draw()) or seen[-1]  # type: ignore[method-assign]
-    session = Session(recipe, parts)
-    session.run()
-    parameters = {name: p.detach().clone() for name, p in parts.learner.named_parameters()}
-    return parameters, seen, parts
-
-
-def assert_bit_equal(a, b):
-    assert a.keys() == b.keys()
-    different = [name for name in a if not torch.equal(a[name], b[name])]
-    assert not different, different
 
 
 @pytest.fixture(params=["llama", "gpt2"])
@@ -162,9 +141,8 @@ def test_the_same_poison_reaches_the_learner_through_a_task_that_follows_it(pois
 @pytest.mark.parametrize("reward", ["solution", "answer"])
 def test_firewall_the_object_that_holds_g_down_cannot_reach_the_learners_optimizer(tmp_path, tokenizer, reward):
     recipe = tiny_recipe(tmp_path, tokenizer, arm="v-learned", feedback={"reward": reward})
-    prepare_directory(recipe, resume=False, overwrite=False)
-    parts = assemble(recipe)
-    session = Session(recipe, parts)
+    session = session_of(recipe)
+    parts = session.parts
     reached, queue = set(), [parts.meta]
     while queue:
         thing = queue.pop()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_arms import assert_bit_equal, trajectory
+from sessions import assert_bit_equal, trajectory
 from worlds import sums, tiny_recipe, write_jsonl
 
 from vpretrain.language.assemble import assemble

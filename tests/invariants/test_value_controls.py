@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from models import tiny_model
-from test_arms import assert_bit_equal, trajectory
+from sessions import assert_bit_equal, trajectory
 from worlds import tiny_recipe
 
 from vpretrain.language.assemble import assemble

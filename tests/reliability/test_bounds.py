@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 import pytest
 from pydantic import BaseModel
-from reliability.faults import small_recipe
+from worlds import small_recipe
 
 from vpretrain import UserError
 from vpretrain.cli.parser import main

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from reliability.faults import MODALITIES, assert_same_end, end_of, session_of, small_recipe
+from sessions import assert_same_end, end_of, session_of
 from transformers import modeling_utils
+from worlds import MODALITIES, small_recipe
 
 from vpretrain import UserError, run_recipe
 from vpretrain.run import checkpoint

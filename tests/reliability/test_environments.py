@@ -15,9 +15,10 @@ import time
 from pathlib import Path
 
 import pytest
-from reliability.faults import assert_same_end, end_of, small_recipe
 from safetensors import SafetensorError
+from sessions import assert_same_end, end_of
 from transformers import AutoModelForCausalLM
+from worlds import small_recipe
 
 from vpretrain import UserError, pretrained, run_recipe
 from vpretrain.cli.parser import main

@@ -9,7 +9,8 @@ from statistics import mean
 
 import pytest
 import torch
-from reliability.faults import session_of, small_recipe
+from sessions import session_of
+from worlds import small_recipe
 
 from vpretrain.modality import MODALITIES
 

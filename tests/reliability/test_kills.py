@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from reliability.faults import MODALITIES, small_recipe
+from worlds import MODALITIES, small_recipe
 
 from vpretrain.recipe import save_recipe
 

@@ -7,7 +7,8 @@ import math
 
 import pytest
 import torch
-from reliability.faults import MODALITIES, session_of, small_recipe
+from sessions import session_of
+from worlds import MODALITIES, small_recipe
 
 from vpretrain import UserError, run_recipe
 from vpretrain.cli.parser import main

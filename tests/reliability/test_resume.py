@@ -7,7 +7,8 @@ import random
 import signal
 
 import pytest
-from reliability.faults import MODALITIES, STEPS, assert_same_end, end_of, session_of, small_recipe, stopped_after
+from sessions import assert_same_end, end_of, session_of, stopped_after
+from worlds import MODALITIES, STEPS, small_recipe
 
 pytestmark = pytest.mark.reliability
 
@@ -56,5 +57,5 @@ def test_the_same_seed_gives_the_same_run(tmp_path, tokenizer, fault, many, moda
 def test_minutes_are_counted_across_resumes(tmp_path, tokenizer, fault, modality):
     recipe = small_recipe(modality, tmp_path, tokenizer, budget={"steps": None, "minutes": 2 / 60})
     with fault():
-        result = stopped_after(recipe, (1, 3), signal.SIGINT)
+        _, result = stopped_after(recipe, (1, 3), signal.SIGINT)
         assert result["seconds"] == pytest.approx(2, abs=max(0.5, 2 / result["steps"]))

@@ -8,7 +8,8 @@ import subprocess
 import sys
 
 import pytest
-from reliability.faults import MODALITIES, assert_same_end, end_of, session_of, small_recipe
+from sessions import assert_same_end, end_of, session_of
+from worlds import MODALITIES, small_recipe
 
 from vpretrain import UserError, run_recipe
 from vpretrain.cli.parser import main

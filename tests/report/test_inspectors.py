@@ -14,16 +14,16 @@ import pytest
 import torch
 from conftest import character_tokenizer
 from PIL import Image
+from sessions import assert_same_end, end_of, session_of, stop
 from torch.func import functional_call
-from worlds import recipe_data, stop, tiny_recipe, vision_recipe
+from worlds import recipe_data, tiny_recipe, vision_recipe
 
+from vpretrain.files import read_lines
 from vpretrain.language.assemble import assemble
 from vpretrain.method.value import Align, MetaProblem, double_backward
 from vpretrain.recipe import parse_recipe, save_recipe
 from vpretrain.report.inspectors import inspectors
 from vpretrain.run import run_recipe
-from vpretrain.run.checkpoint import checkpoints, load_checkpoint
-from vpretrain.run.directory import prepare_directory
 from vpretrain.run.session import Session
 from vpretrain.vision.assemble import assemble as assemble_vision
 from vpretrain.vision.data.stream import VisionStream
@@ -266,28 +266,20 @@ def test_views_are_the_designers_and_values_those_of_the_oracle(vision_run):
 def test_looking_at_views_changes_nothing_and_an_interrupted_run_records_the_same(tmp_path):
     def run(look, until=None):
         recipe = vision_recipe(tmp_path)
-        prepare_directory(recipe, resume=False, overwrite=True)
-        torch.manual_seed(recipe.seed)
-        parts = assemble_vision(recipe)
-        parts.look = parts.look if look else None
-        session = Session(recipe, parts)
+        session = session_of(recipe, change=lambda parts: setattr(parts, "look", parts.look if look else None))
         if until is not None:
             stop(session, until)
-            session = Session(recipe, assemble_vision(recipe), resume=True)
+            session = session_of(recipe, resume=True)
         session.run()
-        groups, state = load_checkpoint(checkpoints(recipe.directory / "checkpoints")[-1])
-        state["budget"].pop("seconds")
-        file = recipe.directory / "views.jsonl"
-        views = [json.loads(line) for line in file.read_text().splitlines()] if look else file.exists()
-        return groups, state, views
+        return end_of(recipe), recipe.directory / "views.jsonl"
 
-    groups, state, views = run(True)
-    unseen, unseen_state, written = run(False)
-    assert not written
-    assert state == unseen_state
-    for group, tensors in groups.items():
-        assert all(torch.equal(tensor, unseen[group][name]) for name, tensor in tensors.items()), group
-    *_, again = run(True, until=3)
+    end, file = run(True)
+    views = read_lines(file)
+    unseen, file = run(False)
+    assert not file.exists()
+    assert_same_end(end, unseen)
+    _, file = run(True, until=3)
+    again = read_lines(file)
     strip = lambda lines: [(line["step"], line["pictures"]) for line in lines]  # noqa: E731
     assert strip(again) == strip(views)
     assert [line["step"] for line in views] == [-1, 1, 2, 3, 4, 5]

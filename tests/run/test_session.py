@@ -9,41 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from sessions import assert_same_end, held, session_of, stopped_after
 from transformers import AutoModelForCausalLM
-from worlds import stop, tiny_recipe
+from worlds import tiny_recipe
 
 from vpretrain import UserError, run_recipe
 from vpretrain.config import BudgetConfig
 from vpretrain.errors import Interrupted, Paused
-from vpretrain.language.assemble import assemble
+from vpretrain.files import read_lines
 from vpretrain.run.budget import Budget
 from vpretrain.run.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from vpretrain.run.directory import prepare_directory
 from vpretrain.run.dry_run import planned_steps
 from vpretrain.run.export import export
 from vpretrain.run.hooks import Hook
-from vpretrain.run.session import Session
-
-
-def interrupted_and_resumed(recipe, at):
-    """Runs with an interruption after each of the steps in `at`."""
-    prepare_directory(recipe, resume=False, overwrite=True)
-    torch.manual_seed(recipe.seed)
-    session = Session(recipe, assemble(recipe))
-    for step in at:
-        told = stop(session, step)
-        assert "--resume" in str(told)
-        assert told.exit_code == 128 + signal.SIGTERM
-        torch.manual_seed(99)  # another process would have another state
-        session = Session(recipe, assemble(recipe), resume=True)
-    result = session.run()
-    return session, result
-
-
-def everything(session):
-    groups, state = load_checkpoint(session.save())
-    state["budget"].pop("seconds")
-    return groups, state
 
 
 @pytest.mark.parametrize("arm", ["v", "v-learned", "v-paper", "one-hot", "random-feedback"])
@@ -58,26 +37,22 @@ def test_an_interrupted_run_ends_bit_equal(tmp_path, tokenizer, arm, lora):
         value={"metric": "adamw", "feedback_every": 2},
         stream={"accumulation": 2},
     )
-    whole, result = interrupted_and_resumed(recipe, [])
-    log = (recipe.directory / "metrics.jsonl").read_text().splitlines()
-    groups, state = everything(whole)
-    again, resumed = interrupted_and_resumed(recipe, [0, 2, 3])
-    groups_again, state_again = everything(again)
-    assert state == state_again
-    assert groups.keys() == groups_again.keys()
-    for group, tensors in groups.items():
-        assert all(torch.equal(tensors[name], groups_again[group][name]) for name in tensors), group
-    assert result["problems"] == resumed["problems"]
-    log_again = (recipe.directory / "metrics.jsonl").read_text().splitlines()
-    drop = {"seconds"}
-    strip = lambda lines: [{k: v for k, v in json.loads(line).items() if k not in drop} for line in lines]  # noqa: E731
-    assert strip(log) == strip(log_again)
+
+    def run(stops):
+        session, result = stopped_after(recipe, stops)
+        log = [line | {"seconds": None} for line in read_lines(recipe.directory / "metrics.jsonl")]
+        return held(session.save()), result["problems"], log
+
+    end, *told = run([])
+    again, *told_again = run([0, 2, 3])
+    assert_same_end(end, again)
+    assert told == told_again
 
 
 @pytest.mark.usefixtures("judged_early")
 def test_a_result_holds_every_figure_and_the_exported_model_has_equal_logits(tmp_path, tokenizer):
     recipe = tiny_recipe(tmp_path, tokenizer)
-    session, result = interrupted_and_resumed(recipe, [])
+    session, result = stopped_after(recipe, [])
     for key in (
         "answer_nll",
         "pass_at_1",
@@ -103,7 +78,7 @@ def test_lora_exports_an_adapter_and_a_merged_model(tmp_path, tokenizer):
     from peft import PeftModel
 
     recipe = tiny_recipe(tmp_path, tokenizer, learner={"lora": {"r": 2, "target_modules": ["q_proj", "down_proj"]}})
-    session, _ = interrupted_and_resumed(recipe, [])
+    session, _ = stopped_after(recipe, [])
     ids = torch.randint(1, 50, (2, 12))
     expected = session.parts.learner.model.eval()(ids).logits
     merged = AutoModelForCausalLM.from_pretrained(recipe.directory / "model", dtype=torch.float32).eval()
@@ -115,7 +90,7 @@ def test_lora_exports_an_adapter_and_a_merged_model(tmp_path, tokenizer):
 
 def test_an_unfinished_run_exports_its_newest_checkpoint(tmp_path, tokenizer):
     recipe = tiny_recipe(tmp_path, tokenizer, checkpoint={"every_steps": 1, "keep": 2})
-    session, _ = interrupted_and_resumed(recipe, [])
+    session, _ = stopped_after(recipe, [])
     assert [path.name for path in checkpoints(recipe.directory / "checkpoints")] == ["step-00000005", "step-00000006"]
     (recipe.directory / "model").rename(tmp_path / "moved")
     export(str(recipe.directory), str(tmp_path / "exported"))
@@ -127,13 +102,13 @@ def test_an_unfinished_run_exports_its_newest_checkpoint(tmp_path, tokenizer):
 
 
 def test_a_run_whose_targets_stayed_one_hot_warns(tmp_path, tokenizer):
-    _, result = interrupted_and_resumed(tiny_recipe(tmp_path, tokenizer, designer={"burn_in_steps": 6}), [])
+    _, result = stopped_after(tiny_recipe(tmp_path, tokenizer, designer={"burn_in_steps": 6}), [])
     assert "stayed one-hot" in result["warning"]
 
 
 def test_pad_equal_to_eos_works_end_to_end(tmp_path, pad_is_eos_tokenizer):
     assert pad_is_eos_tokenizer.pad_token_id == pad_is_eos_tokenizer.eos_token_id
-    _, result = interrupted_and_resumed(tiny_recipe(tmp_path, pad_is_eos_tokenizer), [])
+    _, result = stopped_after(tiny_recipe(tmp_path, pad_is_eos_tokenizer), [])
     assert result["steps"] == 6
 
 
@@ -217,9 +192,8 @@ def test_a_budget_is_honoured_across_a_resume():
 def test_the_dry_run_that_plans_the_steps_changes_nothing(tmp_path, tokenizer):
     timed = tiny_recipe(tmp_path, tokenizer, arm="v-learned", budget={"steps": 6, "minutes": 60})
     recipe = timed.model_copy(update={"budget": BudgetConfig(minutes=60)})
-    prepare_directory(recipe, resume=False, overwrite=False)
-    parts = assemble(recipe)
-    session = Session(recipe, parts)
+    session = session_of(recipe)
+    parts = session.parts
     before = [p.detach().clone() for p in (*parts.learner.module.parameters(), *parts.designer.parameters())]
     cursors, random_state = (parts.stream.state_dict(), parts.feedback.state_dict()), torch.get_rng_state()
     assert planned_steps(recipe, parts, session.optimizer) >= 1

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, TensorBoardTracker
+from sessions import session_of
 from worlds import tiny_recipe
 
 from vpretrain import UserError, run_recipe
@@ -17,7 +18,6 @@ from vpretrain.errors import Paused
 from vpretrain.files import read_lines
 from vpretrain.language.assemble import assemble
 from vpretrain.run import tracking
-from vpretrain.run.directory import prepare_directory
 from vpretrain.run.hooks import Hook, Tracking
 from vpretrain.run.session import Session
 
@@ -74,9 +74,7 @@ def wandb_recipe(tmp_path, tokenizer, **changes):
 
 def crashed(recipe, step):
     """A run that ends without a word after a step, and what goes on with it."""
-    prepare_directory(recipe, resume=False, overwrite=True)
-    torch.manual_seed(recipe.seed)
-    session = Session(recipe, assemble(recipe))
+    session = session_of(recipe)
 
     class Crash(Hook):
         def after_step(self, session, record):
@@ -189,8 +187,7 @@ def test_twice_interrupted_still_once(tmp_path, tokenizer, fake):
 
 def test_no_time_of_a_tracker_is_charged(tmp_path, tokenizer, fake, monkeypatch):
     recipe = wandb_recipe(tmp_path, tokenizer)
-    prepare_directory(recipe, resume=False, overwrite=False)
-    session = Session(recipe, assemble(recipe))
+    session = session_of(recipe)
     running = []
     monkeypatch.setattr(Fake, "log", lambda self, values, step: running.append(session.budget._running_since))
     session.run()

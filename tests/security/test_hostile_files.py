@@ -17,9 +17,9 @@ import huggingface_hub
 import pytest
 import torch
 import yaml
-from reliability.faults import end_of, small_recipe
 from safetensors.torch import load_file
-from worlds import recipe_data, save_learner
+from sessions import end_of
+from worlds import recipe_data, save_learner, small_recipe
 
 from vpretrain import UserError, load_recipe, pretrained, run_recipe
 from vpretrain.cli.parser import main

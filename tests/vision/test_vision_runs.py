@@ -7,52 +7,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from sessions import assert_bit_equal, assert_same_end, held, session_of, stopped_after, trajectory
 from transformers import AutoModel
-from worlds import stop, vision_recipe
+from worlds import vision_recipe
 
 from vpretrain import UserError, run_recipe
 from vpretrain.method.protocols import Task
 from vpretrain.recipe import save_recipe
-from vpretrain.run.checkpoint import load_checkpoint
-from vpretrain.run.directory import prepare_directory
 from vpretrain.run.dry_run import planned_steps
-from vpretrain.run.session import Session
 from vpretrain.vision.assemble import assemble
 from vpretrain.vision.config import DesignerConfig, SourceConfig
 from vpretrain.vision.data.source import Pool, open_images
 from vpretrain.vision.inspection.check import check
 from vpretrain.vision.model.heads import pixel_outputs
 from vpretrain.vision.task.construction import LearnedViews
-
-
-def session_of(recipe, *, resume=False, change=None):
-    if not resume:
-        prepare_directory(recipe, resume=False, overwrite=True)
-    torch.manual_seed(99 if resume else recipe.seed)
-    parts = assemble(recipe)
-    if change is not None:
-        change(parts)
-    return Session(recipe, parts, resume=resume)
-
-
-def trajectory(recipe, change=None):
-    """Runs a recipe; the learner at the end, and the views that it was given."""
-    seen = []
-
-    def watch(parts):
-        if change is not None:
-            change(parts)
-        draw = parts.stream.next
-        parts.stream.next = lambda: seen.append(draw()) or seen[-1]
-
-    session = session_of(recipe, change=watch)
-    session.run()
-    return {name: p.detach().clone() for name, p in session.parts.learner.named_parameters()}, seen, session
-
-
-def assert_bit_equal(a, b):
-    assert a.keys() == b.keys()
-    assert not [name for name in a if not torch.equal(a[name], b[name])]
 
 
 def test_a_mask_of_ones_equals_the_fixed_views_bit_for_bit(tmp_path):
@@ -69,13 +37,13 @@ def test_a_mask_of_ones_equals_the_fixed_views_bit_for_bit(tmp_path):
 @pytest.mark.parametrize("arm", ["v", "v-paper", "random-mask", "regulariser-only", "random-feedback"])
 def test_every_arm_sees_the_same_pictures_and_learns_something_else(tmp_path, arm):
     fixed, seen_fixed, _ = trajectory(vision_recipe(tmp_path, arm="fixed"))
-    other, seen, session = trajectory(vision_recipe(tmp_path, arm=arm, value={"strength": 1.0}))
+    other, seen, parts = trajectory(vision_recipe(tmp_path, arm=arm, value={"strength": 1.0}))
     for (mine,), (theirs,) in zip(seen, seen_fixed, strict=True):
         assert torch.equal(mine.global_VB3HW, theirs.global_VB3HW)
         assert torch.equal(mine.local_VB3HW, theirs.local_VB3HW)
     assert any(not torch.equal(fixed[name], other[name]) for name in fixed)
     if arm != "random-mask":
-        assert session.parts.meta.updates == 3
+        assert parts.meta.updates == 3
 
 
 FROZEN = {
@@ -192,23 +160,12 @@ def test_an_interrupted_run_ends_bit_equal(tmp_path, arm, changes):
     changes = changes | {"stream": changes.get("stream", {}) | {"accumulation": 2}}
     recipe = vision_recipe(tmp_path, arm=arm, optimizer={"schedule": "cosine"}, **changes)
 
-    def run(stops):
-        session = session_of(recipe)
-        for step in stops:
-            stop(session, step)
-            session = session_of(recipe, resume=True)
-        result = session.run()
-        groups, state = load_checkpoint(session.save())
-        state["budget"].pop("seconds")
-        return groups, state, result
-
-    groups, state, result = run([])
-    again, state_again, result_again = run([0, 3])
-    assert state == state_again
-    assert "centre" in groups["teacher"]
-    assert groups.keys() == again.keys() >= {"teacher", "heads", "heads-optimizer"}
-    for group, tensors in groups.items():
-        assert all(torch.equal(tensors[name], again[group][name]) for name in tensors), group
+    session, result = stopped_after(recipe, [])
+    end = held(session.save())
+    again, result_again = stopped_after(recipe, [0, 3])
+    assert_same_end(end, held(again.save()))
+    assert "centre" in end[0]["teacher"]
+    assert end[0].keys() >= {"teacher", "heads", "heads-optimizer"}
     assert result["pictures"] == result_again["pictures"]
 
 
