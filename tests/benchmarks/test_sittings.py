@@ -6,9 +6,11 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from worlds import write_jsonl
 
 from benchmarks.sittings import Sittings
 from vpretrain.errors import UserError
+from vpretrain.files import read_lines
 from vpretrain.recipe import load_recipe, save_recipe
 
 
@@ -31,10 +33,6 @@ def finish(recipe, arms, *, seeds, **how):
     return SimpleNamespace(figures={"made": made})
 
 
-def lines(file):
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-
-
 def sit(file, recipe, arms, seeds, *, add):
     return Sittings(file, add=add).compare(recipe, arms, seeds, run=finish)["made"]
 
@@ -45,7 +43,7 @@ def test_a_second_machine_makes_only_what_is_missing(tmp_path):
     assert sit(file, here, ["one-hot", "v"], [0, 1], add=False) == ["one-hot.0", "v.0", "one-hot.1", "v.1"]
     assert sit(file, there, ["one-hot", "v"], [0, 1, 2], add=True) == ["one-hot.2", "v.2"]
     assert (there.directory / "v.0/scores.jsonl").read_text(encoding="utf-8") == '{"step": 5}\n'
-    assert [line["run"] for line in lines(file)[1:]] == [
+    assert [line["run"] for line in read_lines(file)[1:]] == [
         f"{arm}.{seed}" for arm in ("one-hot", "v") for seed in range(3)
     ]
 
@@ -54,10 +52,10 @@ def test_the_runs_of_other_groups_stay(tmp_path):
     file = tmp_path / "runs.jsonl"
     sit(file, group_of(tmp_path / "here"), ["v"], [0], add=False)
     sit(file, group_of(tmp_path / "here", "16-pairs"), ["v"], [0], add=False)
-    before = [line for line in lines(file) if line["group"] == "16-pairs"]
+    before = [line for line in read_lines(file) if line["group"] == "16-pairs"]
     sit(file, group_of(tmp_path / "there"), ["v"], [0, 1], add=True)
     assert len(before) == 2
-    assert [line for line in lines(file) if line["group"] == "16-pairs"] == before
+    assert [line for line in read_lines(file) if line["group"] == "16-pairs"] == before
 
 
 def test_recorded_runs_are_not_overwritten_unasked(tmp_path):
@@ -74,9 +72,9 @@ def test_recorded_runs_are_not_overwritten_unasked(tmp_path):
 def test_results_of_another_recipe_are_refused_and_new_settings_have_their_defaults(tmp_path):
     file = tmp_path / "runs.jsonl"
     sit(file, group_of(tmp_path / "here"), ["v"], [0], add=False)
-    first, *rest = lines(file)
+    first, *rest = read_lines(file)
     del first["recipe"]["value"]["divergence"]  # as if the setting were new
-    file.write_text("".join(json.dumps(line) + "\n" for line in (first, *rest)), encoding="utf-8")
+    write_jsonl(file, [first, *rest])
     assert sit(file, group_of(tmp_path / "there", "1024-pairs", "threads=1"), ["v"], [0], add=True) == []
     with pytest.raises(UserError, match=r"other settings of 1024-pairs: optimizer\.lr"):
         sit(file, group_of(tmp_path / "third", "1024-pairs", "optimizer.lr=0.125"), ["v"], [0], add=True)

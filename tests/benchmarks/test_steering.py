@@ -9,6 +9,7 @@ import json
 import re
 
 import pytest
+from worlds import write_jsonl
 
 from benchmarks.steering import __main__ as steering
 from benchmarks.steering import flops
@@ -98,7 +99,7 @@ def compared(root, tmp_path, monkeypatch):
         problems = [{"nll": nll - 0.5}, {"nll": nll + 0.5}]
         (directory / "result.json").write_text(json.dumps(found | {"problems": problems}))
         lines = [{"step": i, "tokens": 10 * (i + 1), "alpha": 0.1 if arm == "v" else 0.0} for i in range(steps)]
-        (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write_jsonl(directory / "metrics.jsonl", lines)
         (directory / "scores.jsonl").write_text("")
         return found
 
@@ -164,7 +165,7 @@ def test_equal_flops_are_compared_problem_by_problem(compared, tmp_path, monkeyp
         directory = tmp_path / name
         directory.mkdir()
         arm, seed = name.split("-")[0] == "v", int(name[-1])
-        (directory / "metrics.jsonl").write_text(json.dumps({"alpha": 0.0, "tokens": 1}) + "\n")
+        write_jsonl(directory / "metrics.jsonl", [{"alpha": 0.0, "tokens": 1}])
         nll = [2.0 + seed - arm, 3.0 + seed - arm]
         return {
             "answer_nll": sum(nll) / 2,

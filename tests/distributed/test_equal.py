@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from sessions import end_of
 from torch.distributed.tensor import DTensor
 from worlds import tiny_recipe, vision_recipe
 
+from vpretrain.files import read_lines
 from vpretrain.run.train import begin
 
 pytestmark = pytest.mark.distributed
@@ -107,10 +107,8 @@ def ends_apart(end, end_too):
 def differences(one, other):
     """The largest differences of what two runs logged, and of where they ended."""
     found = {}
-    logs = [
-        [json.loads(line) for line in (r.directory / "metrics.jsonl").read_text().splitlines()] for r in (one, other)
-    ]
-    assert len(logs[0]) == len(logs[1])
+    logs = [read_lines(r.directory / "metrics.jsonl") for r in (one, other)]
+    assert len(logs[0]) == len(logs[1]) > 0
     for mine, theirs in zip(*logs, strict=True):
         assert mine.keys() == theirs.keys()
         assert all(mine[unit] == theirs[unit] for unit in ("tokens", "images") if unit in mine)
@@ -151,7 +149,7 @@ def test_shards_judge_the_strength_as_one_process_does(tmp_path, tokenizer):
             recipe.budget.model_copy(update={"steps": 66}),
         )
         together(processes, run, recipe.model_copy(update={"value": value, "budget": budget}))
-        lines = [json.loads(line) for line in (recipe.directory / "metrics.jsonl").read_text().splitlines()]
+        lines = read_lines(recipe.directory / "metrics.jsonl")
         found.append([line["strength"] for line in lines if "strength" in line])
     assert len(found[0]) == len(found[1]) == 2
     assert found[1] == pytest.approx(found[0], abs=0.2)

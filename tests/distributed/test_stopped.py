@@ -19,6 +19,7 @@ from sessions import assert_same_end, end_of, stop
 
 from vpretrain import distributed
 from vpretrain.errors import UserError
+from vpretrain.files import read_lines
 from vpretrain.recipe import save_recipe
 from vpretrain.run import checkpoint, run_recipe
 
@@ -246,7 +247,7 @@ def test_a_log_has_each_step_once(tmp_path, tokenizer):
     recipe = recipe_of("language", "ddp", tmp_path, tokenizer, "two")
     together(2, stopped, recipe, 3)
     together(2, run, recipe, True)
-    lines = [json.loads(line) for line in (recipe.directory / "metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(recipe.directory / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(6))
 
 

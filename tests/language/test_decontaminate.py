@@ -12,6 +12,7 @@ import pytest
 from worlds import recipe_data, sums, write_jsonl
 
 from vpretrain.cli.parser import main
+from vpretrain.files import read_lines
 from vpretrain.language.assemble import assemble
 from vpretrain.language.config import SourceConfig
 from vpretrain.language.data.decontaminate import _source
@@ -25,10 +26,6 @@ SOLUTION = "She has nine apples and gives away four, so five are left."
 CLEAN = (
     "A quite different question about the number of days that the ship needs to cross the wide ocean, sailing north."
 )
-
-
-def lines(path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 ROWS = [
@@ -61,8 +58,8 @@ def cleaned(tmp_path_factory):
     return SimpleNamespace(
         command=command,
         output=output,
-        kept=lines(output / "stream-0.jsonl"),
-        dropped=lines(output / "dropped.jsonl"),
+        kept=read_lines(output / "stream-0.jsonl"),
+        dropped=read_lines(output / "dropped.jsonl"),
         report=json.loads((output / "report.json").read_text()),
         printed=" ".join(printed.getvalue().split()),
     )
@@ -91,7 +88,7 @@ def test_an_earlier_output_is_replaced_only_if_asked(cleaned, capsys):
     assert main(cleaned.command) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert main([*cleaned.command, "--overwrite", "--jaccard", "1"]) == 0
-    assert [row["id"] for row in lines(cleaned.output / "stream-0.jsonl")] == [1, 2]
+    assert [row["id"] for row in read_lines(cleaned.output / "stream-0.jsonl")] == [1, 2]
 
 
 def test_a_stream_is_cleaned_in_place_and_nothing_old_is_left(tmp_path, tokenizer, evaluation):
@@ -101,10 +98,10 @@ def test_a_stream_is_cleaned_in_place_and_nothing_old_is_left(tmp_path, tokenize
     output = tmp_path / "clean"
     arguments = ["--against", str(tmp_path / "recipe.yaml"), "--output", str(output), "--overwrite"]
     assert main(["decontaminate", str(tmp_path / "recipe.yaml"), *arguments]) == 0
-    assert len(lines(output / "stream-0.jsonl")) == 2
+    assert len(read_lines(output / "stream-0.jsonl")) == 2
     arguments[1] = evaluation
     assert main(["decontaminate", str(output / "recipe.yaml"), *arguments]) == 0
-    assert [row["question"] for row in lines(output / "stream-0.jsonl")] == [CLEAN]
+    assert [row["question"] for row in read_lines(output / "stream-0.jsonl")] == [CLEAN]
     assert main(["decontaminate", f"{output / 'stream-0.jsonl'}:question,answer", *arguments]) == 0
     assert sorted(path.name for path in output.iterdir()) == ["dropped.jsonl", "report.json", "stream-0.jsonl"]
 
@@ -115,9 +112,9 @@ def test_a_paragraph_of_raw_text_is_enough(tmp_path, evaluation):
     datasets.Dataset.from_dict({"text": texts}).to_parquet(path)
     output = tmp_path / "clean"
     assert main(["decontaminate", path, "--against", evaluation, "--output", str(output)]) == 0
-    assert [line["part"] for line in lines(output / "dropped.jsonl")] == ["paragraph 2", "paragraph 2"]
-    assert [line["like"]["part"] for line in lines(output / "dropped.jsonl")] == ["problem", "whole"]
-    assert [row["text"] for row in lines(output / "stream-0.jsonl")] == texts[1:2]
+    assert [line["part"] for line in read_lines(output / "dropped.jsonl")] == ["paragraph 2", "paragraph 2"]
+    assert [line["like"]["part"] for line in read_lines(output / "dropped.jsonl")] == ["problem", "whole"]
+    assert [row["text"] for row in read_lines(output / "stream-0.jsonl")] == texts[1:2]
 
 
 def test_rows_that_stay_keep_the_spelling_of_their_numbers(tmp_path, evaluation):
@@ -140,7 +137,7 @@ def test_a_recipe_gets_a_recipe_whose_stream_is_clean(tmp_path, tokenizer, monke
     recipe = str(tmp_path / "recipe.yaml")
     assert main(["decontaminate", recipe, "--against", recipe, "--output", str(output), "--ngram", "2"]) == 0
     kept = [row for row in stream if "99" not in row["question"]]
-    assert lines(output / "stream-0.jsonl") == kept
+    assert read_lines(output / "stream-0.jsonl") == kept
     clean = load_recipe(output / "recipe.yaml")
     assert [(s.path, s.weight, s.domain) for s in clean.stream.sources] == [
         (str(output / "stream-0.jsonl"), 0.7, "sums"),
@@ -195,7 +192,7 @@ def test_a_source_is_a_path_or_a_url_with_or_without_fields(name, path, template
 
 def test_rows_are_counted_before_they_are_read(tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", sums(7, 1))
-    assert count_rows(SourceConfig(path=path)) == len(lines(tmp_path / "rows.jsonl"))
+    assert count_rows(SourceConfig(path=path)) == len(read_lines(tmp_path / "rows.jsonl"))
     assert count_rows(SourceConfig(path=path, limit=3)) == 3
     datasets.Dataset.from_list(sums(7, 1)).to_parquet(tmp_path / "rows.parquet")
     assert count_rows(SourceConfig(path=str(tmp_path / "rows.parquet"))) == count_rows(SourceConfig(path=path))

@@ -125,9 +125,7 @@ def test_pairs_come_by_weight_without_those_that_are_held_back(tmp_path, tokeniz
     data = [{"q": f"q{i}", "a": f"a{i}"} for i in range(5)]
     paths = []
     for name in ("one", "two"):
-        file = tmp_path / f"{name}.jsonl"
-        file.write_text("".join(json.dumps({**row, "q": name + row["q"]}) + "\n" for row in data))
-        paths.append(str(file))
+        paths.append(write_jsonl(tmp_path / f"{name}.jsonl", [{**row, "q": name + row["q"]} for row in data]))
     sources = [
         SourceConfig(path=path, prompt="{q}", response="{a}", weight=w) for path, w in zip(paths, (3, 1), strict=True)
     ]

@@ -22,6 +22,7 @@ from transformers import (
 from worlds import recipe_data, tiny_recipe, write_jsonl
 
 from vpretrain import UserError, run_recipe
+from vpretrain.files import read_lines
 from vpretrain.language.assemble import assemble, load_learner
 from vpretrain.language.config import LearnerConfig
 from vpretrain.language.data.example import Example
@@ -96,7 +97,7 @@ def test_an_evaluation_depends_on_neither_batch_size_nor_order(tmp_path, tokeniz
     def evaluated(name, order, batch_size):
         data = recipe_data(tmp_path, tokenizer)
         source = data["evaluation"]["sources"][0]
-        rows = [json.loads(line) for line in Path(source["path"]).read_text().splitlines()]
+        rows = read_lines(Path(source["path"]))
         sources = [source | {"path": write_jsonl(tmp_path / f"{name}.jsonl", order(rows))}]
         size = {"problems": len(rows), "pass_at_1_problems": len(rows), "samples": 2, "batch_size": batch_size}
         data["evaluation"] |= {"sources": sources, "retention_tokens": 480, **size}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import pytest
 import torch
 from worlds import tiny_recipe
 
+from vpretrain.files import read_lines
 from vpretrain.language.assemble import assemble
 from vpretrain.language.task.values import candidate_values
 from vpretrain.method.strength import Judgement, Strength, best_beta
@@ -204,7 +204,7 @@ def test_the_first_question_takes_eight_pairs_and_no_pass_over_the_stream(tmp_pa
 
 def run_lines(recipe):
     result = run_recipe(recipe, overwrite=True)
-    return result, [json.loads(line) for line in (recipe.directory / "metrics.jsonl").read_text().splitlines()]
+    return result, read_lines(recipe.directory / "metrics.jsonl")
 
 
 def test_a_strength_that_chooses_itself_ignores_noise_and_follows_a_planted_direction(tmp_path, tokenizer):

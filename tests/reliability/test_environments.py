@@ -26,7 +26,7 @@ from vpretrain.compare.compare import compare
 from vpretrain.config import BudgetConfig
 from vpretrain.console import console
 from vpretrain.errors import Paused
-from vpretrain.files import whole_directory, write_whole
+from vpretrain.files import read_lines, whole_directory, write_whole
 from vpretrain.recipe import save_recipe
 from vpretrain.run.budget import Budget
 from vpretrain.run.export import export
@@ -259,7 +259,7 @@ def test_a_process_that_is_stopped_and_continued(tmp_path, tokenizer, fault):
         os.kill(child, signal.SIGCONT)
         assert os.waitpid(child, 0) == (child, 0)
         result = json.loads((recipe.directory / "result.json").read_text(encoding="utf-8"))
-        lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        lines = read_lines(log)
         assert result["steps"] == len(lines)
         assert sum(line["seconds"] > 2 for line in lines) <= 1  # the step that it was in
         assert 2 <= result["seconds"] < 10

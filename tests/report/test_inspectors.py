@@ -235,7 +235,7 @@ def test_views_are_the_designers_and_values_those_of_the_oracle(vision_run):
     points = data["points"]
     assert [point["step"] for point in points] == [-1, 1, 3, 5, 7, 9]
     assert len(fragment) < 1_000_000
-    log = [json.loads(line) for line in (vision_run.directory / "metrics.jsonl").read_text().splitlines()]
+    log = read_lines(vision_run.directory / "metrics.jsonl")
     updates = {line["step"]: line["value"] for line in log if "value" in line}
     assert points[0]["alignment"] is None
     assert [point["alignment"] for point in points[1:]] == [updates[step] for step in (0, 2, 4, 6, 8)]

@@ -260,7 +260,7 @@ def test_a_schedule_ends_with_the_minutes_however_the_dry_run_went(tmp_path, tok
     recipe = tiny_recipe(tmp_path, tokenizer, optimizer={"lr": 1e-3, "schedule": "linear"})
     result = run_recipe(recipe.model_copy(update={"budget": BudgetConfig(minutes=0.03)}))
     assert result.total_steps == pytest.approx(result.steps, rel=0.1, abs=1)
-    rates = [json.loads(line)["lr"] for line in (recipe.directory / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["lr"] for line in read_lines(recipe.directory / "metrics.jsonl")]
     assert rates[-1] < 0.4 * max(rates)
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from distributed.processes import run, together
-from worlds import recipe_data, sums
+from worlds import recipe_data, sums, write_jsonl
 
 from vpretrain import UserError, run_recipe
 from vpretrain.config import StreamConfig
@@ -74,7 +74,7 @@ def test_a_run_without_broken_rows_has_no_such_file_nor_has_one_that_takes_its_p
     recipe = broken_recipe(tmp_path, tokenizer)
     run_recipe(recipe)
     assert skipped_in(recipe)
-    (tmp_path / "stream.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sums(40, 1)))
+    write_jsonl(tmp_path / "stream.jsonl", sums(40, 1))
     run_recipe(recipe, overwrite=True)
     assert not (recipe.directory / SKIPPED).exists()
 

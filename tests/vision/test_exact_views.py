@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 
@@ -12,6 +11,7 @@ from models import VISION_FAMILIES, tiny_vision_model
 from worlds import vision_recipe
 
 from vpretrain import run_recipe
+from vpretrain.files import read_lines
 from vpretrain.method.protocols import Task
 from vpretrain.method.strength import Strength
 from vpretrain.method.subset import alignment_subset
@@ -208,7 +208,7 @@ def test_the_loss_at_patches_is_that_of_ibot(patches, count):
 
 def losses(recipe):
     run_recipe(recipe)
-    return [json.loads(line)["loss"] for line in (recipe.directory / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in read_lines(recipe.directory / "metrics.jsonl")]
 
 
 HEAD = {"outputs": 16, "hidden": 16, "bottleneck": 8, "warm_up_steps": 5}
@@ -234,7 +234,7 @@ def test_without_strength_the_arm_is_fixed_bit_for_bit_and_with_it_not(tmp_path,
 def test_the_strength_is_judged_on_the_images_of_the_feedback(tmp_path, changes):
     recipe = vision_recipe(tmp_path, arm="v", value={"every_steps": 4}, budget={"steps": 24}, **changes)
     run_recipe(recipe)
-    lines = [json.loads(line) for line in (recipe.directory / "metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(recipe.directory / "metrics.jsonl")
     judged = [line["step"] for line in lines if "strength" in line]
     assert judged[0] == 8
     assert all(0 <= line["strength"] <= 1 for line in lines if "strength" in line)

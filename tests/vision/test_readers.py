@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 
 import h5py
@@ -15,6 +14,7 @@ from scipy.io import savemat
 from worlds import vision_recipe
 
 from vpretrain import UserError
+from vpretrain.files import read_lines
 from vpretrain.vision.assemble import assemble
 from vpretrain.vision.config import SourceConfig
 from vpretrain.vision.data.readers import Ade20k
@@ -187,7 +187,7 @@ def test_both_share_an_evaluation_and_each_picture_is_judged_by_what_it_has(tmp_
     result = run_recipe(recipe)
     assert [set(picture) - {"scene"} for picture in result.pictures] == [{"miou"}] * 3 + [{"depth_rmse"}] * 3
     assert all(math.isfinite(result.figures[key]) for key in ("miou", "depth_rmse"))
-    scores = [json.loads(line) for line in (recipe.directory / "scores.jsonl").read_text().splitlines()]
+    scores = read_lines(recipe.directory / "scores.jsonl")
     runs = {"step-0": [scores[0]], "fixed": [result.figures], "v": [result.figures]}
     found = summarise(runs, {"step-0": [[]], "fixed": [scores], "v": [scores]}, recipe)
     assert set(found["of"]) == {"miou", "depth_rmse"}

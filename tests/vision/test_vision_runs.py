@@ -12,6 +12,7 @@ from transformers import AutoModel
 from worlds import vision_recipe
 
 from vpretrain import UserError, run_recipe
+from vpretrain.files import read_lines
 from vpretrain.method.protocols import Task
 from vpretrain.recipe import save_recipe
 from vpretrain.run.dry_run import planned_steps
@@ -190,7 +191,7 @@ def test_the_mean_mask_counts_burn_in_as_views_that_nothing_hides(tmp_path):
     half = recipe.model_copy(update={"designer": recipe.designer.model_copy(update={"burn_in_steps": 2})})
     session = session_of(half)
     result = session.run()
-    logged = [json.loads(line)["mask"] for line in (half.directory / "metrics.jsonl").read_text().splitlines()]
+    logged = [line["mask"] for line in read_lines(half.directory / "metrics.jsonl")]
     assert logged[:2] == [1.0, 1.0]
     assert max(logged[2:]) < 1
     assert result["mean_mask"] == pytest.approx(sum(logged) / len(logged))
