@@ -6,13 +6,12 @@ import gzip
 import json
 
 import pytest
-import torch
+from streams import resumed
 
 from vpretrain.errors import Unreadable, UserError
 from vpretrain.language.config import SourceConfig, StreamConfig
 from vpretrain.language.data.source import open_source, with_form
 from vpretrain.language.data.stream import LanguageStream, rows_of
-from vpretrain.run.prefetch import Prefetched
 from vpretrain.run.skipped import TooManySkipped
 
 
@@ -153,24 +152,10 @@ def test_all_but_the_broken_rows_come_in_their_order(tmp_path, broken, tokenizer
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("prefetch", [0, 2])
 def test_resumed_by_other_numbers_of_processes_the_stream_reads_on(broken, tokenizer, streaming, prefetch):
-    def opened(rank=0, processes=1):
+    def opened(rank, processes):
         return stream_of(broken, tokenizer, streaming=streaming, rank=rank, processes=processes, shards=2)
 
-    whole = opened()
-    cursor = whole.state_dict()
-    for processes in (1, 2, 4, 2):
-        streams = [opened(rank, processes) for rank in range(processes)]
-        if prefetch:
-            streams = [Prefetched(stream, prefetch, torch.device("cpu")) for stream in streams]
-        for stream in streams:
-            stream.load_state_dict(cursor)
-        for _ in range(3):
-            (expected,) = whole.next()
-            for rank, stream in enumerate(streams):
-                (batch,) = stream.next()
-                assert batch.keys == expected.keys[rank::processes]
-                assert torch.equal(batch.ids_BT, expected.ids_BT[rank::processes])
-        cursor = json.loads(json.dumps(streams[0].merge([stream.state_dict() for stream in streams])))
+    for whole, cursor in resumed(opened, (1, 2, 4, 2), 3, lambda batch, rows: [batch.ids_BT[rows]], prefetch):
         assert whole.skipped(cursor) == whole.skipped(whole.state_dict())
         assert whole.left_out(cursor) == whole.left_out(whole.state_dict())
     assert len(whole.skipped(cursor)) == len(FAULTS)

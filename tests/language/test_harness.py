@@ -119,14 +119,19 @@ def test_tasks_and_the_evaluation_of_a_recipe_go_together(scored, capsys):
     assert "local_gsm" in found["tasks"]
 
 
+def let_it_say(monkeypatch, said):
+    """The model answers each prompt as given."""
+
+    def answer(self, requests, **options):
+        return [said[request.args[0]] for request in requests]
+
+    monkeypatch.setattr(harness.HFLM, "generate_until", answer)
+
+
 def test_our_own_pass_at_1_agrees_on_the_same_outputs(tmp_path, tokenizer, tasks, monkeypatch):
     """What follows #### (its strict-match), else the last number (its flexible-extract)."""
     said = {f"Question: q{number} ?\nAnswer:": text for number, text in enumerate(OUTPUTS)}
-    monkeypatch.setattr(
-        harness.HFLM,
-        "generate_until",
-        lambda self, requests, **options: [said[request.args[0]] for request in requests],
-    )
+    let_it_say(monkeypatch, said)
     learner = save_learner(tmp_path / "learner", tokenizer)
     found = harness.run_tasks(learner, ["local_gsm"], include=str(tasks))
     theirs = {
@@ -179,11 +184,7 @@ def test_groups_and_formulas_the_way_omega_has_them(tmp_path, tokenizer, monkeyp
     answers = ["It is $\\boxed{0.5}$.", "so 13", "#### 1 + x^2", "\\boxed{0.3339}"]
     asked = "Solve the problem step by step, and put the final answer in \\boxed{}.\nAnswer:"
     said = {f"problem {i}\n{asked}": answer for i, answer in enumerate(answers)}
-    monkeypatch.setattr(
-        harness.HFLM,
-        "generate_until",
-        lambda self, requests, **options: [said[request.args[0]] for request in requests],
-    )
+    let_it_say(monkeypatch, said)
     found = harness.run_tasks(save_learner(tmp_path / "learner", tokenizer), ["local_omega"], include=str(folder))
     assert found["tasks"]["local_omega"]["scores"][0]["value"] == pytest.approx(3 / 4)
     assert found["tasks"]["local_omega"]["parts"] == []

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
-
 import pytest
 import torch
 from datasets import Dataset
-from language.test_trainer import PAPER_VALUE, STEPS, WHOLE, arguments, by_our_loop, made
+from language.test_trainer import (
+    PAPER_VALUE,
+    STEPS,
+    WHOLE,
+    Stream,
+    arguments,
+    assert_completed,
+    by_our_loop,
+    logs_of_our_loop,
+    made,
+)
 from models import VOCABULARY, tiny_model
 from trl import SFTConfig, SFTTrainer
 
@@ -30,16 +38,11 @@ def sft_arguments(directory, **changes):
     return arguments(directory, SFTConfig, **{"gradient_checkpointing": False, "bf16": False} | changes)
 
 
-class Stream:
-    """The trainer's micro-batches of two documents, so many a step."""
-
-    def __init__(self, trainer, accumulation):
-        data = trainer.train_dataset
-        pairs = ([data[number], data[number + 1]] for number in range(0, len(data), 2))
-        self.batches, self.accumulation = (token_batch(trainer.data_collator(pair)) for pair in pairs), accumulation
-
-    def next(self):
-        return [next(self.batches) for _ in range(self.accumulation)]
+def micro_batches(trainer):
+    """The trainer's micro-batches of two documents."""
+    data = trainer.train_dataset
+    for number in range(0, len(data), 2):
+        yield token_batch(trainer.data_collator([data[number], data[number + 1]]))
 
 
 @pytest.mark.parametrize(("arm", "value"), [("v-paper", PAPER_VALUE), ("v-exact", WHOLE)])
@@ -52,22 +55,12 @@ def test_the_numbers_are_our_loops_bit_for_bit(tmp_path, tokenizer, accumulation
         theirs, args, cls=VPretrainSFTTrainer, arm=arm, data=data, value=value.model_dump(exclude_unset=True),
         processing_class=tokenizer,
     )  # fmt: skip
-    stream = Stream(trainer, accumulation)
+    stream = Stream(micro_batches(trainer), accumulation)
     records, designer = by_our_loop(ours, accumulation, False, arm, value, stream=stream, tokens=len(tokenizer))
     trainer.train()
-    logs = [line for line in trainer.state.log_history if "loss" in line]
-    assert [line["loss"] for line in logs] == [record.loss for record in records]
-    assert [line["grad_norm"] for line in logs] == [record.optimizer["grad_norm"] for record in records]
-    assert [line["alpha"] for line in logs] == [record.side["alpha"] for record in records]
-    for name in ("value", "g_down_norm"):
-        assert [line.get(name) for line in logs] == [record.meta.get(name) for record in records]
+    logs = logs_of_our_loop(trainer, records, ours, theirs, designer)
     assert sum("g_down_norm" in line for line in logs) >= 2
     assert max(line["alpha"] for line in logs) > 0.001
-    for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        assert torch.equal(p, q), name
-    if designer is not None:
-        for (name, p), q in zip(designer.named_parameters(), trainer.vpretraining.designer.parameters(), strict=True):
-            assert torch.equal(p, q), name
 
 
 @pytest.mark.filterwarnings("ignore")  # of libraries, as they prepare the data
@@ -91,11 +84,7 @@ def test_a_closed_gate_is_trls_own_training_on_packed_prompts_and_completions(tm
 
 
 def test_editors_complete_trls_own_parameters_too():
-    own, theirs = (inspect.signature(trainer).parameters for trainer in (VPretrainSFTTrainer, SFTTrainer))
-    assert list(own)[: len(theirs)] == list(theirs)
-    assert {name: own[name].default for name in theirs} == {name: each.default for name, each in theirs.items()}
-    kinds = {each.kind for each in own.values()}
-    assert not kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    assert_completed(VPretrainSFTTrainer, SFTTrainer)
 
 
 @pytest.mark.parametrize(

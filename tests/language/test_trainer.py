@@ -83,10 +83,10 @@ def made(model, args, *, cls=VPretrainTrainer, arm="v-paper", data=None, designe
 
 
 class Stream:
-    """The micro-batches, so many a step."""
+    """Micro-batches, so many a step."""
 
-    def __init__(self, accumulation):
-        self.batches, self.accumulation = micro_batches(accumulation * STEPS), accumulation
+    def __init__(self, batches, accumulation):
+        self.batches, self.accumulation = batches, accumulation
 
     def next(self):
         return [next(self.batches) for _ in range(self.accumulation)]
@@ -117,7 +117,7 @@ def by_our_loop(model, accumulation, bf16, arm, value, *, stream=None, tokens=No
     records = []
     continue_pretraining(
         learner=learner,
-        stream=stream or Stream(accumulation),
+        stream=stream or Stream(micro_batches(accumulation * STEPS), accumulation),
         construction=construction,
         base=OneHot(),
         optimizer=AdamW(learner.named_parameters(), OptimizerConfig(lr=LR, warmup_fraction=0), total_steps=STEPS),
@@ -128,6 +128,21 @@ def by_our_loop(model, accumulation, bf16, arm, value, *, stream=None, tokens=No
         after_step=records.append,
     )
     return records, designer
+
+
+def logs_of_our_loop(trainer, records, ours, theirs, designer):
+    """What the trainer logged; its numbers, learner and designer are those of our loop, bit for bit."""
+    logs = [line for line in trainer.state.log_history if "loss" in line]
+    assert [line["loss"] for line in logs] == [record.loss for record in records]
+    assert [line["grad_norm"] for line in logs] == [record.optimizer["grad_norm"] for record in records]
+    assert [line["alpha"] for line in logs] == [record.side["alpha"] for record in records]
+    for name in ("strength", "value", "g_down_norm"):
+        assert [line.get(name) for line in logs] == [record.meta.get(name) for record in records]
+    pairs = [(ours, theirs)] + ([] if designer is None else [(designer, trainer.vpretraining.designer)])
+    for one, other in pairs:
+        for (name, p), q in zip(one.named_parameters(), other.parameters(), strict=True):
+            assert torch.equal(p, q), name
+    return logs
 
 
 PAPER_VALUE = ValueConfig(**VALUE | PAPER)
@@ -151,21 +166,11 @@ def test_the_numbers_are_our_loops_bit_for_bit(tmp_path, accumulation, bf16, arm
     trainer = made(theirs, args, arm=arm, value=value.model_dump(exclude_unset=True))
     assert trainer.vpretraining.learner.bf16 == bf16
     trainer.train()
-    logs = [line for line in trainer.state.log_history if "loss" in line]
-    assert [line["loss"] for line in logs] == [record.loss for record in records]
-    assert [line["grad_norm"] for line in logs] == [record.optimizer["grad_norm"] for record in records]
-    assert [line["alpha"] for line in logs] == [record.side["alpha"] for record in records]
-    for name in ("strength", "value", "g_down_norm"):
-        assert [line.get(name) for line in logs] == [record.meta.get(name) for record in records]
+    logs = logs_of_our_loop(trainer, records, ours, theirs, designer)
     assert sum("g_down_norm" in line for line in logs) == updates
     assert any("strength" in line for line in logs) == (value.strength == "auto" and arm != "v-paper")
     if value.strength == 1 or arm == "v-paper":
         assert max(line["alpha"] for line in logs) > 0.001
-    for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        assert torch.equal(p, q), name
-    if designer is not None:
-        for (name, p), q in zip(designer.named_parameters(), trainer.vpretraining.designer.parameters(), strict=True):
-            assert torch.equal(p, q), name
 
 
 @pytest.mark.usefixtures("judged_early")
@@ -176,7 +181,7 @@ def test_a_loop_of_ones_own_has_our_loops_numbers_bit_for_bit(arm, value, update
     settings = {"designer": DesignerConfig(**DESIGNER), "value": value, "feedback_batch_size": 2}
     v = VPretraining(theirs, feedback(), arm=arm, **settings)
     optimizer = torch.optim.AdamW(theirs.parameters(), lr=LR, weight_decay=0.0, fused=True)
-    stream, updated = Stream(2), 0
+    stream, updated = Stream(micro_batches(2 * STEPS), 2), 0
     for step, record in enumerate(records):
         batches = [
             {
@@ -317,12 +322,17 @@ def test_another_forward_gives_way_for_the_pass_alone():
     assert vars(model)["forward"] is patched
 
 
-def test_editors_complete_the_trainers_own_parameters_too():
-    own, theirs = (inspect.signature(trainer).parameters for trainer in (VPretrainTrainer, Trainer))
+def assert_completed(trainer, base):
+    """Editors complete the parameters of the trainer that ours is made of, too."""
+    own, theirs = (inspect.signature(each).parameters for each in (trainer, base))
     assert list(own)[: len(theirs)] == list(theirs)
     assert {name: own[name].default for name in theirs} == {name: each.default for name, each in theirs.items()}
     kinds = {each.kind for each in own.values()}
     assert not kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+
+
+def test_editors_complete_the_trainers_own_parameters_too():
+    assert_completed(VPretrainTrainer, Trainer)
 
 
 def test_candidates_are_tokens_of_the_processing_class(tmp_path, tokenizer):

@@ -61,38 +61,52 @@ def gradient_by(engine: str, kind: str, learner, construction, at, g_down, metri
         return designer_gradient(valued, construction.designer, PARTS), float(valued.value)
 
 
+def central_difference(value, parameters, direction, h):
+    """Of a value along a direction of its parameters."""
+
+    def moved(h):
+        with torch.no_grad():
+            for p, d in zip(parameters, direction, strict=True):
+                p.add_(d, alpha=h)
+        found = value()
+        with torch.no_grad():
+            for p, d in zip(parameters, direction, strict=True):
+                p.sub_(d, alpha=h)
+        return found
+
+    return (moved(h) - moved(-h)) / (2 * h)
+
+
+def assert_jvp_equals_oracle(kind, *parts, tolerance=1e-5):
+    """Gradient and value; returns the oracle's gradient."""
+    ours, value = gradient_by("jvp", kind, *parts)
+    oracle, oracle_value = gradient_by("double_backward", kind, *parts)
+    errors = relative_errors(ours, oracle)
+    assert max(errors.values()) <= tolerance, errors
+    assert value == pytest.approx(oracle_value, rel=1e-4, abs=1e-6)
+    return oracle
+
+
 @pytest.mark.parametrize("metric", ["identity", "adamw"])
 @pytest.mark.parametrize("kind", ["dot", "cosine", "penalised"])
 @pytest.mark.parametrize("subset", ["last-1", "last-2", "all", "lora"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_jvp_equals_double_backward(family, subset, kind, metric):
-    parts = setting(family, subset, adamw=metric == "adamw")
-    ours, value = gradient_by("jvp", kind, *parts)
-    oracle, oracle_value = gradient_by("double_backward", kind, *parts)
+    oracle = assert_jvp_equals_oracle(kind, *setting(family, subset, adamw=metric == "adamw"))
     assert all(g.norm() > 0 for g in oracle.values())
-    errors = relative_errors(ours, oracle)
-    assert max(errors.values()) <= 1e-5, errors
-    assert value == pytest.approx(oracle_value, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["dot", "cosine"])
 def test_a_head_with_an_adapter_has_its_dense_slope(kind):
     parts = setting("llama-untied", "lora-head")
     assert not parts[0].module.linear_head
-    ours, value = gradient_by("jvp", kind, *parts)
-    oracle, oracle_value = gradient_by("double_backward", kind, *parts)
-    assert max(relative_errors(ours, oracle).values()) <= 1e-5
-    assert value == pytest.approx(oracle_value, rel=1e-4, abs=1e-6)
+    assert_jvp_equals_oracle(kind, *parts)
 
 
 @pytest.mark.parametrize("kind", ["dot", "cosine"])
 @pytest.mark.parametrize("family", ["llama", "llama-untied"])
 def test_an_s_outside_the_blocks_has_the_slope_and_value_of_double_backward(family, kind):
-    parts = setting(family, "name:embed")
-    ours, value = gradient_by("jvp", kind, *parts)
-    oracle, oracle_value = gradient_by("double_backward", kind, *parts)
-    assert max(relative_errors(ours, oracle).values()) <= 1e-4
-    assert value == pytest.approx(oracle_value, rel=1e-4, abs=1e-6)
+    assert_jvp_equals_oracle(kind, *setting(family, "name:embed"), tolerance=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["dot", "cosine", "penalised"])
@@ -121,19 +135,9 @@ def test_oracle_equals_finite_differences_over_phi(subset, kind, metric, monkeyp
         torch.randn(p.shape, generator=torch.Generator().manual_seed(i), dtype=p.dtype) for i, p in enumerate(phi)
     ]
     predicted = float(gradients["all"] @ torch.cat([d.flatten() for d in direction]))
-
-    def value_at(h: float) -> float:
-        with torch.no_grad():
-            for p, d in zip(phi, direction, strict=True):
-                p.add_(d, alpha=h)
-        value = gradient_by("double_backward", kind, learner, construction, at, g_down, P)[1]
-        with torch.no_grad():
-            for p, d in zip(phi, direction, strict=True):
-                p.sub_(d, alpha=h)
-        return value
-
-    h = 1e-6
-    measured = (value_at(h) - value_at(-h)) / (2 * h)
+    measured = central_difference(
+        lambda: gradient_by("double_backward", kind, learner, construction, at, g_down, P)[1], phi, direction, h=1e-6
+    )
     assert predicted == pytest.approx(measured, rel=1e-5)
 
 

@@ -48,6 +48,15 @@ def dense_tangent(learner, batch, u):
         return torch.func.jvp(lambda ps: all_logits(learner.forward(batch, ps)), (at,), (u,))[1].detach()
 
 
+def assert_tangents_are_dense(learner, u):
+    """The candidates' tangents are those of `dense_tangent`; returns the state."""
+    batch = random_batch()
+    state = learner.observe(batch)
+    expected = dense_tangent(learner, batch, u).gather(-1, state.logits.candidates_NK)
+    torch.testing.assert_close(learner.candidate_tangents(batch, state, u), expected, rtol=1e-4, atol=1e-4)
+    return state
+
+
 @pytest.mark.parametrize("family", WITH_MLP)
 def test_the_tangent_from_the_own_pass_is_that_of_the_whole_model(family):
     learner, u, fast = learner_and_direction(tiny_model(family).eval())
@@ -81,10 +90,7 @@ def test_under_lora_it_is_that_of_the_adapters_in_the_mlp(targets):
     learner, u, fast = learner_and_direction(adapted(tiny_model().eval(), targets))
     assert fast
     assert all("lora" in name and ".mlp." in name for name in u)
-    batch = random_batch()
-    state = learner.observe(batch)
-    expected = dense_tangent(learner, batch, u).gather(-1, state.logits.candidates_NK)
-    torch.testing.assert_close(learner.candidate_tangents(batch, state, u), expected, rtol=1e-4, atol=1e-4)
+    assert_tangents_are_dense(learner, u)
 
 
 @pytest.mark.parametrize("subset", ["last-mlp", "last-1", "all"])
@@ -92,21 +98,14 @@ def test_a_head_with_an_adapter_is_in_the_tangent(subset):
     model = adapted(tiny_model("llama-untied").eval(), ["q_proj", "down_proj", "lm_head"])
     learner, u, fast = learner_and_direction(model, subset=subset)
     assert (fast, learner.module.linear_head) == (subset == "last-mlp", False)
-    batch = random_batch()
-    state = learner.observe(batch)
-    expected = dense_tangent(learner, batch, u).gather(-1, state.logits.candidates_NK)
-    torch.testing.assert_close(learner.candidate_tangents(batch, state, u), expected, rtol=1e-4, atol=1e-4)
+    assert_tangents_are_dense(learner, u)
 
 
 @pytest.mark.parametrize("subset", ["last-1", "last-2", "all"])
 def test_a_wider_s_has_the_tangent_of_the_whole_model_too(subset):
     learner, u, fast = learner_and_direction(tiny_model("llama-untied").eval(), subset=subset)
     assert not fast
-    batch = random_batch()
-    state = learner.observe(batch)
-    assert state.entry is None
-    expected = dense_tangent(learner, batch, u).gather(-1, state.logits.candidates_NK)
-    torch.testing.assert_close(learner.candidate_tangents(batch, state, u), expected, rtol=1e-4, atol=1e-4)
+    assert assert_tangents_are_dense(learner, u).entry is None
 
 
 @pytest.mark.parametrize(("family", "targets"), [("mamba", None), ("llama", ["q_proj"])])

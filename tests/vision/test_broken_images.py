@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from streams import resumed
 from vision.test_readers import save_ade20k
 from worlds import vision_recipe
 
@@ -96,22 +97,14 @@ def test_another_image_takes_the_place_of_each_and_no_other_moves(folder):
 @pytest.mark.parametrize(("shards", "prefetch"), [(1, 0), (4, 0), (1, 2)])
 def test_resumed_by_other_numbers_of_processes_the_stream_reads_on(folder, shards, prefetch):
     break_images(folder)
-    whole = stream_of(folder, shards=shards)
-    cursor = whole.state_dict()
-    for processes in (1, 2, 4, 2):
-        streams = [stream_of(folder, rank=rank, processes=processes, shards=shards) for rank in range(processes)]
-        if prefetch:
-            streams = [Prefetched(stream, prefetch, torch.device("cpu")) for stream in streams]
-        for stream in streams:
-            stream.load_state_dict(cursor)
-        for _ in range(2):
-            (expected,) = whole.next()
-            for rank, stream in enumerate(streams):
-                (batch,) = stream.next()
-                assert batch.keys == expected.keys[rank::processes]
-                for name in ("global_VB3HW", "local_VB3HW"):
-                    assert torch.equal(getattr(batch, name), getattr(expected, name)[:, rank::processes])
-        cursor = json.loads(json.dumps(streams[0].merge([stream.state_dict() for stream in streams])))
+
+    def opened(rank, processes):
+        return stream_of(folder, rank=rank, processes=processes, shards=shards)
+
+    def crops(batch, images):
+        return batch.global_VB3HW[:, images], batch.local_VB3HW[:, images]
+
+    for whole, cursor in resumed(opened, (1, 2, 4, 2), 2, crops, prefetch):
         assert cursor == whole.state_dict()
     assert len(whole.skipped(cursor)) == len(BROKEN)
 

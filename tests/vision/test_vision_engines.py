@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 from models import VISION_FAMILIES, tiny_vision_model
+from numerics.test_engines import central_difference
 
 from vpretrain.inspection.doctor import designer_gradient, relative_errors
 from vpretrain.method.protocols import Task
@@ -102,28 +103,17 @@ def test_oracle_equals_finite_differences_over_phi(kind):
     phi = list(case.designer.parameters())
     direction = [torch.randn(p.shape, dtype=p.dtype) for p in phi]
     predicted = float(gradients["all"] @ torch.cat([d.flatten() for d in direction]))
-
-    def value_at(h):
-        with torch.no_grad():
-            for p, d in zip(phi, direction, strict=True):
-                p.add_(d, alpha=h)
-        value = gradient_by(ENGINES["double_backward"], kind, case)[1]
-        with torch.no_grad():
-            for p, d in zip(phi, direction, strict=True):
-                p.sub_(d, alpha=h)
-        return value
-
     # The teacher sees the learned views, but its outputs are targets, and those are constant in phi by choice.
     prepare = case.problem.learner.prepare
     fixed = prepare(case.problem.construction.inputs(case.problem.batch), case.problem.theta_S).prepared[2]
     case.problem.learner.prepare = lambda inputs, at: _with_teacher(prepare(inputs, at), fixed)
-    h = 1e-5
-    assert predicted == pytest.approx((value_at(h) - value_at(-h)) / (2 * h), rel=1e-4)
+    measured = central_difference(
+        lambda: gradient_by(ENGINES["double_backward"], kind, case)[1], phi, direction, h=1e-5
+    )
+    assert predicted == pytest.approx(measured, rel=1e-4)
 
 
 def _with_teacher(inputs, teacher):
-    from dataclasses import replace
-
     return replace(inputs, prepared=(*inputs.prepared[:2], teacher))
 
 
