@@ -7,6 +7,7 @@ from typing import Any
 from benchmarks.table import markdown_table
 from vpretrain.compare.results import START
 
+_COLUMNS = ("tokens per step", "tokens/s", "over one-hot", "added within the run", "peak GiB")
 _GIB = 2**30
 
 
@@ -19,15 +20,7 @@ def markdown(report: dict[str, Any]) -> str:
     for title, section in (("", report.get("speed", {})), (", FSDP2", report.get("fsdp2", {}))):
         for learner, arms in section.items():
             rows = [row for arm, sizes in arms.items() for row in _rows(arm, sizes, arms.get("one-hot", {}))]
-            columns = (
-                f"{learner}{title}: arm",
-                "tokens per step",
-                "tokens/s",
-                "over one-hot",
-                "added within the run",
-                "peak GiB",
-            )
-            parts.append(markdown_table(columns, rows))
+            parts.append(markdown_table((f"{learner}{title}: arm", *_COLUMNS), rows))
     if arms := report.get("shift", {}).get("arms"):
         rows = [
             (arm, f"{of['target_nll']['mean']:.4f}", f"{of['retention_nll']['mean']:.4f}", f"{of['steps']:.0f}")

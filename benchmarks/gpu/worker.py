@@ -31,12 +31,7 @@ from vpretrain.timing import now, watching
 
 
 class Drawn:
-    """A stream of batches that were drawn before, over and over.
-
-    Args:
-        batches: the micro-batches, in order.
-        count: micro-batches of a step.
-    """
+    """A stream of micro-batches that were drawn before, over and over, `count` per step."""
 
     def __init__(self, batches: Sequence[Any], count: int) -> None:
         self._turns, self.count = itertools.cycle(batches), count
@@ -49,11 +44,7 @@ class Drawn:
 def measured(learner: str, name: str, sizes: Sizes, *, sharded: bool) -> Iterator[dict[str, Any]]:
     """Yield the figures of an arm for each size of step, or the error of one that does not fit into memory.
 
-    Args:
-        learner: its name in the settings.
-        name: of the arm.
-        sizes: of the steps.
-        sharded: hold the learner by FSDP2 over the processes, of which there is one.
+    If `sharded`, FSDP2 holds the learner over the processes, of which there is one.
     """
     torch.manual_seed(0)
     how: dict[str, Any] = {"rows": sizes.rows, "length": sizes.length, "precision": "bf16"}

@@ -15,13 +15,7 @@ HF = "hf"  # plain transformers: model(labels=...).loss, backward, clip, AdamW
 
 
 class TimedArm:
-    """An arm, ready to make steps.
-
-    Args:
-        recipe: the run.
-        parts: assembled from it.
-        plain: make plain transformers' steps on the parts' learner and stream.
-    """
+    """An arm, ready to make steps; if `plain`, those of plain transformers on the parts' learner and stream."""
 
     def __init__(self, recipe: Any, parts: Parts, *, plain: bool = False) -> None:
         self.recipe, self.parts = recipe, parts

@@ -46,12 +46,7 @@ def flops(parts: Parts, batch: Any) -> dict[str, float]:
 
 
 def floors(parts: Parts, batch: Any, *, attention: bool) -> dict[str, float]:
-    """Return the lower bounds of the FLOPs on a micro-batch.
-
-    Args:
-        parts: of a run.
-        batch: the micro-batch.
-        attention: whether to count attention, in full.
+    """Return the lower bounds of the FLOPs on a micro-batch, with those of attention (in full) or without.
 
     Returns:
         `step`: forward and backward of the base task; of an arm with a meta update also `feedback` and `value`, its two parts,

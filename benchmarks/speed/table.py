@@ -29,14 +29,9 @@ def markdown(report: dict[str, Any]) -> str:
             for arm, found in arms.items()
         ]
         columns = (
-            f"{learner}: arm",
-            f"{unit}/s",
-            "over base",
-            "added within the run",
-            "peak MiB",
-            f"us more per {unit[:-1]}",
+            f"{learner}: arm", f"{unit}/s", "over base", "added within the run", "peak MiB", f"us more per {unit[:-1]}",
             "s per meta update",
-        )
+        )  # fmt: skip
         parts.append(markdown_table(columns, rows))
     for learner, arms in (("smollm2-135m", report["language"]["smollm2-135m"]), ("vision", report["vision"])):
         unit = "image" if learner == "vision" else "token"

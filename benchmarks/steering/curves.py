@@ -16,12 +16,7 @@ Curve = list[dict[str, Any]]
 
 
 class Curves:
-    """The curves of all runs of a comparison.
-
-    Args:
-        recipe: that the arms share.
-        results: of `compare`.
-    """
+    """The curves of all runs of a comparison, whose results are those of `compare`."""
 
     def __init__(self, recipe: Recipe, results: dict[str, Any]) -> None:
         self._directory, self._seeds = recipe.directory, results["seeds"]

@@ -8,6 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from vpretrain.language.config import SourceConfig
+from vpretrain.language.data.source import IndexedSource, open_source
+
 SIZES = {"stream": 40, "feedback": 20, "validation": 10, "test": 15}  # templates; 85 in all
 PROBLEMS = 4000  # per stream
 PAIR = {"prompt": "Question: {question}\nAnswer:", "response": " {answer_cot}"}
@@ -48,6 +51,13 @@ def other_texts(generators: tuple[str, ...]) -> list[dict[str, Any]]:
     return [*generated, {"builtin": "python-manual", "limit": MANUAL_TEXTS, "domain": "math"}]
 
 
+def opened(source: dict[str, Any]) -> IndexedSource:
+    """Open a recipe source, none of which streams here."""
+    examples = open_source(SourceConfig.model_validate(source))
+    assert isinstance(examples, IndexedSource)
+    return examples
+
+
 def mixture(sources: list[dict[str, Any]], share: float) -> list[dict[str, Any]]:
     """Return the sources with equal weights that add up to `share`."""
     return [source | {"weight": share / len(sources)} for source in sources]
@@ -65,11 +75,7 @@ def stream_of(condition: str, root: Path) -> list[dict[str, Any]]:
 
 
 def _rows(condition: str) -> list[dict[str, str]]:
-    from vpretrain.language.config import SourceConfig
-    from vpretrain.language.data.source import IndexedSource, open_source
-
-    source = open_source(SourceConfig.model_validate(problems("stream", 1, PROBLEMS)))
-    assert isinstance(source, IndexedSource)
+    source = opened(problems("stream", 1, PROBLEMS))
     rows = [{"prompt": source[i].prompt, "response": source[i].response} for i in range(len(source))]
     vocabulary = sorted({word for row in rows for word in _WORD.findall(row["response"])})
     if condition == "noisy":

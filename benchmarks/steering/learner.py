@@ -11,10 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.fork import Fork
-from benchmarks.steering.data import GENERAL, mixture, other_texts, problems
+from benchmarks.steering.data import GENERAL, mixture, opened, other_texts, problems
 from vpretrain.errors import UserError
-from vpretrain.language.config import SourceConfig
-from vpretrain.language.data.source import IndexedSource, open_source
 from vpretrain.recipe import parse_recipe
 from vpretrain.run import run_recipe
 
@@ -65,8 +63,7 @@ def _recipe(root: Path, start: Path, name: str, steps: int) -> dict[str, Any]:
 def _tokenizer() -> PreTrainedTokenizerFast:
     texts = []
     for data in _sources():
-        source = open_source(SourceConfig.model_validate(data))
-        assert isinstance(source, IndexedSource)
+        source = opened(data)
         texts += [source[i].prompt + source[i].response for i in range(min(len(source), _SAMPLE))]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -82,16 +79,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _model(vocabulary: int, end: int) -> LlamaForCausalLM:
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=64,
-            intermediate_size=192,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            max_position_embeddings=1024,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=end,
-        )
-    )
+    return LlamaForCausalLM(LlamaConfig(
+        vocab_size=vocabulary, hidden_size=64, intermediate_size=192, num_hidden_layers=4, num_attention_heads=4,
+        max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=None, eos_token_id=end,
+    ))  # fmt: skip

@@ -14,16 +14,13 @@ from worlds import write_jsonl
 from benchmarks.steering import __main__ as steering
 from benchmarks.steering import flops
 from benchmarks.steering.costs import Costs
-from benchmarks.steering.data import SIZES, stream_of, templates
+from benchmarks.steering.data import SIZES, opened, stream_of, templates
 from vpretrain.compare.results import START
-from vpretrain.language.data.source import open_source
 
 
 def texts(condition, root, count=200):
     (on_topic, *others) = stream_of(condition, root)
-    from vpretrain.language.config import SourceConfig
-
-    source = open_source(SourceConfig.model_validate(on_topic))
+    source = opened(on_topic)
     return [source[i] for i in range(count)], on_topic["weight"], sum(other["weight"] for other in others)
 
 
