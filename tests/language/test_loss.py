@@ -73,8 +73,7 @@ def test_it_equals_the_dense_formula_in_value_and_gradient(kind, k):
     theirs = 0.7 * dense_loss(hidden_ND, head, target.candidates_NK, target.q_NK, share_N)
     torch.testing.assert_close(ours, theirs)
     found, expected = (torch.autograd.grad(value, leaves(hidden_ND, head)) for value in (ours, theirs))
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -96,8 +95,7 @@ def test_what_it_keeps_is_what_dense_logits_have(kind):
         torch.autograd.grad(logits.candidate_logits(others_NK).square().sum(), leaves(hidden_ND, head))
         for logits in (fused, dense)
     )
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("k", [1, K])
@@ -121,8 +119,7 @@ def test_rows_that_are_no_tokens_are_never_candidates(kind, k):
     theirs = dense_loss(hidden_ND, head, target.candidates_NK, target.q_NK, share_N)
     torch.testing.assert_close(ours, theirs)
     found, expected = (torch.autograd.grad(value, leaves(hidden_ND, head)) for value in (ours, theirs))
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(found, expected)
 
 
 def test_fp32_gradients_are_within_a_millionth_of_the_dense_ones():
@@ -224,8 +221,7 @@ def test_gather_dot_has_the_products_and_gradients_of_the_whole():
     theirs = (hidden_ND @ head.weight_VD.T).gather(1, candidates_NK)
     torch.testing.assert_close(ours, theirs)
     found, expected = (torch.autograd.grad((g_NK * p).sum(), (hidden_ND, head.weight_VD)) for p in (ours, theirs))
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -296,8 +292,7 @@ def test_under_compile_it_is_the_same():
         torch.autograd.grad(f(hidden_ND), leaves(hidden_ND, head))
         for f in (value, torch.compile(value, backend="aot_eager"))
     )
-    for one, other in zip(eager, compiled, strict=True):
-        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(eager, compiled)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -36,9 +37,7 @@ def in_browser(tmp_path, fragment, script):
     settings = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
     done = subprocess.run([CHROMIUM, *settings, page.as_uri()], capture_output=True, text=True, timeout=60, check=True)
     (title,) = re.findall(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
-    for entity, character in (("&lt;", "<"), ("&gt;", ">"), ("&amp;", "&")):
-        title = title.replace(entity, character)
-    found = json.loads(title)
+    found = json.loads(html.unescape(title))
     assert found["errors"] == []
     return found
 

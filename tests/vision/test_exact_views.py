@@ -240,20 +240,21 @@ def test_the_strength_is_judged_on_the_images_of_the_feedback(tmp_path, changes)
     assert all(0 <= line["strength"] <= 1 for line in lines if "strength" in line)
 
 
-def test_a_batch_of_feedback_is_the_mean_of_its_images(tmp_path):
-    parts = assemble(vision_recipe(tmp_path, arm="v", feedback={"segmentation": 0.0}))
+def losses_of_feedback(recipe):
+    """Of a batch, and of each of its images."""
+    parts = assemble(recipe)
     (batch,) = parts.feedback.next().values()
     at = parts.meta.theta_at()
     with parts.learner.meta_mode():
-        whole, *apart = (float(parts.learner.evaluate(b, at).detach()) for b in (batch, *batch.apart()))
+        return [float(parts.learner.evaluate(b, at).detach()) for b in (batch, *batch.apart())]
+
+
+def test_a_batch_of_feedback_is_the_mean_of_its_images(tmp_path):
+    whole, *apart = losses_of_feedback(vision_recipe(tmp_path, arm="v", feedback={"segmentation": 0.0}))
     assert len(apart) == 4
     assert sum(apart) / 4 == pytest.approx(whole, rel=0.05)  # of pixels: images have nearly equally many with a depth
 
 
 def test_the_loss_of_a_feedback_image_does_not_depend_on_the_others_of_its_batch(tmp_path):
-    parts = assemble(vision_recipe(tmp_path, arm="v", feedback={"depth": 0.0}))
-    (batch,) = parts.feedback.next().values()
-    at = parts.meta.theta_at()
-    with parts.learner.meta_mode():
-        whole, *apart = (float(parts.learner.evaluate(b, at).detach()) for b in (batch, *batch.apart()))
+    whole, *apart = losses_of_feedback(vision_recipe(tmp_path, arm="v", feedback={"depth": 0.0}))
     assert sum(apart) / 4 == pytest.approx(whole, rel=1e-5)  # every pixel of a scene has a class
