@@ -15,7 +15,7 @@ from benchmarks.command import command, whole, write_report
 from benchmarks.comparison import chosen, comparison_options, show, variant
 from benchmarks.shift.data import ROLES, write
 from benchmarks.sittings import Sittings, add_option
-from benchmarks.steering.__main__ import ARMS, summary
+from benchmarks.steering.__main__ import ARMS, summary, target_nll
 from benchmarks.steering.table import arms_markdown
 from vpretrain.compare.plots import draw_curves
 from vpretrain.config import Recipe
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             report |= summary(recipe, results)
             report["feedback_pairs"] = {str(size): report["arms"]["v"]["target_nll"]}
         else:
-            report["feedback_pairs"][str(size)] = _target(results["arms"]["v"])
+            report["feedback_pairs"][str(size)] = target_nll(results["arms"]["v"])
     file = _HERE / "results.json" if whole(parser(), options) else _ROOT / f"results-{variant(options)}.json"
     write_report("bench-shift", report, file, arms_markdown, options.minutes)
 
@@ -73,10 +73,6 @@ def recipe_of(size: int, options: argparse.Namespace) -> Recipe:
         "tracking.trackers=[]",
     ]
     return load_recipe("recipes/smollm2-gsm8k-shift.yaml", [*settings, *options.settings])
-
-
-def _target(figures: dict[str, Any]) -> dict[str, float]:
-    return {"mean": figures["answer_nll"], "low": figures["answer_nll_low"], "high": figures["answer_nll_high"]}
 
 
 def parser() -> argparse.ArgumentParser:

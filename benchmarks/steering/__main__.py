@@ -109,7 +109,7 @@ def summary(recipe: Recipe, results: dict[str, Any]) -> dict[str, Any]:
         retention = retentions[arm]
         low, high = interval(retention) if len(retention) > 1 else (None, None)
         arms[arm] = {
-            "target_nll": {key: figures[f"answer_nll{end}"] for key, end in _ENDS.items()},
+            "target_nll": target_nll(figures),
             "retention_nll": {"mean": figures["retention_nll"], "low": low, "high": high},
             "top_1": figures.get("answer_top_1"),
             "steps": figures["steps"],
@@ -137,7 +137,9 @@ def _correct(conditions: dict[str, Any]) -> None:
     correct(figures[key] for figures in arms if key in figures)
 
 
-_ENDS = {"mean": "", "low": "_low", "high": "_high"}
+def target_nll(figures: dict[str, Any]) -> dict[str, float]:
+    """Return an arm's NLL on the target, with its 95 % interval."""
+    return {"mean": figures["answer_nll"], "low": figures["answer_nll_low"], "high": figures["answer_nll_high"]}
 
 
 def _probed(recipe: Recipe) -> dict[str, float | None]:
