@@ -12,7 +12,7 @@ import pytest
 from worlds import write_jsonl
 
 from benchmarks.steering import __main__ as steering
-from benchmarks.steering import flops
+from benchmarks.steering import ablation, flops
 from benchmarks.steering.costs import Costs
 from benchmarks.steering.data import SIZES, opened, stream_of, templates
 from vpretrain.compare.results import START
@@ -183,6 +183,26 @@ def test_equal_flops_are_compared_problem_by_problem(compared, tmp_path, monkeyp
     assert found["one-hot"]["flops"] == pytest.approx(1 / 300)
     assert asked[-1] == (f"v-{steps}.1", ["arm=v", "seed=1", "budget.minutes=null", f"budget.steps={steps}"])
     assert flops.markdown({"conditions": {"clean": found}}).count("| clean | ") == 2
+
+
+def test_the_ablation_compares_every_variant_on_validation_templates(root, tmp_path, monkeypatch):
+    recipes = []
+
+    def result_of(recipe, name, settings):
+        recipes.append(recipe)
+        figures = dict.fromkeys(("answer_nll", "retention_nll", "seconds", "mean_alpha"), 1.0)
+        return figures | {"problems": [{"nll": 1.0}, {"nll": 2.0}]}
+
+    monkeypatch.setattr(steering, "_ROOT", root)
+    monkeypatch.setattr(ablation, "_ROOT", tmp_path)
+    monkeypatch.setattr(ablation, "pretrained", lambda root: root)
+    monkeypatch.setattr(ablation, "result_of", result_of)
+    ablation.main(["--conditions=clean"])
+    found = json.loads((tmp_path / "ablation/results.json").read_text())
+    assert list(found["conditions"]["clean"]) == list(ablation.VARIANTS)
+    assert len(recipes) == 2 * len(ablation.VARIANTS)
+    used = recipes[0].evaluation.sources[0].options["task_indices"]
+    assert set(used) == set(templates("validation"))
 
 
 def test_the_cost_of_v_is_a_few_per_cent_of_a_step_at_the_shapes_of_a_real_learner(compared):
