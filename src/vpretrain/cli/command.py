@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from vpretrain.bounds import LARGEST_SEED
 from vpretrain.recipe import load_recipe, setting_names
 from vpretrain.types import Keywords
 
@@ -25,10 +24,10 @@ class Command:
     """A command; called with the options, it returns the exit code, None being 0."""
 
     handler: Callable[..., int | None]
-    examples: str
+    examples: str  # one call per line
     arguments: tuple[Argument, ...]
-    recipe: bool
-    notes: str
+    recipe: bool  # whether it takes a recipe and settings to change; its handler gets the recipe, then the options
+    notes: str  # at the end of its help
 
     def __call__(self, options: Options) -> int | None:
         if self.recipe:
@@ -57,16 +56,16 @@ class Command:
 def command(
     examples: str, *arguments: Argument, recipe: bool = False, notes: str = ""
 ) -> Callable[[Callable[..., int | None]], Command]:
-    """Make a command of a function of the options, by some examples, one per line; `notes` are the end of its help."""
+    """Return a decorator that makes a command of its handler, see `Command`."""
     return lambda handler: Command(handler, examples, arguments, recipe, notes)
 
 
 recipe_command = partial(command, recipe=True)
-"""The same for a command with a recipe and settings to change, whose function gets the recipe first."""
+"""The same for a command that takes a recipe and settings to change."""
 
 
 def argument(name: str, metavar: str | None, what: str, **how: Any) -> Argument:
-    """Return an option, or by a name without hyphens a positional argument; `how` is argparse's."""
+    """Return an option, or, if the name has no hyphens, a positional argument; `how` goes to `add_argument`."""
     return lambda parser: parser.add_argument(name, metavar=metavar, help=what, **how)
 
 
@@ -95,7 +94,7 @@ def overrides(parser: argparse._ActionsContainer) -> argparse.Action:
 
 
 def resume(what: str) -> tuple[Argument, Argument]:
-    """Return the options for work that may have begun earlier."""
+    """Return the options of a command whose work may have begun earlier."""
     return (
         switch("--resume", f"continue {what} where it was interrupted"),
         switch("--overwrite", f"delete {what} of the same name"),
@@ -129,23 +128,9 @@ def _to_count(text: str, least: int) -> int:
     return int(text)
 
 
-def _to_seeds(text: str) -> list[int]:
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() and int(word) <= LARGEST_SEED for word in words):
-        raise argparse.ArgumentTypeError(
-            f"{text}: give whole numbers from 0 to {LARGEST_SEED}, with commas between them, as 0,1,2"
-        )
-    return [int(word) for word in words]
-
-
 def _with_default(what: str, default: float | None) -> str:
     return what if default is None else f"{what} (default: {default})"
 
 
 def _complete_setting(prefix: str, **_: object) -> list[str]:
     return [f"{name}=" for name in setting_names() if name.startswith(prefix)]
-
-
-SEEDS = argument(
-    "--seeds", "0,1,2", "run each with every one of these seeds (default: the recipe's)", type=_to_seeds, default=[]
-)

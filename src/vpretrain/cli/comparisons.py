@@ -1,8 +1,11 @@
-"""Several runs beside each other."""
+"""Commands that compare several runs."""
 
 from __future__ import annotations
 
-from vpretrain.cli.command import SEEDS, Options, argument, chosen, count, recipe_command, resume
+import argparse
+
+from vpretrain.bounds import LARGEST_SEED
+from vpretrain.cli.command import Options, argument, chosen, count, recipe_command, resume
 from vpretrain.cli.terminal import output, print_next, print_results
 from vpretrain.config import Recipe
 from vpretrain.modality import MODALITIES
@@ -14,6 +17,20 @@ _ARMS = "\n\n".join(
 )
 
 
+def _to_seeds(text: str) -> list[int]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) <= LARGEST_SEED for word in words):
+        raise argparse.ArgumentTypeError(
+            f"{text}: give whole numbers from 0 to {LARGEST_SEED}, with commas between them, as 0,1,2"
+        )
+    return [int(word) for word in words]
+
+
+_SEEDS = argument(
+    "--seeds", "0,1,2", "run each with every one of these seeds (default: the recipe's)", type=_to_seeds, default=[]
+)
+
+
 @recipe_command(
     "vpretrain compare recipes/quickstart.yaml --arms one-hot,v,self-distillation",
     argument(
@@ -22,7 +39,7 @@ _ARMS = "\n\n".join(
         "comma-separated, such as one-hot,v,random-feedback (default: the baseline and v); an arm may carry settings "
         "of its own, each after a colon: v:value.align=dot:value.every_steps=4",
     ),
-    SEEDS,
+    _SEEDS,
     count(
         "--rounds",
         1,
@@ -94,7 +111,7 @@ def pareto(recipe: Recipe, options: Options) -> None:
         "comma-separated: arms, with + between those of a path, and settings as in compare; sft and grpo are TRL's",
         required=True,
     ),
-    SEEDS,
+    _SEEDS,
     *resume("the paths"),
 )
 def posttrain(recipe: Recipe, options: Options) -> None:

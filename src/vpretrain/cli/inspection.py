@@ -1,11 +1,11 @@
-"""What a run did, and where its time goes."""
+"""Commands that show what runs did, and where the time of a step goes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from vpretrain.cli.command import Options, argument, command, count, recipe_command
-from vpretrain.cli.terminal import hush_libraries, output, print_results, size
+from vpretrain.cli.terminal import hush_libraries, output, print_results, size_text
 from vpretrain.config import Recipe
 
 _SHOWN = 8  # parameters that a replay lists
@@ -85,7 +85,7 @@ def report(options: Options) -> None:
     lines = [f"{study.recipe.name}: {verdict(study)}" for study in studies]
     for line in [*lines, *(together.lines if together else ())]:
         output().print(line, highlight=False, markup=False)
-    print(f"report: {file} ({size(file.stat().st_size)}; it needs nothing else)")
+    print(f"report: {file} ({size_text(file.stat().st_size)}; it needs nothing else)")
 
 
 @command(

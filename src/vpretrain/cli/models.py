@@ -1,4 +1,4 @@
-"""What is done with a trained model."""
+"""Commands that take a trained model."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     add_switches(parser, default=False)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in (runs, comparisons, inspection, preparation, models):
-        for one in vars(module).values():
+        for one in vars(module).values():  # in the order of definition, which is that of the help
             if isinstance(one, Command):
                 one.add_to(subparsers)
     return parser, subparsers.choices

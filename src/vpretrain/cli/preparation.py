@@ -1,4 +1,4 @@
-"""What comes before the long work."""
+"""Commands that come before the long work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Runs, and how to watch them. As in all files of commands, heavy imports are inside: help and errors appear at once."""
+"""Commands that start, watch, list and clean runs.
+
+As in all files of commands, heavy imports are inside the functions, so that help and errors appear at once.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from vpretrain.cli.command import Options, argument, chosen, command, recipe_command, resume, switch, to_number
-from vpretrain.cli.terminal import can_ask, hush_libraries, output, print_figures, print_next, size
+from vpretrain.cli.terminal import can_ask, hush_libraries, output, print_figures, print_next, size_text
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.recipe import settings_help, settings_lines
@@ -106,8 +109,8 @@ def clean(options: Options) -> None:
         print(f"nothing to remove below {options.directory}")
         return
     for one in found:
-        print(f"{size(one.size):>10}  {one.run}: {', '.join(path.name for path in one.paths)}")
-    print(f"{size(sum(one.size for one in found)):>10}  in all")
+        print(f"{size_text(one.size):>10}  {one.run}: {', '.join(path.name for path in one.paths)}")
+    print(f"{size_text(sum(one.size for one in found)):>10}  in all")
     if not options.yes:
         if not can_ask():
             raise UserError(
@@ -119,4 +122,4 @@ def clean(options: Options) -> None:
         if answer.strip().lower() not in ("y", "yes"):
             print("nothing was removed")
             return
-    print(f"freed {size(clean(found))}")
+    print(f"freed {size_text(clean(found))}")

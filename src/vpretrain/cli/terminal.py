@@ -1,4 +1,4 @@
-"""What commands print, and whether they can ask."""
+"""Output of the commands, and whether they can ask."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def print_next(directory: Path) -> None:
     print(f"next:    vpretrain report {directory} (one HTML file of all this)")
 
 
-def size(count: int) -> str:
+def size_text(count: int) -> str:
     """Format a number of bytes."""
     units = {2**30: "GiB", 2**20: "MiB", 1: "bytes"}
     unit = next(size for size in units if count >= size or size == 1)
