@@ -57,7 +57,8 @@ class Measure:
 
     def cell(self, arm: Json) -> str:
         """Return it from an arm's results as a table shows it."""
-        return shown(self.of(arm), self.form, self.unit)
+        value = self.of(arm)
+        return "-" if value is None else f"{value:{self.form}}{self.unit}"
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,6 @@ class Metrics:
     def scores(self) -> dict[str, tuple[int, str]]:
         """The metrics that are plotted along runs, those that an evaluation does not measure included."""
         return {**self.objectives, **self.also_plotted}
-
-
-def shown(value: float | None, form: str = ".4f", unit: str = "") -> str:
-    """Return a metric as a table shows it."""
-    return "-" if value is None else f"{value:{form}}{unit}"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from operator import methodcaller
 
-from vpretrain.modality import Measure, Metrics, Paired, shown
+from vpretrain.modality import Measure, Metrics, Paired
 from vpretrain.types import Json
 
 
@@ -35,6 +35,14 @@ def _pass_at_most(arm: Json) -> float | None:
     return pass_at_k[max(pass_at_k, key=int)] if pass_at_k else None
 
 
+_MEASURES = {
+    "answer NLL": Measure(methodcaller("get", "answer_nll"), ".4f", "lower", paired="nll"),
+    "tempered answer NLL": Measure(methodcaller("get", "answer_nll_tempered"), ".4f", "lower", paired="nll_tempered"),
+    "top-1": Measure(methodcaller("get", "answer_top_1"), ".1%", "higher", paired="top_1"),
+    "Pass@1": Measure(methodcaller("get", "pass_at_1"), ".1%", "higher", paired="solved"),
+    "Pass@k": Measure(_pass_at_most, ".1%", "higher"),
+    "retention NLL": Measure(methodcaller("get", "retention_nll"), ".4f", "lower"),
+}
 METRICS = Metrics(
     headline="held-out answers",
     cases="problems",
@@ -52,22 +60,13 @@ METRICS = Metrics(
         "answer NLL [95 %]": lambda arm: _with_interval(
             arm["answer_nll"], arm["answer_nll_low"], arm["answer_nll_high"]
         ),
-        "tempered": lambda arm: shown(arm.get("answer_nll_tempered")),
-        "top-1": lambda arm: shown(arm.get("answer_top_1"), ".1%"),
-        "Pass@1": lambda arm: shown(arm["pass_at_1"], ".1%"),
+        "tempered": _MEASURES["tempered answer NLL"].cell,
+        "top-1": _MEASURES["top-1"].cell,
+        "Pass@1": _MEASURES["Pass@1"].cell,
         "Pass@k": lambda arm: _sampled(arm.get("pass_at_k")),
-        "retention NLL": lambda arm: shown(arm["retention_nll"]),
+        "retention NLL": _MEASURES["retention NLL"].cell,
     },
-    measures={
-        "answer NLL": Measure(methodcaller("get", "answer_nll"), ".4f", "lower", paired="nll"),
-        "tempered answer NLL": Measure(
-            methodcaller("get", "answer_nll_tempered"), ".4f", "lower", paired="nll_tempered"
-        ),
-        "top-1": Measure(methodcaller("get", "answer_top_1"), ".1%", "higher", paired="top_1"),
-        "Pass@1": Measure(methodcaller("get", "pass_at_1"), ".1%", "higher", paired="solved"),
-        "Pass@k": Measure(_pass_at_most, ".1%", "higher"),
-        "retention NLL": Measure(methodcaller("get", "retention_nll"), ".4f", "lower"),
-    },
+    measures=_MEASURES,
     curves={"loss": "training loss (nats per token)", "alpha": "mean gate alpha", "value": "value of the task"},
     intervals=_intervals,
     also_plotted={"pass_at_1": (1, "Pass@1")},
