@@ -46,6 +46,11 @@ def write_whole(path: Path, text: str) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def write_json(path: Path, content: Json) -> None:
+    """Write JSON as `write_whole` does, a value per line."""
+    write_whole(path, json.dumps(content, indent=1))
+
+
 @contextlib.contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
     """Yield a path to write a directory to; at the end it replaces what was at `path`, with the permissions of new files."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vpretrain.compare.results import START
 from vpretrain.compare.runs import run_group
 from vpretrain.config import Recipe
-from vpretrain.files import write_whole
+from vpretrain.files import write_json
 from vpretrain.run.versions import versions
 from vpretrain.types import Json
 
@@ -22,5 +21,5 @@ def run_study(recipe: Recipe, members: Mapping[str, Sequence[str]], **how: Any) 
 def write_study(recipe: Recipe, file: str, outcome: Json) -> Json:
     """Write the outcome of a study, with its recipe and the versions, in its directory; return it."""
     outcome = outcome | {"recipe": recipe.model_dump(mode="json"), "versions": versions()}
-    write_whole(recipe.directory / file, json.dumps(outcome, indent=1))
+    write_json(recipe.directory / file, outcome)
     return outcome

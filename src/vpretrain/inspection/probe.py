@@ -17,7 +17,6 @@ any task.
 from __future__ import annotations
 
 import copy
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +27,7 @@ import torch
 from vpretrain.config import Recipe
 from vpretrain.console import steady
 from vpretrain.errors import UserError
-from vpretrain.files import write_whole
+from vpretrain.files import write_json
 from vpretrain.method.algorithm import StepRecord
 from vpretrain.method.meta import NOTHING_TOLD
 from vpretrain.method.protocols import AnyBatch, Parameters, Stream
@@ -200,7 +199,7 @@ def probe(recipe: Recipe, steps: int) -> Json:
     found = {name: agreement(observer.steps, *keys) for name, (*keys, _) in PREDICTIONS.items()}
     results = {"arm": recipe.arm, **found, "steps": observer.steps, "recipe": recipe.model_dump(mode="json")}
     recipe.directory.mkdir(parents=True, exist_ok=True)
-    write_whole(recipe.directory / "probe.json", json.dumps(results, indent=1))
+    write_json(recipe.directory / "probe.json", results)
     return results
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -11,7 +10,7 @@ from rich.table import Table
 from vpretrain.config import Recipe
 from vpretrain.console import steady
 from vpretrain.errors import UserError
-from vpretrain.files import write_whole
+from vpretrain.files import write_json
 from vpretrain.method.algorithm import StepRecord
 from vpretrain.plot import pyplot, save_figure
 from vpretrain.run.optimizer import AdamW
@@ -76,7 +75,7 @@ def profile(recipe: Recipe, steps: int) -> Json:
         "recipe": recipe.model_dump(mode="json"),
     }
     recipe.directory.mkdir(parents=True, exist_ok=True)
-    write_whole(recipe.directory / "profile.json", json.dumps(results, indent=1))
+    write_json(recipe.directory / "profile.json", results)
     return results
 
 

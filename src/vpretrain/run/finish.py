@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import sys
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ import torch
 
 from vpretrain import distributed
 from vpretrain.console import note, warn, working
-from vpretrain.files import whole_directory, write_whole
+from vpretrain.files import whole_directory, write_json
 from vpretrain.run.card import provenance, write_card
 from vpretrain.run.circumstances import circumstances
 from vpretrain.run.export import export_checkpoint
@@ -74,9 +73,9 @@ def _write(session: Session, result: Json) -> None:
     if result["steps"]:
         with working(f"{session.recipe.arm}: hashing the data"):
             made = provenance(session.recipe) | circumstances()
-            write_whole(session.directory / "provenance.json", json.dumps(made, indent=1))
+            write_json(session.directory / "provenance.json", made)
         write_card(session.directory, session.directory / "model", result=result)
-    write_whole(session.directory / "result.json", json.dumps(result, indent=1))
+    write_json(session.directory / "result.json", result)
 
 
 def peak_memory_bytes() -> int:

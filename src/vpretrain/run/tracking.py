@@ -16,7 +16,7 @@ from typing import Any
 from vpretrain.config import Recipe, TrackingConfig
 from vpretrain.console import warn
 from vpretrain.errors import UserError
-from vpretrain.files import write_whole
+from vpretrain.files import write_json
 from vpretrain.pretrained import first_line
 from vpretrain.recipe import flat, secret
 from vpretrain.types import Json
@@ -69,7 +69,7 @@ class Trackers:
         kept |= {name: {"id": _id(name, tracker), "next": self._next[name]} for name, tracker in self._trackers.items()}
         kept.pop(TENSORBOARD, None)
         if kept:
-            write_whole(recipe.directory / KEPT, json.dumps(kept, indent=1))
+            write_json(recipe.directory / KEPT, kept)
 
     def log(self, kind: str, figures: Json, step: int) -> None:
         """Send the numbers among `figures` to all trackers, as KIND/NAME."""

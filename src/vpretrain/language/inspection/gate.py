@@ -5,7 +5,6 @@ sign of its value, and by domain. Shapes: N targets, V vocabulary.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from vpretrain.console import steady
-from vpretrain.files import write_whole
+from vpretrain.files import write_json
 from vpretrain.language.inspection.steering import Steering, at_newest_checkpoint, steering
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.language.model.load import load_tokenizer, tokens_of
@@ -57,7 +56,7 @@ def gate(run: Path, batches: int) -> Json:
         if len(means) > 1:
             by[grouping] = means
     results = {"arm": recipe.arm, "targets": int(total), "by": by}
-    write_whole(run / "gate.json", json.dumps(results, indent=1))
+    write_json(run / "gate.json", results)
     return results
 
 
