@@ -100,7 +100,7 @@ def loaded(
         try:
             return load(found, trust_remote_code=trusted, **options)
         except Exception as error:  # damaged or hostile files cause many exception types
-            reason = first_line(error) or type(error).__name__
+            reason = first_line(error)
             if "custom code" in str(error):
                 reason = "it comes with code of its own: if you trust it, use vpretrain --trust-remote-code COMMAND"
             elif closed is not None and isinstance(error, OSError):
@@ -134,5 +134,5 @@ def copy_processor(name: str, packages: Mapping[str, Convert], directory: Path) 
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message: libraries write paragraphs."""
-    return str(error).strip().split("\n")[0]
+    """Return the first line of an error's message, since libraries write paragraphs; its type if it has no message."""
+    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -94,7 +94,7 @@ def push(directory: str, name: str, *, private: bool) -> str:
         with working("uploading"):
             api.upload_folder(repo_id=name, folder_path=directory, commit_message="Upload by vpretrain export")
     except Exception as error:  # of the hub, the network or the login
-        reason = first_line(error).rstrip(".") or type(error).__name__
+        reason = first_line(error).rstrip(".")
         raise UserError(
             f"{directory} is exported but not uploaded to {name}: {reason}; mend it (hf auth login, or HF_TOKEN, names who "
             f"you are), then: hf upload {name} {directory}"

@@ -114,7 +114,7 @@ class Tracking(Hook):
             return
         error = sys.exception()  # with which the run ends, or in whose handler it was called; a pause is no end
         if error is not None and not self._finished and not isinstance(error, Paused):
-            self._trackers.notify(f"ended early: {first_line(error) or type(error).__name__}")
+            self._trackers.notify(f"ended early: {first_line(error)}")
         self._trackers.close()
 
 

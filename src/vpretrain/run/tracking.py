@@ -121,8 +121,8 @@ class Trackers:
     def _leave(self, name: str, error: Exception) -> None:
         self._trackers.pop(name, None)
         warn(
-            f"warning: the tracker {name} failed ({first_line(error) or type(error).__name__}); the run goes on without "
-            "it, and metrics.jsonl has everything"
+            f"warning: the tracker {name} failed ({first_line(error)}); the run goes on without it, and metrics.jsonl "
+            "has everything"
         )
 
 

@@ -205,7 +205,7 @@ def readable(kind: str, name: str) -> Iterator[None]:
     except Exception as error:  # Pillow raises many kinds for broken files, and one of its own for decompression bombs
         if isinstance(error, OSError) and error.errno is not None:  # of the system; Pillow's own have none
             raise UserError(f"{what}: {error}; remove or replace it") from None
-        reason = first_line(error) or type(error).__name__
+        reason = first_line(error)
         if isinstance(error, UnidentifiedImageError):  # whose message differs from process to process
             reason = "it has no format that Pillow knows"
         raise Unreadable(f"{what}: {reason}; remove or replace it", name, reason) from None
