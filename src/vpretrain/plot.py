@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 
-def pyplot() -> ModuleType | None:
-    """Return the pyplot module, set to draw without a screen; None without matplotlib."""
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
     try:
-        import matplotlib
+        import matplotlib  # noqa: F401
     except ImportError:
-        return None
+        return False
+    return True
+
+
+def pyplot() -> Any:
+    """Return the pyplot module, set to draw without a screen."""
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot as module
 
@@ -21,8 +27,6 @@ def pyplot() -> ModuleType | None:
 
 def save_figure(figure: Any, file: Path) -> Path:
     """Write a figure as a PNG, and forget it; return the file."""
-    from matplotlib import pyplot as module
-
     figure.savefig(file, dpi=120)
-    module.close(figure)
+    pyplot().close(figure)
     return file

@@ -287,7 +287,7 @@ def test_single_runs_finished_and_at_work(tmp_path):
 def test_without_matplotlib_there_are_numbers(tmp_path, monkeypatch):
     write_comparison(tmp_path / "study")
     write_probe(tmp_path / "study")
-    monkeypatch.setattr("vpretrain.report.page.pyplot", lambda: None)
+    monkeypatch.setattr("vpretrain.report.page.can_draw", lambda: False)
     page = made(tmp_path, tmp_path / "study")
     assert "pip install matplotlib" in page.text()
     assert not [tag for tag, _ in page.tags if tag == "svg"]

@@ -100,7 +100,7 @@ def pareto(recipe: Recipe, options: Options) -> None:
     recipe = recipe.model_copy(update={"name": f"{recipe.name}-pareto"})  # avoids a comparison of this name
     results = pareto(recipe, points, **chosen(options, "resume", "overwrite"))
     output().print(pareto_table(results, recipe))
-    print_results(recipe.directory / "pareto.json", draw_pareto(results, recipe))
+    print_results(recipe.directory / "pareto.json", draw_pareto, results, recipe)
 
 
 @recipe_command(
@@ -122,7 +122,7 @@ def posttrain(recipe: Recipe, options: Options) -> None:
     recipe = recipe.model_copy(update={"name": f"{recipe.name}-posttrain"})  # avoids a comparison of this name
     results = posttrain(recipe, split_entries(options.paths), **chosen(options, "seeds", "resume", "overwrite"))
     output().print(posttrain_table(results, recipe))
-    print_results(recipe.directory / "posttrain.json", draw_posttrain(results, recipe))
+    print_results(recipe.directory / "posttrain.json", draw_posttrain, results, recipe)
 
 
 @recipe_command(
@@ -144,6 +144,6 @@ def sweep(recipe: Recipe, options: Options) -> None:
     for field, importance in results["importances"].items():
         print(f"{importance:>7.1%}  {field}")
     directory = recipe.directory
-    print_results(directory / "sweep.json", draw_sweep(results, directory / "sweep.png"))
+    print_results(directory / "sweep.json", draw_sweep, results, directory / "sweep.png")
     model = directory / f"trial-{results['best']}" / "model"
     print(f"best:    {directory / 'best.yaml'}   model: {model}")

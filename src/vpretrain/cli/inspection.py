@@ -25,7 +25,7 @@ def probe(recipe: Recipe, options: Options) -> None:
     )
     for which, (*_, title) in PREDICTIONS.items():
         print(f"{title:>24}  {shown(results[which])}")
-    print_results(recipe.directory / "probe.json", draw_probe(results, recipe.directory / "probe.png"))
+    print_results(recipe.directory / "probe.json", draw_probe, results, recipe.directory / "probe.png")
 
 
 @recipe_command(
@@ -42,7 +42,7 @@ def profile(recipe: Recipe, options: Options) -> None:
     added, unit = results["added"], results["unit"].removesuffix("s")
     print(f"added to ordinary pretraining: {added['microseconds']:.2f} microseconds per {unit}, {added['ratio']:.1%}")
     print(f"meta updates: {results['meta_share']:.1%} of the time of a step")
-    print_results(recipe.directory / "profile.json", draw_profile(results, recipe.directory / "profile.png"))
+    print_results(recipe.directory / "profile.json", draw_profile, results, recipe.directory / "profile.png")
 
 
 @command(
@@ -58,7 +58,7 @@ def gate(options: Options) -> None:
     directory = Path(options.run)
     results = gate(directory, options.batches)
     output().print(gate_table(results))
-    print_results(directory / "gate.json", draw_gate(results, directory / "gate.png"))
+    print_results(directory / "gate.json", draw_gate, results, directory / "gate.png")
 
 
 @command(

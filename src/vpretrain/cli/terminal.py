@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from vpretrain import console
+from vpretrain.plot import can_draw
 from vpretrain.types import Json
 
 
@@ -41,9 +43,10 @@ def print_figures(result: Json) -> None:
             print(f"{key:>20}  {value:.6g}" if isinstance(value, float) else f"{key:>20}  {value}")
 
 
-def print_results(results: Path, picture: Path | None) -> None:
-    """Print where the results are, and their picture."""
-    print(f"results: {results}   picture: {picture or 'not drawn; pip install matplotlib'}")
+def print_results(file: Path, draw: Callable[..., Path], *arguments: object) -> None:
+    """Draw a picture of the results by `draw(*arguments)`, and print where both are."""
+    picture = draw(*arguments) if can_draw() else "not drawn; pip install matplotlib"
+    print(f"results: {file}   picture: {picture}")
 
 
 def print_next(directory: Path) -> None:

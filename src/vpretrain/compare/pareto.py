@@ -82,14 +82,11 @@ def pareto_table(results: Json, recipe: Recipe) -> Table:
     return grid(f"{recipe.name}: {' against '.join(titles)}", rows)
 
 
-def draw_pareto(results: Json, recipe: Recipe) -> Path | None:
-    """Plot the points over the two objectives, with the front as a line; return None without matplotlib."""
-    plot = pyplot()
-    if plot is None:
-        return None
+def draw_pareto(results: Json, recipe: Recipe) -> Path:
+    """Plot the points over the two objectives, with the front as a line."""
     objectives = modality_of(recipe).metrics.objectives
     (x, (x_sign, x_title)), (y, (y_sign, y_title)) = objectives.items()
-    figure, panel = plot.subplots(figsize=(8.4, 4.6), layout="constrained")
+    figure, panel = pyplot().subplots(figsize=(8.4, 4.6), layout="constrained")
     markers = "sDo^v<>PX*"
     for number, (name, point) in enumerate(results["points"].items()):
         marker = markers[number % len(markers)]

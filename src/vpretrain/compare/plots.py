@@ -11,7 +11,7 @@ from vpretrain.compare.results import START, run_name
 from vpretrain.config import Recipe
 from vpretrain.files import read_lines
 from vpretrain.modality import modality_of
-from vpretrain.plot import pyplot, save_figure
+from vpretrain.plot import can_draw, pyplot, save_figure
 from vpretrain.types import Json
 
 _PANELS = 5  # of a figure, side by side
@@ -23,8 +23,7 @@ def draw_curves(results: Json, recipe: Recipe) -> Path | None:
 
     A thin line is a seed. Returns None without matplotlib, and if there is nothing to plot.
     """
-    plot = pyplot()
-    if plot is None:
+    if not can_draw():
         return None
     metrics, unit = modality_of(recipe).metrics, recipe.unit
     panels = [("metrics", "seconds", key, title) for key, title in metrics.curves.items()]
@@ -38,7 +37,7 @@ def draw_curves(results: Json, recipe: Recipe) -> Path | None:
     rows = -(-len(drawn) // _PANELS)
     columns = -(-len(drawn) // rows)
     size = (4.3 * columns, 3.8 * rows)
-    figure, axes = plot.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    figure, axes = pyplot().subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     for axis in axes.flat[len(drawn) :]:
         axis.remove()
     for axis, ((file, x, _, title), curves) in zip(axes.flat[: len(drawn)], drawn, strict=True):
@@ -78,18 +77,18 @@ def draw_settings(results: Json, recipe: Recipe) -> Path | None:
     A dot is a seed, a line goes through the means over seeds; a dashed line is an arm without settings of its own. Returns None
     without matplotlib, if no two entries differ in one number alone, and if no score was measured.
     """
-    plot, arms = pyplot(), results["arms"]
+    arms = results["arms"]
     lines, plain = by_setting(list(arms)), [name for name in arms if not parse_entry(name).settings]
     scores = {
         key: title
         for key, (_, title) in modality_of(recipe).metrics.scores.items()
         if all(arm.get(key) is not None for arm in arms.values())
     }
-    if plot is None or not lines or not scores:
+    if not (can_draw() and lines and scores):
         return None
     fields = list(dict.fromkeys(field for _, field in lines))
     size = (4.3 * len(scores), 3.8 * len(fields))
-    figure, axes = plot.subplots(len(fields), len(scores), figsize=size, layout="constrained", squeeze=False)
+    figure, axes = pyplot().subplots(len(fields), len(scores), figsize=size, layout="constrained", squeeze=False)
     for row, field in zip(axes, fields, strict=True):
         for axis, (key, title) in zip(row, scores.items(), strict=True):
             for number, name in enumerate(plain):
@@ -125,10 +124,10 @@ def by_setting(labels: Sequence[str]) -> dict[tuple[str, str], list[tuple[float,
 
 def draw_pass_at_k(results: Json, recipe: Recipe) -> Path | None:
     """Plot Pass@k against k, as means over seeds. Returns None without matplotlib, and if no solutions were drawn."""
-    plot, arms = pyplot(), {name: arm for name, arm in results["arms"].items() if arm.get("pass_at_k")}
-    if plot is None or not arms:
+    arms = {name: arm for name, arm in results["arms"].items() if arm.get("pass_at_k")}
+    if not (can_draw() and arms):
         return None
-    figure, axis = plot.subplots(figsize=(5.2, 3.8), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=(5.2, 3.8), layout="constrained")
     for number, (name, arm) in enumerate(arms.items()):
         ks = sorted(map(int, arm["pass_at_k"]))
         values = [arm["pass_at_k"][str(k)] for k in ks]

@@ -86,11 +86,8 @@ def posttrain_table(results: Json, recipe: Recipe) -> Table:
     return grid(f"{recipe.name}: paths of equal budget", rows)
 
 
-def draw_posttrain(results: Json, recipe: Recipe) -> Path | None:
-    """Plot scores against the time on one device; a dot ends a stage, a thin line is a seed. Return None without matplotlib."""
-    plot = pyplot()
-    if plot is None:
-        return None
+def draw_posttrain(results: Json, recipe: Recipe) -> Path:
+    """Plot scores against the time on one device; a dot ends a stage, a thin line is a seed."""
     scores = [
         (key, title)
         for key, (_, title) in modality_of(recipe).metrics.scores.items()
@@ -99,7 +96,7 @@ def draw_posttrain(results: Json, recipe: Recipe) -> Path | None:
     longest = max(curve[-1]["seconds"] for found in results["paths"].values() for curve in found["curve"])
     unit, scale = ("hours", _HOUR) if longest >= _HOUR else ("seconds", 1)
     count = len(scores)
-    figure, axes = plot.subplots(1, count, figsize=(5.2 * count, 3.8), layout="constrained", squeeze=False)
+    figure, axes = pyplot().subplots(1, count, figsize=(5.2 * count, 3.8), layout="constrained", squeeze=False)
     for axis, (key, title) in zip(axes[0], scores, strict=True):
         for number, (path, found) in enumerate(results["paths"].items()):
             for turn, curve in enumerate(found["curve"]):

@@ -160,15 +160,12 @@ def sweep_table(results: Json) -> Table:
     return view
 
 
-def draw_sweep(results: Json, file: Path) -> Path | None:
-    """Plot the objective by trial, and by each setting, most important first; return None without matplotlib."""
-    plot = pyplot()
-    if plot is None:
-        return None
+def draw_sweep(results: Json, file: Path) -> Path:
+    """Plot the objective by trial, and by each setting, most important first."""
     done = [trial for trial in results["trials"] if trial["value"] is not None]
     fields = sorted(results["space"], key=lambda field: -results["importances"].get(field, 0.0))
     count = 1 + len(fields)
-    figure, axes = plot.subplots(1, count, figsize=(3.2 * count, 3.4), layout="constrained", sharey=True)
+    figure, axes = pyplot().subplots(1, count, figsize=(3.2 * count, 3.4), layout="constrained", sharey=True)
     axes[0].plot([trial["number"] for trial in done], [trial["value"] for trial in done], "o", markersize=4)
     best = next(trial for trial in done if trial["number"] == results["best"])
     axes[0].set(xlabel="trial", ylabel=f"{results['objective']} ({results['direction']})")

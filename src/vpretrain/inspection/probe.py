@@ -223,13 +223,11 @@ def points_by_prediction(results: Json) -> dict[str, list[tuple[float, float]]]:
     return {name: pairs for name, pairs in found.items() if pairs}
 
 
-def draw_probe(results: Json, file: Path) -> Path | None:
-    """Plot realised against predicted drops; return None without matplotlib."""
-    plot = pyplot()
-    if plot is None:
-        return None
+def draw_probe(results: Json, file: Path) -> Path:
+    """Plot realised against predicted drops."""
     panels = points_by_prediction(results)
-    figure, axes = plot.subplots(1, len(panels), figsize=(4.2 * len(panels), 4), layout="constrained", squeeze=False)
+    count = len(panels)
+    figure, axes = pyplot().subplots(1, count, figsize=(4.2 * count, 4), layout="constrained", squeeze=False)
     for axis, (name, pairs) in zip(axes[0], panels.items(), strict=True):
         if name != "seen":  # which is in another unit
             axis.axline((0, 0), slope=1, color="grey", linewidth=0.8)

@@ -99,12 +99,9 @@ def profile_table(results: Json) -> Table:
     return view
 
 
-def draw_profile(results: Json, file: Path) -> Path | None:
-    """Plot the phases as bars, those beyond ordinary pretraining in another colour; return None without matplotlib."""
-    plot = pyplot()
-    if plot is None:
-        return None
-    figure, axis = plot.subplots(figsize=(7, 3.6), layout="constrained")
+def draw_profile(results: Json, file: Path) -> Path:
+    """Plot the phases as bars, those beyond ordinary pretraining in another colour."""
+    figure, axis = pyplot().subplots(figsize=(7, 3.6), layout="constrained")
     names = sorted(results["phases"], key=results["phases"].get)
     for which, colour, hatch in ((True, "C0", ""), (False, "C1", "//")):
         chosen = [name for name in names if (name in ORDINARY) is which]

@@ -18,7 +18,7 @@ from vpretrain.compare.results import START
 from vpretrain.console import working
 from vpretrain.files import check_writable, write_whole
 from vpretrain.modality import modality_of
-from vpretrain.plot import pyplot
+from vpretrain.plot import can_draw
 from vpretrain.recipe import flat
 from vpretrain.report import plots
 from vpretrain.report.across import Across, across
@@ -77,7 +77,7 @@ def write_page(studies: Sequence[Study], together: Across | None, output: Path) 
 
 def _study(study: Study, number: int) -> Json:
     """Return the template's variables for a study."""
-    draws = pyplot() is not None
+    draws = can_draw()
     first, others = plots.steps(study) if draws else ([], [])
     shown = {
         "anchor": f"study-{number}",

@@ -291,7 +291,6 @@ def _svg(
         left, right, width, height: points; right: None: as the names need it.
     """
     plot = pyplot()
-    assert plot is not None
     right = 40 + 5.0 * max((len(_short(name)) for name in names), default=0) if right is None else right
     with plot.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # the text is drawn in the page's font, not in matplotlib's

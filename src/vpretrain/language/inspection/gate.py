@@ -84,13 +84,10 @@ def gate_table(results: Json) -> Table:
     return view
 
 
-def draw_gate(results: Json, file: Path) -> Path | None:
-    """Draw the results as bars; return None without matplotlib."""
-    plot = pyplot()
-    if plot is None:
-        return None
+def draw_gate(results: Json, file: Path) -> Path:
+    """Draw the results as bars."""
     count = len(results["by"])
-    figure, axes = plot.subplots(1, count, figsize=(3.4 * count, 3.4), layout="constrained", sharey=True)
+    figure, axes = pyplot().subplots(1, count, figsize=(3.4 * count, 3.4), layout="constrained", sharey=True)
     for axis, (grouping, groups) in zip(axes, results["by"].items(), strict=True):
         bars = axis.bar(list(groups), [found["alpha"] for found in groups.values()])
         axis.bar_label(bars, [f"{found['share']:.0%}" for found in groups.values()], fontsize=8)
