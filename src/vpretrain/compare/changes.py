@@ -48,7 +48,7 @@ def subject(results: Json, recipe: Recipe) -> tuple[str, str] | None:
 
 
 def changes(results: Json, recipe: Recipe, arm: str, other: str) -> list[Change]:
-    """Return all metrics that an arm and another one (or the untouched learner) have."""
+    """Compare an arm with another one, or with the untouched learner, in every metric that both have."""
     found = []
     judged = subject(results, recipe)
     for title, measure in modality_of(recipe).metrics.measures.items():

@@ -40,11 +40,11 @@ class Run:
 class Study:
     """A comparison, or a run alone."""
 
-    recipe: Recipe  # that its runs share
+    recipe: Recipe  # the one that its runs share
     results: Json  # as in results.json; of a run alone only its arm, once it is finished
     runs: Mapping[str, Sequence[Run]]  # by arm, one per seed
-    probe: Json  # the result of this command; empty: none
-    profile: Json  # the same
+    probe: Json  # the result of `vpretrain probe`; empty: it was not run
+    profile: Json  # that of `vpretrain profile`, likewise
     missing: list[str]  # what is missing, and how to create it
 
     @property

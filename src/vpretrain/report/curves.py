@@ -28,7 +28,7 @@ class Band:
 def thin(series: Sequence[Series]) -> Band:
     """Thin the curves of one arm's seeds to at most `MOST` bands of equal width. No extreme is lost.
 
-    If there are no more different x than bands, each x is a band of its own.
+    If there are no more distinct x than bands, each has a band of its own.
     """
     x_P = np.concatenate([np.asarray(x, dtype=float) for x, _ in series])
     y_P = np.concatenate([np.asarray(y, dtype=float) for _, y in series])

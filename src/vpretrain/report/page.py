@@ -65,7 +65,7 @@ def report(directories: Sequence[Path], output: Path) -> Path:
 
 
 def write_page(studies: Sequence[Study], together: Across | None, output: Path) -> None:
-    """Write a report on studies, and on them beside each other. Raises UserError, before the drawing, if it cannot."""
+    """Write a report on studies, with what `across` says of them. Raises UserError, before any drawing, if it cannot."""
     check_writable(output, "--output")
     with working("drawing the report"):
         shown = [_study(study, number) for number, study in enumerate(studies, start=1)]
@@ -200,7 +200,8 @@ def _phases(found: Json) -> Table | None:
     from vpretrain.inspection.profile import phase_rows  # needs torch
 
     rows, added = phase_rows(found), found["added"]
-    total = f"{added['microseconds']:.2f} {rows[0][1]}, {added['ratio']:.1%}"
+    _, unit, _ = rows[0]
+    total = f"{added['microseconds']:.2f} {unit}, {added['ratio']:.1%}"
     return Table(f"Phases of a step of {found['arm']}, added to ordinary pretraining: {total}", rows)
 
 

@@ -40,7 +40,7 @@ class Tail:
 
 
 def read_object(file: Path) -> Json | None:
-    """Return the content of a file that is written as a whole; None if there is none."""
+    """Return the JSON object in a file that is written whole; None if there is no such file, or no object in it."""
     try:
         return next(_objects(file.read_bytes().replace(b"\n", b" ")), None)
     except OSError:

@@ -113,7 +113,7 @@ class AdamW:
 class Preconditioner(Mapping[str, Tensor]):
     """AdamW's P = 1 / (sqrt(v_hat) + eps) over some parameters (App B.4), computed on each access.
 
-    It follows the optimizer's state, and is empty without such statistics: before the first step, or if that is no Adam.
+    It follows the optimizer's state; it is empty before the first step, and if the optimizer is no Adam.
     P is 0 where v_hat is: no step has moved such an entry (an input embedding that the stream never used), and at 1 / eps it
     alone would make up the length of g_down.
     """

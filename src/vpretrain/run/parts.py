@@ -67,5 +67,5 @@ class Parts:
     optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)
 
     def stream_cursor(self) -> Json:
-        """Return the whole stream's cursor, of all processes, which call this together."""
+        """Return the cursor of the whole stream, over all processes, which call this together."""
         return self.stream.merge(distributed.all_gather(self.stream.state_dict()))

@@ -60,7 +60,7 @@ def restore(parts: Parts, optimizer: AdamW, groups: Tensors, state: Json) -> Non
 
 
 def captured_meta(meta: MetaUpdate) -> tuple[Tensors, Json]:
-    """Return what later steps need of a meta update, apart from phi and its optimizer: tensors, and the JSON-ready state."""
+    """Return the tensors by group and the JSON-ready state that later steps need, apart from phi and its optimizer."""
     kept = {f"{domain}/{name}": g for domain, of_domain in meta.kept.items() for name, g in of_domain.items()}
     strength = None if meta.strength is None else meta.strength.state_dict()
     groups: Tensors = {"direction": meta.direction or {}, "feedback-gradients": kept}
