@@ -9,6 +9,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from vpretrain.errors import UserError
 from vpretrain.types import Json
@@ -44,6 +45,11 @@ def write_whole(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file. Raises OSError, ValueError, or RecursionError."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_json(path: Path, content: Json) -> None:

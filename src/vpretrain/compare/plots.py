@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vpretrain.compare.entry import parse_entry
 from vpretrain.compare.results import START, run_name
 from vpretrain.config import Recipe
-from vpretrain.files import read_lines
+from vpretrain.files import read_json, read_lines
 from vpretrain.modality import modality_of
 from vpretrain.plot import can_draw, pyplot, save_figure
 from vpretrain.types import Json
@@ -64,7 +63,7 @@ def _curves(
             run = recipe.directory / run_name(arm, seed, results["seeds"])
             lines = read_lines(run / f"{file}.jsonl")
             if file == "scores":  # from the untouched learner to the result
-                end = json.loads((run / "result.json").read_text(encoding="utf-8"))
+                end = read_json(run / "result.json")
                 lines = [results["arms"][START], *lines, end]
             points = [(line[x], line[y]) for line in lines if line.get(y) is not None]
             if points and (file == "scores" or y == "loss" or any(value for _, value in points)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from vpretrain import pretrained
 from vpretrain.config import Recipe
 from vpretrain.console import minutes, note, switches
 from vpretrain.errors import Interrupted, Paused, UserError
+from vpretrain.files import read_json
 from vpretrain.recipe import refuse_changes, save_recipe
 from vpretrain.run.lock import LOCK, locked
 from vpretrain.run.tracking import require
@@ -87,7 +87,7 @@ def run_group(
                     ended = run_member(directory, name, members[name], until=until, resume=again, start=start)
                 if ended:
                     finished.add(name)
-        return {name: json.loads((directory / name / "result.json").read_text(encoding="utf-8")) for name in members}
+        return {name: read_json(directory / name / "result.json") for name in members}
 
 
 class _Pace:

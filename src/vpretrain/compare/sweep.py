@@ -22,7 +22,7 @@ from vpretrain.compare.study import write_study
 from vpretrain.config import Recipe, Strict
 from vpretrain.console import minutes, note
 from vpretrain.errors import UserError
-from vpretrain.files import read_lines, write_whole
+from vpretrain.files import read_json, read_lines, write_whole
 from vpretrain.modality import modality_of
 from vpretrain.plain import read_yaml
 from vpretrain.plot import pyplot, save_figure
@@ -244,7 +244,7 @@ def _trial(
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
             shutil.rmtree(directory / "checkpoints", ignore_errors=True)
             return f"{settings}: left off at rung {rung} with {key} {scores[rung - 1][key]:.4f}"
-    value = json.loads((directory / "result.json").read_text(encoding="utf-8"))[key]
+    value = read_json(directory / "result.json")[key]
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
     if value is None or not math.isfinite(value):
         study.tell(trial, state=optuna.trial.TrialState.FAIL)

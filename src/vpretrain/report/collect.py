@@ -12,7 +12,7 @@ from vpretrain.compare.results import START, over_seeds, run_name
 from vpretrain.compare.tables import remarks
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
-from vpretrain.files import Lines
+from vpretrain.files import Lines, read_json
 from vpretrain.modality import modality_of
 from vpretrain.recipe import load_recipe
 from vpretrain.tables import cells
@@ -128,7 +128,7 @@ def _json(file: Path, needed: set[str]) -> Json:
     if not file.exists():
         return {}
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
     except (OSError, ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or not needed <= found.keys():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -11,6 +10,7 @@ from rich.text import Text
 
 from vpretrain.compare.changes import headline
 from vpretrain.errors import UserError
+from vpretrain.files import read_json
 from vpretrain.recipe import load_recipe
 from vpretrain.report.watch import GroupView, RunView
 from vpretrain.run.find import runs_below
@@ -80,7 +80,6 @@ def _headline(directory: Path) -> str:
     if not (directory / "results.json").exists():
         return "-"
     try:
-        results = json.loads((directory / "results.json").read_text(encoding="utf-8"))
-        return headline(results, load_recipe(directory / "recipe.yaml"))
+        return headline(read_json(directory / "results.json"), load_recipe(directory / "recipe.yaml"))
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # damaged, or of another version
         return "results.json cannot be read"

@@ -15,7 +15,7 @@ import yaml
 
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
-from vpretrain.files import write_whole
+from vpretrain.files import read_json, write_whole
 from vpretrain.modality import modality_of
 from vpretrain.recipe import flat, load_recipe
 from vpretrain.run.versions import versions
@@ -226,4 +226,4 @@ def _comparison(file: Path, result: Json) -> Json:
 
 
 def _read(file: Path) -> Json:
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return read_json(file) if file.exists() else {}

@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from vpretrain import distributed
 from vpretrain.console import warn
 from vpretrain.errors import UserError
-from vpretrain.files import follow_umask, remove, sync, write_whole
+from vpretrain.files import follow_umask, read_json, remove, sync, write_whole
 from vpretrain.method.protocols import Learner
 from vpretrain.types import Json
 
@@ -122,7 +122,7 @@ def checkpoints(root: Path) -> list[Path]:
 def damage(path: Path) -> str | None:
     """Describe how a checkpoint differs from what was written; None if it is intact."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(path / MANIFEST)
         for name, described in manifest.items():
             if not _FILE.fullmatch(name):
                 return f"{MANIFEST} names {name!r}, which is no file of a checkpoint"
@@ -144,7 +144,7 @@ def load_checkpoint(path: Path) -> tuple[Tensors, Json]:
     if found := distributed.on_rank_0(lambda: damage(path)):
         raise UserError(f"the checkpoint {path} is damaged: {found}; remove it to use the one before")
     try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        state = read_json(path / "state.json")
         files: dict[str, list[Path]] = {}
         for file in path.glob("*.safetensors"):
             files.setdefault(file.name.split(".")[0], []).append(file)

@@ -7,7 +7,6 @@ the process. Their loggers need its PartialState, which takes over an existing p
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import secrets
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 from vpretrain.config import Recipe, TrackingConfig
 from vpretrain.console import warn
 from vpretrain.errors import UserError
-from vpretrain.files import write_json
+from vpretrain.files import read_json, write_json
 from vpretrain.pretrained import first_line
 from vpretrain.recipe import flat, secret
 from vpretrain.types import Json
@@ -165,7 +164,7 @@ def _settings(recipe: Recipe) -> Json:
 
 def _read(file: Path) -> Json:
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        return dict(read_json(file))
     except (OSError, ValueError, TypeError):
         return {}
 
