@@ -57,8 +57,9 @@ def read(shape, **source):
 
 
 def test_ade20k_classes_are_remapped_as_the_paper_does(tmp_path):
-    data = read(None, ade20k=save_ade20k(tmp_path))
-    assert (len(data), data.classes) == (6, 150)
+    pool = Pool([SourceConfig(ade20k=save_ade20k(tmp_path))], None)
+    assert (len(pool), pool.classes) == (6, 150)
+    data = pool[range(6)]
     assert sorted(label.unique().tolist() for label in data.label_BHW) == [[i, 149, IGNORED] for i in range(6)]
     assert float(data.depth_BHW.max()) == 0
     assert len(set(data.scene_B.tolist())) == 6
