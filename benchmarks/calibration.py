@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from benchmarks.gpu.settings import CALIBRATING
 from benchmarks.shapes import VIT_S, counted
 from benchmarks.speed import settings
+from vpretrain.files import read_json
 from vpretrain.scaling.estimate import DEVICES
 
 GPU_FILE = Path(__file__).parent / "gpu.json"  # of `make bench-gpu`
@@ -59,7 +59,7 @@ def measured(file: Path = GPU_FILE) -> Measured | None:
     """
     if not file.exists():
         return None
-    found = json.loads(file.read_text(encoding="utf-8"))
+    found = read_json(file)
     name = found["device"]["name"]
     device = next((each for key, each in DEVICES.items() if key in name.lower()), None)
     arms = found.get("speed", {}).get(CALIBRATING, {})

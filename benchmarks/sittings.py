@@ -16,7 +16,7 @@ from vpretrain.compare.outcome import ComparisonResult
 from vpretrain.compare.runs import Process, start_process
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
-from vpretrain.files import read_lines, write_whole
+from vpretrain.files import read_json, read_lines, write_json, write_whole
 from vpretrain.recipe import flat, parse_recipe, save_recipe
 
 _MAY_CHANGE = {"arm", "checkpoint", "output", "threads", "tracking"}  # from one sitting to the next
@@ -73,7 +73,7 @@ class Sittings:
         name = recipe.directory.name
         lines: list[dict[str, Any]] = [{"group": name, "recipe": _settings(recipe)}]
         for result in sorted(recipe.directory.glob("*/result.json")):
-            found = json.loads(result.read_text(encoding="utf-8"))
+            found = read_json(result)
             scores = read_lines(result.parent / "scores.jsonl")
             lines.append({"group": name, "run": result.parent.name, "result": found, "scores": scores})
         others = [line for line in read_lines(file) if line["group"] != name]
@@ -102,7 +102,7 @@ class Sittings:
             result.parent.mkdir(parents=True, exist_ok=True)
             if not begun(recipe):
                 save_recipe(recipe, group / "recipe.yaml")
-            result.write_text(json.dumps(line["result"], indent=1), encoding="utf-8")
+            write_json(result, line["result"])
             scores = "".join(json.dumps(score) + "\n" for score in line["scores"])
             (result.parent / "scores.jsonl").write_text(scores, encoding="utf-8")
 

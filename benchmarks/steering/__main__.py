@@ -8,7 +8,6 @@ below runs/ instead.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from vpretrain.compare.results import START
 from vpretrain.compare.statistics import correct, interval, paired_difference
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
+from vpretrain.files import read_json
 from vpretrain.inspection.probe import probe
 from vpretrain.recipe import parse_recipe, with_overrides
 
@@ -144,11 +144,11 @@ def target_nll(figures: dict[str, Any]) -> dict[str, float]:
 
 def _probed(recipe: Recipe) -> dict[str, float | None]:
     file = recipe.directory / "probe.json"
-    if not file.exists() or "gain" not in json.loads(file.read_text(encoding="utf-8")):
+    if not file.exists() or "gain" not in read_json(file):
         failed = Fork(probe, recipe, PROBE_STEPS).wait()
         if failed:
             raise UserError(f"the probe of {recipe.name} failed; the reason stands above")
-    found = json.loads(file.read_text(encoding="utf-8"))
+    found = read_json(file)
     return {
         "pearson": found["full"]["pearson_r"],
         "slope": found["full"]["slope"],

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vpretrain.compare.results import values_of
 from vpretrain.config import Recipe
+from vpretrain.files import read_json
 from vpretrain.recipe import parse_recipe, with_overrides
 from vpretrain.run import run_recipe
 
@@ -24,7 +24,7 @@ def result_of(recipe: Recipe, name: str, settings: Sequence[str]) -> dict[str, A
 
 def read_result(directory: Path) -> dict[str, Any]:
     """Return the result of a finished run."""
-    found: dict[str, Any] = json.loads((directory / "result.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = read_json(directory / "result.json")
     return found
 
 
