@@ -12,8 +12,8 @@ from language.test_trainer import (
     Stream,
     arguments,
     assert_completed,
+    assert_equals_our_loop,
     by_our_loop,
-    logs_of_our_loop,
     made,
 )
 from models import VOCABULARY, tiny_model
@@ -58,7 +58,7 @@ def test_the_numbers_are_our_loops_bit_for_bit(tmp_path, tokenizer, accumulation
     stream = Stream(micro_batches(trainer), accumulation)
     records, designer = by_our_loop(ours, accumulation, False, arm, value, stream=stream, tokens=len(tokenizer))
     trainer.train()
-    logs = logs_of_our_loop(trainer, records, ours, theirs, designer)
+    logs = assert_equals_our_loop(trainer, records, ours, theirs, designer)
     assert sum("g_down_norm" in line for line in logs) >= 2
     assert max(line["alpha"] for line in logs) > 0.001
 

@@ -130,18 +130,22 @@ def by_our_loop(model, accumulation, bf16, arm, value, *, stream=None, tokens=No
     return records, designer
 
 
-def logs_of_our_loop(trainer, records, ours, theirs, designer):
-    """What the trainer logged; its numbers, learner and designer are those of our loop, bit for bit."""
+def assert_same_parameters(ours, theirs, designer, v):
+    """Of the learners, and of our loop's designer, if it has one, and that of a `VPretraining`."""
+    for one, other in ((ours, theirs), *([] if designer is None else [(designer, v.designer)])):
+        for (name, p), q in zip(one.named_parameters(), other.parameters(), strict=True):
+            assert torch.equal(p, q), name
+
+
+def assert_equals_our_loop(trainer, records, ours, theirs, designer):
+    """Numbers, learner and designer, bit for bit; returns the trainer's logs."""
     logs = [line for line in trainer.state.log_history if "loss" in line]
     assert [line["loss"] for line in logs] == [record.loss for record in records]
     assert [line["grad_norm"] for line in logs] == [record.optimizer["grad_norm"] for record in records]
     assert [line["alpha"] for line in logs] == [record.side["alpha"] for record in records]
     for name in ("strength", "value", "g_down_norm"):
         assert [line.get(name) for line in logs] == [record.meta.get(name) for record in records]
-    pairs = [(ours, theirs)] + ([] if designer is None else [(designer, trainer.vpretraining.designer)])
-    for one, other in pairs:
-        for (name, p), q in zip(one.named_parameters(), other.parameters(), strict=True):
-            assert torch.equal(p, q), name
+    assert_same_parameters(ours, theirs, designer, trainer.vpretraining)
     return logs
 
 
@@ -166,7 +170,7 @@ def test_the_numbers_are_our_loops_bit_for_bit(tmp_path, accumulation, bf16, arm
     trainer = made(theirs, args, arm=arm, value=value.model_dump(exclude_unset=True))
     assert trainer.vpretraining.learner.bf16 == bf16
     trainer.train()
-    logs = logs_of_our_loop(trainer, records, ours, theirs, designer)
+    logs = assert_equals_our_loop(trainer, records, ours, theirs, designer)
     assert sum("g_down_norm" in line for line in logs) == updates
     assert any("strength" in line for line in logs) == (value.strength == "auto" and arm != "v-paper")
     if value.strength == 1 or arm == "v-paper":
@@ -204,11 +208,7 @@ def test_a_loop_of_ones_own_has_our_loops_numbers_bit_for_bit(arm, value, update
             assert v.record.get(name) == record.meta.get(name)
         updated += "g_down_norm" in v.record
     assert updated == updates
-    for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        assert torch.equal(p, q), name
-    if designer is not None:
-        for (name, p), q in zip(designer.named_parameters(), v.designer.parameters(), strict=True):
-            assert torch.equal(p, q), name
+    assert_same_parameters(ours, theirs, designer, v)
 
 
 def test_a_closed_gate_is_the_trainers_own_training(tmp_path):
@@ -323,7 +323,7 @@ def test_another_forward_gives_way_for_the_pass_alone():
 
 
 def assert_completed(trainer, base):
-    """Editors complete the parameters of the trainer that ours is made of, too."""
+    """Editors complete the parameters of the trainer that ours extends, too."""
     own, theirs = (inspect.signature(each).parameters for each in (trainer, base))
     assert list(own)[: len(theirs)] == list(theirs)
     assert {name: own[name].default for name in theirs} == {name: each.default for name, each in theirs.items()}
