@@ -12,6 +12,8 @@ from models import tiny_model, tiny_vision_model
 from vpretrain.config import Recipe
 from vpretrain.recipe import parse_recipe
 
+STEPS = 6  # of a run
+
 
 def sums(count: int, seed: int) -> list[dict[str, str]]:
     """Additions of two numbers, as question and answer; different seeds share none."""
@@ -64,7 +66,7 @@ def recipe_data(root: Path, tokenizer: Any, family: str = "llama") -> dict[str, 
         },
         "designer": {"hidden_size": 16, "layers": 1, "heads": 2, "top_k": 8, "lr": 1e-2},
         "value": {"every_steps": 2, "batch_size": 2, "length": 48},
-        "budget": {"steps": 6},
+        "budget": {"steps": STEPS},
         "evaluation": {
             "sources": [{"path": write_jsonl(root / "evaluation.jsonl", sums(10, 3)), **pair}],
             "retention": [{"path": write_jsonl(root / "other.jsonl", [{"text": "a b c d e f g h " * 20}])}],
@@ -108,7 +110,7 @@ def vision_recipe(root: Path, family: str = "dinov2", **changes: Any) -> Recipe:
         },
         "designer": {"width": 4, "levels": 2, "lr": 1e-2},
         "value": {"every_steps": 2, "batch_size": 4},
-        "budget": {"steps": 6},
+        "budget": {"steps": STEPS},
         "evaluation": {
             "train": [{"scenes": 12, "seed": 4, "size": 32}],
             "test": [{"scenes": 6, "seed": 5, "size": 32, "cameras": 2}],
@@ -118,12 +120,8 @@ def vision_recipe(root: Path, family: str = "dinov2", **changes: Any) -> Recipe:
     return parse_recipe(merged(data, changes))
 
 
-MODALITIES = ("language", "vision")
-STEPS = 6
-
-
 def small_recipe(modality: str, root: Path, tokenizer: Any, **changes: Any) -> Recipe:
-    """Six steps, a meta update every other one, two micro-batches a step."""
+    """`STEPS` steps, a meta update every other one, two micro-batches a step."""
     changes = {"stream": {"accumulation": 2}, **changes}
     return tiny_recipe(root, tokenizer, **changes) if modality == "language" else vision_recipe(root, **changes)
 

@@ -14,9 +14,10 @@ import pytest
 import torch
 from sessions import assert_same_end, end_of, session_of
 from transformers import modeling_utils
-from worlds import MODALITIES, small_recipe
+from worlds import small_recipe
 
 from vpretrain import UserError, run_recipe
+from vpretrain.modality import MODALITIES
 from vpretrain.run import checkpoint
 from vpretrain.run.checkpoint import checkpoints, damage, load_newest, save_checkpoint
 

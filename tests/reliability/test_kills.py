@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from worlds import MODALITIES, small_recipe
+from worlds import small_recipe
 
+from vpretrain.modality import MODALITIES
 from vpretrain.recipe import save_recipe
 
 pytestmark = pytest.mark.reliability

@@ -8,12 +8,13 @@ import math
 import pytest
 import torch
 from sessions import session_of
-from worlds import MODALITIES, small_recipe
+from worlds import small_recipe
 
 from vpretrain import UserError, run_recipe
 from vpretrain.cli.parser import main
 from vpretrain.config import OptimizerConfig
 from vpretrain.method.meta import MetaUpdate
+from vpretrain.modality import MODALITIES
 from vpretrain.run.checkpoint import checkpoints, load_checkpoint
 from vpretrain.run.directory import failures_in_one_line
 from vpretrain.run.optimizer import AdamW

@@ -8,7 +8,9 @@ import signal
 
 import pytest
 from sessions import assert_same_end, end_of, session_of, stopped_after
-from worlds import MODALITIES, STEPS, small_recipe
+from worlds import STEPS, small_recipe
+
+from vpretrain.modality import MODALITIES
 
 pytestmark = pytest.mark.reliability
 

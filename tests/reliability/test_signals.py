@@ -9,11 +9,12 @@ import sys
 
 import pytest
 from sessions import assert_same_end, end_of, session_of
-from worlds import MODALITIES, small_recipe
+from worlds import small_recipe
 
 from vpretrain import UserError, run_recipe
 from vpretrain.cli.parser import main
 from vpretrain.errors import Interrupted
+from vpretrain.modality import MODALITIES
 from vpretrain.recipe import save_recipe
 from vpretrain.run import session as sessions
 from vpretrain.run.checkpoint import checkpoints
