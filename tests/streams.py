@@ -10,9 +10,10 @@ from vpretrain.run.prefetch import Prefetched
 
 
 def resumed(opened, numbers, steps, tensors, prefetch=0):
-    """Each of these numbers of processes goes on for some steps, and reads what one process reads, dealt out.
+    """Resume a stream with one number of processes after another; each time they read what one process reads, dealt out.
 
-    `tensors` are those of a batch's units, a slice. Yields the stream of one process, and the cursor that the others have left.
+    `opened(rank, processes)` opens a stream; `tensors(batch, rows)` returns the tensors to compare, of a slice of a batch.
+    Yields the stream of the one process and the others' merged cursor, so nothing is compared unless it is iterated.
     """
     whole = opened(0, 1)
     cursor = whole.state_dict()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from itertools import islice, pairwise
 
 import pytest
@@ -12,6 +11,7 @@ from worlds import recipe_data, sums, tiny_recipe, write_jsonl
 
 from vpretrain.config import BudgetConfig
 from vpretrain.errors import Paused, UserError
+from vpretrain.files import read_lines
 from vpretrain.language import direct
 from vpretrain.language.assemble import assemble
 from vpretrain.language.config import SourceConfig, StreamConfig
@@ -26,8 +26,8 @@ def recipe_of(tmp_path, tokenizer, arm, **changes):
     return tiny_recipe(tmp_path, tokenizer, arm=arm, budget={"steps": 4}, direct=direct, **changes)
 
 
-def log(recipe) -> list[dict]:
-    return [json.loads(line) for line in (recipe.directory / "metrics.jsonl").read_text().splitlines()]
+def log(recipe):
+    return read_lines(recipe.directory / "metrics.jsonl")
 
 
 @pytest.mark.parametrize("arm", ["sft", "grpo", "sft-feedback", "grpo-feedback"])
