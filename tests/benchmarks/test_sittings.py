@@ -8,7 +8,9 @@ from types import SimpleNamespace
 import pytest
 from worlds import write_jsonl
 
-from benchmarks.sittings import Sittings
+from benchmarks.command import whole
+from benchmarks.comparison import comparison_options
+from benchmarks.sittings import Sittings, add_option
 from vpretrain.errors import UserError
 from vpretrain.files import read_lines
 from vpretrain.recipe import load_recipe, save_recipe
@@ -83,3 +85,25 @@ def test_results_of_another_recipe_are_refused_and_new_settings_have_their_defau
 def test_what_is_not_recorded_has_nothing_to_add_to():
     with pytest.raises(UserError, match="only its runs are recorded"):
         Sittings(None, add=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "full", "recorded"),
+    [
+        ([], True, True),
+        (["--add"], True, True),
+        (["--seeds=1"], False, True),
+        (["--arms=v"], False, True),
+        (["--sizes=2"], False, True),
+        (["--minutes=1"], False, False),
+        (["--quick"], False, False),
+        (["--validation"], False, False),
+        (["threads=1"], False, False),
+    ],
+)
+def test_only_full_benchmarks_replace_results_and_only_their_runs_are_recorded(tmp_path, words, full, recorded):
+    parser = comparison_options("bench-any", None, ["one-hot", "v"], 2, 0.5, sizes=(1, 2))
+    add_option(parser)
+    options = parser.parse_args(words)
+    assert whole(parser, options) == full
+    assert (Sittings.of(options, tmp_path / "runs.jsonl", 0.5).file is not None) == recorded
