@@ -21,7 +21,7 @@ _HELP = {
     "seeds": "how many",
     "sizes": "feedback pairs; all arms have the last",
     "steps": "learner steps of a run",
-    "variants": "of the settings",
+    "variants": "variants of the settings",
 }
 
 
@@ -37,7 +37,7 @@ def parser_of(target: str, description: str | None, **defaults: Any) -> argparse
 
 
 def whole(parser: argparse.ArgumentParser, options: argparse.Namespace) -> bool:
-    """Whether the options ask for the full benchmark as it is, perhaps added to what was recorded of it."""
+    """Whether the options are those of the full benchmark, in one sitting or with --add in several."""
     return vars(options) | {"add": None} == vars(parser.parse_args([])) | {"add": None}
 
 

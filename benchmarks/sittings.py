@@ -40,9 +40,12 @@ class Sittings:
 
     @classmethod
     def of(cls, options: argparse.Namespace, file: Path, minutes: float) -> Sittings:
-        """Return those of a benchmark with these options, recorded if its runs are the benchmark's, of so many minutes."""
-        other = options.quick or options.settings or options.validation or options.minutes != minutes
-        return cls(None if other else file, add=options.add)
+        """Return the sittings that these options ask for; runs are recorded in `file` if they are the benchmark's own.
+
+        Those take `minutes`, without changed settings.
+        """
+        changed = options.quick or options.settings or options.validation or options.minutes != minutes
+        return cls(None if changed else file, add=options.add)
 
     def compare(
         self, recipe: Recipe, arms: Sequence[str], seeds: Sequence[int], run: Callable[..., ComparisonResult] = compare

@@ -51,8 +51,9 @@ _ROOT, _HERE = Path("runs/steering"), Path(__file__).parent
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the missing runs, then print and write the table."""
-    how: dict[str, Any] = {"conditions": CONDITIONS, "variants": tuple(VARIANTS), "seeds": SEEDS, "steps": STEPS}
-    parser = parser_of("bench-steering-ablation", __doc__, **how)
+    parser = parser_of(
+        "bench-steering-ablation", __doc__, conditions=CONDITIONS, variants=VARIANTS, seeds=SEEDS, steps=STEPS
+    )
     parser.set_defaults(quick=False, seen=False, validation=True, minutes=1.0)
     options = parser.parse_args(arguments)
     variants, seeds = options.variants.split(","), range(options.seeds)
@@ -64,8 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         changes = {
             "output": str(directory),
             "budget": recipe.budget.model_copy(update={"steps": options.steps, "minutes": None}),
+            "evaluation": recipe.evaluation.model_copy(update={"points": 0}),
         }
-        changes["evaluation"] = recipe.evaluation.model_copy(update={"points": 0})
         recipe = recipe.model_copy(update=changes)
         runs = {v: [_run(recipe, v, seed) for seed in seeds] for v in variants}
         report["conditions"][condition] = _summary(runs)

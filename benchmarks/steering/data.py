@@ -52,7 +52,7 @@ def other_texts(generators: tuple[str, ...]) -> list[dict[str, Any]]:
 
 
 def opened(source: dict[str, Any]) -> IndexedSource:
-    """Open a recipe source, none of which streams here."""
+    """Open a recipe source: all of this benchmark are indexed, none is streamed."""
     examples = open_source(SourceConfig.model_validate(source))
     assert isinstance(examples, IndexedSource)
     return examples

@@ -28,8 +28,7 @@ _ROOT, _HERE = Path("runs/steering"), Path(__file__).parent
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the missing runs, then print and write the table."""
-    how: dict[str, Any] = {"conditions": CONDITIONS, "arms": ARMS, "seeds": SEEDS, "steps": STEPS}
-    parser = parser_of("bench-steering-flops", __doc__, **how)
+    parser = parser_of("bench-steering-flops", __doc__, conditions=CONDITIONS, arms=ARMS, seeds=SEEDS, steps=STEPS)
     parser.add_argument("--validation", action="store_true", help="evaluate on validation templates")
     parser.set_defaults(quick=False, seen=False, minutes=1.0)
     options = parser.parse_args(arguments)
