@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vpretrain.errors import UserError
 from vpretrain.language.data.example import ASSISTANT
 from vpretrain.pretrained import first_line
 from vpretrain.types import Json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -23,7 +26,7 @@ class ChatRefused(UserError):
         self.reason = reason
 
 
-def has_markers(tokenizer: Any) -> bool:
+def has_markers(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the chat template marks the assistant's turns (`{% generation %}`). Raises UserError if there is no template."""
     if not tokenizer.chat_template:
         raise UserError(
@@ -33,7 +36,7 @@ def has_markers(tokenizer: Any) -> bool:
     return _MARKER.search(tokenizer.get_chat_template()) is not None
 
 
-def chat_tokens(turns: Sequence[Json], given: int, tokenizer: Any) -> tuple[list[int], list[bool]]:
+def chat_tokens(turns: Sequence[Json], given: int, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
     """Return the tokens of a chat, and which of them are targets: those of the assistant's turns from number `given` on.
 
     A template with markers says which tokens these are. With another, the chat is rendered up to each answer and through it:
@@ -63,7 +66,7 @@ def chat_tokens(turns: Sequence[Json], given: int, tokenizer: Any) -> tuple[list
     return list(tokens["input_ids"]), [any(first <= start < last for first, last in answers) for start in starts]
 
 
-def prompt_tokens(turns: Sequence[Json], tokenizer: Any) -> list[int]:
+def prompt_tokens(turns: Sequence[Json], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the tokens of a chat before its last turn, with those that begin an answer. Raises like `chat_tokens`."""
     has_markers(tokenizer)
     return list(
@@ -71,7 +74,7 @@ def prompt_tokens(turns: Sequence[Json], tokenizer: Any) -> list[int]:
     )
 
 
-def end_of_turn(turns: Sequence[Json], tokenizer: Any) -> list[int]:
+def end_of_turn(turns: Sequence[Json], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the special token that ends an answer by the chat template; none if no special token does."""
     if not turns:
         return []
@@ -80,7 +83,7 @@ def end_of_turn(turns: Sequence[Json], tokenizer: Any) -> list[int]:
     return [token for token in last if token in tokenizer.all_special_ids]
 
 
-def _applied(turns: Sequence[Json], tokenizer: Any, **how: Any) -> Any:
+def _applied(turns: Sequence[Json], tokenizer: PreTrainedTokenizerBase, **how: Any) -> Any:
     try:
         return tokenizer.apply_chat_template(list(turns), **how)
     except Exception as error:  # a template is a program: what it refuses it may raise as any type
@@ -88,13 +91,13 @@ def _applied(turns: Sequence[Json], tokenizer: Any, **how: Any) -> Any:
         raise ChatRefused("chat refused by the learner's template", message) from None
 
 
-def _marked(turns: Sequence[Json], tokenizer: Any) -> tuple[list[int], list[bool]]:
+def _marked(turns: Sequence[Json], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
     """The tokens of a chat, and which of them the template marks as the assistant's."""
     found = _applied(turns, tokenizer, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
     return list(found["input_ids"]), [bool(mark) for mark in found["assistant_masks"]]
 
 
-def _answer(turns: Sequence[Json], number: int, whole: str, tokenizer: Any) -> tuple[int, int]:
+def _answer(turns: Sequence[Json], number: int, whole: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     """Return where the assistant's turn of that number starts and stops in the text of the whole chat."""
     before = _applied(turns[:number], tokenizer, tokenize=False, add_generation_prompt=True)
     through = whole if number == len(turns) - 1 else _applied(turns[: number + 1], tokenizer, tokenize=False)
@@ -112,7 +115,7 @@ def _answer(turns: Sequence[Json], number: int, whole: str, tokenizer: Any) -> t
     raise ChatRefused("assistant's turns not found in a chat", message)
 
 
-def _ended(answer: str, tokenizer: Any) -> str:
+def _ended(answer: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """Leave out the space after a special token that ends an answer: at decoding nothing comes after that."""
     return short if (short := answer.rstrip()).endswith(tuple(tokenizer.all_special_tokens)) else answer
 
