@@ -81,13 +81,13 @@ def encode(example: Example, tokenizer: PreTrainedTokenizerBase, length: int | N
     return document.cut(0, length)
 
 
-def beginning_ids(text: str, tokenizer: Any) -> list[int]:
+def beginning_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokenise the beginning of a document, with the tokenizer's begin token, once."""
     begin, ids = begin_ids(tokenizer), _plain_ids(text, tokenizer)
     return ids if ids[: len(begin)] == begin else begin + ids
 
 
-def following_ids(text: str, tokenizer: Any) -> list[int]:
+def following_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokenise text that follows other text in a document.
 
     Many SentencePiece tokenizers put a space before every text that they are given; here it would be one in the middle.
