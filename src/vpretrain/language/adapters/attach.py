@@ -6,7 +6,7 @@ Shapes: B rows, T tokens per row.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Int
@@ -70,7 +70,7 @@ class VPretraining(Attached):
     def __init__(
         self,
         model: Model,
-        feedback: Iterable[Mapping[str, Any]],
+        feedback: Iterable[Mapping[str, object]],
         *,
         arm: Literal["v", "v-exact", "v-learned", "v-paper"] = "v",
         designer: DesignerConfig | None = None,
@@ -228,7 +228,7 @@ def _positions(mask_BT: Tensor) -> Int[Tensor, "B T"]:
 class _Rows:
     """D_fb from tokenised rows: `Feedback` of one domain, each epoch in its own order."""
 
-    def __init__(self, rows: Iterable[Mapping[str, Any]], batch_size: int, seed: str, device: torch.device) -> None:
+    def __init__(self, rows: Iterable[Mapping[str, object]], batch_size: int, seed: str, device: torch.device) -> None:
         self.weights = {_DOMAIN: 1.0}
         self.batch_size, self.device = batch_size, device
         self.batches_drawn = 0
@@ -261,7 +261,7 @@ class _Rows:
         self.batches_drawn = state["batches_drawn"]
 
 
-def _checked(number: int, row: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+def _checked(number: int, row: Mapping[str, object]) -> tuple[Tensor, Tensor]:
     """The row's ids and labels. Raises UserError if there is nothing to learn from."""
     if "input_ids" not in row or "labels" not in row:
         raise UserError(f"feedback row {number} has {', '.join(row) or 'nothing'}: it needs input_ids and labels")

@@ -55,7 +55,7 @@ class VPretrainSFTTrainer(VPretrainMixin, SFTTrainer):
         peft_config: Any = None,
         formatting_func: Callable[[dict[str, Any]], str] | None = None,
         *,
-        feedback_dataset: Iterable[Mapping[str, Any]],
+        feedback_dataset: Iterable[Mapping[str, object]],
         arm: Literal["v", "v-exact", "v-learned", "v-paper"] = "v",
         designer: DesignerConfig | None = None,
         value: ValueConfig | None = None,

@@ -35,7 +35,7 @@ class VPretrainMixin(Trainer):
 
     loss_is_scaled_for_ga = True  # each micro-batch's loss is already its part of the whole step's
 
-    def _attach(self, feedback_dataset: Iterable[Mapping[str, Any]], **settings: Any) -> None:
+    def _attach(self, feedback_dataset: Iterable[Mapping[str, object]], **settings: Any) -> None:
         """Attach V-pretraining, with `VPretraining`'s own settings, to a Trainer that is complete otherwise."""
         self._refuse()
         if not self.place_model_on_device:  # under DeepSpeed it would be moved later, away from the designer
@@ -165,7 +165,7 @@ class VPretrainTrainer(VPretrainMixin):
         optimizer_cls_and_kwargs: tuple[type[Optimizer], dict[str, Any]] | None = None,
         preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
         *,
-        feedback_dataset: Iterable[Mapping[str, Any]],
+        feedback_dataset: Iterable[Mapping[str, object]],
         arm: Literal["v", "v-exact", "v-learned", "v-paper"] = "v",
         designer: DesignerConfig | None = None,
         value: ValueConfig | None = None,
