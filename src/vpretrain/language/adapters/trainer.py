@@ -53,7 +53,9 @@ class VPretrainMixin(Trainer):
         self._losses: Iterator[Tensor] = iter(())
         self._unlogged: Json = {}
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: object) -> tuple[list[Any], Any]:
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[object], num_batches: int, device: object
+    ) -> tuple[list[object], Tensor | int | None]:
         """Fetch the micro-batches of the coming step. Their losses, and the meta update, are computed on demand."""
         samples, targets = super().get_batch_samples(epoch_iterator, num_batches, device)
         processes, whole = self.accelerator.num_processes, self.args.average_tokens_across_devices
@@ -68,8 +70,12 @@ class VPretrainMixin(Trainer):
         return samples, targets
 
     def compute_loss(
-        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: object = None
-    ) -> Any:
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: object = None,
+    ) -> Tensor | tuple[Tensor, object]:
         """In training the micro-batch's part of the step's soft-target loss, else the model's own loss."""
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -190,7 +196,7 @@ class VPretrainTrainer(VPretrainMixin):
 
 
 @contextlib.contextmanager
-def _answering(module: nn.Module, forward: Any) -> Iterator[None]:
+def _answering(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
     """Replace the module's `forward` in this context; restore one that others may have set before."""
     own = vars(module).get("forward")
     vars(module)["forward"] = forward
