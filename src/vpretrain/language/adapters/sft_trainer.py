@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import EvalPrediction, TrainerCallback, TrainingArguments
+from transformers import DataCollator, EvalPrediction, TrainerCallback, TrainingArguments
 
 from vpretrain.errors import UserError
 from vpretrain.language.adapters.trainer import VPretrainMixin
 from vpretrain.language.config import DesignerConfig, ValueConfig
+from vpretrain.types import Json, Keywords
 
 try:
     from trl import SFTTrainer
@@ -41,19 +42,19 @@ class VPretrainSFTTrainer(VPretrainMixin, SFTTrainer):
         self,
         model: str | nn.Module,
         args: TrainingArguments | None = None,
-        data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
-        processing_class: Any = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: object = None,
+        eval_dataset: object = None,
+        processing_class: object = None,
         compute_loss_func: Callable[..., Tensor] | None = None,
-        compute_metrics: Callable[[EvalPrediction], dict[str, Any]] | None = None,
+        compute_metrics: Callable[[EvalPrediction], Json] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Optimizer | None, LambdaLR | None] = (None, None),
-        optimizer_cls_and_kwargs: tuple[type[Optimizer], dict[str, Any]] | None = None,
+        optimizer_cls_and_kwargs: tuple[type[Optimizer], Keywords] | None = None,
         preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
-        quantization_config: Any = None,
-        peft_config: Any = None,
-        formatting_func: Callable[[dict[str, Any]], str] | None = None,
+        quantization_config: object = None,
+        peft_config: object = None,
+        formatting_func: Callable[[Json], str] | None = None,
         *,
         feedback_dataset: Iterable[Mapping[str, object]],
         arm: Literal["v", "v-exact", "v-learned", "v-paper"] = "v",

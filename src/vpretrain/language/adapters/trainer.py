@@ -10,13 +10,20 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    DataCollator,
+    EvalPrediction,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from vpretrain.errors import UserError
 from vpretrain.language.adapters.attach import VPretraining
 from vpretrain.language.config import DesignerConfig, ValueConfig
 from vpretrain.language.model.load import tokens_of
-from vpretrain.types import Json
+from vpretrain.types import Json, Keywords
 
 _DIRECTORY = "vpretrain"  # in a checkpoint of the Trainer
 _LOGGED = ("strength", "value", "g_down_norm", "alpha")
@@ -159,16 +166,16 @@ class VPretrainTrainer(VPretrainMixin):
         self,
         model: nn.Module | None = None,
         args: TrainingArguments | None = None,
-        data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
-        processing_class: Any = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: object = None,
+        eval_dataset: object = None,
+        processing_class: object = None,
         model_init: Callable[..., nn.Module] | None = None,
         compute_loss_func: Callable[..., Tensor] | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Optimizer | None, LambdaLR | None] = (None, None),
-        optimizer_cls_and_kwargs: tuple[type[Optimizer], dict[str, Any]] | None = None,
+        optimizer_cls_and_kwargs: tuple[type[Optimizer], Keywords] | None = None,
         preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
         *,
         feedback_dataset: Iterable[Mapping[str, object]],
