@@ -36,18 +36,18 @@ class Theta:
         self.module = module
         self.trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
 
-    def forward(self, *arguments: Any) -> Any:
+    def forward(self, *arguments: object) -> Any:
         """Run the learner's own pass; its gradients are averaged over processes."""
         return self.module(*arguments)
 
     def synchronise(self, when: bool) -> None:
         """Set, before a micro-batch's passes, whether they are the step's last; only those average gradients over processes."""
 
-    def forward_with(self, parameters: Parameters, *arguments: Any) -> Any:
+    def forward_with(self, parameters: Parameters, *arguments: object) -> Any:
         """Run a pass at other values of S; no other parameter gets a gradient."""
         return functional_call(self.module, self.values_with(parameters), arguments)
 
-    def forward_frozen(self, *arguments: Any) -> Any:
+    def forward_frozen(self, *arguments: object) -> Any:
         """Run a pass that gives theta no gradient, but passes one on to its arguments."""
         return self.forward_with({}, *arguments)
 
@@ -90,7 +90,7 @@ class ReplicatedTheta(Theta):
         super().__init__(module)
         self._ddp = DistributedDataParallel(module, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
-    def forward(self, *arguments: Any) -> Any:
+    def forward(self, *arguments: object) -> Any:
         return self._ddp(*arguments) if torch.is_grad_enabled() else self.module(*arguments)
 
     def synchronise(self, when: bool) -> None:
@@ -118,10 +118,10 @@ class ShardedTheta(Theta):
         self.reshard()  # what was gathered before an update or a checkpoint changed the shards is stale
         self._root.set_requires_gradient_sync(when)
 
-    def forward_with(self, parameters: Parameters, *arguments: Any) -> Any:
+    def forward_with(self, parameters: Parameters, *arguments: object) -> Any:
         return self.module(*arguments)
 
-    def forward_frozen(self, *arguments: Any) -> Any:
+    def forward_frozen(self, *arguments: object) -> Any:
         with self._trained():
             return self.module(*arguments)
 
