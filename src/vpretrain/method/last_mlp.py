@@ -273,9 +273,9 @@ class _Linear(nn.Linear):
 class _Given(nn.Module):
     """Stands in for the attention and returns the given output."""
 
-    output: Any = None
+    output: Tensor | tuple[Tensor, None] | None = None
 
-    def forward(self, *arguments: Any, **keywords: Any) -> Any:
+    def forward(self, *arguments: object, **keywords: object) -> Tensor | tuple[Tensor, None] | None:
         return self.output
 
 
