@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool
@@ -15,6 +15,8 @@ from vpretrain.method.last_mlp import LastMLP, MLPEntry
 from vpretrain.method.parameters import Theta
 from vpretrain.method.protocols import AnyBatch, AnyState, Context, Inputs, Parameters, Task
 from vpretrain.timing import phase
+
+Output = TypeVar("Output")  # of a pass
 
 
 class BaseLearner:
@@ -111,13 +113,13 @@ class BaseLearner:
         with phase("tangent"):
             return self.last_mlp.linearised(entry, dict(self.module.named_parameters()), direction)
 
-    def tangent_pass(self, run: Callable[[Parameters], Any], direction: Parameters) -> tuple[Any, Any]:
+    def tangent_pass(self, run: Callable[[Parameters], Output], direction: Parameters) -> tuple[Output, Output]:
         """Return what `run` gives at the present parameters of S, and D_u of that: one pass in forward mode."""
         at = {name: p.detach() for name, p in self.named_parameters() if name in direction}
         along = {name: direction[name] for name in at}  # in the order of `at`; in a resumed run it may differ
         with phase("tangent"), self.meta_mode(), self.without_fused_kernels():
-            found: tuple[Any, Any] = torch.func.jvp(run, (at,), (along,))
-        return found
+            found = torch.func.jvp(run, (at,), (along,))
+        return found[0], found[1]
 
     def gradient(self, loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters:
         """Return the mean over processes of a loss's gradient in the parameters of S; no other parameter gets one."""
