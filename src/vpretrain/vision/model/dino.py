@@ -86,7 +86,7 @@ class DinoLearner(VisionLearner):
         drawn = _draw(inputs.seed, views * inputs.whole, patches, target_patch_count(self.config, patches))
         return drawn[inputs.places_VB].to(inputs.global_VB3HW.device)
 
-    def seen(self, inputs: ViewBatch, stop: int) -> tuple[Any, ...]:
+    def seen(self, inputs: ViewBatch, stop: int) -> tuple[Tensor, int, None, Tensor | None]:
         """Return all global views with all their tokens, and which patches are hidden."""
         hidden_BN = self._target_mask(inputs) if self.config.hidden_patches else None
         return (inputs.global_VB3HW.flatten(0, 1), stop, None, hidden_BN)

@@ -79,7 +79,7 @@ class IJepaLearner(VisionLearner):
             )
         super().__init__(backbone, Predictor(backbone.width, config), config, outputs=1, **how)
 
-    def seen(self, inputs: ViewBatch, stop: int) -> tuple[Any, ...]:
+    def seen(self, inputs: ViewBatch, stop: int) -> tuple[Tensor, int, Tensor]:
         """Return the views, with their context tokens only."""
         prefix = self.backbone.prefix
         context_BC = self._blocks(inputs).context_BC

@@ -181,7 +181,7 @@ class VisionLearner(BaseLearner):
         tokens: Tensor = functional_call(self.module, theta, ("tokens", image_13HW))
         return tokens
 
-    def seen(self, inputs: ViewBatch, stop: int) -> tuple[Any, ...]:
+    def seen(self, inputs: ViewBatch, stop: int) -> tuple[Tensor | int | None, ...]:
         """Return the arguments of `Backbone.lower` for the student's part of the global views: pixels, `stop`, which tokens are
         kept, and which patches are hidden."""
         raise NotImplementedError
