@@ -86,7 +86,7 @@ class Backbone(nn.Module):
         stop: int,
         keep_BT: Int[Tensor, "B T"] | None = None,
         hidden_BN: Bool[Tensor, "B N"] | None = None,
-    ) -> tuple[Tensor, Any]:
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Return the tokens that enter block `stop`, and rotary positions in families that have them.
 
         Args:
@@ -105,7 +105,7 @@ class Backbone(nn.Module):
             hidden = hidden.gather(1, keep_BT[:, :, None].expand(-1, -1, hidden.shape[-1]))
         return _through(self.blocks[:stop], hidden, rope), rope
 
-    def upper(self, hidden: Tensor, rope: Any, start: int) -> Float[Tensor, "B T D"]:
+    def upper(self, hidden: Tensor, rope: tuple[Tensor, Tensor] | None, start: int) -> Float[Tensor, "B T D"]:
         """Return the normalised tokens after the last block, given those that enter block `start`."""
         return self.norm(_through(self.blocks[start:], hidden, rope))
 
@@ -146,7 +146,7 @@ def plain_blocks(layers: int, width: int, heads: int) -> nn.ModuleList:
     return nn.ModuleList(Dinov2Layer(sizes) for _ in range(layers))
 
 
-def _through(blocks: nn.ModuleList, hidden: Tensor, rope: Any) -> Tensor:
+def _through(blocks: nn.ModuleList, hidden: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
     for block in blocks:
         hidden = block(hidden) if rope is None else block(hidden, position_embeddings=rope)
     return hidden
