@@ -14,7 +14,7 @@ from transformers import Dinov2Config, Dinov2Model, DINOv3ViTModel, IJepaModel
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Layer
 
 from vpretrain.errors import UserError
-from vpretrain.types import Model
+from vpretrain.types import Keywords, Model
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's; all three families were trained with them
 
@@ -96,7 +96,7 @@ class Backbone(nn.Module):
             hidden_BN: patches whose content the mask token replaces; None for none.
         """
         pixels = (pixels_B3HW - self.mean) / self.std
-        how: dict[str, Any] = {"interpolate_pos_encoding": True} if isinstance(self.model, IJepaModel) else {}
+        how: Keywords = {"interpolate_pos_encoding": True} if isinstance(self.model, IJepaModel) else {}
         if hidden_BN is not None:
             how["bool_masked_pos"] = hidden_BN
         hidden = self.model.embeddings(pixels, **how)
