@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -58,7 +58,7 @@ class Network(nn.Module):
         super().__init__()
         self.backbone, self.head = backbone, head
 
-    def forward(self, part: str, *arguments: Any) -> Any:
+    def forward(self, part: str, *arguments: object) -> Any:
         """Run one of the parts by name, so that `functional_call` can replace parameters in any of them."""
         backbone = self.backbone
         run: dict[str, Any] = {"lower": backbone.lower, "upper": backbone.upper, "tokens": backbone, "head": self.head}
@@ -86,8 +86,14 @@ class PlainLayerNorm(TorchFunctionMode):
     its tangent is silently wrong by 5 to 15 % (torch 2.13).
     """
 
-    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
-        called = _layer_norm if function is F.layer_norm else function
+    def __torch_function__(
+        self,
+        function: Callable[..., object],
+        types: object,
+        arguments: Sequence[object] = (),
+        keywords: Mapping[str, object] | None = None,
+    ) -> object:
+        called: Callable[..., object] = _layer_norm if function is F.layer_norm else function
         return called(*arguments, **(keywords or {}))
 
 
