@@ -10,7 +10,6 @@ import weakref
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
-from typing import Any
 
 import torch
 
@@ -44,7 +43,7 @@ class Prefetched:
         self.device: torch.device | str = device
         self._pin = device.type == "cuda"
         self._worker: ProcessPoolExecutor | None = None
-        self._made: deque[Future[tuple[list[AnyBatch], Any]]] = deque()
+        self._made: deque[Future[tuple[list[AnyBatch], Json]]] = deque()
         self._state = stream.state_dict()
 
     def next(self) -> list[AnyBatch]:
@@ -103,5 +102,5 @@ def _end_with_the_run() -> None:
     os._exit(1)
 
 
-def _step() -> tuple[list[AnyBatch], Any]:
+def _step() -> tuple[list[AnyBatch], Json]:
     return _stream.next(), _stream.state_dict()
