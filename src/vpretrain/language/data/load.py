@@ -6,10 +6,10 @@ import atexit
 import contextlib
 import functools
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vpretrain import hub
 from vpretrain.console import note
@@ -20,11 +20,14 @@ from vpretrain.language.data.rows import NoRow, parse
 from vpretrain.pretrained import first_line
 from vpretrain.types import Json
 
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
 Read = Callable[[Json], Json]
 """Makes a row with its fields of what a data set gives. Raises Unreadable."""
 
 
-def load(config: SourceConfig) -> tuple[Any, Read]:
+def load(config: SourceConfig) -> tuple[Dataset | IterableDataset, Read]:
     """The rows of a source with path or hub as a data set gives them, and how to read one. Raises UserError."""
     import datasets
 
@@ -48,7 +51,7 @@ def as_given(row: Json) -> Json:
     return row
 
 
-def parsed_rows(rows: Any, read: Read, *, skips: bool) -> Iterator[Json]:
+def parsed_rows(rows: Iterable[Json], read: Read, *, skips: bool) -> Iterator[Json]:
     """Yield rows with their fields. Raises Unreadable unless such rows are skipped."""
     for given in rows:
         row = or_unreadable(read, given)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vpretrain.errors import Unreadable, UserError, or_unreadable
 from vpretrain.language.config import SourceConfig
@@ -17,11 +17,14 @@ from vpretrain.language.data.load import Read, as_given, load, parsed_rows, read
 from vpretrain.language.data.rows import spelled
 from vpretrain.types import Json
 
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
 
 class IndexedSource:
     """Examples by number; rows are read and rendered on access. One that cannot be read has a number, too."""
 
-    def __init__(self, config: SourceConfig, rows: Any, read: Read) -> None:
+    def __init__(self, config: SourceConfig, rows: Sequence[Json] | Dataset, read: Read) -> None:
         self.config, self._rows, self._read = config, rows, read
         self._range = range(len(rows))[config.skip :][: config.limit]
         if not self._range:
@@ -60,7 +63,9 @@ class StreamingSource:
         epoch: how often the end was reached.
     """
 
-    def __init__(self, config: SourceConfig, rows: Any, read: Read, *, shard: int = 0, shards: int = 1) -> None:
+    def __init__(
+        self, config: SourceConfig, rows: IterableDataset, read: Read, *, shard: int = 0, shards: int = 1
+    ) -> None:
         self.config, self._rows, self._read = config, rows, read
         whole_files = rows.num_shards % shards == 0 and not config.skip and config.limit is None
         self._files, self._every = ((shard, shards), (0, 1)) if whole_files else ((0, 1), (shard, shards))
