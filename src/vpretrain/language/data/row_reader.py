@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import datasets
 from pyarrow import Table, array, string
@@ -20,7 +19,9 @@ CHUNK = 10 * 2**20
 COLUMNS = ("row", "place", "reason")  # a fault has the last two, and no row
 
 
-def open_rows(files: Sequence[str], *, field: str | None, streaming: bool, cache: str | None = None) -> Any:
+def open_rows(
+    files: Sequence[str], *, field: str | None, streaming: bool, cache: str | None = None
+) -> datasets.Dataset | datasets.IterableDataset:
     """Open files, or URLs and globs of them, as a data set with `COLUMNS`; without streaming as a copy on disk.
 
     Args:
@@ -54,10 +55,12 @@ class RowReader(datasets.ArrowBasedBuilder):
     # Raise it when files give other rows than before: then copies on disk are made again.
     VERSION = datasets.Version("1.0.0")
 
-    def _info(self) -> Any:
+    def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(features=datasets.Features({name: datasets.Value("string") for name in COLUMNS}))
 
-    def _split_generators(self, dl_manager: Any) -> list[Any]:
+    def _split_generators(
+        self, dl_manager: datasets.DownloadManager | datasets.StreamingDownloadManager
+    ) -> list[datasets.SplitGenerator]:
         files = dl_manager.download(self.config.data_files)["train"]
         # A downloaded file has lost its name. Lists of equal length are divided among shards together.
         data = {"files": list(files), "origins": list(self.config.data_files["train"])}
