@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vpretrain.errors import UserError
 from vpretrain.language.config import SourceConfig
 from vpretrain.types import Json
+
+if TYPE_CHECKING:
+    from reasoning_gym.dataset import ProceduralDataset
 
 
 def python_manual() -> Sequence[Json]:
@@ -39,7 +42,7 @@ def generated(config: SourceConfig) -> Sequence[Json]:
 class _Flat(Sequence[Json]):
     """A reasoning-gym data set as flat rows."""
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: ProceduralDataset) -> None:
         self._dataset = dataset
 
     def __len__(self) -> int:

@@ -97,7 +97,7 @@ def as_json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def as_python(value: Any) -> Any:
+def as_python(value: object) -> Any:
     """Return a value with numbers of Python in place of their spelling, for code that would take the spelling for a text."""
     if isinstance(value, Number):
         try:
