@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -160,7 +159,7 @@ def rows_of(
     return [collate(rows[i : i + batch_size], tokenizer, length=length) for i in range(0, len(rows), batch_size)]
 
 
-def _plain(document: Document) -> list[Any]:
+def _plain(document: Document) -> list[object]:
     """A document as JSON."""
     gaps = [list(gap) for gap in document.gaps]
     return [list(document.ids), document.context, document.raw, document.domain, document.key, *gaps]
