@@ -13,7 +13,6 @@ import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from transformers import (
@@ -45,7 +44,7 @@ from vpretrain.language.model.learner import LanguageLearner
 from vpretrain.method.algorithm import StepRecord
 from vpretrain.run.optimizer import AdamW
 from vpretrain.run.random_state import random_state, set_random_state
-from vpretrain.types import Keywords
+from vpretrain.types import Keywords, Model
 
 try:
     import datasets
@@ -120,7 +119,12 @@ class DirectTraining:
         stream = self.recipe.stream
         return self.recipe.direct.problems if self.method == "grpo" else stream.batch_size * stream.accumulation
 
-    def _trainer(self, dataset: Any, optimizers: tuple[Any, Any], driver: _Driver) -> Any:
+    def _trainer(
+        self,
+        dataset: datasets.IterableDataset,
+        optimizers: tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR],
+        driver: _Driver,
+    ) -> SFTTrainer | GRPOTrainer:
         recipe, direct = self.recipe, self.recipe.direct
         common: Keywords = {
             "output_dir": str(recipe.directory),
@@ -274,7 +278,12 @@ class _Driver(TrainerCallback):
             raise _NoStepsLeft
 
     def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **other: object
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Model = None,
+        **other: object,
     ) -> None:
         norm = float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
         if not math.isfinite(norm):
