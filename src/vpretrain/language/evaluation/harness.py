@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 import torch
 from rich.table import Table
@@ -123,7 +122,7 @@ def _unknown(pattern: str, include: str | None) -> str:
     raise UserError(f"no task '{pattern}' among those of lm-eval{where} (`lm_eval ls tasks` lists them)")
 
 
-def _scores(found: Any, name: str) -> Json:
+def _scores(found: Json, name: str) -> Json:
     """The scores of a task or group under lm-eval's names: `exact_match,strict-match` is a metric and its filter."""
     scores, measured = [], found["results"][name]
     for key, value in measured.items():
@@ -148,7 +147,7 @@ def _scores(found: Any, name: str) -> Json:
     }
 
 
-def _parts(found: Any, name: str) -> list[Json]:
+def _parts(found: Json, name: str) -> list[Json]:
     """The scores of a task's parts: problems with the same value of the field that its metadata names as `part`."""
     field = (found["configs"].get(name, {}).get("metadata") or {}).get("part")
     if field is None:
