@@ -142,7 +142,7 @@ class LanguageLearner(BaseLearner):
         """Return the same batch with a cache for the output of the blocks below S, see `SharedPass`."""
         return self.shared_pass.prepared(inputs, parameters)
 
-    def generate(self, **how: Any) -> Int[Tensor, "B T"]:
+    def generate(self, **how: object) -> Int[Tensor, "B T"]:
         """Call transformers' `generate` with these arguments."""
         return self.module.generate(**how)
 
@@ -381,7 +381,7 @@ class _Core(nn.Module):
         factor = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
         return Head(weight_VD, bias_V, factor, getattr(config, "final_logit_softcapping", None))
 
-    def generate(self, **how: Any) -> Any:
+    def generate(self, **how: object) -> Tensor:
         return self.model.generate(**how)
 
     def forward(
