@@ -331,7 +331,7 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(context: Any, g_mean: Tensor, g_NK: Tensor, *others: Tensor) -> tuple[Any, ...]:
+    def backward(context: Any, g_mean: Tensor, g_NK: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
         if context.found is None:
             raise RuntimeError("the fused loss keeps nothing for a second backward pass")
         hidden_ND, weight_VD, candidates_NK, z_NK, p_N1 = context.saved_tensors
