@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
@@ -25,7 +24,7 @@ class FrozenBlocksCache:
 
     def __init__(self, blocks: Sequence[nn.Module]) -> None:
         self.blocks = blocks
-        self.output: Any = None
+        self.output: object = None
 
     @classmethod
     def below(cls, module: nn.Module, names: Iterable[str]) -> FrozenBlocksCache | None:

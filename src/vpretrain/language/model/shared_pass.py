@@ -6,7 +6,7 @@ import contextlib
 import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -36,7 +36,7 @@ class _Ahead:
     batch: TokenBatch
     versions: tuple[int, ...]
     state: LanguageState
-    below: Any
+    below: object
 
 
 class SharedPass:
