@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from vpretrain.errors import UserError
 from vpretrain.language.assemble import check_sizes, new_model
@@ -129,13 +129,13 @@ def workload(recipe: Recipe) -> Workload:
     )
 
 
-def _designer_size(recipe: Recipe, head: Any) -> int:
+def _designer_size(recipe: Recipe, head: Tensor) -> int:
     with torch.device("meta"):
         designer = TopKDesigner(recipe.designer, head, max(recipe.stream.length, recipe.value.length))
     return sum(p.numel() for p in designer.parameters())
 
 
-def _widths(recipe: Recipe, text: Any, block: nn.Module) -> tuple[int, int, bool]:
+def _widths(recipe: Recipe, text: PretrainedConfig, block: nn.Module) -> tuple[int, int, bool]:
     """Widths of queries and feed-forward part, and whether that has a gate. Raises UserError for other architectures."""
     heads, experts = (getattr(text, name, None) for name in ("num_attention_heads", "num_local_experts"))
     if heads is None or experts or getattr(text, "num_experts", None):
