@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -18,6 +18,9 @@ from vpretrain.files import write_whole
 from vpretrain.modality import MODALITIES
 from vpretrain.plain import read_yaml, texts
 from vpretrain.types import Json
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 _SECRET = re.compile(r"://[^/\s@]+@|\bhf_[A-Za-z0-9]{16,}")
 
@@ -131,7 +134,7 @@ def _apply(data: Json, override: str) -> None:
         raise UserError(f"override '{key}': '{'.'.join(path)}' is a value and has no fields")
 
 
-def _child(node: Any, part: str, key: str) -> Any:
+def _child(node: object, part: str, key: str) -> Any:
     if isinstance(node, dict):
         return node[part]
     if isinstance(node, list) and part in map(str, range(len(node))):
@@ -139,7 +142,7 @@ def _child(node: Any, part: str, key: str) -> Any:
     raise UserError(f"override '{key}': there is no '{part}' there; lists are indexed from 0")
 
 
-def _explain(recipe: type[BaseModel], problem: Any) -> str:
+def _explain(recipe: type[BaseModel], problem: ErrorDetails) -> str:
     location = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         known = list(_model_at(recipe, problem["loc"][:-1]).model_fields)
@@ -164,7 +167,7 @@ def _model_at(model: type[BaseModel], location: tuple[Any, ...]) -> type[BaseMod
     return model
 
 
-def _describe(recipe: type[BaseModel], location: tuple[Any, ...]) -> str:
+def _describe(recipe: type[BaseModel], location: tuple[int | str, ...]) -> str:
     """Return what a setting or a section is, in brackets."""
     field = _model_at(recipe, location[:-1]).model_fields.get(str(location[-1]))
     if field is None:
