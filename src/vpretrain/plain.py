@@ -41,7 +41,7 @@ def read_yaml(text: str | bytes, origin: str) -> Any:
         raise UserError(f"{origin} is not valid YAML: {_without_text(error)}") from None
 
 
-def texts(data: Any) -> Iterator[str]:
+def texts(data: object) -> Iterator[str]:
     """Yield all texts in nested data, each part once: in YAML a part may be in many places, or contain itself."""
     seen: set[int] = set()
     waiting = [data]

@@ -218,6 +218,6 @@ def _settings(model: type[BaseModel], prefix: str) -> Iterator[str]:
         yield f"  {prefix}{name} ({default}): {field.description}"
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def _model_in(annotation: object) -> type[BaseModel] | None:
     candidates = [annotation, *get_args(annotation)]
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
