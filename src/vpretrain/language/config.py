@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -123,12 +123,12 @@ class SourceConfig(Strict):
 
     @field_validator("values", mode="before")
     @classmethod
-    def _as_text(cls, values: Any) -> Any:
+    def _as_text(cls, values: object) -> object:
         """Convert keys to the text of a field's value (`rows.spelled`): YAML reads 0 as a number."""
         if not isinstance(values, dict):
             return values
 
-        def spelled(value: Any) -> str:
+        def spelled(value: object) -> str:
             return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
         return {
