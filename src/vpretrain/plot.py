@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def can_draw() -> bool:
@@ -15,7 +19,7 @@ def can_draw() -> bool:
     return True
 
 
-def pyplot() -> Any:
+def pyplot() -> ModuleType:
     """Return the pyplot module, set to draw without a screen."""
     import matplotlib
 
@@ -25,7 +29,7 @@ def pyplot() -> Any:
     return module
 
 
-def save_figure(figure: Any, file: Path) -> Path:
+def save_figure(figure: Figure, file: Path) -> Path:
     """Write a figure as a PNG, and forget it; return the file."""
     figure.savefig(file, dpi=120)
     pyplot().close(figure)

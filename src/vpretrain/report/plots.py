@@ -11,7 +11,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup, escape
 
@@ -149,7 +149,7 @@ def _logged(run: Run, key: str) -> Series:
     return _finite([(line["step"] + 1, line.get(key)) for line in run.metrics])
 
 
-def _finite(points: Sequence[tuple[float, Any]]) -> Series:
+def _finite(points: Sequence[tuple[float, object]]) -> Series:
     kept = [(x, y) for x, y in points if isinstance(y, int | float) and math.isfinite(y)]
     return [x for x, _ in kept], [y for _, y in kept]
 
