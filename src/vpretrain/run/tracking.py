@@ -10,7 +10,7 @@ import importlib.util
 import os
 import secrets
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vpretrain.config import Recipe, TrackingConfig
 from vpretrain.console import warn
@@ -19,6 +19,9 @@ from vpretrain.files import read_json, write_json
 from vpretrain.pretrained import first_line
 from vpretrain.recipe import flat, secret
 from vpretrain.types import Json
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
 
 TENSORBOARD = "tensorboard"  # the default, and the name of its directory
 KEPT = "trackers.json"  # by tracker: the id of the run there, and the first step that was not sent
@@ -46,7 +49,7 @@ class Trackers:
     """
 
     def __init__(self, recipe: Recipe, step: int, *, resumed: bool, main: bool = True) -> None:
-        self._trackers: dict[str, Any] = {}
+        self._trackers: dict[str, GeneralTracker] = {}
         self._next: dict[str, int] = {}  # steps below it were sent
         self._recipe = recipe
         names = list(dict.fromkeys(recipe.tracking.trackers)) if main else []
@@ -141,7 +144,7 @@ def _options(name: str, recipe: Recipe, run: str | None, step: int) -> Json:
             return {"run_name": project, "name": title, "resume": "allow", "config": _settings(recipe)}
 
 
-def _id(name: str, tracker: Any) -> str:
+def _id(name: str, tracker: GeneralTracker) -> str:
     """Return the id by which the tracker's run is found again."""
     match name:
         case "wandb":
