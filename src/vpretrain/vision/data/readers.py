@@ -8,7 +8,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from vpretrain.vision.config import SourceConfig
 from vpretrain.vision.data.pixels import PilImage, as_tensor, labels_as_tensor, orientation_of
 from vpretrain.vision.model.batch import IGNORED
 from vpretrain.vision.model.heads import LabelKind
+
+if TYPE_CHECKING:
+    import h5py
 
 ADE_CLASSES = 150
 _EIGEN = (slice(45, 471), slice(41, 601))  # rows and columns of a 480 x 640 image
@@ -135,7 +138,7 @@ class Nyuv2(Reader):
         return image_3HW, None, depth_HW.half()
 
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[Any]:
+    def _opened(self) -> Iterator[h5py.File]:
         try:
             import h5py
         except ImportError:

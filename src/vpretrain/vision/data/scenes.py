@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -85,7 +85,7 @@ def _render(seed: int, scenes: int, cameras: int, size: int) -> dict[str, Tensor
 
 
 @contextlib.contextmanager
-def _client() -> Iterator[tuple[Any, Path]]:
+def _client() -> Iterator[tuple[ModuleType, Path]]:
     with _silent():  # the import prints a build time
         try:
             import pybullet
@@ -120,7 +120,7 @@ def _silent() -> Iterator[None]:
 class _Studio:
     """Builds scenes and renders images of them."""
 
-    def __init__(self, bullet: Any, data: Path) -> None:
+    def __init__(self, bullet: ModuleType, data: Path) -> None:
         self.bullet, self.data = bullet, data
         self.textures = [bullet.loadTexture(str(data / name)) for name in _TEXTURES]
         self.extents: dict[str, float] = {}

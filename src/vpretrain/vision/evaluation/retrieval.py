@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -138,7 +138,7 @@ def scene_map(features_ND: Float[Tensor, "N D"], scene_N: Int[Tensor, " N"]) -> 
     return sum(scores) / len(scores) if scores else None
 
 
-def _image(truth: Path, name: Any) -> Path:
+def _image(truth: Path, name: object) -> Path:
     if not isinstance(name, str) or Path(name).name != name:
         raise ValueError(f"'{name}' is no name of an image")
     return truth.parent / "jpg" / f"{name}.jpg"
