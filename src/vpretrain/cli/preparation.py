@@ -8,7 +8,6 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from vpretrain.cli.command import Options, argument, chosen, command, count, number, overrides, recipe_command, switch
 from vpretrain.cli.terminal import can_ask, hush_libraries, output
@@ -20,6 +19,7 @@ from vpretrain.plain import read_yaml
 from vpretrain.recipe import load_recipe, parse_recipe
 from vpretrain.scaling.estimate import DEVICES, GPU, LATENCY_US, UTILISATION
 from vpretrain.schema import FILE, schema_line
+from vpretrain.types import Keywords
 
 _QUESTIONS = {
     "learner": "Learner (a hub name, a directory of save_pretrained, or pypi:...): ",
@@ -69,7 +69,7 @@ def init(options: Options) -> None:
     print(f"next:    vpretrain check {path}")
 
 
-def _answers(options: Options) -> dict[str, Any]:
+def _answers(options: Options) -> Keywords:
     """What a recipe cannot be without, from the options; in a terminal the rest is asked for."""
     answers = chosen(options, *_QUESTIONS)
     if can_ask():

@@ -5,14 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vpretrain import console
 from vpretrain.plot import can_draw
 from vpretrain.types import Json
 
+if TYPE_CHECKING:
+    from rich.console import Console
 
-def output() -> Any:
+
+def output() -> Console:
     """Return a console as wide as the terminal; in a file or a pipe, tables are not broken at 80 characters."""
     from rich.console import Console
 
