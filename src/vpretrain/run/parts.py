@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -16,6 +16,9 @@ from vpretrain.method.meta import MetaUpdate
 from vpretrain.method.protocols import Construction, Feedback, Learner, Stream
 from vpretrain.run.left_out import LeftOut
 from vpretrain.types import Json
+
+if TYPE_CHECKING:
+    from vpretrain.run.optimizer import AdamW
 
 
 @dataclass
@@ -57,7 +60,7 @@ class Parts:
     evaluate: Callable[[], Json]
     warning: Callable[[Json], str | None]
     export: Callable[[Path], None]
-    train: Callable[[Any, Iterable[int], Callable[[StepRecord], object]], None] | None = None
+    train: Callable[[AdamW, Iterable[int], Callable[[StepRecord], object]], None] | None = None
     warm_up: Callable[[], None] | None = None
     look: Callable[[], Json] | None = None
     illustrate: Callable[[Path], Path] | None = None
