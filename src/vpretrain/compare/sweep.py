@@ -12,7 +12,6 @@ import shutil
 import time
 import warnings
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter, ValidationError, model_validator
 from rich.table import Table
@@ -61,7 +60,7 @@ class Dimension(Strict):
             raise ValueError("low must be below high, and above 0 on a log scale")
         return self
 
-    def suggest(self, trial: optuna.Trial, field: str) -> Any:
+    def suggest(self, trial: optuna.Trial, field: str) -> str | int | float | bool | None:
         """Return a value for a trial."""
         if self.choices is not None:
             return trial.suggest_categorical(field, self.choices)
