@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -135,6 +136,21 @@ def test_the_heads_see_the_images_of_feedback_heads_and_g_down_comes_from_those_
     (batch,) = feedback.next().values()
     assert fitted == heads
     assert set(batch.labelled.scene_B.tolist()) <= meta
+
+
+def test_the_heads_are_fitted_by_their_own_loss_alone(tmp_path):
+    """The passes that judge the strength go backward through the heads as well."""
+    ends = []
+    for judged in (False, True):
+        parts = assemble(vision_recipe(tmp_path))
+        (batch,) = parts.feedback.next().values()
+        if judged:
+            with parts.learner.meta_mode():
+                evaluate = partial(parts.learner.evaluate, batch)
+                parts.learner.visit_gradient(evaluate, parts.meta.theta_at(), lambda *_: None, own=True)
+        parts.feedback.next()
+        ends.append(parts.feedback.heads.state_dict())
+    assert_bit_equal(*ends)
 
 
 IJEPA = {

@@ -140,9 +140,9 @@ class VisionFeedback:
             if not torch.isfinite(loss):
                 what = f"the loss of the feedback's heads is {float(loss.detach())}"
                 raise NonFinite(what, "lower feedback.head_lr or optimizer.lr")
+            self.optimizer.zero_grad()  # before: backward passes of a meta update reach the heads, too
             loss.backward()  # the features are frozen: only the heads get gradients
         self.optimizer.step()
-        self.optimizer.zero_grad()
         self.head_steps += 1
 
     def _draw(self, pool: Pool, role: str, number: int) -> Labelled:
