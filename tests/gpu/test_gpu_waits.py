@@ -67,10 +67,10 @@ def test_between_the_first_pass_and_the_optimizer_no_number_is_read_but_by_trans
     assert numbers == ({"learner forward": MICRO_BATCHES * theirs} if theirs else {})
 
 
-def test_the_tilt_adds_three_shapes_per_micro_batch(waits):
-    """Block and attention at the targets, and the targets' weights."""
+def test_the_tilt_adds_two_shapes_per_micro_batch(waits):
+    """The numbers of the targets at which a pass is recorded, and the targets' weights."""
     more = waits["v"][0].shapes.total() - waits["one-hot"][0].shapes.total()
-    assert more == 3 * MICRO_BATCHES
+    assert more == 2 * MICRO_BATCHES
 
 
 def test_a_phase_is_charged_with_the_work_that_it_queued(device):

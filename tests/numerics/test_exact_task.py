@@ -158,6 +158,33 @@ def test_under_activation_checkpointing_and_in_bf16_the_values_stay():
     assert float((low - plain)[same].square().mean().sqrt()) < 0.05  # of an RMS of 1
 
 
+def test_of_a_pass_in_fp32_a_bf16_learner_takes_the_same_values():
+    """Passes at given parameters of S are in fp32, and the tangent is under autocast."""
+    batch, found = random_batch(), []
+    for bf16 in (False, True):
+        learner, u, _ = learner_and_direction(tiny_model().eval(), bf16=bf16)
+        at = {n: p.detach() for n, p in learner.named_parameters() if n in u}
+        with torch.no_grad():
+            state = learner.forward(batch, at).detach()
+        assert state.entry is not None
+        found.append(candidate_values(learner, batch, state, u))
+    assert float((found[1] - found[0]).square().mean().sqrt()) < 0.05  # of an RMS of 1
+
+
+def test_a_pass_that_fails_leaves_no_entry():
+    model = tiny_model().eval()
+    learner, *_ = learner_and_direction(model)
+
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    handle = model.model.norm.register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        learner.forward(random_batch())
+    handle.remove()
+    assert learner.take_entry() is None
+
+
 def test_values_are_those_of_the_dense_definition_in_float64():
     learner, u, _ = learner_and_direction(tiny_model("qwen2-untied").double().eval(), top_k=61)
     batch = random_batch()

@@ -89,6 +89,20 @@ def test_the_tangents_from_the_own_pass_are_those_of_the_whole_model(family, obj
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("family", "objective"), [("dinov2", "dino"), ("ijepa", "ijepa")])
+def test_the_tangents_of_a_bf16_pass_are_near_those_in_fp32(family, objective):
+    found = []
+    for bf16 in (False, True):
+        learner, batch, u, _ = case(family, objective)
+        learner.bf16 = bf16
+        state = learner.forward(batch).detach()
+        assert state.entry is not None
+        found.append(learner.tangents(batch, state, u).flatten())
+    plain, low = found
+    assert low.dtype == torch.float32
+    assert torch.cosine_similarity(plain, low, dim=0) > 0.98
+
+
 @pytest.mark.parametrize("family", VISION_FAMILIES)
 def test_a_head_that_sees_the_mean_of_all_tokens_has_tangents_too(family):
     learner, batch, u, kept = case(family, "dino")

@@ -90,7 +90,8 @@ class LastMLP:
         self._buffers = {name: buffer for name, buffer in wholes.named_buffers() if name in own}
         self._block, self._attention = block, getattr(block, attention)
         self._linear = {} if _has_dropout(self._skeleton) else self._skeleton.linear_layers()
-        self._at_BT: Tensor | None = None
+        self._at_BT: Tensor | None = None  # while a pass is recorded
+        self._at_N: Tensor | None = None  # from the last block on: the numbers of these tokens
         self._seen: dict[str, Tensor] = {}
         self._products: dict[str, Tensor] = {}
         self._hooks: list[RemovableHandle] = []
@@ -119,8 +120,11 @@ class LastMLP:
         self._at_BT, self._seen, self._products = at_BT, {}, {}
         try:
             yield
+        except BaseException:
+            self._seen, self._products = {}, {}  # of a part of the pass
+            raise
         finally:
-            self._at_BT = None
+            self._at_BT = self._at_N = None
 
     def take_entry(self) -> MLPEntry | None:
         """Return the entry of the last recorded pass, and release it here; None if none was recorded."""
@@ -168,19 +172,22 @@ class LastMLP:
 
     def _enter(self, block: nn.Module, arguments: tuple[Any, ...], keywords: Keywords) -> None:
         if self._at_BT is not None:
-            hidden_BTD = arguments[0] if arguments else keywords["hidden_states"]
-            self._seen["block"] = hidden_BTD.detach()[self._at_BT]
+            # Once per pass: a GPU makes the host wait for the shape of whatever a mask selects.
+            self._at_N = self._at_BT.flatten().nonzero()[:, 0]
+            self._seen["block"] = self._chosen(arguments[0] if arguments else keywords["hidden_states"])
 
     def _attend(self, attention: nn.Module, arguments: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        if self._at_BT is not None:
-            given_BTD = output if isinstance(output, Tensor) else output[0]
-            self._seen["attention"] = given_BTD.detach()[self._at_BT]
+        if self._at_N is not None:
+            self._seen["attention"] = self._chosen(output if isinstance(output, Tensor) else output[0])
             self._skeleton.bare = isinstance(output, Tensor)  # or a tuple: the block expects the same in the skeleton
 
     def _multiply(self, name: str, layer: nn.Module, arguments: object, output: Tensor) -> None:
-        # An expert may get some tokens only; some blocks flatten rows and tokens.
-        if self._at_BT is not None and output[..., 0].numel() == self._at_BT.numel():
-            self._products[name] = output.detach().view(*self._at_BT.shape, -1)[self._at_BT]
+        if self._at_BT is not None and output.shape[:-1].numel() == self._at_BT.numel():
+            self._products[name] = self._chosen(output)
+
+    def _chosen(self, output: Tensor) -> Tensor:
+        """An output at the tokens that are recorded; some blocks flatten rows and tokens."""
+        return output.detach().flatten(end_dim=-2)[self._at_N]
 
 
 def find_last_mlp(
@@ -209,12 +216,15 @@ def find_last_mlp(
                 sample(theta)
             entry = found.take_entry()
             assert entry is not None
-            for scale in (1.0, 1.1):  # also away from the present weights
+            for scale in (1.1, 1.0):  # also away from the present weights
                 moved = {name: scale * theta[name] for name in found.names}
                 theirs_ND, ours_ND = sample(theta | moved)[0], found.hidden(entry, theta, moved)
                 if not torch.allclose(ours_ND, theirs_ND, rtol=1e-3, atol=1e-4):
                     return None
-            found.linearised(entry, theta, {name: theta[name] for name in found.names})  # forward mode goes through it
+            # Forward mode goes through the copy, and what was recorded of its layers is what they need.
+            ours_ND, _ = found.linearised(entry, theta, {name: theta[name] for name in found.names})
+            if not torch.allclose(ours_ND, theirs_ND, rtol=1e-3, atol=1e-4):
+                return None
         except (TypeError, ValueError, KeyError, IndexError, RuntimeError, AttributeError):
             return None
         finally:
@@ -238,8 +248,10 @@ class _Skeleton(nn.Module):
         self.eval()  # no dropout in the tangent
 
     def linear_layers(self) -> dict[str, _Linear]:
-        """The block's linear layers by their names in it, those of the attention left out."""
-        return {name: layer for name, layer in self.block.named_modules() if isinstance(layer, _Linear)}
+        """The block's linear layers by their names in it; not the attention's, nor those in lists, such as experts, each of
+        which gets some tokens only, in an order of its own."""
+        layers = {name: layer for name, layer in self.block.named_modules() if isinstance(layer, _Linear)}
+        return {name: layer for name, layer in layers.items() if not any(map(str.isdigit, name.split(".")))}
 
     def forward(self, block_1ND: Tensor, attention_1ND: Tensor) -> Tensor:
         self._given.output = attention_1ND if self.bare else (attention_1ND, None)
@@ -260,7 +272,8 @@ class _Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         (x, dx), (w, dw) = forward_ad.unpack_dual(input), forward_ad.unpack_dual(self.weight)
         b, db = (None, None) if self.bias is None else forward_ad.unpack_dual(self.bias)
-        y = F.linear(x, w, b) if self.product is None else self.product.view(*x.shape[:-1], -1)
+        given = self.product
+        y = F.linear(x, w, b) if given is None else given.to(_product_dtype(w)).view(*x.shape[:-1], len(w))
         if dx is None and dw is None and db is None:
             return y
         parts = [] if dw is None else [F.linear(x, dw, db)]
@@ -303,6 +316,12 @@ def _without_weights(part: nn.Module) -> nn.Module:
         if hasattr(config, "_experts_implementation"):
             config._experts_implementation = "eager"  # the fused experts have no forward-mode derivative
     return copied
+
+
+def _product_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype that a product with a weight has here; it may have been another one in the recorded pass."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
 def _whole(tensor: Tensor) -> Tensor:
