@@ -21,8 +21,8 @@ from vpretrain.method.tilt import divergence_from, inverse_temperature
 WITH_MLP = [*FAMILIES, *[f for f in FURTHER_FAMILIES if f != "mamba"], *OTHER_SHAPES]
 
 
-def adapted(model, targets):
-    model = get_peft_model(model, LoraConfig(r=4, target_modules=targets, lora_dropout=0.1))
+def adapted(model, targets, *, dropout=0.1):
+    model = get_peft_model(model, LoraConfig(r=4, target_modules=targets, lora_dropout=dropout))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -85,9 +85,10 @@ def test_the_tangent_multiplies_no_zeros_and_nothing_twice(family, products):
     assert counted.get_total_flops() == pytest.approx(products * plain.get_total_flops())
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("targets", [["down_proj"], ["q_proj", "gate_proj", "up_proj"], "all-linear"])
-def test_under_lora_it_is_that_of_the_adapters_in_the_mlp(targets):
-    learner, u, fast = learner_and_direction(adapted(tiny_model().eval(), targets))
+def test_under_lora_it_is_that_of_the_adapters_in_the_mlp(targets, dropout):
+    learner, u, fast = learner_and_direction(adapted(tiny_model().eval(), targets, dropout=dropout))
     assert fast
     assert all("lora" in name and ".mlp." in name for name in u)
     assert_tangents_are_dense(learner, u)

@@ -233,6 +233,7 @@ class LanguageLearner(BaseLearner):
             # One candidate has no values, so that no tangent will be asked for.
             with self.recording(inputs.predicts_BT) if k > 1 else contextlib.nullcontext():
                 hidden_BTD, logits_NV = self._run(inputs, parameters, dense=dense)
+            entry = self.take_entry()
             head = self.module.head(None if parameters is None else self.theta.values_with(parameters))
             how = (inputs.targets_N, inputs.share_N, k, self._tokens)
             if logits_NV is None:
@@ -240,7 +241,7 @@ class LanguageLearner(BaseLearner):
             else:
                 logits = dense_logits(head.bend(at_least_fp32(logits_NV)), *how)
         embedding_VD = head.weight_VD if parameters is None else self.theta.detached_copy(head.weight_VD)
-        return LanguageState(hidden_BTD, logits, embedding_VD, self.take_entry())
+        return LanguageState(hidden_BTD, logits, embedding_VD, entry)
 
     def _run(self, inputs: TokenBatch, parameters: Parameters | None, *, dense: bool) -> tuple[Tensor, Tensor | None]:
         """The states after the final norm and, if `dense`, all logits of the targets before `Head.bend`."""
