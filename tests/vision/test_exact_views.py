@@ -89,7 +89,7 @@ def test_the_tangents_from_the_own_pass_are_those_of_the_whole_model(family, obj
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("family", "objective"), [("dinov2", "dino"), ("ijepa", "ijepa")])
+@pytest.mark.parametrize(("family", "objective"), [("dinov3", "dino"), ("ijepa", "ijepa")])
 def test_the_tangents_of_a_bf16_pass_are_near_those_in_fp32(family, objective):
     found = []
     for bf16 in (False, True):

@@ -230,8 +230,8 @@ class LanguageLearner(BaseLearner):
     def _forward(self, inputs: TokenBatch, parameters: Parameters | None, k: int) -> LanguageState:
         dense = self._unfused or not self.module.linear_head
         with self.autocast() if parameters is None else contextlib.nullcontext():
-            # One candidate has no values, so that no tangent will be asked for.
-            with self.recording(inputs.predicts_BT) if k > 1 else contextlib.nullcontext():
+            # No tangent is asked for where fewer candidates than K are kept.
+            with self.recording(inputs.predicts_BT) if k == self.top_k else contextlib.nullcontext():
                 hidden_BTD, logits_NV = self._run(inputs, parameters, dense=dense)
             entry = self.take_entry()
             head = self.module.head(None if parameters is None else self.theta.values_with(parameters))
