@@ -66,8 +66,9 @@ def inverse_temperature(
     def total_KL(scale: Tensor) -> Float[Tensor, ""]:
         """Sum of KL(q || q0) for q ~ q0 exp(s a), as s E_q[b] - log E_q0[exp(s b)], with b = a + constant."""
         factor_NK = (scale * below_NK).exp_()
-        whole_N = torch.linalg.vecdot(factor_NK, q0_NK)
-        return (weights_N * (scale * torch.linalg.vecdot(factor_NK, weighted_NK) / whole_N - whole_N.log())).sum()
+        whole_N: Tensor = torch.linalg.vecdot(factor_NK, q0_NK)
+        mean_N: Tensor = torch.linalg.vecdot(factor_NK, weighted_NK) / whole_N
+        return (weights_N * (scale * mean_N - whole_N.log())).sum()
 
     def log_KL(log2_scales_G: Tensor) -> Float[Tensor, " G"]:
         sums = [total_KL(scale) for scale in log2_scales_G.exp2()]
