@@ -15,10 +15,11 @@ from worlds import vision_recipe
 
 from vpretrain import UserError
 from vpretrain.files import read_lines
+from vpretrain.recipe import parse_recipe
 from vpretrain.vision.assemble import assemble
 from vpretrain.vision.config import SourceConfig
-from vpretrain.vision.data.readers import Ade20k
-from vpretrain.vision.data.source import Pool, _part
+from vpretrain.vision.data.readers import Ade20k, nyuv2_numbers
+from vpretrain.vision.data.source import Pool, _part, check_disjoint
 from vpretrain.vision.model.batch import IGNORED
 
 
@@ -50,6 +51,12 @@ def save_nyuv2(file, count=6, *, height=480, width=640, depth=2.0, by_number=Fal
     return str(file)
 
 
+def save_splits(file, train, test):
+    """splits.mat: the numbers of images, counted from 1."""
+    savemat(file, {"trainNdxs": np.array(train)[:, None], "testNdxs": np.array(test)[:, None]})
+    return str(file)
+
+
 def read(shape, **source):
     """All images of a source."""
     pool = Pool([SourceConfig(**source)], shape)
@@ -78,22 +85,66 @@ def test_ade20k_which_is_sorted_by_scene_is_counted_along_the_hashes_of_its_name
 def test_nyuv2_is_split_as_its_authors_did(tmp_path):
     file = save_nyuv2(tmp_path / "nyu.mat", 8, height=48, width=64, by_number=True)
     train, test = [1, 2, 5, 7, 8], [3, 4, 6]  # counted from 1, as MATLAB does
-    splits = str(tmp_path / "splits.mat")
-    savemat(splits, {"trainNdxs": np.array(train)[:, None], "testNdxs": np.array(test)[:, None]})
+    splits = save_splits(tmp_path / "splits.mat", train, test)
     found = read((48, 64), nyuv2=file, splits=splits, split="test")
-    assert found.image_B3HW[:, 0, 40, 0].tolist() == [n - 1 for n in test]
+    assert sorted(found.image_B3HW[:, 0, 40, 0].tolist()) == [n - 1 for n in test]
     found = read((48, 64), nyuv2=file, splits=splits, split="train", skip=1, limit=3)
-    assert found.image_B3HW[:, 0, 40, 0].tolist() == [n - 1 for n in train[1:4]]
+    hashed = sorted((n - 1 for n in train), key=lambda number: hashlib.sha256(str(number).encode()).digest())
+    assert found.image_B3HW[:, 0, 40, 0].tolist() == hashed[1:4]
 
 
-def test_a_recipe_that_counts_nyuv2_in_two_ways_is_refused(tmp_path):
-    from vpretrain.recipe import parse_recipe
+def test_the_images_of_a_split_of_nyuv2_come_from_all_over_the_file():
+    train = list(range(1, 41))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scipy.io.loadmat", lambda file: {"trainNdxs": np.array(train)[:, None]})
+        source = SourceConfig(nyuv2="nyu.mat", splits="splits.mat", split="train", limit=20)
+        first = nyuv2_numbers(source, 40)
+        rest = nyuv2_numbers(source.model_copy(update={"skip": 20, "limit": None}), 40)
+    assert sorted(first + rest) == list(range(40))
+    assert 5 <= sum(number < 20 for number in first) <= 15  # not the first half of the file
 
+
+def refusal_of(data):
+    """What is said of a recipe, in one line."""
+    with pytest.raises(UserError) as caught:
+        check_disjoint(parse_recipe(data).roles)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_recipe_that_mixes_official_test_images_of_nyuv2_is_refused(tmp_path):
     data = recipes_of("nyuv2", tmp_path).model_dump()
-    (source,) = data["evaluation"]["test"]
-    data["evaluation"]["test"] = [source | {"splits": "splits.mat", "split": "test", "skip": 0, "limit": None}]
-    with pytest.raises(UserError, match=r"feedback\.heads and evaluation\.test count the images of .* differently"):
-        assemble(parse_recipe(data))
+    file, splits = str(tmp_path / "nyu.mat"), str(tmp_path / "splits.mat")
+    (test,) = data["evaluation"]["test"]
+    heads, meta, train, scenes = ([x] for x in (
+        {"nyuv2": file, "limit": 3}, {"nyuv2": file, "skip": 3, "limit": 3}, {"nyuv2": file, "limit": 6},
+        {"scenes": 4, "seed": 9},
+    ))  # fmt: skip
+    part = {"nyuv2": file, "skip": 9}
+    data["feedback"] |= {"heads": heads, "meta": meta}
+    data["evaluation"] |= {"train": scenes, "test": [part]}
+    mixed = refusal_of(data)
+    assert "feedback.heads and evaluation.test take parts of" in mixed
+    assert mixed.endswith("give both splits, with split: train and split: test")
+    data["evaluation"]["test"] = [test]
+    assert "feedback.heads and evaluation.test count the images of" in refusal_of(data)
+    data["evaluation"]["test"] = [{"scenes": 4, "seed": 10}]
+    check_disjoint(parse_recipe(data).roles)  # the feedback alone may take parts of the file
+    data["feedback"] |= {"heads": [{"scenes": 4, "seed": 11}], "meta": [{"scenes": 4, "seed": 12}]}
+    data["evaluation"] |= {"train": train, "test": [part]}
+    assert "evaluation.train and evaluation.test take parts of" in refusal_of(data)
+    data["evaluation"]["train"] = [{"nyuv2": file, "splits": splits, "split": "train"}]
+    data["evaluation"]["test"] = [test | {"splits": str(tmp_path / "others.mat")}]
+    assert "count the images of" in refusal_of(data)  # two files of splits may contradict each other
+    data["evaluation"]["test"] = [test | {"splits": str(tmp_path / "here" / ".." / "splits.mat")}]
+    check_disjoint(parse_recipe(data).roles)  # one file, by two paths
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_split_of_nyuv2_needs_the_file_that_names_its_images(tmp_path, split):
+    data = recipes_of("nyuv2", tmp_path).model_dump()
+    data["evaluation"]["test"] = [{"nyuv2": str(tmp_path / "nyu.mat"), "split": split}]
+    assert f"nyuv2 has no split {split} without splits: give the official splits.mat" in refusal_of(data)
 
 
 def test_labelled_images_are_read_as_they_are_needed(tmp_path, monkeypatch):
@@ -155,9 +206,12 @@ def recipes_of(kind, root):
         source = {"ade20k": save_ade20k(root / "ade", 12)}
         path, tasks = str(root / "ade" / "images"), {"segmentation": 4.0, "depth": 0.0}
     else:
-        source = {"nyuv2": save_nyuv2(root / "nyu.mat", 12, height=48, width=64)}
+        splits = save_splits(root / "splits.mat", [1, 2, 4, 5, 7, 8, 10, 11, 12], [3, 6, 9])
+        source = {"nyuv2": save_nyuv2(root / "nyu.mat", 12, height=48, width=64), "splits": splits, "split": "train"}
         path, tasks = save_ade20k(root / "pictures"), {"segmentation": 0.0, "depth": 16.0}
     parts = [[source | {"skip": 3 * i, "limit": 3}] for i in range(4)]
+    if kind == "nyuv2":
+        parts[3] = [source | {"split": "test"}]
     return vision_recipe(
         root,
         stream={"sources": [{"path": path}]},
@@ -234,8 +288,6 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path):
 def test_tasks_without_labels_are_refused(tmp_path):
     both = recipes_of("ade20k", tmp_path).model_dump()
     both["feedback"]["depth"] = 1.0
-    from vpretrain.recipe import parse_recipe
-
     with pytest.raises(UserError, match=r"no pixel of feedback\.heads has a valid depth: set feedback\.depth=0"):
         assemble(parse_recipe(both))
     deep = save_nyuv2(tmp_path / "far.mat", 4, height=48, width=64, depth=50.0)
@@ -248,16 +300,23 @@ def test_tasks_without_labels_are_refused(tmp_path):
 def test_feedback_of_two_sets_of_classes_is_refused(tmp_path):
     data = recipes_of("ade20k", tmp_path).model_dump()
     data["feedback"]["heads"] = [{"scenes": 4, "seed": 2}]
-    from vpretrain.recipe import parse_recipe
-
     with pytest.raises(UserError, match=r"feedback\.heads has 8 classes and feedback\.meta 150: give both"):
         assemble(parse_recipe(data))
 
 
+def test_images_of_a_split_of_nyuv2_have_one_role(tmp_path):
+    data = recipes_of("nyuv2", tmp_path).model_dump()
+    (meta,) = data["feedback"]["meta"]
+    data["feedback"]["meta"] = [meta | {"skip": 2}]
+    assert "feedback.heads and feedback.meta share images of" in refusal_of(data)
+    data["feedback"]["meta"], data["evaluation"]["test"] = [meta], [meta | {"skip": 5, "limit": None}]
+    assert "feedback.meta and evaluation.test share images of" in refusal_of(data)
+    data["evaluation"]["test"] = [meta | {"split": "test"}]
+    check_disjoint(parse_recipe(data).roles)  # the same numbers of another split
+
+
 def test_labelled_pictures_have_one_role(tmp_path):
     data = recipes_of("ade20k", tmp_path).model_dump()
-    from vpretrain.recipe import parse_recipe
-
     (source,) = data["evaluation"]["test"]
     data["evaluation"]["test"] = [source | {"skip": 5, "limit": None}]
     with pytest.raises(UserError, match=r"feedback\.meta and evaluation\.test share images of .*: keep them apart"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from models import tiny_vision_model
 from PIL import Image
-from vision.test_readers import save_ade20k, save_nyuv2
+from vision.test_readers import save_ade20k, save_nyuv2, save_splits
 
 from vpretrain.cli.parser import main
 from vpretrain.recipe import load_recipe
@@ -81,11 +81,28 @@ def test_depths_steer_and_another_set_is_evaluated_on(photos, tmp_path):
     assert main(["check", "mine.yaml"]) == 0
 
 
+def test_nyuv2_is_tested_on_its_official_split(photos, tmp_path):
+    save_nyuv2(tmp_path / "nyu.mat", 13, height=48, width=64)
+    save_splits(tmp_path / "splits.mat", range(1, 11), [11, 12, 13])
+    assert main([*photos, "--feedback", "nyu.mat"]) == 0
+    recipe = load_recipe("mine.yaml")
+    assert ranges(recipe.feedback.heads + recipe.feedback.meta) == [("train", 0, 7), ("train", 7, 3)]
+    assert ranges(recipe.evaluation.train + recipe.evaluation.test) == [("train", 0, 10), ("test", 0, None)]
+    assert {s.splits for sources in recipe.roles.values() for s in sources} == {None, "splits.mat"}
+    assert main(["check", "mine.yaml"]) == 0
+
+
 @pytest.mark.parametrize(
-    ("feedback", "message"), [("photos", "has no labels that vision reads"), ("few", "has 3 labelled")]
+    ("feedback", "message"),
+    [
+        ("photos", "has no labels that vision reads"),
+        ("few", "has 3 labelled"),
+        ("nyu.mat", "put NYUv2's official splits.mat beside it"),
+    ],
 )
 def test_labels_that_cannot_steer_get_one_line(photos, tmp_path, capsys, feedback, message):
     save_ade20k(tmp_path / "few", 3)
+    save_nyuv2(tmp_path / "nyu.mat", 6, height=48, width=64)
     assert main([*photos, "--feedback", feedback]) == 2
     printed = capsys.readouterr().err
     assert message in printed

@@ -47,6 +47,7 @@ Aspect = Annotated[tuple[_Ratio, _Ratio], AfterValidator(_rising)]
 _PIXELS, _READ = 2**36, 2**38  # of a micro-batch, and of all images that are made or kept at once, for all processes
 _PROTOTYPES = 2**30  # numbers in DINO's last layer
 _CHANNELS = 8192  # of the U-Net's deepest level
+_SPLIT = "training"  # of SceneParse150; for the other sources the same as none
 
 
 class DinoConfig(Strict):
@@ -130,7 +131,7 @@ class SourceConfig(Strict):
     nyuv2: Location | None = Field(None, description="The file nyu_depth_v2_labeled.mat, with depths.")
     splits: Location | None = Field(None, description="nyuv2: the official splits.mat; then `split` is train or test.")
     split: str = Field(
-        "training",
+        _SPLIT,
         max_length=255,
         description="ade20k: training or validation; nyuv2: train or test; hub: train, test ...",
     )
@@ -149,6 +150,8 @@ class SourceConfig(Strict):
             raise ValueError("a source needs exactly one of scenes, path, hub, ade20k, nyuv2")
         if self.splits is not None and (self.nyuv2 is None or self.split not in ("train", "test")):
             raise ValueError("splits is for nyuv2, with split: train or split: test")
+        if self.nyuv2 is not None and self.splits is None and self.split != _SPLIT:
+            raise ValueError(f"nyuv2 has no split {self.split} without splits: give the official splits.mat")
         if self.scenes is not None:
             at_most(_READ, self.scenes * self.cameras * self.size**2, "scenes x cameras x size^2")
         return self

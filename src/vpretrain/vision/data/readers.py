@@ -103,7 +103,7 @@ class Ade20k(Reader):
 def ade20k_images(config: SourceConfig) -> list[Path]:
     """List the images of a source in SceneParse150, in the order of the hashes of their names."""
     folder = Path(str(config.ade20k)).expanduser() / "images" / config.split
-    files = sorted(folder.glob("*.jpg"), key=lambda file: hashlib.sha256(file.stem.encode()).digest())
+    files = sorted(folder.glob("*.jpg"), key=lambda file: _hash(file.stem))
     return files[config.skip :][: config.limit]
 
 
@@ -151,7 +151,10 @@ class Nyuv2(Reader):
 
 
 def nyuv2_numbers(config: SourceConfig, images: int) -> list[int]:
-    """List the numbers of a source's images in the file, from 0. Raises UserError for an unreadable split."""
+    """List the numbers of a source's images in the file, from 0: those of an official split in the order of their hashes.
+
+    Raises UserError for an unreadable split.
+    """
     if config.splits is None:
         return list(range(images))[config.skip :][: config.limit]
     from scipy.io import loadmat
@@ -167,7 +170,12 @@ def nyuv2_numbers(config: SourceConfig, images: int) -> list[int]:
         raise UserError(
             f"{config.splits} names image {max(numbers) + 1} of {images} in {config.nyuv2}: another file's split"
         )
+    numbers.sort(key=lambda number: _hash(str(number)))  # in the file, images of one room follow one another
     return numbers[config.skip :][: config.limit]
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
 
 
 def read_image(file: Path | IO[bytes], name: str | None = None) -> Tensor:

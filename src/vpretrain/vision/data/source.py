@@ -281,7 +281,8 @@ def open_labelled(config: SourceConfig) -> Reader:
 def check_disjoint(roles: Mapping[str, Sequence[SourceConfig]]) -> None:
     """Raise UserError if two roles have the same scenes, or if labelled images have two roles that must not share any.
 
-    The probes' training set may contain images of the feedback, as ADE20K's does in the paper; the test set may not.
+    The probes' training set may contain images of the feedback, as ADE20K's does in the paper; the test set may not. Nor may
+    a part of NYUv2's file be the test set of a run that takes another part: official test images lie everywhere in the file.
     """
     pairs = itertools.combinations(("feedback.heads", "feedback.meta", "evaluation.train", "evaluation.test"), 2)
     for one, other in pairs:
@@ -290,11 +291,16 @@ def check_disjoint(roles: Mapping[str, Sequence[SourceConfig]]) -> None:
         for a, b in itertools.product(roles[one], roles[other]):
             if _labelled_set(a) is None or _labelled_set(a) != _labelled_set(b):
                 continue
-            if (a.splits is None) != (b.splits is None):
+            if _path(a.splits) != _path(b.splits):
                 raise UserError(
-                    f"{one} and {other} count the images of {a.origin} differently: give both splits, or neither of them"
+                    f"{one} and {other} count the images of {a.origin} differently: give both the same splits"
                 )
-            if (a.splits is None or a.split == b.split) and _overlap(a, b):
+            if a.nyuv2 is not None and a.splits is None and other == "evaluation.test":
+                raise UserError(
+                    f"{one} and {other} take parts of {a.origin}, which mix its official test images with others: "
+                    "give both splits, with split: train and split: test"
+                )
+            if a.split == b.split and _overlap(a, b):
                 raise UserError(f"{one} and {other} share images of {a.origin}: keep them apart with skip and limit")
     owner: dict[int, str] = {}
     for role, sources in roles.items():
@@ -305,9 +311,13 @@ def check_disjoint(roles: Mapping[str, Sequence[SourceConfig]]) -> None:
 
 
 def _labelled_set(config: SourceConfig) -> tuple[str, str] | None:
-    if config.ade20k is not None:
-        return str(Path(config.ade20k).expanduser().resolve()), config.split
-    return None if config.nyuv2 is None else (str(Path(config.nyuv2).expanduser().resolve()), "")
+    if (root := _path(config.ade20k)) is not None:
+        return root, config.split
+    return None if (file := _path(config.nyuv2)) is None else (file, "")
+
+
+def _path(given: str | None) -> str | None:
+    return None if given is None else str(Path(given).expanduser().resolve())
 
 
 def _overlap(a: SourceConfig, b: SourceConfig) -> bool:

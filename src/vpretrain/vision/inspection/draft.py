@@ -27,22 +27,39 @@ _GLOBAL, _LOCAL = 224, 96  # pixels per side of a crop, unless the images are sm
 
 @dataclass(frozen=True)
 class _Labelled:
-    """A labelled set: the setting that names it, its path, its number of images, and whether it has a test split of its own."""
+    """A labelled set.
+
+    Attributes:
+        kind: the setting that names it.
+        path: its own.
+        count: its images, without those of a test split.
+        has_test: whether it has a test split.
+        splits: the file that names the images of NYUv2's splits.
+    """
 
     kind: str
     path: str
     count: int
     has_test: bool
+    splits: str | None = None
 
     def part(self, low: float, high: float) -> str:
         """A source of its images from one fraction to another, as YAML."""
         first, last = round(low * self.count), round(high * self.count)
-        return f"[{{{self.kind}: {quoted(self.path)}, skip: {first}, limit: {last - first}}}]"
+        return f"[{{{self._split('train')}, skip: {first}, limit: {last - first}}}]"
 
     @property
     def test(self) -> str:
         """A source of its test split, as YAML."""
-        return f"[{{{self.kind}: {quoted(self.path)}, split: validation}}]"
+        return f"[{{{self._split('test')}}}]"
+
+    def _split(self, split: str) -> str:
+        words = [f"{self.kind}: {quoted(self.path)}"]
+        if self.splits is not None:
+            words += [f"splits: {quoted(self.splits)}", f"split: {split}"]
+        elif split == "test":
+            words.append("split: validation")
+        return ", ".join(words)
 
 
 def reads(stream: str) -> bool:
@@ -58,7 +75,8 @@ def draft(name: str, learner: str, stream: str, feedback: str, evaluation: str |
         name: of the runs.
         learner: hub name or directory.
         stream: a folder or archives of images.
-        feedback, evaluation: SceneParse150's folder or NYUv2's file; without an evaluation the feedback's set is divided.
+        feedback, evaluation: SceneParse150's folder, or NYUv2's file with splits.mat beside it; without an evaluation the
+            feedback's set is divided.
 
     Raises:
         UserError: the learner or the images cannot be read, or there are too few.
@@ -69,6 +87,11 @@ def draft(name: str, learner: str, stream: str, feedback: str, evaluation: str |
     side = min(map(min, shapes.values()))
     steering = _labelled(feedback)
     held_out = steering if evaluation is None else _labelled(evaluation)
+    if held_out.kind == "nyuv2" and not held_out.has_test:
+        raise UserError(
+            f"{held_out.path} does not say which of its images are for tests: put NYUv2's official splits.mat beside it, "
+            "or give --evaluation another set"
+        )
     _show(stream, len(images), shapes, steering, held_out)
     # Roles on one set without a test split divide it; the probes may be fitted on the images of the heads.
     shared = held_out.path == steering.path and not steering.has_test
@@ -111,8 +134,12 @@ def draft(name: str, learner: str, stream: str, feedback: str, evaluation: str |
 
 def _labelled(path: str) -> _Labelled:
     found = Path(path).expanduser()
+    splits: str | None = None
     if found.suffix == ".mat":
-        source, kind, test = SourceConfig(nyuv2=path), "nyuv2", False
+        source, kind, test = SourceConfig(nyuv2=path), "nyuv2", found.with_name("splits.mat").is_file()
+        if test:
+            splits = str(Path(path).with_name("splits.mat"))
+            source = SourceConfig(nyuv2=path, splits=splits, split="train")
     elif (found / "annotations").is_dir():
         source, kind = SourceConfig(ade20k=path), "ade20k"
         test = bool(ade20k_images(source.model_copy(update={"split": "validation"})))
@@ -126,7 +153,7 @@ def _labelled(path: str) -> _Labelled:
         raise UserError(
             f"{path} has {count} labelled images: give {_FEWEST} or more, which can be divided among the roles"
         )
-    return _Labelled(kind, path, count, test)
+    return _Labelled(kind, path, count, test, splits)
 
 
 def _shapes(images: Images) -> dict[str, Shape]:
