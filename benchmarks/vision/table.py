@@ -12,16 +12,37 @@ _COLUMNS = (
 )  # fmt: skip
 
 
+_AFTER = ("arm", "mIoU per image", "minus fixed", "RMSE per image (m)", "minus fixed")
+_NAMES = {"miou": "mIoU", "depth_rmse": "RMSE"}
+
+
 def markdown(report: dict[str, Any]) -> str:
-    """Format the arms, with 95 % intervals of differences, and what stands after equal images."""
+    """Format the arms, with 95 % intervals of differences, the same after equal images, and what was to be shown."""
     rows = [_row(arm, figures, report["v_minus"]) for arm, figures in report["arms"].items()]
-    table, matched = markdown_table(_COLUMNS, rows), report["after_equal_images"]
-    if matched is None:
-        return table
-    miou, rmse = (interval(matched["v_minus"][key].get("fixed"), "+", 4) for key in ("miou", "depth_rmse"))
-    return (
-        f"{table}\nAfter equal images ({matched['images']:,.0f}): V minus fixed {miou} mIoU and {rmse} m per image.\n"
-    )
+    parts, after = [markdown_table(_COLUMNS, rows)], report["after_equal"].get("images")
+    if after is not None:
+        rows = [_row_after(arm, found) for arm, found in after["arms"].items()]
+        parts += [f"After equal images ({after['at']:,.0f}):\n", markdown_table(_AFTER, rows)]
+    if report["bars"]:
+        parts.append("".join(f"- {name}: {_said(bar)}\n" for name, bar in report["bars"].items()))
+    return "\n".join(parts)
+
+
+def _row_after(arm: str, found: dict[str, Any]) -> list[str]:
+    cells = [arm]
+    for key in ("miou", "depth_rmse"):
+        cells += [f"{found['mean'][key]:.4f}", interval(found["minus_fixed"][key], "+", 4)]
+    return cells
+
+
+def _said(bar: dict[str, Any]) -> str:
+    """Say what was found, and whether that was to be shown."""
+    if "ratio" in bar:
+        found = f"v has {bar['ratio']:.3f} of fixed's, at least {bar['least']} was to be shown"
+    else:
+        ahead, behind = (" and ".join(_NAMES[key] for key in bar[side]) or "nothing" for side in ("ahead", "behind"))
+        found = f"v is ahead of fixed in {ahead}, behind in {behind} (95 % intervals off 0)"
+    return f"{found}: {'met' if bar['met'] else 'missed'}"
 
 
 def _row(arm: str, figures: dict[str, Any], v_minus: dict[str, Any]) -> list[str]:
