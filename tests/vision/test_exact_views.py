@@ -170,6 +170,50 @@ def test_ijepas_targets_move_against_the_tangent_of_the_prediction():
     torch.testing.assert_close(moved / moved.norm(), -tangents / tangents.norm(), rtol=1e-3, atol=1e-6)
 
 
+def half_square(student, target):
+    return (student - target).square().mean() / 2
+
+
+@pytest.mark.parametrize("largest", [0.4, 4.0])
+def test_what_is_tilted_for_a_squared_error_raises_the_value_of_ijepas_smooth_l1_too(largest):
+    """g_pre(t*) - g_base has a positive product with g_down = u: that of the square where errors are below 1, else less."""
+    learner, batch, u, _ = case("ijepa", "ijepa")
+    state = learner.forward(batch).detach()
+    errors = largest * (2 * torch.rand(state.student.shape, generator=torch.Generator().manual_seed(3)) - 1)
+    state = replace(state, teacher=state.student - errors)
+    tangents = learner.tangents(batch, state, u)
+    reach = 0.5 * float(tangents.square().mean().sqrt() / tangents.abs().max())  # no target moves farther than 0.5
+    construction = MovedRepresentations(learner, reach**2 / 2, Strength(beta=1.0, fixed=True), lambda: u)
+    moved = construction.targets(batch, state).target.outputs
+    assert float((moved - state.teacher).abs().max()) == pytest.approx(0.5, rel=1e-3)
+    theta_S = {name: p.detach().requires_grad_() for name, p in learner.named_parameters() if name in u}
+
+    def value(target, loss_of):
+        with learner.meta_mode(), learner.without_fused_kernels():
+            loss = loss_of(learner.forward(batch, theta_S), target)
+            g_pre = torch.autograd.grad(loss, list(theta_S.values()), create_graph=True)
+            return torch.stack([(u[name] * g).sum() for name, g in zip(theta_S, g_pre, strict=True)]).sum()
+
+    def own_loss(student_state, target):
+        return learner.loss(student_state, Task(batch, TeacherTarget(target)))
+
+    base = state.teacher.clone().requires_grad_()
+    at_base = value(base, own_loss)
+    (slope,) = torch.autograd.grad(at_base, base)  # double backward
+    inside = errors.abs() < 1
+    expected = -torch.where(inside, tangents, 0.0) / tangents.numel()
+    torch.testing.assert_close(slope, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+    gain = float((value(moved, own_loss) - at_base).detach())
+    of_square = [value(target, lambda s, t: half_square(s.student, t)).detach() for target in (base.detach(), moved)]
+    gain_of_square = float(of_square[1] - of_square[0])
+    assert gain_of_square == pytest.approx(float((tangents * (state.teacher - moved)).mean()), rel=1e-2)
+    if bool(inside.all()):
+        assert gain == pytest.approx(gain_of_square, rel=1e-2)
+    else:
+        assert 0 < gain < gain_of_square
+
+
 @pytest.mark.parametrize("family", ["dinov2", "dinov3"])
 def test_the_student_does_not_see_hidden_patches_and_the_teacher_does(family):
     learner, batch, _, _ = case(family, "dino", patches=HIDDEN)

@@ -15,8 +15,11 @@ from worlds import vision_recipe
 from vpretrain import UserError, run_recipe
 from vpretrain.files import read_lines
 from vpretrain.method.protocols import Task
-from vpretrain.recipe import save_recipe
+from vpretrain.recipe import parse_recipe, save_recipe, with_overrides
+from vpretrain.run import session as run_session
 from vpretrain.run.dry_run import planned_steps
+from vpretrain.run.state import StepSnapshot
+from vpretrain.vision.arms import ARMS
 from vpretrain.vision.assemble import assemble
 from vpretrain.vision.config import DesignerConfig, SourceConfig
 from vpretrain.vision.data.source import Pool, open_images
@@ -88,6 +91,29 @@ def test_a_meta_update_leaves_no_trace_on_learner_and_teacher(tmp_path):
     assert all(p.grad is None for _, p in parts.learner.named_parameters())
     assert any(not torch.equal(a, b) for a, b in zip(designer, parts.construction.parameters(), strict=True))
     assert any(not torch.equal(heads[n], v) for n, v in parts.feedback.heads.state_dict().items())
+
+
+def test_heads_and_their_optimizer_are_copied_at_meta_updates_only(tmp_path, monkeypatch):
+    copied = []
+
+    class Watched(StepSnapshot):
+        def __init__(self, parts, *, updates):
+            super().__init__(parts, updates=updates)
+            copied.append({name for name in self.groups if name.startswith("heads")})
+
+    monkeypatch.setattr(run_session, "StepSnapshot", Watched)
+    session_of(vision_recipe(tmp_path)).run()
+    assert copied == [{"heads", "heads-optimizer"}, set()] * 3
+
+
+def test_the_copy_of_the_heads_is_not_fitted_with_them(tmp_path):
+    parts = assemble(vision_recipe(tmp_path))
+    parts.feedback.next()
+    before = {name: value.clone() for name, value in parts.feedback.heads.state_dict().items()}
+    copy = StepSnapshot(parts, updates=True).groups
+    parts.feedback.next()
+    assert_bit_equal(copy["heads"], before)
+    assert any(not torch.equal(before[name], value) for name, value in parts.feedback.heads.state_dict().items())
 
 
 def test_views_and_targets_reach_the_learner_detached(tmp_path, monkeypatch):
@@ -305,6 +331,20 @@ def test_a_random_mask_has_the_keep_ratio_and_follows_from_the_draw(tmp_path):
     torch.testing.assert_close(mask.mean((2, 3, 4)), torch.full(mask.shape[:2], 0.9), atol=0.01, rtol=0)
     assert torch.equal(mask, parts.construction.mask(batch))
     assert not torch.equal(mask, parts.construction.mask(replace(batch, seed=7)))
+
+
+def test_a_random_mask_keeps_as_much_as_the_designers_mask_has_kept(tmp_path):
+    recipe = vision_recipe(tmp_path, designer={"start": 0.8})
+    result = run_recipe(recipe)
+    lines = read_lines(recipe.directory / "metrics.jsonl")
+    assert result.mean_mask == pytest.approx(sum(line["mask"] for line in lines) / len(lines), rel=1e-4)
+    assert 0.6 < result.mean_mask < 0.95
+    leader, settings_from = ARMS["random-mask"].follows
+    assert leader == recipe.arm
+    data = with_overrides(recipe.model_dump(mode="json"), ["arm=random-mask", *settings_from(result.figures)])
+    parts = assemble(parse_recipe(data))
+    mask = parts.construction.mask(parts.stream.next()[0])
+    assert float(mask.mean()) == pytest.approx(result.mean_mask, abs=0.01)
 
 
 def test_a_new_designer_is_near_a_no_op_and_its_regulariser_is_what_it_says(tmp_path):
