@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from functools import partial
 
 import pytest
@@ -11,6 +12,8 @@ from models import tiny_vision_model
 from PIL import Image
 from worlds import vision_recipe
 
+from vpretrain.order import Shuffled
+from vpretrain.vision.assemble import assemble
 from vpretrain.vision.config import DinoConfig, EvaluationConfig
 from vpretrain.vision.data.scenes import CLASSES, rendered
 from vpretrain.vision.evaluation import dense
@@ -96,6 +99,83 @@ def test_the_classifier_finds_what_a_linear_one_can_and_no_more():
     corners = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]]).repeat(20, 1)
     exclusive = torch.tensor([0, 0, 1, 1]).repeat(20)
     assert classification_accuracy(corners, exclusive, corners, exclusive, 50, torch.device("cpu")) <= 0.75
+
+
+def test_the_classifier_is_fitted_by_sgd_with_momentum_in_batches_of_1024(monkeypatch):
+    fitted = []
+
+    class Watched(torch.optim.SGD):
+        def __init__(self, parameters, **settings):
+            super().__init__(parameters, **settings)
+            fitted.extend(self.param_groups[0]["params"])
+
+    monkeypatch.setattr(torch.optim, "SGD", Watched)
+    generator, steps = torch.Generator().manual_seed(4), 6
+    x, y = torch.randn(1100, 5, generator=generator), torch.arange(1100) % 3
+    classification_accuracy(x, y, x, y, steps, torch.device("cpu"))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        head = torch.nn.Sequential(torch.nn.BatchNorm1d(5), torch.nn.Linear(5, 3))
+    order, speeds = Shuffled(1100, "classes"), [torch.zeros_like(p) for p in head.parameters()]
+    for step in range(steps):
+        rows = [order[1024 * step + i] for i in range(1024)]
+        gradients = torch.autograd.grad(torch.nn.functional.cross_entropy(head(x[rows]), y[rows]), [*head.parameters()])
+        rate = 0.1 * (1 + math.cos(math.pi * step / steps)) / 2
+        for p, speed, g in zip(head.parameters(), speeds, gradients, strict=True):
+            speed.mul_(0.9).add_(g)
+            p.data.sub_(rate * speed)
+    for ours, expected in zip(fitted, head.parameters(), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_dense_probe_is_fitted_as_in_the_paper(tmp_path):
+    """Batches of 8, AdamW with a weight decay of 0.05, gradients cut to a norm of 1, 5 % of warm-up and a cosine."""
+    steps, rate = 40, 0.02
+    recipe = vision_recipe(tmp_path, evaluation={"probe_steps": steps, "probe_lr": rate})
+    (probes,) = Evaluation(recipe.evaluation)._probes()
+    learner = DinoLearner(Backbone(tiny_vision_model()), DinoConfig(outputs=8, hidden=8, bottleneck=8))
+    width, images = learner.backbone.width, probes.train[range(12)]
+    far = torch.full_like(images.depth_BHW, 9.0)
+    probes.train._kept = {n: (images.image_B3HW[n], images.label_BHW[n], far[n]) for n in range(12)}
+    features = torch.randn(12, width, 4, 4, generator=torch.Generator().manual_seed(5))
+    found = probes._fit("depth", learner, lambda rows, of: features[list(rows)], lambda parts: None)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        head = torch.nn.Sequential(torch.nn.BatchNorm2d(width), torch.nn.Conv2d(width, 1, 1))
+    optimizer = torch.optim.AdamW(head.parameters(), weight_decay=0.05)
+    order, norms = Shuffled(12, "depth"), []
+    for step in range(steps):
+        rows = [order[8 * step + i] for i in range(8)]
+        raw = torch.nn.functional.interpolate(head(features[rows]), (32, 32), mode="bilinear")
+        optimizer.zero_grad()
+        (torch.nn.functional.softplus(raw) - 9).square().mean().backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)))
+        optimizer.param_groups[0]["lr"] = rate * (0.5 if step == 0 else (1 + math.cos(math.pi * step / steps)) / 2)
+        optimizer.step()
+    assert norms[0] > 1
+    for ours, expected in zip(found.state_dict().values(), head.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_probes_are_fitted_and_tested_in_the_learners_precision(tmp_path, monkeypatch, precision, dtype):
+    fitting, testing = [], []
+
+    def watched(*arguments):
+        head = dense_head(*arguments)
+        head.register_forward_hook(
+            lambda head, inputs, output: (fitting if head.training else testing).append(output.dtype)
+        )
+        assert all(p.dtype == torch.float32 for p in head.parameters())
+        return head
+
+    monkeypatch.setattr(dense, "dense_head", watched)
+    parts = assemble(vision_recipe(tmp_path, learner={"precision": precision}))
+    parts.evaluate()
+    assert fitting == [dtype] * 20  # two heads, 10 steps each
+    assert testing
+    assert set(testing) == {dtype}
 
 
 def test_features_that_are_not_kept_give_the_same_probes(tmp_path, monkeypatch):
