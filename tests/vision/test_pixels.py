@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -50,12 +54,18 @@ def test_integers_of_more_than_sixteen_bits_are_refused():
 
 @pytest.mark.parametrize(
     ("orientation", "expected"),
-    [(1, [[0, 128, 255]]), (3, [[255, 128, 0]]), (6, [[0], [128], [255]]), (8, [[255], [128], [0]])],
-)
+    [
+        (1, [[0, 50, 100], [150, 200, 250]]), (2, [[100, 50, 0], [250, 200, 150]]),
+        (3, [[250, 200, 150], [100, 50, 0]]), (4, [[150, 200, 250], [0, 50, 100]]),
+        (5, [[0, 150], [50, 200], [100, 250]]), (6, [[150, 0], [200, 50], [250, 100]]),
+        (7, [[250, 100], [200, 50], [150, 0]]), (8, [[100, 250], [50, 200], [0, 150]]),
+    ],
+)  # fmt: skip
 def test_an_image_is_turned_by_its_exif_orientation(tmp_path, orientation, expected):
-    image = Image.fromarray(LEFT_TO_RIGHT.astype(np.uint8))
+    stored = np.array([[0, 50, 100], [150, 200, 250]])
+    image = Image.fromarray(stored.astype(np.uint8))
     assert reopened(tmp_path, image, exif=exif(orientation))[0].tolist() == expected
-    deep = Image.fromarray((257 * LEFT_TO_RIGHT).astype(np.uint16))
+    deep = Image.fromarray((257 * stored).astype(np.uint16))
     assert reopened(tmp_path, deep, "deep.png", exif=exif(orientation))[0].tolist() == expected
 
 
@@ -75,6 +85,46 @@ def test_a_transparent_colour_is_laid_on_white(tmp_path, mode):
     assert found[:, 0].T.tolist() == [[255, 255, 255], [90, 90, 90]]
 
 
+GREY, COLOUR = 0, 2  # kinds of PNG
+
+
+def read_png(kind: int, bits: int, row: bytes, *, transparent: bytes = b"") -> list[list[int]]:
+    """The pixels of a PNG of one row, as it is stored: Pillow writes no colours of 16 bits, and no grey of 2 or 4."""
+    width = len(row) * 8 // bits // (3 if kind == COLOUR else 1)
+    parts = {b"IHDR": struct.pack(">IIBBBBB", width, 1, bits, kind, 0, 0, 0), b"tRNS": transparent}
+    parts |= {b"IDAT": zlib.compress(b"\0" + row), b"IEND": b""}
+    chunks = [
+        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in parts.items()
+        if content or name == b"IEND"
+    ]
+    return read_image(io.BytesIO(b"\x89PNG\r\n\x1a\n" + b"".join(chunks)), "row.png")[:, 0].T.tolist()
+
+
+def test_a_transparent_value_of_sixteen_bits_is_laid_on_white():
+    row = struct.pack(">3H", 257 * 100, 257 * 100 + 1, 0)  # the first two are one value of 8 bits
+    assert read_png(GREY, 16, row) == [[100] * 3, [100] * 3, [0] * 3]
+    transparent = struct.pack(">H", 257 * 100)
+    assert read_png(GREY, 16, row, transparent=transparent) == [[255] * 3, [100] * 3, [0] * 3]
+
+
+@pytest.mark.parametrize(("bits", "row"), [(1, 0b01000000), (2, 0b00011011), (4, 0b01010001)])
+def test_a_transparent_value_of_few_bits_is_laid_on_white(bits, row):
+    values = [row >> shift & 2**bits - 1 for shift in range(8 - bits, -1, -bits)]
+    greys = [value * 255 // (2**bits - 1) for value in values]
+    assert read_png(GREY, bits, bytes([row])) == [[grey] * 3 for grey in greys]
+    expected = [[255 if value == 1 else grey] * 3 for value, grey in zip(values, greys, strict=True)]
+    assert read_png(GREY, bits, bytes([row]), transparent=struct.pack(">H", 1)) == expected
+
+
+def test_colours_of_sixteen_bits_are_read_and_refused_with_a_transparent_one():
+    row = struct.pack(">6H", *(257 * value for value in (1, 2, 3, 0, 100, 255)))
+    assert read_png(COLOUR, 16, row) == [[1, 2, 3], [0, 100, 255]]
+    for transparent in ((257, 514, 771), (0, 0, 0)):
+        with pytest.raises(UserError, match=r"row\.png: an image of 16 bits per colour with a transparent colour, of"):
+            read_png(COLOUR, 16, row, transparent=struct.pack(">3H", *transparent))
+
+
 @pytest.mark.parametrize(
     ("mode", "colour", "expected"),
     [
@@ -86,13 +136,37 @@ def test_a_transparent_colour_is_laid_on_white(tmp_path, mode):
         ("CMYK", (0, 255, 255, 0), [255, 0, 0]),
         ("HSV", (0, 255, 255), [255, 0, 0]),
         ("YCbCr", (128, 128, 128), [128, 128, 128]),
+        ("RGBa", (5, 10, 15, 255), [5, 10, 15]),
+        ("RGBa", (0, 0, 0, 0), [255, 255, 255]),
+        ("RGBX", (1, 2, 3, 0), [1, 2, 3]),
         ("I;16", 65_535, [255, 255, 255]),
+        ("I;16B", 257 * 50, [50, 50, 50]),
+        ("I;16L", 257 * 50, [50, 50, 50]),
+        ("I;16N", 257 * 50, [50, 50, 50]),
         ("I", 257 * 50, [50, 50, 50]),
         ("F", 0.2, [51, 51, 51]),
     ],
 )
 def test_every_mode_has_its_colour(mode, colour, expected):
     assert as_tensor(Image.new(mode, (2, 1), colour))[:, 0, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("mode", ["P", "PA"])
+def test_an_image_with_a_palette_has_the_colours_of_the_palette(mode):
+    image = Image.new("P", (2, 1), 1)
+    image.putpalette([0, 0, 0, 10, 20, 30])
+    assert as_tensor(image.convert(mode))[:, 0, 0].tolist() == [10, 20, 30]
+
+
+@pytest.mark.parametrize(("lightness", "expected"), [(0, 0), (255, 255)])
+def test_lab_has_black_and_white_to_the_rounding_of_its_profile(lightness, expected):
+    found = as_tensor(Image.new("LAB", (2, 1), (lightness, 128, 128)))[:, 0, 0].tolist()
+    assert found == pytest.approx([expected] * 3, abs=1)
+
+
+def test_a_mode_that_pillow_cannot_convert_is_refused():
+    with pytest.raises(UserError, match="an image of mode La cannot be converted to RGB: convert it before"):
+        as_tensor(Image.new("La", (2, 1), (77, 255)))
 
 
 def test_exif_that_cannot_be_read_leaves_the_pixels(tmp_path):

@@ -16,16 +16,19 @@ PilImage = Any  # Pillow is an extra, imported when it is needed
 
 _ORIENTATION = 0x0112  # the EXIF tag; 1: upright
 _SIXTEEN_BITS = 65_535
+_LEVELS = {"L;2": 85, "L;4": 17}  # between grey levels of a PNG with 2 or 4 bits, once Pillow has widened them to 8
 
 
 def as_tensor(image: PilImage) -> UInt8[Tensor, "3 H W"]:
     """Convert an image: turned by its EXIF orientation, transparency laid on white, 16 bits scaled to 8, floats from [0, 1].
 
     Raises:
-        UserError: floats outside [0, 1], integers outside 16 bits, or a mode that Pillow cannot convert to RGB.
+        UserError: floats outside [0, 1], integers outside 16 bits, a transparent colour of 16 bits per channel, or a mode that
+            Pillow cannot convert to RGB.
     """
     from PIL import Image
 
+    _fit_transparent_value(image)
     image = _upright(image)
     if image.mode.startswith(("I", "F")):
         image = _as_grey(image)
@@ -57,6 +60,25 @@ def labels_as_tensor(labels: PilImage, size: tuple[int, int], orientation: int) 
     return torch.from_numpy(np.array(_upright(labels)))
 
 
+def _fit_transparent_value(image: PilImage) -> None:
+    """Give the transparent value of a PNG the range of its pixels: Pillow keeps the value as stored, but not always the pixels.
+
+    Must come before the pixels are loaded, which forgets how they are stored.
+    """
+    value = image.info.get("transparency")
+    if value is None:
+        return
+    stored = image.tile[0][3] if image.format == "PNG" and image.tile else ""
+    # Of an image that is loaded already, as those of the hub, only the value itself may tell its bits.
+    if stored == "RGB;16B" or (isinstance(value, tuple) and max(value) > 255):
+        raise UserError(
+            "an image of 16 bits per colour with a transparent colour, of which Pillow keeps 8 bits: save it with 8 bits per "
+            "colour, or with an alpha channel"
+        )
+    if stored in _LEVELS:
+        image.info["transparency"] = value * _LEVELS[stored]
+
+
 def _upright(image: PilImage) -> PilImage:
     from PIL import ImageOps
 
@@ -65,7 +87,10 @@ def _upright(image: PilImage) -> PilImage:
 
 
 def _as_grey(image: PilImage) -> PilImage:
-    """Return an image of 16-bit integers or of floats as one of 8 bits; Pillow's own conversion cuts off what is above 255."""
+    """Return an image of 16-bit integers or of floats as one of 8 bits; Pillow's own conversion cuts off what is above 255.
+
+    A transparent value becomes an alpha channel: after the scaling other values would share it.
+    """
     from PIL import Image
 
     values = np.asarray(image).astype(np.float64)
@@ -74,4 +99,8 @@ def _as_grey(image: PilImage) -> PilImage:
         raise UserError(
             f"an image of {kind} from {values.min():g} to {values.max():g}: they must be from 0 to {most:g}"
         )
-    return Image.fromarray(np.rint(values / most * 255).astype(np.uint8))
+    grey = Image.fromarray(np.rint(values / most * 255).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if transparent is None:
+        return grey
+    return Image.merge("LA", [grey, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))])
