@@ -102,4 +102,8 @@ def sync(path: Path) -> None:
 
 def read_lines(file: Path) -> Lines:
     """Return the lines of a log; empty if there is no such file."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+    if not file.exists():
+        return []
+    # Not str.splitlines, which also splits at separators that JSON leaves as they are in a text, such as U+2028.
+    with file.open(encoding="utf-8", newline="\n") as lines:
+        return [json.loads(line) for line in lines]

@@ -12,11 +12,12 @@ from worlds import recipe_data, sums, write_jsonl
 from vpretrain import UserError, run_recipe
 from vpretrain.config import StreamConfig
 from vpretrain.errors import Paused, Unreadable
+from vpretrain.files import read_lines
 from vpretrain.inspection import reading
 from vpretrain.inspection.reading import Reading, shares
 from vpretrain.language.inspection.check import check
 from vpretrain.recipe import parse_recipe
-from vpretrain.run.skipped import FEWEST, NAMED, SKIPPED, Skipped, TooManySkipped
+from vpretrain.run.skipped import FEWEST, NAMED, SKIPPED, Skipped, TooManySkipped, extend, write
 
 FAULTS = {4: b'{"question": "\xff"}', 5: b"no", 9: b"[1]"}  # by line, from 1
 REASONS = {
@@ -68,6 +69,13 @@ def test_a_run_names_and_counts_what_it_skips_also_read_ahead_and_after_a_resume
     for recipe, other in ((ahead, ahead_result), (halted, halted_result)):
         assert (recipe.directory / SKIPPED).read_bytes() == (plain.directory / SKIPPED).read_bytes()
         assert other.left_out == result.left_out
+
+
+def test_a_line_separator_of_unicode_does_not_end_a_line_of_the_file(tmp_path):
+    first = {"source": "a\u2028b", "place": "line 1 of c\u0085d.jsonl", "reason": "is no JSON"}
+    write(tmp_path, [first])
+    extend(tmp_path, [first, first | {"place": "line 2"}])
+    assert read_lines(tmp_path / SKIPPED) == [first, first | {"place": "line 2"}]
 
 
 def test_a_run_without_broken_rows_has_no_such_file_nor_has_one_that_takes_its_place(tmp_path, tokenizer):
