@@ -126,6 +126,29 @@ def test_rows_that_stay_keep_the_spelling_of_their_numbers(tmp_path, evaluation)
     assert (output / "stream-0.jsonl").read_text() == row + "\n"
 
 
+def test_rows_that_cannot_be_read_are_skipped_counted_and_named(tmp_path, evaluation, capsys):
+    stream, output = tmp_path / "stream.jsonl", tmp_path / "clean"
+    stream.write_text("\n".join([json.dumps(ROWS[1]), "no", json.dumps(ROWS[0])]))
+    assert main(["decontaminate", f"{stream}:problem,solution", "--against", evaluation, "--output", str(output)]) == 0
+    assert read_lines(output / "stream-0.jsonl") == ROWS[1:2]
+    assert [line["example"] for line in read_lines(output / "dropped.jsonl")] == [2]  # rows that are skipped count
+    reason = "is no JSON (Expecting value, at character 1)"
+    expected = {"source": str(stream), "place": "line 2 of stream.jsonl", "reason": reason}
+    assert read_lines(output / "skipped.jsonl") == [expected]
+    (counts,) = json.loads((output / "report.json").read_text())["sources"]
+    assert (counts["examples"], counts["dropped"], counts["skipped"]) == (2, 1, 1)
+    assert "skipped.jsonl, 1 of the rows, which cannot be read" in capsys.readouterr().out
+
+
+def test_too_many_rows_that_cannot_be_read_are_named_and_end_it(tmp_path, evaluation, capsys):
+    stream, output = tmp_path / "stream.jsonl", tmp_path / "clean"
+    stream.write_text(json.dumps(ROWS[1]) + "\nno" * 11)
+    assert main(["decontaminate", f"{stream}:problem,solution", "--against", evaluation, "--output", str(output)]) == 2
+    assert "11 of 12 rows or images cannot be read" in capsys.readouterr().err
+    assert len(read_lines(output / "skipped.jsonl")) == 11
+    assert not (output / "report.json").exists()
+
+
 def test_a_recipe_gets_a_recipe_whose_stream_is_clean(tmp_path, tokenizer, monkeypatch):
     data = recipe_data(tmp_path, tokenizer)
     first = data["stream"]["sources"][0]
@@ -157,7 +180,6 @@ def test_a_recipe_gets_a_recipe_whose_stream_is_clean(tmp_path, tokenizer, monke
         ("stream.jsonl", "evaluation.jsonl:question", "give text, prompt and response, or messages"),
         ("stream.jsonl:question", "nowhere.jsonl:question", "no data at"),
         ("stream.jsonl:question", "broken.jsonl:question", "check the file"),
-        ("broken.jsonl:question", "evaluation.jsonl:question", "check the file"),
         ("stream.jsonl:question", "nowhere.yaml", "cannot read the recipe"),
         ("stream.jsonl:", "evaluation.jsonl:question", "'' is no name of a field"),
         ("stream.jsonl:question;answer", "evaluation.jsonl:question", "is no name of a field"),

@@ -110,6 +110,8 @@ def decontaminate(options: Options) -> None:
     recipe = f"   recipe: {directory / 'recipe.yaml'}" if report["recipe"] else ""
     print(f"kept:    {directory}/stream-*.jsonl{recipe}")
     print(f"dropped: {directory / 'dropped.jsonl'}   report: {directory / 'report.json'}")
+    if skipped := sum(source["skipped"] for source in report["sources"]):
+        print(f"skipped: {directory / 'skipped.jsonl'}, {skipped:,} of the rows, which cannot be read")
 
 
 @recipe_command("vpretrain check recipes/quickstart.yaml")

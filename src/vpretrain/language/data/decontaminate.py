@@ -13,13 +13,14 @@ from tempfile import TemporaryDirectory
 from rich.table import Table
 
 from vpretrain.console import progress
-from vpretrain.errors import UserError
-from vpretrain.language.config import Recipe, SourceConfig
+from vpretrain.errors import Unreadable, UserError
+from vpretrain.language.config import Recipe, SourceConfig, StreamConfig
 from vpretrain.language.data.example import Example, templates
 from vpretrain.language.data.overlap import OverlapIndex
 from vpretrain.language.data.rows import as_json
 from vpretrain.language.data.source import count_rows, open_source, with_form
 from vpretrain.recipe import load_recipe, save_recipe
+from vpretrain.run.skipped import Skipped, TooManySkipped, entries, write
 from vpretrain.types import Json
 
 EXCERPT = 300  # characters of a text in the report
@@ -47,13 +48,14 @@ def decontaminate(
 
     An example is dropped if its problem, its problem with its solution, or its raw text or a paragraph of it has a Jaccard
     similarity of at least `threshold`, over word n-grams, to an evaluation problem with or without its solution. The stream is
-    read row by row: memory holds the evaluation's texts and one row.
+    read row by row: memory holds the evaluation's texts and one row. Rows that cannot be read are skipped as in a run.
 
     Args:
         stream: a recipe (its stream), or `PATH` or `PATH:FIELD,FIELD`: data files and the fields to compare, the problem first.
         against: the same; for recipes, their evaluation.
-        output: a directory for stream-N.jsonl (one per source), dropped.jsonl (dropped examples, and why), report.json and, for
-            a recipe, recipe.yaml with the cleaned stream. They are written at the end: a stream can be cleaned in place.
+        output: a directory for stream-N.jsonl (one per source), dropped.jsonl (dropped examples, and why), skipped.jsonl (if
+            rows cannot be read), report.json and, for a recipe, recipe.yaml with the cleaned stream. They are written at the
+            end: a stream can be cleaned in place.
         n: words per n-gram.
         threshold: the lowest similarity that is dropped.
         overwrite: write over an earlier result there.
@@ -63,9 +65,12 @@ def decontaminate(
 
     Raises:
         UserError: something does not exist, a row lacks its fields, or `output` holds a result already.
+        Unreadable: a row of the evaluation cannot be read, or one of a stream that stops there.
+        TooManySkipped: more rows of the stream cannot be read than may be skipped; skipped.jsonl names them.
     """
     recipe = _recipe(stream)
-    sources = [_source(stream)] if recipe is None else recipe.stream.sources
+    stream_config = StreamConfig(sources=[_source(stream)]) if recipe is None else recipe.stream
+    sources = stream_config.sources
     if (output / "report.json").exists() and not overwrite:
         raise UserError(f"{output} holds a result already: add --overwrite, or give another --output")
     evaluation = [source for one in against for source in _evaluation(one)]
@@ -87,18 +92,25 @@ def decontaminate(
                 hits.add((like.source, like.example))
 
             files = [f"stream-{number}.jsonl" for number in range(len(sources))]
-            cleaned = [
-                _clean(source, number, aside / file, index, report_drop)
-                for number, (source, file) in enumerate(zip(sources, files, strict=True))
-            ]
+            skipped = [Skipped(source.origin, stream_config) for source in sources]
+            try:
+                cleaned = [
+                    _clean(source, number, aside / file, index, report_drop, skipped[number])
+                    for number, (source, file) in enumerate(zip(sources, files, strict=True))
+                ]
+            except TooManySkipped as error:
+                write(output, error.entries)
+                raise
+        states = [{"skipped": one.state_dict()} for one in skipped]
+        write(output, entries([source.origin for source in sources], {"0": states}))
         for old in [*output.glob("stream-*.jsonl"), output / "recipe.yaml"]:
             old.unlink(missing_ok=True)
         for file in (*files, "dropped.jsonl"):
             (aside / file).replace(output / file)
     if recipe is not None:
         new = [SourceConfig(path=str(output / file), **kept) for file, (kept, _) in zip(files, cleaned, strict=True)]
-        stream_config = recipe.stream.model_copy(update={"sources": new})
-        save_recipe(recipe.model_copy(update={"stream": stream_config}), output / "recipe.yaml")
+        cleaned_stream = stream_config.model_copy(update={"sources": new})
+        save_recipe(recipe.model_copy(update={"stream": cleaned_stream}), output / "recipe.yaml")
     report = {
         "stream": stream,
         "against": list(against),
@@ -160,33 +172,48 @@ def _index(sources: Sequence[SourceConfig], n: int, threshold: float) -> tuple[l
 
 
 def _clean(
-    source: SourceConfig, place: int, file: Path, index: OverlapIndex, report_drop: Callable[[Text, float, int], None]
+    source: SourceConfig,
+    place: int,
+    file: Path,
+    index: OverlapIndex,
+    report_drop: Callable[[Text, float, int], None],
+    skipped: Skipped,
 ) -> tuple[Json, Json]:
     """Write the examples of a source that are kept; return the settings of their source, and counts."""
-    source = with_form(source)
-    examples = dropped = 0
+    skips = skipped.config.on_error == "skip"
+    source = with_form(source, skips=skips)
+    dropped = 0
     with file.open("w", encoding="utf-8") as kept:
-        for example in _watched(source):
-            for text in parts(example, place, examples):
+        for number, example in enumerate(_watched(source, skips=skips)):
+            if isinstance(example, Unreadable):
+                skipped.met(example, again=False)
+                continue
+            skipped.met(None, again=False)
+            for text in parts(example, place, number):
                 if (found := index.nearest(text.text)) is not None:
                     report_drop(text, *found)
                     dropped += 1
                     break
             else:
                 kept.write(as_json(example.fields) + "\n")
-            examples += 1
     same = {"streaming": source.streaming, "domain": source.domain, "weight": source.weight}
-    counts = {"origin": source.origin, "examples": examples, "dropped": dropped}
+    counts = {
+        "origin": source.origin,
+        "examples": skipped.read - skipped.count,
+        "dropped": dropped,
+        "skipped": skipped.count,
+    }
     form = templates(source) if source.messages is None else {"messages": source.messages}
     return {**same, **form}, counts  # in the file values are renamed, skip and limit applied
 
 
-def _watched(source: SourceConfig) -> Iterator[Example]:
-    """Yield the source's examples once, showing progress."""
-    opened = open_source(source.model_copy(update={"streaming": True}))  # generators hold their rows in memory anyway
+def _watched(source: SourceConfig, *, skips: bool) -> Iterator[Example | Unreadable]:
+    """Yield the source's examples once, with an error in place of each that cannot be read, showing progress."""
+    streamed = source.model_copy(update={"streaming": True})  # generators hold their rows in memory anyway
+    opened = open_source(streamed, skips=skips)
     total, start = count_rows(source), time.monotonic()
     with progress(f"{'decontaminate':>18}") as update:
-        for number, example in enumerate(opened, start=1):
+        for number, example in enumerate(opened.outcomes(), start=1):
             yield example
             left = None if total is None else (time.monotonic() - start) * max(0, total - number) / number
             update(0.0 if total is None else min(1.0, number / total), left, f"{source.origin}  {number:,}")
