@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from PIL import Image
@@ -183,6 +184,16 @@ def test_images_lie_in_folders_of_archives(tmp_path, ending):
         assert torch.equal(images[index], read_image(io.BytesIO(png(seed=seed))))
 
 
+@pytest.mark.parametrize("name", ["all.tar.gz", "all.tgz", "*.tar.zst", "all.tar.xz"])
+def test_a_compressed_tar_file_is_refused_with_the_remedy(tmp_path, name):
+    (tmp_path / "all.tar.gz").write_bytes(b"")
+    with pytest.raises(UserError) as caught:
+        open_images(SourceConfig(path=f"{tmp_path}/{name}"))
+    assert str(caught.value) == (
+        f"{tmp_path}/{name}: images of a compressed tar file cannot be read in place: unpack it, or give .tar or .zip files"
+    )
+
+
 def test_a_zip_file_is_read_alike_by_a_process_of_its_own(tmp_path):
     archive(tmp_path / "all.zip", {f"{number}.png": png(seed=number) for number in range(12)})
     plain, ahead = stream_of(tmp_path / "all.zip"), stream_of(tmp_path / "all.zip")
@@ -207,6 +218,25 @@ def test_a_broken_member_of_a_zip_file_is_skipped_and_a_broken_file_refused(tmp_
     path.write_bytes(content[:-40])
     with pytest.raises(UserError, match=r"cannot read the shard .*all\.zip: .*; shards are .zip or uncompressed .tar"):
         stream_of(path)
+
+
+def test_broken_images_of_a_hub_data_set_are_skipped_and_named_by_their_number(monkeypatch):
+    contents = [png(seed=number) for number in range(COUNT)]
+    contents[2], contents[5], contents[7] = b"", b"GIF, or so", png()[:2000]
+    features = datasets.Features({"image": datasets.Image()})
+    rows = datasets.Dataset.from_dict({"image": [{"bytes": one, "path": None} for one in contents]}, features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *what, **how: rows)
+    shape = {"batch_size": 4, "global_size": 32, "local_size": 16, "local_views": 1}
+    stream = VisionStream(StreamConfig(sources=[SourceConfig(hub="some/images")], **shape), seed=3)
+    assert not {"2", "5", "7"} & set(drawn(stream, 4))  # one epoch
+    reasons = {entry["place"]: entry["reason"] for entry in named(stream)}
+    assert reasons.keys() == {"some/images/2", "some/images/5", "some/images/7"}
+    assert reasons["some/images/2"] == reasons["some/images/5"] == FORMAT
+    assert "truncated" in reasons["some/images/7"]
+    images = open_images(SourceConfig(hub="some/images"))
+    assert torch.equal(images[3], read_image(io.BytesIO(contents[3])))
+    with pytest.raises(Unreadable, match=rf"cannot read the image some/images/2: {FORMAT}; remove or replace it"):
+        images[2]
 
 
 def test_labelled_images_are_never_skipped(tmp_path):

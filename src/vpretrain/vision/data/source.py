@@ -8,6 +8,7 @@ import io
 import itertools
 import math
 import os
+import re
 import tarfile
 import zipfile
 from abc import ABC, abstractmethod
@@ -33,6 +34,7 @@ _KEPT_BYTES = 4 * 2**30  # of each pool of labelled images
 _GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, modulo 1, spread the parts of a pool's images evenly
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 _LISTED = ", ".join(sorted(_SUFFIXES))
+_COMPRESSED_TAR = re.compile(r"\.(tar\.(gz|bz2|xz|zst)|tgz|tbz2?|txz|tzst)$")
 
 
 class Images(ABC):
@@ -56,7 +58,7 @@ def open_images(config: SourceConfig) -> Images:
     """Open the unlabeled images of a source.
 
     Raises:
-        UserError: there are none, or the source is a labelled set.
+        UserError: there are none, they lie in a compressed tar file, or the source is a labelled set.
     """
     if config.scenes is not None:
         return _Scenes(config)
@@ -64,6 +66,10 @@ def open_images(config: SourceConfig) -> Images:
         return _Hub(config)
     if config.path is None:
         raise UserError(f"{config.origin} is labelled: the stream takes scenes, hub, or a path to its images")
+    if _COMPRESSED_TAR.search(config.path):  # to reach an image, all before it would have to be decompressed
+        raise UserError(
+            f"{config.path}: images of a compressed tar file cannot be read in place: unpack it, or give .tar or .zip files"
+        )
     return _Archives(config.path) if is_archive(config.path) else _Folder(config.path)
 
 
