@@ -80,8 +80,27 @@ def test_every_value_of_a_table_is_the_text_in_the_file(tmp_path, kind, separato
 
 def test_a_value_of_a_table_may_have_several_lines_and_be_long(tmp_path):
     path, text = tmp_path / "rows.csv", "long " * 40_000  # beyond the limit of Python's csv
-    path.write_text(f'a,b\n"one\n\ntwo",1\n{text},2\n')
-    assert fields(path, "a", "b") == [["one\n\ntwo", "1"], [text, "2"]]
+    path.write_bytes(f'a,b\r\n"one\n\r\ntwo\rthree",1\r\n{text},2\r\n'.encode())
+    assert fields(path, "a", "b") == [["one\n\r\ntwo\rthree", "1"], [text, "2"]]
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_csv_without_a_comma_in_its_first_line_is_separated_by_what_stands_there(tmp_path, separator):
+    path = tmp_path / "rows.csv"
+    path.write_text(f'\n"question"{separator}b\r\n1,5{separator}2, or "3"\r\n', encoding="utf-8")
+    assert fields(path, "question", "b", streaming=True) == [["1,5", '2, or "3"']]
+
+
+def test_a_comma_comes_first_and_one_column_has_no_separator(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("a,b;c\n1,2;3\n")
+    assert fields(path, "a", "b;c") == [["1", "2;3"]]
+    path = tmp_path / "column.csv"
+    path.write_text("a\none; two\n")
+    assert fields(path, "a") == [["one; two"]]
+    path = tmp_path / "rows.tsv"
+    path.write_text("a;b\tc\n1\t2\n")
+    assert fields(path, "c", "a;b", streaming=True) == [["2", "1"]]
 
 
 def test_an_empty_value_of_a_table_is_left_out_and_counted(tmp_path):

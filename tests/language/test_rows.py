@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import datetime
 import decimal
-import gzip
 import itertools
 import json
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -14,14 +15,17 @@ import fsspec
 import pyarrow
 import pyarrow.parquet
 import pytest
+from conftest import CHARACTERS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from language.test_formats import COMPRESSED
 
 from vpretrain.errors import UserError
-from vpretrain.language.config import SourceConfig
+from vpretrain.language.config import SourceConfig, StreamConfig
 from vpretrain.language.data import row_reader
 from vpretrain.language.data.rows import NoRow, Number, as_json, parse, spelled
 from vpretrain.language.data.source import count_rows, open_source
+from vpretrain.language.data.stream import LanguageStream
 from vpretrain.language.evaluation.solve import is_correct, reference
 
 NAMES = ["rows.jsonl", "rows.jsonl.gz", "rows.json", "rows.json.gz"]
@@ -36,11 +40,20 @@ SPELLINGS += [(json.dumps(text, ensure_ascii=False), text) for text in TEXTS[-2:
 SPELLINGS += [(value, value) for value in NESTED] + [("true", "true"), ("false", "false"), ("null", "")]
 
 
-def write(path: Path, rows: list[str]) -> str:
-    """Rows, given as JSON, as lines or as an array."""
+def write(path: Path, rows: list[str], field: str | None = None) -> str:
+    """Rows, given as JSON, as lines or as an array, which may be a field of a document; compressed as the name says."""
     lines = ".jsonl" in path.name
     content = "".join(f"{row}\n" for row in rows) if lines else "[" + ",\n ".join(rows) + "]\n"
-    path.write_bytes(gzip.compress(content.encode()) if path.name.endswith(".gz") else content.encode())
+    if field is not None:
+        content = f'{{"version": 2.0, "{field}": {content}, "more": [1]}}'
+    path.write_bytes(COMPRESSED[path.suffix if path.suffix in COMPRESSED else ""](content.encode()))
+    return str(path)
+
+
+def write_table(path: Path, rows: list[tuple[str, str]], separator: str, quoting: int = csv.QUOTE_MINIMAL) -> str:
+    """Rows with the columns a and b."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter=separator, quoting=quoting).writerows([("a", "b"), *rows])
     return str(path)
 
 
@@ -246,8 +259,27 @@ def fuzzed(cases, examples: int) -> None:
     how(cases)()
 
 
+def check_every_way(path: str, template: str, expected: list[str], read: int, **settings) -> None:
+    """A source has the expected texts: as a copy on disk, streamed, and after a resume behind the first `read`."""
+    assert texts(path, template, **settings) == expected
+    config = SourceConfig(path=path, text=template, streaming=True, **settings)
+    source = open_source(config)
+    assert [example.response for example in itertools.islice(source, read)] == expected[:read]
+    cursor = json.loads(json.dumps(source.state_dict()))
+    again = open_source(config)
+    again.load_state_dict(cursor)
+    assert [example.response for example in again] == expected[read:]
+
+
+USUAL = dict.fromkeys(NAMES)  # with the field that holds the rows
+OTHERS = {"rows.json": "data", "rows.json.zst": "data", "rows.jsonl.xz": None, "rows.jsonl.bz2": None}
+
+
 @pytest.mark.timeout(900)
-def test_any_rows_are_what_the_file_says_in_every_format_and_after_a_resume(tmp_path, monkeypatch, many):
+@pytest.mark.parametrize(("files", "examples"), [(USUAL, (12, 300)), (OTHERS, (3, 100))], ids=["usual", "others"])
+def test_any_rows_are_what_the_file_says_in_every_format_and_after_a_resume(
+    tmp_path, monkeypatch, many, files, examples
+):
     monkeypatch.setattr(row_reader, "CHUNK", 60)  # a few rows
     folders = itertools.count()
 
@@ -259,33 +291,111 @@ def test_any_rows_are_what_the_file_says_in_every_format_and_after_a_resume(tmp_
         expected = [f"<{row.get('a', ('', ''))[1]}|{row.get('b', ('', ''))[1]}>" for row in rows]
         folder = tmp_path / str(next(folders))
         folder.mkdir()
-        for name in NAMES:
-            path = write(folder / name, written)
-            assert texts(path, "<{a}|{b}>") == expected
-            config = SourceConfig(path=path, text="<{a}|{b}>", streaming=True)
-            source = open_source(config)
-            assert [example.response for example in itertools.islice(source, read)] == expected[:read]
-            cursor = json.loads(json.dumps(source.state_dict()))
-            again = open_source(config)
-            again.load_state_dict(cursor)
-            assert [example.response for example in again] == expected[read:]
+        for name, field in files.items():
+            check_every_way(write(folder / name, written, field), "<{a}|{b}>", expected, read, field=field)
 
-    fuzzed(cases, many(12, 300))
+    fuzzed(cases, many(*examples))
+
+
+TABLES = {"rows.csv": ",", "semicolons.csv": ";", "rows.tsv": "\t"}
+
+
+@pytest.mark.timeout(900)
+def test_any_table_is_what_the_file_says(tmp_path, monkeypatch, many):
+    monkeypatch.setattr(row_reader, "CHUNK", 60)
+    folders = itertools.count()
+
+    @given(
+        rows=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=8),
+        quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+        read=st.integers(0, 9),
+    )
+    def cases(rows, quoting, read):
+        folder = tmp_path / str(next(folders))
+        folder.mkdir()
+        for name, separator in TABLES.items():
+            path = write_table(folder / name, rows, separator, quoting)
+            check_every_way(path, "<{a}|{b}>", [f"<{a}|{b}>" for a, b in rows], read)
+
+    fuzzed(cases, many(4, 100))
+
+
+@pytest.mark.timeout(900)
+def test_any_text_file_is_what_the_file_says_but_for_its_line_ends(tmp_path, many):
+    files = itertools.count()
+
+    @given(content=TEXT, ending=st.sampled_from(list(COMPRESSED)), read=st.integers(0, 1))
+    def cases(content, ending, read):
+        path = tmp_path / f"{next(files)}.txt{ending}"
+        path.write_bytes(COMPRESSED[ending](content.encode()))
+        text = content.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+        check_every_way(str(path), "<{text}>", [f"<{text}>"], read)
+
+    fuzzed(cases, many(8, 200))
+
+
+LETTERS = st.text(CHARACTERS.replace("<", ""), min_size=1, max_size=20).filter(str.strip)  # without special tokens
+CELL = LETTERS.map(lambda text: (json.dumps(text), text)) | st.sampled_from(NUMBERS[:6]).map(
+    lambda number: (number,) * 2
+)
+
+
+@pytest.mark.timeout(900)
+def test_the_learner_is_given_any_rows_character_by_character_and_after_a_resume(
+    tmp_path, tokenizer, monkeypatch, many
+):
+    monkeypatch.setattr(row_reader, "CHUNK", 60)
+    folders = itertools.count()
+
+    def read(stream: LanguageStream, count: int) -> list[str]:
+        """The next documents, at least `count`, decoded."""
+        found: list[str] = []
+        while len(found) < count:
+            for batch in stream.next():
+                rows = ["".join(tokenizer.convert_ids_to_tokens(ids)) for ids in batch.ids_BT.tolist()]
+                found += [document for row in rows for document in row.split("<eos>") if document]
+        return found
+
+    @given(rows=st.lists(st.tuples(CELL, CELL), min_size=1, max_size=6))
+    def cases(rows):
+        folder = tmp_path / str(next(folders))
+        folder.mkdir()
+        written = [f'{{"a": {a}, "b": {b}}}' for (a, _), (b, _) in rows]
+        cells = [(a, b) for (_, a), (_, b) in rows]
+        for path, field in (
+            (write(folder / "rows.jsonl.gz", written), None),
+            (write(folder / "rows.json", written, "data"), "data"),
+            (write_table(folder / "rows.csv", cells, ","), None),
+        ):
+            source = {"path": path, "field": field, "streaming": True, "prompt": "{a}", "response": "{b}"}
+            config = StreamConfig(sources=[source], length=64, batch_size=2, min_chunk=4)
+            stream, again = (LanguageStream(config, tokenizer, seed=0) for _ in range(2))
+            before = read(stream, 3)
+            again.load_state_dict(json.loads(json.dumps(stream.state_dict())))
+            found = before + read(again, len(rows))
+            assert found == [f"{a}{b}" for a, b in itertools.islice(itertools.cycle(cells), len(found))]
+
+    fuzzed(cases, many(4, 100))
 
 
 @pytest.mark.timeout(900)
 def test_any_parquet_is_what_its_types_say(tmp_path, many):
-    schema = pyarrow.schema({"a": pyarrow.int64(), "b": pyarrow.string(), "c": pyarrow.float64()})
-    cell = {"a": st.integers(-(2**63), 2**63 - 1), "b": TEXT, "c": st.floats(allow_nan=False)}
+    inner = pyarrow.struct({"x": pyarrow.int64(), "y": pyarrow.string()})
+    schema = pyarrow.schema(
+        {"a": pyarrow.int64(), "b": pyarrow.string(), "c": pyarrow.float64(), "d": inner, "e": pyarrow.list_(inner)}
+    )
+    whole = st.integers(-(2**63), 2**63 - 1)
+    pair = st.fixed_dictionaries({"x": st.none() | whole, "y": st.none() | TEXT})
+    cell = {"a": whole, "b": TEXT, "c": st.floats(allow_nan=False), "d": pair, "e": st.lists(pair, max_size=3)}
     files = itertools.count()
 
     @given(rows=st.lists(st.fixed_dictionaries({name: st.none() | of for name, of in cell.items()}), min_size=1))
     def cases(rows):
         path = tmp_path / f"{next(files)}.parquet"
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), path)
-        spelling = {"a": str, "b": str, "c": json.dumps}
-        expected = ["|".join("" if row[n] is None else spelling[n](row[n]) for n in "abc") for row in rows]
+        spelling = {"a": str, "b": str} | dict.fromkeys("cde", partial(json.dumps, ensure_ascii=False))
+        expected = ["|".join("" if row[n] is None else spelling[n](row[n]) for n in "abcde") for row in rows]
         for streaming in (False, True):
-            assert texts(str(path), "{a}|{b}|{c}", streaming=streaming) == expected
+            assert texts(str(path), "{a}|{b}|{c}|{d}|{e}", streaming=streaming) == expected
 
     fuzzed(cases, many(12, 300))

@@ -10,6 +10,7 @@ import codecs
 import csv
 import gzip
 import io
+import itertools
 import json
 import lzma
 import re
@@ -24,6 +25,7 @@ from vpretrain.pretrained import first_line
 
 FORMAT = re.compile(r"\.(jsonl|json|csv|tsv|txt)(?:\.(gz|bz2|xz|zst))?$")
 _SPACE = " \t\r\n"
+_SNIFFED = 10_000  # characters of a table's first line
 _BLANK = re.compile(f"[{_SPACE}]*")
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # as bytes that cannot be decoded are kept
 _HALF = re.compile("[\ud800-\udfff]")
@@ -76,7 +78,7 @@ def _rows(lines: _Lines, name: str, kind: str, field: str | None) -> Iterator[Ro
     if kind == "jsonl":
         return _json_lines(lines, name)
     if kind in ("csv", "tsv"):
-        return _table(lines, name, "," if kind == "csv" else "\t")
+        return _table(lines, name, None if kind == "csv" else "\t")
     if kind == "txt":
         return _text(lines, name)
     return _items(lines, name) if field is None else _items_of(lines, name, field)
@@ -202,12 +204,17 @@ def _items_of(lines: _Lines, name: str, field: str) -> Iterator[Row]:
         yield Fault(f"row {number} of {name}", reason) if reason else text
 
 
-def _table(lines: _Lines, name: str, separator: str) -> Iterator[Row]:
-    """Yield the rows of CSV or TSV, whose first line names the columns; each value is the text in the file."""
-    reader = csv.reader(lines, delimiter=separator, strict=True)
+def _table(lines: _Lines, name: str, separator: str | None) -> Iterator[Row]:
+    """Yield the rows of CSV or TSV, whose first line names the columns; each value is the text in the file.
+
+    `separator` None: the one in the first line.
+    """
+    first = next((line for line in lines if line.strip("\r\n")), "")
+    number = lines.number
+    reader = csv.reader(itertools.chain([first], lines), delimiter=separator or _separator(first), strict=True)
     columns: list[str] | None = None
     while True:
-        place = f"line {lines.number + 1} of {name}"
+        place = f"line {number if columns is None else lines.number + 1} of {name}"
         values: list[str] = []
         try:
             values = next(reader)
@@ -235,8 +242,18 @@ def _table(lines: _Lines, name: str, separator: str) -> Iterator[Row]:
             yield json.dumps(dict(zip(columns, values, strict=True)), ensure_ascii=False)
 
 
+def _separator(line: str) -> str:
+    """What separates the names of columns: a comma, unless there is none, but a semicolon, tab or bar."""
+    if "," in line:
+        return ","
+    try:
+        return csv.Sniffer().sniff(line[:_SNIFFED], ";\t|").delimiter
+    except csv.Error:  # one column
+        return ","
+
+
 def _text(lines: _Lines, name: str) -> Iterator[Row]:
-    """Yield a whole file as one row."""
+    """Yield a whole file as one row; its line ends, which depend on the system that wrote it, become line feeds."""
     text = "".join(lines).replace("\r\n", "\n").replace("\r", "\n")
     yield Fault(name, lines.flaw) if lines.flaw else json.dumps({"text": text}, ensure_ascii=False)
 
