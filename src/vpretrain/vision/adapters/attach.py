@@ -65,7 +65,8 @@ class VisionPretraining(Attached):
         value = value or ValueConfig()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.learner = DinoLearner(Backbone(model).train(), dino or DinoConfig(), bf16=bf16)
+            backbone = Backbone(model).to(model.device).train()  # its own buffers, too
+            self.learner = DinoLearner(backbone, dino or DinoConfig(), bf16=bf16)
         labelled = VisionFeedback(feedback, self.learner, seed=seed)
         construction, meta, _ = constructed(ARMS["v"], self.learner, labelled, DesignerConfig(), value, seed=seed)
         assert meta is not None
