@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from vpretrain.language.adapters.attach import feedback_rows as feedback_rows
     from vpretrain.language.adapters.sft_trainer import VPretrainSFTTrainer as VPretrainSFTTrainer
     from vpretrain.language.adapters.trainer import VPretrainTrainer as VPretrainTrainer
+    from vpretrain.vision.adapters.attach import VisionPretraining as VisionPretraining
+    from vpretrain.vision.adapters.attach import view_batch as view_batch
 
 __all__ = [
     "ComparisonResult",
@@ -34,11 +36,13 @@ __all__ = [
     "UserError",
     "VPretrainTrainer",
     "VPretraining",
+    "VisionPretraining",
     "__version__",
     "compare",
     "feedback_rows",
     "load_recipe",
     "run_recipe",
+    "view_batch",
 ]
 __version__ = version("vpretrain")
 # Imported on first access: transformers' Trainer takes seconds. TRL is an extra, so its trainer is not in `__all__`.
@@ -46,7 +50,9 @@ _LATE = {
     "VPretrainSFTTrainer": "language.adapters.sft_trainer",
     "VPretrainTrainer": "language.adapters.trainer",
     "VPretraining": "language.adapters.attach",
+    "VisionPretraining": "vision.adapters.attach",
     "feedback_rows": "language.adapters.attach",
+    "view_batch": "vision.adapters.attach",
 }
 
 

@@ -53,7 +53,8 @@ def test_every_name_of_the_package_is_there_and_compare_is_a_function():
     assert all(getattr(vpretrain, name) is not None for name in vpretrain.__all__)
     assert "VPretrainSFTTrainer" in dir(vpretrain)
     assert callable(vpretrain.compare)
-    assert {"VPretrainTrainer", "VPretraining", "feedback_rows"} <= set(vpretrain.__all__)
+    adapters = {"VPretrainTrainer", "VPretraining", "VisionPretraining"}
+    assert adapters | {"feedback_rows", "view_batch"} <= set(vpretrain.__all__)
 
 
 def test_importing_the_package_does_not_wait_for_transformers():

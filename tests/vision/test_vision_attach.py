@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import copy
+import math
+import re
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
 from worlds import vision_recipe
 
-from vpretrain import UserError, distributed
+from vpretrain import UserError, VisionPretraining, distributed, view_batch
 from vpretrain.config import OptimizerConfig
 from vpretrain.method.algorithm import continue_pretraining
 from vpretrain.method.step import Schedule
 from vpretrain.run.optimizer import AdamW
-from vpretrain.vision.adapters.attach import VisionPretraining, view_batch
 from vpretrain.vision.assemble import assemble
 from vpretrain.vision.model.load import load_backbone
 
+EXAMPLE = Path(__file__).parents[2] / "examples/vision_loop.py"
 STEPS, LR = 5, 1e-3
 PATCHES = {"dino": {"outputs": 32, "hidden": 32, "bottleneck": 16, "warm_up_steps": 0, "patch_loss": 1.0}}
 
@@ -112,3 +116,16 @@ def test_several_processes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "size", lambda: 2)
     with pytest.raises(UserError, match="in one process"):
         attached(recipe)
+
+
+def test_the_example_runs_and_says_what_v_pretraining_does(capsys):
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
+    assert len(lines) == 10
+    assert all(math.isfinite(float(re.search(r"loss (\S+)", line)[1])) for line in lines)
+    judged = [number for number, line in enumerate(lines) if "strength" in line]
+    assert judged == [4]  # once, at step 8: the second half of a training has no judgements
+    tilts = [float(re.search(r"tilt (\S+)", line)[1]) for line in lines]
+    assert set(tilts[:4]) == {0.0}
+    strength = float(re.search(r"strength (\S+)", lines[4])[1])
+    assert (tilts[4] > 0) == (strength > 0)

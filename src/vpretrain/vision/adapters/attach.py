@@ -120,7 +120,14 @@ class VisionPretraining(Attached):
 def view_batch(
     global_VB3HW: Float[Tensor, "V B 3 H W"], local_VB3HW: Float[Tensor, "Vl B 3 Hl Wl"], *, seed: int
 ) -> ViewBatch:
-    """Return a micro-batch of crops in [0, 1], view by view; V of the local ones may be 0. `seed` draws the hidden patches."""
+    """Return a micro-batch of crops in [0, 1], view by view; V of the local ones may be 0. `seed` draws the hidden patches.
+
+    Examples:
+        >>> import torch
+        >>> batch = view_batch(torch.rand(2, 4, 3, 32, 32), torch.rand(6, 4, 3, 16, 16), seed=0)
+        >>> batch.weight  # its images
+        4.0
+    """
     images = range(global_VB3HW.shape[1])
     return ViewBatch(
         global_VB3HW,
