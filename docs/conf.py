@@ -3,6 +3,7 @@
 import re
 import sys
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -29,6 +30,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "off"  # `make notebook` executes it: ten minutes
 default_role = "code"  # docstrings have single backticks
 autodoc_member_order = "bysource"
+autodoc_mock_imports = [] if find_spec("trl") else ["trl"]  # an extra, the base of VPretrainSFTTrainer
 autodoc_typehints_format = "short"
 autodoc_class_signature = "mixed"
 napoleon_use_rtype = False  # what comes before a colon is no type, but a part of the sentence

@@ -32,7 +32,12 @@ quiet = verbose = False
 
 @contextlib.contextmanager
 def verbosity(*, less: bool = False, more: bool = False) -> Iterator[None]:
-    """Set `quiet` and `verbose` within the context."""
+    """Set `quiet` and `verbose` within the context.
+
+    Examples:
+        >>> with verbosity(less=True):  # no progress, warnings alone
+        ...     result = run_recipe(load_recipe("recipe.yaml"), overwrite=True)
+    """
     global quiet, verbose
     before = quiet, verbose
     quiet, verbose = less, more

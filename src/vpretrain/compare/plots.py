@@ -21,6 +21,11 @@ def draw_curves(results: Json, recipe: Recipe) -> Path | None:
     """Plot loss, gate and value against training seconds, whichever there are, and main scores where they were taken.
 
     A thin line is a seed. Returns None without matplotlib, and if there is nothing to plot.
+
+    Examples:
+        >>> results = compare(load_recipe("recipe.yaml"), ["one-hot", "v"], overwrite=True)
+        >>> draw_curves(results.figures, results.recipe).name
+        'curves.png'
     """
     if not can_draw():
         return None

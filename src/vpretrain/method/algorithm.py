@@ -70,6 +70,28 @@ def continue_pretraining(
         optimizer_aware: whether value and strength are measured in the metric of the learner's optimizer.
         steps: step numbers, until the budget is spent.
         after_step: called after each step, for logging and checkpoints.
+
+    Examples:
+        The parts of a recipe, in a loop without checkpoints and log:
+
+        >>> from vpretrain.language.assemble import assemble
+        >>> from vpretrain.run.optimizer import AdamW
+        >>> recipe = load_recipe("recipe.yaml")
+        >>> parts, records = assemble(recipe), []
+        >>> continue_pretraining(
+        ...     learner=parts.learner,
+        ...     stream=parts.stream,
+        ...     construction=parts.construction,
+        ...     base=parts.base,
+        ...     optimizer=AdamW(parts.learner.named_parameters(), recipe.optimizer, total_steps=4),
+        ...     meta=parts.meta,
+        ...     schedule=Schedule(every_steps=2),
+        ...     optimizer_aware=False,
+        ...     steps=range(4),
+        ...     after_step=records.append,
+        ... )
+        >>> [record.step for record in records]
+        [0, 1, 2, 3]
     """
     for step in steps:
         current = construction if schedule.constructs(step) else base

@@ -64,6 +64,16 @@ class MetaUpdate:
         tilts: names of the parameters over which `direction` is kept, if a designer learns over a wider S; None for all of S.
         strength: the weight of the tilted task in the learner's task; None for a construction that does not tilt the base task.
         random_seed: if given, g_down is replaced by Gaussian noise of the same norm: the random-feedback control.
+
+    Examples:
+        A recipe's own, for the first micro-batches of its stream:
+
+        >>> from vpretrain.language.assemble import assemble
+        >>> parts = assemble(load_recipe("recipe.yaml", ["value.strength=1"]))
+        >>> isinstance(parts.meta, MetaUpdate)
+        True
+        >>> list(parts.meta(parts.stream.next()))
+        ['g_down_norm']
     """
 
     def __init__(

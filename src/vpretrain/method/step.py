@@ -20,6 +20,11 @@ class Schedule:
     Attributes:
         every_steps: r, the learner steps from one meta update to the next.
         burn_in_steps: learner steps on the base task before the first meta update.
+
+    Examples:
+        >>> schedule = Schedule(every_steps=4)
+        >>> [step for step in range(12) if schedule.updates(step)]
+        [0, 4, 8]
     """
 
     every_steps: int
@@ -62,6 +67,12 @@ def learner_losses(
         construction: c_phi, or a control in its place.
         batches: this process's micro-batches.
         total: the weight that normalises the losses; None: that of these micro-batches, averaged over processes.
+
+    Examples:
+        >>> from vpretrain.language.assemble import assemble
+        >>> parts = assemble(load_recipe("recipe.yaml"))
+        >>> for part in learner_losses(parts.learner, parts.construction, parts.stream.next()):
+        ...     part.loss.backward()
     """
     weights = [batch.weight for batch in batches]
     whole = distributed.all_reduce_mean(sum(weights)) if total is None else total

@@ -23,6 +23,12 @@ def alignment_subset(module: nn.Module, spec: str) -> tuple[str, ...]:
 
     Raises:
         UserError: the spec is malformed, or selects nothing.
+
+    Examples:
+        >>> from torch import nn
+        >>> learner = nn.ModuleDict({"blocks": nn.ModuleList(nn.Linear(2, 2) for number in range(3))})
+        >>> alignment_subset(learner, "last-1")
+        ('blocks.2.weight', 'blocks.2.bias')
     """
     check_subset(spec)
     trainable = [name for name, parameter in module.named_parameters() if parameter.requires_grad]

@@ -58,6 +58,12 @@ def report(directories: Sequence[Path], output: Path) -> Path:
 
     Raises:
         UserError: a directory is neither, a file in it is damaged, or the report cannot be written.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> result = run_recipe(load_recipe("recipe.yaml"), overwrite=True)
+        >>> report([result.recipe.directory], Path("report.html")).name
+        'report.html'
     """
     studies = [collect(directory) for directory in directories]
     write_page(studies, across(studies), output)

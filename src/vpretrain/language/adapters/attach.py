@@ -198,6 +198,12 @@ def token_batch(inputs: Mapping[str, Tensor]) -> TokenBatch:
 
     Raises:
         UserError: other inputs, a mask of another shape, or labels that are not a copy of the ids.
+
+    Examples:
+        >>> import torch
+        >>> batch = token_batch({"input_ids": torch.tensor([[5, 6, 7]]), "labels": torch.tensor([[-100, 6, 7]])})
+        >>> batch.weight  # the number of its targets
+        2.0
     """
     if other := set(inputs) - (_READ | _OF_POSITIONS if "position_ids" in inputs else _READ):
         raise UserError(f"the batch has {min(other)}, which V-pretraining does not know: leave it out of the data")

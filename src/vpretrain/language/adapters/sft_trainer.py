@@ -36,6 +36,17 @@ class VPretrainSFTTrainer(VPretrainMixin, SFTTrainer):
 
     Raises:
         UserError: something cannot work; the message gives the cause and the remedy.
+
+    Examples:
+        >>> trainer = VPretrainSFTTrainer(
+        ...     model=model,
+        ...     args=SFTConfig(output_dir="trained", max_steps=1000),
+        ...     train_dataset=chats,
+        ...     processing_class=tokenizer,
+        ...     feedback_dataset=feedback_rows(pairs, tokenizer),
+        ...     value=ValueConfig(every_steps=4),
+        ... )
+        >>> trainer.train()
     """
 
     def __init__(

@@ -36,6 +36,14 @@ def tokens(run: Path) -> Json:
 
     Raises:
         UserError: see `at_newest_checkpoint`.
+
+    Examples:
+        >>> result = run_recipe(load_recipe("recipe.yaml"), overwrite=True)
+        >>> shown = tokens(result.recipe.directory)
+        >>> shown["arm"]
+        'v'
+        >>> first = shown["rows"][0]
+        >>> [(token["text"], token["moved"]) for token in first["tokens"] if "alpha" in token]
     """
     recipe, parts, step = at_newest_checkpoint(run)
     tokenizer = load_tokenizer(recipe.learner.name)
