@@ -24,6 +24,8 @@ from worlds import merged, recipe_data, sums, write_jsonl
 from vpretrain.cli.parser import main
 from vpretrain.language.config import Recipe
 from vpretrain.recipe import settings_help
+from vpretrain.report.collect import collect
+from vpretrain.report.verdict import verdict
 
 COMMANDS = [
     "run", "compare", "pareto", "posttrain", "sweep", "probe", "profile", "gate", "report", "check", "estimate", "inspect",
@@ -188,6 +190,13 @@ def test_compare_prints_a_table_and_draws_curves(compared):
     for word in ("step-0", "one-hot", "answer NLL", "retention NLL", "tokens/s", "peak memory", "paired over problems"):
         assert word in printed
     assert (directory / "curves.png").stat().st_size > 1000
+
+
+def test_compare_says_the_verdict_of_the_report(compared):
+    _, directory, printed, _ = compared
+    said = verdict(collect(directory))
+    assert "v minus one-hot is" in said
+    assert " ".join(said.split()) in " ".join(printed.split())  # lines are broken
 
 
 def test_compare_saves_every_figure_of_every_arm_and_their_difference(compared):

@@ -16,13 +16,11 @@ import json
 import re
 import runpy
 import shlex
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from pages import build_site
 from pydantic import BaseModel
 from worlds import recipe_data, save_learner
 
@@ -200,18 +198,27 @@ def test_every_recipe_in_the_documentation_is_one(page, tmp_path, tokenizer):
         parse_recipe(data, origin=page)
 
 
+def notebook_texts():
+    """What its cells have printed and shown, as text."""
+    outputs = [output for cell in notebook_code() for output in cell["outputs"]]
+    return "".join("".join([*o.get("text", []), *o.get("data", {}).get("text/plain", [])]) for o in outputs)
+
+
 def test_the_notebook_was_executed_whole_and_in_order_and_tells_nothing_of_the_machine():
     cells = notebook_code()
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell["outputs"]]
     assert "error" not in {output["output_type"] for output in outputs}
     assert any("image/png" in output.get("data", {}) for output in outputs)
-    texts = "".join(
-        "".join([*output.get("text", []), *output.get("data", {}).get("text/plain", [])]) for output in outputs
-    )
+    texts = notebook_texts()
     assert "v minus one-hot" in texts
     assert not re.search(r"(?<![\w./])/\w+/", texts)  # no path from the root
     assert NOTEBOOK.stat().st_size < 500_000
+
+
+@pytest.mark.xfail(reason="executed before its cells were quiet: `make notebook`, and take this mark away", strict=True)
+def test_the_notebook_shows_no_progress():
+    assert re.findall(r"\r|\d+%.* left|run \d+ of \d+", notebook_texts()) == []
 
 
 def test_the_notebook_uses_names_of_the_reference_only():
@@ -326,39 +333,16 @@ def test_the_picture_is_readable_without_seeing_it_and_in_the_dark():
 
 def test_the_site_builds_with_every_link_and_docstring_in_order(tmp_path):
     """Warnings are errors."""
-    pytest.importorskip("sphinx", reason='the site needs pip install "vpretrain[docs]"')
-    pytest.importorskip("furo", reason='the site needs pip install "vpretrain[docs]"')
-    source = tmp_path / "docs"
-    shutil.copytree(DOCS, source)
-    for name in ("examples", "benchmarks"):  # what pages link to
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    built = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "sphinx",
-            "--fail-on-warning",
-            "--keep-going",
-            "-q",
-            str(source),
-            str(tmp_path / "site"),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=250,
-    )
-    assert built.returncode == 0, built.stderr
-    assert "alpha_max" in (tmp_path / "site/settings/designer.html").read_text(encoding="utf-8")
-    concepts = (tmp_path / "site/concepts.html").read_text(encoding="utf-8")
+    site = build_site(tmp_path)
+    assert "alpha_max" in (site / "settings/designer.html").read_text(encoding="utf-8")
+    concepts = (site / "concepts.html").read_text(encoding="utf-8")
     assert "<math " in concepts
     assert "copy.js" in concepts
     assert not re.search(r'(src|href)="https?://[^"]+\.(js|css)"', concepts)  # it works offline
-    assert (
-        tmp_path / "site/_modules/vpretrain/method/algorithm.html"
-    ).exists()  # the source of what the reference names
-    index = (tmp_path / "site/searchindex.js").read_text(encoding="utf-8")
+    assert (site / "_modules/vpretrain/method/algorithm.html").exists()  # the source of what the reference names
+    index = (site / "searchindex.js").read_text(encoding="utf-8")
     assert re.search(r'"Out of memory": ?\[\[\d+, ?"out-of-memory"', index)
-    assert 'kind === "title"' in (tmp_path / "site/_static/language_data.js").read_text(encoding="utf-8")
+    assert 'kind === "title"' in (site / "_static/language_data.js").read_text(encoding="utf-8")
 
 
 def test_every_command_has_a_place_in_the_documentation():

@@ -66,11 +66,11 @@ class Browser:
                 return answer["result"]
             self.events.append((answer["method"], answer["params"]))
 
-    def open(self, file: Path) -> float:
-        """Open a file from disk; returns the seconds until it is loaded and painted."""
+    def open(self, file: Path, query: str = "") -> float:
+        """Open a file from disk, with a query for its scripts; returns the seconds until it is loaded and painted."""
         self.events.clear()
         begun = time.monotonic()
-        self("Page.navigate", url=file.as_uri())
+        self("Page.navigate", url=file.as_uri() + (f"?{query}" if query else ""))
         while "Page.loadEventFired" not in [method for method, _ in self.events]:
             answer = self._next()
             self.events.append((answer["method"], answer["params"]))
