@@ -26,10 +26,10 @@ check: .venv/.installed-dev ## check lint, format, spelling, types and the Docke
 test: .venv/.installed-dev ## run the test suite, except slow and browser tests, on up to four cores; those for a GPU on the CPU
 	$(BIN)/python -m pytest -m "not slow and not browser" --rehearse --numprocesses auto --maxprocesses 4
 
-test-slow: .venv/.installed-dev ## run the tests that need the real pretrained learner
+test-slow: .venv/.installed-dev ## run the tests that need the real pretrained learner, and one that installs the wheel with all that pip brings
 	$(BIN)/python -m pytest -m slow
 
-test-browser: .venv/.installed-dev ## test the report in headless Chromium, which must be installed (CHROMIUM=/path/to/it if it is not in PATH)
+test-browser: .venv/.installed-dev ## test the report and the site in headless Chromium, which must be installed (CHROMIUM=/path/to/it if it is not in PATH)
 	@command -v $${CHROMIUM:-chromium} > /dev/null \
 		|| { echo "Chromium is missing: apt-get install chromium (or your system's package), or CHROMIUM=/path/to/it"; exit 1; }
 	$(BIN)/python -m pytest -m browser $(ARGS)
@@ -41,7 +41,7 @@ test-distributed: .venv/.installed-dev ## compare several processes with one, te
 	$(BIN)/python -m pytest --long tests/distributed $(ARGS)
 
 wheel: .venv/.installed-dev ## build the wheel in dist/, after testing it without the sources
-	$(BIN)/python -m pytest tests/packaging
+	$(BIN)/python -m pytest -m "not slow" tests/packaging
 	@rm -rf build
 	@$(PIP) build
 	$(BIN)/python -m build --wheel --outdir dist .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from worlds import save_learner, sums, write_jsonl
 
 from vpretrain import __version__
 from vpretrain.run.card import _CITATION
@@ -58,6 +60,29 @@ def test_the_wheel_works_without_the_sources(wheel, tmp_path):
     assert all(Path(path).is_relative_to(tmp_path / "lib") for path in printed)
     printed = subprocess.run([str(tmp_path / "lib/bin/vpretrain"), "--version"], **run).stdout
     assert printed == f"vpretrain {__version__}\n"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_wheel_and_what_pip_installs_with_it_suffice_for_language(wheel, tmp_path, tokenizer):
+    """In a new environment, from the index that pip is set to: with torch it is gigabytes. From own data to a run."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True, timeout=120)
+    installed = tmp_path / "venv/bin"
+    pip = [installed / "pip", "--disable-pip-version-check", "--quiet", "install"]
+    subprocess.run([*pip, wheel], check=True, timeout=3000)
+    save_learner(tmp_path / "learner", tokenizer)
+    write_jsonl(tmp_path / "stream.jsonl", [{"text": f"the sum of {n} numbers, again and again"} for n in range(30)])
+    write_jsonl(tmp_path / "feedback.jsonl", sums(60, 1))
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    for command in (
+        "init mine.yaml --learner ./learner --stream stream.jsonl --feedback feedback.jsonl",
+        "check mine.yaml",
+        "run mine.yaml budget.steps=2 evaluation.problems=4 evaluation.max_new_tokens=4",
+    ):
+        words = [installed / "vpretrain", *command.split()]
+        ended = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        assert ended.returncode == 0, (command, ended.stderr)
+    assert json.loads((tmp_path / "runs/mine/result.json").read_text())["steps"] == 2
 
 
 def test_the_citation_says_what_the_cards_say():
