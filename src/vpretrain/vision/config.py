@@ -109,7 +109,7 @@ class LearnerConfig(config.LearnerConfig):
 
 
 class SourceConfig(Strict):
-    """A source of images. Give exactly one of scenes, path, hub, ade20k, nyuv2."""
+    """A source of images. Give exactly one of scenes, path, hub, labelled, ade20k, nyuv2."""
 
     scenes: int | None = Field(
         None, ge=1, le=1_000_000, description="Number of generated PyBullet scenes, with classes and depths."
@@ -125,6 +125,13 @@ class SourceConfig(Strict):
     hub: str | None = Field(None, description="A data set by its hub name; unlabeled.")
     config: str | None = Field(None, description="hub: the configuration of the data set.")
     column: str = Field("image", description="hub: the column that holds the images.")
+    labelled: Location | None = Field(
+        None,
+        description="Folder of own labelled images: images/; masks/, a PNG file of the same name for each, whose pixels are "
+        "classes from 0, and 255 where ignored; and depths/, if there are any, PNG files of 16 bits, in millimetres, 0 where "
+        "unknown.",
+    )
+    classes: int | None = Field(None, ge=2, le=255, description="labelled: number of classes.")
     ade20k: Location | None = Field(
         None, description="Folder of SceneParse150 (images/ and annotations/), with classes."
     )
@@ -139,15 +146,18 @@ class SourceConfig(Strict):
         0,
         ge=0,
         le=MANY,
-        description="ade20k, nyuv2: leave out the first n images (to keep stream, feedback and evaluation apart).",
+        description="labelled, ade20k, nyuv2: leave out the first n images (to keep stream, feedback and evaluation apart).",
     )
-    limit: int | None = Field(None, ge=1, le=MANY, description="ade20k, nyuv2: use n images only.")
+    limit: int | None = Field(None, ge=1, le=MANY, description="labelled, ade20k, nyuv2: use n images only.")
     eigen_crop: bool = Field(True, description="nyuv2: depth counts within Eigen's crop only.")
 
     @model_validator(mode="after")
     def _one_origin(self) -> SourceConfig:
-        if sum(origin is not None for origin in (self.scenes, self.path, self.hub, self.ade20k, self.nyuv2)) != 1:
-            raise ValueError("a source needs exactly one of scenes, path, hub, ade20k, nyuv2")
+        origins = (self.scenes, self.path, self.hub, self.labelled, self.ade20k, self.nyuv2)
+        if sum(origin is not None for origin in origins) != 1:
+            raise ValueError("a source needs exactly one of scenes, path, hub, labelled, ade20k, nyuv2")
+        if (self.labelled is None) != (self.classes is None):
+            raise ValueError("labelled and classes go together")
         if self.splits is not None and (self.nyuv2 is None or self.split not in ("train", "test")):
             raise ValueError("splits is for nyuv2, with split: train or split: test")
         if self.nyuv2 is not None and self.splits is None and self.split != _SPLIT:
@@ -159,7 +169,7 @@ class SourceConfig(Strict):
     @property
     def origin(self) -> str:
         """The name of the source in messages."""
-        return self.path or self.hub or self.ade20k or self.nyuv2 or f"scenes of seed {self.seed}"
+        return self.path or self.hub or self.labelled or self.ade20k or self.nyuv2 or f"scenes of seed {self.seed}"
 
 
 class StreamConfig(config.StreamConfig):

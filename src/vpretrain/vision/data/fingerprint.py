@@ -8,8 +8,10 @@ from pathlib import Path
 from vpretrain.run.fingerprint import generated, of_files, of_hub
 from vpretrain.types import Json
 from vpretrain.vision.config import Recipe, SourceConfig
+from vpretrain.vision.data.image_files import images_in
+from vpretrain.vision.data.own import own_images
 from vpretrain.vision.data.readers import ade20k_images
-from vpretrain.vision.data.source import images_in, is_archive
+from vpretrain.vision.data.source import is_archive
 
 
 def fingerprints(recipe: Recipe) -> list[Json]:
@@ -32,7 +34,7 @@ def fingerprints(recipe: Recipe) -> list[Json]:
 def _of(source: SourceConfig) -> Json:
     if source.hub is not None:
         return of_hub(source.hub, source.config, source.split)
-    used = source.model_dump(mode="json", include={"skip", "limit"}, exclude_defaults=True)
+    used = source.model_dump(mode="json", include={"skip", "limit", "classes"}, exclude_defaults=True)
     rows: int | None = None
     if source.scenes is not None:
         rows = source.scenes * source.cameras
@@ -44,6 +46,10 @@ def _of(source: SourceConfig) -> Json:
         labels = sorted((root / "annotations" / source.split).glob("*.png"))
         rows = len(ade20k_images(source))
         found = {"split": source.split, **of_files([*labels, *images], root)}
+    elif source.labelled is not None:
+        root = Path(source.labelled).expanduser()
+        rows = len(own_images(source))
+        found = of_files([file for part in ("images", "masks", "depths") for file in images_in(root / part)], root)
     elif source.nyuv2 is not None:
         found = of_files([Path(source.nyuv2).expanduser()])
         if source.splits is not None:

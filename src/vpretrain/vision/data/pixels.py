@@ -57,7 +57,7 @@ def labels_as_tensor(labels: PilImage, size: tuple[int, int], orientation: int) 
     """
     if orientation_of(labels) == 1 and labels.size == size:
         labels.getexif()[_ORIENTATION] = orientation
-    return torch.from_numpy(np.array(_upright(labels)))
+    return torch.from_numpy(np.array(_upright(labels)).astype(np.int64))
 
 
 def _fit_transparent_value(image: PilImage) -> None:

@@ -91,9 +91,7 @@ class Ade20k(Reader):
         if int(raw_HW.max()) > ADE_CLASSES:
             raise UserError(f"{annotation} has class {int(raw_HW.max())}: SceneParse150 has 0 to {ADE_CLASSES}")
         image_3HW = read_image(file)
-        if image_3HW.shape[1:] != raw_HW.shape:
-            ours, theirs = (f"{width} x {height}" for height, width in (raw_HW.shape, image_3HW.shape[1:]))
-            raise UserError(f"{annotation} has {ours} pixels and its image {theirs}: give them the same size")
+        check_size(annotation, raw_HW, image_3HW)
         return image_3HW, torch.where(raw_HW == 0, IGNORED, raw_HW - 1).byte(), None
 
     def _annotation(self, file: Path) -> Path:
@@ -185,11 +183,22 @@ def read_image(file: Path | IO[bytes], name: str | None = None) -> Tensor:
 
 def read_classes(file: Path, image_file: Path) -> Tensor:
     """Read a map of classes [H, W], upright like its image. Raises as `readable`, and UserError if it holds colours."""
-    size, orientation = _read(image_file, "image", str(image_file), lambda image: (image.size, orientation_of(image)))
-    array = _read(file, "map of classes", str(file), lambda labels: labels_as_tensor(labels, size, orientation))
+    array = _read_labels(file, "map of classes", image_file)
     if array.ndim != 2:
         raise UserError(f"{file} is no map of classes but an image of {array.shape[2]} channels: give one channel")
-    return array.long()
+    return array
+
+
+def read_depths(file: Path, image_file: Path) -> Tensor:
+    """Read a map of depths [H, W], whole millimetres, upright like its image. Raises as `readable`."""
+    return _read_labels(file, "map of depths", image_file)
+
+
+def check_size(file: Path, map_HW: Tensor, image_3HW: Tensor) -> None:
+    """Raise UserError if a map of labels has another size than its image."""
+    if image_3HW.shape[1:] != map_HW.shape:
+        ours, theirs = (f"{width} x {height}" for height, width in (map_HW.shape, image_3HW.shape[1:]))
+        raise UserError(f"{file} has {ours} pixels and its image {theirs}: give them the same size")
 
 
 @contextlib.contextmanager
@@ -220,6 +229,18 @@ def readable(kind: str, name: str) -> Iterator[None]:
         if isinstance(error, UnidentifiedImageError):  # whose message differs from process to process
             reason = "it has no format that Pillow knows"
         raise Unreadable(f"{what}: {reason}; remove or replace it", name, reason) from None
+
+
+def _read_labels(file: Path, kind: str, image_file: Path) -> Tensor:
+    size, orientation = _read(image_file, "image", str(image_file), lambda image: (image.size, orientation_of(image)))
+
+    def convert(labels: PilImage) -> Tensor:
+        # Eight bits of millimetres would be depths up to 25 cm: surely something else.
+        if kind == "map of depths" and not labels.mode.startswith("I"):
+            raise UserError(f"it has mode {labels.mode}, and depths are millimetres in a PNG file of 16 bits")
+        return labels_as_tensor(labels, size, orientation)
+
+    return _read(file, kind, str(file), convert)
 
 
 def _read(file: Path | IO[bytes], kind: str, name: str, convert: Callable[[PilImage], Item]) -> Item:

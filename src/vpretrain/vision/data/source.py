@@ -1,4 +1,4 @@
-"""Sources of images: generated scenes and the paper's sets with labels; folders, shards and hub data sets without."""
+"""Sources of images: generated scenes, own and the paper's sets with labels; folders, shards and hub data sets without."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import tarfile
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ from vpretrain import hub
 from vpretrain.errors import UserError
 from vpretrain.pretrained import first_line
 from vpretrain.vision.config import SourceConfig
+from vpretrain.vision.data.image_files import LISTED, images_in, is_image
+from vpretrain.vision.data.own import Own, shared_image
 from vpretrain.vision.data.pixels import as_tensor
 from vpretrain.vision.data.readers import Ade20k, Nyuv2, Reader, Sample, read_image, readable
 from vpretrain.vision.data.resize import Shape, covering, nearest, part, resize
@@ -32,8 +34,6 @@ from vpretrain.vision.model.heads import LabelKind
 
 _KEPT_BYTES = 4 * 2**30  # of each pool of labelled images
 _GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, modulo 1, spread the parts of a pool's images evenly
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-_LISTED = ", ".join(sorted(_SUFFIXES))
 _COMPRESSED_TAR = re.compile(r"\.(tar\.(gz|bz2|xz|zst)|tgz|tbz2?|txz|tzst)$")
 
 
@@ -89,7 +89,7 @@ class _Folder(Images):
     def __init__(self, path: str) -> None:
         self.items = images_in(Path(path).expanduser())
         if not self.items:
-            raise UserError(f"no images in {path}: give a folder with {_LISTED} files, or .zip or .tar files of them")
+            raise UserError(f"no images in {path}: give a folder with {LISTED} files, or .zip or .tar files of them")
 
     def __getitem__(self, index: int) -> Tensor:
         return read_image(self.items[index])
@@ -111,7 +111,7 @@ class _Archives(Images):
                     f"cannot read the shard {archive}: {first_line(error)}; shards are .zip or uncompressed .tar files"
                 ) from None
         if not self.items:
-            raise UserError(f"no images in {path}: give .zip or .tar files with {_LISTED} members")
+            raise UserError(f"no images in {path}: give .zip or .tar files with {LISTED} members")
 
     def __getitem__(self, index: int) -> Tensor:
         archive, name, offset, size = self.items[index]
@@ -129,12 +129,12 @@ class _Archives(Images):
 
 def _tar_members(archive: str) -> list[tuple[str, str, int, int]]:
     with tarfile.open(archive, "r:") as tar:
-        return [(archive, m.name, m.offset_data, m.size) for m in tar if m.isfile() and _is_image(m.name)]
+        return [(archive, m.name, m.offset_data, m.size) for m in tar if m.isfile() and is_image(m.name)]
 
 
 def _zip_members(archive: str) -> list[tuple[str, str, int, int]]:
     with zipfile.ZipFile(archive) as opened:
-        return [(archive, name, 0, 0) for name in opened.namelist() if _is_image(name)]
+        return [(archive, name, 0, 0) for name in opened.namelist() if is_image(name)]
 
 
 @functools.lru_cache(maxsize=256)
@@ -170,20 +170,9 @@ class _Hub(Images):
         return f"{self.config.hub}/{index}"
 
 
-def images_in(folder: Path) -> list[Path]:
-    """List the image files in a folder and below it, sorted."""
-    return sorted(file for file in folder.rglob("*") if _is_image(file.name))
-
-
 def is_archive(path: str) -> bool:
     """Whether a source's path names archives of images."""
     return path.endswith((".tar", ".zip"))
-
-
-def _is_image(name: str) -> bool:
-    """Whether a file's name is an image's; macOS writes other files beside them, as ._NAME."""
-    path = PurePosixPath(name)
-    return path.suffix.lower() in _SUFFIXES and not path.name.startswith("._")
 
 
 class _LabelledScenes(Reader):
@@ -279,6 +268,8 @@ def open_labelled(config: SourceConfig) -> Reader:
         return Ade20k(config)
     if config.nyuv2 is not None:
         return Nyuv2(config)
+    if config.labelled is not None:
+        return Own(config)
     if config.scenes is not None:
         return _LabelledScenes(config)
     raise UserError(f"{config.origin} has no labels: feedback and evaluation need labelled images")
@@ -295,6 +286,10 @@ def check_disjoint(roles: Mapping[str, Sequence[SourceConfig]]) -> None:
         if other == "evaluation.train":
             continue
         for a, b in itertools.product(roles[one], roles[other]):
+            if a.labelled is not None and b.labelled is not None and (file := shared_image(a, b)) is not None:
+                raise UserError(
+                    f"{one} and {other} share the image {file}: keep them apart with skip and limit, or remove its copies"
+                )
             if _labelled_set(a) is None or _labelled_set(a) != _labelled_set(b):
                 continue
             if _path(a.splits) != _path(b.splits):

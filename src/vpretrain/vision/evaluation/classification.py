@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from vpretrain.errors import UserError
 from vpretrain.order import Shuffled
 from vpretrain.vision.config import ClassesConfig
-from vpretrain.vision.data.source import images_in
+from vpretrain.vision.data.image_files import images_in
 
 ClassifiedFile = tuple[Path, int]  # an image, and the number of its class
 _BATCH, _LR, _MOMENTUM = 1024, 0.1, 0.9

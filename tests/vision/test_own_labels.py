@@ -1,0 +1,172 @@
+"""Own labelled images: a folder with images/, masks/ and perhaps depths/."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from vision.test_pixels import exif
+from worlds import vision_recipe
+
+from vpretrain import UserError
+from vpretrain.recipe import parse_recipe
+from vpretrain.vision.assemble import assemble
+from vpretrain.vision.config import SourceConfig
+from vpretrain.vision.data.fingerprint import fingerprints
+from vpretrain.vision.data.source import Pool
+from vpretrain.vision.model.batch import IGNORED
+
+CLASSES = 5
+
+
+def save_own(root, count=6, *, depths=False, seed=0):
+    """Images of 64 x 48 pixels; each mask has class 4 on the right, and on the left its number modulo 4, below ignored."""
+    draw = np.random.default_rng(seed)
+    for folder in ("images", "masks", "depths") if depths else ("images", "masks"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        image = draw.integers(0, 255, (48, 64, 3), dtype=np.uint8)
+        Image.fromarray(image).save(root / f"images/{number}.jpg")
+        mask = np.full((48, 64), number % 4, dtype=np.uint8)
+        mask[:, 32:], mask[40:] = 4, IGNORED
+        Image.fromarray(mask).save(root / f"masks/{number}.png")
+        if depths:
+            depth = np.full((48, 64), 1500 + number, dtype=np.uint16)
+            depth[:, :8] = 0
+            Image.fromarray(depth).save(root / f"depths/{number}.png")
+    return str(root)
+
+
+def source(root, **settings):
+    return {"labelled": str(root), "classes": CLASSES} | settings
+
+
+def whole(root, **settings):
+    """All images of a source at their own size."""
+    pool = Pool([SourceConfig(**source(root, **settings))], None)
+    return pool, pool[range(len(pool))]
+
+
+def test_classes_are_those_of_the_masks(tmp_path):
+    pool, found = whole(save_own(tmp_path))
+    assert (len(pool), pool.classes, pool.having("depth")) == (6, CLASSES, [])
+    assert sorted(label.unique().tolist() for label in found.label_BHW) == sorted([n % 4, 4, IGNORED] for n in range(6))
+    assert float(found.depth_BHW.max()) == 0
+    assert len(set(found.scene_B.tolist())) == 6
+
+
+def test_depths_are_millimetres_and_0_is_unknown(tmp_path):
+    pool, found = whole(save_own(tmp_path, depths=True))
+    assert pool.having("depth") == list(range(6))
+    assert float(found.depth_BHW[:, :, :8].max()) == 0
+    known = sorted(found.depth_BHW[:, 0, 20].tolist())
+    assert known == pytest.approx([1.5 + number / 1000 for number in range(6)], abs=1e-3)  # kept in half precision
+
+
+def test_images_are_counted_along_the_hashes_of_their_names(tmp_path):
+    root = save_own(tmp_path, 20)
+    _, first = whole(root, limit=12)
+    _, rest = whole(root, skip=12)
+    together = torch.cat([first.image_B3HW, rest.image_B3HW])
+    assert torch.equal(together, whole(root)[1].image_B3HW)
+    left = torch.cat([first.label_BHW, rest.label_BHW])[:, 0, 0].tolist()
+    assert left != [number % 4 for number in range(20)]  # not in the order of the files
+    (tmp_path / "images/0.jpg").unlink()  # whose absence moves no other
+    found = whole(root)[1].image_B3HW
+    assert torch.equal(found, torch.stack([i for i in together if any(torch.equal(i, other) for other in found)]))
+
+
+def test_a_mask_and_depths_turn_with_their_image(tmp_path):
+    save_own(tmp_path, 1, depths=True)
+    stored = np.zeros((48, 64, 3), dtype=np.uint8)
+    stored[:, 32:] = 255  # where class 4 is
+    Image.fromarray(stored).save(tmp_path / "images/0.jpg", exif=exif(6))
+    _, found = whole(tmp_path)
+    image_3HW, class_HW, depth_HW = found.image_B3HW[0], found.label_BHW[0], found.depth_BHW[0]
+    assert image_3HW.shape[1:] == class_HW.shape == depth_HW.shape == (64, 48)
+    assert ((image_3HW[0] > 128) == (class_HW == 4))[class_HW != IGNORED].all()
+    assert float(depth_HW[:8].max()) == 0  # what was on the left is above
+    assert float(depth_HW[8:].min()) > 0
+
+
+def test_what_is_wrong_is_said_in_one_line(tmp_path):
+    root = tmp_path / "own"
+    save_own(root, 1, depths=True)
+    mask, depth = root / "masks/0.png", root / "depths/0.png"
+
+    def refusal():
+        with pytest.raises(UserError) as caught:
+            whole(root)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    Image.fromarray(np.ones((48, 64), dtype=np.uint8)).save(depth)
+    assert "it has mode L, and depths are millimetres in a PNG file of 16 bits" in refusal()
+    depth.unlink()
+    assert "0.jpg has no labels" in refusal()
+    shutil.rmtree(root / "depths")
+    Image.fromarray(np.full((48, 64), 7, dtype=np.uint8)).save(mask)
+    assert "has class 7: with classes: 5, masks have 0 to 4, and 255 for what is ignored" in refusal()
+    Image.fromarray(np.ones((64, 48), dtype=np.uint8)).save(mask)
+    assert "has 48 x 64 pixels and its image 64 x 48: give them the same size" in refusal()
+    Image.new("RGB", (64, 48)).save(mask)
+    assert "is no map of classes but an image of 3 channels" in refusal()
+    shutil.copy(root / "images/0.jpg", root / "images/0.jpeg")
+    assert "have the same labels" in refusal()
+    (root / "images/0.jpeg").unlink()
+    mask.unlink()
+    assert "0.jpg has no labels" in refusal()
+    shutil.rmtree(root)
+    assert "labelled names a folder with images/ and masks/" in refusal()
+
+
+@pytest.mark.parametrize("wrong", [{"labelled": "x"}, {"classes": 4, "scenes": 3}, {"labelled": "x", "classes": 256}])
+def test_a_source_has_both_or_neither_of_folder_and_classes(wrong):
+    with pytest.raises(ValueError, match="classes"):
+        SourceConfig(**wrong)
+
+
+def recipe_over(root, tmp_path):
+    parts = [[source(root, skip=3 * number, limit=3)] for number in range(4)]
+    return vision_recipe(
+        tmp_path,
+        stream={"sources": [{"path": f"{root}/images"}]},
+        feedback={"heads": parts[0], "meta": parts[1], "batch_size": 2, "segmentation": 4.0, "depth": 16.0},
+        evaluation={"train": parts[2], "test": parts[3]},
+    )
+
+
+def test_a_run_on_them(tmp_path):
+    from vpretrain import run_recipe
+
+    recipe = recipe_over(save_own(tmp_path / "own", 12, depths=True), tmp_path)
+    result = run_recipe(recipe)
+    assert result.miou is not None
+    assert result.depth_rmse is not None
+    assert result.accuracy is None
+    (test,) = [one for one in fingerprints(recipe) if one["role"] == "evaluation, test"]
+    assert (test["rows"], test["files"], test["classes"], test["skip"]) == (3, 36, CLASSES, 9)
+
+
+def test_an_image_has_one_role_under_any_name(tmp_path):
+    save_own(tmp_path / "own", 12, depths=True)
+    data = recipe_over(tmp_path / "own", tmp_path).model_dump()
+    other = tmp_path / "other"
+    save_own(other, 3, seed=1)
+    data["evaluation"]["test"] = [source(other)]
+    assemble(parse_recipe(data))
+    shutil.copy(tmp_path / "own/images/3.jpg", other / "images/1.jpg")
+    roles = (
+        r"(feedback\.heads|feedback\.meta|evaluation\.train) and evaluation\.test share the image .*other/images/1\.jpg"
+    )
+    with pytest.raises(UserError, match=roles):
+        assemble(parse_recipe(data))
+    data["evaluation"]["test"] = [source(tmp_path / "own", skip=9, limit=3)]
+    data["evaluation"]["train"] = data["feedback"]["heads"]
+    assemble(parse_recipe(data))  # probes may be fitted on images of the feedback
+    data["evaluation"]["test"] = [source(tmp_path / "own", skip=5)]
+    with pytest.raises(UserError, match=r"feedback\.meta and evaluation\.test share the image .*: keep them apart"):
+        assemble(parse_recipe(data))
