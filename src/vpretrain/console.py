@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 
 FIRST_SECONDS = 5.0  # until the first line of a work outside a terminal; shorter work prints none
 PLAIN_SECONDS = 15.0  # from line to line
+_at_work = False  # whether `working` shows something
 _terminal = sys.stderr is not None and sys.stderr.isatty()
 
 
@@ -111,21 +112,34 @@ def steady(title: str, total: int) -> Iterator[Callable[[float], None]]:
 
 @contextlib.contextmanager
 def working(title: str) -> Iterator[None]:
-    """Show work that cannot tell how much is left: the time it has taken so far, in a log once that is noticeable."""
-    start = time.monotonic()
+    """Show work that cannot tell how much is left: the time it has taken so far, in a log once that is noticeable.
+
+    Work within other such work is part of it, and not shown by itself.
+    """
+    global _at_work
     if quiet:
         yield
         return
-    if console.is_terminal:
-        columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
-        with Progress(*columns, console=console, transient=True) as bar:
-            bar.add_task(title, total=None)
-            yield
+    start = time.monotonic()
+    if _at_work:
+        yield
     else:
-        with _lines_of(title, start):
-            yield
+        _at_work = True
+        try:
+            with _spinner(title) if console.is_terminal else _lines_of(title, start):
+                yield
+        finally:
+            _at_work = False
     if verbose:
         note(f"{title}: {minutes(time.monotonic() - start)}")
+
+
+@contextlib.contextmanager
+def _spinner(title: str) -> Iterator[None]:
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as bar:
+        bar.add_task(title, total=None)
+        yield
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vpretrain import pretrained
 from vpretrain.config import Recipe
+from vpretrain.console import working
 from vpretrain.types import Json, Model
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from vpretrain.method.protocols import Learner
     from vpretrain.run.parts import Parts
     from vpretrain.scaling.estimate import Workload
+
+_LOADING = "loading the learner and the data"
 
 
 @dataclass(frozen=True)
@@ -123,11 +126,13 @@ class Modality:
 
     def assemble(self, recipe: Recipe, model: Model = None) -> Parts:
         """Return the parts of a run; `model` replaces the learner that it names. Raises UserError for what cannot work."""
-        return self._module("assemble").assemble(recipe, model)
+        with working(_LOADING):
+            return self._module("assemble").assemble(recipe, model)
 
     def load_learner(self, recipe: Recipe) -> tuple[Learner, Callable[[Path], None]]:
         """Return the learner, and a function that writes it to a directory in its community's format. Raises UserError."""
-        return self._module("assemble").load_learner(recipe)
+        with working(_LOADING):
+            return self._module("assemble").load_learner(recipe)
 
     def subset(self, recipe: Recipe, learner: Learner) -> tuple[str, ...]:
         """Return the names of the parameters in S. Raises UserError."""
@@ -135,7 +140,9 @@ class Modality:
 
     def measure(self, recipe: Recipe, model: str) -> Json:
         """Return the metrics of a model, by name or directory, on a recipe's evaluation. Raises UserError."""
-        return self._module("assemble").measure(recipe, model)
+        with working(_LOADING):
+            evaluate = self._module("assemble").evaluation_of(recipe, model)
+        return evaluate()
 
     def check(self, recipe: Recipe) -> Iterator[str]:
         """Yield a line for everything that is in order; raise UserError for the first thing that is not."""
@@ -155,11 +162,13 @@ class Modality:
 
     def engine_case(self, learner: str) -> EngineCase:
         """Return a learner, by name, with random data, for `doctor`. Raises UserError."""
-        return self._module("inspection.doctor").engine_case(learner)
+        with working(_LOADING):
+            return self._module("inspection.doctor").engine_case(learner)
 
     def workload(self, recipe: Recipe) -> Workload:
         """Return a recipe as counts, for `estimate`. Raises UserError for what is not known."""
-        return self._module("workload").workload(recipe)
+        with working("counting the work of a step"):
+            return self._module("workload").workload(recipe)
 
     def fingerprints(self, recipe: Recipe) -> list[Json]:
         """Return fingerprints of a recipe's data. Raises OSError or UserError where it is gone."""

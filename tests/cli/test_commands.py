@@ -21,6 +21,7 @@ from models import tiny_model
 from transformers import AutoModelForCausalLM
 from worlds import merged, recipe_data, sums, write_jsonl
 
+from vpretrain import modality
 from vpretrain.cli.parser import main
 from vpretrain.language.config import Recipe
 from vpretrain.recipe import settings_help
@@ -254,6 +255,35 @@ def test_evaluate_and_export(recipe, capsys, tmp_path):
     assert figures["problems"] == result["problems"]
     assert main(["evaluate", str(tmp_path / "exported"), path, "evaluation.problems=2"]) == 0
     assert "answer_nll" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["check"], "loading the learner and the data"),
+        (["inspect"], "loading the learner and the data"),
+        (["probe", "--steps", "3"], "loading the learner and the data"),
+        (["profile", "--steps", "2"], "loading the learner and the data"),
+        (["doctor"], "loading the learner and the data"),
+        (["evaluate"], "loading the learner and the data"),
+        (["estimate", "--world-size", "1"], "counting the work of a step"),
+    ],
+    ids=lambda words: words[0] if isinstance(words, list) else None,
+)
+def test_loading_is_shown(recipe, tmp_path, monkeypatch, words, shown):
+    titles = []
+
+    @contextlib.contextmanager
+    def working(title):
+        titles.append(title)
+        yield
+
+    monkeypatch.setattr(modality, "working", working)
+    path = recipe()
+    command, *options = words
+    models = [str(tmp_path / "learner")] if command == "evaluate" else []
+    main([command, *models, path, *options])
+    assert titles == [shown]
 
 
 class Hub:

@@ -68,6 +68,24 @@ def test_a_log_has_a_line_for_work_that_takes_long_and_the_time_left_where_it_is
     assert lines == ["a remark", "a warning", "loading: 0:00 so far", "work: 25%, 0:00 left  1/4"]
 
 
+def test_work_within_work_is_part_of_it():
+    code = """
+import time
+from vpretrain import console
+console.FIRST_SECONDS = 0.05
+with console.working("loading"):
+    with console.working("converting"):
+        time.sleep(0.2)
+with console.working("saving"):
+    time.sleep(0.2)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == ["loading: 0:00 so far", "saving: 0:00 so far"]
+    shown = printed_in_terminal(code)
+    assert "loading" in shown
+    assert "converting" not in shown
+
+
 def test_short_work_prints_no_line():
     code = "from vpretrain import console\nwith console.working('x'), console.steady('y', 2) as done: done(1)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,8 +33,11 @@ def hush_libraries() -> None:
     """Turn off the libraries' own progress bars and advice, unless --verbose asks for them; errors stay on."""
     if console.verbose:
         return
-    import datasets
-    import transformers
+    # It takes long where their files are not in memory yet; of several processes one says so.
+    first = os.environ.get("RANK", "0") == "0"
+    with console.working("loading the libraries") if first else contextlib.nullcontext():
+        import datasets
+        import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

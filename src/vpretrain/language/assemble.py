@@ -146,11 +146,12 @@ def subset_of(recipe: Recipe, learner: LanguageLearner) -> tuple[str, ...]:
     return alignment_subset(learner.module, recipe.value.subset)
 
 
-def measure(recipe: Recipe, model: str) -> Json:
-    """Evaluate a model, given by name or directory, on a recipe's evaluation. Raises UserError."""
+def evaluation_of(recipe: Recipe, model: str) -> Callable[[], Json]:
+    """Load a model, by name or directory, and a recipe's evaluation; return a function that evaluates it. Raises UserError."""
     learner_config = recipe.learner.model_copy(update={"name": model, "lora": None})
     evaluation = load_evaluation(recipe, load_tokenizer(model))
-    return evaluation(load_learner(recipe.model_copy(update={"learner": learner_config}))[0])
+    learner, _ = load_learner(recipe.model_copy(update={"learner": learner_config}))
+    return partial(evaluation, learner)
 
 
 def load_evaluation(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Evaluation:

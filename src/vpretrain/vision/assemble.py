@@ -181,12 +181,12 @@ def _keep_entries(learner: VisionLearner, value: ValueConfig, subset: tuple[str,
         note("value.subset=last-mlp: no last MLP can be taken apart here; tangents cost more")
 
 
-def measure(recipe: Recipe, model: str) -> Json:
-    """Evaluate a model, given by name or directory, on a recipe's evaluation. Raises UserError."""
+def evaluation_of(recipe: Recipe, model: str) -> Callable[[], Json]:
+    """Load a model, by name or directory, and a recipe's evaluation; return a function that evaluates it. Raises UserError."""
     learner_config = recipe.learner.model_copy(update={"name": model})
     learner, _ = load_learner(recipe.model_copy(update={"learner": learner_config}))
     check_sizes(recipe, learner.backbone.patch_size)
-    return Evaluation(recipe.evaluation)(learner)
+    return partial(Evaluation(recipe.evaluation), learner)
 
 
 def check_sizes(recipe: Recipe, patch: int) -> None:

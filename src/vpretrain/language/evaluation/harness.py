@@ -12,6 +12,7 @@ import torch
 from rich.table import Table
 
 from vpretrain import hub, pretrained
+from vpretrain.console import working
 from vpretrain.errors import UserError
 from vpretrain.language.model.load import PACKAGES
 from vpretrain.run.versions import versions
@@ -62,14 +63,15 @@ def run_tasks(
     closed = None
     try:
         with hub.access() as closed:
-            learner = HFLM(
-                pretrained=pretrained.resolve(model, PACKAGES),
-                trust_remote_code=pretrained.trusted,
-                use_safetensors=True,
-                batch_size=batch_size,
-                device="cuda" if torch.cuda.is_available() else "cpu",
-                dtype="bfloat16" if torch.cuda.is_available() else "float32",  # in whatever dtype a model was saved
-            )
+            with working("loading the learner"):
+                learner = HFLM(
+                    pretrained=pretrained.resolve(model, PACKAGES),
+                    trust_remote_code=pretrained.trusted,
+                    use_safetensors=True,
+                    batch_size=batch_size,
+                    device="cuda" if torch.cuda.is_available() else "cpu",
+                    dtype="bfloat16" if torch.cuda.is_available() else "float32",  # in whatever dtype a model was saved
+                )
             found = lm_eval.simple_evaluate(
                 model=learner,
                 tasks=wanted,

@@ -13,13 +13,14 @@ from vpretrain.errors import UserError
 from vpretrain.inspection.check import memory_line, one_step
 from vpretrain.inspection.doctor import bf16_note
 from vpretrain.inspection.reading import SECONDS, Reading, shares
-from vpretrain.language.assemble import assemble, check_sizes, new_model
+from vpretrain.language.assemble import check_sizes, new_model
 from vpretrain.language.config import Recipe, SourceConfig, StreamConfig
 from vpretrain.language.data.example import Example
 from vpretrain.language.data.source import IndexedSource, open_source
 from vpretrain.language.data.stream import HELD_BACK, usable
 from vpretrain.language.model.load import load_config, load_tokenizer
 from vpretrain.language.model.loss import CHUNK
+from vpretrain.modality import modality_of
 from vpretrain.run.left_out import by_source, lines
 from vpretrain.types import Model
 
@@ -38,7 +39,7 @@ def check(recipe: Recipe) -> Iterator[str]:
     """
     device = available(recipe.learner.device)
     check_sizes(recipe, load_config(recipe.learner.name))
-    parts = assemble(recipe, tiny_copy(recipe))
+    parts = modality_of(recipe).assemble(recipe, tiny_copy(recipe))
     yield f"recipe, data and tokenizer: fine; feedback and evaluation hold {len(parts.held_back)} problems"
     tokenizer, sources = load_tokenizer(recipe.learner.name), recipe.stream.sources
     scans = [

@@ -7,11 +7,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vpretrain.language.assemble import assemble
 from vpretrain.language.config import Recipe
 from vpretrain.language.inspection.steering import steering
 from vpretrain.language.model.batch import AttemptBatch, TokenBatch
 from vpretrain.language.model.load import load_tokenizer
+from vpretrain.modality import modality_of
 from vpretrain.run.left_out import lines
 
 SHOWN = 6  # candidates per position
@@ -24,7 +24,7 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
     The learner and the designer are those of a run's start; candidate values come from a first feedback batch.
     """
     tokenizer = load_tokenizer(recipe.learner.name)
-    parts = assemble(recipe)
+    parts = modality_of(recipe).assemble(recipe)
     console = Console()
     batches = parts.stream.next()
     console.print("Rows of the stream: [bold green]targets of the loss[/], [dim]context[/], | between documents")

@@ -13,8 +13,9 @@ from vpretrain.errors import Unreadable
 from vpretrain.inspection.check import memory_line, one_step
 from vpretrain.inspection.doctor import bf16_note
 from vpretrain.inspection.reading import SECONDS, Reading, shares
+from vpretrain.modality import modality_of
 from vpretrain.types import Model
-from vpretrain.vision.assemble import assemble, check_sizes
+from vpretrain.vision.assemble import check_sizes
 from vpretrain.vision.config import Recipe, SourceConfig
 from vpretrain.vision.data.source import open_images, open_labelled
 from vpretrain.vision.data.stream import read_for_crops
@@ -35,7 +36,7 @@ def check(recipe: Recipe) -> Iterator[str]:
     if "image_size" in config and recipe.stream.global_size > config.image_size:
         size = recipe.stream.global_size
         yield f"note: stream.global_size={size} is above the {config.image_size} pixels the learner was trained at"
-    parts = assemble(recipe, tiny_copy(recipe))
+    parts = modality_of(recipe).assemble(recipe, tiny_copy(recipe))
     yield "recipe and images: fine; stream, heads, meta batches and evaluation show different scenes"
     yield from _readings(recipe)
     yield one_step(recipe, parts)

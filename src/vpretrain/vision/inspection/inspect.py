@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from vpretrain.vision.assemble import assemble
+from vpretrain.modality import modality_of
 from vpretrain.vision.config import Recipe
 from vpretrain.vision.model.batch import IGNORED
 from vpretrain.vision.model.heads import valid_depth
@@ -16,7 +16,7 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
 
     The learner and the designer are those at the start of a run.
     """
-    console, parts = Console(), assemble(recipe)
+    console, parts = Console(), modality_of(recipe).assemble(recipe)
     batches = parts.stream.next()
     batch = batches[0]
     whole, local = (tuple(views.shape) for views in (batch.global_VB3HW, batch.local_VB3HW))
