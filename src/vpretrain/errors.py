@@ -53,6 +53,19 @@ class Unreadable(UserError):
         self.place, self.reason = place, reason
 
 
+class UnknownColumns(UserError):
+    """Rows have no columns from which it can be guessed how they become text; templates say it.
+
+    Args:
+        message: the line for a user.
+        pair: whether they must become a prompt and a response, not raw text.
+    """
+
+    def __init__(self, message: str, pair: bool) -> None:
+        super().__init__(message)
+        self.pair = pair
+
+
 def or_unreadable(
     read: Callable[Arguments, Result], *arguments: Arguments.args, **keywords: Arguments.kwargs
 ) -> Result | Unreadable:

@@ -30,14 +30,17 @@ def check_writable(file: Path, setting: str) -> None:
         raise UserError(f"cannot write to {file}: {error.strerror}; change {setting}") from None
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file atomically: a reader, now or after a crash, finds all of it, or what was there before.
 
     An OSError names the file; what was written of it is removed.
     """
     aside = path.with_name(f".{path.name}.writing")
     try:
-        aside.write_text(text, encoding="utf-8")
+        if isinstance(content, str):
+            aside.write_text(content, encoding="utf-8")
+        else:
+            aside.write_bytes(content)
         sync(aside)
         aside.replace(path)
         sync(path.parent)

@@ -15,6 +15,8 @@ from vpretrain.console import working
 from vpretrain.types import Json, Model
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from vpretrain.inspection.doctor import EngineCase
     from vpretrain.method.protocols import Learner
     from vpretrain.run.parts import Parts
@@ -99,6 +101,21 @@ class Metrics:
 
 
 @dataclass(frozen=True)
+class Draft:
+    """A recipe over own data.
+
+    Attributes:
+        recipe: its text.
+        shown: what was found of every role.
+        sheet: images of every role, as a PNG file; None where examples are among what is shown.
+    """
+
+    recipe: str
+    shown: Sequence[Text]
+    sheet: bytes | None = None
+
+
+@dataclass(frozen=True)
 class Modality:
     """A modality's part of every command: the folder `name`, whose modules are imported when they are needed."""
 
@@ -152,9 +169,19 @@ class Modality:
         """Whether a path holds data that it can learn from."""
         return self._module("inspection.draft").reads(stream)
 
-    def draft(self, name: str, learner: str, *, stream: str, feedback: str, evaluation: str | None) -> str:
-        """Return a recipe with comments over data by their paths, and print examples of them. Raises UserError."""
-        return self._module("inspection.draft").draft(name, learner, stream, feedback, evaluation)
+    def draft(
+        self,
+        name: str,
+        learner: str,
+        *,
+        stream: str,
+        feedback: str,
+        evaluation: str | None,
+        templates: Sequence[Mapping[str, str]],
+    ) -> Draft:
+        """Return a recipe with comments over data by their paths; `templates` come before guesses. Raises UserError."""
+        with working("looking at the data"):
+            return self._module("inspection.draft").draft(name, learner, stream, feedback, evaluation, templates)
 
     def inspect(self, recipe: Recipe, *, examples: int, positions: int) -> None:
         """Print a few examples of stream, feedback and constructed tasks."""

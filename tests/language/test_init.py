@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -136,6 +137,54 @@ def test_prompts_and_completions_become_a_recipe_that_check_passes(files):
     assert main(["check", "mine.yaml"]) == 0
 
 
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_a_table_becomes_a_recipe_that_check_passes(files, tmp_path, suffix):
+    for name, seed in (("stream", 1), ("feedback", 2)):
+        with (tmp_path / f"{name}.{suffix}").open("w", newline="") as file:
+            table = csv.DictWriter(file, ["question", "answer"], delimiter="," if suffix == "csv" else "\t")
+            table.writeheader()
+            table.writerows(sums(40, seed))
+    words = ["--stream", f"stream.{suffix}", "--feedback", f"feedback.{suffix}"]
+    assert main(["init", "mine.yaml", "--learner", "./learner", *words]) == 0
+    recipe = load_recipe("mine.yaml")
+    assert {(s.sources[0].prompt, s.sources[0].response) for s in (recipe.stream, recipe.feedback)} == {
+        ("{question}\n", "{answer}")
+    }
+    assert main(["check", "mine.yaml"]) == 0
+
+
+def test_columns_that_are_not_known_are_named(files):
+    files(stream=[{"words": f"the sum of {n} numbers, again and again"} for n in range(30)])
+    files(feedback=renamed(sums(40, 1), "ask", "say"), evaluation=sums(20, 2))
+    named = ["--text", "words", "--prompt", "Q: {ask}\\nA:", "--response", "say"]
+    assert init(*named, stream="stream", feedback="feedback", evaluation="evaluation") == 0
+    recipe = load_recipe("mine.yaml")
+    assert recipe.stream.sources[0].text == "{words}"
+    (feedback,), (evaluation,) = recipe.feedback.sources, recipe.evaluation.sources
+    assert (feedback.prompt, feedback.response) == ("Q: {ask}\nA:", "{say}")
+    assert (evaluation.prompt, evaluation.response) == ("{question}\n", "{answer}")  # it lacks those columns
+    assert main(["check", "mine.yaml"]) == 0
+
+
+def test_columns_that_are_named_come_before_guesses(files):
+    rows = [row | {"short": row["answer"].split("####")[1]} for row in sums(60, 1)]
+    files(stream=[{"text": f"the sum of {n} numbers, again and again"} for n in range(30)], feedback=rows)
+    assert init("--prompt", "question", "--response", "short", stream="stream", feedback="feedback") == 0
+    recipe = load_recipe("mine.yaml")
+    assert (recipe.feedback.sources[0].prompt, recipe.feedback.sources[0].response) == ("{question}\n", "{short}")
+    assert recipe.stream.sources[0].text == "{text}"
+
+
+def test_templates_that_fit_nothing_get_one_line(files, capsys):
+    files(stream=sums(30, 1), feedback=sums(30, 2))
+    for named, message in [
+        (["--text", "words"], 'text "{words}": no role has these columns; give others'),
+        (["--prompt", "question"], "--prompt and --response go together: give both"),
+    ]:
+        assert init(*named, stream="stream", feedback="feedback") == 2
+        assert message in refused(capsys)
+
+
 def test_lengths_follow_the_data(files):
     long = [{"question": f"{n} " + "and " * 20, "answer": "4"} for n in range(30)]
     files(stream=[{"text": "a b"}] * 9, feedback=sums(30, 1), evaluation=long)
@@ -210,3 +259,25 @@ def test_in_a_terminal_the_rest_is_asked_for(files, monkeypatch):
     assert main(["init", "mine.yaml", "--stream", "stream.jsonl"]) == 0
     assert asked == list(answers)
     assert load_recipe("mine.yaml").evaluation.sources[0].path == "feedback.jsonl"
+
+
+def test_in_a_terminal_templates_are_asked_for_where_no_columns_are_known(files, monkeypatch, capsys):
+    files(stream=renamed(sums(40, 1), "ask", "say"), feedback=renamed(sums(40, 2), "a", "b"))
+    answers = ["", "ask", "say", "a", "nothing", "{a}=", "b"]  # of the stream; of the feedback, wrongly and again
+
+    def answer(question):
+        if not answers:
+            raise EOFError
+        return answers.pop(0)
+
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("builtins.input", answer)
+    assert init(stream="stream", feedback="feedback", evaluation="feedback") == 0
+    assert answers == []
+    recipe = load_recipe("mine.yaml")
+    (stream,), (feedback,) = recipe.stream.sources, recipe.feedback.sources
+    assert (stream.prompt, stream.response) == ("{ask}\n", "{say}")
+    assert (feedback.prompt, feedback.response) == ("{a}=", "{b}")
+    assert capsys.readouterr().out.count("feedback.jsonl: no columns such as question and answer") == 2
+    assert init("--overwrite", stream="stream", feedback="feedback", evaluation="feedback") == 2  # no more answers
+    assert "stream.jsonl: no columns such as text, or question and answer among ask, say:" in refused(capsys)

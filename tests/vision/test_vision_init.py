@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from models import tiny_vision_model
 from PIL import Image
+from vision.test_own_labels import CLASSES, save_own
 from vision.test_readers import save_ade20k, save_nyuv2, save_splits
 
 from vpretrain.cli.parser import main
@@ -90,6 +91,52 @@ def test_nyuv2_is_tested_on_its_official_split(photos, tmp_path):
     assert ranges(recipe.evaluation.train + recipe.evaluation.test) == [("train", 0, 10), ("test", 0, None)]
     assert {s.splits for sources in recipe.roles.values() for s in sources} == {None, "splits.mat"}
     assert main(["check", "mine.yaml"]) == 0
+
+
+def roles(recipe):
+    feedback, evaluation = recipe.feedback, recipe.evaluation
+    return [*feedback.heads, *feedback.meta, *evaluation.train, *evaluation.test]
+
+
+def test_own_labelled_images_steer_and_their_classes_are_counted(photos, tmp_path, capsys):
+    save_own(tmp_path / "own", 10, depths=True)
+    assert main([*photos, "--feedback", "own"]) == 0
+    assert "feedback: own, 10 labelled images, classes and depths (5 classes)" in capsys.readouterr().out
+    recipe = load_recipe("mine.yaml")
+    assert (recipe.feedback.segmentation, recipe.feedback.depth) == (1, 1)
+    assert {(one.labelled, one.classes) for one in roles(recipe)} == {("own", CLASSES)}
+    assert [(one.skip, one.limit) for one in roles(recipe)] == [(0, 4), (4, 2), (0, 4), (6, 4)]
+    assert main(["check", "mine.yaml"]) == 0
+
+
+def test_generated_scenes_do_for_a_first_try(photos):
+    assert main([*photos, "--feedback", "scenes:6"]) == 0
+    recipe = load_recipe("mine.yaml")
+    assert (recipe.feedback.segmentation, recipe.feedback.depth) == (1, 1)
+    assert [(one.scenes, one.seed) for one in roles(recipe)] == [(6, 1), (6, 2), (6, 3), (6, 4)]
+    assert main(["check", "mine.yaml"]) == 0
+
+
+def test_a_sheet_shows_two_images_of_each_role_and_their_labels(photos, tmp_path, capsys):
+    save_own(tmp_path / "own", 5)
+    assert main([*photos, "--feedback", "own"]) == 0
+    assert "images:  mine.png" in capsys.readouterr().out
+    with Image.open("mine.png") as sheet:
+        pixels = np.asarray(sheet)
+    assert pixels.shape == (3 * 196, 4 * 196, 3)  # two images, or two with their labels, of 192 pixels in frames
+    assert pixels[:196, 392:].min() == 255  # nothing beside the two of the stream
+    assert (pixels[196 + 190, 196 + 2 : 196 + 194] == 0).all()  # the lowest rows of a mask are ignored
+    assert not (pixels[196 + 20, 196 + 2 : 196 + 194] == 0).all(axis=1).any()
+    (tmp_path / "mine.yaml").unlink()
+    assert main([*photos, "--feedback", "own"]) == 2
+    assert "mine.png exists: give the recipe another name, or --overwrite" in capsys.readouterr().err
+    assert main([*photos, "--feedback", "own", "--overwrite"]) == 0
+
+
+def test_templates_are_for_text(photos, tmp_path, capsys):
+    save_own(tmp_path / "own", 5)
+    assert main([*photos, "--feedback", "own", "--text", "caption"]) == 2
+    assert "photos holds images: leave out --text, --prompt and --response" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from pathlib import Path
 from vpretrain.cli.command import Options, argument, chosen, command, count, number, overrides, recipe_command, switch
 from vpretrain.cli.terminal import can_ask, hush_libraries, output
 from vpretrain.config import Recipe
-from vpretrain.errors import UserError
+from vpretrain.errors import UnknownColumns, UserError
 from vpretrain.files import check_writable, write_whole
-from vpretrain.modality import MODALITIES, modality_of
+from vpretrain.modality import MODALITIES, Draft, Modality, modality_of
 from vpretrain.plain import read_yaml
 from vpretrain.recipe import load_recipe, parse_recipe
 from vpretrain.scaling.estimate import DEVICES, GPU, LATENCY_US, UTILISATION
@@ -27,7 +27,14 @@ _QUESTIONS = {
     "feedback": "Feedback, verified examples that steer it: ",
     "evaluation": "Evaluation, held-out examples (empty: a part of the feedback): ",
 }
+_TEMPLATES = {
+    "text": "Text, a column or a template such as '{title}: {body}' (empty: it has prompts and responses): ",
+    "prompt": "Prompt, a column or a template such as 'Question: {q}\\n': ",
+    "response": "Response, a column or a template: ",
+}
 _DATA = "a file, a folder, a glob or a URL"
+_LABELLED = "a folder with images/ and masks/, SceneParse150's, NYUv2's file, or scenes:N for generated ones"
+_TEMPLATE = "a column, or a template with columns in braces, for roles that have them"
 _CLEANED = "a recipe, or PATH or PATH:FIELD,FIELD (data files and the fields that count, the problem first)"
 
 
@@ -36,12 +43,15 @@ _CLEANED = "a recipe, or PATH or PATH:FIELD,FIELD (data files and the fields tha
     argument("recipe", "RECIPE", "YAML file to write"),
     argument("--learner", "NAME", "hub name, directory of save_pretrained, or pypi:..."),
     argument("--stream", "PATH", f"what it trains on: {_DATA}; a folder of images makes a vision recipe"),
-    argument("--feedback", "PATH", f"verified examples that steer it: {_DATA}; of images SceneParse150 or NYUv2"),
+    argument("--feedback", "PATH", f"verified examples that steer it: {_DATA}; for images: {_LABELLED}"),
     argument(
         "--evaluation",
         "PATH",
         f"held-out examples: {_DATA} (default: a part of the feedback, by the hash of each problem)",
     ),
+    argument("--text", "TEMPLATE", f"raw text of the stream: {_TEMPLATE} (default: guessed)"),
+    argument("--prompt", "TEMPLATE", f"prompts, of stream and verified examples: {_TEMPLATE} (default: guessed)"),
+    argument("--response", "TEMPLATE", "the same for responses"),
     switch("--overwrite", "write over a file of that name"),
 )
 def init(options: Options) -> None:
@@ -50,11 +60,15 @@ def init(options: Options) -> None:
     if path.exists() and not options.overwrite:
         raise UserError(f"{path} exists: give the recipe another name, or --overwrite")
     check_writable(path, "its name")
+    templates = _templates(options)
     answers = _answers(options)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "mine"
     hush_libraries()
     modality = next((one for one in MODALITIES.values() if one.reads(answers["stream"])), MODALITIES["language"])
-    body = modality.draft(name, **answers)
+    drafted = _drafted(modality, name, answers, templates)
+    sheet = path.with_suffix(".png")
+    if drafted.sheet is not None and sheet.exists() and not options.overwrite:
+        raise UserError(f"{sheet} exists: give the recipe another name, or --overwrite")
     head = [
         schema_line(FILE.as_uri()),
         "# Written by `vpretrain init`. Paths count from the directory in which vpretrain is started.",
@@ -62,8 +76,13 @@ def init(options: Options) -> None:
         f"#   vpretrain inspect {path}    shows what the learner sees, with the loss mask",
         f"#   vpretrain compare {path}    runs ordinary training and V-pretraining",
     ]
-    text = "\n".join(head) + f"\n{body}"
+    text = "\n".join(head) + f"\n{drafted.recipe}"
     parse_recipe(read_yaml(text, str(path)), origin=str(path))
+    for shown in drafted.shown:
+        output().print(shown, soft_wrap=True)
+    if drafted.sheet is not None:
+        write_whole(sheet, drafted.sheet)
+        print(f"images:  {sheet}")
     write_whole(path, text)
     print(f"recipe:  {path}")
     print(f"next:    vpretrain check {path}")
@@ -80,6 +99,45 @@ def _answers(options: Options) -> Keywords:
     if missing:
         raise UserError(f"init needs {', '.join(missing)} (--evaluation may be left out)")
     return answers
+
+
+def _templates(options: Options) -> list[dict[str, str]]:
+    """Return the templates that the options give: of text, and of a prompt and a response."""
+    given = {setting: value for setting, value in chosen(options, *_TEMPLATES).items() if value}
+    if ("prompt" in given) != ("response" in given):
+        raise UserError("--prompt and --response go together: give both")
+    text = {"text": given.pop("text")} if "text" in given else {}
+    return [form for form in (text, given) if form]
+
+
+def _drafted(modality: Modality, name: str, answers: Keywords, templates: list[dict[str, str]]) -> Draft:
+    """Return the draft of a recipe; in a terminal, templates are asked for where no columns are known."""
+    asked: dict[str, dict[str, str]] = {}  # by the question, which is asked again if the answer does not fit
+    while True:
+        try:
+            return modality.draft(name, **answers, templates=[*templates, *asked.values()])
+        except UnknownColumns as unknown:
+            found = _ask_templates(unknown) if can_ask() else {}
+            if not found:
+                raise
+            asked[str(unknown)] = found
+
+
+def _ask_templates(unknown: UnknownColumns) -> dict[str, str]:
+    """Ask for the template of raw text, or for those of a prompt and a response; return nothing without an answer."""
+    print(unknown)
+
+    def ask(setting: str) -> dict[str, str]:
+        answer = input(_TEMPLATES[setting]).strip()
+        return {setting: answer} if answer else {}
+
+    try:
+        if not unknown.pair and (text := ask("text")):
+            return text
+        pair = ask("prompt") | ask("response")
+    except EOFError:
+        return {}
+    return pair if len(pair) == 2 else {}
 
 
 @command(

@@ -97,6 +97,11 @@ def templates(config: SourceConfig) -> dict[str, str]:
     return {"text": "{text}"}
 
 
+def fields_of(template: str) -> list[str]:
+    """List the names of a template's fields."""
+    return [name for name, _ in _FIELD.findall(template)]
+
+
 def check_fields(config: SourceConfig, rows: Iterable[Json]) -> None:
     """Raise UserError for a field of the templates, or of `exclude`, that none of a source's first rows has.
 

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from vpretrain.bounds import LONGEST
-from vpretrain.errors import UserError
+from vpretrain.errors import UnknownColumns, UserError
 from vpretrain.language.config import DesignerConfig, SourceConfig, StreamConfig
 from vpretrain.language.data.encode import Document, collate, encode, fitted
-from vpretrain.language.data.example import ASSISTANT, Example, is_chat
+from vpretrain.language.data.example import ASSISTANT, Example, fields_of, is_chat
 from vpretrain.language.data.feedback import pairs
 from vpretrain.language.data.files import data_files
 from vpretrain.language.data.source import first_rows, open_source
 from vpretrain.language.inspection.inspect import marked
 from vpretrain.language.model.load import load_config, load_tokenizer, tokens_of
+from vpretrain.modality import Draft
 from vpretrain.plain import noted, quoted
 from vpretrain.types import Json
 
@@ -58,52 +58,78 @@ def reads(stream: str) -> bool:
         return False
 
 
-def draft(name: str, learner: str, stream: str, feedback: str, evaluation: str | None) -> str:
-    """Return a recipe with comments, and print two examples of every role as the learner will see them.
+def draft(
+    name: str, learner: str, stream: str, feedback: str, evaluation: str | None, given: Sequence[Mapping[str, str]]
+) -> Draft:
+    """Return a recipe with comments, and two examples of every role as the learner will see them.
 
     Args:
         name: of the runs.
         learner: hub name or directory.
         stream, feedback, evaluation: paths of data. Roles whose data share problems are divided by the hash of the problem;
             without an evaluation, feedback and evaluation are.
+        given: templates or names of columns, each of text or of prompt and response, for the roles that have these columns.
 
     Raises:
-        UserError: the learner or the data cannot be read, no columns are found that make a pair, or there are too few problems.
+        UserError: the learner or the data cannot be read, or there are too few problems.
+        UnknownColumns: no columns are found that make a pair, or text.
     """
     tokenizer, config = load_tokenizer(learner), load_config(learner).get_text_config()
     sources = {
-        "stream": guessed_source(stream, pair=False),
-        "feedback": guessed_source(feedback, pair=True),
-        "evaluation": guessed_source(feedback if evaluation is None else evaluation, pair=True),
+        "stream": guessed_source(stream, given, pair=False),
+        "feedback": guessed_source(feedback, given, pair=True),
+        "evaluation": guessed_source(feedback if evaluation is None else evaluation, given, pair=True),
     }
+    for form in map(_form_of, given):
+        if not any(form.items() <= source.model_dump(include=set(form)).items() for source in sources.values()):
+            named = ", ".join(f"{setting} {quoted(template)}" for setting, template in form.items())
+            raise UserError(f"{named}: no role has these columns; give others")
     whole = _divided(sources, {role: _examples(role, source) for role, source in sources.items()})
     most = getattr(config, "max_position_embeddings", None) or LONGEST
     roles = {
         role: _Role(source, examples, _documents(examples, tokenizer)) for role, (source, examples) in whole.items()
     }
-    console = Console()
-    for role, one in roles.items():
-        _show(console, role, one, tokenizer)
-    return _recipe(name, learner, roles, most, tokens_of(tokenizer))
+    shown = [text for role, one in roles.items() for text in _shown(role, one, tokenizer)]
+    return Draft(_recipe(name, learner, roles, most, tokens_of(tokenizer)), shown)
 
 
-def guessed_source(path: str, *, pair: bool) -> SourceConfig:
-    """Return the source at a path, with templates guessed from the columns of its first rows.
+def guessed_source(path: str, given: Sequence[Mapping[str, str]], *, pair: bool) -> SourceConfig:
+    """Return the source at a path, with the given templates, or with templates guessed from the columns of its first rows.
 
     With `pair` its rows must be pairs or chats, and all of them readable, as those of feedback and evaluation.
 
     Raises:
-        UserError: it cannot be read, or no columns are known.
+        UserError: it cannot be read.
+        UnknownColumns: no columns are known.
     """
     rows = first_rows(SourceConfig(path=path), skips=not pair)
-    form = guessed_form(rows)
+    columns = dict.fromkeys(name for row in rows for name in row)
+    form = given_form(given, columns, pair=pair) or guessed_form(rows)
     if form is None or (pair and "text" in form):
-        columns = ", ".join(dict.fromkeys(name for row in rows for name in row))
         wanted = "question and answer (or a chat in messages)" if pair else "text, or question and answer"
-        raise UserError(
-            f"{path}: no columns such as {wanted} among {columns}: rename them, or write its templates by hand"
+        options = "--prompt and --response" if pair else "--text, or with --prompt and --response"
+        raise UnknownColumns(
+            f"{path}: no columns such as {wanted} among {', '.join(columns)}: rename them, or name them with {options}",
+            pair,
         )
     return SourceConfig(path=path, **form)
+
+
+def given_form(given: Sequence[Mapping[str, str]], columns: Collection[str], *, pair: bool) -> Json | None:
+    """Return the first of the given templates that use columns which there are, raw text unless it must be a pair; or None."""
+    for form in map(_form_of, given):
+        if not (pair and "text" in form) and all(set(fields_of(one)) & set(columns) for one in form.values()):
+            return form
+    return None
+
+
+def _form_of(given: Mapping[str, str]) -> Json:
+    """Templates as they are, with \\n for a new line, or those of columns by their names."""
+    form = {}
+    for setting, value in given.items():
+        end = "\n" if setting == "prompt" else ""
+        form[setting] = value.replace("\\n", "\n") if "{" in value else f"{{{value}}}{end}"
+    return form
 
 
 def guessed_form(rows: Sequence[Json]) -> Json | None:
@@ -178,14 +204,14 @@ def _documents(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) 
     return documents
 
 
-def _show(console: Console, role: str, one: _Role, tokenizer: PreTrainedTokenizerBase) -> None:
+def _shown(role: str, one: _Role, tokenizer: PreTrainedTokenizerBase) -> Iterator[Text]:
     part = "" if one.source.part is None else f", the part {list(one.source.part)} of its problems by their hash"
     form = ", ".join(f"{key}: {value}" for key, value in _form(one.source).items())
-    console.print(Text(f"\n{role}: {one.source.path}{part}\n  {form}"), soft_wrap=True)
+    yield Text(f"\n{role}: {one.source.path}{part}\n  {form}")
     for document in one.documents[:_SHOWN]:
         shown = document.cut(0, _SHOWN_TOKENS)
         text = marked(collate([shown], tokenizer), 0, tokenizer)
-        console.print(text.append(" ..." if len(document) > len(shown) else "", style="yellow"))
+        yield text.append(" ..." if len(document) > len(shown) else "", style="yellow")
 
 
 def _form(source: SourceConfig) -> dict[str, str]:

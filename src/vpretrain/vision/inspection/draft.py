@@ -4,62 +4,59 @@ from __future__ import annotations
 
 import contextlib
 import glob
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.text import Text
+from torch import Tensor
 
+from vpretrain.console import steady
 from vpretrain.errors import Unreadable, UserError
+from vpretrain.modality import Draft
 from vpretrain.plain import noted, quoted
 from vpretrain.vision.config import SourceConfig, StreamConfig
-from vpretrain.vision.data.readers import ade20k_images
+from vpretrain.vision.data.image_files import images_in
+from vpretrain.vision.data.own import own_images
+from vpretrain.vision.data.readers import ade20k_images, read_classes
 from vpretrain.vision.data.resize import Shape
-from vpretrain.vision.data.source import Images, Pool, images_in, is_archive, open_images
+from vpretrain.vision.data.source import Images, Pool, is_archive, open_images
+from vpretrain.vision.inspection.contact_sheet import SIDE, contact_sheet, square
+from vpretrain.vision.model.batch import IGNORED, Labelled
+from vpretrain.vision.model.heads import LabelKind
 from vpretrain.vision.model.load import load_config
 
-_SHOWN = 2  # images of the stream
+_SHOWN = 2  # images of each role
 _MEASURED = 200  # images of the stream whose size is looked at
 _FEWEST = 5  # images that can be divided among the roles
 _GLOBAL, _LOCAL = 224, 96  # pixels per side of a crop, unless the images are smaller
+_SEEDS = {"heads": 1, "meta": 2, "train": 3, "test": 4}  # of generated scenes, which no two roles may share
+_ANY = 2  # classes of a source whose classes are not yet counted
 
 
 @dataclass(frozen=True)
-class _Labelled:
-    """A labelled set.
+class _Set:
+    """A labelled set: the user's name for it, its source, its number of images, and whether it has a test split of its own."""
 
-    Attributes:
-        kind: the setting that names it.
-        path: its own.
-        count: its images, without those of a test split.
-        has_test: whether it has a test split.
-        splits: the file that names the images of NYUv2's splits.
-    """
-
-    kind: str
-    path: str
+    origin: str
+    source: SourceConfig
     count: int
+    kinds: frozenset[LabelKind]
     has_test: bool
-    splits: str | None = None
 
-    def part(self, low: float, high: float) -> str:
-        """A source of its images from one fraction to another, as YAML."""
+    def part(self, role: str, low: float, high: float) -> SourceConfig:
+        """A source of its images from one fraction to another; of generated scenes, as many of the role's own."""
+        if self.source.scenes is not None:
+            return self.source.model_copy(update={"seed": _SEEDS[role]})
         first, last = round(low * self.count), round(high * self.count)
-        return f"[{{{self._split('train')}, skip: {first}, limit: {last - first}}}]"
+        return self.source.model_copy(update={"skip": first, "limit": last - first})
 
     @property
-    def test(self) -> str:
-        """A source of its test split, as YAML."""
-        return f"[{{{self._split('test')}}}]"
-
-    def _split(self, split: str) -> str:
-        words = [f"{self.kind}: {quoted(self.path)}"]
-        if self.splits is not None:
-            words += [f"splits: {quoted(self.splits)}", f"split: {split}"]
-        elif split == "test":
-            words.append("split: validation")
-        return ", ".join(words)
+    def test(self) -> SourceConfig:
+        """A source of its test split."""
+        return self.source.model_copy(update={"split": "validation" if self.source.nyuv2 is None else "test"})
 
 
 def reads(stream: str) -> bool:
@@ -68,35 +65,45 @@ def reads(stream: str) -> bool:
     return bool(glob.glob(str(folder))) if is_archive(stream) else folder.is_dir() and bool(images_in(folder))
 
 
-def draft(name: str, learner: str, stream: str, feedback: str, evaluation: str | None) -> str:
-    """Return a recipe with comments, and print what is found of every role.
+def draft(
+    name: str, learner: str, stream: str, feedback: str, evaluation: str | None, given: Sequence[Mapping[str, str]]
+) -> Draft:
+    """Return a recipe with comments, what is found of every role, and a sheet of images of each.
 
     Args:
         name: of the runs.
         learner: hub name or directory.
         stream: a folder or archives of images.
-        feedback, evaluation: SceneParse150's folder, or NYUv2's file with splits.mat beside it; without an evaluation the
-            feedback's set is divided.
+        feedback, evaluation: a folder of own labelled images, SceneParse150's folder, NYUv2's file with splits.mat beside it,
+            or scenes:N; without an evaluation the feedback's set is divided.
+        given: templates, which images have none of.
 
     Raises:
         UserError: the learner or the images cannot be read, or there are too few.
     """
+    if given:
+        raise UserError(f"{stream} holds images: leave out --text, --prompt and --response")
     config = load_config(learner)
     images = open_images(SourceConfig(path=stream))
     shapes = _shapes(images)
     side = min(map(min, shapes.values()))
     steering = _labelled(feedback)
     held_out = steering if evaluation is None else _labelled(evaluation)
-    if held_out.kind == "nyuv2" and not held_out.has_test:
+    if held_out.source.nyuv2 is not None and not held_out.has_test:
         raise UserError(
-            f"{held_out.path} does not say which of its images are for tests: put NYUv2's official splits.mat beside it, "
+            f"{held_out.origin} does not say which of its images are for tests: put NYUv2's official splits.mat beside it, "
             "or give --evaluation another set"
         )
-    _show(stream, len(images), shapes, steering, held_out)
     # Roles on one set without a test split divide it; the probes may be fitted on the images of the heads.
-    shared = held_out.path == steering.path and not steering.has_test
+    shared = held_out.origin == steering.origin and not steering.has_test
     heads, meta = (0.4, 0.6) if shared else (0.7, 1.0)
     probes = 0.4 if shared else 1.0 if held_out.has_test else 0.5
+    parts = {
+        "heads": steering.part("heads", 0, heads),
+        "meta": steering.part("meta", heads, meta),
+        "train": held_out.part("train", 0, probes),
+        "test": held_out.test if held_out.has_test else held_out.part("test", meta if shared else probes, 1),
+    }
     batch_size = min(len(images), StreamConfig.model_fields["batch_size"].default)
 
     def fitting(size: int) -> int:
@@ -118,42 +125,87 @@ def draft(name: str, learner: str, stream: str, feedback: str, evaluation: str |
         f"  local_size: {fitting(_LOCAL)}",
         *(["  global_views: 1", "  local_views: 0", "  colour: false"] if ijepa else []),
         noted("feedback:", "labels: they steer, and are never trained on"),
-        noted(f"  heads: {steering.part(0, heads)}", "light heads are fitted on these"),
-        noted(f"  meta: {steering.part(heads, meta)}", "and these give the direction"),
-        f"  segmentation: {int(steering.kind == 'ade20k')}",
-        f"  depth: {int(steering.kind == 'nyuv2')}",
+        noted(f"  heads: {_listed(parts['heads'])}", "light heads are fitted on these"),
+        noted(f"  meta: {_listed(parts['meta'])}", "and these give the direction"),
+        f"  segmentation: {int('segmentation' in steering.kinds)}",
+        f"  depth: {int('depth' in steering.kinds)}",
         f"  size: {size}",
         noted("budget: {minutes: 30}", "of training, for each arm"),
         noted("evaluation:", "probes on the frozen backbone, before and after"),
-        f"  train: {held_out.part(0, probes)}",
-        f"  test: {held_out.test if held_out.has_test else held_out.part(meta if shared else probes, 1)}",
+        f"  train: {_listed(parts['train'])}",
+        f"  test: {_listed(parts['test'])}",
         f"  size: {size}",
     ]
-    return "\n".join(lines) + "\n"
+    sheet = contact_sheet(_first(images), [_first_labelled(parts[role]) for role in ("heads", "test")])
+    return Draft("\n".join(lines) + "\n", list(_shown(stream, len(images), shapes, steering, held_out)), sheet)
 
 
-def _labelled(path: str) -> _Labelled:
-    found = Path(path).expanduser()
-    splits: str | None = None
-    if found.suffix == ".mat":
-        source, kind, test = SourceConfig(nyuv2=path), "nyuv2", found.with_name("splits.mat").is_file()
+def _labelled(path: str) -> _Set:
+    found, test = Path(path).expanduser(), False
+    if generated := re.fullmatch(r"scenes:\s*(\d{1,6})", path):
+        source = SourceConfig(scenes=max(1, int(generated[1])), seed=_SEEDS["heads"])
+    elif found.suffix == ".mat":
+        source, test = SourceConfig(nyuv2=path), found.with_name("splits.mat").is_file()
         if test:
-            splits = str(Path(path).with_name("splits.mat"))
-            source = SourceConfig(nyuv2=path, splits=splits, split="train")
+            source = SourceConfig(nyuv2=path, splits=str(Path(path).with_name("splits.mat")), split="train")
     elif (found / "annotations").is_dir():
-        source, kind = SourceConfig(ade20k=path), "ade20k"
+        source = SourceConfig(ade20k=path)
         test = bool(ade20k_images(source.model_copy(update={"split": "validation"})))
+    elif (found / "masks").is_dir():
+        source = SourceConfig(labelled=path, classes=_ANY)
+        source = source.model_copy(update={"classes": _classes(source)})
     else:
         raise UserError(
-            f"{path} has no labels that vision reads: give SceneParse150's folder (images/ and annotations/), or "
-            "nyu_depth_v2_labeled.mat"
+            f"{path} has no labels that vision reads: give a folder with images/ and masks/, SceneParse150's (images/ and "
+            "annotations/), nyu_depth_v2_labeled.mat, or scenes:64 for generated scenes"
         )
-    count = len(Pool([source], None))
-    if count < _FEWEST:
+    pool = Pool([source], None)
+    if len(pool) < _FEWEST:
         raise UserError(
-            f"{path} has {count} labelled images: give {_FEWEST} or more, which can be divided among the roles"
+            f"{path} has {len(pool)} labelled images: give {_FEWEST} or more, which can be divided among the roles"
         )
-    return _Labelled(kind, path, count, test, splits)
+    return _Set(path, source, len(pool), pool.readers[0].kinds, test)
+
+
+def _classes(source: SourceConfig) -> int:
+    """Count the classes of own labelled images: up to the highest in any mask. Raises UserError for what is no mask."""
+    folder, most = Path(str(source.labelled)).expanduser(), 0
+    files = own_images(source)
+    with steady(f"reading {len(files)} masks", len(files)) as done:
+        for number, file in enumerate(files):
+            mask = (folder / "masks" / file.relative_to(folder / "images")).with_suffix(".png")
+            if mask.is_file():  # the set itself says which ones are missing
+                class_HW = read_classes(mask, file)
+                if len(known := class_HW[class_HW != IGNORED]):
+                    most = max(most, int(known.max()))
+                if most > IGNORED:
+                    raise UserError(
+                        f"{mask} has class {most}: masks have up to {IGNORED} classes, from 0 to {IGNORED - 1}"
+                    )
+            done(number + 1)
+    return max(_ANY, most + 1)
+
+
+def _listed(source: SourceConfig) -> str:
+    """A list of one source, as YAML in one line."""
+    settings = source.model_dump(exclude_defaults=True)
+    return f"[{{{', '.join(f'{key}: {json.dumps(value, ensure_ascii=False)}' for key, value in settings.items())}}}]"
+
+
+def _first(images: Images) -> list[Tensor]:
+    """Return the first images that can be read, as squares."""
+    found: list[Tensor] = []
+    for index in range(min(_MEASURED, len(images))):
+        with contextlib.suppress(Unreadable):
+            found.append(square(images[index]))
+        if len(found) == _SHOWN:
+            break
+    return found
+
+
+def _first_labelled(source: SourceConfig) -> Labelled:
+    pool = Pool([source], (SIDE, SIDE))
+    return pool[range(min(_SHOWN, len(pool)))]
 
 
 def _shapes(images: Images) -> dict[str, Shape]:
@@ -168,9 +220,12 @@ def _shapes(images: Images) -> dict[str, Shape]:
     return shapes
 
 
-def _show(stream: str, count: int, shapes: Mapping[str, Shape], steering: _Labelled, held_out: _Labelled) -> None:
-    console = Console()
-    shown = [f"  {key}: {width} x {height}" for key, (height, width) in shapes.items()][:_SHOWN]
-    console.print(Text("\n".join([f"\nstream: {stream}, {count:,} images", *shown])), soft_wrap=True)
+def _shown(stream: str, count: int, shapes: Mapping[str, Shape], steering: _Set, held_out: _Set) -> Iterator[Text]:
+    sizes = [f"  {key}: {width} x {height}" for key, (height, width) in shapes.items()][:_SHOWN]
+    yield Text("\n".join([f"\nstream: {stream}, {count:,} images", *sizes]))
     for role, one in (("feedback", steering), ("evaluation", held_out)):
-        console.print(Text(f"\n{role}: {one.path}, {one.count:,} labelled images ({one.kind})"), soft_wrap=True)
+        kinds = " and ".join(
+            {"segmentation": "classes", "depth": "depths"}[kind] for kind in sorted(one.kinds, reverse=True)
+        )
+        classes = f" ({one.source.classes} classes)" if one.source.classes is not None else ""
+        yield Text(f"\n{role}: {one.origin}, {one.count:,} labelled images, {kinds}{classes}")
