@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import tempfile
 from collections import Counter
@@ -67,6 +68,13 @@ def judged_early(monkeypatch):
     """The first judgement after two learner steps, also late in a run: most runs of the tests end before the usual one."""
     monkeypatch.setattr("vpretrain.method.strength.FIRST", 2)
     monkeypatch.setattr("vpretrain.method.strength._LATE", 1.0)
+
+
+@pytest.fixture
+def both_questions(judged_early, monkeypatch):
+    """`judged_early`, and the direction is followed whatever the pairs say; its gain is measured after two more steps."""
+    monkeypatch.setattr("vpretrain.method.strength._UNMEASURED", 2)
+    monkeypatch.setattr("vpretrain.method.strength._AGREED", -math.inf)
 
 
 @contextlib.contextmanager

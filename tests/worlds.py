@@ -121,8 +121,11 @@ def vision_recipe(root: Path, family: str = "dinov2", **changes: Any) -> Recipe:
 
 
 def small_recipe(modality: str, root: Path, tokenizer: Any, **changes: Any) -> Recipe:
-    """`STEPS` steps, a meta update every other one, two micro-batches a step."""
-    changes = {"stream": {"accumulation": 2}, **changes}
+    """`STEPS` steps, a meta update every other one, two micro-batches per step.
+
+    The exact task has its full tilt: an automatic strength is first judged after more steps than the run has.
+    """
+    changes = {"stream": {"accumulation": 2}, **changes, "value": {"strength": 1.0, **changes.get("value", {})}}
     return tiny_recipe(root, tokenizer, **changes) if modality == "language" else vision_recipe(root, **changes)
 
 

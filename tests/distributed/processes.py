@@ -16,7 +16,10 @@ from vpretrain.run.directory import prepare_directory
 from vpretrain.run.session import Session
 from vpretrain.run.train import begin
 
-NUMBERS = ("loss", "grad_norm", "value", "g_down_norm", "regulariser", "designer_grad_norm", "alpha", "mask")
+NUMBERS = (
+    "loss", "grad_norm", "value", "g_down_norm", "regulariser", "designer_grad_norm", "alpha", "tilt", "mask", "strength",
+    "radius",
+)  # fmt: skip
 
 
 def free_port():

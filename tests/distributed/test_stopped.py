@@ -51,6 +51,22 @@ def test_as_many_processes_go_on_bit_equal(tmp_path, tokenizer, many, case, para
         assert_same_end(end_of(recipe), whole)
 
 
+@pytest.mark.usefixtures("both_questions")
+def test_two_processes_stopped_around_a_judgement_go_on_bit_equal(tmp_path, tokenizer):
+    """Step 2 judges whether there is a direction, step 4 also how far it helps."""
+    recipe = recipe_of("language-exact-auto", "ddp", tmp_path, tokenizer, "two")
+    together(2, run, recipe)
+    lines = read_lines(recipe.directory / "metrics.jsonl")
+    assert [line["step"] for line in lines if "strength" in line] == [2, 4]
+    assert sum("g_down_norm" in line for line in lines) >= 3
+    whole = end_of(recipe)
+    assert [bool(judgement[1]) for judgement in whole[1]["strength"]["judgements"]] == [True, False]
+    for step in (1, 2, 3, 4):
+        together(2, stopped, recipe, step, step > 1)
+    together(2, run, recipe, True)
+    assert_same_end(end_of(recipe), whole)
+
+
 @pytest.mark.parametrize("parallel", PARALLEL)
 @pytest.mark.parametrize("case", ["language", "language-shards", "vision-dino"])
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
@@ -229,7 +245,8 @@ def test_one_process_fails_and_all_end_with_the_cause(tmp_path, tokenizer):
     told = [process.communicate(timeout=90)[1] for process in started]
     assert [process.returncode for process in started] == [2, 2]
     assert "no data at" in told[1]
-    assert "another process has ended" in told[0] or told[0] == ""
+    others = [line for line in told[0].splitlines() if not line.endswith("so far")]  # on a busy machine
+    assert not others or "another process has ended" in told[0]
     assert "Traceback" not in "".join(told)
 
 

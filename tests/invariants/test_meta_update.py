@@ -65,13 +65,14 @@ def test_one_feedback_batch_may_serve_several_updates(tmp_path, tokenizer):
 
 
 def test_a_resumed_run_goes_on_with_the_feedback_gradient_it_had(tmp_path, tokenizer):
-    value = {"every_steps": 1, "batch_size": 2, "length": 48, "feedback_every": 3}
+    value = {"every_steps": 1, "batch_size": 2, "length": 48, "feedback_every": 3, "strength": 1.0}
     whole = tiny_recipe(tmp_path, tokenizer, name="whole", value=value, budget={"steps": 6})
-    run_recipe(whole)
+    assert run_recipe(whole).meta_updates == 5  # all but the one before the first step
     parts = whole.model_copy(update={"name": "parts"})
     with pytest.raises(Paused):
         run_recipe(parts, until=0.67)  # after the fourth update, the first of a batch that serves two more
-    run_recipe(parts, resume=True)
+    assert load_checkpoint(checkpoints(parts.directory / "checkpoints")[-1])[0]["feedback-gradients"]
+    assert run_recipe(parts, resume=True).meta_updates == 5
     ends = [load_checkpoint(checkpoints(recipe.directory / "checkpoints")[-1])[0] for recipe in (whole, parts)]
     for name, theta in ends[0]["learner"].items():
         assert torch.equal(theta, ends[1]["learner"][name]), name

@@ -28,7 +28,8 @@ DRIFT = 1e-5  # mean absolute difference, in units of the loss
 def curve(root, tokenizer, modality, arm):
     # At these rates rounding, which differs between processors, does not grow much.
     rates = {"optimizer": {"lr": 1e-4}, "designer": {"lr": 1e-3}}
-    recipe = small_recipe(modality, root, tokenizer, arm=arm, name=arm, stream={}, budget={"steps": 100}, **rates)
+    changes = {"stream": {}, "value": {"strength": "auto"}, "budget": {"steps": 100}, **rates}
+    recipe = small_recipe(modality, root, tokenizer, arm=arm, name=arm, **changes)
     session = session_of(recipe)
     session.train()
     for hook in session.hooks:

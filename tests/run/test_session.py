@@ -34,12 +34,15 @@ def test_an_interrupted_run_ends_bit_equal(tmp_path, tokenizer, arm, lora):
         arm=arm,
         learner={"lora": lora},
         optimizer={"schedule": "cosine", "warmup_fraction": 0.3},
-        value={"metric": "adamw", "feedback_every": 2},
+        value={"metric": "adamw", "feedback_every": 2, "strength": 1.0},
         stream={"accumulation": 2},
     )
 
     def run(stops):
         session, result = stopped_after(recipe, stops)
+        # Before the first step AdamW has no metric; the value of v-paper is in the identity's.
+        assert result["meta_updates"] == {"one-hot": 0, "v-paper": 3}.get(arm, 2)
+        assert (result["mean_alpha"] > 0) == (arm != "one-hot")
         log = [line | {"seconds": None} for line in read_lines(recipe.directory / "metrics.jsonl")]
         return held(session.save()), result["problems"], log
 
