@@ -314,9 +314,14 @@ class Recipe(Strict):
         return self.arms[self.arm].designer
 
     @property
+    def own_value(self) -> Mapping[str, object]:
+        """The arm's own settings, which replace those of the value section."""
+        return self.arms[self.arm].value
+
+    @property
     def effective_value(self) -> ValueConfig:
-        """The value section with the arm's changes."""
-        return self.value.model_copy(update=dict(self.arms[self.arm].value))
+        """The value section with the arm's own settings."""
+        return self.value.model_copy(update=dict(self.own_value))
 
     @property
     def effective_optimizer(self) -> OptimizerConfig:

@@ -468,6 +468,11 @@ def test_a_recipe_that_cannot_be_read_gets_one_line(capsys, tmp_path):
         ("", "an arm without a name: choose from v, "),
         ("v:budget.steps=9", "v: all runs share budget.steps; set it for the whole comparison"),
         ("v:seed=1", "all runs share seed"),
+        (
+            "v-paper:value.align=cosine",
+            "v-paper: value.align has no effect, since the arm has its own (dot): leave it out",
+        ),
+        ("v-paper:value={subset: all}", "v-paper: value.subset has no effect"),
     ],
 )
 def test_a_wrong_arm_of_a_comparison_gets_one_line_before_any_run(recipe, capsys, tmp_path, entry, message):

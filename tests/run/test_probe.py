@@ -11,7 +11,9 @@ from worlds import tiny_recipe, vision_recipe
 from vpretrain.cli.parser import main
 from vpretrain.inspection import probe as module
 from vpretrain.inspection.probe import PREDICTIONS, agreement, probe
+from vpretrain.language.assemble import load_learner, subset_of
 from vpretrain.language.model.learner import LanguageLearner
+from vpretrain.method.subset import alignment_subset
 from vpretrain.recipe import save_recipe
 from vpretrain.run import run_recipe
 from vpretrain.run.checkpoint import checkpoints, load_checkpoint
@@ -57,6 +59,13 @@ def test_the_base_task_has_no_gain_over_itself(tmp_path, tokenizer, modality):
     results = probe(recipe if modality == "language" else vision_recipe(tmp_path, arm="fixed"), 4)
     assert [step["realised_gain"] for step in results["steps"]] == [None] * 4
     assert results["gain"] == results["seen"] == {"pearson_r": None, "slope": None}
+
+
+def test_the_predictions_of_an_arm_with_its_own_subset_are_over_that(tmp_path, tokenizer):
+    recipe = tiny_recipe(tmp_path, tokenizer, arm="v-paper", value={"subset": "last-1"})
+    learner = load_learner(recipe)[0]
+    own, other = (set(alignment_subset(learner.module, subset)) for subset in ("last-2", "last-1"))
+    assert set(subset_of(recipe, learner)) == own > other
 
 
 def test_what_one_batch_predicts_is_measured_on_another(tmp_path, tokenizer, monkeypatch):

@@ -51,7 +51,8 @@ def split_entries(text: str) -> list[str]:
 def check_entries(recipe: Recipe, texts: Sequence[str]) -> list[Entry]:
     """Return the entries, each once.
 
-    Raises UserError: no entry, an unknown arm, a setting that all runs share, or one that the recipe does not accept.
+    Raises UserError: no entry, an unknown arm, or a setting that all runs share, that the recipe does not accept, or that the
+    arm replaces by its own.
     """
     entries = [parse_entry(text) for text in texts]
     unknown = [entry.arm for entry in entries if entry.arm not in recipe.arms]
@@ -65,8 +66,17 @@ def check_entries(recipe: Recipe, texts: Sequence[str]) -> list[Entry]:
             if any(field == common or field.startswith(f"{common}.") for common in _COMMON):
                 raise UserError(f"{entry.arm}: all runs share {field}; set it for the whole comparison")
         own = with_overrides(recipe.model_dump(mode="json"), [f"arm={entry.arm}", *entry.settings])
-        parse_recipe(own, origin=entry.arm)
+        _refuse_without_effect(parse_recipe(own, origin=entry.arm), recipe, entry)
     different: dict[tuple[str, frozenset[str]], Entry] = {}
     for entry in entries:
         different.setdefault((entry.arm, frozenset(entry.settings)), entry)
     return list(different.values())
+
+
+def _refuse_without_effect(own: Recipe, recipe: Recipe, entry: Entry) -> None:
+    """Raise UserError if the entry sets a value that its arm replaces: the run would be the arm's under another name."""
+    fields = {setting.partition("=")[0].strip() for setting in entry.settings}
+    for name, value in own.own_value.items():
+        field = f"value.{name}"
+        if field in fields or getattr(own.value, name) != getattr(recipe.value, name):
+            raise UserError(f"{entry.arm}: {field} has no effect, since the arm has its own ({value}): leave it out")

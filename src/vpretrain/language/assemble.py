@@ -143,7 +143,7 @@ def new_model(recipe: Recipe, config: PretrainedConfig) -> Model:
 
 def subset_of(recipe: Recipe, learner: LanguageLearner) -> tuple[str, ...]:
     """Names of the parameters in S. Raises UserError."""
-    return alignment_subset(learner.module, recipe.value.subset)
+    return alignment_subset(learner.module, recipe.effective_value.subset)
 
 
 def evaluation_of(recipe: Recipe, model: str) -> Callable[[], Json]:

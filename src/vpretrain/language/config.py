@@ -367,7 +367,7 @@ class Recipe(config.Recipe):
     @property
     def effective_value(self) -> ValueConfig:
         """The value section with the arm's own settings."""
-        return self.value.model_copy(update=dict(self.arms[self.arm].value))
+        return self.value.model_copy(update=dict(self.own_value))
 
     @property
     def effective_optimizer(self) -> config.OptimizerConfig:

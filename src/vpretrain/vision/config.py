@@ -362,9 +362,13 @@ class Recipe(config.Recipe):
         }
 
     @property
-    def effective_value(self) -> ValueConfig:
-        """The value section with the arm's changes: a designer has its own Align and S (Eq 50, 54)."""
+    def own_value(self) -> Mapping[str, object]:
+        """The arm's own settings, which replace those of the value section: a designer has its own Align and S (Eq 50, 54)."""
         if not self.has_designer:
-            return self.value
-        own = {"align": self.designer.align, "metric": "identity", "subset": self.designer.subset}
-        return self.value.model_copy(update=own)
+            return {}
+        return {"align": self.designer.align, "metric": "identity", "subset": self.designer.subset}
+
+    @property
+    def effective_value(self) -> ValueConfig:
+        """The value section with the arm's own settings."""
+        return self.value.model_copy(update=dict(self.own_value))
