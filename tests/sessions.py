@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 
@@ -62,6 +63,19 @@ def trajectory(recipe, change=lambda parts: None):
     session = session_of(recipe, change=watched)
     session.run()
     return {name: p.detach().clone() for name, p in session.parts.learner.named_parameters()}, seen, session.parts
+
+
+def start_of(recipe):
+    """The learner's parameters before a run."""
+    return {name: p.detach().clone() for name, p in session_of(recipe).parts.learner.named_parameters()}
+
+
+def apart(one, other, start):
+    """The distance of two ends of the learner, relative to the distance of the first from the start; all parameters differ."""
+    equal = [name for name in one if torch.equal(one[name], other[name])]
+    assert not equal, equal
+    between, gone = (sum(float((a[n] - b[n]).square().sum()) for n in a) for a, b in ((one, other), (one, start)))
+    return math.sqrt(between / gone)
 
 
 def held(checkpoint):

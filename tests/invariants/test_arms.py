@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from models import all_logits, random_batch, tiny_model
-from sessions import assert_bit_equal, session_of, trajectory
+from sessions import apart, assert_bit_equal, session_of, start_of, trajectory
 from worlds import sums, tiny_recipe, write_jsonl
 
 from vpretrain.language.assemble import assemble
@@ -79,18 +79,21 @@ def test_lora_arms_share_dropout_and_batches(tmp_path, tokenizer):
         assert all(torch.equal(a.ids_BT, b.ids_BT) for a, b in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize(
-    "arm",
-    [
-        "uniform", "self-distillation", "random-feedback", "v", "v-exact", "v-learned", "v-paper", "selection", "token-weights",
-    ],
-)  # fmt: skip
-def test_every_arm_sees_the_batches_of_one_hot_and_learns_something_else(tmp_path, tokenizer, arm):
-    one_hot, seen_one_hot, _ = trajectory(tiny_recipe(tmp_path, tokenizer, arm="one-hot"))
+AS_FAR = {
+    "uniform": 0.26, "self-distillation": 0.30, "random-feedback": 0.09, "v": 0.09, "v-exact": 0.09, "v-learned": 0.09,
+    "v-paper": 0.10, "selection": 0.29, "token-weights": 0.15,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arm", AS_FAR)
+def test_every_arm_sees_the_batches_of_one_hot_and_ends_elsewhere(tmp_path, tokenizer, arm):
+    """As far from one-hot's end, relative to the way that one-hot has gone, as it was when this was written."""
+    recipe = tiny_recipe(tmp_path, tokenizer, arm="one-hot")
+    one_hot, seen_one_hot, _ = trajectory(recipe)
     other, seen, _ = trajectory(tiny_recipe(tmp_path, tokenizer, arm=arm, value={"strength": 1.0}))
     for ours, theirs in zip(seen, seen_one_hot, strict=True):
         assert all(torch.equal(a.ids_BT, b.ids_BT) for a, b in zip(ours, theirs, strict=True))
-    assert any(not torch.equal(one_hot[name], other[name]) for name in one_hot)
+    assert apart(one_hot, other, start_of(recipe)) == pytest.approx(AS_FAR[arm], rel=0.3)
 
 
 @pytest.fixture
@@ -123,19 +126,15 @@ def test_firewall_poisoned_feedback_changes_nothing_where_the_task_is_frozen(poi
 
 
 @pytest.mark.parametrize(
-    ("arm", "changes"),
-    [
-        ("v-paper", {}),
-        ("v-exact", {"value": {"strength": 1.0}}),
-        ("v-learned", {"value": {"strength": 1.0}}),
-        ("selection", {}),
-        ("token-weights", {}),
-    ],
+    ("arm", "least"),
+    [("v-paper", 0.005), ("v-exact", 0.02), ("v-learned", 0.02), ("selection", 0.03), ("token-weights", 0.03)],
 )
-def test_the_same_poison_reaches_the_learner_through_a_task_that_follows_it(poisoned, arm, changes):
-    """What makes the test above worth something: the poison is read, and would show."""
-    clean, other = (trajectory(poisoned(poison, arm=arm, **changes))[0] for poison in (False, True))
-    assert any(not torch.equal(clean[name], other[name]) for name in clean)
+def test_the_same_poison_reaches_the_learner_through_a_task_that_follows_it(poisoned, arm, least):
+    """The control of the test above: the poison is read, and turns the learner from its way by so much of it at least."""
+    recipes = [poisoned(poison, arm=arm, value={"strength": 1.0}) for poison in (False, True)]
+    start = start_of(recipes[0])
+    clean, other = (trajectory(recipe)[0] for recipe in recipes)
+    assert apart(clean, other, start) > least
 
 
 @pytest.mark.parametrize("reward", ["solution", "answer"])

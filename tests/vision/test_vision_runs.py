@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from sessions import assert_bit_equal, assert_same_end, held, session_of, stopped_after, trajectory
+from sessions import apart, assert_bit_equal, assert_same_end, held, session_of, start_of, stopped_after, trajectory
 from transformers import AutoModel
 from worlds import vision_recipe
 
@@ -39,14 +39,19 @@ def test_a_mask_of_ones_equals_the_fixed_views_bit_for_bit(tmp_path):
     assert_bit_equal(fixed, ones)
 
 
-@pytest.mark.parametrize("arm", ["v", "v-paper", "random-mask", "regulariser-only", "random-feedback"])
-def test_every_arm_sees_the_same_pictures_and_learns_something_else(tmp_path, arm):
-    fixed, seen_fixed, _ = trajectory(vision_recipe(tmp_path, arm="fixed"))
+AS_FAR = {"v": 0.26, "v-paper": 0.022, "random-mask": 0.18, "regulariser-only": 0.022, "random-feedback": 0.24}
+
+
+@pytest.mark.parametrize("arm", AS_FAR)
+def test_every_arm_sees_the_same_images_and_ends_elsewhere(tmp_path, arm):
+    """As far from the end of `fixed`, relative to the way that it has gone, as it was when this was written."""
+    recipe = vision_recipe(tmp_path, arm="fixed")
+    fixed, seen_fixed, _ = trajectory(recipe)
     other, seen, parts = trajectory(vision_recipe(tmp_path, arm=arm, value={"strength": 1.0}))
     for (mine,), (theirs,) in zip(seen, seen_fixed, strict=True):
         assert torch.equal(mine.global_VB3HW, theirs.global_VB3HW)
         assert torch.equal(mine.local_VB3HW, theirs.local_VB3HW)
-    assert any(not torch.equal(fixed[name], other[name]) for name in fixed)
+    assert apart(fixed, other, start_of(recipe)) == pytest.approx(AS_FAR[arm], rel=0.3)
     if arm != "random-mask":
         assert parts.meta.updates == 3
 
@@ -55,6 +60,7 @@ FROZEN = {
     "v": ({"value": {"strength": 0.0}}, {"value": {"strength": 1.0}}),
     "v-paper": ({"designer": {"lr": 1e-30}}, {}),
 }
+LEAST = {"v": 0.02, "v-paper": 0.0001}
 
 
 @pytest.mark.parametrize("arm", FROZEN)
@@ -70,9 +76,10 @@ def test_firewall_poisoned_labels_change_nothing_but_the_task(tmp_path, arm):
     clean, *_ = trajectory(vision_recipe(tmp_path, arm=arm, **frozen))
     poisoned, *_ = trajectory(vision_recipe(tmp_path, arm=arm, **frozen), poison)
     assert_bit_equal(clean, poisoned)
-    moving, *_ = trajectory(vision_recipe(tmp_path, arm=arm, **free))
+    recipe = vision_recipe(tmp_path, arm=arm, **free)
+    moving, *_ = trajectory(recipe)
     moving_poisoned, *_ = trajectory(vision_recipe(tmp_path, arm=arm, **free), poison)
-    assert any(not torch.equal(moving[name], moving_poisoned[name]) for name in moving)
+    assert apart(moving, moving_poisoned, start_of(recipe)) > LEAST[arm]
 
 
 def test_a_meta_update_leaves_no_trace_on_learner_and_teacher(tmp_path):
