@@ -56,7 +56,7 @@ def measured(learner: str, name: str, sizes: Sizes, *, sharded: bool) -> Iterato
     drawing = now() - start
     about = {
         "arm": name,
-        "stream_microseconds": 1e6 * drawing / sum(batch.tokens for batch in batches),
+        "stream_microseconds": 1e6 * drawing / sum(batch.units for batch in batches),
         "flops_a_micro_batch": floors(parts, batches[0], attention=True),
     }
     if sharded:
@@ -64,7 +64,7 @@ def measured(learner: str, name: str, sizes: Sizes, *, sharded: bool) -> Iterato
     arm = TimedArm(recipe, parts, plain=name == HF)
     for count in sizes.micro_batches[:1] if sharded else sizes.micro_batches:
         parts.stream = Drawn(batches, count)
-        size = {"micro_batches": count, "tokens_a_step": sum(batch.tokens for batch in batches[:count])}
+        size = {"micro_batches": count, "tokens_a_step": sum(batch.units for batch in batches[:count])}
         try:
             yield about | size | _timed(arm, sizes.periods)
         except torch.OutOfMemoryError as error:
@@ -88,7 +88,7 @@ def _timed(arm: TimedArm, periods: int) -> dict[str, Any]:
     with watching() as watch:
         for number in watched:
             arm.step(number)
-    return figures(seconds[False], seconds[True], period, arm.told(watch.seconds, watched, peak))
+    return figures(seconds[False], seconds[True], period, arm.measured(watch.seconds, watched, peak))
 
 
 @contextlib.contextmanager

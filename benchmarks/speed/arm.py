@@ -27,7 +27,7 @@ class TimedArm:
         """Whether a meta update belongs to the step with this number."""
         return self.parts.meta is not None and number % self.recipe.value.every_steps == 0
 
-    def told(self, phases: Mapping[str, float], watched: Sequence[int], peak_bytes: int) -> dict[str, Any]:
+    def measured(self, phases: Mapping[str, float], watched: Sequence[int], peak_bytes: int) -> dict[str, Any]:
         """Return what `figures` needs: `phases` are seconds over the steps with the `watched` numbers."""
         read, updates = self.read, sum(map(self.updates, watched))
         return {"read": read, "phases": phases, "steps": len(watched), "updates": updates, "peak_bytes": peak_bytes}
@@ -36,7 +36,7 @@ class TimedArm:
         train(self.recipe, self.parts, self.optimizer, steps=[number], after_step=self._count)
 
     def _count(self, record: Any) -> None:
-        self.read = record.tokens
+        self.read = record.units
 
     def _plain(self, number: int) -> None:
         learner: Any = self.parts.learner
@@ -53,4 +53,4 @@ class TimedArm:
         torch.nn.utils.clip_grad_norm_(learner.model.parameters(), self.recipe.optimizer.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
-        self.read = sum(batch.tokens for batch in batches)
+        self.read = sum(batch.units for batch in batches)

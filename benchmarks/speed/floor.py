@@ -73,12 +73,12 @@ def floors(parts: Parts, batch: Any, *, attention: bool) -> dict[str, float]:
     return found | {
         "feedback": model.feedback_floor(share, _read(fed)),
         "value": model.value_floor(share, _read(part), phi),
-        "designer": designer_floor(phi, batch.tokens),
+        "designer": designer_floor(phi, batch.units),
     }
 
 
 def _read(batch: Any) -> Read:
-    return Read(batch.tokens, len(batch.targets_N), batch.ids_BT.shape[1])
+    return Read(batch.units, len(batch.targets_N), batch.ids_BT.shape[1])
 
 
 def counted(function: Callable[[], None]) -> int:

@@ -42,7 +42,7 @@ class Meta:
         at = {name: p.detach() for name, p in learner.named_parameters() if name in names}
         batch = self.batch.restrict(rows=META_ROWS, length=tokens // META_ROWS)
         assert batch is not None
-        assert batch.tokens == tokens, "too few rows have a target so early"
+        assert batch.units == tokens, "too few rows have a target so early"
         with learner.meta_mode():
             g_down = gradient(lambda parameters: learner.evaluate(self.feedback, parameters), at)
             prepared = learner.prepare(batch, at)
@@ -54,5 +54,5 @@ class Meta:
                 designer_gradient(ENGINES[engine](problem), self.parts.designer, {})
 
             found = in_turns({engine: partial(run, engine) for engine in engines}, repeats)
-        setting = {"layers": layers, "k": k, "tokens": batch.tokens, "align": align}
+        setting = {"layers": layers, "k": k, "tokens": batch.units, "align": align}
         return [setting | {"engine": engine} | figures for engine, figures in found.items()]

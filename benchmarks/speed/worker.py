@@ -44,7 +44,7 @@ def main() -> None:
                 if number < arm.recipe.value.every_steps:  # the first period is a warm-up
                     watch.seconds.clear()
                     watched.clear()
-        print(json.dumps(arm.told(watch.seconds, watched, peak_memory_bytes())), file=answers, flush=True)
+        print(json.dumps(arm.measured(watch.seconds, watched, peak_memory_bytes())), file=answers, flush=True)
 
 
 if __name__ == "__main__":

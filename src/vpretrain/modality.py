@@ -205,8 +205,8 @@ class Modality:
         """Return a learner's name as transformers takes it. Raises UserError."""
         return pretrained.resolve(learner, self._module("model.load").PACKAGES)
 
-    def _module(self, room: str) -> ModuleType:
-        return importlib.import_module(f"vpretrain.{self.name}.{room}")
+    def _module(self, name: str) -> ModuleType:
+        return importlib.import_module(f"vpretrain.{self.name}.{name}")
 
 
 MODALITIES = {name: Modality(name) for name in ("language", "vision")}

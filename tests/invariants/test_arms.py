@@ -304,7 +304,7 @@ def test_the_adamw_metric_is_the_preconditioner_of_the_step():
     for _ in range(3):
         parameter.grad = torch.randn(5)
         gradient, before = parameter.grad.clone(), parameter.detach().clone()
-        lr = optimizer.rate()
+        lr = optimizer.learning_rate()
         optimizer.step(1.0)
     # With beta_1 = 0 the realised step is exactly -lr P g.
     torch.testing.assert_close(parameter.detach() - before, -lr * optimizer.metric(["w"])["w"] * gradient)

@@ -100,5 +100,5 @@ def test_the_rows_that_stay_stand_for_their_micro_batch(tmp_path, tokenizer, mon
     assert [len(batch.domains) for batch in kept[-2:]] == [2, 2]
     expected = sum(w * float(x.detach()) for w, x in zip(weights, losses[-2:], strict=True)) / sum(weights)
     assert line["loss"] == pytest.approx(expected, rel=1e-5)
-    read = sum(batch.tokens for step in seen for batch in step)  # by the tangent pass, if not learned from
+    read = sum(batch.units for step in seen for batch in step)  # by the tangent pass, if not learned from
     assert line["tokens"] == read

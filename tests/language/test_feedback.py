@@ -81,7 +81,7 @@ def test_pairs_that_share_rows_have_the_same_loss_and_fewer_tokens(tokenizer, tm
         make(tokenizer, source, packing=packing, batch_size=6, length=80).next()["math"] for packing in (False, True)
     )
     assert sorted(key for row in apart.keys for key in row) == sorted(key for row in together.keys for key in row)
-    assert together.tokens < apart.tokens
+    assert together.units < apart.units
     assert together.ids_BT.shape[1] <= 80
     assert len(together.domains) < 6
     learner = LanguageLearner(tiny_model().eval())

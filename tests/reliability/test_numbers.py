@@ -1,4 +1,4 @@
-"""Numbers that are none, losses that leap, memory that does not suffice."""
+"""NaN or infinite numbers, loss spikes, memory that does not suffice."""
 
 from __future__ import annotations
 
@@ -61,9 +61,7 @@ def poisoned(session, what, monkeypatch):
 @pytest.mark.promise("10 a NaN or infinite loss, gradient or value: stopped before the update, and run again by replay")
 @pytest.mark.parametrize("what", ["theta", "designer", "theta after the meta update"])
 @pytest.mark.parametrize("modality", MODALITIES)
-def test_a_number_that_is_none_stops_the_run_and_is_made_again(
-    tmp_path, tokenizer, capsys, monkeypatch, fault, modality, what
-):
+def test_a_nan_stops_the_run_and_is_made_again(tmp_path, tokenizer, capsys, monkeypatch, fault, modality, what):
     changes = {"value": {"feedback_every": 2, "metric": "adamw"}, "stream": {"accumulation": 2, "prefetch": 0}}
     arm = "v-paper"  # has a designer
     recipe = small_recipe(modality, tmp_path, tokenizer, arm=arm, checkpoint={"every_steps": 1}, **changes)
@@ -92,7 +90,7 @@ def test_a_number_that_is_none_stops_the_run_and_is_made_again(
 
 @pytest.mark.promise("10 a NaN or infinite loss, gradient or value: stopped before the update, and run again by replay")
 @pytest.mark.parametrize("modality", MODALITIES)
-def test_a_rate_that_explodes(tmp_path, tokenizer, fault, monkeypatch, modality):
+def test_a_learning_rate_that_explodes(tmp_path, tokenizer, fault, monkeypatch, modality):
     recipe = small_recipe(modality, tmp_path, tokenizer, optimizer={"warmup_fraction": 0.0}, arm="v")
     # Above the bound, so that it explodes at once on any learner: neither a recipe nor a saved step may have it.
     optimizer = recipe.optimizer.model_copy(update={"lr": 1e30})
@@ -119,7 +117,7 @@ def test_a_step_whose_fault_is_gone_says_so(tmp_path, tokenizer, capsys, monkeyp
     assert main(["replay", str(tmp_path)]) == 2
 
 
-def test_a_loss_that_leaps_is_left_out():
+def test_a_loss_spike_is_skipped():
     parameter = torch.nn.Parameter(torch.ones(1))
     optimizer = AdamW([("w", parameter)], OptimizerConfig(lr=0.1, skip_above=3.0, warmup_fraction=0), total_steps=100)
 

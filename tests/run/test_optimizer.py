@@ -25,7 +25,7 @@ def test_rates_rise_to_the_peak_and_fall_as_the_schedule_says(schedule, shares):
 
     def share(step):
         optimizer.steps = step
-        return optimizer.rate() / 0.1
+        return optimizer.learning_rate() / 0.1
 
     assert [share(step) for step in (0, 9, 20)] == pytest.approx([0.05, 0.5, 1.0])
     assert [share(step) for step in (40, 60, 100)] == pytest.approx(shares, abs=1e-6)

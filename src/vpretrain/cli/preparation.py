@@ -89,7 +89,7 @@ def init(options: Options) -> None:
 
 
 def _answers(options: Options) -> Keywords:
-    """What a recipe cannot be without, from the options; in a terminal the rest is asked for."""
+    """Return the answers that a recipe needs, from the options; in a terminal ask for the rest."""
     answers = chosen(options, *_QUESTIONS)
     if can_ask():
         with contextlib.suppress(EOFError):  # no more answers

@@ -1,4 +1,4 @@
-"""What became better and what became worse: every metric of an arm beside another arm's."""
+"""Compare every metric of an arm with another arm's: better, worse, or equal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Change:
     own: str
     direction: Direction  # by these numbers alone; equal if they look equal
     certain: bool | None  # whether the interval of the paired difference excludes 0; None: there is no interval
-    told: bool  # whether the verdict's first sentence has this difference already
+    in_headline: bool  # whether the verdict's first sentence has this difference already
 
     @property
     def doubt(self) -> str:
@@ -60,8 +60,8 @@ def changes(results: Json, recipe: Recipe, arm: str, other: str) -> list[Change]
         direction: Direction = "better" if better else "worse"  # NaN is worse
         difference = results["differences"].get(measure.paired, {}).get(arm, {}).get(other)
         certain = None if difference is None else excludes_0(difference)
-        told = difference is not None and (arm, other) == judged
-        found.append(Change(title, old, new, "equal" if old == new else direction, certain, told))
+        in_headline = difference is not None and (arm, other) == judged
+        found.append(Change(title, old, new, "equal" if old == new else direction, certain, in_headline))
     return found
 
 

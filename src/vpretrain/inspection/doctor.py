@@ -91,7 +91,7 @@ def _case_of(recipe: Recipe) -> EngineCase:
     if not problems:
         raise UserError("no stream row has a domain of the feedback: name the domains alike, or set value.domains=sum")
     problem = replace(problems[0], share=1.0)
-    about = _about(parts.learner, value.subset, value.align, f"{problem.batch.tokens} {recipe.unit}")
+    about = _about(parts.learner, value.subset, value.align, f"{problem.batch.units} {recipe.unit}")
     return EngineCase(problem, parts.designer, modality_of(recipe).designer_parts, about)
 
 

@@ -48,17 +48,17 @@ def profile(recipe: Recipe, steps: int) -> Json:
         parts.warm_up()
     total_steps = recipe.budget.steps or steps
     optimizer = AdamW(parts.learner.named_parameters(), recipe.effective_optimizer, total_steps=total_steps)
-    tokens: list[int] = []  # of each step
+    units: list[int] = []  # tokens or images, of each step
     with steady("           profile", steps + period) as done:
 
         def after_step(record: StepRecord) -> None:
-            tokens.append(record.tokens)
-            done(len(tokens))
+            units.append(record.units)
+            done(len(units))
 
         train(recipe, parts, optimizer, steps=range(period), after_step=after_step)
         with watching() as watch:
             train(recipe, parts, optimizer, steps=range(period, period + steps), after_step=after_step)
-    read = sum(tokens[period:])
+    read = sum(units[period:])
     phases = {name: 1e6 * seconds / read for name, seconds in watch.seconds.items()}
     ordinary = sum(phases[name] for name in ORDINARY)
     total = sum(phases.values())

@@ -249,7 +249,7 @@ def _schedule(optimizer: AdamW, done: int) -> torch.optim.lr_scheduler.LambdaLR:
 
     def share(step: int) -> float:
         optimizer.steps = done + step
-        return optimizer.rate() / optimizer.config.lr
+        return optimizer.learning_rate() / optimizer.config.lr
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer.torch, share)
 

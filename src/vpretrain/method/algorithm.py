@@ -34,11 +34,11 @@ class LearnerOptimizer(Protocol):
 
 @dataclass
 class StepRecord:
-    """The result of one learner step."""
+    """The result of one learner step; `units` is how much all processes have read, in tokens or images."""
 
     step: int
     loss: float
-    tokens: int
+    units: int
     optimizer: dict[str, float]
     side: dict[str, float] = field(default_factory=dict)
     meta: dict[str, float] = field(default_factory=dict)
@@ -113,10 +113,10 @@ def continue_pretraining(
             sides.append({name: part.weight * value for name, value in part.task.summary().items()})
         with phase("learner optimizer"):
             # Convert to numbers only now: reading one earlier would wait for the device.
-            own = {"loss": float(sum(losses)), "tokens": sum(batch.tokens for batch in batches)}
+            own = {"loss": float(sum(losses)), "units": sum(batch.units for batch in batches)}
             own |= {name: float(sum(side[name] for side in sides)) for name in sides[0]}
             record.side = distributed.all_reduce_mean(own)
-            record.loss, record.tokens = record.side.pop("loss"), round(record.side.pop("tokens") * distributed.size())
+            record.loss, record.units = record.side.pop("loss"), round(record.side.pop("units") * distributed.size())
             record.optimizer = optimizer.step(record.loss)
             learner.after_step(tasks, optimizer.progress)
         after_step(record)

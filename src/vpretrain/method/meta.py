@@ -107,7 +107,7 @@ class MetaUpdate:
         self.phi = list(construction.parameters())
         self.optimizer = torch.optim.AdamW(self.phi, lr=lr, weight_decay=0.0) if self.phi else None
         self.direction: Parameters | None = None
-        self.untold = False  # whether a verifier had nothing to tell in the last update
+        self.no_feedback = False  # whether a verifier gave no gradient in the last update
         self.unmatched = False  # whether the last update found no stream row to align the feedback with
         self.updates = 0
 
@@ -175,7 +175,7 @@ class MetaUpdate:
         """
         g_down = self.feedback_gradients()
         problems = self.problems(g_down, batches, metric) if g_down else []
-        self.untold, self.unmatched = not g_down, bool(g_down) and not problems
+        self.no_feedback, self.unmatched = not g_down, bool(g_down) and not problems
         if not problems:  # a verifier had nothing to tell, or no stream row could be aligned: the old direction stays
             return [], {}
         values = self.values(problems) if self.phi else []
@@ -282,7 +282,7 @@ class MetaUpdate:
         strength = self.strength
         if strength is None:
             return {}
-        if self.untold:  # else a learner that fails would make attempts for a judgement before every update
+        if self.no_feedback:  # else a learner that fails would make attempts for a judgement before every update
             strength.postpone(self.updates)
             return {}
         if self.direction is None:

@@ -44,6 +44,11 @@ class Batch(Protocol):
         """Total weight of its targets: the number of valid tokens (or of examples), which normalises the loss."""
         ...
 
+    @property
+    def units(self) -> int:
+        """How much the learner reads, in the unit of the modality's throughput: tokens or images."""
+        ...
+
     def restrict(self, *, domain: str | None, more: Sequence[Batch], **sizes: int) -> Batch | None:
         """Return rows (of one domain) as a meta batch; None if there are none.
 

@@ -23,7 +23,7 @@ _NAMES = {"name", "output", "arm", "seed"}
 
 @dataclass(frozen=True)
 class Across:
-    """What several comparisons say together."""
+    """Several comparisons side by side."""
 
     lines: Sequence[str]  # the differences by the first metric, in words
     results: Table  # a row for each arm of each comparison
@@ -118,8 +118,8 @@ def _difference(base: Study, other: Study, arm: str, key: str, metrics: Metrics)
     values = [[[of_study[seed][case] for case in keys] for seed in seeds] for of_study in cases]
     if not seeds:
         values = [[[mean(of[case] for of in of_study.values()) for case in keys]] for of_study in cases]
-    told = f" and {len(seeds)} seeds" if len(seeds) > 1 else "" if seeds else ", means over seeds"
-    return {**paired_difference(values[1], values[0]), "over": f"{len(keys)} {metrics.cases}{told}"}
+    seeds_too = f" and {len(seeds)} seeds" if len(seeds) > 1 else "" if seeds else ", means over seeds"
+    return {**paired_difference(values[1], values[0]), "over": f"{len(keys)} {metrics.cases}{seeds_too}"}
 
 
 def _cases(run: Run, key: str, metrics: Metrics) -> dict[str, float]:

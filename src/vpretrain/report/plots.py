@@ -154,7 +154,7 @@ def _finite(points: Sequence[tuple[float, object]]) -> Series:
     return [x for x, _ in kept], [y for _, y in kept]
 
 
-def _look(number: int) -> tuple[str, str, str]:
+def _style(number: int) -> tuple[str, str, str]:
     """Return an arm's colour, line style and marker, by its number."""
     return _SERIES[number % len(_SERIES)], _LINES[number % len(_LINES)], _MARKERS[number % len(_MARKERS)]
 
@@ -167,7 +167,7 @@ def _evaluation(curves: Mapping[str, Sequence[Series]], title: str, axis_name: s
         for number, (arm, series) in enumerate(curves.items()):
             if not series:
                 continue
-            band, (colour, line, marker) = bands[arm], _look(number)
+            band, (colour, line, marker) = bands[arm], _style(number)
             if len(series) > 1:
                 axis.fill_between(band.x, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
                 for x, y in series:
@@ -193,7 +193,7 @@ def _steps(curves: Mapping[str, Sequence[Series]], title: str) -> Markup:
 
     def draw(axis: Axes) -> None:
         for arm, band in bands.items():
-            colour, line, marker = _look(numbers[arm])
+            colour, line, marker = _style(numbers[arm])
             axis.fill_between(band.x, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
             marks: Keywords = {"marker": marker, "markersize": 3.5, "markevery": max(1, len(band.x) // 8)}
             axis.plot(band.x, band.mean, color=colour, linestyle=line, linewidth=1.2, **marks)
@@ -212,7 +212,7 @@ def _intervals(rows: Sequence[tuple[str, str, Mapping[str, float]]], title: str)
 
     def draw(axis: Axes) -> None:
         for place, (_, kind, found) in enumerate(rows):
-            (colour, _, marker), y = _look(kinds.index(kind)), -place
+            (colour, _, marker), y = _style(kinds.index(kind)), -place
             axis.plot([found["low"], found["high"]], [y, y], color=colour, linewidth=2)
             axis.plot(found["mean"], y, marker, color=colour, markersize=6)
         axis.axvline(0, color=_INK, linewidth=0.8)
@@ -258,7 +258,7 @@ def _label(axis: Axes, ends: Mapping[str, tuple[int | None, float]]) -> None:
     for rank, (place, arm, number) in enumerate(places):
         y = max(min(place, top + gap * rank), floor)
         floor = y + gap
-        colour, style, marker = (_INK, (0, (1, 3)), "") if number is None else _look(number)
+        colour, style, marker = (_INK, (0, (1, 3)), "") if number is None else _style(number)
         how: Keywords = {"color": colour, "transform": axis.transAxes, "clip_on": False}
         axis.plot([1.02, 1.1], [y, y], linestyle=style, linewidth=1.4, **how)
         if number is not None:

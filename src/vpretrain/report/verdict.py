@@ -58,7 +58,7 @@ def _worse(study: Study, a: str, b: str) -> str:
         if other not in study.results["arms"]:
             continue
         found = changes(study.results, study.recipe, a, other)
-        further = [change for change in found if not change.told]
+        further = [change for change in found if not change.in_headline]
         worse = [change for change in further if change.direction == "worse"]
         if worse:
             listed = ", ".join(f"{c.title} {c.own} against {c.other}{c.doubt}" for c in worse)

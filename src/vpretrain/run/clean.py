@@ -16,7 +16,7 @@ from vpretrain.run.lock import holder, locked
 
 @dataclass(frozen=True)
 class Removable:
-    """What can be removed of a run.
+    """The files of a run that can be removed.
 
     Attributes:
         run: its directory.

@@ -138,17 +138,17 @@ class Views(Hook):
 
     def before_training(self, session: Session) -> None:
         if not session.resumed:
-            self._look(session, -1)
+            self._record(session, -1)
 
     def after_step(self, session: Session, record: StepRecord) -> None:
         if session.passed(_LOOKS):
-            self._look(session, record.step)
+            self._record(session, record.step)
 
     def after_training(self, session: Session) -> None:
         if session.budget.step:
-            self._look(session, session.budget.step - 1)
+            self._record(session, session.budget.step - 1)
 
-    def _look(self, session: Session, step: int) -> None:
+    def _record(self, session: Session, step: int) -> None:
         if session.parts.look is not None:
             line = {"step": step, "seconds": session.budget.seconds}
             append(session.directory / VIEWS, line, session.parts.look)

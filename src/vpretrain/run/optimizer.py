@@ -51,7 +51,7 @@ class AdamW:
         assert self.total_steps is not None, "total_steps is set before the run starts"
         return min(1.0, self.steps / self.total_steps)
 
-    def rate(self) -> float:
+    def learning_rate(self) -> float:
         """Return the learning rate of the coming step."""
         assert self.total_steps is not None, "total_steps is set before the run starts"
         warmup = math.ceil(self.config.warmup_fraction * self.total_steps)
@@ -79,14 +79,14 @@ class AdamW:
             if not math.isfinite(number):
                 raise NonFinite(f"the {what} is {number}", "lower optimizer.lr, or take another seed")
         torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.config.clip_norm, norm)
-        lr, leapt = self.rate(), self._leapt(loss)
-        if not leapt:
+        lr, skipped = self.learning_rate(), self._is_spike(loss)
+        if not skipped:
             for group in self.torch.param_groups:
                 group["lr"] = lr
             self.torch.step()
         self.torch.zero_grad(set_to_none=True)
         self.steps += 1
-        return {"lr": lr, "grad_norm": grad_norm, **({"skipped": 1.0} if leapt else {})}
+        return {"lr": lr, "grad_norm": grad_norm, **({"skipped": 1.0} if skipped else {})}
 
     def metric(self, names: Iterable[str]) -> Preconditioner | None:
         """Return the preconditioner of those named parameters that a loss has reached; None before the first step."""
@@ -101,13 +101,13 @@ class AdamW:
         self.steps, self.total_steps = state["steps"], state["total_steps"]
         self._losses = deque(state["losses"], maxlen=_RECENT)
 
-    def _leapt(self, loss: float) -> bool:
+    def _is_spike(self, loss: float) -> bool:
         """Whether the loss exceeds the median of recent ones by the factor above which steps are skipped."""
         if self.config.skip_above is None:
             return False
-        leapt = len(self._losses) >= _FEWEST and loss > self.config.skip_above * median(self._losses)
+        spike = len(self._losses) >= _FEWEST and loss > self.config.skip_above * median(self._losses)
         self._losses.append(loss)  # also after a spike, so that a lasting new level becomes the median
-        return leapt
+        return spike
 
 
 class Preconditioner(Mapping[str, Tensor]):

@@ -172,7 +172,7 @@ class Session:
             self._fraction_before, self._fraction = self._fraction, fraction
             if self.recipe.budget.steps is None:  # total steps by the clock: every arm's schedule ends with its budget
                 self.optimizer.total_steps = round((record.step + 1) / fraction)
-            self.totals["read"] += record.tokens
+            self.totals["read"] += record.units
             self.totals["meta_updates"] += bool(record.meta)
             for name, value in record.side.items():
                 self.side[name] = self.side.get(name, 0.0) + value

@@ -28,7 +28,7 @@ class TooManySkipped(UserError):
 
 
 class Skipped:
-    """What was skipped in one source, or in one shard of it, in its first epoch: later ones meet the same again.
+    """The rows or images that were skipped in one source, or in one shard of it, in its first epoch: later ones skip the same.
 
     Args:
         origin: the source's name in messages.

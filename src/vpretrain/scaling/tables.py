@@ -72,7 +72,7 @@ def least_period(plan: Plan, every_steps: int) -> int:
 
 
 def _basis(found: Estimate) -> list[str]:
-    """What the times are based on: assumptions, and measurements."""
+    """Return the assumptions and measurements that the times are based on."""
     device, over = found.device, found.over_floor
     passes = f"passes that reach {found.utilisation:.0%}"
     if GPU is not None and found.utilisation == UTILISATION:

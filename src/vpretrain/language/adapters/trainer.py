@@ -38,7 +38,7 @@ _REFUSED = {
 
 
 class VPretrainMixin(Trainer):
-    """What turns a Trainer into one on constructed tasks, once its `__init__` has called `_attach`."""
+    """Train a Trainer on constructed tasks, once its `__init__` has called `_attach`."""
 
     loss_is_scaled_for_ga = True  # each micro-batch's loss is already its part of the whole step's
 

@@ -43,7 +43,7 @@ def open_rows(
 
 @dataclass
 class RowsConfig(datasets.BuilderConfig):
-    """What a copy on disk depends on, besides the files."""
+    """The settings that a copy on disk depends on, besides the files."""
 
     field: str | None = None
 

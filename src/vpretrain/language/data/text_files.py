@@ -104,7 +104,7 @@ class _Raw(io.RawIOBase):
 
 
 class _Lines:
-    """The lines of a UTF-8 file, with their ends; a byte that is none becomes half a surrogate pair.
+    """The lines of a UTF-8 file, with their ends; a byte that is not UTF-8 becomes half a surrogate pair.
 
     Attributes:
         number: of the last line, from 1.

@@ -65,8 +65,8 @@ class TokenBatch:
         return float(self.weights_BT[:, 1:].sum())
 
     @property
-    def tokens(self) -> int:
-        """Number of tokens that the learner reads, padding included; throughput is measured in these."""
+    def units(self) -> int:
+        """The number of tokens that the learner reads, padding included: the unit of throughput."""
         return self.ids_BT.numel()
 
     def restrict(

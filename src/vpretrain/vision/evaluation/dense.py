@@ -40,7 +40,7 @@ _BATCH = 8  # the paper's (App G.3), as are weight decay, clipping and warm-up
 
 
 class Probed(NamedTuple):
-    """What the probes found.
+    """The results of the probes.
 
     Attributes:
         figures: metrics of all test images.

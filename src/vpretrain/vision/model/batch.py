@@ -59,7 +59,7 @@ class ViewBatch:
         return float(len(self.keys))
 
     @property
-    def tokens(self) -> int:
+    def units(self) -> int:
         """The number of images, the unit of throughput."""
         return len(self.keys)
 
