@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from itertools import islice, pairwise
 
 import pytest
@@ -16,14 +17,21 @@ from vpretrain.language import direct
 from vpretrain.language.assemble import assemble
 from vpretrain.language.config import SourceConfig, StreamConfig
 from vpretrain.language.data.encode import collate, encode
-from vpretrain.language.direct import mixture, reward
+from vpretrain.language.data.mixture import Mixture
+from vpretrain.language.direct import reward
 from vpretrain.method.protocols import Task
+from vpretrain.recipe import parse_recipe
 from vpretrain.run import run_recipe
+from vpretrain.run.skipped import SKIPPED, TooManySkipped
 
 
 def recipe_of(tmp_path, tokenizer, arm, **changes):
     direct = {"problems": 2, "group": 2}
     return tiny_recipe(tmp_path, tokenizer, arm=arm, budget={"steps": 4}, direct=direct, **changes)
+
+
+def pairs_of(sources, skips, unused=lambda pair: ""):
+    return Mixture(sources, skips, seed=0, unused=unused).pairs()
 
 
 def log(recipe):
@@ -47,9 +55,7 @@ def test_the_first_loss_is_the_one_hot_loss_of_the_same_pairs(tmp_path, tokenize
     recipe = recipe_of(tmp_path, tokenizer, "sft")
     parts = assemble(recipe)
     sources = [source for source in recipe.stream.sources if source.prompt]
-    pairs = list(
-        islice(mixture(sources, seed=0, usable=lambda pair: True, skips=recipe.stream), recipe.stream.batch_size)
-    )
+    pairs = list(islice(pairs_of(sources, recipe.stream), recipe.stream.batch_size))
     batch = collate([encode(pair, tokenizer, recipe.stream.length) for pair in pairs], tokenizer)
     state = parts.learner.forward(batch)
     expected = float(parts.learner.loss(state, Task(batch, state.logits.one_hot())).detach())
@@ -130,21 +136,24 @@ def test_pairs_come_by_weight_without_those_that_are_held_back(tmp_path, tokeniz
         SourceConfig(path=path, prompt="{q}", response="{a}", weight=w) for path, w in zip(paths, (3, 1), strict=True)
     ]
     skips = StreamConfig(sources=sources)
-    first = next(mixture(sources[:1], seed=0, usable=lambda pair: True, skips=skips))
-    drawn = list(islice(mixture(sources, seed=0, usable=lambda pair: pair.key != first.key, skips=skips), 400))
+    first = next(pairs_of(sources[:1], skips))
+
+    def unused(pair):
+        return "it is the first" if pair.key == first.key else ""
+
+    drawn = list(islice(pairs_of(sources, skips, unused), 400))
     assert first.key not in {pair.key for pair in drawn}
     assert sum(pair.prompt.startswith("one") for pair in drawn) / 400 == pytest.approx(0.75, abs=0.06)
-    again = list(islice(mixture(sources, seed=0, usable=lambda pair: pair.key != first.key, skips=skips), 400))
+    again = list(islice(pairs_of(sources, skips, unused), 400))
     assert [pair.key for pair in drawn] == [pair.key for pair in again]
     with pytest.raises(UserError, match="cannot be trained on"):
-        next(mixture(sources[:1], seed=0, usable=lambda pair: False, skips=skips))
+        next(pairs_of(sources[:1], skips, lambda pair: "never"))
 
 
 def test_sft_on_the_stream_skips_its_problems_of_the_feedback(tmp_path, tokenizer):
     recipe = recipe_of(tmp_path, tokenizer, "sft")
     write_jsonl(tmp_path / "stream.jsonl", sums(12, 1) + sums(12, 2))  # the latter are the feedback
-    train = assemble(recipe).train
-    rows = direct.rows(train.sources, train.skips, "sft", 0, train.held_back, tokenizer, train.length, 0)
+    rows = direct.rows(assemble(recipe).train.mixture, "sft", 0)
     drawn = {row["prompt"] for row in islice(rows, 60)}
     assert drawn == {pair["question"] + " " for pair in sums(12, 1)}
 
@@ -154,10 +163,80 @@ def test_pairs_without_an_answer_are_not_trained_on(tmp_path, tokenizer, method)
     recipe = recipe_of(tmp_path, tokenizer, method)
     lacking = [{"question": "1 ?", "answer": None}, {"question": "2 ?"}, {"question": None, "answer": "3"}]
     write_jsonl(tmp_path / "stream.jsonl", lacking + sums(12, 1))
-    train = assemble(recipe).train
-    rows = direct.rows(train.sources, train.skips, method, 0, train.held_back, tokenizer, train.length, 0)
+    rows = direct.rows(assemble(recipe).train.mixture, method, 0)
     drawn = {row["prompt"] for row in islice(rows, 60)}
     assert drawn == {pair["question"] + " " for pair in sums(12, 1)}
+
+
+def flawed_recipe(root, tokenizer, rows, arm="sft", steps=4, **stream):
+    """A recipe whose stream is read in the order of its file: rows, and texts that are no JSON."""
+    data = recipe_data(root, tokenizer) | {
+        "arm": arm,
+        "budget": {"steps": steps},
+        "direct": {"problems": 2, "group": 2},
+    }
+    data["stream"] |= {"sources": [data["stream"]["sources"][0] | {"streaming": True}], **stream}
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    (root / "stream.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return parse_recipe(data)
+
+
+def places(recipe):
+    return [entry["place"] for entry in read_lines(recipe.directory / SKIPPED)]
+
+
+@pytest.mark.parametrize("arm", ["sft", "grpo"])
+def test_what_is_not_trained_on_is_counted_and_named_up_to_the_last_step_also_after_a_resume(tmp_path, tokenizer, arm):
+    good, feedback = sums(40, 1), sums(12, 2)
+    lacking, long = {"question": "1 ?", "answer": None}, {"question": "long " * 20, "answer": "4"}
+    rows = [
+        good[0],
+        lacking,
+        good[1],
+        "no",
+        long,
+        *good[2:6],
+        feedback[0],
+        good[6],
+        "no",
+        good[7],
+        lacking,
+        "no",
+        *good[8:],
+    ]
+    recipe = flawed_recipe(tmp_path, tokenizer, rows, arm)
+    result = run_recipe(recipe)
+    # Eight pairs. What was read ahead of the ninth does not count.
+    assert result.left_out == {
+        f"stream {tmp_path / 'stream.jsonl'}": {
+            "response null": 1,
+            "prompt fills the length": 1,
+            "in feedback or evaluation": 1,
+            "unreadable": 2,
+        }
+    }
+    assert places(recipe) == ["line 4 of stream.jsonl", "line 12 of stream.jsonl"]
+    halted = recipe.model_copy(update={"name": "halted"})
+    with pytest.raises(Paused):
+        run_recipe(halted, until=0.5)
+    assert places(halted) == ["line 4 of stream.jsonl"]
+    assert run_recipe(halted, resume=True).left_out == result.left_out
+    assert places(halted) == places(recipe)
+
+
+def test_too_much_that_cannot_be_read_stops_it_also_after_a_resume(tmp_path, tokenizer):
+    good = sums(40, 1)
+    recipe = flawed_recipe(
+        tmp_path, tokenizer, [good[0], "no", *good[1:24], "no", *good[24:]], steps=16, max_skipped=0.001
+    )
+    with pytest.raises(Paused):
+        run_recipe(recipe, until=0.25)
+    assert places(recipe) == ["line 2 of stream.jsonl"]
+    with pytest.raises(
+        TooManySkipped, match=r"2 of 26 rows or images cannot be read, the last: line 26 of stream\.jsonl"
+    ):
+        run_recipe(recipe, resume=True)
+    assert places(recipe) == ["line 2 of stream.jsonl", "line 26 of stream.jsonl"]
 
 
 def test_the_reward_is_what_verifies_solutions_elsewhere():

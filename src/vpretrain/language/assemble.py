@@ -94,8 +94,10 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
 
     def left_out(cursor: Json) -> LeftOut:
         roles = {"feedback": steering.left_out, "evaluation": evaluation.left_out}
-        if train is None:  # else the stream is not drawn from
+        if train is None:
             roles["stream"] = stream.left_out(cursor)
+        elif arm.direct_on == "stream":  # which it draws from by itself
+            roles["stream"] = train.mixture.left_out()
         return by_source((f"{role} {origin}", counts) for role, of in roles.items() for origin, counts in of.items())
 
     return Parts(
@@ -112,7 +114,7 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
         warning=_idle if arm.steered and not arm.random_feedback else lambda result: None,
         train=train,
         left_out=left_out,
-        skipped=lambda cursor: stream.skipped(cursor) if train is None else [],
+        skipped=lambda cursor: stream.skipped(cursor) if train is None else train.mixture.skipped(),
     )
 
 

@@ -7,11 +7,9 @@ interruptions and checkpoints are handled as in every other arm.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
-import random
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -25,13 +23,13 @@ from transformers import (
 )
 
 from vpretrain.errors import NonFinite, UserError
-from vpretrain.language.config import Recipe, SourceConfig, StreamConfig
-from vpretrain.language.data.draws import Draws
-from vpretrain.language.data.encode import encode
+from vpretrain.language.config import Recipe, SourceConfig
+from vpretrain.language.data.encode import fitted
 from vpretrain.language.data.example import Example
 from vpretrain.language.data.feedback import pairs
+from vpretrain.language.data.mixture import Mixture
 from vpretrain.language.data.source import with_form
-from vpretrain.language.data.stream import HOPELESS
+from vpretrain.language.data.stream import HELD_BACK
 from vpretrain.language.evaluation.solve import (
     before_stop,
     is_correct,
@@ -60,6 +58,9 @@ class DirectTraining:
 
     Problems whose keys are in `held_back` are not trained on.
 
+    Attributes:
+        mixture: the pairs, with what of them is not used.
+
     Raises:
         UserError: no source has pairs, GRPO could not recognise a correct answer, or the device is not the first one.
     """
@@ -67,43 +68,41 @@ class DirectTraining:
     def __init__(
         self, recipe: Recipe, learner: LanguageLearner, tokenizer: PreTrainedTokenizerBase, held_back: frozenset[str]
     ) -> None:
-        self.recipe, self.learner, self.tokenizer, self.held_back = recipe, learner, tokenizer, held_back
+        self.recipe, self.learner, self.tokenizer = recipe, learner, tokenizer
         arm = recipe.arms[recipe.arm]
         self.method, data = arm.direct, arm.direct_on
         section = recipe.feedback if data == "feedback" else recipe.stream
         self.length = section.length
-        self.skips = recipe.stream.model_copy(update={"on_error": "stop"} if data == "feedback" else {})
-        skips = self.skips.on_error == "skip"
-        # A tuple: datasets would treat a list as shards.
-        sources = (with_form(source, skips=skips) for source in section.sources)
-        self.sources = tuple(s for s in sources if s.prompt is not None or s.reasoning_gym is not None)
-        if not self.sources:
+        reading = recipe.stream.model_copy(update={"on_error": "stop"} if data == "feedback" else {})
+        skips = reading.on_error == "skip"
+        whole = [with_form(source, skips=skips) for source in section.sources]
+        sources = [source for source in whole if source.prompt is not None or source.reasoning_gym is not None]
+        if not sources:
             raise UserError(
                 f"arm={recipe.arm} needs sources with prompt and response: the {data} has none, only raw text or chats"
             )
         if self.method == "grpo":
-            for source in self.sources:
+            for source in sources:
                 _check_answers(source, skips=skips)
         if learner.device.index:
             raise UserError(
                 f"arm={recipe.arm} runs on the first device only: make {learner.device} the first (CUDA_VISIBLE_DEVICES)"
             )
+        why = partial(unused, tokenizer=tokenizer, length=self.length, held_back=held_back)
+        self.mixture = Mixture(sources, reading, seed=recipe.seed, unused=why)
 
     def __call__(self, optimizer: AdamW, steps: Iterable[int], after_step: Callable[[StepRecord], object]) -> None:
         """Train until `steps` end. A resumed run skips the examples of the steps that its optimizer has made."""
         done = optimizer.steps
-        examples = {
-            "sources": self.sources,
-            "skips": self.skips,
-            "method": self.method,
-            "seed": self.recipe.seed,
-            "held_back": self.held_back,
-            "tokenizer": self.tokenizer,
-            "length": self.length,
-            "start": done * self.examples_per_step,
-        }
-        driver = _Driver(steps, after_step)
-        dataset = datasets.IterableDataset.from_generator(rows, gen_kwargs=examples)
+
+        def count_and_report(record: StepRecord) -> None:
+            self.mixture.trained(optimizer.steps * self.examples_per_step)
+            after_step(record)
+
+        driver = _Driver(steps, count_and_report)
+        start = done * self.examples_per_step
+        drawn: Keywords = {"mixture": self.mixture, "method": self.method, "start": start}
+        dataset = datasets.IterableDataset.from_generator(rows, gen_kwargs=drawn)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # TRL's, about transformers: no user can act on it
             trainer = self._trainer(dataset, (optimizer.torch, _schedule(optimizer, done)), driver)
@@ -173,25 +172,19 @@ class DirectTraining:
         return GRPOTrainer(args=config, reward_funcs=partial(reward, stop=recipe.evaluation.stop), **given)
 
 
-def rows(
-    sources: tuple[SourceConfig, ...],
-    skips: StreamConfig,
-    method: str,
-    seed: int,
-    held_back: frozenset[str],
-    tokenizer: PreTrainedTokenizerBase,
-    length: int,
-    start: int,
-) -> Iterator[dict[str, str]]:
-    """Yield a trainer's rows from example `start` on, without those that it would drop, whose prompt alone is too long."""
-
-    def usable(example: Example) -> bool:
-        whole = not example.lacks and example.key not in held_back
-        return whole and encode(example, tokenizer, length).targets > 0
-
-    for example in itertools.islice(mixture(sources, seed=seed, usable=usable, skips=skips), start, None):
+def rows(mixture: Mixture, method: str, start: int) -> Iterator[dict[str, str]]:
+    """Yield a trainer's rows from the pair of number `start` on."""
+    for example in mixture.pairs(start):
         other = {"completion": example.response} if method == "sft" else {"truth": reference(example)}
         yield {"prompt": example.prompt, **other}
+
+
+def unused(example: Example, *, tokenizer: PreTrainedTokenizerBase, length: int, held_back: Collection[str]) -> str:
+    """Why a pair is not trained on; empty if it is. A trainer would drop one whose prompt alone is too long."""
+    if example.lacks or example.key in held_back:
+        return example.lacks or HELD_BACK
+    document = fitted(example, tokenizer, length)
+    return document if isinstance(document, str) else ""
 
 
 def reward(
@@ -199,37 +192,6 @@ def reward(
 ) -> list[float]:
     """Return 1 for a correct final answer before the first stop string, else 0, per attempt: judged as in the evaluation."""
     return [float(is_correct(before_stop(text, stop), answer)) for text, answer in zip(completions, truth, strict=True)]
-
-
-def mixture(
-    sources: Sequence[SourceConfig], *, seed: int, usable: Callable[[Example], bool], skips: StreamConfig
-) -> Iterator[Example]:
-    """Yield usable pairs of the sources by weight, endlessly, each epoch in a new order.
-
-    `skips` says whether pairs that cannot be read are skipped. Raises UserError if a source has no usable pairs, or one that
-    cannot be read.
-    """
-    draws = random.Random(f"{seed}/direct")
-    opened = [_endless(source, f"{seed}/{number}", usable, skips) for number, source in enumerate(sources)]
-    while True:
-        yield next(draws.choices(opened, [source.weight for source in sources])[0])
-
-
-def _endless(
-    config: SourceConfig, seed: str, usable: Callable[[Example], bool], skips: StreamConfig
-) -> Iterator[Example]:
-    draws = Draws(config, skips, seed)  # a resumed run reads from the start again
-    unused = 0
-    while True:
-        example = draws.next()
-        if example is not None and usable(example):
-            unused = 0
-            yield example
-        elif (unused := unused + 1) == HOPELESS:
-            raise UserError(
-                f"{config.origin}: {HOPELESS} pairs in a row cannot be trained on: their prompts are too long, their fields "
-                "are empty, or feedback and evaluation own them"
-            )
 
 
 def _check_answers(source: SourceConfig, *, skips: bool) -> None:
