@@ -33,14 +33,17 @@ def check_writable(file: Path, setting: str) -> None:
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file atomically: a reader, now or after a crash, finds all of it, or what was there before.
 
-    An OSError names the file; what was written of it is removed.
+    An OSError names the file; what was written of it is removed. A device or a pipe is written to as it is.
     """
     aside = path.with_name(f".{path.name}.writing")
     try:
+        to = path if path.exists() and not path.is_file() else aside
         if isinstance(content, str):
-            aside.write_text(content, encoding="utf-8")
+            to.write_text(content, encoding="utf-8")
         else:
-            aside.write_bytes(content)
+            to.write_bytes(content)
+        if to is path:
+            return
         sync(aside)
         aside.replace(path)
         sync(path.parent)

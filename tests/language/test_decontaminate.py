@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
@@ -89,6 +92,25 @@ def test_an_earlier_output_is_replaced_only_if_asked(cleaned, capsys):
     assert "--overwrite" in capsys.readouterr().err
     assert main([*cleaned.command, "--overwrite", "--jaccard", "1"]) == 0
     assert [row["id"] for row in read_lines(cleaned.output / "stream-0.jsonl")] == [1, 2]
+
+
+def test_a_full_disk_leaves_the_earlier_output_as_it_was(tmp_path, evaluation, monkeypatch, capsys):
+    stream = write_jsonl(tmp_path / "stream.jsonl", ROWS)
+    output = tmp_path / "clean"
+    command = ["decontaminate", f"{stream}:problem,solution", "--against", evaluation, "--output", str(output)]
+    assert main(command) == 0
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    whole = Path.write_text
+
+    def full(path, *rest, **options):
+        if "report.json" in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return whole(path, *rest, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert main([*command, "--overwrite", "--jaccard", "1"]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
 
 
 def test_a_stream_is_cleaned_in_place_and_nothing_old_is_left(tmp_path, tokenizer, evaluation):

@@ -297,7 +297,12 @@ def test_a_killed_worker(tmp_path, tokenizer, fault):
 def test_a_disk_that_fills_up_after_the_run(tmp_path, tokenizer, monkeypatch, capsys, fault, kind):
     recipe = small_recipe("language", tmp_path, tokenizer, arm="v", budget={"steps": 4})
     run_recipe(recipe)
-    for command, file in (("report", "report.html"), ("gate", "gate.json")):
+    run, settings = str(recipe.directory), str(recipe.directory / "recipe.yaml")
+    for file, command in (
+        ("report.html", ["report", run]),
+        ("gate.json", ["gate", run]),
+        ("scores.json", ["evaluate", run, settings, "--output", str(recipe.directory / "scores.json")]),
+    ):
         place = recipe.directory / file
         place.write_text("as it was")
         for act in ("write_text", "replace"):
@@ -311,7 +316,7 @@ def test_a_disk_that_fills_up_after_the_run(tmp_path, tokenizer, monkeypatch, ca
 
                 patch.setattr(Path, act, refused)
                 capsys.readouterr()
-                assert main([command, str(recipe.directory)]) == 2
+                assert main(command) == 2
                 told = capsys.readouterr().err.strip().splitlines()[-1]
                 assert told.startswith("vpretrain: ")
                 assert f"{os.strerror(kind)}: '{place}'; mend that" in told
@@ -354,3 +359,14 @@ def test_a_file_whose_writing_fails_is_named_and_leaves_nothing(tmp_path, monkey
         aside.mkdir()
         (aside / "part").write_text("half")
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_pipe_in_the_place_of_a_file_is_written_to_and_not_replaced(tmp_path):
+    os.mkfifo(pipe := tmp_path / "results.json")
+    reader = os.open(pipe, os.O_RDWR)
+    try:
+        write_whole(pipe, "[]")
+        assert os.read(reader, 9) == b"[]"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()

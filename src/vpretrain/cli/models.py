@@ -10,7 +10,7 @@ from pathlib import Path
 from vpretrain.cli.command import Options, argument, chosen, command, count, overrides, switch
 from vpretrain.cli.terminal import hush_libraries, output, print_figures
 from vpretrain.errors import UserError
-from vpretrain.files import check_writable
+from vpretrain.files import check_writable, write_whole
 from vpretrain.modality import modality_of
 from vpretrain.recipe import load_recipe
 from vpretrain.types import Json
@@ -49,7 +49,7 @@ def evaluate(options: Options) -> None:
     if options.tasks is not None:
         results |= _run_tasks(options)
     if options.output is not None:
-        Path(options.output).write_text(json.dumps(results, indent=1, default=str), encoding="utf-8")
+        write_whole(Path(options.output), json.dumps(results, indent=1, default=str))
         print(f"results: {options.output}", file=sys.stderr)
     if options.json:
         print(json.dumps(results, indent=1, default=str))

@@ -14,13 +14,14 @@ from rich.table import Table
 
 from vpretrain.console import progress
 from vpretrain.errors import Unreadable, UserError
+from vpretrain.files import write_json
 from vpretrain.language.config import Recipe, SourceConfig, StreamConfig
 from vpretrain.language.data.example import Example, templates
 from vpretrain.language.data.overlap import OverlapIndex
 from vpretrain.language.data.rows import as_json
 from vpretrain.language.data.source import count_rows, open_source, with_form
 from vpretrain.recipe import load_recipe, save_recipe
-from vpretrain.run.skipped import Skipped, TooManySkipped, entries, write
+from vpretrain.run.skipped import SKIPPED, Skipped, TooManySkipped, entries, write
 from vpretrain.types import Json
 
 EXCERPT = 300  # characters of a text in the report
@@ -101,34 +102,41 @@ def decontaminate(
             except TooManySkipped as error:
                 write(output, error.entries)
                 raise
+        written = [*files, "dropped.jsonl"]
         states = [{"skipped": one.state_dict()} for one in skipped]
-        write(output, entries([source.origin for source in sources], {"0": states}))
-        for old in [*output.glob("stream-*.jsonl"), output / "recipe.yaml"]:
+        if named := entries([source.origin for source in sources], {"0": states}):
+            write(aside, named)
+            written.append(SKIPPED)
+        if recipe is not None:
+            new = [
+                SourceConfig(path=str(output / file), **kept) for file, (kept, _) in zip(files, cleaned, strict=True)
+            ]
+            cleaned_stream = stream_config.model_copy(update={"sources": new})
+            save_recipe(recipe.model_copy(update={"stream": cleaned_stream}), aside / "recipe.yaml")
+            written.append("recipe.yaml")
+        report = {
+            "stream": stream,
+            "against": list(against),
+            "recipe": recipe is not None,
+            "ngram": n,
+            "jaccard": threshold,
+            "sources": [counts for _, counts in cleaned],
+            "evaluation": [
+                {
+                    "origin": source.origin,
+                    "examples": len({text.example for text in known if text.source == number}),
+                    "found": sum(hit[0] == number for hit in hits),
+                }
+                for number, source in enumerate(evaluation)
+            ],
+            "seconds": round(time.monotonic() - start, 1),
+        }
+        write_json(aside / "report.json", report)
+        # Only now: on a full disk the earlier result stays as it was.
+        for old in [*output.glob("stream-*.jsonl"), output / "recipe.yaml", output / SKIPPED]:
             old.unlink(missing_ok=True)
-        for file in (*files, "dropped.jsonl"):
+        for file in (*written, "report.json"):
             (aside / file).replace(output / file)
-    if recipe is not None:
-        new = [SourceConfig(path=str(output / file), **kept) for file, (kept, _) in zip(files, cleaned, strict=True)]
-        cleaned_stream = stream_config.model_copy(update={"sources": new})
-        save_recipe(recipe.model_copy(update={"stream": cleaned_stream}), output / "recipe.yaml")
-    report = {
-        "stream": stream,
-        "against": list(against),
-        "recipe": recipe is not None,
-        "ngram": n,
-        "jaccard": threshold,
-        "sources": [counts for _, counts in cleaned],
-        "evaluation": [
-            {
-                "origin": source.origin,
-                "examples": len({text.example for text in known if text.source == number}),
-                "found": sum(hit[0] == number for hit in hits),
-            }
-            for number, source in enumerate(evaluation)
-        ],
-        "seconds": round(time.monotonic() - start, 1),
-    }
-    (output / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     return report
 
 
