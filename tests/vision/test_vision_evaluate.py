@@ -197,6 +197,35 @@ def test_a_probes_prediction_for_an_image_does_not_depend_on_the_others_of_its_b
     torch.testing.assert_close(head(grid)[:1], head(grid[:1]))
 
 
+@pytest.mark.parametrize(("batch_size", "swapped"), [(1, False), (5, False), (16, True), (3, True)])
+def test_figures_depend_on_neither_the_batch_size_nor_the_order_of_the_images(tmp_path, batch_size, swapped):
+    recipe = vision_recipe(tmp_path)
+    learner = DinoLearner(Backbone(tiny_vision_model()), DinoConfig(outputs=8, hidden=8, bottleneck=8))
+    small, large = {"scenes": 4, "seed": 5, "size": 32, "cameras": 2}, {"scenes": 3, "seed": 6, "size": 40}
+
+    def probed(batch_size, *test):
+        config = EvaluationConfig(**recipe.evaluation.model_dump() | {"test": list(test), "batch_size": batch_size})
+        (probes,) = Evaluation(config)._probes()
+        return probes(learner, lambda parts: None)
+
+    expected = probed(16, small, large)
+    order = [*range(8, 11), *range(8)] if swapped else list(range(11))
+    found = probed(batch_size, large, small) if swapped else probed(batch_size, small, large)
+    for ours, theirs in (
+        (found.train_ND, expected.train_ND),
+        (found.test_ND, expected.test_ND[order]),
+        (found.test_mean_ND, expected.test_mean_ND[order]),
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    for number, before in enumerate(order):
+        assert found.images[number]["depth_rmse"] == pytest.approx(expected.images[before]["depth_rmse"], rel=1e-5)
+    for name in ("depth_rmse", "depth_rmse_of_images", "depth_abs_rel"):
+        assert found.figures[name] == pytest.approx(expected.figures[name], rel=1e-5)
+    # These count pixels: one that lies on a border may fall to either side.
+    for name in ("miou", "depth_delta_1"):
+        assert found.figures[name] == pytest.approx(expected.figures[name], abs=0.01)
+
+
 def test_depth_may_have_a_size_of_its_own(tmp_path):
     recipe = vision_recipe(tmp_path)
     learner = DinoLearner(Backbone(tiny_vision_model()), DinoConfig(outputs=8, hidden=8, bottleneck=8))
