@@ -22,7 +22,7 @@ _PROCESSOR = (  # which AutoProcessor and AutoImageProcessor read, besides the t
 )  # fmt: skip
 # Whether learners may run code of their own: set by the command line only, never by anything downloaded.
 trusted = False
-_CACHE_REMEDY = "set XDG_CACHE_HOME to a directory that can be written"
+CACHE_REMEDY = "set XDG_CACHE_HOME to a directory that can be written"
 Loaded = TypeVar("Loaded")
 Convert = Callable[[Path, Path], None]
 """Reads a package's folder and writes a directory as save_pretrained does."""
@@ -60,7 +60,7 @@ def resolve(name: str, packages: Mapping[str, Convert]) -> str:
             cache().mkdir(parents=True, exist_ok=True)
             aside = Path(tempfile.mkdtemp(dir=cache()))
         except OSError as error:
-            raise UserError(f"cannot write to the cache {cache()}: {error.strerror}; {_CACHE_REMEDY}") from None
+            raise UserError(f"cannot write to the cache {cache()}: {error.strerror}; {CACHE_REMEDY}") from None
         with working(f"converting {package}"):
             packages[package](Path(found.submodule_search_locations[0]), aside)
         if cached.is_dir():  # another process was faster
@@ -77,7 +77,7 @@ def cache() -> Path:
     try:
         return Path.home() / ".cache/vpretrain"
     except RuntimeError:  # in a container, of a user whom it does not know
-        raise UserError(f"there is no home directory for the cache: {_CACHE_REMEDY}") from None
+        raise UserError(f"there is no home directory for the cache: {CACHE_REMEDY}") from None
 
 
 def loaded(

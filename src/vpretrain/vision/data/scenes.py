@@ -1,6 +1,6 @@
 """Any number of labelled scenes, rendered by PyBullet: images with exact classes and depths, several cameras per scene.
 
-A scene depends on (seed, number) alone. Rendered sets are kept in the user's cache as safetensors.
+A scene depends on (seed, number) alone. Rendered sets are kept in the user's cache as safetensors, where there is one.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from types import ModuleType
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vpretrain.console import steady
+from vpretrain.console import note, steady
 from vpretrain.errors import UserError
-from vpretrain.pretrained import cache
+from vpretrain.pretrained import CACHE_REMEDY, cache
 from vpretrain.types import Json
 
 CLASSES = ("floor", "wall", "block", "duck", "teddy", "mug", "ball", "cube")
@@ -55,13 +56,17 @@ def rendered(*, seed: int, scenes: int, cameras: int, size: int) -> dict[str, Te
     name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     root = cache()
     file = root / f"scenes-{name}.safetensors"
-    if not file.exists():
-        images = _render(seed, scenes, cameras, size)
+    if os.path.exists(file):  # False also where the folder must not be looked into
+        return load_file(file)
+    images = _render(seed, scenes, cameras, size)
+    try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root) as aside:
             save_file(images, Path(aside) / "scenes")
             (Path(aside) / "scenes").rename(file)
-    return load_file(file)
+    except (OSError, SafetensorError) as error:
+        note(f"scenes: cannot write to the cache {root}, so they are rendered in each run: {error}; {CACHE_REMEDY}")
+    return images
 
 
 def _render(seed: int, scenes: int, cameras: int, size: int) -> dict[str, Tensor]:
@@ -103,7 +108,10 @@ def _client() -> Iterator[tuple[ModuleType, Path]]:
 def _silent() -> Iterator[None]:
     """Silence the process: PyBullet writes through C's stdio, not through sys.stdout."""
     sys.stdout.flush()
-    kept = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
+    kept: dict[int, int] = {}
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):  # it is closed
+            kept[descriptor] = os.dup(descriptor)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for descriptor in kept:
         os.dup2(nowhere, descriptor)
