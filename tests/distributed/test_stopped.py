@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import pytest
 import torch
 from distributed.processes import free_port, run, session_of, together, torchrun
 from distributed.test_equal import OF_PHI, TOLERANCE, ends_apart, recipe_of
+from safetensors.torch import load_file
+from security.test_hostile_files import LIES, forge, hostile_tensors
 from sessions import assert_same_end, end_of, stop
 
 from vpretrain import distributed
@@ -139,6 +142,62 @@ def test_a_damaged_shard_sends_all_to_the_checkpoint_before(tmp_path, tokenizer,
     file.write_bytes(content)
     together(2, run, recipe, True)
     assert_same_end(end_of(recipe), whole)
+
+
+@pytest.mark.promise(
+    "4 a checkpoint with a file cut short, changed in a bit, or gone: the one before is used, and said so"
+)
+def test_shards_that_are_cut_or_gone_or_too_long_are_passed_over(tmp_path, tokenizer, capsys, fault, many):
+    recipe = recipe_of("language", "fsdp", tmp_path, tokenizer, "two")
+    every = recipe.checkpoint.model_copy(update={"every_steps": 5, "keep": 2})
+    recipe = recipe.model_copy(update={"checkpoint": every})
+    together(2, run, recipe)
+    root = recipe.directory / "checkpoints"
+    before, newest = checkpoint.checkpoints(root)
+    shutil.copytree(before, tmp_path / "alone" / before.name)
+    expected = checkpoint.load_newest(tmp_path / "alone")
+    shards = sorted(newest.glob("*-of-2.safetensors"))
+    assert {"learner.0-of-2.safetensors", "learner.1-of-2.safetensors"} <= {path.name for path in shards}
+    draw = random.Random("shards")
+    for path in shards:
+        content = path.read_bytes()
+        for how in ("cut", "gone", "more") * many(1, 8):
+            with fault():
+                if how == "gone":
+                    path.unlink()
+                else:
+                    path.write_bytes(content + b"\0" if how == "more" else content[: draw.randrange(len(content))])
+                found = checkpoint.load_newest(root)
+                path.write_bytes(content)
+                assert_same_end(expected, found)
+                told = capsys.readouterr().err
+                assert f"warning: the checkpoint {newest} is damaged: {path.name}" in told
+    assert checkpoint.damage(newest) is None
+
+
+@pytest.mark.promise("15 safetensors that lie about sizes, offsets, shapes or names: one line, and nothing else")
+def test_shards_that_lie(tmp_path, tokenizer, fault, many):
+    recipe = recipe_of("language", "fsdp", tmp_path, tokenizer, "two")
+    together(2, run, recipe)
+    (newest,) = checkpoint.checkpoints(recipe.directory / "checkpoints")
+    shard, manifest = newest / "learner.1-of-2.safetensors", newest / checkpoint.MANIFEST
+    content, described = shard.read_bytes(), manifest.read_text()
+    tensors = {name: tensor.clone() for name, tensor in load_file(shard).items()}  # not views of the file that changes
+    for how in many(("a header longer than the file", "a shape that is too small"), LIES):
+        with fault():
+            forge(newest, shard.name, hostile_tensors(tensors, how))
+            with pytest.raises(UserError) as caught:
+                session_of(recipe, resume=True)
+            assert "\n" not in str(caught.value)
+    with fault():  # that is gone, of which the manifest says nothing
+        shard.unlink()
+        manifest.write_text(json.dumps({name: of for name, of in json.loads(described).items() if name != shard.name}))
+        with pytest.raises(UserError) as caught:
+            session_of(recipe, resume=True)
+        assert "\n" not in str(caught.value)
+    shard.write_bytes(content)
+    manifest.write_text(described)
+    session_of(recipe, resume=True)
 
 
 def result_of(recipe, **how):

@@ -84,6 +84,13 @@ def test_a_pickle_is_not_run(tmp_path, tokenizer, finished, fault):
     assert mark.exists()
 
 
+LIES = (
+    "a header of 2^60 bytes", "a header longer than the file", "a header that is no JSON", "offsets beyond the file",
+    "offsets that go backwards", "tensors that overlap", "a shape whose size overflows", "a shape that is too small",
+    "an unknown type", "other names", "nothing",
+)  # fmt: skip
+
+
 def hostile_tensors(tensors: dict[str, torch.Tensor], how: str) -> bytes:
     """A safetensors file that lies."""
     name, tensor = next((n, t) for n, t in tensors.items() if t.numel() > 8)
@@ -118,14 +125,7 @@ def hostile_tensors(tensors: dict[str, torch.Tensor], how: str) -> bytes:
 
 
 @pytest.mark.promise("15 safetensors that lie about sizes, offsets, shapes or names: one line, and nothing else")
-@pytest.mark.parametrize(
-    "how",
-    [
-        "a header of 2^60 bytes", "a header longer than the file", "a header that is no JSON", "offsets beyond the file",
-        "offsets that go backwards", "tensors that overlap", "a shape whose size overflows", "a shape that is too small",
-        "an unknown type", "other names", "nothing",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("how", LIES)
 def test_tensors_that_lie(tmp_path, tokenizer, finished, capsys, fault, how):
     (newest,) = checkpoints(finished.directory / "checkpoints")
     tensors = load_file(newest / "learner.safetensors")
