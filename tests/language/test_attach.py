@@ -88,6 +88,17 @@ def test_each_loss_is_a_share_of_the_targets_that_the_loop_names():
     torch.testing.assert_close(whole, 2 * half)
 
 
+def test_ids_that_may_be_no_tokens_are_remarked_on_once_unless_the_number_of_tokens_is_known(capsys):
+    v = attached(tiny_model(vocabulary=128))
+    list(v.losses(0, [padded([12, 9])]))
+    told = capsys.readouterr().err
+    assert told.count("the model has 128 ids, a multiple of 64") == 1
+    assert "give tokens=len(tokenizer)" in told
+    attached(tiny_model())
+    VPretraining(tiny_model(vocabulary=128), feedback(), designer=DesignerConfig(**DESIGNER), tokens=100)
+    assert "multiple of 64" not in capsys.readouterr().err
+
+
 def test_a_meta_update_comes_with_every_second_step_and_leaves_no_gradient():
     model = tiny_model()
     v = attached(model)

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from vpretrain import distributed
+from vpretrain.console import note
 from vpretrain.errors import UserError
 from vpretrain.language.arms import ARMS
 from vpretrain.language.assemble import check_candidates, constructed
@@ -30,6 +31,7 @@ from vpretrain.run.attached import Attached
 from vpretrain.types import Json, Model
 
 NO_TARGET = -100  # transformers' label of a token that is not predicted
+_PADDED_TO = 64  # embeddings are padded to a multiple of it, to suit a GPU
 _DOMAIN = "general"  # rows of other loops have no domain
 _READ = {"input_ids", "labels", "attention_mask", "position_ids"}
 # What collators without padding add for kernels that take packed rows: it follows from the positions.
@@ -56,7 +58,8 @@ class VPretraining(Attached):
         feedback_batch_size: rows of feedback in one meta update.
         bf16: the learner's own passes, and the feedback's, are under bf16 autocast.
         seed: of the initial designer and of the feedback's order.
-        tokens: ids from here on only pad the embedding and are never candidates (`len(tokenizer)`); None: all ids are tokens.
+        tokens: ids from here on only pad the embedding and are never candidates (`len(tokenizer)`); None: all ids are tokens,
+            and a remark says so where the embedding looks padded.
         replicated: several processes hold the model, each with its own rows, and the wrapper that averages their gradients
             gets a forward pass for every loss, as `VPretrainTrainer` arranges for DDP. The feedback is divided among them.
 
@@ -88,6 +91,8 @@ class VPretraining(Attached):
                 "a loop of one's own trains in one process: use VPretrainTrainer under torchrun, or `vpretrain run`"
             )
         self._check_settings(model, tokens)
+        if tokens is None:
+            _remark_on_padding(model.config.get_text_config().vocab_size)
         top_k = self.designer_config.top_k
         self.learner = LanguageLearner(model, top_k=top_k, tokens=tokens, bf16=bf16, parallel=None)
         if not self.learner.keeps_documents_apart():
@@ -222,6 +227,14 @@ def token_batch(inputs: Mapping[str, Tensor]) -> TokenBatch:
         predicted_BT = mask_BT & (positions_BT > 0)
     rows = ids_BT.shape[0]
     return TokenBatch(ids_BT, positions_BT, predicted_BT.float(), (_DOMAIN,) * rows, ((),) * rows)
+
+
+def _remark_on_padding(ids: int) -> None:
+    if ids % _PADDED_TO == 0 and distributed.is_rank_0():
+        note(
+            f"the model has {ids:,} ids, a multiple of {_PADDED_TO}: if its tokenizer has fewer, those that are no tokens may "
+            "become candidates; give tokens=len(tokenizer), or a Trainer processing_class=tokenizer"
+        )
 
 
 def _positions(mask_BT: Tensor) -> Int[Tensor, "B T"]:
