@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import character_tokenizer
-from tokenizers import normalizers, processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
 from vpretrain.language.data.encode import begin_ids, collate, encode
 from vpretrain.language.data.example import Example
@@ -123,6 +124,32 @@ def test_no_space_comes_between_prompt_and_response_that_neither_has():
     assert (
         text(tokenizer, encode(example("a b"), tokenizer).ids) == " a b<eos>"
     )  # the text of a document begins as ever
+
+
+def test_no_space_comes_between_prompt_and_response_of_sentencepiece():
+    """Subwords whose pre-tokenizer puts its sign for a space before every text."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    trainer = trainers.BpeTrainer(
+        vocab_size=60, special_tokens=["<unk>", "<eos>"], initial_alphabet=["\n", "a"], show_progress=False
+    )
+    backend.train_from_iterator(["two plus two is four"] * 9 + ["plus four is two"] * 9, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="<eos>")
+
+    def pieces(ids):
+        return tokenizer.convert_ids_to_tokens(list(ids))
+
+    assert pieces(tokenizer("four")["input_ids"]) == ["▁four"]
+    for prompt, response, expected in (
+        ("two plus two is", "four", "four"),
+        ("two plus two is", " four", "▁four"),
+        ("two plus two is\n", "four is two", "four▁is▁two"),
+    ):
+        document = encode(example(response, prompt), tokenizer)
+        assert "".join(pieces(document.ids[: document.context])) == f"▁{prompt.replace(' ', '▁')}"
+        assert "".join(pieces(document.ids[document.context :])) == f"{expected}<eos>"
+    raw = encode(example("two plus"), tokenizer)
+    assert pieces(raw.ids) == ["▁two", "▁plus", "<eos>"]
 
 
 def test_average_over_examples_gives_every_document_the_same_weight(tokenizer):
