@@ -266,3 +266,19 @@ def test_values_and_exclusions_are_compared_with_what_the_file_says(tmp_path):
         assert [example.response for example in source] == left
     source = open_source(SourceConfig(path=str(path), text="{a}", exclude={"a": "^$"}))  # null is empty
     assert [example.response for example in source] == ["true", "false"]
+
+
+@pytest.mark.parametrize(("kind", "file"), [("json", "FILE.jsonl"), ("csv", "FILE.csv"), ("parquet", None)])
+def test_guessed_types_of_a_hub_data_set_are_remarked_on_once_with_the_way_round(monkeypatch, capsys, kind, file):
+    def load_dataset(**how):
+        found = datasets.Dataset.from_list(ROWS)
+        found.info.builder_name = kind
+        return found
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for _ in range(2):
+        assert responses(open_source(SourceConfig(hub=f"owner/{kind}", **PAIR)), 2) == ["0", "2"]
+    told = capsys.readouterr().err
+    assert told.count("types are guessed") == (file is not None)
+    assert file is None or f"owner/{kind}: types are guessed from its {kind.upper()} files" in told
+    assert file is None or f"give the files as the path: hf://datasets/owner/{kind}/{file}" in told

@@ -23,6 +23,8 @@ from vpretrain.types import Json
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
+_GUESSED = {"json": "jsonl", "csv": "csv"}  # files of hub data sets that hold no types, by the builder's name
+
 Read = Callable[[Json], Json]
 """Makes a row with its fields of what a data set gives. Raises Unreadable."""
 
@@ -43,7 +45,19 @@ def load(config: SourceConfig) -> tuple[Dataset | IterableDataset, Read]:
                 rows = open_rows(files, field=config.field, streaming=config.streaming, cache=_cache())
                 return rows, partial(_parsed, config)
             how = {"path": kind, "data_files": files, "split": "train"}
-        return datasets.load_dataset(**how, cache_dir=_cache(), streaming=config.streaming), as_given
+        found = datasets.load_dataset(**how, cache_dir=_cache(), streaming=config.streaming)
+        if config.hub is not None and found.info.builder_name in _GUESSED:
+            _remark_on_types(config.hub, found.info.builder_name)
+        return found, as_given
+
+
+@functools.cache
+def _remark_on_types(name: str, kind: str) -> None:
+    """Say once that values may differ from their spelling in the files of a hub data set."""
+    note(
+        f"{name}: types are guessed from its {kind.upper()} files, so 2 may become 2.0, and a text a date; to read values as "
+        f"they are spelled, give the files as the path: hf://datasets/{name}/FILE.{_GUESSED[kind]}"
+    )
 
 
 def as_given(row: Json) -> Json:
