@@ -385,7 +385,8 @@ def test_any_parquet_is_what_its_types_say(tmp_path, many):
         {"a": pyarrow.int64(), "b": pyarrow.string(), "c": pyarrow.float64(), "d": inner, "e": pyarrow.list_(inner)}
     )
     whole = st.integers(-(2**63), 2**63 - 1)
-    pair = st.fixed_dictionaries({"x": st.none() | whole, "y": st.none() | TEXT})
+    # The order of a struct's fields is the type's, not that of the row it was written from.
+    pair = st.tuples(st.none() | whole, st.none() | TEXT).map(lambda xy: dict(zip("xy", xy, strict=True)))
     cell = {"a": whole, "b": TEXT, "c": st.floats(allow_nan=False), "d": pair, "e": st.lists(pair, max_size=3)}
     files = itertools.count()
 
