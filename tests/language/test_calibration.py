@@ -27,7 +27,7 @@ def predictions():
     return logits_NLV, targets_NL
 
 
-@pytest.mark.parametrize("confidence", [0.75, 1.0, 1.4])
+@pytest.mark.parametrize("confidence", [0.75, 1.0, 1.4, 2.2])
 def test_confidence_has_no_effect_after_one_temperature(predictions, confidence):
     logits_NLV, targets_NL = predictions
     as_they_are, _ = tempered(curves(logits_NLV, targets_NL))
@@ -45,8 +45,8 @@ def test_each_half_of_the_problems_has_the_best_temperature_of_the_other():
 
 
 def test_a_single_problem_keeps_its_own_temperature():
-    found, temperature = tempered(np.array([[5.0, 4.0, 3.0, 2.0, 1.0]]))
-    assert (found.tolist(), temperature) == ([3.0], 1.0)
+    found, temperature = tempered(np.array([SCALES]))
+    assert (found.tolist(), temperature) == ([1.0], 1.0)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
