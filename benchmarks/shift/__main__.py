@@ -16,7 +16,7 @@ from benchmarks.comparison import chosen, comparison_options, show, variant
 from benchmarks.shift.data import ROLES, write
 from benchmarks.sittings import Sittings, add_option
 from benchmarks.steering.__main__ import ARMS, summary, target_nll
-from benchmarks.steering.table import arms_markdown
+from benchmarks.steering.table import arms_markdown, corrected
 from vpretrain.compare.plots import draw_curves
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             report["feedback_pairs"] = {str(size): report["arms"]["v"]["target_nll"]}
         else:
             report["feedback_pairs"][str(size)] = target_nll(results["arms"]["v"])
+    report = corrected({"": report})[""]
     file = _HERE / "results.json" if whole(parser(), options) else _ROOT / f"results-{variant(options)}.json"
     write_report("bench-shift", report, file, arms_markdown, options.minutes)
 

@@ -21,11 +21,11 @@ from benchmarks.steering.curves import Curves
 from benchmarks.steering.data import MANUAL_TEXTS, problems, stream_of
 from benchmarks.steering.learner import LENGTH, pretrained
 from benchmarks.steering.runs import retention_of
-from benchmarks.steering.table import markdown
+from benchmarks.steering.table import corrected, markdown
 from vpretrain.compare.compare import compare
 from vpretrain.compare.plots import draw_curves
 from vpretrain.compare.results import START
-from vpretrain.compare.statistics import correct, interval, paired_difference
+from vpretrain.compare.statistics import interval, paired_difference
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.files import read_json
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         draw_curves(results, recipe)
         probed = recipe.model_copy(update={"arm": "v", "name": f"{recipe.name}-probe"})
         conditions[condition] = summary(recipe, results) | {"probe": _probed(probed)}
-    _correct(conditions)
+    conditions = corrected(conditions)
     file = _HERE / "results.json" if whole(parser, options) else _ROOT / f"results-{variant(options)}.json"
     minutes = 0.1 if options.quick else options.minutes
     write_report("bench-steering", {"conditions": conditions}, file, markdown, minutes)
@@ -125,16 +125,6 @@ def summary(recipe: Recipe, results: dict[str, Any]) -> dict[str, Any]:
                 arms[arm]["seconds_to_one_hot"] = curves.seconds_to_one_hot(arm)
             arms[arm] |= {key: figures[key] for key in figures if key.startswith("mean_")}
     return {"seeds": len(results["seeds"]), "arms": arms, "v_minus": v_minus(differences)}
-
-
-def _correct(conditions: dict[str, Any]) -> None:
-    """Correct the differences for the number of those that are read together: on the target, and on the retention text."""
-    arms = [figures for found in conditions.values() for figures in found["arms"].values()]
-    at_end = [difference for found in conditions.values() for difference in found["v_minus"].values()]
-    at_end += [figures["minus_one_hot"] for figures in arms if "minus_one_hot" in figures]
-    correct({id(difference): difference for difference in at_end}.values())  # V minus one-hot is among both
-    key = "retention_minus_one_hot"
-    correct(figures[key] for figures in arms if key in figures)
 
 
 def target_nll(figures: dict[str, Any]) -> dict[str, float]:

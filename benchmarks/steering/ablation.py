@@ -19,7 +19,7 @@ from benchmarks.steering.__main__ import CONDITIONS, recipe_of
 from benchmarks.steering.learner import pretrained
 from benchmarks.steering.runs import problems_of, result_of
 from benchmarks.steering.table import ablation_markdown
-from vpretrain.compare.statistics import paired_difference
+from vpretrain.compare.statistics import correct, paired_difference
 from vpretrain.config import Recipe
 
 STEPS, SEEDS = 200, 2
@@ -46,6 +46,7 @@ VARIANTS: dict[str, list[str]] = {
     "every 8 steps with 4 pairs": ["value.every_steps=8", "feedback.batch_size=4"],
     "every 2 steps with 1 pair": ["value.every_steps=2", "feedback.batch_size=1"],
 }
+_BESIDE = ("v", "one-hot")  # the variants that all are compared with
 _ROOT, _HERE = Path("runs/steering"), Path(__file__).parent
 
 
@@ -71,6 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         runs = {v: [_run(recipe, v, seed) for seed in seeds] for v in variants}
         report["conditions"][condition] = _summary(runs)
         console().print(_table(condition, report["conditions"][condition]))
+    for arm in _BESIDE:
+        correct(
+            found[f"minus_{arm}"]
+            for variants_of in report["conditions"].values()
+            for variant, found in variants_of.items()
+            if variant != arm and arm in variants_of
+        )
     report |= {"steps": options.steps, "seeds": options.seeds}
     file = _HERE / "ablation.json" if whole(parser, options) else _ROOT / "ablation" / "results.json"
     write_report("bench-steering-ablation", report, file, ablation_markdown if "v" in variants else None)
@@ -87,7 +95,7 @@ def _summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         variant: {
             "validation_nll": _mean(of_v, "answer_nll"),
             "retention_nll": _mean(of_v, "retention_nll"),
-            **{f"minus_{arm}": paired_difference(nll[variant], nll[arm]) for arm in ("v", "one-hot") if arm in nll},
+            **{f"minus_{arm}": paired_difference(nll[variant], nll[arm]) for arm in _BESIDE if arm in nll},
             "seconds": _mean(of_v, "seconds"),
             "mean_alpha": _mean(of_v, "mean_alpha"),
         }
@@ -104,7 +112,7 @@ def _table(condition: str, summary: dict[str, Any]) -> Table:
     for column in ("variant", "NLL", "minus v", "minus one-hot", "retention", "alpha", "seconds"):
         view.add_column(column, justify="left" if column == "variant" else "right", no_wrap=True)
     for variant, found in summary.items():
-        differences = [found.get(f"minus_{other}") for other in ("v", "one-hot")]
+        differences = [found.get(f"minus_{other}") for other in _BESIDE]
         view.add_row(
             variant,
             f"{found['validation_nll']:.4f}",

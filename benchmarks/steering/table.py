@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 from benchmarks.table import interval, markdown_table
+from vpretrain.compare.statistics import correct
 
 _COLUMNS = (
     "arm", "target NLL", "minus one-hot", "V minus it", "after one temperature each", "top-1", "retention NLL",
@@ -17,13 +19,13 @@ _OVERVIEW = ("stream", "after equal time", "retention", "seconds to one-hot's en
 def markdown(report: dict[str, Any]) -> str:
     """Format one table per condition, with 95 % intervals."""
     blocks = []
-    for condition, found in report["conditions"].items():
+    for condition, found in corrected(report["conditions"]).items():
         lines = [
             f"### {condition}",
             "",
             f"{found['seeds']} seeds; probe of V: {_probe(found['probe'])}.",
             "",
-            arms_markdown(found),
+            _arms(found),
         ]
         blocks.append("\n".join(lines))
     return "\n".join(blocks)
@@ -33,13 +35,36 @@ def overview(report: dict[str, Any]) -> str:
     """Format V minus one-hot on each stream: on the target, and on the retention text."""
     readings = ["minus_one_hot", "retention_minus_one_hot"]
     rows = []
-    for condition, found in report["conditions"].items():
+    for condition, found in corrected(report["conditions"]).items():
         v, one_hot = (found["arms"][arm] for arm in ("v", "one-hot"))
         rows.append([condition, *(interval(v.get(key), "+") for key in readings), _reached(v), _reached(one_hot)])
     return _filled(_OVERVIEW, rows)
 
 
-def arms_markdown(found: dict[str, Any]) -> str:
+def arms_markdown(report: dict[str, Any]) -> str:
+    """Format the arms of a benchmark of one stream."""
+    return _arms(corrected({"": report})[""])
+
+
+def corrected(conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy with the differences corrected, over all conditions, for the number of those that are read together.
+
+    These are the differences on the target, those after one temperature each, and those on the retention text.
+    """
+    copy = deepcopy(dict(conditions))
+    arms = [figures for found in copy.values() for figures in found["arms"].values()]
+    on_target = [figures["minus_one_hot"] for figures in arms if "minus_one_hot" in figures]
+    for found in copy.values():
+        on_target += [difference for arm, difference in found["v_minus"].items() if arm != "one-hot"]
+        if "one-hot" in found["v_minus"]:  # the same difference stands in V's row
+            found["v_minus"]["one-hot"] = found["arms"]["v"]["minus_one_hot"]
+    correct(on_target)
+    for key in ("tempered_minus_one_hot", "retention_minus_one_hot"):
+        correct(figures[key] for figures in arms if figures.get(key) is not None)
+    return copy
+
+
+def _arms(found: dict[str, Any]) -> str:
     """Format the arms of one condition, without columns that are empty."""
     return _filled(_COLUMNS, [_row(arm, figures, found) for arm, figures in found["arms"].items()])
 

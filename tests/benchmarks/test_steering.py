@@ -15,6 +15,7 @@ from benchmarks.steering import __main__ as steering
 from benchmarks.steering import ablation, flops
 from benchmarks.steering.costs import Costs
 from benchmarks.steering.data import SIZES, opened, stream_of, templates
+from benchmarks.steering.table import corrected
 from vpretrain.compare.results import START
 
 
@@ -124,6 +125,23 @@ def test_a_summary_has_the_promised_form(compared):
     assert found["v_minus"] == {"one-hot": {"mean": -1.0}}
 
 
+def test_differences_are_corrected_over_all_conditions_column_by_column():
+    def condition(p):
+        minus = {f"{column}minus_one_hot": {"p": p} for column in ("", "tempered_", "retention_")}
+        return {"arms": {"one-hot": {}, "v": minus}, "v_minus": {"one-hot": {"p": p}, "uniform": {"p": 0.04}}}
+
+    conditions = {"clean": condition(0.01), "noisy": condition(0.02)}
+    found = corrected(conditions)
+    v = [found[name]["arms"]["v"] for name in conditions]
+    assert [arm["tempered_minus_one_hot"]["p_holm"] for arm in v] == pytest.approx([0.02, 0.02])
+    assert [arm["retention_minus_one_hot"]["p_holm"] for arm in v] == pytest.approx([0.02, 0.02])
+    # On the target four: V minus one-hot stands in two places, and counts once.
+    assert [arm["minus_one_hot"]["p_holm"] for arm in v] == pytest.approx([0.04, 0.06])
+    assert [found[name]["v_minus"]["one-hot"]["p_holm"] for name in conditions] == pytest.approx([0.04, 0.06])
+    assert found["noisy"]["v_minus"]["uniform"]["p_holm"] == pytest.approx(0.08)
+    assert conditions == {"clean": condition(0.01), "noisy": condition(0.02)}  # left as they were
+
+
 def test_times_are_read_off_the_curves(compared):
     arms = steering.summary(*compared)["arms"]
     # From 4.0 to 2.0 in 30 seconds; one-hot ends at 3.0.
@@ -200,6 +218,9 @@ def test_the_ablation_compares_every_variant_on_validation_templates(root, tmp_p
     ablation.main(["--conditions=clean"])
     found = json.loads((tmp_path / "ablation/results.json").read_text())
     assert list(found["conditions"]["clean"]) == list(ablation.VARIANTS)
+    compared = {(variant, key) for variant, of in found["conditions"]["clean"].items() for key in of if "minus" in key}
+    corrected = {(variant, key) for variant, key in compared if "p_holm" in found["conditions"]["clean"][variant][key]}
+    assert compared - corrected == {("v", "minus_v"), ("one-hot", "minus_one-hot")}
     assert len(recipes) == 2 * len(ablation.VARIANTS)
     used = recipes[0].evaluation.sources[0].options["task_indices"]
     assert set(used) == set(templates("validation"))

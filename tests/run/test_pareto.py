@@ -59,6 +59,16 @@ def test_points_are_compared_in_both_objectives(two_points):
     assert results["points"]["fixed"]["minus_fixed"]["miou"]["mean"] == 0
 
 
+def test_differences_of_all_points_are_corrected_for_their_number(two_points):
+    points = two_points[-1]["points"]
+    found = [
+        minus for name in ("segmentation-4-depth-1", "segmentation-0") for minus in points[name]["minus_fixed"].values()
+    ]
+    clearest = min(found, key=lambda difference: difference["p"])
+    assert clearest["p_holm"] == pytest.approx(min(1.0, len(found) * clearest["p"]))
+    assert "p_holm" not in points["fixed"]["minus_fixed"]["miou"]
+
+
 def test_the_front_is_printed_and_drawn(two_points):
     _, printed, directory, _ = two_points
     assert "on the front" in printed

@@ -12,7 +12,7 @@ from conftest import character_tokenizer, runs_in_this_process
 from worlds import tiny_recipe
 
 from vpretrain.cli.parser import main
-from vpretrain.compare.posttrain import draw_posttrain, posttrain
+from vpretrain.compare.posttrain import draw_posttrain, posttrain, posttrain_table
 from vpretrain.errors import UserError
 from vpretrain.recipe import load_recipe, save_recipe
 
@@ -75,6 +75,16 @@ def test_paths_are_compared_with_the_first_and_drawn(finished):
     minus_v = finished.results["paths"]["v+sft"]["minus"]["v"]
     assert minus_v["low"] <= minus_v["mean"] <= minus_v["high"]
     assert (finished.directory / "posttrain.png").stat().st_size > 1000
+
+
+def test_differences_from_the_first_path_are_corrected_for_their_number(finished):
+    paths = finished.results["paths"]
+    found = [paths[path]["minus"]["v"] for path in PATHS[1:]]
+    clearest = min(found, key=lambda difference: difference["p"])
+    assert clearest["p_holm"] == pytest.approx(min(1.0, len(found) * clearest["p"]))
+    table = posttrain_table(finished.results, load_recipe(finished.directory / "recipe.yaml"))
+    (cells,) = [list(column.cells) for column in table.columns if str(column.header).startswith("minus v")]
+    assert [cell.rsplit("p = ", 1)[-1] for cell in cells[2:]] == [f"{minus['p_holm']:.2g}" for minus in found]
 
 
 @pytest.mark.parametrize(("longer", "unit", "scale"), [(1, "seconds", 1), (1e6, "hours", 3600)])

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from vpretrain.compare.results import START, over_seeds, values_of
-from vpretrain.compare.statistics import paired_difference
+from vpretrain.compare.statistics import correct, paired_difference
 from vpretrain.compare.study import run_study, write_study
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
@@ -46,6 +46,10 @@ def pareto(recipe: Recipe, points: Sequence[Sequence[str]], *, resume: bool = Fa
         name: tuple(sign * run[key] for key, (sign, _) in metrics.objectives.items()) for name, run in runs.items()
     }
     efficient = front(scores)
+    differences = {name: _differences(run, runs[recipe.baseline], metrics) for name, run in runs.items()}
+    found = [minus for name, minus in differences.items() if name not in (START, recipe.baseline)]
+    for beside in (False, True):
+        correct(minus[key] for minus in found for key in minus if metrics.paired[key].beside is beside)
     results = {
         "objectives": {key: "higher" if sign > 0 else "lower" for key, (sign, _) in metrics.objectives.items()},
         "points": {
@@ -53,7 +57,7 @@ def pareto(recipe: Recipe, points: Sequence[Sequence[str]], *, resume: bool = Fa
                 "settings": members.get(name, []),
                 "on_front": name in efficient,
                 **over_seeds([run], metrics),
-                f"minus_{recipe.baseline}".replace("-", "_"): _differences(run, runs[recipe.baseline], metrics),
+                f"minus_{recipe.baseline}".replace("-", "_"): differences[name],
             }
             for name, run in runs.items()
         },

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from vpretrain.compare.entry import check_entries, parse_entry
 from vpretrain.compare.results import START, over_seeds, values_of
-from vpretrain.compare.statistics import paired_difference
+from vpretrain.compare.statistics import correct, paired_difference
 from vpretrain.compare.study import run_study, write_study
 from vpretrain.config import Recipe
 from vpretrain.files import read_lines
@@ -70,6 +70,8 @@ def posttrain(
         "of": metrics.paired[key].unit,
         "seeds": seeds,
     }
+    first, *others = paths
+    correct(summary["paths"][path]["minus"][first] for path in others)  # those that the table shows
     return write_study(recipe, "posttrain.json", summary)
 
 
@@ -80,7 +82,9 @@ def posttrain_table(results: Json, recipe: Recipe) -> Table:
     rows = [["path", *metrics.columns, f"minus {first} [95 %]", "seconds", recipe.unit]]
     for path, found in {START: {"end": results[START]}, **results["paths"]}.items():
         minus = found.get("minus", {}).get(first)
-        difference = "-" if minus is None else f"{minus['mean']:+.4f} [{minus['low']:+.4f}, {minus['high']:+.4f}]"
+        difference = "-"
+        if minus is not None:
+            difference = f"{minus['mean']:+.4f} [{minus['low']:+.4f}, {minus['high']:+.4f}], p = {minus['p_holm']:.2g}"
         spent = f"{found.get('seconds', 0.0):.1f}", f"{found.get(recipe.unit, 0):,.0f}"
         rows.append([path, *(show(found["end"]) for show in metrics.columns.values()), difference, *spent])
     return grid(f"{recipe.name}: paths of equal budget", rows)

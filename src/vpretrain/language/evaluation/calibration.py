@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-# Of all logits, the inverse of a temperature: from 0.54 to 2.8. An untrained learner may be far more confident than it is right;
-# none that was trained to predict is as far on the other side.
+# Of all logits, the inverse of a temperature: from 0.54 to 2.8. An untrained learner may be far too confident; none that was
+# trained to predict is as far on the other side.
 LOG2_SCALES = (-1.5, -1.2, -0.9, -0.6, -0.3, 0.0, 0.3, 0.6, 0.9)
 SCALES = [2.0**x for x in LOG2_SCALES]
 _STEPS = 2401  # at which the temperature is looked for
