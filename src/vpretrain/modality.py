@@ -51,7 +51,8 @@ class Measure:
         form: its format, as in tables.
         better: "lower" or "higher".
         unit: written after the number.
-        paired: the key in `Metrics.paired` of the same metric by case, whose differences have intervals; None: there is none.
+        paired: the key in `Metrics.paired` of the same metric by case, whose differences have intervals; None: there is none,
+            and intervals are over seeds.
     """
 
     of: Callable[[Json], float | None]
@@ -93,6 +94,15 @@ class Metrics:
     curves: Mapping[str, str]
     intervals: Callable[[Sequence[Sequence[Json]]], dict[str, float]] = lambda seeds: {}
     also_plotted: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+
+    def cell(self, column: str, arm: Json) -> str:
+        """Return a column's cell of an arm; a measure that is of no single case has its interval over several seeds there."""
+        text, limits = self.columns[column](arm), arm.get("intervals", {}).get(column)
+        if limits is None:
+            return text
+        measure = self.measures[column]
+        low, high = (f"{limits[key]:{measure.form}}{measure.unit}" for key in ("low", "high"))
+        return f"{text} [{low}, {high}]"
 
     @property
     def scores(self) -> dict[str, tuple[int, str]]:

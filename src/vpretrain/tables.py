@@ -26,7 +26,7 @@ def grid(title: str, rows: Sequence[Sequence[str]]) -> Table:
 def cells(arms: Mapping[str, Json], recipe: Recipe) -> list[list[str]]:
     """Return the table's cells, row by row; the first row names the columns."""
     metrics, unit = modality_of(recipe).metrics, recipe.unit
-    shown = {name: [show(arm) for arm in arms.values()] for name, show in metrics.columns.items()}
+    shown = {name: [metrics.cell(name, arm) for arm in arms.values()] for name in metrics.columns}
     shown = {name: column for name, column in shown.items() if set(column) != {"-"}}  # only what was measured
     rows = [["arm", *shown, "steps", unit, "seconds", f"{unit}/s", "peak memory"]]
     for number, (name, arm) in enumerate(arms.items()):

@@ -103,6 +103,18 @@ def test_the_verdict_names_what_became_worse_with_and_without_an_interval(tmp_pa
     assert said.endswith("Nothing else that was measured is worse than in one-hot.")
 
 
+def test_with_several_seeds_a_fall_of_retention_has_an_interval(tmp_path):
+    results = write_comparison(tmp_path / "study")
+    results["arms"]["v"]["retention_nll"] = 2.9
+    rise = {"mean": 0.0699, "low": 0.05, "high": 0.09}
+    results["over_seeds"] = {"retention NLL": {"v": {"step-0": rise, "one-hot": rise | {"low": -0.01}}}}
+    write_json(tmp_path / "study/results.json", results)
+    assert verdict(collect(tmp_path / "study")).endswith(
+        "Worse than in the untouched learner: retention NLL 2.9000 against 2.8301. "
+        "Worse than in one-hot: retention NLL 2.9000 against 2.8301 (the interval contains 0)."
+    )
+
+
 def test_a_metric_that_is_nan_is_worse(tmp_path):
     results = write_comparison(tmp_path / "study", seeds=(0,))
     results["arms"]["v"] |= {"pass_at_1": float("nan"), "retention_nll": float("nan")}

@@ -89,6 +89,16 @@ def test_the_figures_of_an_arm_are_means_over_its_seeds_with_an_interval(turns):
     assert arms["v"]["answer_nll_low"] <= arms["v"]["answer_nll"] <= arms["v"]["answer_nll_high"]
 
 
+def test_figures_of_no_single_problem_have_intervals_over_seeds(turns):
+    arms, found = turns.results.arms, turns.results.over_seeds["retention NLL"]
+    limits = arms["v"]["intervals"]["retention NLL"]
+    assert limits["low"] <= arms["v"]["retention_nll"] <= limits["high"]
+    expected = arms["v"]["retention_nll"] - arms["one-hot"]["retention_nll"]
+    assert found["v"]["one-hot"]["mean"] == pytest.approx(expected)
+    assert "p_holm" in found["v"]["one-hot"]
+    assert "intervals" not in arms["step-0"]  # it is the same for every seed
+
+
 def test_every_arm_is_compared_with_every_other(turns):
     arms, differences = turns.results.arms, turns.results.differences["nll"]
     assert {a: set(others) for a, others in differences.items()} == {a: set(arms) - {a} for a in arms}
@@ -214,6 +224,18 @@ def test_pass_at_k_is_averaged_over_seeds_and_shown_at_its_largest_k():
     assert summary["pass_at_k"] == pytest.approx({"1": 0.15, "8": 0.45, "16": 0.6})
     assert metrics.columns["Pass@k"](summary) == "60.0% (k = 16)"
     assert metrics.columns["Pass@k"]({}) == "-"
+
+
+def test_an_interval_over_seeds_is_student_s_and_stands_in_the_cell():
+    language, vision = (MODALITIES[name].metrics for name in ("language", "vision"))
+    runs = [{"arm": "v", "retention_nll": x, "problems": [{"nll": 1.0}]} for x in (2.0, 2.2)]
+    summary = over_seeds(runs, language)
+    half = 12.7062 * 0.1  # t with one degree of freedom, times the standard error
+    assert summary["intervals"] == {"retention NLL": pytest.approx({"low": 2.1 - half, "high": 2.1 + half}, abs=1e-4)}
+    assert language.cell("retention NLL", summary) == "2.1000 [0.8294, 3.3706]"
+    assert language.cell("retention NLL", runs[0]) == "2.0000"
+    of_set = [{"arm": "v", "miou": x, "accuracy": x, "retrieval_map": x, "pictures": [{}]} for x in (0.4, 0.5)]
+    assert set(over_seeds(of_set, vision)["intervals"]) == {"mIoU", "accuracy", "mAP"}
 
 
 def test_examples_left_out_are_counted_by_seed_and_not_as_means():

@@ -58,9 +58,10 @@ def changes(results: Json, recipe: Recipe, arm: str, other: str) -> list[Change]
         old, new = (f"{value:{measure.form}}{measure.unit}" for value in (before, after))
         better = after > before if measure.better == "higher" else after < before
         direction: Direction = "better" if better else "worse"  # NaN is worse
-        difference = results["differences"].get(measure.paired, {}).get(arm, {}).get(other)
+        by_case = results["differences"].get(measure.paired, {}).get(arm, {}).get(other)
+        difference = by_case or results.get("over_seeds", {}).get(title, {}).get(arm, {}).get(other)
         certain = None if difference is None else excludes_0(difference)
-        in_headline = difference is not None and (arm, other) == judged
+        in_headline = by_case is not None and (arm, other) == judged
         found.append(Change(title, old, new, "equal" if old == new else direction, certain, in_headline))
     return found
 

@@ -46,6 +46,14 @@ class ComparisonResult(Outcome):
         """The arms in each domain of the evaluation; empty if there is only one."""
         return self.figures.get("by_domain", {})
 
+    @property
+    def over_seeds(self) -> Json:
+        """Differences as in `differences`, but of measures that are of no single case, such as retention NLL, by their titles.
+
+        They are paired over seeds alone; empty with one seed.
+        """
+        return self.figures.get("over_seeds", {})
+
     def _title(self) -> str:
         return title(self.figures, self.recipe)
 

@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 from vpretrain.compare.entry import parse_entry
-from vpretrain.compare.statistics import correct, paired_difference
+from vpretrain.compare.statistics import correct, interval, paired_difference
 from vpretrain.config import Recipe
 from vpretrain.files import Lines
 from vpretrain.modality import Metrics, modality_of
@@ -47,6 +47,9 @@ def summarise(runs: Runs, scores: Mapping[str, Sequence[Lines]], recipe: Recipe)
     wanted = pairs([arm for arm, found in results["arms"].items() if found.get("steps")], recipe.baseline)
     domains_of_keys = [found[key]["differences"] for found in results.get("by_domain", {}).values() for key in keys]
     axes_of_keys = [[found[key]["differences"] for key in keys] for found in results.get("matched", {}).values()]
+    if any(len(of_arm) > 1 for of_arm in runs.values()):
+        results["over_seeds"] = _over_seeds(runs, metrics)
+        correct(part[a][b] for part in results["over_seeds"].values() for a, b in wanted if b == recipe.baseline)
     at_end, beside = (
         [found for key, found in results["differences"].items() if (key in keys) is main] for main in (True, False)
     )
@@ -71,7 +74,24 @@ def over_seeds(runs: Sequence[Json], metrics: Metrics) -> Json:
     numbers = {key: _mean([run.get(key) for run in own]) for key in own[0] if key not in _OF_ONE}
     warning = next((run["warning"] for run in own if "warning" in run), None)
     summary = {"arm": own[0]["arm"], **numbers, **({"warning": warning} if warning else {})}
-    return summary | metrics.intervals([run[metrics.cases] for run in runs]) | {"runs": own}
+    intervals = {
+        title: dict(zip(("low", "high"), interval(values), strict=True))
+        for title, values in _by_seed(own, metrics).items()
+    }
+    return summary | metrics.intervals([run[metrics.cases] for run in runs]) | {"intervals": intervals, "runs": own}
+
+
+def _by_seed(runs: Sequence[Json], metrics: Metrics) -> dict[str, list[list[float]]]:
+    """Return the measures that are of no single case, such as retention NLL, by title: [S, 1], those that all seeds have."""
+    values = {title: [m.of(run) for run in runs] for title, m in metrics.measures.items() if m.paired is None}
+    return {title: [[x] for x in of if x is not None] for title, of in values.items() if None not in of}
+
+
+def _over_seeds(runs: Runs, metrics: Metrics) -> Json:
+    """Return the differences between arms in these measures, paired over seeds."""
+    by_arm = {arm: _by_seed(of_arm, metrics) for arm, of_arm in runs.items()}
+    titles = [title for title in by_arm[START] if all(title in found for found in by_arm.values())]
+    return {title: _differences({arm: found[title] for arm, found in by_arm.items()}) for title in titles}
 
 
 def _mean(values: Sequence[Any]) -> Any:
