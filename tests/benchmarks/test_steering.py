@@ -15,7 +15,7 @@ from benchmarks.steering import __main__ as steering
 from benchmarks.steering import ablation, flops
 from benchmarks.steering.costs import Costs
 from benchmarks.steering.data import SIZES, opened, stream_of, templates
-from benchmarks.steering.table import corrected
+from benchmarks.steering.table import _probe, corrected
 from vpretrain.compare.results import START
 
 
@@ -140,6 +140,12 @@ def test_differences_are_corrected_over_all_conditions_column_by_column():
     assert [found[name]["v_minus"]["one-hot"]["p_holm"] for name in conditions] == pytest.approx([0.04, 0.06])
     assert found["noisy"]["v_minus"]["uniform"]["p_holm"] == pytest.approx(0.08)
     assert conditions == {"clean": condition(0.01), "noisy": condition(0.02)}  # left as they were
+
+
+def test_the_probe_is_shown_with_what_the_designer_saw_where_that_was_measured():
+    found = {"pearson": 0.9, "slope": 0.8, "pearson_subset": 0.7, "pearson_seen": 0.6, "pearson_gain": None}
+    assert _probe(found) == "r 0.900, slope 0.80 (S alone: r 0.700; eta V_S as the designer saw it: r 0.600)"
+    assert _probe(found | {"pearson_seen": None}) == "r 0.900, slope 0.80 (S alone: r 0.700)"
 
 
 def test_times_are_read_off_the_curves(compared):
