@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,13 @@ TABLES = [
 def test_tables_in_the_documentation_are_those_of_the_results(file, document, table):
     report = json.loads((ROOT / "benchmarks" / file).read_text(encoding="utf-8"))
     assert table(report) in (ROOT / "docs" / document).read_text(encoding="utf-8")
+
+
+def test_the_list_of_benchmarks_is_that_of_the_makefile():
+    targets = re.findall(r"^(bench-[a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    section = (ROOT / "docs/results.md").read_text(encoding="utf-8").split("## To run it again")[1]
+    listed = re.findall(r"^\| `make (bench-[a-z0-9-]+)` \|", section, flags=re.MULTILINE)
+    assert sorted(listed) == sorted(targets)
 
 
 def test_results_have_the_promised_form():
