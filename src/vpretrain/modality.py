@@ -34,12 +34,14 @@ class Paired:
         measured_on: the data that it is measured on, or the way.
         better: "lower" or "higher".
         beside: whether it only stands beside the others: at the end of the budget, as differences from the baseline.
+        remainder_of: the key of the metric of whose difference this one is what remains; None: of none.
     """
 
     unit: str
     measured_on: str
     better: Literal["lower", "higher"]
     beside: bool = False
+    remainder_of: str | None = None
 
 
 @dataclass(frozen=True)

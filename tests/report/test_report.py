@@ -103,6 +103,26 @@ def test_the_verdict_names_what_became_worse_with_and_without_an_interval(tmp_pa
     assert said.endswith("Nothing else that was measured is worse than in one-hot.")
 
 
+@pytest.mark.parametrize(
+    ("whole", "tempered", "remains"),
+    [
+        (DIFFERENCE, -0.0596, "so 65 % of the difference remains"),
+        (DIFFERENCE, 0.01, "so 0 % of the difference remains"),
+        (DIFFERENCE | {"high": 0.01}, -0.0596, None),  # there may be no difference
+    ],
+)
+def test_the_verdict_tells_how_much_of_a_difference_one_temperature_leaves(tmp_path, whole, tempered, remains):
+    results = write_comparison(tmp_path / "study", seeds=(0,))
+    results["differences"]["nll"]["v"]["one-hot"] = whole
+    left = {"mean": tempered, "low": tempered - 0.05, "high": tempered + 0.05}
+    results["differences"]["nll_tempered"] = {"v": {"one-hot": left}}
+    write_json(tmp_path / "study/results.json", results)
+    said = verdict(collect(tmp_path / "study"))
+    assert "on held-out answers after one temperature per arm v" in said
+    assert said.count("of the difference remains") == (remains is not None)
+    assert remains is None or remains in said
+
+
 def test_with_several_seeds_a_fall_of_retention_has_an_interval(tmp_path):
     results = write_comparison(tmp_path / "study")
     results["arms"]["v"]["retention_nll"] = 2.9

@@ -49,7 +49,11 @@ METRICS = Metrics(
     paired={
         "nll": Paired("nats per token", "held-out answers", "lower"),
         "nll_tempered": Paired(
-            "nats per token", "held-out answers after one temperature per arm", "lower", beside=True
+            "nats per token",
+            "held-out answers after one temperature per arm",
+            "lower",
+            beside=True,
+            remainder_of="nll",
         ),
         "top_1": Paired("of the tokens", "the likeliest tokens of held-out answers", "higher", beside=True),
         "solved": Paired("of the problems", "problems that greedy decoding solves (Pass@1)", "higher", beside=True),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from vpretrain.compare.changes import changes, relation, subject
+from vpretrain.compare.changes import changes, excludes_0, relation, subject
 from vpretrain.compare.results import START
 from vpretrain.compare.tables import by_minutes, interval, remarks, unequal
 from vpretrain.modality import modality_of
@@ -37,6 +37,9 @@ def _difference(study: Study, a: str, b: str) -> str:
             text += f"{interval(found, paired.unit)}, paired over {_over(study)} ({paired.better} is better)"
         else:
             text += f"; on {paired.measured_on} {a} {compared} {b}: {interval(found, paired.unit)}"
+            whole = results["differences"].get(paired.remainder_of, {}).get(a, {}).get(b)
+            if whole is not None and excludes_0(whole):
+                text += f", so {100 * max(0.0, found['mean'] / whole['mean']):.0f} % of the difference remains"
     if b == START:
         return text[0].upper() + text[1:] + "."
     text += f"; {a} made {_made(study, a)}, {b} {_made(study, b)}"
