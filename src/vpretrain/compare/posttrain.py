@@ -55,7 +55,7 @@ def posttrain(
     ends = {path: [results[list(runs)[-1]] for runs in of_path] for path, of_path in stages.items()}
     key = next(key for key in metrics.paired if key in start[metrics.cases][0])
     cases = {path: values_of([run[metrics.cases] for run in runs], key) for path, runs in ends.items()}
-    summary = {
+    summary: Json = {
         START: {k: v for k, v in start.items() if k != metrics.cases},
         "paths": {
             path: {
