@@ -21,7 +21,14 @@ from vpretrain.vision.model.backbone import Backbone
 from vpretrain.vision.model.batch import ViewBatch
 from vpretrain.vision.model.dino import DinoLearner
 from vpretrain.vision.model.ijepa import IJepaLearner
-from vpretrain.vision.task.construction import Fixed, MovedRepresentations, RandomMask, TeacherTarget, TiltedPrototypes
+from vpretrain.vision.task.construction import (
+    Fixed,
+    MovedFeatures,
+    MovedRepresentations,
+    MovedTarget,
+    RandomMask,
+    TeacherTarget,
+)
 
 IJEPA = {
     "learner": {"objective": "ijepa", "ijepa": {"predictor_width": 16, "predictor_heads": 2, "warm_up_steps": 5}},
@@ -30,7 +37,7 @@ IJEPA = {
 SMALL = {"predictor_width": 16, "predictor_heads": 2, "predictor_layers": 2}
 # DINO's targets: at class tokens only; also at hidden patches; also at all patches. Each with a view's number of patch targets.
 NO_PATCHES, HIDDEN, ALL = {}, {"patch_loss": 0.5}, {"patch_loss": 0.5, "hidden_patches": 0.0}
-TARGETS = [(NO_PATCHES, 0), (HIDDEN, 5), (ALL, 16)]
+TARGETS = [(HIDDEN, 5), (ALL, 16)]
 
 
 def learner_of(family, objective, patches=NO_PATCHES):
@@ -104,60 +111,66 @@ def test_the_tangents_of_a_bf16_pass_are_near_those_in_fp32(family, objective):
 
 
 @pytest.mark.parametrize("family", VISION_FAMILIES)
-def test_a_head_that_sees_the_mean_of_all_tokens_has_tangents_too(family):
+def test_each_patch_of_a_global_view_has_a_tangent_with_or_without_class_tokens(family):
     learner, batch, u, kept = case(family, "dino")
-    assert kept == (family != "ijepa")  # which has no class token
-    tangents = learner.tangents(batch, learner.forward(batch).detach(), u)
-    assert tangents.shape == (2, 3, 1, 24)
-    assert bool(tangents.isfinite().all())
+    assert kept
+    state = learner.forward(batch).detach()
+    tokens = learner.features(batch.global_VB3HW.flatten(0, 1))[:, learner.backbone.prefix :]
+    torch.testing.assert_close(state.features.flatten(0, 1), tokens)
+    assert learner.tangents(batch, state, u).shape == state.features.shape == (2, 3, 16, 32)
 
 
 @pytest.mark.parametrize("subset", ["last-mlp", "last-2"])
-@pytest.mark.parametrize(("patches", "count"), TARGETS)
-def test_the_value_changes_with_every_target_by_its_tangents(subset, patches, count):
-    learner, batch, u, _ = case("dinov2", "dino", subset, patches)
+def test_the_value_changes_with_every_target_by_its_tangents(subset):
+    learner, batch, u, _ = case("dinov2", "dino", subset)
     state = learner.forward(batch).detach()
-    tangents_VBNP = learner.tangents(batch, state, u)
-    theta_S = {name: p.detach().requires_grad_() for name, p in learner.named_parameters() if name in u}
-    q_VBNP = torch.randn(state.teacher.shape).softmax(-1).requires_grad_()
-    with learner.meta_mode(), learner.without_fused_kernels():
-        loss = learner.loss(learner.forward(batch, theta_S), Task(batch, TeacherTarget(state.teacher, q_VBNP)))
-        g_pre = torch.autograd.grad(loss, list(theta_S.values()), create_graph=True)
-        value = torch.stack([(u[name] * g).sum() for name, g in zip(theta_S, g_pre, strict=True)]).sum()
-        (found_VBNP,) = torch.autograd.grad(value, q_VBNP)  # double backward
-    # Up to a constant per target, which moves no mass.
-    of_class, of_patches = (-(x - x.mean(-1, keepdim=True)) for x in tangents_VBNP.split([1, count], dim=2))
-    expected_VBNP = torch.cat([of_class / 6, 0.5 * of_patches / max(1, 6 * count)], dim=2)
-    found_VBNP = found_VBNP - found_VBNP.mean(-1, keepdim=True)
-    torch.testing.assert_close(found_VBNP, expected_VBNP, rtol=1e-3, atol=1e-4 * float(expected_VBNP.abs().max()))
-
-
-@pytest.mark.parametrize(
-    ("patches", "count", "radius"), [(NO_PATCHES, 0, 1.0), (HIDDEN, 5, 1.0), (HIDDEN, 5, 2.0), (ALL, 16, 1.0)]
-)
-def test_the_whole_tilt_uses_up_the_trust_region_and_raises_the_value(patches, count, radius):
-    learner, batch, u, _ = case("dinov2", "dino", patches=patches)
-    weights = learner.target_weights(1 + count)
-    assert float(weights.sum()) == pytest.approx(1 + patches.get("patch_loss", 0.0))
-    weights = weights / weights.sum()
-    state = learner.forward(batch).detach()
-    strength = Strength(beta=1.0, radius=radius, fixed=True)
-    task = TiltedPrototypes(learner, 0.2 / radius, strength, lambda: u).targets(batch, state)
-    q0, q = learner.log_targets(state.teacher).exp(), task.target.tilted
-    torch.testing.assert_close(q.sum(-1), torch.ones(2, 3, len(weights)))
-    assert float(((q * (q / q0).log()).sum(-1) * weights).sum(-1).mean()) == pytest.approx(0.2, rel=0.1)
     tangents = learner.tangents(batch, state, u)
-    assert float((q * tangents).sum()) < float((q0 * tangents).sum())  # mass adds minus its tangent
-    torch.testing.assert_close(task.side["tilt_B"], ((q - q0).abs().sum(-1) / 2 @ weights).mean(0))
-    assert torch.equal(task.target.outputs, state.teacher)  # the centre follows the teacher's own outputs
+    theta_S = {name: p.detach().requires_grad_() for name, p in learner.named_parameters() if name in u}
+    target = torch.randn(state.features.shape).requires_grad_()
+    with learner.meta_mode(), learner.without_fused_kernels():
+        task = Task(batch, TeacherTarget(state.teacher, MovedTarget(target, torch.tensor(2.0))))
+        g_pre = torch.autograd.grad(
+            learner.loss(learner.forward(batch, theta_S), task), list(theta_S.values()), create_graph=True
+        )
+        value = torch.stack([(u[name] * g).sum() for name, g in zip(theta_S, g_pre, strict=True)]).sum()
+        (found,) = torch.autograd.grad(value, target)  # double backward
+    expected = -tangents / (2.0 * 6 * 16)  # the mean over 6 views' 16 patches of a square's slope, over the variance
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
-def test_half_the_strength_is_half_the_way():
-    learner, batch, u, _ = case("dinov2", "dino")
+@pytest.mark.parametrize(("patches", "radius", "beta"), [(NO_PATCHES, 1.0, 1.0), (HIDDEN, 2.0, 1.0), (ALL, 1.0, 0.5)])
+def test_features_move_against_their_tangents_as_far_as_the_trust_region_allows(patches, radius, beta):
+    learner, batch, u, _ = case("dinov2", "dino", patches=patches)
     state = learner.forward(batch).detach()
-    construction = TiltedPrototypes(learner, 0.2, Strength(fixed=True), lambda: u)
-    whole, half = (construction.at_beta(batch, state, beta).target.tilted for beta in (1.0, 0.5))
-    torch.testing.assert_close(half, (whole + learner.log_targets(state.teacher).exp()) / 2)
+    construction = MovedFeatures(learner, 0.2 / radius, Strength(beta=beta, radius=radius, fixed=True), lambda: u)
+    task = construction.targets(batch, state)
+    way = task.target.moved.features - state.features
+    tangents = learner.tangents(batch, state, u)
+    torch.testing.assert_close(way / way.norm(), -tangents / tangents.norm(), rtol=1e-3, atol=1e-6)
+    divergences = way.square().sum(-1) / (2 * state.features.square().mean())
+    assert float(divergences.mean()) == pytest.approx(beta**2 * 0.2, rel=1e-4)
+    base = Fixed().targets(batch, state)
+    assert float(learner.loss(state, task) - learner.loss(state, base)) == pytest.approx(beta**2 * 0.2, rel=1e-3)
+    assert torch.equal(task.target.outputs, state.teacher)  # the centre follows the teacher's own outputs
+    deviation = state.features.square().mean().sqrt()
+    torch.testing.assert_close(task.side["tilt_B"], (way / deviation).abs().mean((0, 2, 3)))
+
+
+def test_at_strength_0_the_moved_target_is_where_the_student_is_and_gives_no_gradient():
+    learner, batch, u, _ = case("dinov2", "dino")
+    state = learner.forward(batch)
+    construction = MovedFeatures(learner, 0.2, Strength(fixed=True), lambda: u)
+    base, at_0 = Fixed().targets(batch, state.detach()), construction.targets(batch, state.detach())
+    assert at_0.target.moved is None
+    own = Task(batch, TeacherTarget(state.teacher, MovedTarget(state.features.detach(), torch.tensor(1.0))))
+    parameters = list(learner.module.backbone.parameters())
+    parameters = [p for p in parameters if p.requires_grad]
+    gradients = [
+        torch.autograd.grad(learner.loss(state, task), parameters, retain_graph=True, allow_unused=True)
+        for task in (base, own)
+    ]
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 def test_ijepas_targets_move_against_the_tangent_of_the_prediction():
@@ -244,7 +257,7 @@ def test_the_two_global_crops_of_an_image_have_hidden_patches_and_masks_of_their
     assert not torch.equal(mask[0], mask[1])
 
 
-@pytest.mark.parametrize(("patches", "count"), TARGETS[1:])
+@pytest.mark.parametrize(("patches", "count"), TARGETS)
 def test_the_loss_at_patches_is_that_of_ibot(patches, count):
     learner, batch, _, _ = case("dinov2", "dino", patches=patches)
     state = learner.forward(batch)

@@ -28,7 +28,7 @@ _LEARNED: Keywords = {"construction": "LearnedViews", "designer": True, "steered
 ARMS = by_name(
     Arm(
         "v",
-        "the exact task: the teacher's targets tilted along the feedback, with a weight that is judged in the run",
+        "the exact task: the base task, with targets moved along the feedback as far as is judged in the run to help",
         **_EXACT,
     ),
     Arm("fixed", "the teacher's own targets on the crops as they are: ordinary continued pretraining", "Fixed"),

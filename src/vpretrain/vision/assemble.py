@@ -176,7 +176,7 @@ def _keep_entries(learner: VisionLearner, value: ValueConfig, subset: tuple[str,
     """Let tangents start from the learner's own pass where S is the last MLP. Raises UserError where they would need shards."""
     fits = learner.keep_entries(subset)
     if not learner.has_own_gradient and not (fits and isinstance(learner, DinoLearner)):
-        raise UserError("this arm needs the tangent of the last MLP into DINO's head under fsdp: set parallel=ddp")
+        raise UserError("under fsdp this arm needs objective=dino and subset=last-mlp: set parallel=ddp, or those")
     if not fits and value.subset == "last-mlp":
         note("value.subset=last-mlp: no last MLP can be taken apart here; tangents cost more")
 

@@ -87,7 +87,7 @@ def _dino_losses(
                 head: Parameters, views: tuple[Tensor, Tensor] = (student_VBND, local_VBD), task: Task = task
             ) -> Tensor:
                 student, local = (_apply(partial(learner.theta.forward_with, head), features) for features in views)
-                return learner.loss(DinoState(student, task.target.outputs, None, local, len(local)), task)
+                return learner.loss(DinoState(student, task.target.outputs, None, views[0], local, len(local)), task)
 
             yield loss, task
 

@@ -79,16 +79,18 @@ def workload(recipe: Recipe) -> Workload:
     by_jvp = 2 * (1 - share) * seen + 4 * share * seen + 4 * heads + teach(meta) + 3 * mask_flops
     # g_pre through S, then two passes forward and backward through S, and from there down to the views.
     by_differences = (2 * (1 - share) + 7 * share) * seen + 7 * heads + teach(meta) + 3 * mask_flops
-    # The exact task has no designer: a meta update takes g_pre, over all views; a step takes a tangent through S and the head.
+    # The exact task has no designer: a meta update takes g_pre, over all views; a step takes a tangent through S, and under
+    # I-JEPA through the predictor.
     g_pre = (1 + 2 * share) * sum(map(size.through_blocks, step.student)) + 3 * sum(map(head.forward, step.head))
-    entering = sum(read.targets for read in step.head) if dino else sum(read.tokens for read in step.student)
-    tangent_flops = 4.0 * in_S * entering + 3 * sum(map(head.forward, step.head)) if arm.exact else 0.0
+    entering = step.student[0].tokens  # of the global views
+    tangent_flops = 4.0 * in_S * entering + 3 * (not dino) * sum(map(head.forward, step.head)) if arm.exact else 0.0
     if not designed:
         by_jvp = by_differences = (g_pre + teach(step)) * steered * (value.align == "cosine")
     # Forward's graph, and the tangent's or the other difference's.
     on_views = 2 * (kept(meta.student, False) + dino * _outputs_bytes(recipe.learner.dino, meta, width)) + mask_bytes
     every = sum(p.numel() for p in theta.values())
-    outputs_bytes = dino * _outputs_bytes(recipe.learner.dino, step, width, low=bf16, tilted=arm.exact)
+    outputs_bytes = dino * _outputs_bytes(recipe.learner.dino, step, width, low=bf16)
+    outputs_bytes += dino * arm.exact * 4 * FP32 * width * entering  # features, their tangents, target and gradient
     replicated = MetaCost(g_down, fit, by_jvp, share * kept([fed], bf16), on_views)
     return Workload(
         modality=recipe.modality,
@@ -160,12 +162,10 @@ def _views(recipe: Recipe, backbone: Backbone, local_views: int) -> _Views:
     return _Views([student], whole, [predicted])
 
 
-def _outputs_bytes(config: DinoConfig, views: _Views, width: int, *, low: bool = False, tilted: bool = False) -> float:
+def _outputs_bytes(config: DinoConfig, views: _Views, width: int, *, low: bool = False) -> float:
     """Return the bytes per image that DINO's head and loss hold at once, for class tokens and patches alike."""
     student, teacher = sum(read.targets for read in views.head), views.head[0].targets
-    # The student's outputs and their log-softmax, the teacher's outputs and the targets; or, before there is a log-softmax,
-    # the tilt, with eight tensors of the teacher's size at once (`TiltedPrototypes.tilted`).
-    tensors = student + max(student + 2 * teacher, 8 * teacher * tilted)
+    tensors = 2 * (student + teacher)  # the student's outputs and their log-softmax, the teacher's outputs and the targets
     # In the head: what enters its layers and the activations between them, and the bottleneck before it is normalised.
     inside = (BF16 if low else FP32) * (width + 4 * config.hidden + config.bottleneck) + FP32 * config.bottleneck
     return FP32 * config.outputs * tensors + inside * student

@@ -1,8 +1,8 @@
 """DINO: student and teacher match across views; with iBOT's loss also at patches that are hidden from the student, or, where
-none is hidden, at all patches.
+none is hidden, at all patches. A task may also move the student's patch features.
 
-Shapes: V views of the teacher, S views of the student, B images, T tokens, M patches with targets, N = 1 + M outputs of a
-global view (of its class token and of these patches), P outputs of the head, D the backbone's width.
+Shapes: V views of the teacher, S views of the student, B images, T tokens, L patches, M of them with targets of the teacher,
+N = 1 + M outputs of a global view (of its class token and of these patches), P outputs of the head, D the backbone's width.
 """
 
 from __future__ import annotations
@@ -19,12 +19,9 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from vpretrain import distributed
-from vpretrain.errors import UserError
-from vpretrain.method.last_mlp import MLPEntry
 from vpretrain.method.protocols import Parameters, Task
 from vpretrain.vision.config import DinoConfig
 from vpretrain.vision.model.backbone import Backbone
@@ -39,10 +36,12 @@ class DinoState(ViewState):
     """The outputs of student and teacher.
 
     Attributes:
+        features: the student's normalised patch tokens of the global views, which targets of the exact task move.
         local: the student's head outputs of the local views; none in a pass that leaves them out.
         local_views: the number of local views that belong to the loss.
     """
 
+    features: Float[Tensor, "V B L D"]
     local: Float[Tensor, "V B P"]
     local_views: int
 
@@ -115,18 +114,20 @@ class DinoLearner(VisionLearner):
     def loss(self, state: DinoState, task: Task) -> Float[Tensor, ""]:
         """Cross-entropy of the student to the centred, sharpened teacher, averaged over images and over all pairs of different
         views (Eq 50): pairs whose local view the pass has left out count as 0. The patch loss is added: the student's output at
-        a patch is matched with the teacher's at the same patch of the same view."""
-        tilted_VBNP = task.target.tilted
-        target_VBNP = self.log_targets(task.target.outputs).exp() if tilted_VBNP is None else tilted_VBNP
+        a patch is matched with the teacher's at the same patch of the same view. If the task moves features, their divergence
+        from where they are to be is added, see `vision.task.construction.MovedFeatures`."""
+        target_VBNP = self.log_targets(task.target.outputs).exp()
         student, local = ((z / self.config.student_temperature).log_softmax(-1) for z in (state.student, state.local))
         of_class, views = target_VBNP[:, :, 0], range(len(target_VBNP))
         pairs = [(of_class[t], student[s, :, 0]) for t, s in itertools.permutations(views, 2)]
         pairs += itertools.product(of_class, local)
         count = len(views) * (len(views) - 1 + state.local_views)
         loss = torch.stack([-(target_BP * p_BP).sum(-1).mean() for target_BP, p_BP in pairs]).sum() / count
-        if not self.config.patch_loss:
-            return loss
-        return loss - self.config.patch_loss * (target_VBNP[:, :, 1:] * student[:, :, 1:]).sum(-1).mean()
+        if self.config.patch_loss:
+            loss = loss - self.config.patch_loss * (target_VBNP[:, :, 1:] * student[:, :, 1:]).sum(-1).mean()
+        if (moved := task.target.moved) is not None:
+            loss = loss + (state.features - moved.features).square().sum(-1).mean() / (2 * moved.variance)
+        return loss
 
     def log_targets(self, taught_VBNP: Float[Tensor, "V B N P"]) -> Float[Tensor, "V B N P"]:
         """Return the logarithm of the centred, sharpened teacher's distribution over prototypes: DINO's own targets."""
@@ -134,50 +135,17 @@ class DinoLearner(VisionLearner):
         centre_NP = torch.cat([centre, of_patches])
         return ((taught_VBNP - centre_NP) / self.config.teacher_temperature).log_softmax(-1)
 
-    def target_weights(self, outputs: int) -> Float[Tensor, " N"]:
-        """Return the loss's weight for each of a view's N targets: of the class token, then of the patches."""
-        weights_N = torch.ones(outputs, device=self.device)
-        weights_N[1:] = self.config.patch_loss / max(1, outputs - 1)
-        return weights_N
-
-    def following(self) -> Sequence[nn.Module]:
-        """Return final norm and head, which see tokens one by one; UserError without a class token."""
-        if not self.backbone.prefix:
-            raise UserError("without a class token DINO's head sees the mean of all tokens")
-        return (self.backbone.norm, self.module.head)
-
-    def entering(self, inputs: ViewBatch, images: int, tokens: int) -> Bool[Tensor, "B T"]:
-        """Return the class tokens and the patches with targets."""
-        at_BT = self._class_tokens(images, tokens)
-        target_BN = self._target_mask(inputs)
-        if target_BN is not None:
-            at_BT[:, self.backbone.prefix :] = target_BN
-        return at_BT
-
-    def tangents(self, inputs: ViewBatch, state: DinoState, direction: Parameters) -> Float[Tensor, "V B N P"]:
-        """Return, for every target, D_u z / student temperature of the head's outputs z that are matched with it: for a class
-        token the mean over the student's other views, for a patch its own.
+    def tangents(self, inputs: ViewBatch, state: DinoState, direction: Parameters) -> Float[Tensor, "V B L D"]:
+        """Return D_u of the student's patch features.
 
         Where S is the last MLP the tangent starts from the state's `entry`, else the blocks run again.
         """
-        views, images, outputs, _ = state.student.shape
         with self.autocast():
             from_entry = self.tangent_from_entry(state.entry, direction)
-        if from_entry is not None:
-            in_global, in_local = from_entry[1].float().tensor_split([views * images * outputs])
-            tangent_VBNP, local_VBP = in_global.view(state.student.shape), in_local.unflatten(0, (-1, images))
-        else:
-
-            def run(at: Parameters) -> tuple[Tensor, Tensor]:
-                found = self.forward(inputs, at)
-                return found.student, found.local
-
-            tangent_VBNP, local_VBP = self.tangent_pass(run, direction)[1]
-        of_class_SBP = torch.cat([tangent_VBNP[:, :, 0], local_VBP])
-        others_VBP = of_class_SBP.sum(0) - of_class_SBP[:views]  # a view is not matched with itself
-        mean_VB1P = (others_VBP / (len(of_class_SBP) - 1))[:, :, None]
-        found_VBNP = torch.cat([mean_VB1P, tangent_VBNP[:, :, 1:]], dim=2)
-        return found_VBNP.detach() / self.config.student_temperature
+        if from_entry is None:
+            return self.tangent_pass(lambda at: self.forward(inputs, at).features, direction)[1].detach()
+        views, images = state.features.shape[:2]
+        return self._patches(from_entry[1].detach().unflatten(0, (views * images, -1)), views)
 
     def follow(self, tasks: Sequence[Task], momentum: float) -> None:
         """Move the teacher one step towards the student, and the centres one step towards the teacher's mean outputs."""
@@ -197,35 +165,25 @@ class DinoLearner(VisionLearner):
         patches_BMD = tokens_BTD[:, self.backbone.prefix :].gather(1, at_BMD)
         return torch.cat([self.backbone.summary(tokens_BTD)[:, None], patches_BMD], dim=1)
 
-    def _sample(self, theta: Parameters) -> Float[Tensor, "1 T P"]:
-        outputs: Tensor = functional_call(self.module, theta, ("head", super()._sample(theta)))
-        return outputs
-
     def _state(self, network: Network, inputs: ViewBatch, tokens_BTD: Tensor, taught_VBNP: Tensor) -> DinoState:
         """Complete a pass whose tokens of the global views are given, and were recorded if entries are kept."""
-        entries = [self.take_entry()]
+        entry = self.take_entry()
         student_VBNP = self._of_global(network, inputs, tokens_BTD)
-        views, images, _, height, width = inputs.local_VB3HW.shape
+        views, images = inputs.local_VB3HW.shape[:2]
         local_VBP = student_VBNP.new_zeros(0, images, self.config.outputs)
         if views:
-            tokens = self.backbone.prefix + math.prod(self.backbone.patches(height, width))
-            with self.recording(self._class_tokens(views * images, tokens)):
-                local_BTD = network("tokens", inputs.local_VB3HW.flatten(0, 1))
-            entries.append(self.take_entry())
+            local_BTD = network("tokens", inputs.local_VB3HW.flatten(0, 1))
             local_VBP = _fp32(network("head", self.backbone.summary(local_BTD))).unflatten(0, (views, images))
-        kept = [entry for entry in entries if entry is not None]
-        entry = MLPEntry.joined(kept) if kept else None
-        return DinoState(student_VBNP, taught_VBNP, entry, local_VBP, inputs.local_views)
+        features_VBLD = self._patches(tokens_BTD, len(inputs.global_VB3HW))
+        return DinoState(student_VBNP, taught_VBNP, entry, features_VBLD, local_VBP, inputs.local_views)
+
+    def _patches(self, tokens_BTD: Float[Tensor, "VB T D"], views: int) -> Float[Tensor, "V B L D"]:
+        return _fp32(tokens_BTD[:, self.backbone.prefix :]).unflatten(0, (views, -1))
 
     def _of_global(self, network: Network, inputs: ViewBatch, tokens_BTD: Tensor) -> Float[Tensor, "V B N P"]:
         feature_BND = self.features_of(tokens_BTD, inputs)
         outputs = _fp32(network("head", feature_BND.flatten(0, 1)))
         return outputs.unflatten(0, (*inputs.global_VB3HW.shape[:2], feature_BND.shape[1]))
-
-    def _class_tokens(self, images: int, tokens: int) -> Bool[Tensor, "B T"]:
-        at_BT = torch.zeros(images, tokens, dtype=torch.bool, device=self.device)
-        at_BT[:, 0] = True
-        return at_BT
 
     def _target_mask(self, inputs: ViewBatch) -> Bool[Tensor, "VB N"] | None:
         """Return which patches of the global views have targets; None if none has."""

@@ -19,7 +19,6 @@ from vpretrain import distributed
 from vpretrain.method.base_construction import BaseConstruction
 from vpretrain.method.protocols import AnyState, Parameters, Targets, Task, with_tensors
 from vpretrain.method.strength import Strength
-from vpretrain.method.tilt import centred_values, inverse_temperature, rms
 from vpretrain.vision.config import DesignerConfig, ValueConfig
 from vpretrain.vision.model.batch import ViewBatch
 from vpretrain.vision.model.dino import DinoLearner
@@ -28,18 +27,35 @@ from vpretrain.vision.model.learner import VisionLearner
 
 @dataclass(frozen=True)
 class TeacherTarget:
-    """The teacher's target.
+    """The teacher's target, and with it, under DINO, where the exact task moves the student's own features.
 
     Attributes:
         outputs: DINO's raw outputs on the global views [V, B, N, P], not yet centred; I-JEPA's of the target patches.
-        tilted: DINO: the distributions over prototypes in place of those that follow from the outputs.
+        moved: DINO: where the student's patch features are to be; None: they have no target.
     """
 
     outputs: Tensor
-    tilted: Float[Tensor, "V B N P"] | None = None
+    moved: MovedTarget | None = None
 
     def detach(self) -> TeacherTarget:
         """Return the target detached: a teacher's outputs never carry a gradient, but the firewall requires it."""
+        return TeacherTarget(self.outputs.detach(), None if self.moved is None else self.moved.detach())
+
+
+@dataclass(frozen=True)
+class MovedTarget:
+    """A Gaussian target for each patch's features.
+
+    Attributes:
+        features: its mean.
+        variance: per element.
+    """
+
+    features: Float[Tensor, "V B L D"]
+    variance: Float[Tensor, ""]
+
+    def detach(self) -> MovedTarget:
+        """Return the target detached."""
         return with_tensors(self, Tensor.detach)
 
 
@@ -98,14 +114,14 @@ class Fixed(BaseConstruction):
 
 
 class ExactTask(Fixed):
-    """V's optimum inside a trust region, in closed form (METHODS: the exact task): the teacher's targets tilted along u.
+    """V's optimum inside a trust region, in closed form (METHODS: the exact task): targets moved along u.
 
-    The strength beta weighs the tilted targets against the teacher's own; at beta = 0 and before the first meta update the
-    task is the base task.
+    The strength beta is the fraction of the way that they move; at beta = 0 and before the first meta update the task is the
+    base task.
 
     Args:
         learner: gives the tangents of the outputs along u.
-        divergence: nats per target (I-JEPA: per element), at radius 1.
+        divergence: nats per patch (I-JEPA: per element), at radius 1.
         strength: gives beta, and the radius.
         direction: gives u.
     """
@@ -113,7 +129,7 @@ class ExactTask(Fixed):
     @classmethod
     def of(cls, parts: TaskParts) -> Fixed:
         assert parts.strength is not None
-        kind = TiltedPrototypes if isinstance(parts.learner, DinoLearner) else MovedRepresentations
+        kind = MovedFeatures if isinstance(parts.learner, DinoLearner) else MovedRepresentations
         return kind(parts.learner, parts.value.divergence, parts.strength, parts.direction)
 
     def __init__(
@@ -142,42 +158,37 @@ class ExactTask(Fixed):
             return Task(inputs, base.target, {"tilt_B": tilt_B})
         with torch.no_grad():
             tangents = self.learner.tangents(inputs, state, u)
-            target, tilt_B = self.tilted(state, tangents, beta)
+            target, tilt_B = self.moved(state, tangents, beta)
         return Task(inputs, target, {"tilt_B": tilt_B})
 
-    def tilted(self, state: AnyState, tangents: Tensor, beta: float) -> tuple[TeacherTarget, Float[Tensor, " B"]]:
-        """Return the target at this beta, and how far it is from the teacher's own, by image."""
+    def moved(self, state: AnyState, tangents: Tensor, beta: float) -> tuple[TeacherTarget, Float[Tensor, " B"]]:
+        """Return the target at this beta, and the mean distance that it has moved, in standard deviations, by image."""
         raise NotImplementedError
 
 
-class TiltedPrototypes(ExactTask):
-    """DINO: q*_t(p) ~ q0_t(p) exp(a_t(p) / lambda), q0 the teacher's distribution over prototypes, a_t(p) = -D_u z(p) / student
-    temperature, averaged over the matching views; q = (1 - beta) q0 + beta q*. Targets at patches have the weight that the
-    patch loss gives them."""
+class MovedFeatures(ExactTask):
+    """DINO: beside the base task each patch of a global view has a Gaussian target, whose mean moves away from the student's
+    own features h, h*_i = h_i - s D_u h_i. Its variance per element is the mean square of h, and its divergence from the one
+    around h is |h* - h|^2 / (2 variance).
 
-    def tilted(self, state: AnyState, tangents: Tensor, beta: float) -> tuple[TeacherTarget, Float[Tensor, " B"]]:
-        """Return the target at this beta, and the mass that it has moved, by image."""
-        assert isinstance(self.learner, DinoLearner)
-        views, images, outputs, _ = state.teacher.shape
-        weights_VBN = self.learner.target_weights(outputs).expand(views, images, -1)
-        log_q0_VBNP = self.learner.log_targets(state.teacher)
-        values_VBNP = centred_values(tangents, log_q0_VBNP)
-        values_VBNP = values_VBNP / rms(values_VBNP, log_q0_VBNP, weights_VBN)
-        divergence = self.strength.radius * self.divergence
-        log_q0, values, weights = (x.flatten(0, 2) for x in (log_q0_VBNP, values_VBNP, weights_VBN))
-        scale = inverse_temperature(log_q0, values, weights, divergence)
-        q0_VBNP, tilted_VBNP = log_q0_VBNP.exp(), torch.softmax(log_q0_VBNP + scale * values_VBNP, dim=-1)
-        q_VBNP = torch.lerp(q0_VBNP, tilted_VBNP, beta)
-        moved_VBN = (q_VBNP - q0_VBNP).abs().sum(-1) / 2
-        moved_B = (weights_VBN * moved_VBN).sum((0, 2)) / weights_VBN.sum((0, 2))
-        return TeacherTarget(state.teacher, q_VBNP), moved_B
+    At beta = 0 this target is where the student is, and gives no gradient. DINO's own targets pass on little of u: see
+    docs/decisions.md.
+    """
+
+    def moved(self, state: AnyState, tangents: Tensor, beta: float) -> tuple[TeacherTarget, Float[Tensor, " B"]]:
+        """Return the target at this beta, and the mean distance that it has moved, in standard deviations, by image."""
+        square, variance = distributed.all_reduce_mean([x.square().mean() for x in (tangents, state.features)])
+        reach = beta * math.sqrt(2 * self.strength.radius * self.divergence / tangents.shape[-1])  # per element
+        way = -reach * tangents / square.sqrt().clamp_min(torch.finfo(square.dtype).tiny)
+        moved = MovedTarget(state.features + way * variance.sqrt(), variance)
+        return TeacherTarget(state.teacher, moved), way.abs().mean((0, 2, 3))
 
 
 class MovedRepresentations(ExactTask):
     """I-JEPA: t*_i = t_i - s D_u z_i, z the prediction: the same law for a Gaussian of variance 1 per element around the
     teacher's representation, whose divergence from t* is (t* - t)^2 / 2; at strength beta t moves by a fraction beta of it."""
 
-    def tilted(self, state: AnyState, tangents: Tensor, beta: float) -> tuple[TeacherTarget, Float[Tensor, " B"]]:
+    def moved(self, state: AnyState, tangents: Tensor, beta: float) -> tuple[TeacherTarget, Float[Tensor, " B"]]:
         """Return the target at this beta, and the mean distance that it has moved, by image."""
         (square,) = distributed.all_reduce_mean([tangents.square().mean()])
         reach = math.sqrt(2 * self.strength.radius * self.divergence)
