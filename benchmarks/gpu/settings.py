@@ -44,7 +44,7 @@ REHEARSED = Sizes(rows=2, length=256, micro_batches=(1, 2), periods=1, tiny=True
 
 
 def _tiny(device: str) -> Any:
-    """Random weights with SmolLM2's vocabulary, whose tokenizer the recipes use."""
+    """Random weights, with a vocabulary of SmolLM2's size: its tokenizer, or one with fewer tokens, is used."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 

