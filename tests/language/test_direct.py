@@ -153,7 +153,7 @@ def test_pairs_come_by_weight_without_those_that_are_held_back(tmp_path, tokeniz
 def test_sft_on_the_stream_skips_its_problems_of_the_feedback(tmp_path, tokenizer):
     recipe = recipe_of(tmp_path, tokenizer, "sft")
     write_jsonl(tmp_path / "stream.jsonl", sums(12, 1) + sums(12, 2))  # the latter are the feedback
-    rows = direct.rows(assemble(recipe).train.mixture, "sft", 0)
+    rows = direct.rows(assemble(recipe).train.mixture, "sft", 0, {})
     drawn = {row["prompt"] for row in islice(rows, 60)}
     assert drawn == {pair["question"] + " " for pair in sums(12, 1)}
 
@@ -163,7 +163,7 @@ def test_pairs_without_an_answer_are_not_trained_on(tmp_path, tokenizer, method)
     recipe = recipe_of(tmp_path, tokenizer, method)
     lacking = [{"question": "1 ?", "answer": None}, {"question": "2 ?"}, {"question": None, "answer": "3"}]
     write_jsonl(tmp_path / "stream.jsonl", lacking + sums(12, 1))
-    rows = direct.rows(assemble(recipe).train.mixture, method, 0)
+    rows = direct.rows(assemble(recipe).train.mixture, method, 0, {})
     drawn = {row["prompt"] for row in islice(rows, 60)}
     assert drawn == {pair["question"] + " " for pair in sums(12, 1)}
 

@@ -36,7 +36,7 @@ def judged_by(monkeypatch):
     """Sets what is right: the tiny learner, whose weights are random, never solves a problem."""
 
     def judge(is_right):
-        monkeypatch.setattr("vpretrain.language.verified.is_correct", lambda text, truth: is_right(text))
+        monkeypatch.setattr("vpretrain.language.verified.solves", lambda text, example: is_right(text))
 
     return judge
 

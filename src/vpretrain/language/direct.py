@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from functools import partial
 
 import torch
@@ -25,7 +25,7 @@ from transformers import (
 from vpretrain.errors import NonFinite, UserError
 from vpretrain.language.config import Recipe, SourceConfig
 from vpretrain.language.data.encode import fitted
-from vpretrain.language.data.example import Example
+from vpretrain.language.data.example import Example, Scorer
 from vpretrain.language.data.feedback import pairs
 from vpretrain.language.data.mixture import Mixture
 from vpretrain.language.data.source import with_form
@@ -90,6 +90,7 @@ class DirectTraining:
             )
         why = partial(unused, tokenizer=tokenizer, length=self.length, held_back=held_back)
         self.mixture = Mixture(sources, reading, seed=recipe.seed, unused=why)
+        self._scorers: dict[str, Scorer] = {}  # by prompt
 
     def __call__(self, optimizer: AdamW, steps: Iterable[int], after_step: Callable[[StepRecord], object]) -> None:
         """Train until `steps` end. A resumed run skips the examples of the steps that its optimizer has made."""
@@ -101,7 +102,7 @@ class DirectTraining:
 
         driver = _Driver(steps, count_and_report)
         start = done * self.examples_per_step
-        drawn: Keywords = {"mixture": self.mixture, "method": self.method, "start": start}
+        drawn: Keywords = {"mixture": self.mixture, "method": self.method, "start": start, "scorers": self._scorers}
         dataset = datasets.IterableDataset.from_generator(rows, gen_kwargs=drawn)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # TRL's, about transformers: no user can act on it
@@ -169,12 +170,15 @@ class DirectTraining:
             **common,
         )
         config._n_gpu = 1
-        return GRPOTrainer(args=config, reward_funcs=partial(reward, stop=recipe.evaluation.stop), **given)
+        judge = partial(reward, stop=recipe.evaluation.stop, scorers=self._scorers)
+        return GRPOTrainer(args=config, reward_funcs=judge, **given)
 
 
-def rows(mixture: Mixture, method: str, start: int) -> Iterator[dict[str, str]]:
-    """Yield a trainer's rows from the pair of number `start` on."""
+def rows(mixture: Mixture, method: str, start: int, scorers: MutableMapping[str, Scorer]) -> Iterator[dict[str, str]]:
+    """Yield a trainer's rows from the pair of number `start` on; put the scorers of problems that have one by their prompts."""
     for example in mixture.pairs(start):
+        if example.scorer is not None:  # beside the rows, which the trainer copies
+            scorers[example.prompt] = example.scorer
         other = {"completion": example.response} if method == "sft" else {"truth": reference(example)}
         yield {"prompt": example.prompt, **other}
 
@@ -188,10 +192,20 @@ def unused(example: Example, *, tokenizer: PreTrainedTokenizerBase, length: int,
 
 
 def reward(
-    completions: Sequence[str], truth: Sequence[str], *, stop: Sequence[str] = (), **other: object
+    completions: Sequence[str],
+    truth: Sequence[str],
+    *,
+    prompts: Sequence[str] | None = None,
+    scorers: Mapping[str, Scorer] | None = None,
+    stop: Sequence[str] = (),
+    **other: object,
 ) -> list[float]:
     """Return 1 for a correct final answer before the first stop string, else 0, per attempt: judged as in the evaluation."""
-    return [float(is_correct(before_stop(text, stop), answer)) for text, answer in zip(completions, truth, strict=True)]
+    asked = prompts or [""] * len(completions)
+    return [
+        float(is_correct(before_stop(text, stop), answer, scorer=(scorers or {}).get(prompt)))
+        for text, answer, prompt in zip(completions, truth, asked, strict=True)
+    ]
 
 
 def _check_answers(source: SourceConfig, *, skips: bool) -> None:
@@ -202,7 +216,7 @@ def _check_answers(source: SourceConfig, *, skips: bool) -> None:
             f"{source.origin}: grpo rewards right final answers, and its solutions mark none: they need ####, \\boxed{{}}, "
             "or a field named answer"
         )
-    if needs_mathematics(reference(example)):
+    if needs_mathematics(example):
         math_verify()
 
 

@@ -28,10 +28,9 @@ from vpretrain.language.data.example import Example
 from vpretrain.language.data.feedback import LanguageFeedback
 from vpretrain.language.evaluation.solve import (
     decode,
-    is_correct,
     math_verify,
     needs_mathematics,
-    reference,
+    solves,
     states_answer,
     text_of,
 )
@@ -149,7 +148,7 @@ class VerifiedFeedback:
 
     def _reward(self, example: Example, ids: Sequence[int]) -> float:
         text = text_of(ids, self._tokenizer, self._evaluation.stop)
-        return float(is_correct(text, reference(example)))
+        return float(solves(text, example))
 
     def _batch(self, problems: Sequence[tuple[list[Document], list[float]]]) -> AttemptBatch:
         """The attempts as rows, each on its own: rows are not packed, since each has its advantage."""
@@ -185,5 +184,5 @@ def check_answers(feedback: LanguageFeedback) -> None:
                 f"feedback '{domain}': {without} of {len(examples)} problems have no final answer that attempts could be "
                 "checked by: give them a field named answer, mark it by #### or \\boxed{}, or set feedback.reward=solution"
             )
-        if any(needs_mathematics(reference(example)) for example in examples):
+        if any(needs_mathematics(example) for example in examples):
             math_verify()

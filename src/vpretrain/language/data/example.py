@@ -6,10 +6,10 @@ import difflib
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from vpretrain.errors import UserError
 from vpretrain.language.config import SourceConfig
@@ -21,6 +21,16 @@ ASSISTANT = "assistant"
 _KEY_DIGITS = 16  # hexadecimal
 _FIELD = re.compile(r"\{([\w-]+)(?:\.(\d+))?\}")
 _ABSENT = object()
+Scorer = Callable[[str], float]
+"""Gives 1 for a right answer to a problem, and less for a wrong one."""
+
+
+class ScoredRow(dict[str, Any]):
+    """A row with a scorer of the answers to its problem, of which several may be right."""
+
+    def __init__(self, row: Json, scorer: Scorer) -> None:
+        super().__init__(row)
+        self.scorer = scorer
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,7 @@ class Example:
         lacks: why nothing can be learned from it, such as `response null`; empty if it is whole.
         turns: of a chat, up to the assistant's last one.
         given: number of leading turns without a loss.
+        scorer: judges answers to the problem in place of a comparison with its own; None: there is none.
     """
 
     prompt: str
@@ -49,6 +60,7 @@ class Example:
     lacks: str = ""
     turns: tuple[Json, ...] = ()
     given: int = 0
+    scorer: Scorer | None = None
 
     @cached_property
     def key(self) -> str:
@@ -123,6 +135,7 @@ def check_fields(config: SourceConfig, rows: Iterable[Json]) -> None:
 
 def render(row: Json, config: SourceConfig) -> Example:
     """Build an example from a row by the source's templates."""
+    scorer = row.scorer if isinstance(row, ScoredRow) else None
     renamed = {
         field: names.get(spelled(row[field]), row[field]) for field, names in config.values.items() if field in row
     }
@@ -136,7 +149,7 @@ def render(row: Json, config: SourceConfig) -> Example:
     prompt, problem, no_prompt = _fill(chosen["prompt"], row)
     response, solution, no_response = _fill(chosen["response"], row)
     lacks = f"response {no_response}" if no_response else f"prompt {no_prompt}" if no_prompt else ""
-    return Example(prompt, response, config.domain, problem, solution, row, lacks)
+    return Example(prompt, response, config.domain, problem, solution, row, lacks, scorer=scorer)
 
 
 def is_chat(value: object) -> TypeGuard[list[Json]]:

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vpretrain.errors import UserError
 from vpretrain.language.config import SourceConfig
+from vpretrain.language.data.example import ScoredRow
 from vpretrain.types import Json
 
 if TYPE_CHECKING:
     from reasoning_gym.dataset import ProceduralDataset
+
+
+# Data sets of reasoning-gym with several right answers per problem, whose scorers were read: they run no code of an answer.
+# Others pass it to `eval` or to sympy's `parse_expr`, so no scorer is used unless it is named here.
+SCORED = frozenset({
+    "jugs", "knight_swap", "palindrome_generation", "quantum_lock", "shortest_path", "word_ladder",
+})  # fmt: skip
 
 
 def python_manual() -> Sequence[Json]:
@@ -36,14 +45,14 @@ def generated(config: SourceConfig) -> Sequence[Json]:
         raise UserError(f"reasoning_gym {config.reasoning_gym}: {reason}; check the name and the options") from None
     if templates is not None:
         dataset.task_indices = _choose_templates(config, templates, options["seed"])
-    return _Flat(dataset)
+    return _Flat(dataset, scored=config.reasoning_gym in SCORED)
 
 
 class _Flat(Sequence[Json]):
-    """A reasoning-gym data set as flat rows."""
+    """A reasoning-gym data set as flat rows; if `scored`, each with the scorer of its answers."""
 
-    def __init__(self, dataset: ProceduralDataset) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: ProceduralDataset, *, scored: bool) -> None:
+        self._dataset, self._scored = dataset, scored
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -51,7 +60,8 @@ class _Flat(Sequence[Json]):
     def __getitem__(self, index: Any) -> Any:
         entry = self._dataset[index]
         scalars = {k: v for k, v in entry["metadata"].items() if isinstance(v, str | int | float)}
-        return {"answer_cot": entry["answer"], **scalars, "question": entry["question"], "answer": entry["answer"]}
+        row = {"answer_cot": entry["answer"], **scalars, "question": entry["question"], "answer": entry["answer"]}
+        return ScoredRow(row, partial(self._dataset.score_answer, entry=entry)) if self._scored else row
 
 
 def _choose_templates(config: SourceConfig, templates: list[int], seed: int) -> list[int]:

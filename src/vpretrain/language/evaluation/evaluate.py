@@ -21,7 +21,7 @@ from vpretrain.language.config import EvaluationConfig
 from vpretrain.language.data.encode import collate, encode
 from vpretrain.language.data.example import Example
 from vpretrain.language.evaluation.calibration import SCALES, tempered
-from vpretrain.language.evaluation.solve import is_correct, math_verify, needs_mathematics, pass_at_k, reference, solve
+from vpretrain.language.evaluation.solve import math_verify, needs_mathematics, pass_at_k, solve, solves
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.language.model.learner import LanguageLearner
 from vpretrain.run.left_out import LeftOut
@@ -57,7 +57,7 @@ class Evaluation:
                 f"{without} of {len(problems)} problems of the evaluation have no solution token within "
                 f"evaluation.length={config.length}; raise it, or leave them out with exclude"
             )
-        if any(needs_mathematics(reference(example)) for example in problems[: config.pass_at_1_problems]):
+        if any(needs_mathematics(example) for example in problems[: config.pass_at_1_problems]):
             math_verify()  # a missing package fails now, not after training
 
     def __call__(self, learner: LanguageLearner) -> Json:
@@ -131,7 +131,7 @@ class Evaluation:
         how |= {"temperature": self.config.temperature, "stop": self.config.stop}
         solutions = solve(learner, self.tokenizer, examples, self.config.max_new_tokens, **how)
         solved = zip(examples, solutions, strict=True)
-        return [sum(is_correct(text, reference(example)) for text in texts) for example, texts in solved]
+        return [sum(solves(text, example) for text in texts) for example, texts in solved]
 
 
 def row_scores(learner: LanguageLearner, batch: TokenBatch) -> tuple[Float[Tensor, "B G"], Float[Tensor, " B"]]:

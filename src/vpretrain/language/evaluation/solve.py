@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from vpretrain.errors import UserError
 from vpretrain.language.data.chat import end_of_turn
 from vpretrain.language.data.encode import prompt_ids
-from vpretrain.language.data.example import Example
+from vpretrain.language.data.example import Example, Scorer
 from vpretrain.language.data.rows import spelled
 from vpretrain.language.model.learner import LanguageLearner
 from vpretrain.types import Keywords
@@ -142,8 +142,12 @@ def reference(example: Example) -> str:
 
 
 def states_answer(example: Example) -> bool:
-    """Whether an example has a final answer to check attempts by: one marked in its solution, or a field `answer`."""
-    return marked_answer(example.response) is not None or bool(spelled(example.fields.get("answer")))
+    """Whether attempts can be checked: by a scorer, by an answer marked in the solution, or by a field `answer`."""
+    return (
+        example.scorer is not None
+        or marked_answer(example.response) is not None
+        or bool(spelled(example.fields.get("answer")))
+    )
 
 
 def marked_answer(text: str) -> str | None:
@@ -169,15 +173,28 @@ def final_answer(text: str) -> str:
     if marked is not None:
         return marked
     numbers = re.findall(_NUMBER, text)
+    return numbers[-1] if numbers else _last_line(text)
+
+
+def _last_line(text: str) -> str:
     lines = text.strip().splitlines()
-    return numbers[-1] if numbers else (lines[-1].strip() if lines else "")
+    return lines[-1].strip() if lines else ""
 
 
-def is_correct(text: str, truth: str, *, within: float = 0.0) -> bool:
+def solves(text: str, example: Example) -> bool:
+    """Whether the final answer in `text` is right: by the scorer of the problem, else because it equals its answer."""
+    return is_correct(text, reference(example), scorer=example.scorer)
+
+
+def is_correct(text: str, truth: str, *, within: float = 0.0, scorer: Scorer | None = None) -> bool:
     """Whether the final answer in `text` equals `truth`: as numbers, as words, or else as mathematics (math-verify).
 
-    A number may differ from the truth by `within`; rounding, a millionth of the number, is always allowed.
+    A number may differ from the truth by `within`; rounding, a millionth of the number, is always allowed. If there is a
+    scorer, it decides instead; it reads the marked answer, else the last line.
     """
+    if scorer is not None:
+        marked = marked_answer(text)
+        return scorer(_last_line(text) if marked is None else marked) == 1
     answer = final_answer(text)
     if _PLAIN_NUMBER.fullmatch(truth.strip()):
         ours, theirs = _value(answer), _value(truth)
@@ -195,9 +212,10 @@ def is_words(truth: str) -> bool:
     return re.fullmatch(r"[^\W\d_]+([ ,.'-]+[^\W\d_]+)*[.]?", truth.strip()) is not None
 
 
-def needs_mathematics(truth: str) -> bool:
-    """Whether an answer is neither a number nor words."""
-    return not _PLAIN_NUMBER.fullmatch(truth.strip()) and not is_words(truth)
+def needs_mathematics(example: Example) -> bool:
+    """Whether answers to a problem are compared as mathematics: it has no scorer, and its own is neither number nor words."""
+    truth = reference(example)
+    return example.scorer is None and not _PLAIN_NUMBER.fullmatch(truth.strip()) and not is_words(truth)
 
 
 def math_verify() -> ModuleType:
