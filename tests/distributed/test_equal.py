@@ -178,3 +178,37 @@ def test_shards_are_halves(tmp_path, tokenizer, case):
     shares = together(2, local_shares, recipe_of(case, "fsdp", tmp_path, tokenizer, "two"))
     assert all(first + second == 1 for first, second in zip(*shares, strict=True))
     assert sum(abs(share - 0.5) < 0.02 for share in shares[0]) > 0.9 * len(shares[0])  # an odd row goes to the first
+
+
+def is_even(text, example):
+    """Right for about half of all attempts, whatever the problem."""
+    return sum(map(ord, text)) % 2 == 0
+
+
+def problems_of(recipe):
+    """The problems with a gradient that this process has, by the keys of their attempts."""
+    (batch,) = begin(recipe).feedback.next().values()
+    return [part.keys for part in batch.apart()]
+
+
+def test_two_processes_follow_a_verifier_as_one_does(tmp_path, tokenizer, monkeypatch, differences_seen):
+    """They make the same attempts and divide the problems whose attempts differ."""
+    monkeypatch.setattr("vpretrain.language.verified.solves", is_even)
+    how = {
+        "arm": "v",
+        "stream": {"batch_size": 4},
+        "feedback": {"reward": "answer", "attempts": 8, "batch_size": 4},
+        "value": {"every_steps": 1, "strength": 1.0, "batch_size": 4},
+    }
+    one, two = (tiny_recipe(tmp_path, tokenizer, name=name, **how) for name in ("one", "two"))
+    (whole,) = together(1, problems_of, one)
+    first, second = together(2, problems_of, two)
+    assert first
+    assert second
+    assert sorted(first + second) == sorted(whole)
+    together(1, run, one)
+    together(2, run, two)
+    assert sum("g_down_norm" in line for line in read_lines(two.directory / "metrics.jsonl")) >= 4
+    found = differences(one, two)
+    differences_seen["language-verifier ddp"] = dict(found)
+    assert max(found.values()) < OF_PHI["ddp"], found
