@@ -23,7 +23,7 @@ from vpretrain.pretrained import resolve
 GSM8K = Path("data/gsm8k/train.jsonl")
 _SHAPE = {"hidden_size": 576, "num_hidden_layers": 30}  # SmolLM2-135M's
 _END = "<|end|>"
-_TOKENS, _TEXTS = 4096, 1000  # of the generated tokenizer: its vocabulary, and the problems that it is trained on
+_TOKENS, _TEXTS = 4096, 500  # of the generated tokenizer: its vocabulary, and the problems that it is trained on
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """`make bench-steering`: every condition, arm and seed; resumable. Prints tables and writes results.json and results.md
 beside this file.
 
+Runs with far fewer steps than the other seeds of their arm are listed, and no results are written until they were made again or
+--keep-slow is given.
 Anything but the full benchmark (--quick, other conditions, arms, seeds, minutes, settings, --validation, --seen) is written
 below runs/ instead.
 """
@@ -20,7 +22,7 @@ from benchmarks.fork import Fork, start_fork
 from benchmarks.steering.curves import Curves
 from benchmarks.steering.data import MANUAL_TEXTS, problems, stream_of
 from benchmarks.steering.learner import LENGTH, pretrained
-from benchmarks.steering.runs import retention_of
+from benchmarks.steering.runs import LEAST, disturbed, retention_of
 from benchmarks.steering.table import corrected, markdown
 from vpretrain.compare.compare import compare
 from vpretrain.compare.plots import draw_curves
@@ -48,19 +50,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--seen", action="store_true", help="evaluate on other problems of the feedback's own templates"
     )
+    parser.add_argument(
+        "--keep-slow", action="store_true", help="write results in spite of slow runs, which are named there"
+    )
     options = parser.parse_args(arguments)
+    keep_slow, options.keep_slow = options.keep_slow, False  # the same benchmark, with its name
     # Before any computation here: a fork whose parent has a thread pool waits forever for threads that it does not have.
     torch.set_num_threads(1)
     learner = pretrained(_ROOT, **({"steps": 100} if options.quick else {}))
     arms, seeds = chosen(options, "one-hot")
-    conditions = {}
+    conditions: dict[str, dict[str, Any]] = {}
     for condition in options.conditions.split(","):
         recipe = recipe_of(condition, learner, options)
         results = compare(recipe, arms, seeds=seeds, resume=begun(recipe), start=start_fork).figures
         show(results, recipe)
         draw_curves(results, recipe)
+        slow = disturbed(recipe, results)
+        if slow:
+            print(
+                f"{condition}: runs with fewer than {LEAST:.0%} of their arm's median steps, perhaps slowed down by another "
+                f"process; to make them again: rm -r {' '.join(map(str, slow))}; then this command"
+            )
         probed = recipe.model_copy(update={"arm": "v", "name": f"{recipe.name}-probe"})
         conditions[condition] = summary(recipe, results) | {"probe": _probed(probed)}
+        conditions[condition] |= {"slow": [run.name for run in slow]} if slow else {}
+    slowed = [condition for condition, found in conditions.items() if "slow" in found]
+    if slowed and not keep_slow:
+        raise UserError(
+            f"no results are written, as there are slow runs ({', '.join(slowed)}): make them again as said above, or give "
+            "--keep-slow if it was the arm itself"
+        )
     conditions = corrected(conditions)
     file = _HERE / "results.json" if whole(parser, options) else _ROOT / f"results-{variant(options)}.json"
     minutes = 0.1 if options.quick else options.minutes

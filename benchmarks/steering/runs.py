@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from vpretrain.compare.results import values_of
+from vpretrain.compare.results import run_name, values_of
 from vpretrain.config import Recipe
 from vpretrain.files import read_json
 from vpretrain.recipe import parse_recipe, with_overrides
 from vpretrain.run import run_recipe
+
+LEAST = 0.85  # of the median steps of an arm's seeds: below it something else used the machine
 
 
 def result_of(recipe: Recipe, name: str, settings: Sequence[str]) -> dict[str, Any]:
@@ -36,3 +39,18 @@ def problems_of(runs: Sequence[dict[str, Any]]) -> list[list[float]]:
 def retention_of(runs: Sequence[dict[str, Any]]) -> list[list[float]]:
     """Return the NLL of the retention text, [S, 1]."""
     return [[run["retention_nll"]] for run in runs]
+
+
+def disturbed(recipe: Recipe, results: dict[str, Any]) -> list[Path]:
+    """Return the directories of a comparison's runs that made too few steps beside the other seeds of their arm.
+
+    All have the same time. Two seeds do not tell which of them was slowed down, so there is none below three.
+    """
+    found: list[Path] = []
+    for arm, figures in results["arms"].items():
+        runs = figures.get("runs", [])
+        if len(runs) > 2:
+            least = LEAST * median(run["steps"] for run in runs)
+            slow = [run["seed"] for run in runs if run["steps"] < least]
+            found += [recipe.directory / run_name(arm, seed, results["seeds"]) for seed in slow]
+    return found

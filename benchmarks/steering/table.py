@@ -23,7 +23,7 @@ def markdown(report: dict[str, Any]) -> str:
         lines = [
             f"### {condition}",
             "",
-            f"{found['seeds']} seeds; probe of V: {_probe(found['probe'])}.",
+            f"{found['seeds']} seeds; probe of V: {_probe(found['probe'])}.{_slow(found)}",
             "",
             _arms(found),
         ]
@@ -90,6 +90,10 @@ def _row(arm: str, figures: dict[str, Any], found: dict[str, Any]) -> list[str]:
         f"{figures['steps']:.0f}",
         _reached(figures),
     ]
+
+
+def _slow(found: dict[str, Any]) -> str:
+    return f" Runs far below their arm's median steps: {', '.join(found['slow'])}." if "slow" in found else ""
 
 
 def _reached(figures: dict[str, Any]) -> str:

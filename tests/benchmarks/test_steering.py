@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 from worlds import write_jsonl
@@ -15,8 +16,10 @@ from benchmarks.steering import __main__ as steering
 from benchmarks.steering import ablation, flops
 from benchmarks.steering.costs import Costs
 from benchmarks.steering.data import SIZES, opened, stream_of, templates
+from benchmarks.steering.runs import disturbed
 from benchmarks.steering.table import _probe, corrected
 from vpretrain.compare.results import START
+from vpretrain.errors import UserError
 
 
 def texts(condition, root, count=200):
@@ -146,6 +149,48 @@ def test_the_probe_is_shown_with_what_the_designer_saw_where_that_was_measured()
     found = {"pearson": 0.9, "slope": 0.8, "pearson_subset": 0.7, "pearson_seen": 0.6, "pearson_gain": None}
     assert _probe(found) == "r 0.900, slope 0.80 (S alone: r 0.700; eta V_S as the designer saw it: r 0.600)"
     assert _probe(found | {"pearson_seen": None}) == "r 0.900, slope 0.80 (S alone: r 0.700)"
+
+
+def steps_of(**arms):
+    """Results of a comparison by the steps of each arm's seeds."""
+    runs = {
+        arm.replace("_", "-"): {"runs": [{"seed": seed, "steps": made} for seed, made in enumerate(steps)]}
+        for arm, steps in arms.items()
+    }
+    return {"seeds": list(range(len(next(iter(arms.values()))))), "arms": {START: {"seed": 0, "steps": 0}, **runs}}
+
+
+def test_runs_that_were_slowed_down_are_those_far_below_the_median_of_their_arm(compared):
+    recipe, _ = compared
+    results = steps_of(one_hot=[100, 84, 100], v=[80, 85, 73], v_paper=[200, 30, 170])
+    assert disturbed(recipe, results) == [recipe.directory / name for name in ("one-hot.1", "v-paper.1")]
+    assert disturbed(recipe, steps_of(one_hot=[100, 10])) == []
+
+
+@pytest.mark.parametrize(
+    ("steps", "more", "slow"),
+    [([100, 86, 100], [], None), ([100, 84, 100], [], None), ([100, 84, 100], ["--keep-slow"], ["one-hot.1"])],
+)
+def test_no_results_are_written_while_a_run_is_slow_unless_it_is_kept(root, monkeypatch, capsys, steps, more, slow):
+    written = []
+    monkeypatch.setattr(steering, "_ROOT", root)
+    monkeypatch.setattr(steering, "pretrained", lambda root, **_: root)
+    monkeypatch.setattr(steering, "compare", lambda *_, **__: SimpleNamespace(figures=steps_of(one_hot=steps)))
+    monkeypatch.setattr(steering, "summary", lambda recipe, results: {"arms": {}, "v_minus": {}})
+    for name in ("show", "draw_curves"):
+        monkeypatch.setattr(steering, name, lambda *_: None)
+    monkeypatch.setattr(steering, "_probed", lambda recipe: {})
+    monkeypatch.setattr(steering, "write_report", lambda *found: written.append(found))
+    arguments = ["--conditions=clean", "--arms=one-hot", "--seeds=3", *more]
+    if 84 in steps and not more:
+        with pytest.raises(UserError, match=r"no results are written, as there are slow runs \(clean\)"):
+            steering.main(arguments)
+        assert f"rm -r {root}/clean-0.35min/one-hot.1; then this command" in capsys.readouterr().out
+        assert written == []
+    else:
+        steering.main(arguments)
+        ((_, report, *_),) = written
+        assert report["conditions"]["clean"].get("slow") == slow
 
 
 def test_times_are_read_off_the_curves(compared):

@@ -165,7 +165,9 @@ def _views(recipe: Recipe, backbone: Backbone, local_views: int) -> _Views:
 def _outputs_bytes(config: DinoConfig, views: _Views, width: int, *, low: bool = False) -> float:
     """Return the bytes per image that DINO's head and loss hold at once, for class tokens and patches alike."""
     student, teacher = sum(read.targets for read in views.head), views.head[0].targets
-    tensors = 2 * (student + teacher)  # the student's outputs and their log-softmax, the teacher's outputs and the targets
+    tensors = 2 * (
+        student + teacher
+    )  # the student's outputs and their log-softmax, the teacher's outputs and the targets
     # In the head: what enters its layers and the activations between them, and the bottleneck before it is normalised.
     inside = (BF16 if low else FP32) * (width + 4 * config.hidden + config.bottleneck) + FP32 * config.bottleneck
     return FP32 * config.outputs * tensors + inside * student
