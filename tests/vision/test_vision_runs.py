@@ -24,7 +24,7 @@ from vpretrain.vision.assemble import assemble
 from vpretrain.vision.config import DesignerConfig, SourceConfig
 from vpretrain.vision.data.source import Pool, open_images
 from vpretrain.vision.inspection.check import check
-from vpretrain.vision.model.heads import pixel_outputs
+from vpretrain.vision.model.heads import Shift, label_loss, pixel_outputs
 from vpretrain.vision.task.construction import LearnedViews
 
 
@@ -40,6 +40,24 @@ def test_a_mask_of_ones_equals_the_fixed_views_bit_for_bit(tmp_path):
 
 
 AS_FAR = {"v": 0.26, "v-paper": 0.022, "random-mask": 0.18, "regulariser-only": 0.022, "random-feedback": 0.24}
+
+
+def test_refitted_biases_leave_no_common_gradient_and_no_trace_in_the_heads(tmp_path):
+    plain, refitted = (
+        assemble(vision_recipe(tmp_path, arm="v", feedback={"refit_biases": refit})).feedback for refit in (False, True)
+    )
+    (before,), (after,) = plain.next().values(), refitted.next().values()
+    grid = refitted._grid(after.labelled)
+    for task in ("segmentation", "depth"):
+        assert torch.equal(after.heads[task][0][-1].bias, before.heads[task][-1].bias)
+        slopes = []
+        for head in (before.heads[task], after.heads[task][0]):
+            shift = Shift(head[-1].out_channels)
+            if head is not before.heads[task]:
+                shift.load_state_dict(after.heads[task][1].state_dict())
+            loss = label_loss(task, torch.nn.Sequential(head, shift), grid, after.labelled)
+            slopes.append(float(torch.autograd.grad(loss, shift.bias)[0].norm()))
+        assert slopes[1] < 0.02 * slopes[0]
 
 
 @pytest.mark.parametrize("arm", AS_FAR)

@@ -198,6 +198,11 @@ class FeedbackConfig(config.FeedbackConfig):
         False, description="Start the heads' last layer from 0: it then gives no random direction before it is fitted."
     )
     size: Side = Field(224, description="Pixels per side that the backbone sees.")
+    refit_biases: bool = Field(
+        False,
+        description="Fit the biases of the heads' outputs anew on the images of each meta update, so that g_down has no part "
+        "that all images have in common.",
+    )
     batch_size: Batch = Field(16, description="Images per batch, for heads and for g_down.")
     head_lr: Rate = Field(1e-3, description="Learning rate of the heads' AdamW.")
     head_steps: int = Field(1, ge=1, le=100_000, description="Head steps per meta update.")

@@ -20,7 +20,7 @@ from vpretrain.types import Json
 from vpretrain.vision.config import FeedbackConfig
 from vpretrain.vision.data.source import Pool
 from vpretrain.vision.model.batch import IGNORED, Labelled
-from vpretrain.vision.model.heads import LabelKind, dense_head, label_loss, valid_depth
+from vpretrain.vision.model.heads import LabelKind, dense_head, label_loss, refitted_bias, valid_depth
 from vpretrain.vision.model.learner import VisionLearner
 
 _SAMPLE = 16  # images in which labels are looked for
@@ -104,13 +104,19 @@ class VisionFeedback:
             self._fit(images, grid_BDhw)
         self.heads.eval()
         images = self._draw(self._for_meta, "meta", self.batches_drawn)
+        heads: dict[LabelKind, nn.Module] = {task: self.heads[task] for task in self.tasks}
+        if self.config.refit_biases:  # on the images of all processes
+            grid_BDhw = self._grid(images)
+            heads = {
+                task: nn.Sequential(head, refitted_bias(task, head, grid_BDhw, images)) for task, head in heads.items()
+            }
         own = images[distributed.rank() :: distributed.size()]
         self.batches_drawn += 1
         weights = {
             task: weight * (distributed.size() * _labelled_pixels(task, own) / max(1, _labelled_pixels(task, images)))
             for task, weight in self.tasks.items()
         }
-        return {"labels": FeedbackBatch(own, {task: self.heads[task] for task in self.tasks}, weights)}
+        return {"labels": FeedbackBatch(own, heads, weights)}
 
     def state_dict(self) -> Json:
         """Return the cursors; the heads and their optimizer are saved separately, as tensors."""
@@ -130,8 +136,11 @@ class VisionFeedback:
 
     def _with_features(self, number: int) -> tuple[Labelled, Tensor]:
         images = self._draw(self._for_heads, "heads", number)
+        return images, self._grid(images)
+
+    def _grid(self, images: Labelled) -> Float[Tensor, "B D h w"]:
         size = self.config.size
-        return images, self.learner.backbone.grid(self.learner.features(images.image_B3HW), size, size)
+        return self.learner.backbone.grid(self.learner.features(images.image_B3HW), size, size)
 
     def _fit(self, images: Labelled, grid_BDhw: Tensor) -> None:
         self.heads.train()

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from vpretrain.vision.model.batch import IGNORED, Labelled
 
 LabelKind = Literal["segmentation", "depth"]
+_BIAS_STEPS = 30
 MIN_DEPTH, MAX_DEPTH = 1e-3, 10.0  # metres; depths outside are invalid (NYUv2's protocol)
 
 
@@ -79,6 +80,40 @@ def depth_loss(
     error_BHW = error_BHW.square() if squared else error_BHW
     valid_BHW = valid_depth(depth_BHW)
     return torch.where(valid_BHW, error_BHW, 0.0).sum() / valid_BHW.sum().clamp_min(1)
+
+
+class Shift(nn.Module):
+    """Adds a bias to each output of a head."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, output_BChw: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
+        """Return the outputs with their biases."""
+        return output_BChw + self.bias[:, None, None]
+
+
+def refitted_bias(kind: LabelKind, head: nn.Module, grid_BDhw: Float[Tensor, "B D h w"], images: Labelled) -> Shift:
+    """Return the bias with which a head's loss on these images is least, to be applied after the head.
+
+    Without it, what the images have in common, such as how far away everything is, dominates a gradient: a probe that is fitted
+    anew would take it up by its bias.
+    """
+    with torch.no_grad():
+        output_BChw = head(grid_BDhw).float()
+    shift = Shift(output_BChw.shape[1]).to(output_BChw.device)
+    optimizer = torch.optim.LBFGS([shift.bias], max_iter=_BIAS_STEPS, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = label_loss(kind, shift, output_BChw, images)
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    return shift.requires_grad_(False)
 
 
 def label_loss(
