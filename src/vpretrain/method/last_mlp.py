@@ -15,7 +15,7 @@ import copy
 import functools
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,13 +47,6 @@ class MLPEntry:
     block_ND: Float[Tensor, "N D"]
     attention_ND: Float[Tensor, "N D"]
     products: dict[str, Tensor]
-
-    @classmethod
-    def joined(cls, entries: Iterable[MLPEntry]) -> MLPEntry:
-        """Return the tokens of several passes as one."""
-        blocks, attentions, products = zip(*((e.block_ND, e.attention_ND, e.products) for e in entries), strict=True)
-        joined = {name: torch.cat([of_pass[name] for of_pass in products]) for name in products[0]}
-        return cls(torch.cat(blocks), torch.cat(attentions), joined)
 
 
 class LastMLP:

@@ -11,7 +11,7 @@ nearly the base task's and those of the next far from it. So the divergence from
 
 The divergence grows with 1 / lambda, and lambda is the multiplier of this constraint.
 
-Shapes: N targets, K candidates (of a teacher: all prototypes), G points of a grid.
+Shapes: N targets, K candidates, G points of a grid.
 """
 
 from __future__ import annotations
