@@ -97,8 +97,8 @@ class Shift(nn.Module):
 def refitted_bias(kind: LabelKind, head: nn.Module, grid_BDhw: Float[Tensor, "B D h w"], images: Labelled) -> Shift:
     """Return the bias with which a head's loss on these images is least, to be applied after the head.
 
-    Without it, what the images have in common, such as how far away everything is, dominates a gradient: a probe that is fitted
-    anew would take it up by its bias.
+    Otherwise a part that all images share, such as a common error of the depths, dominates the gradient; a newly fitted probe
+    would absorb it in its bias.
     """
     with torch.no_grad():
         output_BChw = head(grid_BDhw).float()
