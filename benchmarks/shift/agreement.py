@@ -1,6 +1,7 @@
 """`python -m benchmarks.shift.agreement`: how far the agreement of 8 feedback pairs with the direction lies from 0.
 
-In standard errors, every r steps of untilted runs on the shifted recipe; `random-feedback` shows the same for noise.
+In standard errors, every r steps of untilted runs, on the shifted recipe or another; `random-feedback` shows the same for
+noise.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from benchmarks.command import command
+from vpretrain.config import Recipe
 from vpretrain.method.strength import Judgement, Strength
 from vpretrain.recipe import load_recipe
 from vpretrain.run.optimizer import AdamW
@@ -34,21 +36,23 @@ class Recorder(Strength):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the standard errors, a line per arm and seed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.shift.agreement", description=__doc__)
+    parser.add_argument("settings", metavar="field=value", nargs="*", help="settings to change in the recipe")
+    parser.add_argument("--recipe", default="recipes/smollm2-gsm8k-shift.yaml", help="default: %(default)s")
     parser.add_argument("--arms", default="v,random-feedback", help="default: %(default)s")
     parser.add_argument("--seeds", type=int, default=5, help="how many (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=17, help="learner steps (default: %(default)s)")
     options = parser.parse_args(arguments)
     for arm in options.arms.split(","):
         for seed in range(options.seeds):
-            every, judgements = agreement(arm, seed, options.steps)
+            settings = [*options.settings, f"arm={arm}", f"seed={seed}"]
+            every, judgements = agreement(load_recipe(options.recipe, settings), options.steps)
             seen = (f"step {every * n}: {standard_errors(j.agreement):.1f}" for n, j in enumerate(judgements, start=1))
             print(f"{arm}, seed {seed}:", ", ".join(seen), flush=True)
 
 
-def agreement(arm: str, seed: int, steps: int) -> tuple[int, list[Judgement]]:
+def agreement(recipe: Recipe, steps: int) -> tuple[int, list[Judgement]]:
     """Return r, and the judgement at every meta update of an untilted run."""
-    settings = [f"arm={arm}", f"seed={seed}", f"budget.steps={_TOTAL}", "budget.minutes=null"]
-    recipe = load_recipe("recipes/smollm2-gsm8k-shift.yaml", settings)
+    recipe = recipe.model_copy(update={"budget": recipe.budget.model_copy(update={"steps": _TOTAL, "minutes": None})})
     parts = begin(recipe)
     assert parts.meta is not None
     parts.meta.strength = Recorder()
