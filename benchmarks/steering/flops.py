@@ -1,8 +1,9 @@
-"""`make bench-steering-flops`: arms after equal FLOPs in place of equal time, on test templates; resumable.
+"""`make bench-steering-flops`: arms after equal FLOPs and after equal tokens, in place of equal time, on test templates.
+Resumable.
 
-Every arm makes as many steps as the FLOPs of one-hot's steps pay for at the shapes of Qwen2.5-0.5B (`costs`), and its learning
-rate falls over its own steps. --steps are those of one-hot, which is the first of --arms. The full run writes flops.json and
-flops.md beside this file.
+Every arm makes as many steps as the FLOPs of one-hot's steps pay for at the shapes of Qwen2.5-0.5B (`costs`), and in other runs
+as many steps as one-hot; its learning rate falls over its own steps. --steps are those of one-hot, which is the first of
+--arms. The full run writes flops.json and flops.md beside this file.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from vpretrain.config import Recipe
 from vpretrain.files import read_lines
 
 ARMS, SEEDS, STEPS = ("one-hot", "v"), 10, 300
+EQUAL_TOKENS = ", equal tokens"
 _ROOT, _HERE = Path("runs/steering"), Path(__file__).parent
 
 
@@ -54,30 +56,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def summary(recipe: Recipe, arms: Sequence[str], seeds: Sequence[int], steps: int) -> dict[str, Any]:
-    """Make the runs of a condition and return each arm's figures; one-hot is the first arm and makes `steps` steps."""
-    allowed = steps * Costs.of(recipe, arms[0]).step
+    """Make the runs of a condition and return the figures of one-hot, which is the first arm and makes `steps` steps, and of
+    each other arm after equal FLOPs and after as many steps, and so equal tokens."""
+    one_hot, others = arms[0], arms[1:]
+    allowed = steps * Costs.of(recipe, one_hot).step
+    costs = {arm: Costs.of(recipe, arm) for arm in arms}
+    planned = {one_hot: (one_hot, steps)}
+    for arm in others:
+        planned[arm] = arm, costs[arm].affordable(allowed, recipe.value.every_steps)
+        planned[arm + EQUAL_TOKENS] = arm, steps
     found: dict[str, Any] = {}
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for arm in arms:
-        costs = Costs.of(recipe, arm)
-        own = steps if arm == arms[0] else costs.affordable(allowed, recipe.value.every_steps)
-        names = [f"{arm}-{own}.{seed}" for seed in seeds]
-        runs[arm] = [
-            result_of(recipe, name, [f"arm={arm}", f"seed={seed}", "budget.minutes=null", f"budget.steps={own}"])
-            for name, seed in zip(names, seeds, strict=True)
+    base: list[dict[str, Any]] = []
+    for name, (arm, own) in planned.items():
+        directories = [f"{arm}-{own}.{seed}" for seed in seeds]
+        runs = [
+            result_of(recipe, directory, [f"arm={arm}", f"seed={seed}", "budget.minutes=null", f"budget.steps={own}"])
+            for directory, seed in zip(directories, seeds, strict=True)
         ]
-        spent = [costs.spent(read_lines(Path(recipe.output) / name / "metrics.jsonl")) / allowed for name in names]
-        found[arm] = {
+        metrics = (Path(recipe.output) / directory / "metrics.jsonl" for directory in directories)
+        found[name] = {
             "steps": own,
-            "flops": fmean(spent),
-            "target_nll": fmean(run["answer_nll"] for run in runs[arm]),
-            "mean_alpha": fmean(run["mean_alpha"] for run in runs[arm]),
+            "flops": fmean(costs[arm].spent(read_lines(file)) / allowed for file in metrics),
+            "target_nll": fmean(run["answer_nll"] for run in runs),
+            "mean_alpha": fmean(run["mean_alpha"] for run in runs),
         }
-        if arm != arms[0]:
-            found[arm]["minus_one_hot"] = paired_difference(problems_of(runs[arm]), problems_of(runs[arms[0]]))
-            if len(seeds) > 1:
-                retention, base = retention_of(runs[arm]), retention_of(runs[arms[0]])
-                found[arm]["retention_minus_one_hot"] = paired_difference(retention, base)
+        if not base:
+            base = runs
+            continue
+        found[name]["minus_one_hot"] = paired_difference(problems_of(runs), problems_of(base))
+        if len(seeds) > 1:
+            retention = paired_difference(retention_of(runs), retention_of(base))
+            found[name]["retention_minus_one_hot"] = retention
     return found
 
 

@@ -250,8 +250,10 @@ def test_equal_flops_are_compared_problem_by_problem(compared, tmp_path, monkeyp
     steps = found["v"]["steps"]
     assert 0.9 * 300 < steps < 0.98 * 300
     assert found["one-hot"]["flops"] == pytest.approx(1 / 300)
-    assert asked[-1] == (f"v-{steps}.1", ["arm=v", "seed=1", "budget.minutes=null", f"budget.steps={steps}"])
-    assert flops.markdown({"conditions": {"clean": found}}).count("| clean | ") == 2
+    assert asked[3] == (f"v-{steps}.1", ["arm=v", "seed=1", "budget.minutes=null", f"budget.steps={steps}"])
+    assert asked[5] == ("v-300.1", ["arm=v", "seed=1", "budget.minutes=null", "budget.steps=300"])
+    assert found["v, equal tokens"]["steps"] == 300
+    assert flops.markdown({"conditions": {"clean": found}}).count("| clean | ") == 3
 
 
 def test_the_ablation_compares_every_variant_on_validation_templates(root, tmp_path, monkeypatch):
