@@ -47,7 +47,7 @@ def test_refitted_biases_leave_no_common_gradient_and_no_trace_in_the_heads(tmp_
         assemble(vision_recipe(tmp_path, arm="v", feedback={"refit_biases": refit})).feedback for refit in (False, True)
     )
     (before,), (after,) = plain.next().values(), refitted.next().values()
-    grid = refitted._grid(after.labelled)
+    grid = refitted._grid(refitted.learner.features(after.labelled.image_B3HW))
     for task in ("segmentation", "depth"):
         assert torch.equal(after.heads[task][0][-1].bias, before.heads[task][-1].bias)
         slopes = []
@@ -58,6 +58,21 @@ def test_refitted_biases_leave_no_common_gradient_and_no_trace_in_the_heads(tmp_
             loss = label_loss(task, torch.nn.Sequential(head, shift), grid, after.labelled)
             slopes.append(float(torch.autograd.grad(loss, shift.bias)[0].norm()))
         assert slopes[1] < 0.02 * slopes[0]
+
+
+def test_gradients_of_a_batch_with_refitted_biases_take_no_second_pass(tmp_path):
+    parts = assemble(vision_recipe(tmp_path, arm="v", feedback={"refit_biases": True}))
+    learner, passes = parts.learner, []
+    learner.backbone.blocks[0].register_forward_hook(lambda *arguments: passes.append(1))
+    (batch,) = parts.feedback.next().values()
+    theta, passed = parts.meta.theta_at(), len(passes)
+    for kept in (batch, *batch.apart()):
+        gradients = []
+        for seen in (kept, replace(kept, entry=None)):
+            gradients.append(learner.gradient(partial(learner.evaluate, seen), theta))
+        for name, g in gradients[1].items():
+            torch.testing.assert_close(gradients[0][name], g, rtol=1e-4, atol=1e-6)
+    assert len(passes) - passed == 1 + len(batch.labelled)  # those without entry
 
 
 @pytest.mark.parametrize("arm", AS_FAR)

@@ -113,6 +113,13 @@ class BaseLearner:
         with phase("tangent"):
             return self.last_mlp.linearised(entry, dict(self.module.named_parameters()), direction)
 
+    def hidden_from_entry(self, entry: MLPEntry | None, parameters: Parameters) -> Tensor | None:
+        """Return the last hidden states at an entry's tokens, as a function of S; None as for `tangent_from_entry`, and where
+        theta is sharded."""
+        if entry is None or self.last_mlp is None or not parameters.keys() <= self.last_mlp.names:
+            return None
+        return self.last_mlp.hidden(entry, self.theta.values_with({}), parameters) if self.has_own_gradient else None
+
     def tangent_pass(self, run: Callable[[Parameters], Output], direction: Parameters) -> tuple[Output, Output]:
         """Return what `run` gives at the present parameters of S, and D_u of that: one pass in forward mode."""
         at = {name: p.detach() for name, p in self.named_parameters() if name in direction}

@@ -48,6 +48,13 @@ class MLPEntry:
     attention_ND: Float[Tensor, "N D"]
     products: dict[str, Tensor]
 
+    def rows(self, chosen: slice, of: int) -> MLPEntry:
+        """Return the entry at some of its `of` rows, with equally many targets each, without the products."""
+        block_ND, attention_ND = (
+            x.unflatten(0, (of, -1))[chosen].flatten(0, 1) for x in (self.block_ND, self.attention_ND)
+        )
+        return MLPEntry(block_ND, attention_ND, {})
+
 
 class LastMLP:
     """The last block and the norm after it as a function of the MLP's parameters only.

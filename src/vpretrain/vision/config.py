@@ -205,13 +205,15 @@ class FeedbackConfig(config.FeedbackConfig):
     )
     batch_size: Batch = Field(16, description="Images per batch, for heads and for g_down.")
     head_lr: Rate = Field(1e-3, description="Learning rate of the heads' AdamW.")
-    head_steps: int = Field(1, ge=1, le=100_000, description="Head steps per meta update.")
+    head_steps: int = Field(1, ge=0, le=100_000, description="Head steps per meta update.")
     first_head_steps: int = Field(50, ge=0, le=1_000_000, description="Head steps before the first meta update.")
 
     @model_validator(mode="after")
     def _some_task(self) -> FeedbackConfig:
         if self.segmentation + self.depth <= 0:
             raise ValueError("give feedback.segmentation or feedback.depth a weight above 0")
+        if self.head_steps + self.first_head_steps == 0:
+            raise ValueError("the heads are never fitted: give feedback.first_head_steps or feedback.head_steps")
         return self
 
 

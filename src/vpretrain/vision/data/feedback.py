@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vpretrain import distributed
 from vpretrain.errors import NonFinite, UserError
+from vpretrain.method.last_mlp import MLPEntry
 from vpretrain.order import Shuffled
 from vpretrain.types import Json
 from vpretrain.vision.config import FeedbackConfig
@@ -35,6 +36,8 @@ class FeedbackBatch:
         labelled: the images.
         heads: by task; in evaluation mode, so that a gradient through them changes no statistics.
         weights: alpha_seg and alpha_dep of Eq 54, by task, times this process's fraction of the labelled pixels.
+        entry: where a pass over the images enters the last MLP, if one has been made: the gradient over that MLP then needs no
+            other.
     """
 
     weight: ClassVar[float] = 1.0  # the fractions are in the weights of the tasks
@@ -42,10 +45,16 @@ class FeedbackBatch:
     labelled: Labelled
     heads: Mapping[LabelKind, nn.Module]
     weights: Mapping[LabelKind, float]
+    entry: MLPEntry | None = None
 
     def apart(self) -> list[FeedbackBatch]:
         """Return its images, each as a batch of its own."""
-        return [replace(self, labelled=self.labelled[i : i + 1]) for i in range(len(self.labelled))]
+        return [self.images(slice(i, i + 1)) for i in range(len(self.labelled))]
+
+    def images(self, chosen: slice) -> FeedbackBatch:
+        """Return some of the images as a batch."""
+        entry = None if self.entry is None else self.entry.rows(chosen, len(self.labelled))
+        return replace(self, labelled=self.labelled[chosen], entry=entry)
 
     @property
     def image_B3HW(self) -> Tensor:
@@ -105,18 +114,21 @@ class VisionFeedback:
         self.heads.eval()
         images = self._draw(self._for_meta, "meta", self.batches_drawn)
         heads: dict[LabelKind, nn.Module] = {task: self.heads[task] for task in self.tasks}
+        entry: MLPEntry | None = None
         if self.config.refit_biases:  # on the images of all processes
-            grid_BDhw = self._grid(images)
+            tokens_BTD, entry = self.learner.features_and_entry(images.image_B3HW)
+            grid_BDhw = self._grid(tokens_BTD)
             heads = {
                 task: nn.Sequential(head, refitted_bias(task, head, grid_BDhw, images)) for task, head in heads.items()
             }
-        own = images[distributed.rank() :: distributed.size()]
+        own = FeedbackBatch(images, heads, self.tasks, entry).images(slice(distributed.rank(), None, distributed.size()))
         self.batches_drawn += 1
         weights = {
-            task: weight * (distributed.size() * _labelled_pixels(task, own) / max(1, _labelled_pixels(task, images)))
+            task: weight
+            * (distributed.size() * _labelled_pixels(task, own.labelled) / max(1, _labelled_pixels(task, images)))
             for task, weight in self.tasks.items()
         }
-        return {"labels": FeedbackBatch(own, heads, weights)}
+        return {"labels": replace(own, weights=weights)}
 
     def state_dict(self) -> Json:
         """Return the cursors; the heads and their optimizer are saved separately, as tensors."""
@@ -128,7 +140,8 @@ class VisionFeedback:
 
     def _head_batches(self) -> Iterator[tuple[Labelled, Tensor]]:
         if self.head_steps == 0:  # the backbone does not change meanwhile: its features are computed once
-            pool = [self._with_features(i) for i in range(min(_FIRST_POOL, self.config.first_head_steps))]
+            epoch = max(1, len(self._for_heads) // self.config.batch_size)
+            pool = [self._with_features(i) for i in range(min(_FIRST_POOL, epoch, self.config.first_head_steps))]
             for step in range(self.config.first_head_steps):
                 yield pool[step % len(pool)]
         for _ in range(self.config.head_steps):
@@ -136,11 +149,10 @@ class VisionFeedback:
 
     def _with_features(self, number: int) -> tuple[Labelled, Tensor]:
         images = self._draw(self._for_heads, "heads", number)
-        return images, self._grid(images)
+        return images, self._grid(self.learner.features(images.image_B3HW))
 
-    def _grid(self, images: Labelled) -> Float[Tensor, "B D h w"]:
-        size = self.config.size
-        return self.learner.backbone.grid(self.learner.features(images.image_B3HW), size, size)
+    def _grid(self, tokens_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B D h w"]:
+        return self.learner.backbone.grid(tokens_BTD, self.config.size, self.config.size)
 
     def _fit(self, images: Labelled, grid_BDhw: Tensor) -> None:
         self.heads.train()

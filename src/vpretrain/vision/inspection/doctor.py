@@ -24,6 +24,8 @@ _DINO = DinoConfig(outputs=64, hidden=64, bottleneck=32)
 class _Judge:
     """A feedback batch: random images, a random target for every patch."""
 
+    entry = None
+
     def __init__(self, image_B3HW: Tensor, width: int) -> None:
         self.image_B3HW = image_B3HW
         self.direction = torch.randn(width).to(image_B3HW) / width

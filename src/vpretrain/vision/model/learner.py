@@ -198,7 +198,11 @@ class VisionLearner(BaseLearner):
 
     def evaluate(self, batch: AnyBatch, parameters: Parameters) -> Float[Tensor, ""]:
         """L_down: the loss of a feedback batch's head on the backbone's patches, as a function of S."""
-        tokens_BTD = self.theta.forward_with(parameters, "tokens", batch.image_B3HW)
+        tokens_ND = self.hidden_from_entry(batch.entry, parameters)
+        if tokens_ND is None:
+            tokens_BTD = self.theta.forward_with(parameters, "tokens", batch.image_B3HW)
+        else:
+            tokens_BTD = tokens_ND.unflatten(0, (len(batch.image_B3HW), -1))
         with torch.autocast(self.device.type, enabled=False):  # heads and depths are fp32
             return batch.loss(self.backbone.grid(tokens_BTD.to(batch.image_B3HW), *batch.image_B3HW.shape[2:]))
 
@@ -208,6 +212,14 @@ class VisionLearner(BaseLearner):
         """Return normalised tokens of the frozen backbone, without gradient or dropout; see `Backbone.forward`."""
         with self.meta_mode(), torch.no_grad():
             return self.module("tokens", pixels_B3HW, hidden_BN)
+
+    def features_and_entry(self, pixels_B3HW: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B T D"], MLPEntry | None]:
+        """Return `features`, and the entry into the last MLP at all tokens, if entries are kept (see `keep_entries`)."""
+        patches = math.prod(self.backbone.patches(*pixels_B3HW.shape[2:]))
+        tokens = torch.ones(len(pixels_B3HW), self.backbone.prefix + patches, dtype=torch.bool, device=self.device)
+        with self.recording(tokens):
+            features_BTD = self.features(pixels_B3HW)
+        return features_BTD, self.take_entry()
 
     def after_step(self, tasks: Sequence[Task], progress: float) -> None:
         """Update the teacher, an exponential average of the student whose momentum rises to 1 along a cosine."""
