@@ -198,7 +198,7 @@ def test_controls_have_nothing_to_inspect_and_what_is_missing_is_said(tmp_path, 
     bare = tmp_path / "bare"
     for arm in ("one-hot", "uniform"):
         assert inspectors(saved(tiny_recipe(tmp_path, tokenizer, arm=arm), bare)) == []
-    for arm in ("fixed", "random-mask"):
+    for arm in ("fixed", "random-mask", "v", "random-feedback"):
         assert inspectors(saved(vision_recipe(tmp_path, arm=arm), bare)) == []
     (fragment,) = inspectors(saved(tiny_recipe(tmp_path, tokenizer), bare))
     assert "Not shown: bare has no checkpoint" in fragment

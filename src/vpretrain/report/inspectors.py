@@ -21,13 +21,15 @@ TITLES = {"language": "Token inspector", "vision": "Mask inspector"}
 
 
 def inspectors(run: Path) -> list[Markup]:
-    """Return self-contained HTML fragments that inspect a run; none if the arm's task does not follow the feedback.
+    """Return self-contained HTML fragments that inspect a run; none if its arm has nothing to inspect.
 
-    A language run has a token inspector, for which its learner and data are loaded; a vision run has a mask inspector. If
-    something is missing, the fragment names it. Raises UserError if there is no readable recipe.
+    A language run whose task follows the feedback has a token inspector, for which its learner and data are loaded; a vision
+    run with a designer has a mask inspector. If something is missing, the fragment names it. Raises UserError if there is no
+    readable recipe.
     """
     recipe = load_recipe(run / "recipe.yaml")
-    if not recipe.arms[recipe.arm].steered:
+    arm = recipe.arms[recipe.arm]
+    if not (arm.designer if recipe.modality == "vision" else arm.steered):
         return []
     kind, find = {"language": ("tokens", _tokens), "vision": ("views", _views)}[recipe.modality]
     shown: Json = {"kind": kind, "title": TITLES[recipe.modality], "missing": None}
