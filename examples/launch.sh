@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One run on one machine or several, with a process on every GPU. Start it on each machine, or let Slurm do so:
 #
-#   examples/launch.sh recipe.yaml parallel=fsdp value.engine=finite_difference     one machine
+#   examples/launch.sh recipe.yaml parallel=fsdp                                    one machine
 #   NODES=2 NODE=0 HEAD=first.host examples/launch.sh recipe.yaml                   on each of two, NODE=0 and NODE=1
 #   sbatch --nodes=4 --ntasks-per-node=1 --gpus-per-node=8 --signal=TERM@120 --wrap='srun examples/launch.sh recipe.yaml'
 #
