@@ -94,7 +94,7 @@ bench-speed: .venv/.installed-quickstart .venv/.installed-vision ## measure the 
 bench-scaling: .venv/.installed ## make the tables of docs/scaling.md: estimates for 8 to 1,024 GPUs; seconds
 	$(BIN)/python -m benchmarks.scaling
 
-bench-gpu: .venv/.installed-dev ## measure on one CUDA device what only a GPU can show; nine minutes, ARGS=--cpu rehearses it in two
+bench-gpu: .venv/.installed-dev ## measure on one CUDA device what only a GPU can show; nine minutes, ARGS=--cpu rehearses it in a few
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 bench-decontaminate: .venv/.installed-dev ## find near-duplicates in a gigabyte of text and measure speed, memory, recall; ARGS=--quick takes seconds
