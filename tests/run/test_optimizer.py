@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vpretrain.config import OptimizerConfig
-from vpretrain.run.optimizer import AdamW
+from vpretrain.run.optimizer import AdamW, Preconditioner
 
 
 def make(parameter, **settings):
@@ -50,3 +50,26 @@ def test_a_step_is_skipped_above_the_multiple_of_the_median_loss_and_not_below()
         return "skipped" in optimizer.step(loss)
 
     assert [skipped(loss) for loss in [2.0] * 8 + [3.0, 4.1]] == [False] * 9 + [True]
+
+
+@pytest.mark.parametrize(
+    ("state", "group", "known"),
+    [
+        ({}, {}, True),
+        ({}, {"betas": None}, False),  # Adafactor: a bias has a second moment, and no such decay rates
+        ({"step": None}, {}, False),  # schedule-free AdamW
+        ({"exp_avg_sq": torch.ones(1, 3)}, {}, False),  # GaLore: of the projected gradient
+    ],
+)
+def test_the_metric_is_an_adams_alone(state, group, known):
+    parameter = torch.nn.Parameter(torch.ones(2, 3))
+    optimizer = torch.optim.AdamW([parameter], lr=0.1)
+    parameter.grad = torch.ones(2, 3)
+    optimizer.step()
+    for changes, own in ((state, optimizer.state[parameter]), (group, optimizer.param_groups[0])):
+        for name, value in changes.items():
+            if value is None:
+                del own[name]
+            else:
+                own[name] = value
+    assert (list(Preconditioner(optimizer, {"w": parameter})) == ["w"]) == known

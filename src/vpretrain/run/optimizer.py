@@ -123,7 +123,7 @@ class Preconditioner(Mapping[str, Tensor]):
         self._known = {
             name: (state, groups[id(p)])
             for name, p in parameters.items()
-            if "exp_avg_sq" in (state := optimizer.state.get(p, {}))
+            if (state := optimizer.state.get(p)) and _is_adams(state, groups[id(p)], p)
         }
 
     def __getitem__(self, name: str) -> Tensor:
@@ -141,6 +141,16 @@ class Preconditioner(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._known)
+
+
+def _is_adams(state: Mapping[str, Tensor], group: Mapping[str, object], parameter: nn.Parameter) -> bool:
+    """Whether it is an Adam's state of a parameter.
+
+    Adafactor, schedule-free AdamW and GaLore have second moments as well, but no decay rates, no count of steps, or another
+    shape.
+    """
+    known = {"exp_avg_sq", "step"} <= state.keys() and {"betas", "eps"} <= group.keys()
+    return known and state["exp_avg_sq"].shape == parameter.shape
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
