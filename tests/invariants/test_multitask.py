@@ -6,6 +6,7 @@ import pytest
 import torch
 from models import all_logits, random_batch, tiny_model
 
+from vpretrain import distributed
 from vpretrain.language.config import DesignerConfig
 from vpretrain.language.inspection.doctor import random_designer
 from vpretrain.language.model.learner import LanguageLearner
@@ -95,6 +96,14 @@ def test_a_domain_that_the_batch_lacks_is_left_out():
     expected = Align("cosine")(g_down(meta, TwoDomains().next()["code"]), g_pre(meta, only[0]))
     assert meta(only)["value"] == pytest.approx(float(expected), rel=1e-4)
     assert make(True, "cosine")([random_batch(2, seed=1, domain="law")]) == {}
+
+
+def test_a_process_without_rows_of_a_domain_takes_part_with_rows_that_do_not_count(monkeypatch):
+    monkeypatch.setattr(distributed, "all_reduce_mean", lambda weight: (weight + 8.0) / 2)  # another process has some
+    batch, share = make(True, "cosine")._meta_batch([random_batch(3, 30, domain="law")], "math")
+    assert share == 0
+    assert batch.ids_BT.shape == (2, 24)
+    assert 0 < batch.weight < 1e-15
 
 
 @pytest.mark.parametrize("construction", [None, OneHot()])

@@ -398,12 +398,16 @@ class MetaUpdate:
     def _meta_batch(self, batches: Sequence[AnyBatch], domain: str | None) -> tuple[AnyBatch, float]:
         """Return the step's first rows of the domain, and their weight relative to the mean over processes.
 
-        A process without such rows, if another has some, takes any batch at weight 0, so that all make the same passes.
+        A process without such rows, if another has some, takes any rows at weight 0, so that all make the same passes.
         """
         found = batches[0].restrict(domain=domain, more=batches[1:], **self.part)
         weight = 0.0 if found is None else found.weight
         whole = distributed.all_reduce_mean(weight)
-        return (None, 0.0) if whole == 0 else (batches[0] if found is None else found, weight / whole)
+        if whole == 0:
+            return None, 0.0
+        if found is None:
+            found = batches[0].with_targets().restrict(domain=None, more=(), **self.part)
+        return found, weight / whole
 
 
 def noise_like(g: Parameters, noise: torch.Generator) -> Parameters:

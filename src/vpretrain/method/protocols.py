@@ -57,7 +57,7 @@ class Batch(Protocol):
         ...
 
     def with_targets(self) -> Batch:
-        """Return a batch that replaces it, without effect on the loss, if its weight is 0."""
+        """Return a batch for the same passes that counts next to nothing in a mean over the targets of all processes."""
         ...
 
     def apart(self) -> Sequence[Batch]:

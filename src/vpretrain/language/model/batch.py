@@ -17,6 +17,8 @@ from torch import Tensor
 from vpretrain.method.protocols import with_tensors
 from vpretrain.types import Keywords
 
+_NEXT_TO_NONE = 1e-20  # beside weights of 1 / T nothing is left of it, and its own mean is still exact
+
 
 @dataclass(frozen=True)
 class TokenBatch:
@@ -141,8 +143,8 @@ class TokenBatch:
         return replace(self, weights_BT=weights_BT)
 
     def with_targets(self) -> TokenBatch:
-        """The same tokens, all of them targets."""
-        return replace(self, weights_BT=torch.ones_like(self.weights_BT))
+        """The same tokens, all of them targets, with next to no weight: in a mean over processes they do not count."""
+        return replace(self, weights_BT=torch.full_like(self.weights_BT, _NEXT_TO_NONE))
 
     def to(self, device: torch.device | str) -> TokenBatch:
         """The same batch on another device."""
