@@ -10,6 +10,7 @@ from models import FAMILIES, FURTHER_FAMILIES, random_batch, tiny_model
 from numerics.test_engines import gradient_by, setting
 from worlds import tiny_recipe
 
+from vpretrain import distributed
 from vpretrain.language.model.frozen_blocks import FrozenBlocksCache
 from vpretrain.language.model.learner import LanguageLearner
 from vpretrain.language.model.shared_pass import PreparedBatch, SharedPass
@@ -171,6 +172,16 @@ def test_nothing_is_made_ahead_outside_of_a_meta_update():
     assert part.cache.output is not None
     learner.forward(random_batch(seed=7))
     assert learner.shared_pass._ahead is None  # whatever comes next, the pass is not kept
+
+
+def test_of_several_processes_all_make_the_pass_ahead_or_none(monkeypatch):
+    """Also one whose rows of the meta batch are of a later micro-batch: DDP's passes communicate."""
+    learner, batch = LanguageLearner(tiny_model()), random_batch()
+    at, first, second = subset(learner, "last-1"), batch.rows([0]), batch.rows([1])
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    with learner.meta_mode(), learner.looking_ahead(first):
+        assert learner.prepare(second.restrict(rows=2, length=20), at).cache.output is None
+    assert learner.shared_pass.take(first) is not None
 
 
 def test_in_bf16_only_what_lies_below_s_is_rounded():

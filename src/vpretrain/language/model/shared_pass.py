@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vpretrain import distributed
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.language.model.frozen_blocks import FrozenBlocksCache
 from vpretrain.language.model.loss import at_least_fp32
@@ -96,14 +97,18 @@ class SharedPass:
 
     def _from_own_pass(self, inputs: TokenBatch, cache: FrozenBlocksCache) -> Float[Tensor, "B T D"] | None:
         """The output of the lower blocks for a part of the coming batch; None if the learner's own pass does not provide it."""
-        if self._coming is None or (rows := _rows_in(self._coming, inputs)) is None:
+        if self._coming is None:
+            return None
+        rows = _rows_in(self._coming, inputs)
+        # Of several processes all make the pass, or none: DDP's second one communicates, before the gradients of a meta update.
+        if rows is None and distributed.size() == 1:
             return None
         if self._ahead is None:
             whole = FrozenBlocksCache(cache.blocks)
             with phase("learner forward"), torch.enable_grad():
                 state = self._learner.own_pass(PreparedBatch(**vars(self._coming), cache=whole))
             self._ahead = _Ahead(self._coming, self._versions(), state, whole.output)
-        if not isinstance(self._ahead.below, Tensor):
+        if rows is None or not isinstance(self._ahead.below, Tensor):
             return None
         # bf16 if the own pass was under autocast, but values and tangents are fp32.
         return at_least_fp32(self._ahead.below[rows, : inputs.ids_BT.shape[1]])
