@@ -163,6 +163,19 @@ def test_shards_judge_the_strength_as_one_process_does(tmp_path, tokenizer):
     assert found[1][0] == 1
 
 
+@pytest.mark.parametrize("arm", ["selection", "token-weights"])
+def test_shards_choose_and_weigh_as_whole_learners_do(tmp_path, tokenizer, arm):
+    """In two processes both times: each chooses among its own rows, and weighs its own tokens."""
+    whole, shards = (
+        recipe_of("language-exact", parallel, tmp_path, tokenizer, parallel).model_copy(update={"arm": arm})
+        for parallel in ("ddp", "fsdp")
+    )
+    for recipe in (whole, shards):
+        together(2, run, recipe)
+    assert sum("g_down_norm" in line for line in read_lines(shards.directory / "metrics.jsonl")) >= 2
+    assert max(differences(whole, shards).values()) < TOLERANCE["fsdp"]
+
+
 def local_shares(recipe):
     """Of every parameter of the learner, and of the teacher, the share of its rows that lie here."""
     learner = begin(recipe).learner

@@ -177,8 +177,13 @@ def check_sizes(recipe: Recipe, config: PretrainedConfig) -> None:
             raise UserError(
                 f"{section}.length={length} is longer than the learner's context of {context} tokens: use at most {context}"
             )
-    if recipe.arm == "selection" and recipe.stream.batch_size == 1:
-        raise UserError("arm=selection chooses among the rows of a micro-batch: stream.batch_size=1 leaves no choice")
+    rows, processes = recipe.stream.batch_size, distributed.size()
+    if recipe.arm == "selection" and rows < 2 * processes:
+        among = f" to {processes} processes" if processes > 1 else ""
+        raise UserError(
+            f"arm=selection chooses among the rows of a micro-batch: stream.batch_size={rows} leaves no choice{among}: use at "
+            f"least {2 * processes}"
+        )
 
 
 def check_candidates(designer: DesignerConfig, vocabulary: int) -> None:

@@ -23,12 +23,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from vpretrain.errors import UserError
+from vpretrain.method.products import whole
 from vpretrain.method.protocols import Parameters
 from vpretrain.method.subset import blocks_of, mixer_of, mlp_names
 from vpretrain.types import Keywords
@@ -150,13 +150,13 @@ class LastMLP:
             direction: u, over parameters of the MLP.
         """
         needed = set(self._places.values())  # gather no other shards
-        whole = {name: _whole(p.detach()) for name, p in theta.items() if name in needed}
-        along = {name: _whole(u) for name, u in direction.items()}
+        values = {name: whole(p.detach()) for name, p in theta.items() if name in needed}
+        along = {name: whole(u) for name, u in direction.items()}
         # Not by torch.func.jvp, which takes half as long again.
         with forward_ad.dual_level():
-            duals = {name: forward_ad.make_dual(whole[name], u) for name, u in along.items()}
+            duals = {name: forward_ad.make_dual(values[name], u) for name, u in along.items()}
             with self._given(entry.products):
-                hidden_ND, tangent_ND = forward_ad.unpack_dual(self.hidden(entry, whole, duals))
+                hidden_ND, tangent_ND = forward_ad.unpack_dual(self.hidden(entry, values, duals))
         return hidden_ND, torch.zeros_like(hidden_ND) if tangent_ND is None else tangent_ND
 
     @contextlib.contextmanager
@@ -322,7 +322,3 @@ def _product_dtype(weight: Tensor) -> torch.dtype:
     """The dtype that a product with a weight has here; it may have been another one in the recorded pass."""
     device = weight.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -87,6 +87,6 @@ def like(values: Tensor, other: Tensor) -> Tensor:
     return values.to(other)
 
 
-def whole(sums: Tensor) -> Tensor:
-    """Return sums as plain tensors, summed over shards if there are any."""
-    return sums.full_tensor() if isinstance(sums, DTensor) else sums
+def whole(tensor: Tensor) -> Tensor:
+    """Return a plain tensor: of shards the whole, gathered or, if it is a sum, summed."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -29,6 +29,7 @@ from vpretrain.language.model.shared_pass import PreparedBatch, SharedPass
 from vpretrain.method.base_learner import BaseLearner
 from vpretrain.method.last_mlp import MLPEntry, find_last_mlp
 from vpretrain.method.parameters import theta_of
+from vpretrain.method.products import whole
 from vpretrain.method.protocols import Context, Parameters, Task
 from vpretrain.method.subset import blocks_of
 from vpretrain.types import Model
@@ -181,7 +182,7 @@ class LanguageLearner(BaseLearner):
     ) -> Float[Tensor, "N K"]:
         """D_u z_t(v) on the candidates of the learner's own pass.
 
-        Where S is the last MLP the tangent starts from that pass's `entry`, else the blocks of S run once more.
+        Where S is the last MLP the tangent starts from that pass's `entry`, else the whole model runs once more.
         """
         candidates_NK, z_NK = state.logits.candidates_NK, state.logits.z_NK
         with self.autocast():
@@ -190,8 +191,10 @@ class LanguageLearner(BaseLearner):
             tangent_ND = from_entry[1]
             if not self.module.linear_head:
                 return self._dense_tangents(tangent_ND, candidates_NK, z_NK)
-            tangent = Tangent(at_least_fp32(tangent_ND), None, None)
-            return self.module.head(None).candidate_tangents(None, tangent, candidates_NK, z_NK)
+            tangent, head = Tangent(at_least_fp32(tangent_ND), None, None), self.module.head(None)
+            # After `observe` the head's shards are no longer gathered.
+            head = replace(head, weight_VD=whole(head.weight_VD))
+            return head.candidate_tangents(None, tangent, candidates_NK, z_NK)
         dense = not self.module.linear_head
 
         def run(parameters: Parameters) -> Tensor:
