@@ -10,8 +10,10 @@ from models import tiny_model
 from sessions import assert_bit_equal, trajectory
 from worlds import tiny_recipe
 
-from vpretrain.language.assemble import assemble
+from vpretrain import UserError, distributed
+from vpretrain.language.assemble import assemble, check_sizes
 from vpretrain.language.model.learner import LanguageLearner
+from vpretrain.language.model.load import load_config
 from vpretrain.language.task.construction import Selection, TokenWeights
 from vpretrain.method.value import gradient
 
@@ -77,6 +79,17 @@ def test_before_the_first_meta_update_every_row_stays_as_it_is(tmp_path, tokeniz
     parts = assemble(tiny_recipe(tmp_path, tokenizer, arm=arm))
     batch = parts.stream.next()[0]
     assert parts.construction.inputs(batch) is batch
+
+
+def test_a_selection_needs_two_rows_per_process(tmp_path, tokenizer, monkeypatch):
+    recipe = tiny_recipe(tmp_path, tokenizer, arm="selection", stream={"batch_size": 4})
+    config = load_config(recipe.learner.name)
+    for processes in (1, 2, 4):
+        monkeypatch.setattr(distributed, "size", lambda processes=processes: processes)
+        if processes < 4:
+            check_sizes(recipe, config)
+    with pytest.raises(UserError, match="batch_size=4 leaves no choice to 4 processes: use at least 8"):
+        check_sizes(recipe, config)
 
 
 def test_selection_that_keeps_all_is_one_hot_bit_for_bit(tmp_path, tokenizer):

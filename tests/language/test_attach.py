@@ -227,6 +227,11 @@ def test_feedback_without_labels_is_refused(rows, words):
         attached(tiny_model(), rows=rows)
 
 
+def balanced(model):
+    model.config.output_router_logits = True
+    return model
+
+
 def sharded(model):
     next(model.parameters()).ds_id = 0
     return model
@@ -238,6 +243,7 @@ def sharded(model):
         (tiny_model, {"designer": {"top_k": 100}}, "top_k=100 is above the vocabulary of 61"),
         (lambda: tiny_model().bfloat16(), {}, "is bfloat16.*dtype=torch.float32"),
         (lambda: sharded(tiny_model()), {}, "sharded.*ZeRO-1/2"),
+        (lambda: balanced(tiny_model("qwen3-moe")), {}, "balancing loss.*output_router_logits=False"),
         (lambda: tiny_model("mamba"), {}, "stream.packing=false"),
     ],
 )

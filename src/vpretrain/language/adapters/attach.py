@@ -156,6 +156,10 @@ class VPretraining(Attached):
 
     def _check_settings(self, model: Model, tokens: int | None) -> None:
         check_candidates(self.designer_config, tokens or model.config.get_text_config().vocab_size)
+        if getattr(model.config.get_text_config(), "output_router_logits", False):
+            raise UserError(
+                "the experts' balancing loss would be left out silently: set output_router_logits=False in the model's config"
+            )
         for name, parameter in model.named_parameters():
             if any(hasattr(parameter, mark) for mark in ("device_mesh", "ds_id")):  # a DTensor's, ZeRO-3's
                 raise UserError(
