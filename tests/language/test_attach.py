@@ -132,6 +132,15 @@ def test_dropout_stays_on_after_a_meta_update():
     assert all(module.training for module in model.modules())
 
 
+def test_a_part_that_the_loop_keeps_in_evaluation_stays_there():
+    model = tiny_model("gpt2")
+    v = attached(model)
+    model.transformer.drop.eval()
+    next(v.losses(0, [padded([12, 9])]))
+    assert "g_down_norm" in v.record
+    assert [name for name, part in model.named_modules() if not part.training] == ["transformer.drop"]
+
+
 def test_a_micro_batch_without_targets_counts_nothing():
     model = tiny_model()
     empty = padded([12, 7], seed=1)

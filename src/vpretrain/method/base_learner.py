@@ -161,12 +161,13 @@ class BaseLearner:
     @contextlib.contextmanager
     def meta_mode(self) -> Iterator[None]:
         """Run a meta step without a trace: no dropout, no random numbers."""
-        training = self.module.training
+        modes = [(part, part.training) for part in self.module.modules()]  # a loop may keep some parts in evaluation
         self.module.eval()
         try:
             yield
         finally:
-            self.module.train(training)
+            for part, training in modes:
+                part.training = training
 
     def autocast(self) -> Context:
         """Return the context of the learner's own precision."""

@@ -146,7 +146,7 @@ class VPretraining(Attached):
                 time.
         """
         learner = self.learner
-        learner.module.train(learner.model.training)  # the loop may have switched only the model inside the module
+        learner.module.training = learner.model.training  # the loop may have switched only the model inside the module
         # The hook that activation checkpointing puts on the embeddings has no forward-mode derivative, and only reentrant
         # checkpointing needs it.
         learner.module.causal.disable_input_require_grads()
