@@ -143,7 +143,8 @@ class DinoLearner(VisionLearner):
         with self.autocast():
             from_entry = self.tangent_from_entry(state.entry, direction)
         if from_entry is None:
-            return self.tangent_pass(lambda at: self.forward(inputs, at).features, direction)[1].detach()
+            own = inputs.without_local()  # features of global views do not depend on local ones
+            return self.tangent_pass(lambda at: self.forward(own, at).features, direction)[1].detach()
         views, images = state.features.shape[:2]
         return self._patches(from_entry[1].detach().unflatten(0, (views * images, -1)), views)
 

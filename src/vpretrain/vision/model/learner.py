@@ -156,7 +156,7 @@ class VisionLearner(BaseLearner):
         return (self.backbone.norm,)
 
     def tangents(self, inputs: ViewBatch, state: AnyState, direction: Parameters) -> Tensor:
-        """Return D_u, along a direction over S, of the outputs that the teacher's targets are compared with."""
+        """Return D_u, along a direction over S, of the student's patch features (DINO) or predictions (I-JEPA)."""
         raise NotImplementedError
 
     def prepare(self, inputs: ViewBatch, parameters: Parameters) -> ViewBatch:
