@@ -172,15 +172,17 @@ class ValueConfig(Strict):
     )
     strength: Fraction | Literal["auto"] = Field(
         "auto",
-        description="Share of the tilted task in the targets, the rest is the base task; auto: judged on feedback pairs that "
-        "did not give the direction; 0 if they do not agree with it, or if the tilt does harm.",
+        description="Share of the tilted task in the targets, the rest is the base task; in vision the fraction of the way "
+        "that features or targets move. auto: judged on feedback pairs that did not give the direction; 0 if they do not "
+        "agree with it, or if the tilt does harm.",
     )
     divergence: float = Field(
         0.15,
         ge=1e-6,
         le=100,
-        description="Trust region: mean KL of the tilted targets from those before the tilt, nats per target; lambda follows "
-        "from it. With strength auto it grows up to fourfold where feedback pairs agree that the whole tilt helps.",
+        description="Trust region: mean divergence of the targets from those before the tilt, in nats; in language KL per "
+        "target, from which lambda follows, in vision per patch (dino) or per element of a target (ijepa). With strength "
+        "auto it grows up to fourfold where feedback pairs agree that the whole tilt helps.",
     )
 
     @model_validator(mode="after")
