@@ -381,6 +381,15 @@ def test_moved_features_are_held_beside_the_heads_outputs(tmp_path):
     assert exact - fixed == 4 * 4 * 34 * 32
 
 
+def test_biases_that_are_refitted_take_one_more_pass_over_the_feedback(tmp_path):
+    plain, refitted = (
+        workload(vision_recipe(tmp_path, arm="v", feedback={"refit_biases": refit})) for refit in (False, True)
+    )
+    ours, theirs = refitted.replicated.feedback_flops_fp32, plain.replicated.feedback_flops_fp32
+    assert ours == 2 * theirs  # one step of the heads takes the other
+    assert refitted.sharded.weights_gathered == plain.sharded.weights_gathered + 1
+
+
 @pytest.fixture
 def one_process():
     """A process group of this process alone."""

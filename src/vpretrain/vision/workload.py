@@ -72,7 +72,8 @@ def workload(recipe: Recipe) -> Workload:
 
     dino = recipe.learner.objective == "dino"  # only DINO's teacher has a head
     seen, heads = sum(map(size.through_blocks, meta.student)), sum(map(head.forward, meta.head))
-    fit = feedback.head_steps * size.through_blocks(fed)
+    passes = feedback.head_steps + feedback.refit_biases  # for features that only the heads need
+    fit = passes * size.through_blocks(fed)
     g_down = size.through_blocks(fed) + share * size.back_through_blocks(fed)
     # Views are not linear in phi, so backward goes down to them. Below S: forward and backward. In S: forward with a tangent,
     # and backward through both. The teacher once; the designer forward and backward.
@@ -125,7 +126,7 @@ def workload(recipe: Recipe) -> Workload:
             replicated,
             value_flops=by_differences,
             # The heads' features, the teacher; g_down and g_pre, with backward through S; the differences, with backward.
-            weights_gathered=feedback.head_steps + 1 + 2 * (1 + share) + 4,
+            weights_gathered=passes + 1 + 2 * (1 + share) + 4,
         ),
     )
 
