@@ -251,6 +251,14 @@ def test_the_parts_of_classification_and_retrieval_keep_their_proportions(tmp_pa
     assert mean.tolist()[0] == pytest.approx([0.5] * 3, abs=0.01)
 
 
+def test_no_image_is_enlarged_for_retrieval_so_that_a_querys_part_keeps_its_pixels():
+    seen, watched = [], Patches()
+    watched.features = lambda pixels: seen.append(tuple(pixels.shape[2:])) or Patches.features(watched, pixels)
+    for sides in ((30, 50), (9, 6), (3, 64)):
+        patch_mean(watched, torch.zeros(3, *sides, dtype=torch.uint8), 32)
+    assert seen == [(16, 32), (8, 4), (4, 32)]  # the last side is that of a patch at least
+
+
 class Patches:
     """A learner whose tokens are the mean colours of its patches."""
 

@@ -270,7 +270,10 @@ class RetrievalConfig(Strict):
 
     oxford: Location | None = Field(None, description="The file of revisited Oxford.")
     paris: Location | None = Field(None, description="The file of revisited Paris.")
-    size: Side = Field(1024, description="Pixels of an image's longer side.")
+    size: Side = Field(
+        1024,
+        description="Pixels of an image's longer side; smaller images, and queries' parts of images, are not enlarged.",
+    )
 
     @property
     def paths(self) -> dict[str, str]:

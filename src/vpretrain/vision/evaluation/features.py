@@ -81,9 +81,9 @@ def central_part(file: Path, shape: Shape) -> Shaped[Tensor, "1 3 H W"]:
 
 
 def patch_mean(learner: VisionLearner, image_3HW: Shaped[Tensor, "3 H W"], longer: int) -> Float[Tensor, "1 D"]:
-    """Return the mean of the patch tokens of an image that is scaled until its longer side has `longer` pixels, and cut to
-    whole patches."""
-    patch, scale = learner.backbone.patch_size, longer / max(image_3HW.shape[1:])
+    """Return the mean of the patch tokens of an image that is scaled down until its longer side has `longer` pixels, never up,
+    and cut to whole patches."""
+    patch, scale = learner.backbone.patch_size, min(1.0, longer / max(image_3HW.shape[1:]))
     height, width = (max(patch, round(side * scale)) for side in image_3HW.shape[1:])
     whole_B3HW = part(resize(image_3HW[None], (height, width)), (height // patch * patch, width // patch * patch), 0.5)
     return learner.backbone.patch_mean(tokens(learner, whole_B3HW.to(learner.device).float() / 255)).cpu()
