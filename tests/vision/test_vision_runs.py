@@ -75,6 +75,16 @@ def test_gradients_of_a_batch_with_refitted_biases_take_no_second_pass(tmp_path)
     assert len(passes) - passed == 1 + len(batch.labelled)  # those without entry
 
 
+def test_a_batch_with_refitted_biases_keeps_its_heads_while_others_are_drawn(tmp_path):
+    parts = assemble(vision_recipe(tmp_path, arm="v", feedback={"refit_biases": True}))
+    (batch,) = parts.feedback.next().values()
+    theta_S = parts.meta.theta_at()
+    with parts.learner.meta_mode(), torch.no_grad():
+        before = parts.learner.evaluate(batch, theta_S)
+        parts.feedback.next()
+        assert torch.equal(parts.learner.evaluate(batch, theta_S), before)
+
+
 @pytest.mark.parametrize("arm", AS_FAR)
 def test_every_arm_sees_the_same_images_and_ends_elsewhere(tmp_path, arm):
     """As far from the end of `fixed`, relative to the way that it has gone, as it was when this was written."""

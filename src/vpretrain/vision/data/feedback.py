@@ -5,6 +5,7 @@ Shapes: B images, D the backbone's width, h x w patches.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -118,8 +119,10 @@ class VisionFeedback:
         if self.config.refit_biases:  # on the images of all processes
             tokens_BTD, entry = self.learner.features_and_entry(images.image_B3HW)
             grid_BDhw = self._grid(tokens_BTD)
+            # Of copies: a judgement may draw several batches before it uses the first, and later ones fit the heads further.
             heads = {
-                task: nn.Sequential(head, refitted_bias(task, head, grid_BDhw, images)) for task, head in heads.items()
+                task: nn.Sequential(copy.deepcopy(head), refitted_bias(task, head, grid_BDhw, images))
+                for task, head in heads.items()
             }
         own = FeedbackBatch(images, heads, self.tasks, entry).images(slice(distributed.rank(), None, distributed.size()))
         self.batches_drawn += 1
