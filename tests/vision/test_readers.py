@@ -281,6 +281,8 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path):
     )
     savemat(tmp_path / "long.mat", {"trainNdxs": [1], "testNdxs": [9]})
     assert "names image 9 of 4" in refusal(nyuv2=file, splits=str(tmp_path / "long.mat"), split="test")
+    savemat(tmp_path / "empty.mat", {"trainNdxs": [1], "testNdxs": []})
+    assert "no images are left after skip=0" in refusal(nyuv2=file, splits=str(tmp_path / "empty.mat"), split="test")
     file = save_nyuv2(tmp_path / "nyu.mat", 4)
     assert "no images are left after skip=9" in refusal(nyuv2=file, skip=9)
 

@@ -164,7 +164,7 @@ def nyuv2_numbers(config: SourceConfig, images: int) -> list[int]:
         raise UserError(
             f"cannot read {config.splits}: {first_line(error)}; splits names NYUv2's official splits.mat"
         ) from None
-    if max(numbers) >= images:
+    if max(numbers, default=0) >= images:
         raise UserError(
             f"{config.splits} names image {max(numbers) + 1} of {images} in {config.nyuv2}: another file's split"
         )
