@@ -87,6 +87,15 @@ def test_blocks_and_masks_follow_from_the_seed_of_the_run_and_the_draw():
     assert len(set(seeds)) == 4
 
 
+def test_the_generators_of_gpus_which_dropout_draws_from_are_left_alone(monkeypatch):
+    (stream,) = group(1)
+    before = torch.get_rng_state()
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("it seeds every device"))
+    stream.next()
+    stream.sample(2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_what_cannot_be_shared_out_is_refused():
     with pytest.raises(UserError, match=r"stream.batch_size=4 is no multiple of the 3 processes: use 3 or 6"):
         group(3)

@@ -135,7 +135,7 @@ class VisionStream:
     def _crops(self, number: int, shard: int, images: list[Tensor]) -> tuple[Tensor, Tensor]:
         seed = f"{self.seed}/{number}" + (f"/{shard}" if self.config.shards > 1 else "")
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(zlib.crc32(seed.encode()))
+            torch.default_generator.manual_seed(zlib.crc32(seed.encode()))  # not those of GPUs, which nothing restores
             return crops(images, self.config)
 
     def _drawn(self, draw: int, shard: int) -> _Keyed:
