@@ -42,6 +42,7 @@ def test_a_folder_of_images_makes_a_vision_recipe_that_check_passes(photos, tmp_
     assert recipe.modality == "vision"
     assert (recipe.stream.batch_size, recipe.stream.global_size, recipe.stream.local_size) == (6, 40, 40)
     assert (recipe.feedback.segmentation, recipe.feedback.depth) == (1, 0)
+    assert recipe.feedback.batch_size == 2
     assert ranges(recipe.feedback.heads + recipe.feedback.meta) == [("training", 0, 4), ("training", 4, 2)]
     assert ranges(recipe.evaluation.train + recipe.evaluation.test) == [("training", 0, 4), ("training", 6, 4)]
     assert main(["check", "mine.yaml"]) == 0
@@ -114,6 +115,7 @@ def test_generated_scenes_do_for_a_first_try(photos):
     recipe = load_recipe("mine.yaml")
     assert (recipe.feedback.segmentation, recipe.feedback.depth) == (1, 1)
     assert [(one.scenes, one.seed) for one in roles(recipe)] == [(6, 1), (6, 2), (6, 3), (6, 4)]
+    assert recipe.feedback.batch_size == 3  # half of them, so that others judge what these give
     assert main(["check", "mine.yaml"]) == 0
 
 

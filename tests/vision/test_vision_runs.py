@@ -195,6 +195,23 @@ def test_heads_may_start_from_zero_and_then_give_no_direction_before_they_are_fi
     assert all(slope > 0 for slope in slopes())
 
 
+@pytest.mark.parametrize(
+    ("arm", "strength", "size", "warned"),
+    [
+        ("v", "auto", 4, 0), ("v", "auto", 5, 1), ("v", 1.0, 5, 0), ("random-feedback", "auto", 8, 1),
+        ("fixed", "auto", 8, 0),
+    ],
+)  # fmt: skip
+def test_a_strength_that_would_be_judged_by_the_images_of_the_direction_is_warned_of(
+    tmp_path, monkeypatch, arm, strength, size, warned
+):
+    warnings = []
+    monkeypatch.setattr("vpretrain.vision.assemble.warn", warnings.append)
+    assemble(vision_recipe(tmp_path, arm=arm, value={"strength": strength}, feedback={"batch_size": size}))
+    assert len(warnings) == warned
+    assert all("feedback.meta has 8 images" in line and "feedback.batch_size=4" in line for line in warnings)
+
+
 def test_head_and_meta_batches_are_disjoint(tmp_path):
     feedback = assemble(vision_recipe(tmp_path)).feedback
     assert not set(feedback._for_heads.scene_N.tolist()) & set(feedback._for_meta.scene_N.tolist())

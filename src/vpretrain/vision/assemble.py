@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vpretrain import distributed
-from vpretrain.console import note
+from vpretrain.console import note, warn
 from vpretrain.devices import available
 from vpretrain.errors import UserError
 from vpretrain.method.meta import MetaUpdate
@@ -60,6 +60,7 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
     construction, meta, designer = constructed(
         arm, learner, feedback, recipe.designer, recipe.effective_value, seed=recipe.seed
     )
+    warn_if_judged_by_the_same(feedback, meta)
     if designer is not None and meta is not None:
         look = partial(record_views, learner, construction, meta, own)
     return Parts(
@@ -130,6 +131,17 @@ def constructed(
             random_seed=seed if arm.random_feedback else None,
         )
     return construction, meta, phi
+
+
+def warn_if_judged_by_the_same(feedback: VisionFeedback, meta: MetaUpdate | None) -> None:
+    """Warn if each batch of feedback holds images of the one before, so that those that judge a direction have given it."""
+    images, size = feedback.meta_images, feedback.config.batch_size
+    if meta is None or meta.strength is None or meta.strength.fixed or images >= 2 * size:
+        return
+    warn(
+        f"warning: feedback.meta has {images} images, so that those that judge the strength gave the direction, too: set "
+        f"feedback.batch_size={max(1, images // 2)}, or give more images"
+    )
 
 
 def load_learner(recipe: Recipe, model: Model = None) -> tuple[VisionLearner, Callable[[Path], None]]:

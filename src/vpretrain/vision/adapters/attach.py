@@ -18,7 +18,7 @@ from vpretrain.method.step import Schedule
 from vpretrain.run.attached import Attached
 from vpretrain.types import Model
 from vpretrain.vision.arms import ARMS
-from vpretrain.vision.assemble import constructed
+from vpretrain.vision.assemble import constructed, warn_if_judged_by_the_same
 from vpretrain.vision.config import DesignerConfig, DinoConfig, FeedbackConfig, ValueConfig
 from vpretrain.vision.data.feedback import VisionFeedback
 from vpretrain.vision.model.backbone import Backbone
@@ -70,6 +70,7 @@ class VisionPretraining(Attached):
         labelled = VisionFeedback(feedback, self.learner, seed=seed)
         construction, meta, _ = constructed(ARMS["v"], self.learner, labelled, DesignerConfig(), value, seed=seed)
         assert meta is not None
+        warn_if_judged_by_the_same(labelled, meta)
         super().__init__(
             self.learner,
             labelled,

@@ -108,6 +108,11 @@ class VisionFeedback:
             self.heads = nn.ModuleDict(heads).to(learner.device)
         self.optimizer = torch.optim.AdamW(self.heads.parameters(), lr=config.head_lr, weight_decay=0.05)
 
+    @property
+    def meta_images(self) -> int:
+        """The number of images that g_down may come from."""
+        return len(self._for_meta)
+
     def next(self) -> Json:
         """Fit the heads a little further, then return a meta batch."""
         for images, grid_BDhw in self._head_batches():

@@ -17,7 +17,7 @@ from vpretrain.console import steady
 from vpretrain.errors import Unreadable, UserError
 from vpretrain.modality import Draft
 from vpretrain.plain import noted, quoted
-from vpretrain.vision.config import SourceConfig, StreamConfig
+from vpretrain.vision.config import FeedbackConfig, SourceConfig, StreamConfig
 from vpretrain.vision.data.image_files import images_in
 from vpretrain.vision.data.own import own_images
 from vpretrain.vision.data.readers import ade20k_images, read_classes
@@ -105,6 +105,9 @@ def draft(
         "test": held_out.test if held_out.has_test else held_out.part("test", meta if shared else probes, 1),
     }
     batch_size = min(len(images), StreamConfig.model_fields["batch_size"].default)
+    # Those of one batch give the direction, those of the next judge it.
+    half = (parts["meta"].limit or steering.count) // 2
+    fed = min(FeedbackConfig.model_fields["batch_size"].default, max(2, half))
 
     def fitting(size: int) -> int:
         """The largest multiple of the learner's patch up to a size and to the images' own."""
@@ -129,6 +132,7 @@ def draft(
         noted(f"  meta: {_listed(parts['meta'])}", "and these give the direction"),
         f"  segmentation: {int('segmentation' in steering.kinds)}",
         f"  depth: {int('depth' in steering.kinds)}",
+        noted(f"  batch_size: {fed}", "of these images, per meta update; others judge the direction"),
         f"  size: {size}",
         noted("budget: {minutes: 30}", "of training, for each arm"),
         noted("evaluation:", "probes on the frozen backbone, before and after"),
