@@ -101,7 +101,7 @@ class DinoLearner(VisionLearner):
             with self.autocast():
                 images_B3HW, _, _, hidden_BN = self.seen(inputs, 0)
                 tokens = self.backbone.prefix + math.prod(self.backbone.patches(*images_B3HW.shape[2:]))
-                with self.recording(self.entering(inputs, len(images_B3HW), tokens)):
+                with self.recording(self.every_token(len(images_B3HW), tokens)):
                     tokens_BTD = self.theta.forward("tokens", images_B3HW, hidden_BN)
                 return self._state(self.theta.forward, inputs, tokens_BTD, self.teach(inputs))
         tokens_BTD, taught_VBNP = self.tokens(inputs, parameters)

@@ -101,7 +101,7 @@ class IJepaLearner(VisionLearner):
         if parameters is None:
             with self.autocast():
                 hidden, rope = self.theta.forward("lower", *self.seen(inputs, 0))
-                with self.recording(self.entering(inputs, *hidden.shape[:2])):
+                with self.recording(self.every_token(*hidden.shape[:2])):
                     tokens_BTD = self.theta.forward("upper", hidden, rope, 0)
                 entry = self.take_entry()
                 predicted_BMND = self.theta.forward("head", tokens_BTD[:, prefix:], blocks, grid)

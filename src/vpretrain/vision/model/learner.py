@@ -39,7 +39,7 @@ class ViewState:
     Attributes:
         student: DINO's head outputs of the global views [V, B, N, P]; I-JEPA's predicted representations [B, M, N, D].
         teacher: the teacher's of the same, without gradient.
-        entry: where a tangent through the last MLP starts, at the tokens that the objective's `tangents` needs.
+        entry: where a tangent through the last MLP starts, at the tokens of the global views.
     """
 
     student: Tensor
@@ -173,11 +173,11 @@ class VisionLearner(BaseLearner):
         start, below, taught = (inputs if inputs.prepared else self.prepare(inputs, parameters)).prepared
         call = partial(self.theta.forward_with, parameters)
         hidden, rope = call("lower", *self.seen(inputs, 0)) if start is None else below
-        with self.recording(self.entering(inputs, *hidden.shape[:2])):
+        with self.recording(self.every_token(*hidden.shape[:2])):
             return call("upper", hidden, rope, start or 0), taught
 
-    def entering(self, inputs: ViewBatch, images: int, tokens: int) -> Bool[Tensor, "B T"]:
-        """Return the tokens at which a pass over the global views is recorded: all of them."""
+    def every_token(self, images: int, tokens: int) -> Bool[Tensor, "B T"]:
+        """Return a mask of the tokens at which a pass over the global views is recorded: all of them."""
         return torch.ones(images, tokens, dtype=torch.bool, device=self.device)
 
     def _sample(self, theta: Parameters) -> Float[Tensor, "1 T D"]:
