@@ -131,7 +131,8 @@ def test_the_classifier_is_fitted_by_sgd_with_momentum_in_batches_of_1024(monkey
 def test_a_dense_probe_is_fitted_as_in_the_paper(tmp_path):
     """Batches of 8, AdamW with a weight decay of 0.05, gradients cut to a norm of 1, 5 % of warm-up and a cosine."""
     steps, rate = 40, 0.02
-    recipe = vision_recipe(tmp_path, evaluation={"probe_steps": steps, "probe_lr": rate})
+    evaluation = {"probe_steps": steps, "probe_lr": rate / 10, "depth_probe_lr": rate}
+    recipe = vision_recipe(tmp_path, evaluation=evaluation)
     (probes,) = Evaluation(recipe.evaluation)._probes()
     learner = DinoLearner(Backbone(tiny_vision_model()), DinoConfig(outputs=8, hidden=8, bottleneck=8))
     width, images = learner.backbone.width, probes.train[range(12)]

@@ -108,7 +108,10 @@ def test_the_evaluation(name):
     if nyu:
         assert evaluation.depth_shape == {14: (504, 672), 16: (480, 640)}[patch]
     assert evaluation.probe_steps == 20_000
-    assert evaluation.probe_lr == (5e-4 if ade else 1e-3)
+    if ade:
+        assert evaluation.probe_rate("segmentation") == 5e-4
+    if nyu:
+        assert evaluation.probe_rate("depth") == 1e-3
 
 
 @pytest.mark.parametrize("name", ALL)

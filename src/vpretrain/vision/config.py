@@ -304,6 +304,12 @@ class EvaluationConfig(config.EvaluationConfig):
         description="Steps of each dense probe (8 images each) and of the classifier (up to 1,024 each).",
     )
     probe_lr: Rate = Field(1e-3, description="Learning rate of the dense probes.")
+    depth_probe_lr: Rate | None = Field(None, description="The same for depth, if that has a rate of its own.")
+
+    def probe_rate(self, kind: str) -> float:
+        """Return the learning rate of the probe of one kind of labels."""
+        own = self.depth_probe_lr if kind == "depth" else None
+        return self.probe_lr if own is None else own
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -135,7 +135,7 @@ class DenseProbes:
             torch.manual_seed(0)
             outputs = self.train.classes if task == "segmentation" else 1
             head = dense_head("linear", learner.backbone.width, outputs).to(learner.device)
-            optimizer = torch.optim.AdamW(head.parameters(), lr=config.probe_lr, weight_decay=0.05)
+            optimizer = torch.optim.AdamW(head.parameters(), lr=config.probe_rate(task), weight_decay=0.05)
             schedule = LambdaLR(optimizer, partial(_rate, steps=config.probe_steps))
             order = Shuffled(len(own), task)
             for step in range(config.probe_steps):
