@@ -23,7 +23,7 @@ from vpretrain.vision.arms import ARMS
 from vpretrain.vision.assemble import assemble
 from vpretrain.vision.config import DesignerConfig, SourceConfig
 from vpretrain.vision.data.source import Pool, open_images
-from vpretrain.vision.inspection.check import check
+from vpretrain.vision.inspection.check import check, estimate_memory
 from vpretrain.vision.model.heads import Shift, label_loss, pixel_outputs
 from vpretrain.vision.task.construction import LearnedViews
 
@@ -459,6 +459,14 @@ def test_check_takes_one_step_and_wrong_input_gets_one_line(tmp_path):
         with pytest.raises(UserError, match=message) as caught:
             list(check(vision_recipe(tmp_path, **changes)))
         assert "\n" not in str(caught.value)
+
+
+def test_the_memory_of_activations_is_that_of_the_views_that_there_are(tmp_path, monkeypatch):
+    monkeypatch.setattr("vpretrain.vision.inspection.check.memory_line", lambda parts, learner: parts["activations"])
+    one, two, three = (
+        estimate_memory(vision_recipe(tmp_path, stream={"global_views": views, "local_views": 0})) for views in (1, 2, 3)
+    )
+    assert (two, three) == (2 * one, 3 * one)
 
 
 def test_pictures_may_come_from_a_folder(tmp_path):

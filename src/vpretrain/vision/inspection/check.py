@@ -92,7 +92,7 @@ def estimate_memory(recipe: Recipe) -> str:
     widths = (config.hidden_size, dino.hidden, dino.hidden, dino.bottleneck, dino.outputs)
     head = sum(inputs * outputs for inputs, outputs in itertools.pairwise(widths))
     whole, local = ((side // config.patch_size) ** 2 for side in (stream.global_size, stream.local_size))
-    tokens = stream.batch_size * (2 * whole + stream.local_views * local)
+    tokens = stream.batch_size * (stream.global_views * whole + stream.local_views * local)
     element = 2 if recipe.learner.precision == "bf16" else 4
     parts = {
         "student, gradients and AdamW": 16 * (backbone + head),
