@@ -464,7 +464,8 @@ def test_check_takes_one_step_and_wrong_input_gets_one_line(tmp_path):
 def test_the_memory_of_activations_is_that_of_the_views_that_there_are(tmp_path, monkeypatch):
     monkeypatch.setattr("vpretrain.vision.inspection.check.memory_line", lambda parts, learner: parts["activations"])
     one, two, three = (
-        estimate_memory(vision_recipe(tmp_path, stream={"global_views": views, "local_views": 0})) for views in (1, 2, 3)
+        estimate_memory(vision_recipe(tmp_path, stream={"global_views": count, "local_views": 0}))
+        for count in (1, 2, 3)
     )
     assert (two, three) == (2 * one, 3 * one)
 
