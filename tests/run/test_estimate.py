@@ -381,12 +381,13 @@ def test_moved_features_are_held_beside_the_heads_outputs(tmp_path):
     assert exact - fixed == 4 * 4 * 34 * 32
 
 
-def test_biases_that_are_refitted_take_one_more_pass_over_the_feedback(tmp_path):
+def test_biases_are_refitted_in_the_pass_of_the_gradient_but_one_of_their_own_under_fsdp(tmp_path):
     plain, refitted = (
         workload(vision_recipe(tmp_path, arm="v", feedback={"refit_biases": refit})) for refit in (False, True)
     )
     ours, theirs = refitted.replicated.feedback_flops_fp32, plain.replicated.feedback_flops_fp32
     assert ours == 2 * theirs  # one step of the heads takes the other
+    assert refitted.replicated.feedback_flops == plain.replicated.feedback_flops - theirs
     assert refitted.sharded.weights_gathered == plain.sharded.weights_gathered + 1
 
 

@@ -204,6 +204,7 @@ class FeedbackConfig(config.FeedbackConfig):
         "that all images have in common.",
     )
     batch_size: Batch = Field(16, description="Images per batch, for heads and for g_down.")
+    head_batch_size: Batch | None = Field(None, description="Images per batch for the heads; null: batch_size.")
     head_lr: Rate = Field(1e-3, description="Learning rate of the heads' AdamW.")
     head_steps: int = Field(1, ge=0, le=100_000, description="Head steps per meta update.")
     first_head_steps: int = Field(50, ge=0, le=1_000_000, description="Head steps before the first meta update.")
@@ -355,6 +356,7 @@ class Recipe(config.Recipe):
             _READ, steps * batch, "stream.accumulation x (1 + prefetch) x batch_size x the pixels of an image's crops"
         )
         at_most(_PIXELS, feedback.batch_size * feedback.size**2, "feedback.batch_size x size^2")
+        at_most(_PIXELS, (feedback.head_batch_size or 1) * feedback.size**2, "feedback.head_batch_size x size^2")
         for height, width in (evaluation.shape, evaluation.depth_shape):
             at_most(_PIXELS, evaluation.batch_size * height * width, "evaluation.batch_size x the pixels of an image")
         dino, ijepa = self.learner.dino, self.learner.ijepa

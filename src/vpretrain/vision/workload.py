@@ -72,9 +72,12 @@ def workload(recipe: Recipe) -> Workload:
 
     dino = recipe.learner.objective == "dino"  # only DINO's teacher has a head
     seen, heads = sum(map(size.through_blocks, meta.student)), sum(map(head.forward, meta.head))
-    passes = feedback.head_steps + feedback.refit_biases  # for features that only the heads need
-    fit = passes * size.through_blocks(fed)
-    g_down = size.through_blocks(fed) + share * size.back_through_blocks(fed)
+    # Per image of a feedback batch: passes for features that the heads need. The gradient over the last MLP starts from the one
+    # in which biases are refitted.
+    head_images = (feedback.head_batch_size or feedback.batch_size) / feedback.batch_size
+    fit = (feedback.head_steps * head_images + feedback.refit_biases) * size.through_blocks(fed)
+    passed = feedback.refit_biases and value.subset == "last-mlp"
+    g_down = (not passed) * size.through_blocks(fed) + share * size.back_through_blocks(fed)
     # Views are not linear in phi, so backward goes down to them. Below S: forward and backward. In S: forward with a tangent,
     # and backward through both. The teacher once; the designer forward and backward.
     by_jvp = 2 * (1 - share) * seen + 4 * share * seen + 4 * heads + teach(meta) + 3 * mask_flops
@@ -126,7 +129,7 @@ def workload(recipe: Recipe) -> Workload:
             replicated,
             value_flops=by_differences,
             # The heads' features, the teacher; g_down and g_pre, with backward through S; the differences, with backward.
-            weights_gathered=passes + 1 + 2 * (1 + share) + 4,
+            weights_gathered=feedback.head_steps + feedback.refit_biases + 1 + 2 * (1 + share) + 4,
         ),
     )
 

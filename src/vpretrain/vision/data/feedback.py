@@ -85,6 +85,7 @@ class VisionFeedback:
     def __init__(self, config: FeedbackConfig, learner: VisionLearner, *, seed: int) -> None:
         self.config, self.learner, self.seed = config, learner, seed
         self.batches_drawn = self.head_steps = 0
+        self._head_batch = config.head_batch_size or config.batch_size
         self.weights = {"labels": 1.0}  # one domain: its tasks are weighted within the batch
         weights: dict[LabelKind, float] = {"segmentation": config.segmentation, "depth": config.depth}
         self.tasks = {task: weight for task, weight in weights.items() if weight > 0}
@@ -118,7 +119,7 @@ class VisionFeedback:
         for images, grid_BDhw in self._head_batches():
             self._fit(images, grid_BDhw)
         self.heads.eval()
-        images = self._draw(self._for_meta, "meta", self.batches_drawn)
+        images = self._draw(self._for_meta, "meta", self.batches_drawn, self.config.batch_size)
         heads: dict[LabelKind, nn.Module] = {task: self.heads[task] for task in self.tasks}
         entry: MLPEntry | None = None
         if self.config.refit_biases:  # on the images of all processes
@@ -148,7 +149,7 @@ class VisionFeedback:
 
     def _head_batches(self) -> Iterator[tuple[Labelled, Tensor]]:
         if self.head_steps == 0:  # the backbone does not change meanwhile: its features are computed once
-            epoch = max(1, len(self._for_heads) // self.config.batch_size)
+            epoch = max(1, len(self._for_heads) // self._head_batch)
             pool = [self._with_features(i) for i in range(min(_FIRST_POOL, epoch, self.config.first_head_steps))]
             for step in range(self.config.first_head_steps):
                 yield pool[step % len(pool)]
@@ -156,7 +157,7 @@ class VisionFeedback:
             yield self._with_features(self.head_steps)
 
     def _with_features(self, number: int) -> tuple[Labelled, Tensor]:
-        images = self._draw(self._for_heads, "heads", number)
+        images = self._draw(self._for_heads, "heads", number, self._head_batch)
         return images, self._grid(self.learner.features(images.image_B3HW))
 
     def _grid(self, tokens_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B D h w"]:
@@ -174,10 +175,9 @@ class VisionFeedback:
         self.optimizer.step()
         self.head_steps += 1
 
-    def _draw(self, pool: Pool, role: str, number: int) -> Labelled:
+    def _draw(self, pool: Pool, role: str, number: int, size: int) -> Labelled:
         order = Shuffled(len(pool), f"{self.seed}/{role}")
-        first = number * self.config.batch_size
-        return pool[[order[first + i] for i in range(self.config.batch_size)]].to(self.learner.device)
+        return pool[[order[number * size + i] for i in range(size)]].to(self.learner.device)
 
 
 def _check(role: str, pool: Pool, tasks: Iterable[LabelKind]) -> None:

@@ -5,6 +5,7 @@ Shapes: B images, D the backbone's width, h x w patches, H x W pixels, C classes
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -16,6 +17,7 @@ from vpretrain.vision.model.batch import IGNORED, Labelled
 
 LabelKind = Literal["segmentation", "depth"]
 _BIAS_STEPS = 30
+_BIAS_PIXELS = 32  # per side of an image, evenly spread: enough for a bias
 MIN_DEPTH, MAX_DEPTH = 1e-3, 10.0  # metres; depths outside are invalid (NYUv2's protocol)
 
 
@@ -100,14 +102,19 @@ def refitted_bias(kind: LabelKind, head: nn.Module, grid_BDhw: Float[Tensor, "B 
     Otherwise a part that all images share, such as a common error of the depths, dominates the gradient; a newly fitted probe
     would absorb it in its bias.
     """
-    with torch.no_grad():
-        output_BChw = head(grid_BDhw).float()
-    shift = Shift(output_BChw.shape[1]).to(output_BChw.device)
+    height, width = images.label_BHW.shape[1:]
+    stride = max(1, width // _BIAS_PIXELS)
+    images = replace(
+        images, label_BHW=images.label_BHW[:, ::stride, ::stride], depth_BHW=images.depth_BHW[:, ::stride, ::stride]
+    )
+    with torch.no_grad():  # once, as interpolating changes no bias
+        output_BCHW = pixel_outputs(head, grid_BDhw, height, width)[..., ::stride, ::stride]
+    shift = Shift(output_BCHW.shape[1]).to(output_BCHW.device)
     optimizer = torch.optim.LBFGS([shift.bias], max_iter=_BIAS_STEPS, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = label_loss(kind, shift, output_BChw, images)
+        loss = label_loss(kind, shift, output_BCHW, images)
         loss.backward()
         return loss
 
