@@ -88,12 +88,15 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
 
 
 def refuse_changes(recipe: Recipe, saved: Path, *, except_for: set[str]) -> None:
-    """Raise UserError, with the differences, if a recipe is not the saved one of the work that it is to resume."""
+    """Raise UserError, with the differences, if a recipe is not the saved one of the work that it is to resume.
+
+    `except_for` has the dotted names of settings that may differ, or the names of whole sections.
+    """
     before, after = (flat(one.model_dump(mode="json", exclude=except_for)) for one in (load_recipe(saved), recipe))
     changed = [
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
         for key in dict.fromkeys([*before, *after])
-        if before.get(key) != after.get(key)
+        if before.get(key) != after.get(key) and key not in except_for
     ]
     if changed:
         raise UserError(

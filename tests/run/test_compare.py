@@ -17,7 +17,8 @@ from vpretrain.cli.parser import main
 from vpretrain.compare.compare import compare
 from vpretrain.compare.entry import parse_entry, split_entries
 from vpretrain.compare.plots import draw_curves
-from vpretrain.compare.results import _differences, over_seeds, read_off
+from vpretrain.compare.results import _differences, over_seeds, read_off, summarise
+from vpretrain.compare.runs import prepare_group
 from vpretrain.compare.statistics import paired_difference
 from vpretrain.compare.tables import remarks, table
 from vpretrain.errors import Paused
@@ -174,6 +175,41 @@ def test_arms_whose_rate_falls_are_not_read_off_along_the_way(tmp_path, tokenize
         optimizer={"lr": 1e-3, "schedule": "linear"},
     )
     assert compare(recipe, ["one-hot"]).matched == {}
+
+
+def test_a_finished_run_with_another_seed_is_not_taken_for_the_one_that_is_asked_for(
+    tmp_path, tokenizer, in_this_process
+):
+    recipe = tiny_recipe(tmp_path, tokenizer, budget={"steps": 1})
+    compare(recipe, ["one-hot"], seeds=[3])
+    in_this_process.clear()
+    with pytest.raises(UserError, match=r"one-hot: --resume with a changed recipe .*\(seed: 3 -> 4\)"):
+        compare(recipe, ["one-hot"], seeds=[4], resume=True)
+    assert in_this_process == []
+    assert compare(recipe, ["one-hot"], seeds=[3], resume=True).seeds == [3]
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_directory_may_be_named_by_a_number(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    compare(tiny_recipe(tmp_path, tokenizer, output=".", name="2026", budget={"steps": 1}), ["one-hot"])
+    assert (tmp_path / "2026/one-hot/result.json").exists()
+
+
+def test_an_overwrite_that_is_stopped_leaves_the_recipe_by_which_a_resume_is_checked(tmp_path, tokenizer, monkeypatch):
+    recipe = tiny_recipe(tmp_path, tokenizer)
+    (recipe.directory / "v").mkdir(parents=True)
+    save_recipe(recipe, recipe.directory / "recipe.yaml")
+
+    def stopped(path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tmp_path), "iterdir", lambda path: iter([path / "recipe.yaml", path / "v"]))
+        patch.setattr("vpretrain.compare.runs.shutil.rmtree", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_group(recipe, resume=False, overwrite=True)
+    assert (recipe.directory / "recipe.yaml").exists()
 
 
 @pytest.mark.parametrize("label", ["w:value.strength=1", "v:value.strength=2", "v:value.alline=dot", "v:strength"])

@@ -19,6 +19,7 @@ from vpretrain.compare.study import run_study, write_study
 from vpretrain.config import Recipe
 from vpretrain.files import read_lines
 from vpretrain.modality import modality_of
+from vpretrain.plain import quoted
 from vpretrain.plot import pyplot, save_figure
 from vpretrain.tables import grid
 from vpretrain.types import Json
@@ -125,7 +126,7 @@ def _stages(recipe: Recipe, path: str, seed: int) -> dict[str, list[str]]:
         before = list(runs)[-1:]
         name = f"{'_'.join(e.directory for e in entries[:number])}.{number}of{len(entries)}.{seed}"
         runs[name] = [f"arm={entry.arm}", *entry.settings, f"seed={seed}", *shares]
-        runs[name] += [f"learner.name={recipe.directory / run}" for run in before]
+        runs[name] += [f"learner.name={quoted(str(recipe.directory / run))}" for run in before]
     return runs
 
 

@@ -18,12 +18,15 @@ from vpretrain.config import Recipe
 from vpretrain.console import minutes, note, switches
 from vpretrain.errors import Interrupted, Paused, UserError
 from vpretrain.files import read_json
-from vpretrain.recipe import refuse_changes, save_recipe
+from vpretrain.plain import quoted
+from vpretrain.recipe import load_recipe, refuse_changes, save_recipe
 from vpretrain.run.lock import LOCK, locked
 from vpretrain.run.tracking import require
 from vpretrain.types import Json
 
 _MAY_CHANGE = {"arm", "checkpoint", "output", "threads", "tracking"}  # settings that a resumed group may change
+# Settings in which a finished member may differ from what is asked for: a stage of `posttrain` begins below `output`.
+_OF_MEMBERS = {"name", "checkpoint", "output", "threads", "tracking", "learner.name"}
 
 
 class Process(Protocol):
@@ -74,6 +77,7 @@ def run_group(
         prepare_group(recipe, resume=resume, overwrite=overwrite)
         finished = {name for name in members if resume and (directory / name / "result.json").exists()}
         for name in finished:
+            _refuse_another(directory, name, members[name])
             note(f"{name}: finished already")
         pace = _Pace(members, rounds, finished)
         for turn in range(1, rounds + 1):
@@ -88,6 +92,16 @@ def run_group(
                 if ended:
                     finished.add(name)
         return {name: read_json(directory / name / "result.json") for name in members}
+
+
+def _refuse_another(directory: Path, name: str, settings: Sequence[str]) -> None:
+    """Raise UserError if a finished member was made with other settings: an only seed, for one, is not in its name."""
+    saved = directory / name / "recipe.yaml"
+    if saved.exists():
+        try:
+            refuse_changes(load_recipe(directory / "recipe.yaml", [*settings]), saved, except_for=_OF_MEMBERS)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
 
 
 class _Pace:
@@ -134,7 +148,8 @@ def run_member(
     """
     again = "--resume" if resume and any((directory / name / "checkpoints").glob("step-*")) else "--overwrite"
     how = [again] if until == 1 else [again, f"--until={until}"]
-    command = ["run", str(directory / "recipe.yaml"), *how, f"name={name}", f"output={directory}", *settings]
+    where = [f"name={name}", f"output={quoted(str(directory))}"]  # YAML, which reads a bare 2026 as a number
+    command = ["run", str(directory / "recipe.yaml"), *how, *where, *settings]
     code = _wait((start or start_process)(command))
     if code == Paused.exit_code:
         return False
@@ -155,7 +170,8 @@ def prepare_group(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
         available(recipe.learner.device)
     saved = recipe.directory / "recipe.yaml"
     if overwrite and not resume and saved.exists():
-        for path in recipe.directory.iterdir():
+        # The recipe last: as long as one file of that group is there, nothing takes it for one of another.
+        for path in sorted(recipe.directory.iterdir(), key=lambda path: path == saved):
             if path.name != LOCK:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     if saved.exists():
