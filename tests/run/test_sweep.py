@@ -6,15 +6,17 @@ import contextlib
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from conftest import character_tokenizer, runs_in_this_process
+from rich.console import Console
 from worlds import tiny_recipe, vision_recipe
 
 from vpretrain.cli.parser import main
 from vpretrain.compare import sweep as module
-from vpretrain.compare.sweep import draw_sweep, load_space, sweep
+from vpretrain.compare.sweep import draw_sweep, load_space, sweep, sweep_table
 from vpretrain.errors import Interrupted, UserError
 from vpretrain.recipe import load_recipe, save_recipe
 
@@ -137,6 +139,42 @@ def test_an_interrupted_sweep_goes_on_as_it_would_have(tmp_path, tokenizer, pret
     again = sweep(recipe, lr, trials=8, resume=True)
     assert pretend.commands[0] == ("trial-4", 0.7)
     assert again["trials"] == whole["trials"]
+
+
+def test_a_sweep_goes_on_with_the_objective_that_it_began_with(tmp_path, tokenizer, pretend):
+    lr = load_space(space(tmp_path, optimizer__lr={"low": 0.01, "high": 1.0}))
+    recipe = tiny_recipe(tmp_path, tokenizer)
+    sweep(recipe, lr, trials=1)
+    pretend.commands.clear()
+    with pytest.raises(UserError, match="was begun with another objective, answer_nll"):
+        sweep(recipe, lr, trials=2, objective="retention_nll", resume=True)
+    assert pretend.commands == []
+
+
+def test_the_time_left_is_that_of_the_trials_that_were_run_since_the_start(tmp_path, tokenizer, pretend, monkeypatch):
+    clock, told = [0.0], []
+
+    def a_minute(*arguments, **keywords):
+        clock[0] += 60
+        return pretend.run(*arguments, **keywords)
+
+    monkeypatch.setattr(module, "run_member", a_minute)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(module, "note", told.append)
+    lr, recipe = load_space(space(tmp_path, optimizer__lr={"low": 0.01, "high": 1.0})), tiny_recipe(tmp_path, tokenizer)
+    sweep(recipe, lr, trials=3)
+    told.clear()
+    sweep(recipe, lr, trials=5, resume=True)
+    assert told[:3] == [f"trial {number}: finished already" for number in range(3)]
+    assert [text.rpartition("; ")[2] for text in told[3:]] == ["3:00 left", "0:00 left"]  # three rungs of a minute
+
+
+def test_settings_in_the_table_of_trials_are_no_markup():
+    trial = {"number": 0, "state": "complete", "value": 1.0, "settings": {"value.subset": "name:[a-z]+"}}
+    results = {"objective": "nll", "direction": "minimize", "trials": [trial], "space": {"value.subset": {}}}
+    shown = io.StringIO()
+    Console(file=shown, width=100).print(sweep_table(results))
+    assert "name:[a-z]+" in shown.getvalue()
 
 
 def test_impossible_settings_are_passed_over_and_nothing_but_those_is_refused(tmp_path, tokenizer, pretend):

@@ -14,6 +14,7 @@ import warnings
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError, model_validator
+from rich.markup import escape
 from rich.table import Table
 
 from vpretrain.compare.runs import prepare_group, run_member
@@ -135,11 +136,14 @@ def sweep(
             pruner=optuna.pruners.MedianPruner(n_startup_trials=_UNPRUNED),
             load_if_exists=True,
         )
+        _keep_objective(study, key, recipe.directory)
+        finished = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
         start = time.monotonic()
         for number in range(trials):
             outcome = _trial(study, recipe, space, number, key=key, rungs=rungs)
-            left = (time.monotonic() - start) / (number + 1) * (trials - number - 1)
-            note(f"trial {number}: {outcome}; {minutes(left)} left")
+            made = number + 1 - finished
+            left = (time.monotonic() - start) / made * (trials - number - 1) if made > 0 else None
+            note(f"trial {number}: {outcome}" + ("" if left is None else f"; {minutes(left)} left"))
             if number + 1 == _UNPRUNED and not _completed(study):
                 raise UserError(f"none of the first {_UNPRUNED} trials came to its end; the last one: {outcome}")
         return write_study(recipe, "sweep.json", _results(study, recipe, space, key))
@@ -155,7 +159,7 @@ def sweep_table(results: Json) -> Table:
     for trial in ranked:
         value = "-" if trial["value"] is None else f"{trial['value']:.4f}"
         settings = (_shown(trial["settings"].get(field)) for field in results["space"])
-        view.add_row(str(trial["number"]), value, trial["state"], *settings)
+        view.add_row(str(trial["number"]), value, trial["state"], *map(escape, settings))
     return view
 
 
@@ -203,6 +207,15 @@ def _keep_space(file: Path, space: dict[str, Dimension]) -> None:
     if file.exists() and file.read_text(encoding="utf-8") != text:
         raise UserError(f"{file.parent} was begun with another space: go on with that one, or --overwrite")
     write_whole(file, text)
+
+
+def _keep_objective(study: optuna.Study, key: str, directory: Path) -> None:
+    """Save the objective. Raises UserError if the sweep began with another: the values of its trials would be of both."""
+    before = study.user_attrs.get("objective")
+    if before is None:
+        study.set_user_attr("objective", key)
+    elif before != key:
+        raise UserError(f"{directory} was begun with another objective, {before}: go on with that one, or --overwrite")
 
 
 def _trial(
