@@ -66,7 +66,7 @@ def test_only_the_cases_that_all_runs_have_count(two):
         change(two / "second", arm, key="another {}")
     nothing = found(two, "first", "second")
     assert nothing.differences is None
-    assert nothing.lines == ["first and second have no cases in common: no differences"]
+    assert nothing.lines == ["no differences: no arm has two cases that are known to be the same in first and second"]
 
 
 def test_without_a_common_seed_each_case_is_averaged_first(two, tmp_path):

@@ -140,6 +140,8 @@ def test_a_metric_that_is_nan_is_worse(tmp_path):
     results["arms"]["v"] |= {"pass_at_1": float("nan"), "retention_nll": float("nan")}
     found = changes(results, collect(tmp_path / "study").recipe, "v", "one-hot")
     assert {c.title: c.direction for c in found if "nan" in c.own} == {"Pass@1": "worse", "retention NLL": "worse"}
+    found = changes(results, collect(tmp_path / "study").recipe, "one-hot", "v")
+    assert {c.title: c.direction for c in found if "nan" in c.other} == {"Pass@1": "better", "retention NLL": "better"}
 
 
 @pytest.mark.parametrize(

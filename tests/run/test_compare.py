@@ -17,7 +17,7 @@ from vpretrain.cli.parser import main
 from vpretrain.compare.compare import compare
 from vpretrain.compare.entry import parse_entry, split_entries
 from vpretrain.compare.plots import draw_curves
-from vpretrain.compare.results import _differences, over_seeds, read_off, summarise
+from vpretrain.compare.results import _differences, over_seeds, read_off
 from vpretrain.compare.runs import prepare_group
 from vpretrain.compare.statistics import paired_difference
 from vpretrain.compare.tables import remarks, table
@@ -167,14 +167,15 @@ def test_python_gets_the_content_of_the_file_and_its_table(turns):
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_arms_whose_rate_falls_are_not_read_off_along_the_way(tmp_path, tokenizer):
+@pytest.mark.parametrize(("schedule", "of_arm"), [("linear", ""), ("constant", ":optimizer.schedule=linear")])
+def test_arms_whose_rate_falls_are_not_read_off_along_the_way(tmp_path, tokenizer, schedule, of_arm):
     recipe = tiny_recipe(
         tmp_path,
         tokenizer,
         evaluation=_with_points(tmp_path, tokenizer, 2),
-        optimizer={"lr": 1e-3, "schedule": "linear"},
+        optimizer={"lr": 1e-3, "schedule": schedule},
     )
-    assert compare(recipe, ["one-hot"]).matched == {}
+    assert compare(recipe, ["one-hot", f"self-distillation{of_arm}"]).matched == {}
 
 
 def test_a_finished_run_with_another_seed_is_not_taken_for_the_one_that_is_asked_for(

@@ -20,6 +20,7 @@ def test_the_front_is_what_nothing_beats():
     scores = {"a": (1.0, 0.0), "b": (0.0, 1.0), "c": (0.0, 0.0), "d": (1.0, -1.0), "e": (0.5, 0.5)}
     assert front(scores) == ["a", "b", "e"]
     assert front({"a": (1.0, 1.0), "twin": (1.0, 1.0)}) == ["a", "twin"]
+    assert front({"a": (1.0, 0.0), "diverged": (float("nan"), 2.0)}) == ["a"]
 
 
 def test_where_less_is_better_a_point_with_more_of_both_is_not_on_the_front(tmp_path, tokenizer, monkeypatch):

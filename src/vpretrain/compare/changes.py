@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -56,8 +57,8 @@ def changes(results: Json, recipe: Recipe, arm: str, other: str) -> list[Change]
         if before is None or after is None:
             continue
         old, new = (f"{value:{measure.form}}{measure.unit}" for value in (before, after))
-        better = after > before if measure.better == "higher" else after < before
-        direction: Direction = "better" if better else "worse"  # NaN is worse
+        better = math.isnan(before) or (after > before if measure.better == "higher" else after < before)
+        direction: Direction = "better" if better else "worse"  # NaN is worse than any number
         by_case = results["differences"].get(measure.paired, {}).get(arm, {}).get(other)
         difference = by_case or results.get("over_seeds", {}).get(title, {}).get(arm, {}).get(other)
         certain = None if difference is None else excludes_0(difference)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,12 +67,16 @@ def pareto(recipe: Recipe, points: Sequence[Sequence[str]], *, resume: bool = Fa
 
 
 def front(scores: Mapping[str, tuple[float, ...]]) -> list[str]:
-    """Return names of the scores (higher is better) that no other beats in one objective without losing in another."""
+    """Return names of the scores (higher is better) that no other beats in one objective without losing in another.
+
+    NaN beats nothing, and nothing beats NaN: a score with it is not on the front.
+    """
 
     def beats(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
         return a != b and all(x >= y for x, y in zip(a, b, strict=True))
 
-    return [name for name, score in scores.items() if not any(beats(other, score) for other in scores.values())]
+    known = {name: score for name, score in scores.items() if not any(map(math.isnan, score))}
+    return [name for name, score in known.items() if not any(beats(other, score) for other in known.values())]
 
 
 def pareto_table(results: Json, recipe: Recipe) -> Table:

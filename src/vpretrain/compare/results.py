@@ -12,6 +12,7 @@ from vpretrain.compare.statistics import correct, interval, paired_difference
 from vpretrain.config import Recipe
 from vpretrain.files import Lines
 from vpretrain.modality import Metrics, modality_of
+from vpretrain.recipe import parse_recipe, with_overrides
 from vpretrain.types import Json
 
 START = "step-0"
@@ -41,7 +42,7 @@ def summarise(runs: Runs, scores: Mapping[str, Sequence[Lines]], recipe: Recipe)
     domains = list(dict.fromkeys(case["domain"] for case in cases[START][0] if "domain" in case))
     if len(domains) > 1:
         results["by_domain"] = {domain: _by_domain(cases, keys, domain) for domain in domains}
-    if recipe.evaluation.points and recipe.optimizer.schedule == "constant":
+    if recipe.evaluation.points and _constant_rates(runs, recipe):
         axes = ("seconds", recipe.unit)
         results["matched"] = {axis: _matched(runs, scores, axis, keys, metrics.cases) for axis in axes}
     wanted = pairs([arm for arm, found in results["arms"].items() if found.get("steps")], recipe.baseline)
@@ -127,6 +128,14 @@ def _differences(values: Mapping[str, list[list[float]]]) -> dict[str, dict[str,
         one = differences[a][b] = paired_difference(full[a], full[b])
         differences[b][a] = {"mean": -one["mean"], "low": -one["high"], "high": -one["low"], "p": one["p"]}
     return differences
+
+
+def _constant_rates(arms: Iterable[str], recipe: Recipe) -> bool:
+    """Whether the learning rate falls in none of the arms, of which some may have a schedule of their own."""
+    entries = [entry for entry in map(parse_entry, arms) if entry.settings]
+    settings = [[f"arm={entry.arm}", *entry.settings] for entry in entries]
+    own = [parse_recipe(with_overrides(recipe.model_dump(mode="json"), of_arm)) for of_arm in settings]
+    return all(one.optimizer.schedule == "constant" for one in (recipe, *own))
 
 
 def _matched(runs: Runs, scores: Mapping[str, Sequence[Lines]], axis: str, keys: Sequence[str], cases: str) -> Json:

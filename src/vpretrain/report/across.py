@@ -84,7 +84,8 @@ def _differences(studies: Mapping[str, Study]) -> tuple[list[str], Table | None]
     for beside in (False, True):
         correct(d for arm, _, key, d in found if metrics.paired[key].beside is beside and arm != START)
     if not found:
-        return [f"{first} and {', '.join(label for label, _ in others)} have no cases in common: no differences"], None
+        others_too = ", ".join(label for label, _ in others)
+        return [f"no differences: no arm has two cases that are known to be the same in {first} and {others_too}"], None
     rows = [["arm", "difference", "figure", "mean", "95 % interval", "paired over", "so it"]]
     lines = []
     for arm, label, key, d in found:

@@ -126,7 +126,7 @@ def _results(study: Study) -> Table | None:
     title = [f"Results on {modality_of(study.recipe).metrics.headline}"]
     title += ["step-0 is the untouched learner"] if study.start else []
     title += ["means over seeds"] if len(study.results["seeds"]) > 1 else []
-    title += ["[ ] are 95 % intervals"] if any("[" in text for text in rows[-1]) else []
+    title += ["[ ] are 95 % intervals"] if any("[" in text for text in rows[-1][1:]) else []
     return Table("; ".join(title), rows)
 
 
