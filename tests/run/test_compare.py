@@ -263,6 +263,15 @@ def test_pass_at_k_is_averaged_over_seeds_and_shown_at_its_largest_k():
     assert metrics.columns["Pass@k"]({}) == "-"
 
 
+def test_a_warning_says_of_how_many_seeds_it_is():
+    metrics = MODALITIES["language"].metrics
+    runs = [{"arm": "v", "seed": seed, "problems": [{"nll": 1.0}]} for seed in (4, 5, 6)]
+    runs[1]["warning"] = "the targets stayed one-hot"
+    assert over_seeds(runs, metrics)["warning"] == "1 of 3 seeds, such as 5: the targets stayed one-hot"
+    assert "warning" not in over_seeds(runs[::2], metrics)
+    assert over_seeds(runs[1:2], metrics)["warning"] == "the targets stayed one-hot"
+
+
 def test_an_interval_over_seeds_is_student_s_and_stands_in_the_cell():
     language, vision = (MODALITIES[name].metrics for name in ("language", "vision"))
     runs = [{"arm": "v", "retention_nll": x, "problems": [{"nll": 1.0}]} for x in (2.0, 2.2)]

@@ -104,6 +104,12 @@ def test_an_unfinished_run_exports_its_newest_checkpoint(tmp_path, tokenizer):
         export(str(recipe.directory), str(tmp_path / "exported"))
 
 
+def test_an_export_does_not_replace_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^\. cannot be replaced: name a new directory"):
+        export("run", ".")
+
+
 def test_a_run_whose_targets_stayed_one_hot_warns(tmp_path, tokenizer):
     _, result = stopped_after(tiny_recipe(tmp_path, tokenizer, designer={"burn_in_steps": 6}), [])
     assert "stayed one-hot" in result["warning"]

@@ -73,8 +73,9 @@ def over_seeds(runs: Sequence[Json], metrics: Metrics) -> Json:
     if len(own) == 1:
         return own[0]
     numbers = {key: _mean([run.get(key) for run in own]) for key in own[0] if key not in _OF_ONE}
-    warning = next((run["warning"] for run in own if "warning" in run), None)
-    summary = {"arm": own[0]["arm"], **numbers, **({"warning": warning} if warning else {})}
+    warned = {run["seed"]: run["warning"] for run in own if "warning" in run}
+    some = next((f"{len(warned)} of {len(own)} seeds, such as {seed}: {text}" for seed, text in warned.items()), None)
+    summary = {"arm": own[0]["arm"], **numbers, **({"warning": some} if some else {})}
     intervals = {
         title: dict(zip(("low", "high"), interval(values), strict=True))
         for title, values in _by_seed(own, metrics).items()

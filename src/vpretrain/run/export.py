@@ -38,6 +38,8 @@ def _export(run: str, target: str) -> None:
     source, directory = Path(run), Path(target)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{target} is not empty: name a new directory")
+    if directory.name in ("", ".."):  # the export takes the place of an empty directory, in which a shell may be
+        raise UserError(f"{target} cannot be replaced: name a new directory")
     if not (source / "recipe.yaml").exists():
         raise UserError(f"{run} is not the directory of a run: it has no recipe.yaml")
     if (source / "model").is_dir() and (source / "result.json").exists():
