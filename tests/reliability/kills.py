@@ -87,6 +87,9 @@ def main(file: str, kills: int, seed: int) -> None:
             done["loaded"] += 1
         else:
             done["none yet"] += 1
+    assert ended(forked(recipe, resume=resume), 120)  # the last one killed goes on to its end
+    done["ends"] += 1
+    done["equal ends"] += same(end_of(recipe), whole)
     print(json.dumps(done))
 
 

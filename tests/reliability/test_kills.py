@@ -31,4 +31,4 @@ def test_a_killed_run_goes_on_from_a_whole_checkpoint(tmp_path, tokenizer, fault
         assert ran.returncode == 0, ran.stderr
         done = json.loads(ran.stdout)
         assert done["loaded"] + done["none yet"] == kills
-        assert done["equal ends"] == done["ends"]
+        assert done["equal ends"] == done["ends"] > 0

@@ -264,6 +264,20 @@ def test_a_hook_may_stop_a_run_which_then_goes_on(tmp_path, tokenizer):
     assert run_recipe(recipe, resume=True).steps == 5
 
 
+def test_a_run_says_how_far_it_is_also_beyond_a_pause_or_before_it(tmp_path, tokenizer):
+    class Stop(Hook):
+        def after_step(self, session, record):
+            session.budget.stop()
+
+    recipe = tiny_recipe(tmp_path, tokenizer, budget={"steps": 5})
+    with pytest.raises(Paused, match="paused at 20% of the budget"):
+        run_recipe(recipe, hooks=[Stop()], until=0.8)
+    with pytest.raises(Paused, match="paused at 70% of the budget"):
+        run_recipe(recipe, resume=True, until=0.7)
+    with pytest.raises(Paused, match="paused at 80% of the budget"):  # after four of five steps
+        run_recipe(recipe, resume=True, until=0.3)
+
+
 def test_a_schedule_ends_with_the_minutes_however_the_dry_run_went(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr("vpretrain.run.dry_run.seconds_of_a_step", lambda *run: 1e-3)
     recipe = tiny_recipe(tmp_path, tokenizer, optimizer={"lr": 1e-3, "schedule": "linear"})

@@ -115,7 +115,9 @@ class Session:
             name = signal.Signals(number).name
             raise Interrupted(number, f"stopped by {name}; saved {self.save()}; continue with --resume")
         if not self.budget.spent:
-            reached = self.budget.until if self.budget.until < 1 else self._fraction  # or stopped by a hook
+            made, budget = bool(self.line), self.budget  # a run that goes on may be beyond `until` already
+            pauses = made and self.recipe.budget.reached(budget.step, budget.seconds, budget.until)
+            reached = budget.until if pauses else self._fraction  # else a hook has stopped it
             text = f"paused at {reached:.0%} of the budget; saved {self.save()}; continue with --resume"
             self._signals.enter(Phase.END)
             raise Paused(text)
