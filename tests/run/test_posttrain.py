@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ from conftest import character_tokenizer, runs_in_this_process
 from worlds import tiny_recipe
 
 from vpretrain.cli.parser import main
-from vpretrain.compare.posttrain import draw_posttrain, posttrain, posttrain_table
+from vpretrain.compare.posttrain import _stages, draw_posttrain, posttrain, posttrain_table
 from vpretrain.errors import UserError
 from vpretrain.recipe import load_recipe, save_recipe
 
@@ -115,6 +116,27 @@ def test_unknown_arms_are_refused_before_the_long_work(tmp_path, tokenizer):
     with pytest.raises(UserError, match="'dto' is unknown: choose from 'dot'"):
         posttrain(tiny_recipe(tmp_path, tokenizer), ["one-hot+v:value.align=dto"])
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_steps_of_the_stages_add_up_to_the_budget(tmp_path, tokenizer):
+    recipe = tiny_recipe(tmp_path, tokenizer, budget={"steps": 7})
+    shares = [word for run in _stages(recipe, "v+sft+grpo", 0).values() for word in run if word.startswith("budget.")]
+    assert shares == ["budget.steps=2", "budget.steps=2", "budget.steps=3"]
+    with pytest.raises(UserError, match=r"budget.steps=7 leaves one of 8 stages without a step: give at least 8"):
+        posttrain(recipe, ["v", "+".join(["one-hot"] * 8)])
+
+
+def test_where_nothing_is_measured_no_path_is_begun(tmp_path, tokenizer, monkeypatch):
+    begun = []
+
+    def run_study(recipe, members, **how):
+        begun.extend(members)
+        return {"step-0": {"problems": []}}
+
+    monkeypatch.setattr(sys.modules[posttrain.__module__], "run_study", run_study)
+    with pytest.raises(UserError, match="the evaluation measures nothing by which paths can be compared"):
+        posttrain(tiny_recipe(tmp_path, tokenizer), ["v"])
+    assert begun == []
 
 
 def test_a_stage_may_have_settings_of_its_own(tmp_path, tokenizer, in_this_process):

@@ -17,6 +17,7 @@ from vpretrain.compare.results import START, over_seeds, values_of
 from vpretrain.compare.statistics import correct, paired_difference
 from vpretrain.compare.study import run_study, write_study
 from vpretrain.config import Recipe
+from vpretrain.errors import UserError
 from vpretrain.files import read_lines
 from vpretrain.modality import modality_of
 from vpretrain.plain import quoted
@@ -43,18 +44,23 @@ def posttrain(
         Interrupted: a signal stopped it, after the current stage had saved its state.
     """
     check_entries(recipe, [stage for path in paths for stage in path.split("+")])
+    most, steps = max(len(path.split("+")) for path in paths), recipe.budget.steps
+    if steps is not None and steps < most:
+        raise UserError(f"budget.steps={steps} leaves one of {most} stages without a step: give at least {most}")
     paths, seeds = list(dict.fromkeys(paths)), list(dict.fromkeys(seeds)) or [recipe.seed]
     stages = {path: [_stages(recipe, path, seed) for seed in seeds] for path in paths}  # path -> seed -> its runs
     members: dict[str, list[str]] = {}
     for of_seed in zip(*stages.values(), strict=True):
         for own in of_seed:
             members |= own
-    results = run_study(recipe, members, resume=resume, overwrite=overwrite)
+    start = run_study(recipe, {}, resume=resume, overwrite=overwrite)[START]
     metrics = modality_of(recipe).metrics
-    start = results[START]
+    key = next((key for key in metrics.paired if any(key in case for case in start[metrics.cases])), None)
+    if key is None:
+        raise UserError("the evaluation measures nothing by which paths can be compared: give it such data")
+    results = run_study(recipe, members, resume=True)
     lines = {path: [_line(recipe, start, runs, results) for runs in of_path] for path, of_path in stages.items()}
     ends = {path: [results[list(runs)[-1]] for runs in of_path] for path, of_path in stages.items()}
-    key = next(key for key in metrics.paired if key in start[metrics.cases][0])
     cases = {path: values_of([run[metrics.cases] for run in runs], key) for path, runs in ends.items()}
     summary: Json = {
         START: {k: v for k, v in start.items() if k != metrics.cases},
@@ -118,14 +124,14 @@ def draw_posttrain(results: Json, recipe: Recipe) -> Path:
 def _stages(recipe: Recipe, path: str, seed: int) -> dict[str, list[str]]:
     """Return the runs of a path: name -> settings. Paths that begin alike share their first runs."""
     entries = [parse_entry(stage) for stage in path.split("+")]
-    minutes, steps = recipe.budget.minutes, recipe.budget.steps
-    shares = [] if minutes is None else [f"budget.minutes={minutes / len(entries)}"]
-    shares += [] if steps is None else [f"budget.steps={max(1, steps // len(entries))}"]
+    minutes, steps, many = recipe.budget.minutes, recipe.budget.steps, len(entries)
+    shares = [] if minutes is None else [f"budget.minutes={minutes / many}"]
     runs: dict[str, list[str]] = {}
     for number, entry in enumerate(entries, start=1):
         before = list(runs)[-1:]
-        name = f"{'_'.join(e.directory for e in entries[:number])}.{number}of{len(entries)}.{seed}"
+        name = f"{'_'.join(e.directory for e in entries[:number])}.{number}of{many}.{seed}"
         runs[name] = [f"arm={entry.arm}", *entry.settings, f"seed={seed}", *shares]
+        runs[name] += [] if steps is None else [f"budget.steps={number * steps // many - (number - 1) * steps // many}"]
         runs[name] += [f"learner.name={quoted(str(recipe.directory / run))}" for run in before]
     return runs
 
