@@ -178,6 +178,19 @@ def test_a_run_goes_on_behind_a_damaged_checkpoint(tmp_path, tokenizer, fault):
         assert_same_end(end_of(recipe), whole)
 
 
+def test_all_processes_go_on_from_the_same_checkpoint(tmp_path, monkeypatch):
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, step, {"a": {"x": torch.ones(2)}}, {"n": step}, keep=3)
+    with monkeypatch.context() as patch:  # the first process does not see the newest yet
+        patch.setattr(checkpoint.distributed, "broadcast", lambda item: item[:2] if isinstance(item, list) else item)
+        assert load_newest(tmp_path)[1] == {"n": 2}
+    reasons = ["no such file", None]
+    with monkeypatch.context() as patch:  # another process cannot read the newest
+        patch.setattr(checkpoint.distributed, "all_gather", lambda item: [item, reasons.pop(0)])
+        assert load_newest(tmp_path)[1] == {"n": 2}
+    assert load_newest(tmp_path)[1] == {"n": 3}
+
+
 def test_with_no_whole_checkpoint_one_line_says_so(tmp_path, tokenizer):
     recipe = small_recipe("language", tmp_path, tokenizer)
     run_recipe(recipe)

@@ -140,22 +140,33 @@ def damage(path: Path) -> str | None:
 
 
 def load_checkpoint(path: Path) -> tuple[Tensors, Json]:
-    """Read a checkpoint. Raises UserError if a file is missing or damaged."""
+    """Read a checkpoint; all processes call this together. Raises UserError in all if a file is missing or damaged in any."""
     if found := distributed.on_rank_0(lambda: damage(path)):
         raise UserError(f"the checkpoint {path} is damaged: {found}; remove it to use the one before")
+    read: tuple[Tensors, Json] | None = None
+    reason: str | None = None
     try:
-        state = read_json(path / "state.json")
-        files: dict[str, list[Path]] = {}
-        for file in path.glob("*.safetensors"):
-            files.setdefault(file.name.split(".")[0], []).append(file)
-        return {name: _read(own) for name, own in sorted(files.items())}, state
+        read = _read_all(path)
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
-        raise UserError(f"the checkpoint {path} cannot be read ({error}); remove it to use the one before") from error
+        reason = str(error)
+    reasons = [one for one in distributed.all_gather(reason) if one is not None]
+    if read is None or reasons:  # else one process would go on from here, and another from the one before
+        raise UserError(f"the checkpoint {path} cannot be read ({reasons[0]}); remove it to use the one before")
+    return read
+
+
+def _read_all(path: Path) -> tuple[Tensors, Json]:
+    state = read_json(path / "state.json")
+    files: dict[str, list[Path]] = {}
+    for file in map(Path, read_json(path / MANIFEST)):  # not the directory: what a shared disk does not show is missed
+        if file.suffix == ".safetensors":
+            files.setdefault(file.name.split(".")[0], []).append(path / file)
+    return {name: _read(own) for name, own in sorted(files.items())}, state
 
 
 def load_newest(root: Path) -> tuple[Tensors, Json]:
     """Read the newest intact checkpoint, and warn of each newer one that is damaged. Raises UserError if there is none."""
-    for path in reversed(checkpoints(root)):
+    for path in reversed(distributed.broadcast(checkpoints(root))):  # a shared disk may show others a process less
         try:
             return load_checkpoint(path)
         except UserError as error:
