@@ -318,6 +318,22 @@ def test_single_runs_finished_and_at_work(tmp_path):
     assert "vpretrain compare` runs them under the same budget" in text
 
 
+def test_the_verdict_on_the_untouched_learner_is_not_one_on_an_arm(tmp_path):
+    write_run(tmp_path / "step-0", "one-hot", 0, 1.5, steps=0)
+    assert verdict(collect(tmp_path / "step-0")) == (
+        "The untouched learner, with nothing to compare it with: answer NLL [95 %] is 1.5000 [1.400, 1.600]."
+    )
+
+
+def test_steps_that_differ_between_seeds_are_told_as_an_average(tmp_path):
+    results = write_comparison(tmp_path / "study")
+    v = results["arms"]["v"]
+    v["runs"][0]["steps"], v["steps"] = 38, 39
+    write_json(tmp_path / "study/results.json", results)
+    said = verdict(collect(tmp_path / "study"))
+    assert "; v made on average 39 steps with 5 meta updates, one-hot 40 steps. " in said
+
+
 def test_without_matplotlib_there_are_numbers(tmp_path, monkeypatch):
     write_comparison(tmp_path / "study")
     write_probe(tmp_path / "study")

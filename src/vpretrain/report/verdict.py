@@ -104,6 +104,8 @@ def _of_run(study: Study) -> str:
     metrics, result = modality_of(study.recipe).metrics, study.results["arms"][arm]
     shown = {name: show(result) for name, show in metrics.columns.items()}
     name, value = next(((n, v) for n, v in shown.items() if v != "-"), ("its evaluation", "nothing"))
+    if result.get("steps") == 0:
+        return f"The untouched learner, with nothing to compare it with: {name} is {value}."
     return f"A run of {arm} alone, with nothing to compare it with, so it shows no effect: {name} is {value}."
 
 
@@ -118,9 +120,11 @@ def _equal(study: Study, a: str, b: str) -> str:
 
 def _made(study: Study, arm: str) -> str:
     """Return the steps and meta updates that an arm made, as text."""
-    found, updates = study.results["arms"][arm], study.results["arms"][arm]["meta_updates"]
+    found = study.results["arms"][arm]
+    steps, updates = found["steps"], found["meta_updates"]
+    alike = len({(run["steps"], run["meta_updates"]) for run in found.get("runs", [found])}) == 1
     with_them = f" with {updates:,.0f} meta update{'' if updates == 1 else 's'}" if updates else ""
-    return f"{found['steps']:,.0f} steps{with_them}"
+    return f"{'' if alike else 'on average '}{steps:,.0f} steps{with_them}"
 
 
 def _over(study: Study) -> str:

@@ -158,7 +158,7 @@ def load_checkpoint(path: Path) -> tuple[Tensors, Json]:
 def _read_all(path: Path) -> tuple[Tensors, Json]:
     state = read_json(path / "state.json")
     files: dict[str, list[Path]] = {}
-    for file in map(Path, read_json(path / MANIFEST)):  # not the directory: what a shared disk does not show is missed
+    for file in map(Path, read_json(path / MANIFEST)):  # a shared disk may list less, and then one cannot be read
         if file.suffix == ".safetensors":
             files.setdefault(file.name.split(".")[0], []).append(path / file)
     return {name: _read(own) for name, own in sorted(files.items())}, state
