@@ -12,7 +12,8 @@ from datetime import UTC, datetime, timedelta
 from worlds import tiny_recipe
 
 from vpretrain import run_recipe
-from vpretrain.run.circumstances import circumstances, commit, hardware
+from vpretrain.run import circumstances
+from vpretrain.run.circumstances import commit, hardware
 
 
 def git(directory, *command):
@@ -26,7 +27,7 @@ def test_a_run_records_date_commit_and_hardware(tmp_path, tokenizer):
     run_recipe(recipe)
     made = json.loads((recipe.directory / "provenance.json").read_text())
     assert abs(datetime.now(UTC) - datetime.fromisoformat(made["date"])) < timedelta(minutes=2)
-    assert made["hardware"] == circumstances()["hardware"]
+    assert made["hardware"] == hardware()
     assert f"{len(os.sched_getaffinity(0))} cores" in made["hardware"]
     assert "commit" in made
     card = (recipe.directory / "model/README.md").read_text()
@@ -34,6 +35,23 @@ def test_a_run_records_date_commit_and_hardware(tmp_path, tokenizer):
     texts = json.dumps({key: made[key] for key in ("date", "commit", "hardware")})
     assert socket.gethostname() not in texts
     assert getpass.getuser() not in texts.split()
+
+
+def test_the_commit_of_a_run_is_that_of_its_start(tmp_path, tokenizer, monkeypatch):
+    commits = ["first", "made while it ran"]
+    monkeypatch.setattr("vpretrain.run.session.commit", lambda: commits.pop(0))
+    recipe = tiny_recipe(tmp_path, tokenizer, arm="one-hot", budget={"steps": 1})
+    run_recipe(recipe)
+    assert json.loads((recipe.directory / "provenance.json").read_text())["commit"] == "first"
+    assert commits == ["made while it ran"]
+
+
+def test_a_source_whose_state_git_does_not_tell_has_no_commit(monkeypatch):
+    known = {"--show-prefix": "src/vpretrain/", "HEAD": "b68c0a5"}
+    monkeypatch.setattr(circumstances, "_git", lambda directory, *command: known.get(command[1]))
+    assert commit() is None
+    known["--porcelain"] = ""
+    assert commit() == "b68c0a5"
 
 
 def test_a_gpu_that_pytorch_cannot_use_ends_no_run(monkeypatch):

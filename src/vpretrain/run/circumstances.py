@@ -19,18 +19,22 @@ _SOURCE = Path(__file__).parents[1]
 _PATIENCE_SECONDS = 10
 
 
-def circumstances() -> Json:
-    """Return date (UTC, ISO 8601), commit (None: unknown) and hardware, without any name of a host or user."""
-    return {"date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit(), "hardware": hardware()}
+def circumstances(made_by: str | None) -> Json:
+    """Return date (UTC, ISO 8601), commit and hardware, without any name of a host or user.
+
+    Args:
+        made_by: the commit, as it was when the run began: the source may have changed since.
+    """
+    return {"date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": made_by, "hardware": hardware()}
 
 
 def commit(source: Path = _SOURCE) -> str | None:
-    """Return the commit of vpretrain's source, with a + if files have changed since; None if a package installed it."""
+    """Return the commit of vpretrain's source, with a + if files have changed since; None: unknown, as of many packages."""
     # A package in an environment inside the user's own repository is not part of that repository.
     if _git(source, "rev-parse", "--show-prefix") == f"src/{source.name}/":
         head = _git(source, "rev-parse", "HEAD")
         changed = _git(source, "status", "--porcelain", "--untracked-files=no", ".")
-        return f"{head}+" if head and changed else head
+        return None if head is None or changed is None else f"{head}+" if changed else head
     try:
         installed = json.loads(distribution("vpretrain").read_text("direct_url.json") or "{}")
         return str(installed["vcs_info"]["commit_id"])

@@ -23,6 +23,7 @@ from vpretrain.recipe import save_recipe
 from vpretrain.run import skipped
 from vpretrain.run.budget import Budget
 from vpretrain.run.checkpoint import checkpoints, load_newest, save_checkpoint
+from vpretrain.run.circumstances import commit
 from vpretrain.run.dry_run import planned_steps
 from vpretrain.run.finish import finish
 from vpretrain.run.hooks import Checkpoints, Hook, MetricsLog, Scores, Tracking, Views
@@ -45,6 +46,7 @@ class Session:
         totals: `read`, in the recipe's unit, and `meta_updates`.
         side: sums over steps of the tasks' scalar side information.
         line: the last step's line in the log.
+        commit: of the source, when the session began.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Session:
     ) -> None:
         self.recipe, self.parts, self.resumed = recipe, parts, resume
         self.directory = recipe.directory
+        self.commit = commit() if distributed.is_rank_0() else None
         self.budget = Budget(recipe.budget, until=until)
         self.optimizer = AdamW(parts.learner.named_parameters(), recipe.effective_optimizer)
         self.totals: dict[str, float] = {"read": 0, "meta_updates": 0}
