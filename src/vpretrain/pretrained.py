@@ -63,10 +63,12 @@ def resolve(name: str, packages: Mapping[str, Convert]) -> str:
             raise UserError(f"cannot write to the cache {cache()}: {error.strerror}; {CACHE_REMEDY}") from None
         with working(f"converting {package}"):
             packages[package](Path(found.submodule_search_locations[0]), aside)
-        if cached.is_dir():  # another process was faster
-            shutil.rmtree(aside)
-        else:
+        try:
             aside.rename(cached)
+        except OSError:
+            shutil.rmtree(aside)
+            if not cached.is_dir():  # else another process was faster
+                raise
     return str(cached)
 
 

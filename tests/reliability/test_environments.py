@@ -110,6 +110,27 @@ def test_a_cache_that_is_needed_and_cannot_be_made_is_named(monkeypatch, tmp_pat
     assert pretrained.cache() == tmp_path / "vpretrain"
 
 
+def test_of_two_processes_that_convert_the_same_weights_the_first_wins(monkeypatch, tmp_path):
+    package = tmp_path / "a_package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rename = Path.rename
+
+    def after_the_first(path, target):
+        Path(target).mkdir()
+        (Path(target) / "config.json").write_text("of the first")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", after_the_first)
+    of_second = {"a-package": lambda folder, target: (target / "config.json").write_text("of the second")}
+    found = Path(pretrained.resolve("pypi:a-package", of_second))
+    assert (found / "config.json").read_text() == "of the first"
+    assert list(found.parent.iterdir()) == [found]
+
+
 @pytest.mark.promise("21 without a home, or with one that cannot be written, a run on local files takes its course")
 def test_scenes_that_cannot_be_kept_are_rendered_all_the_same(monkeypatch, capsys, fault):
     settings = {"seed": 921, "scenes": 2, "cameras": 1, "size": 16}
