@@ -153,6 +153,24 @@ def test_a_log_that_is_cut_when_its_run_goes_on(tmp_path, recipe):
     assert (view.steps, view.curves["loss"].means) == (12, [8.0] * 12)
 
 
+def test_a_log_that_is_replaced_while_it_is_opened(tmp_path, monkeypatch):
+    log, aside = tmp_path / "log", tmp_path / "aside"
+    log.write_text('{"step": 0}\n')
+    aside.write_text('{"step": 5}\n{"step": 6}\n')
+    whole_open = Path.open
+
+    def replaced(path, mode):
+        file = whole_open(path, mode)
+        if aside.exists():
+            aside.replace(log)
+        return file
+
+    monkeypatch.setattr(Path, "open", replaced)
+    tail = Tail(log)
+    assert tail.read() == (True, [{"step": 0}])
+    assert tail.read() == (True, [{"step": 5}, {"step": 6}])
+
+
 def test_twenty_thousand_lines_are_read_once_and_quickly(tmp_path, recipe, monkeypatch):
     run = written(tmp_path / "run", [line(n, value=0.1, alpha=0.2) for n in range(20_000)], recipe)
     parsed = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +26,7 @@ class Tail:
         """Return whether the log has restarted, and the lines added since the last call, or since the restart."""
         try:
             with self.path.open("rb") as file:
-                found = self.path.stat()
+                found = os.fstat(file.fileno())  # of what was opened: the path may lead to another file by now
                 which = (found.st_dev, found.st_ino)
                 anew = which != self._file or found.st_size < self._offset
                 self._file, self._offset = which, 0 if anew else self._offset
