@@ -40,7 +40,8 @@ def posttrain(
         resume, overwrite: as in `compare`.
 
     Raises:
-        UserError: an unknown arm, a setting that does not fit, or as `run_group` raises it.
+        UserError: an unknown arm, a setting that does not fit, fewer steps than stages, an evaluation that measures nothing, or
+            as `run_group` raises it.
         Interrupted: a signal stopped it, after the current stage had saved its state.
     """
     check_entries(recipe, [stage for path in paths for stage in path.split("+")])

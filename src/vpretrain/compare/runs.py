@@ -69,7 +69,8 @@ def run_group(
         Every member's result.
 
     Raises:
-        UserError: the directory is taken, or a member failed (its own message is printed above).
+        UserError: the directory is taken, a finished member has other settings, or a member failed (its own message is printed
+            above).
         Interrupted: a signal stopped it, after the current member had saved its state.
     """
     directory = recipe.directory

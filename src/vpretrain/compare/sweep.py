@@ -116,7 +116,8 @@ def sweep(
         overwrite: delete an earlier sweep of this name.
 
     Raises:
-        UserError: a setting does not exist, the directory is taken, or no trial of the first five could run.
+        UserError: a setting does not exist, the directory is taken or of another objective, or no trial of the first five could
+            run.
         Interrupted: a signal stopped it, after the current trial had saved its state.
     """
     objectives = modality_of(recipe).metrics.objectives
