@@ -84,7 +84,24 @@ def secret(text: str) -> bool:
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write a recipe with every setting spelled out."""
-    write_whole(path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    write_whole(path, _as_text(recipe.model_dump(mode="json")))
+
+
+def refuse_to_replace(file: Path) -> None:
+    """Raise UserError if a recipe is there that `save_recipe` has not written: people keep their own beside their data."""
+    if not file.exists():
+        return
+    text = file.read_text(encoding="utf-8", errors="replace")
+    try:
+        saved = _as_text(read_yaml(text, str(file))) == text
+    except UserError:
+        saved = False
+    if not saved:
+        raise UserError(f"{file} was written by hand, and a run there would replace it: change `output`, or use name=...")
+
+
+def _as_text(data: Any) -> str:
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 
 def refuse_changes(recipe: Recipe, saved: Path, *, except_for: set[str]) -> None:

@@ -14,9 +14,11 @@ from transformers import AutoModelForCausalLM
 from worlds import tiny_recipe
 
 from vpretrain import UserError, run_recipe
+from vpretrain.compare.runs import prepare_group
 from vpretrain.config import BudgetConfig
 from vpretrain.errors import Interrupted, Paused
 from vpretrain.files import read_lines
+from vpretrain.recipe import save_recipe
 from vpretrain.run.budget import Budget
 from vpretrain.run.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from vpretrain.run.directory import prepare_directory
@@ -142,6 +144,26 @@ def test_a_run_replaces_no_file_of_a_comparison(tmp_path, tokenizer):
     with pytest.raises(UserError, match="holds a comparison"):
         prepare_directory(recipe, resume=False, overwrite=True)
     assert (recipe.directory / "recipe.yaml").exists()
+
+
+def test_a_recipe_of_the_users_own_is_not_replaced(tmp_path, tokenizer):
+    recipe = tiny_recipe(tmp_path, tokenizer)
+    recipe.directory.mkdir(parents=True)
+    own, data = recipe.directory / "recipe.yaml", recipe.directory / "data.jsonl"
+    data.touch()
+    save_recipe(recipe, own)
+    saved = own.read_text()
+    for text in ("# mine\n" + saved, "["):
+        own.write_text(text)
+        for prepare in (prepare_directory, prepare_group):
+            for overwrite in (False, True):
+                with pytest.raises(UserError, match=r"recipe\.yaml was written by hand, and a run there would"):
+                    prepare(recipe, resume=False, overwrite=overwrite)
+        assert own.read_text() == text
+        assert data.exists()
+    own.write_text(saved)
+    prepare_group(recipe, resume=False, overwrite=True)
+    assert own.read_text() == saved
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_older_one(tmp_path, monkeypatch):
@@ -288,8 +310,6 @@ def test_a_schedule_ends_with_the_minutes_however_the_dry_run_went(tmp_path, tok
 
 
 def test_the_python_of_the_readme_runs_in_under_ten_lines(tmp_path, tokenizer, capsys):
-    from vpretrain.recipe import save_recipe
-
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     code = readme.split("```python\n")[1].split("```")[0]
     assert len(code.splitlines()) < 10

@@ -19,7 +19,7 @@ from vpretrain.console import minutes, note, switches
 from vpretrain.errors import Interrupted, Paused, UserError
 from vpretrain.files import read_json
 from vpretrain.plain import quoted
-from vpretrain.recipe import load_recipe, refuse_changes, save_recipe
+from vpretrain.recipe import load_recipe, refuse_changes, refuse_to_replace, save_recipe
 from vpretrain.run.lock import LOCK, locked
 from vpretrain.run.tracking import require
 from vpretrain.types import Json
@@ -170,6 +170,8 @@ def prepare_group(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
 
         available(recipe.learner.device)
     saved = recipe.directory / "recipe.yaml"
+    if not resume:
+        refuse_to_replace(saved)  # and what is beside it
     if overwrite and not resume and saved.exists():
         # The recipe last: as long as one file of that group is there, nothing takes it for one of another.
         for path in sorted(recipe.directory.iterdir(), key=lambda path: path == saved):

@@ -12,7 +12,7 @@ from vpretrain import distributed
 from vpretrain.config import Recipe
 from vpretrain.errors import FailedOnAnotherRank, UserError
 from vpretrain.files import remove
-from vpretrain.recipe import refuse_changes
+from vpretrain.recipe import refuse_changes, refuse_to_replace
 from vpretrain.run.checkpoint import checkpoints
 from vpretrain.run.log import LOGS
 from vpretrain.run.skipped import SKIPPED
@@ -33,6 +33,8 @@ def prepare_directory(recipe: Recipe, *, resume: bool, overwrite: bool, accept_c
         )
     if any(directory.glob("*/recipe.yaml")):
         raise UserError(f"{directory} holds a comparison, of which a run would replace files: choose another name=...")
+    if not resume:
+        refuse_to_replace(directory / "recipe.yaml")
     if resume and not saved:
         raise UserError(f"{directory} has no checkpoint to resume from: start it without --resume")
     if resume and not accept_changes:
