@@ -129,7 +129,7 @@ def _names(points: Sequence[Sequence[str]]) -> dict[str, Sequence[str]]:
         named = {_name(point, whole=whole): point for point in points}
         if len(named) == len(points):
             return named
-    raise UserError("--point: two points have the same settings; give each once")
+    raise UserError("--point: two points have the same settings, or differ in signs alone; give each once")
 
 
 def _name(point: Sequence[str], *, whole: bool) -> str:
