@@ -97,7 +97,9 @@ def refuse_to_replace(file: Path) -> None:
     except UserError:
         saved = False
     if not saved:
-        raise UserError(f"{file} was written by hand, and a run there would replace it: change `output`, or use name=...")
+        raise UserError(
+            f"{file} was written by hand, and a run there would replace it: change `output`, or use name=..."
+        )
 
 
 def _as_text(data: Any) -> str:

@@ -130,7 +130,9 @@ class VisionFeedback:
                 task: nn.Sequential(copy.deepcopy(head), refitted_bias(task, head, grid_BDhw, images))
                 for task, head in heads.items()
             }
-        own = FeedbackBatch(images, heads, self.tasks, entry).images(slice(distributed.rank(), None, distributed.size()))
+        own = FeedbackBatch(images, heads, self.tasks, entry).images(
+            slice(distributed.rank(), None, distributed.size())
+        )
         self.batches_drawn += 1
         weights = {
             task: weight

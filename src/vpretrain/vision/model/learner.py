@@ -213,7 +213,9 @@ class VisionLearner(BaseLearner):
         with self.meta_mode(), torch.no_grad():
             return self.module("tokens", pixels_B3HW, hidden_BN)
 
-    def features_and_entry(self, pixels_B3HW: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B T D"], MLPEntry | None]:
+    def features_and_entry(
+        self, pixels_B3HW: Float[Tensor, "B 3 H W"]
+    ) -> tuple[Float[Tensor, "B T D"], MLPEntry | None]:
         """Return `features`, and the entry into the last MLP at all tokens, if entries are kept (see `keep_entries`)."""
         patches = math.prod(self.backbone.patches(*pixels_B3HW.shape[2:]))
         tokens = torch.ones(len(pixels_B3HW), self.backbone.prefix + patches, dtype=torch.bool, device=self.device)
