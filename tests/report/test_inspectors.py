@@ -188,6 +188,17 @@ def test_before_the_first_meta_update_there_is_no_value(tmp_path, tokenizer):
     assert '<option value="opposed" disabled>' in fragment
 
 
+def test_feedback_that_is_mixed_in_has_rows_in_its_own_domain(tmp_path, tokenizer):
+    data = recipe_data(tmp_path, tokenizer)
+    source = data["feedback"]["sources"][0]
+    data["feedback"]["sources"] = [source | {"limit": 6}, source | {"skip": 6, "domain": "more"}]
+    data |= {"arm": "v-mixed-in", "control": {"mixed_in": 0.5}}
+    recipe = parse_recipe(data)
+    run_recipe(recipe)
+    (fragment,) = inspectors(recipe.directory)
+    assert {row["domain"] for row in data_of(fragment)["rows"]} == {"sums", "text", "more"}
+
+
 def saved(recipe, directory):
     directory.mkdir(exist_ok=True)
     save_recipe(recipe, directory / "recipe.yaml")

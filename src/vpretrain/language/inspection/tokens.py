@@ -51,7 +51,8 @@ def tokens(run: Path) -> Json:
     def text(token: int) -> str:
         return tokenizer.decode([token]) or f"<{token}>"
 
-    pieces = list(_pieces(parts, {source.domain for source in recipe.stream.sources}))
+    mixed_in = recipe.feedback.sources if recipe.arms[recipe.arm].mixed_in else ()
+    pieces = list(_pieces(parts, {source.domain for source in (*recipe.stream.sources, *mixed_in)}))
     rows: list[Json] = []
     with steady("            tokens", len(pieces)) as done:
         for batch, row, start, end in pieces:
