@@ -128,6 +128,24 @@ def test_a_stream_is_cleaned_in_place_and_nothing_old_is_left(tmp_path, tokenize
     assert sorted(path.name for path in output.iterdir()) == ["dropped.jsonl", "report.json", "stream-0.jsonl"]
 
 
+def test_files_of_the_user_in_the_folder_are_neither_removed_nor_written_over(tmp_path, evaluation, capsys):
+    stream = write_jsonl(tmp_path / "stream-all.jsonl", ROWS)
+    command = ["decontaminate", f"{stream}:problem,solution", "--against", evaluation, "--output", str(tmp_path)]
+    (tmp_path / "recipe.yaml").write_text("mine")
+    assert main(command) == 2
+    assert f"{tmp_path} holds recipe.yaml already: add --overwrite, or give another --output" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 0  # which writes no recipe
+    assert (tmp_path / "recipe.yaml").read_text() == "mine"
+    assert read_lines(tmp_path / "stream-all.jsonl") == ROWS
+    assert read_lines(tmp_path / "stream-0.jsonl") == ROWS[1:2]
+
+
+def test_a_similarity_that_nearly_all_texts_have_is_refused_at_once(tmp_path, evaluation, capsys):
+    words = ["--against", evaluation, "--output", str(tmp_path / "clean"), "--jaccard", "1e-9"]
+    assert main(["decontaminate", str(tmp_path / "nowhere.jsonl"), *words]) == 2
+    assert "--jaccard 1e-09 is of texts with next to nothing in common: give 0.1 or more" in capsys.readouterr().err
+
+
 def test_a_paragraph_of_raw_text_is_enough(tmp_path, evaluation):
     texts = [f"{CLEAN}\n\n{CHANGED}\n \n{CLEAN}", f"{CLEAN}\n\n{SOLUTION}", f"{CLEAN}\n\n{PROBLEM}\n{SOLUTION}"]
     path = str(tmp_path / "texts.parquet")

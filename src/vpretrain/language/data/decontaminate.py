@@ -25,7 +25,9 @@ from vpretrain.run.skipped import SKIPPED, Skipped, TooManySkipped, entries, wri
 from vpretrain.types import Json
 
 EXCERPT = 300  # characters of a text in the report
+LEAST = 0.1  # similarity: below it the sketches, which grow with its inverse square, take longer than the texts
 _PARAGRAPH = re.compile(r"\n\s*\n")
+_CLEANED = re.compile(r"stream-\d+\.jsonl")
 
 
 @dataclass(frozen=True)
@@ -58,22 +60,27 @@ def decontaminate(
             rows cannot be read), report.json and, for a recipe, recipe.yaml with the cleaned stream. They are written at the
             end: a stream can be cleaned in place.
         n: words per n-gram.
-        threshold: the lowest similarity that is dropped.
-        overwrite: write over an earlier result there.
+        threshold: the lowest similarity that is dropped, at least `LEAST`.
+        overwrite: write over files of these names there.
 
     Returns:
         The content of report.json.
 
     Raises:
-        UserError: something does not exist, a row lacks its fields, or `output` holds a result already.
+        UserError: something does not exist, a row lacks its fields, the threshold is too low, or `output` has files of these
+            names.
         Unreadable: a row of the evaluation cannot be read, or one of a stream that stops there.
         TooManySkipped: more rows of the stream cannot be read than may be skipped; skipped.jsonl names them.
     """
+    if threshold < LEAST:
+        raise UserError(f"--jaccard {threshold:g} is of texts with next to nothing in common: give {LEAST:g} or more")
     recipe = _recipe(stream)
     stream_config = StreamConfig(sources=[_source(stream)]) if recipe is None else recipe.stream
     sources = stream_config.sources
-    if (output / "report.json").exists() and not overwrite:
-        raise UserError(f"{output} holds a result already: add --overwrite, or give another --output")
+    others = (output / name for name in ("recipe.yaml", "dropped.jsonl", "report.json"))
+    there = [*_streams(output), *(file for file in others if file.exists())]
+    if there and not overwrite:
+        raise UserError(f"{output} holds {there[0].name} already: add --overwrite, or give another --output")
     evaluation = [source for one in against for source in _evaluation(one)]
     known, index = _index(evaluation, n, threshold)
     try:
@@ -133,11 +140,18 @@ def decontaminate(
         }
         write_json(aside / "report.json", report)
         # Only now: on a full disk the earlier result stays as it was.
-        for old in [*output.glob("stream-*.jsonl"), output / "recipe.yaml", output / SKIPPED]:
+        is_result = (output / "report.json").exists()  # else they are not ours
+        for old in [*_streams(output), output / "recipe.yaml"] if is_result else []:
             old.unlink(missing_ok=True)
+        (output / SKIPPED).unlink(missing_ok=True)
         for file in (*written, "report.json"):
             (aside / file).replace(output / file)
     return report
+
+
+def _streams(output: Path) -> list[Path]:
+    """Files with the names of cleaned sources; others that begin so may be anybody's."""
+    return [file for file in output.glob("stream-*.jsonl") if _CLEANED.fullmatch(file.name)]
 
 
 def decontaminate_table(report: Json) -> Table:
