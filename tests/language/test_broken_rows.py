@@ -22,6 +22,7 @@ def outcomes(config: SourceConfig) -> list[str | tuple[str, str]]:
 
 
 NO_JSON = "is no JSON (Expecting value, at character 1)"
+LOST = "; the rest of the file cannot be read"
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -36,7 +37,11 @@ NO_JSON = "is no JSON (Expecting value, at character 1)"
         ("rows.json", b'[{"a": "\xc3\xa9"},\n {"b": "\xc3\xa9", "a": "\xe9"},\n {"a": 3}]',
          ["é", ("row 2 of rows.json", "is no UTF-8 (byte 20 of line 2 is 0xe9)"), "3"]),
         ("rows.json", b'[{"a": 1}, {"a": 2} {"a": 3}]',
-         ["1", "2", ("row 2 of rows.json", "has neither a comma nor the end of the array after it")]),
+         ["1", "2", ("row 2 of rows.json", "has neither a comma nor the end of the array after it" + LOST)]),
+        ("rows.json", b'[{"a": 1}, null, {"a": "\\udc00"}, "x", no, {"a": 7}]',
+         ["1", ("row 2 of rows.json", "is no object with fields"),
+          ("row 3 of rows.json", "has half a surrogate pair (such as \\ud800), which is no character"), "",
+          ("row 5 of rows.json", NO_JSON + LOST)]),
         ("rows.csv", b'a,b\n1,2\n1\n"\xe9\n",1\n"x" y,2\n5,6\n',
          ["1", ("line 3 of rows.csv", "has 1 values for 2 columns"),
           ("line 4 of rows.csv", "is no UTF-8 (byte 2 of line 4 is 0xe9)"),

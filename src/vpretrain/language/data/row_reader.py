@@ -53,7 +53,7 @@ class RowReader(datasets.ArrowBasedBuilder):
 
     BUILDER_CONFIG_CLASS = RowsConfig
     # Raise it when files give other rows than before: then copies on disk are made again.
-    VERSION = datasets.Version("1.1.0")
+    VERSION = datasets.Version("1.2.0")
 
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(features=datasets.Features({name: datasets.Value("string") for name in COLUMNS}))

@@ -16,7 +16,16 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class NoRow(ValueError):
-    """A text is no row; the message is a sentence without its subject."""
+    """A text is no row.
+
+    Args:
+        message: a sentence without its subject.
+        end: where what stands there ends in the text around it; None: that is not known.
+    """
+
+    def __init__(self, message: str, end: int | None = None) -> None:
+        super().__init__(message)
+        self.end = end
 
 
 class Number(str):
@@ -50,14 +59,14 @@ def row_at(text: str, start: int) -> tuple[Json, int]:
     if type(row) is str:  # and not a Number
         row = {"text": row}
     if not isinstance(row, dict):
-        raise NoRow("is no object with fields")
+        raise NoRow("is no object with fields", end)
     if text.count("[", start, end) + text.count("{", start, end) > _DEEPEST and _is_deeper(row, _DEEPEST):
-        raise NoRow(_TOO_DEEP)
+        raise NoRow(_TOO_DEEP, end)
     if _SURROGATE.search(text, start, end):
         try:
             as_json(row).encode()
         except UnicodeEncodeError:
-            raise NoRow(HALF_PAIR) from None
+            raise NoRow(HALF_PAIR, end) from None
     return row, end
 
 

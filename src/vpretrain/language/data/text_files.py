@@ -26,6 +26,7 @@ from vpretrain.pretrained import first_line
 FORMAT = re.compile(r"\.(jsonl|json|csv|tsv|txt)(?:\.(gz|bz2|xz|zst))?$")
 _SPACE = " \t\r\n"
 _SNIFFED = 10_000  # characters of a table's first line
+_LOST = "; the rest of the file cannot be read"  # it is not known where the next row begins
 _BLANK = re.compile(f"[{_SPACE}]*")
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # as bytes that cannot be decoded are kept
 _HALF = re.compile("[\ud800-\udfff]")
@@ -165,18 +166,23 @@ def _items(lines: _Lines, name: str) -> Iterator[Row]:
         place = _after_blank(document, place + 1)
     while place < len(document) and not (is_array and document[place] == "]"):
         number += 1
+        reason = ""
         try:
             _, end = row_at(document, place)
-        except NoRow as error:  # where it ends is not known, so the rest of the file is lost
-            yield Fault(f"row {number} of {name}", str(error))
-            return
+        except NoRow as error:
+            reason = str(error)
+            if error.end is None:
+                yield Fault(f"row {number} of {name}", f"{reason}{_LOST}")
+                return
+            end = error.end
         bad = _NOT_UTF8.search(document, place, end) if lines.flaw else None
-        yield Fault(f"row {number} of {name}", _flaw_at(document, bad.start())) if bad else document[place:end]
+        reason = _flaw_at(document, bad.start()) if bad else reason
+        yield Fault(f"row {number} of {name}", reason) if reason else document[place:end]
         place = _after_blank(document, end)
         if is_array and document.startswith(",", place):
             place = _after_blank(document, place + 1)
         elif is_array and not document.startswith("]", place):
-            yield Fault(f"row {number} of {name}", "has neither a comma nor the end of the array after it")
+            yield Fault(f"row {number} of {name}", f"has neither a comma nor the end of the array after it{_LOST}")
             return
     if is_array and document[place:].rstrip(_SPACE) != "]":
         yield Fault(f"the array of {name}", "has no end, or something after it")
