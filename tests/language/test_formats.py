@@ -9,6 +9,7 @@ import lzma
 from itertools import islice
 from pathlib import Path
 
+import datasets
 import pyarrow
 import pytest
 
@@ -54,6 +55,18 @@ def test_a_compressed_file_has_the_rows_of_the_file(tmp_path, kind, content, end
     path = tmp_path / f"rows.{kind}{ending}"
     path.write_bytes(COMPRESSED[ending](content.encode()))
     assert fields(path, "a", "b", streaming=streaming) == [["007", "é"], ["2", "2024-01-02"]]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_name_that_looks_like_a_glob_is_that_of_the_file(tmp_path, streaming):
+    for name in ("rows[1].jsonl", "rows1.jsonl", "rows?.jsonl"):
+        (tmp_path / name).write_text(json.dumps({"a": name}) + "\n")
+    for name in ("rows[1].jsonl", "rows?.jsonl"):
+        assert fields(tmp_path / name, "a", streaming=streaming) == [[name]]
+    assert fields(tmp_path, "a", streaming=streaming) == [["rows1.jsonl"], ["rows?.jsonl"], ["rows[1].jsonl"]]
+    datasets.Dataset.from_list([{"a": "x"}]).to_parquet(tmp_path / "rows.parquet")
+    (tmp_path / "rows.parquet").rename(tmp_path / "rows[2].parquet")
+    assert fields(tmp_path / "rows[2].parquet", "a", streaming=streaming) == [["x"]]
 
 
 @pytest.mark.parametrize("ending", COMPRESSED)

@@ -23,6 +23,8 @@ def data_files(config: SourceConfig) -> tuple[list[str], str]:
         files = [config.path]  # a glob is resolved by `datasets`
     elif path.is_dir():
         files = sorted(str(file) for file in path.iterdir() if _format(file.name))
+    elif path.is_file():
+        files = [str(path)]  # its name may look like a glob: rows[1].jsonl
     else:
         files = sorted(glob.glob(str(path)))
     if not files:

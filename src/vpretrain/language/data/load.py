@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import glob
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -38,17 +39,19 @@ def load(config: SourceConfig) -> tuple[Dataset | IterableDataset, Read]:
     on_hub = config.hub is not None or (config.path or "").startswith("hf://")
     with hub.access() if on_hub else contextlib.nullcontext(None) as closed, readable(config, closed):
         if config.path is not None:
-            files, kind = data_files(config)
+            found, kind = data_files(config)
+            # `datasets` takes names for globs; only those of URLs are.
+            files = [file if "://" in file else glob.escape(file) for file in found]
             if kind != "parquet":
                 from vpretrain.language.data.row_reader import open_rows
 
                 rows = open_rows(files, field=config.field, streaming=config.streaming, cache=_cache())
                 return rows, partial(_parsed, config)
             how = {"path": kind, "data_files": files, "split": "train"}
-        found = datasets.load_dataset(**how, cache_dir=_cache(), streaming=config.streaming)
-        if config.hub is not None and found.info.builder_name in _GUESSED:
-            _remark_on_types(config.hub, found.info.builder_name)
-        return found, as_given
+        rows = datasets.load_dataset(**how, cache_dir=_cache(), streaming=config.streaming)
+        if config.hub is not None and rows.info.builder_name in _GUESSED:
+            _remark_on_types(config.hub, rows.info.builder_name)
+        return rows, as_given
 
 
 @functools.cache
