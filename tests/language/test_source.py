@@ -152,6 +152,7 @@ def test_the_manual_of_python_is_text():
         ({"path": "nowhere.jsonl"}, "no data at nowhere.jsonl"),
         ({"path": "{root}/rows.jsonl", "prompt": "{qestion}", "response": "{answer}"}, "did you mean {question}"),
         ({"path": "{root}/rows.jsonl"}, "give text, prompt and response, or messages"),
+        ({"path": "{root}/rows.jsonl", "text": "question"}, "'question' is the same text in every row"),
         ({"path": "{root}/rows.jsonl", "skip": 6, **PAIR}, "no examples are left after skip=6 of 6"),
         ({"path": "{root}/broken.jsonl", **PAIR}, "cannot load .*broken.jsonl: .*; check the file"),
         ({"path": "{root}/rows.xml", **PAIR}, "must all be of one kind"),

@@ -117,7 +117,8 @@ def fields_of(template: str) -> list[str]:
 def check_fields(config: SourceConfig, rows: Iterable[Json]) -> None:
     """Raise UserError for a field of the templates, or of `exclude`, that none of a source's first rows has.
 
-    A field that only some rows have is no mistake: the examples of the others lack it.
+    A field that only some rows have is no mistake: the examples of the others lack it. A template that is the same text in
+    every row is one.
     """
     wanted = [(name, "", "") for name in config.exclude]
     wanted += [(name, "", f"messages: {name}") for name in _chat_fields(config)]
@@ -128,9 +129,11 @@ def check_fields(config: SourceConfig, rows: Iterable[Json]) -> None:
         seen |= row
         wanted = [one for one in wanted if _find(row, one[0], one[1]) is _ABSENT]
         if not wanted:
-            return
-    if seen:
+            break
+    if seen and wanted:
         raise _mistake(config, *wanted[0], seen)
+    if seen:
+        _check_templates(config, seen)
 
 
 def render(row: Json, config: SourceConfig) -> Example:
@@ -233,6 +236,22 @@ def _find(row: Json, name: str, place: str | None) -> object:
     if not place:
         return found
     return found[int(place)] if isinstance(found, list) and int(place) < len(found) else _ABSENT
+
+
+def _check_templates(config: SourceConfig, columns: Iterable[str]) -> None:
+    """Raise UserError for a template that would stand in every row as it is written."""
+    for setting, template in templates(config).items():
+        for name in columns:
+            if name.strip() and f"{{{name}}}" in template and not _FIELD.fullmatch(f"{{{name}}}"):
+                raise UserError(
+                    f"{config.origin}: {{{name}}} in {template!r} would stay as it is: a template can name columns of "
+                    "letters, digits, _ and - only; rename it"
+                )
+        if setting != "prompt" and not _FIELD.search(template):
+            raise UserError(
+                f"{config.origin}: the template {template!r} is the same text in every row: name a field in braces (fields: "
+                f"{', '.join(columns)})"
+            )
 
 
 def _mistake(config: SourceConfig, name: str, place: str, template: str, seen: Json) -> UserError:
