@@ -119,6 +119,16 @@ def test_only_roles_that_share_problems_are_divided(files):
     assert main(["check", "mine.yaml"]) == 0
 
 
+def test_problems_far_down_in_the_stream_are_kept_apart_as_well(files):
+    rows = [{"question": f"{n} + 1 ?", "answer": f"{n + 1}"} for n in range(2100)]
+    files(stream=rows, feedback=rows[2050:], evaluation=sums(20, 2))
+    assert init(stream="stream", feedback="feedback", evaluation="evaluation") == 0
+    recipe = load_recipe("mine.yaml")
+    parts = [section.sources[0].part for section in (recipe.stream, recipe.feedback, recipe.evaluation)]
+    assert parts == [(0, 0.89), (0.89, 1), None]
+    assert main(["check", "mine.yaml"]) == 0
+
+
 def test_chats_become_a_recipe_that_check_passes(files, capsys):
     chats = {
         role: [one(pair["question"], pair["answer"]) for pair in sums(20, seed)] for seed, role in enumerate("abc")
@@ -194,6 +204,19 @@ def test_lengths_follow_the_data(files):
     assert (recipe.feedback.length, recipe.evaluation.length, recipe.stream.length) == (64, 128, 128)
     assert recipe.stream.min_chunk == 4
     assert recipe.designer.top_k == 51  # the tokens; the embedding has 61 rows
+
+
+def test_prompts_that_the_learner_cannot_read_get_one_line(files, capsys):
+    long = [{"question": f"{n} " + "and " * 40, "answer": "4"} for n in range(30)]
+    files(stream=[{"text": "the sum of two numbers"}] * 9, long=long, pairs=sums(30, 1))
+    for feedback, evaluation, message in [
+        ("pairs", "long", "long.jsonl: a prompt has 16"),
+        ("long", "pairs", "long.jsonl: the shortest prompt has 16"),
+    ]:
+        assert init(stream="stream", feedback=feedback, evaluation=evaluation) == 2
+        told = refused(capsys)
+        assert message in told
+        assert "of 128 that the learner reads" in told
 
 
 def test_a_name_that_yaml_reads_as_a_number_stays_a_name(files):

@@ -48,6 +48,13 @@ def test_a_folder_of_images_makes_a_vision_recipe_that_check_passes(photos, tmp_
     assert main(["check", "mine.yaml"]) == 0
 
 
+def test_a_text_file_among_the_images_makes_no_language_recipe(photos, tmp_path):
+    (tmp_path / "photos/README.txt").write_text("Where these were taken.")
+    save_ade20k(tmp_path / "ade", 10)
+    assert main([*photos, "--feedback", "ade"]) == 0
+    assert load_recipe("mine.yaml").modality == "vision"
+
+
 def test_an_archive_of_which_an_image_is_broken_makes_one_as_well(photos, tmp_path):
     with zipfile.ZipFile("photos.zip", "w") as archive:
         archive.writestr("0.png", b"")

@@ -64,8 +64,7 @@ def init(options: Options) -> None:
     answers = _answers(options)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "mine"
     hush_libraries()
-    modality = next((one for one in MODALITIES.values() if one.reads(answers["stream"])), MODALITIES["language"])
-    drafted = _drafted(modality, name, answers, templates)
+    drafted = _drafted(_modality(answers), name, answers, templates)
     sheet = path.with_suffix(".png")
     if drafted.sheet is not None and sheet.exists() and not options.overwrite:
         raise UserError(f"{sheet} exists: give the recipe another name, or --overwrite")
@@ -108,6 +107,13 @@ def _templates(options: Options) -> list[dict[str, str]]:
         raise UserError("--prompt and --response go together: give both")
     text = {"text": given.pop("text")} if "text" in given else {}
     return [form for form in (text, given) if form]
+
+
+def _modality(answers: Keywords) -> Modality:
+    """Return the modality of the data. A folder of images may hold a text file as well: then the feedback decides."""
+    readers = (one for one in MODALITIES.values() if one.reads(answers["stream"]))
+    first = next(readers, MODALITIES["language"])
+    return first if first.reads(answers["feedback"]) else next(readers, first)
 
 
 def _drafted(modality: Modality, name: str, answers: Keywords, templates: list[dict[str, str]]) -> Draft:

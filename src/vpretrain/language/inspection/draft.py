@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +11,8 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from vpretrain.bounds import LONGEST
-from vpretrain.errors import UnknownColumns, UserError
+from vpretrain.errors import UnknownColumns, Unreadable, UserError
+from vpretrain.inspection.reading import SECONDS
 from vpretrain.language.config import DesignerConfig, SourceConfig, StreamConfig
 from vpretrain.language.data.encode import Document, collate, encode, fitted
 from vpretrain.language.data.example import ASSISTANT, Example, fields_of, is_chat
@@ -33,8 +34,9 @@ SHARES = {"stream": 0.8, "feedback": 0.1, "evaluation": 0.1}
 _SHOWN, _SHOWN_TOKENS = 2, 160  # examples of each role, and their tokens
 _STEP, _USUAL = 64, 1024  # tokens: lengths are multiples of the one, and above the other only where prompts are
 _LEARNED = 16  # tokens of an answer that fit at least
-_SCANNED = 2000  # rows of the stream that are looked at
-_MEASURED, _BEGINNING = 200, 20_000  # examples of each role that are looked at, and characters of raw text
+_SCANNED = 2000  # rows of the stream that are looked at; further ones are searched for the other roles' problems
+_MEASURED, _BEGINNING = 200, 20_000  # examples of a role that are looked at, and characters of raw text
+_PROBLEMS = 64  # of the evaluation
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,13 @@ def draft(
         if not any(form.items() <= source.model_dump(include=set(form)).items() for source in sources.values()):
             named = ", ".join(f"{setting} {quoted(template)}" for setting, template in form.items())
             raise UserError(f"{named}: no role has these columns; give others")
-    whole = _divided(sources, {role: _examples(role, source) for role, source in sources.items()})
+    examples = {role: pairs(source)[0] for role, source in sources.items() if role != "stream"}
+    problems = [frozenset(example.key for example in own) for own in examples.values()]
+    whole = _divided(sources, {"stream": _of_stream(sources["stream"], problems), **examples})
     most = getattr(config, "max_position_embeddings", None) or LONGEST
     roles = {
-        role: _Role(source, examples, _documents(examples, tokenizer)) for role, (source, examples) in whole.items()
+        role: _Role(source, own, _documents(own[:_PROBLEMS] if role == "evaluation" else own, tokenizer))
+        for role, (source, own) in whole.items()
     }
     shown = [text for role, one in roles.items() for text in _shown(role, one, tokenizer)]
     return Draft(_recipe(name, learner, roles, most, tokens_of(tokenizer)), shown)
@@ -155,13 +160,21 @@ def guessed_form(rows: Sequence[Json]) -> Json | None:
     return {"text": f"{{{text}}}"} if text else None
 
 
-def _examples(role: str, source: SourceConfig) -> list[Example]:
-    """The examples by which problems are compared: of the stream the first ones, else all."""
-    if role != "stream":
-        return pairs(source)[0]
+def _of_stream(source: SourceConfig, problems: Sequence[Collection[str]]) -> list[Example]:
+    """The first examples of a stream, and after them the first problem of each other role, as far as `check` would read."""
     opened = open_source(source.model_copy(update={"streaming": True}), skips=True).outcomes()  # as a run does
-    first = itertools.islice(opened, _SCANNED)
-    examples = [found for found in first if isinstance(found, Example) and not found.lacks]
+    examples: list[Example] = []
+    unmet = list(problems)
+    end = time.monotonic() + SECONDS
+    for number, found in enumerate(opened):
+        if number >= _SCANNED and (not unmet or time.monotonic() > end):
+            break
+        if isinstance(found, Unreadable) or found.lacks:
+            continue
+        still = [keys for keys in unmet if found.key not in keys]
+        if number < _SCANNED or len(still) < len(unmet):
+            examples.append(found)
+        unmet = still
     if not examples:
         raise UserError(
             f"{source.origin}: none of its first {_SCANNED:,} rows has anything to learn from; check the fields"
@@ -221,13 +234,24 @@ def _form(source: SourceConfig) -> dict[str, str]:
 
 
 def _length(role: _Role, most: int, *, whole: bool = False) -> int:
-    """The tokens that nearly all documents fit into; at least half of the answers begin within them, and with `whole` all."""
+    """The tokens that nearly all documents fit into; at least half of the answers begin within them, and with `whole` all.
+
+    Raises UserError if no answer begins within what the learner reads, with `whole` if one does not.
+    """
     contexts, lengths = (sorted(of) for of in zip(*((one.context, len(one)) for one in role.documents), strict=True))
     needed = max(
         min(_USUAL, lengths[math.ceil(0.95 * len(lengths)) - 1]),
         contexts[-1 if whole else len(contexts) // 2] + _LEARNED,
     )
-    return min(most, _STEP * math.ceil(needed / _STEP))
+    length = min(most, _STEP * math.ceil(needed / _STEP))
+    prompt = contexts[-1 if whole else 0]
+    if prompt >= length:
+        which = "a prompt has" if whole else "the shortest prompt has"
+        raise UserError(
+            f"{role.source.path}: {which} {prompt:,} tokens, of {most:,} that the learner reads: leave out what is longer, or "
+            "take a learner that reads more"
+        )
+    return length
 
 
 def _recipe(name: str, learner: str, roles: Mapping[str, _Role], most: int, tokens: int) -> str:
@@ -253,7 +277,7 @@ def _recipe(name: str, learner: str, roles: Mapping[str, _Role], most: int, toke
         noted("budget: {minutes: 30}", "of training, for each arm"),
         noted("evaluation:", "held-out examples, measured before and after"),
         f"  length: {_length(evaluation, most, whole=True)}",
-        noted("  problems: 64", "at most"),
+        noted(f"  problems: {_PROBLEMS}", "at most"),
         noted("  # pass_at_1_problems: 16", "of these are solved by decoding, if their answers can be compared"),
         "  sources:",
         *_source(evaluation.source),
