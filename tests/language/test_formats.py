@@ -63,6 +63,7 @@ def test_a_name_that_looks_like_a_glob_is_that_of_the_file(tmp_path, streaming):
         (tmp_path / name).write_text(json.dumps({"a": name}) + "\n")
     for name in ("rows[1].jsonl", "rows?.jsonl"):
         assert fields(tmp_path / name, "a", streaming=streaming) == [[name]]
+    (tmp_path / "._rows1.jsonl").write_bytes(b"\x00\x05\x16\x07")  # as macOS writes beside a file
     assert fields(tmp_path, "a", streaming=streaming) == [["rows1.jsonl"], ["rows?.jsonl"], ["rows[1].jsonl"]]
     datasets.Dataset.from_list([{"a": "x"}]).to_parquet(tmp_path / "rows.parquet")
     (tmp_path / "rows.parquet").rename(tmp_path / "rows[2].parquet")

@@ -154,6 +154,7 @@ def test_the_manual_of_python_is_text():
         ({"path": "{root}/rows.jsonl"}, "give text, prompt and response, or messages"),
         ({"path": "{root}/rows.jsonl", "text": "question"}, "'question' is the same text in every row"),
         ({"path": "{root}/rows.jsonl", "skip": 6, **PAIR}, "no examples are left after skip=6 of 6"),
+        ({"path": "{root}/rows.jsonl", "exclude": {"question": "."}, **PAIR}, "no examples are left after exclude$"),
         ({"path": "{root}/broken.jsonl", **PAIR}, "cannot load .*broken.jsonl: .*; check the file"),
         ({"path": "{root}/rows.xml", **PAIR}, "must all be of one kind"),
         ({"hub": "no/such-data", **PAIR}, "cannot load no/such-data: .*; HF_HUB_OFFLINE is set: give a path"),

@@ -13,7 +13,7 @@ from vpretrain.errors import Unreadable, UserError
 from vpretrain.language.config import FeedbackConfig, SourceConfig
 from vpretrain.language.data.encode import Document, collate, fitted, packed, prompted
 from vpretrain.language.data.example import Example
-from vpretrain.language.data.source import open_source
+from vpretrain.language.data.source import nothing_left, open_source
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.order import Shuffled
 from vpretrain.run.left_out import LeftOut, by_source, listed
@@ -144,7 +144,7 @@ def pairs(source: SourceConfig, count: int = _MOST, *, skips: bool = False) -> t
     if left_out and not examples:
         raise UserError(f"{source.origin}: no row has both prompt and response: {listed(left_out)}; check the fields")
     if count and not examples:
-        raise UserError(f"{source.origin}: no examples are left after skip={source.skip}")
+        raise nothing_left(source)
     if not all(example.prompt for example in examples):
         raise UserError(
             f"{source.origin}: feedback and evaluation need pairs: give prompt and response templates, or messages"

@@ -22,7 +22,9 @@ def data_files(config: SourceConfig) -> tuple[list[str], str]:
         _check_store(config.path)
         files = [config.path]  # a glob is resolved by `datasets`
     elif path.is_dir():
-        files = sorted(str(file) for file in path.iterdir() if _format(file.name))
+        # macOS writes other files beside those of a user, as ._NAME.
+        own = (file for file in path.iterdir() if not file.name.startswith("._"))
+        files = sorted(str(file) for file in own if _format(file.name))
     elif path.is_file():
         files = [str(path)]  # its name may look like a glob: rows[1].jsonl
     else:

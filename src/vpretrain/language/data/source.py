@@ -28,7 +28,7 @@ class IndexedSource:
         self.config, self._rows, self._read = config, rows, read
         self._range = range(len(rows))[config.skip :][: config.limit]
         if not self._range:
-            raise UserError(f"{config.origin}: no examples are left after skip={config.skip} of {len(rows)}")
+            raise nothing_left(config, len(rows))
 
     def __len__(self) -> int:
         return len(self._range)
@@ -94,7 +94,7 @@ class StreamingSource:
             self.epoch += 1
             example = next(self._iterator, None)
             if example is None:
-                raise UserError(f"{self.config.origin}: no examples are left after skip={self.config.skip}")
+                raise nothing_left(self.config)
         return _readable_one(example)
 
     def state_dict(self) -> Json:
@@ -196,6 +196,14 @@ def count_rows(config: SourceConfig) -> int | None:
         rows = len(python_manual()) if config.builtin is not None else None
     limits = [limit for limit in (rows, config.limit) if limit is not None]
     return min(limits, default=None)
+
+
+def nothing_left(config: SourceConfig, rows: int | None = None) -> UserError:
+    """The error for a source without an example, which names the settings that may leave them out; `rows` before `skip`."""
+    settings = [name for name in ("exclude", "part") if getattr(config, name)]
+    if config.skip or not settings:
+        settings.append(f"skip={config.skip}" + ("" if rows is None else f" of {rows}"))
+    return UserError(f"{config.origin}: no examples are left after {' and '.join(settings)}")
 
 
 def _readable_one(example: Example | Unreadable) -> Example:
