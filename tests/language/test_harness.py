@@ -212,3 +212,11 @@ def test_mistakes_get_one_line(tmp_path, tokenizer, tasks, capsys):
         harness.run_tasks(learner, ["local_code"], include=str(tasks))
     assert main(["evaluate", learner]) == 2
     assert "a recipe, --tasks gsm8k,mmlu or both" in capsys.readouterr().err
+
+
+def test_a_task_that_there_is_not_is_refused_before_the_evaluation_of_a_recipe(scored, capsys, monkeypatch):
+    command, recipe, _, _ = scored
+    monkeypatch.setattr("vpretrain.modality.Modality.measure", lambda *_: pytest.fail("measured"))
+    words = ["--tasks", "local_gsm, gsm9k", *command[4:]]
+    assert main([*command[:2], str(recipe), *words]) == 2
+    assert "no task 'gsm9k'" in capsys.readouterr().err

@@ -43,6 +43,10 @@ def evaluate(options: Options) -> None:
     if options.recipe is not None:
         recipe = load_recipe(options.recipe, options.overrides)
         hush_libraries()
+        if options.tasks is not None:
+            from vpretrain.language.evaluation.harness import find_tasks
+
+            find_tasks(_tasks(options), options.include)  # mistakes show before the long work
         results = modality_of(recipe).measure(recipe, options.model)
         if not options.json:
             print_figures(results)
@@ -60,10 +64,14 @@ def _run_tasks(options: Options) -> Json:
 
     hush_libraries()
     settings = chosen(options, "shots", "limit", "include", "batch_size", "run_code")
-    results = run_tasks(options.model, options.tasks.split(","), **settings)
+    results = run_tasks(options.model, _tasks(options), **settings)
     if not options.json:
         output().print(tasks_table(results))
     return results
+
+
+def _tasks(options: Options) -> list[str]:
+    return [name.strip() for name in options.tasks.split(",")]
 
 
 @command(

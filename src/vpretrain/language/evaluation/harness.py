@@ -56,8 +56,7 @@ def run_tasks(
     Raises:
         UserError: an unknown task, an unavailable data set, or code that is not allowed to run.
     """
-    manager = TaskManager(include_path=[str(OWN_TASKS), *([include] if include else [])])
-    wanted = [name for pattern in tasks for name in (manager.match_tasks([pattern]) or [_unknown(pattern, include)])]
+    manager, wanted = find_tasks(tasks, include)
     if run_code:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"
     closed = None
@@ -97,6 +96,13 @@ def run_tasks(
         "samples": found["samples"],
         "versions": versions() | {"lm_eval": lm_eval.__version__},
     }
+
+
+def find_tasks(tasks: Sequence[str], include: str | None) -> tuple[TaskManager, list[str]]:
+    """Return the harness's manager of tasks, and the names of those that are meant, see `run_tasks`. Raises UserError."""
+    manager = TaskManager(include_path=[str(OWN_TASKS), *([include] if include else [])])
+    names = [name for pattern in tasks for name in (manager.match_tasks([pattern]) or [_unknown(pattern, include)])]
+    return manager, names
 
 
 def tasks_table(results: Json) -> Table:
