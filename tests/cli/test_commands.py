@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from conftest import character_tokenizer
-from models import tiny_model
+from models import tiny_model, tiny_vision_model
 from transformers import AutoModelForCausalLM
 from worlds import merged, recipe_data, sums, write_jsonl
 
@@ -149,6 +149,16 @@ def test_doctor_agrees_with_the_oracle_on_a_saved_learner_with_random_weights(tm
     assert all(engine["seconds"] > 0 for engine in engines.values())
     assert main(["doctor", "--learner", str(tmp_path / "saved")]) == 0
     assert "double_backward" in capsys.readouterr().out
+
+
+def test_doctor_finds_the_modality_of_a_runs_model(tmp_path):
+    from vpretrain.inspection.doctor import _modality
+
+    for name, model in (("vision", tiny_vision_model()), ("language", tiny_model())):
+        model.save_pretrained(tmp_path / name / "model")
+        (tmp_path / name / "recipe.yaml").touch()
+        assert _modality(str(tmp_path / name)).name == name
+    assert _modality(str(tmp_path / "nowhere")).name == "language"  # whose loader says what is wrong
 
 
 @pytest.mark.parametrize("engine", ["jvp", "finite_difference"])

@@ -10,7 +10,7 @@ from worlds import tiny_recipe, vision_recipe
 
 from vpretrain.cli.parser import main
 from vpretrain.language.assemble import assemble
-from vpretrain.language.inspection.gate import KINDS, gate, kind
+from vpretrain.language.inspection.gate import KINDS, draw_gate, gate, kind
 from vpretrain.run import run_recipe
 from vpretrain.run.session import Session
 
@@ -48,6 +48,12 @@ def test_groups_partition_the_targets_and_means_are_those_of_the_next_tasks(tmp_
         mean = sum(found["share"] * found["alpha"] for found in groups.values())
         assert mean == pytest.approx(float(alpha_N.mean()), abs=1e-6)
     assert float(alpha_N.std()) > 0  # else any grouping would do
+
+
+def test_a_single_grouping_is_drawn(tmp_path):
+    groups = {"word": {"alpha": 0.1, "share": 0.5}, "number": {"alpha": 0.2, "share": 0.5}}
+    file = draw_gate({"arm": "v", "targets": 2, "by": {"kind of token": groups}}, tmp_path / "gate.png")
+    assert file.stat().st_size > 1000
 
 
 def test_the_command_and_its_refusals(tmp_path, tokenizer, capsys):

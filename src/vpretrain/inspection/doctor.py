@@ -237,7 +237,7 @@ def _modality(name: str) -> Modality:
     from transformers import AutoConfig
 
     try:
-        kind = AutoConfig.from_pretrained(name, trust_remote_code=pretrained.trusted).model_type
-    except (OSError, ValueError):
+        kind = pretrained.loaded(AutoConfig.from_pretrained, "the learner", name, {}).model_type
+    except UserError:
         return language  # its loader reports what is wrong
     return vision if kind in vision.model_types else language

@@ -87,14 +87,15 @@ def gate_table(results: Json) -> Table:
 def draw_gate(results: Json, file: Path) -> Path:
     """Draw the results as bars."""
     count = len(results["by"])
-    figure, axes = pyplot().subplots(1, count, figsize=(3.4 * count, 3.4), layout="constrained", sharey=True)
-    for axis, (grouping, groups) in zip(axes, results["by"].items(), strict=True):
+    size = (3.4 * count, 3.4)
+    figure, axes = pyplot().subplots(1, count, figsize=size, layout="constrained", sharey=True, squeeze=False)
+    for axis, (grouping, groups) in zip(axes[0], results["by"].items(), strict=True):
         bars = axis.bar(list(groups), [found["alpha"] for found in groups.values()])
         axis.bar_label(bars, [f"{found['share']:.0%}" for found in groups.values()], fontsize=8)
         axis.set_title(grouping)
         axis.tick_params(axis="x", rotation=30)
-    axes[0].set_ylabel("mean gate alpha")
-    axes[0].margins(y=0.1)
+    axes[0][0].set_ylabel("mean gate alpha")
+    axes[0][0].margins(y=0.1)
     figure.suptitle(f"{results['arm']}: where the designer steers (percent: share of the targets)", fontsize=10)
     return save_figure(figure, file)
 
