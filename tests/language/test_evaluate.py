@@ -53,10 +53,14 @@ def test_the_final_answer(text, answer):
         ("\\boxed{\\frac{3}{4}}", "0.75", True),
         ("#### -\\dfrac{3}{4}", "0.75", False),
         ("it is\nno", "yes", False),
+        ("3 of 4 voted for it, so\nYes", "yes", True),
+        ("it is 1,200, no more", "1200", True),
         ("so $\\frac{3}{4}$", "\\frac{6}{8}", True),  # from here on by math-verify
         ("#### (x+1)^2", "x^2 + 2x + 1", True),
         ("#### (x+1)^2", "x^2 + 2x + 2", False),
         ("the set \\boxed{\\{1, 2\\}}", "\\{2, 1\\}", True),
+        ("\\boxed{1, -2}", "-2,1", True),
+        ("#### 12", "1,2", False),
         ("#### 2", "x^2 + 3", False),
     ],
 )

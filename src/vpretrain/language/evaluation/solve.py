@@ -22,7 +22,8 @@ from vpretrain.language.data.rows import spelled
 from vpretrain.language.model.learner import LanguageLearner
 from vpretrain.types import Keywords
 
-_NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?:[eE][+-]?\d+)?(?:/\d+)?"
+# Other commas than those between thousands separate the numbers of a list, as for math-verify.
+_NUMBER = r"-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?(?:/\d+)?"
 _PLAIN_NUMBER = re.compile(rf"\$?{_NUMBER}\s?%?")
 # Whatever the learner's generation config says, draws are from its own distribution: g_down of a verifier depends on it.
 _UNCHANGED: Keywords = {
@@ -190,20 +191,19 @@ def is_correct(text: str, truth: str, *, within: float = 0.0, scorer: Scorer | N
     """Whether the final answer in `text` equals `truth`: as numbers, as words, or else as mathematics (math-verify).
 
     A number may differ from the truth by `within`; rounding, a millionth of the number, is always allowed. If there is a
-    scorer, it decides instead; it reads the marked answer, else the last line.
+    scorer, it decides instead. Scorers and words are given the marked answer, else the last line.
     """
+    marked = marked_answer(text)
     if scorer is not None:
-        marked = marked_answer(text)
         return scorer(_last_line(text) if marked is None else marked) == 1
-    answer = final_answer(text)
     if _PLAIN_NUMBER.fullmatch(truth.strip()):
-        ours, theirs = _value(answer), _value(truth)
+        ours, theirs = _value(final_answer(text)), _value(truth)
         if ours is None or theirs is None:
             return False
         return abs(ours - theirs) <= max(within, 1e-6 * max(1.0, abs(theirs)))
     if is_words(truth):
-        return answer.casefold() == truth.strip().casefold()
-    verify, marked = math_verify(), marked_answer(text)
+        return (_last_line(text) if marked is None else marked).casefold() == truth.strip().casefold()
+    verify = math_verify()
     return bool(verify.verify(verify.parse(f"${truth}$"), verify.parse(text if marked is None else f"${marked}$")))
 
 
