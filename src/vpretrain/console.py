@@ -80,8 +80,8 @@ def progress(title: str) -> Iterator[Callable[[float, float | None, str], None]]
         return
     if console.is_terminal:
         columns = (
-            TextColumn("{task.description}"), BarColumn(bar_width=12), TaskProgressColumn(),
-            TextColumn("{task.fields[left]} left"), TextColumn("{task.fields[note]}", style="dim"),
+            TextColumn("{task.description}", markup=False), BarColumn(bar_width=12), TaskProgressColumn(),
+            TextColumn("{task.fields[left]} left"), TextColumn("{task.fields[note]}", style="dim", markup=False),
         )  # fmt: skip
         with Progress(*columns, console=console) as bar:
             task = bar.add_task(title, total=1.0, left="-:--", note="")
@@ -93,7 +93,7 @@ def progress(title: str) -> Iterator[Callable[[float, float | None, str], None]]
         nonlocal due
         if time.monotonic() >= due:
             due = time.monotonic() + PLAIN_SECONDS
-            console.print(f"{title}: {share:.0%}, {minutes(left)} left  {note}", highlight=False)
+            console.print(f"{title}: {share:.0%}, {minutes(left)} left  {note}", markup=False, highlight=False)
 
     yield line
 

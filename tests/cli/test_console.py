@@ -86,6 +86,20 @@ with console.working("saving"):
     assert "converting" not in shown
 
 
+def test_a_name_in_brackets_is_no_markup():
+    code = """
+from vpretrain import console
+console.FIRST_SECONDS = 0.0
+with console.progress("[/a]") as update:
+    update(0.5, None, "rows[b].jsonl")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == ["[/a]: 50%, -:-- left  rows[b].jsonl"]
+    shown = printed_in_terminal(code)
+    assert "[/a]" in shown
+    assert "rows[b].jsonl" in shown
+
+
 def test_short_work_prints_no_line():
     code = "from vpretrain import console\nwith console.working('x'), console.steady('y', 2) as done: done(1)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

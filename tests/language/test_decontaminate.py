@@ -140,6 +140,13 @@ def test_files_of_the_user_in_the_folder_are_neither_removed_nor_written_over(tm
     assert read_lines(tmp_path / "stream-0.jsonl") == ROWS[1:2]
 
 
+def test_a_name_in_brackets_is_printed_as_it_is(tmp_path, evaluation, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "rows[all].jsonl", ROWS)
+    assert main(["decontaminate", "rows[all].jsonl:problem,solution", "--against", evaluation, "--output", "clean"]) == 0
+    assert "stream: rows[all].jsonl" in capsys.readouterr().out
+
+
 def test_a_similarity_that_nearly_all_texts_have_is_refused_at_once(tmp_path, evaluation, capsys):
     words = ["--against", evaluation, "--output", str(tmp_path / "clean"), "--jaccard", "1e-9"]
     assert main(["decontaminate", str(tmp_path / "nowhere.jsonl"), *words]) == 2

@@ -92,9 +92,10 @@ def compare(recipe: Recipe, options: Options) -> None:
 )
 def pareto(recipe: Recipe, options: Options) -> None:
     """Run V-pretraining at several weights of the feedback, and draw what one objective costs the other."""
+    from vpretrain.compare.entry import split_entries
     from vpretrain.compare.pareto import draw_pareto, pareto, pareto_table
 
-    points = [point.split(",") for point in options.point]
+    points = [split_entries(point) for point in options.point]  # commas in brackets belong to a value
     for point in points:
         load_recipe(options.recipe, [*options.overrides, *point])  # errors show before the long work
     recipe = recipe.model_copy(update={"name": f"{recipe.name}-pareto"})  # avoids a comparison of this name

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from rich.markup import escape
 from rich.table import Table
 
 from vpretrain.console import progress
@@ -163,7 +164,8 @@ def decontaminate_table(report: Json) -> Table:
         for source in report["sources" if role == "stream" else role]:
             found, examples = source[key], source["examples"]
             what = f"{found:,}" if role == "stream" else f"{found:,} were in it"
-            view.add_row(f"{role}: {source['origin']}", f"{examples:,}", what, f"{found / max(1, examples):.3%}")
+            name = escape(f"{role}: {source['origin']}")
+            view.add_row(name, f"{examples:,}", what, f"{found / max(1, examples):.3%}")
         view.add_section()
     return view
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 
 from vpretrain import hub, pretrained
@@ -107,7 +108,7 @@ def find_tasks(tasks: Sequence[str], include: str | None) -> tuple[TaskManager, 
 
 def tasks_table(results: Json) -> Table:
     """The results as a terminal table, one line per metric and filter, of a task and of its parts."""
-    view = Table(title=f"{results['model']}" + (f", first {results['limit']} problems" if results["limit"] else ""))
+    view = Table(title=escape(results["model"]) + (f", first {results['limit']} problems" if results["limit"] else ""))
     for column in ("task", "version", "shots", "problems", "filter", "metric", "value"):
         view.add_column(column, justify="right" if column in ("shots", "problems", "value") else "left")
     for name, task in results["tasks"].items():
