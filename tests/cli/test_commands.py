@@ -267,6 +267,12 @@ def test_evaluate_and_export(recipe, capsys, tmp_path):
     assert "answer_nll" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("option", [["--limit", "5"], ["--shots", "0"], ["--run-code"]], ids=lambda option: option[0])
+def test_evaluate_refuses_options_of_tasks_where_there_are_none(capsys, option):
+    told = refusal(capsys, "evaluate", "./nowhere", "recipe.yaml", *option)
+    assert f"{option[0]} is about --tasks: give both" in told
+
+
 @pytest.mark.parametrize(
     ("words", "shown"),
     [

@@ -35,6 +35,10 @@ def evaluate(options: Options) -> None:
     """Measure a model on a recipe's evaluation, or on standard benchmarks."""
     if options.recipe is None and options.tasks is None:
         raise UserError("say what to measure on: a recipe, --tasks gsm8k,mmlu or both")
+    of_tasks = chosen(options, "shots", "limit", "include", "run_code")
+    given = [name for name, value in of_tasks.items() if value is not None and value is not False]
+    if given and options.tasks is None:
+        raise UserError(f"--{given[0].replace('_', '-')} is about --tasks: give both")
     if options.tasks is not None:
         os.environ["TQDM_DISABLE"] = ""  # the harness shows its own progress; tqdm reads this at its first import
     if options.output is not None:
