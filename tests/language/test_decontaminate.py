@@ -226,6 +226,8 @@ def test_a_recipe_gets_a_recipe_whose_stream_is_clean(tmp_path, tokenizer, monke
         ("stream.jsonl:problem", "evaluation.jsonl:question", "no field 'problem'"),
         ("stream.jsonl", "evaluation.jsonl:question", "give text, prompt and response, or messages"),
         ("stream.jsonl:question", "nowhere.jsonl:question", "no data at"),
+        ("~nobody-is-here/a.jsonl", "evaluation.jsonl:question", "no home directory ~nobody-is-here: write it out"),
+        ("~nobody-is-here/a.jsonl:question", "evaluation.jsonl:question", "there is no home directory"),
         ("stream.jsonl:question", "broken.jsonl:question", "check the file"),
         ("stream.jsonl:question", "nowhere.yaml", "cannot read the recipe"),
         ("stream.jsonl:", "evaluation.jsonl:question", "'' is no name of a field"),

@@ -253,6 +253,22 @@ def test_what_cannot_become_a_recipe_gets_one_line_and_leaves_no_file(files, cap
     assert "has no chat template" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("role", ["learner", "stream", "feedback", "evaluation"])
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("~nobody-is-here/rows.jsonl", "there is no home directory ~nobody-is-here: write it out"),
+        ("rows" * 100, "each name in it 255: shorten it"),
+        ("rows\udcff.jsonl", "the path 'rows\\udcff.jsonl' is no UTF-8: rename what is there"),
+    ],
+    ids=["home", "long", "bytes"],
+)
+def test_a_path_that_cannot_be_looked_up_gets_one_line(files, capsys, role, path, message):
+    paths = {"learner": "./learner", "stream": "pairs.jsonl", "feedback": "pairs.jsonl"} | {role: path}
+    assert main(["init", "mine.yaml", *(word for name, of in paths.items() for word in (f"--{name}", of))]) == 2
+    assert message in refused(capsys)
+
+
 def test_a_file_is_not_written_over_unless_asked(files, capsys, tmp_path):
     files(all=sums(100, 1))
     (tmp_path / "mine.yaml").write_text("mine")

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from vpretrain.bounds import check_location
 from vpretrain.cli.command import Options, argument, chosen, command, count, number, overrides, recipe_command, switch
 from vpretrain.cli.terminal import can_ask, hush_libraries, output
 from vpretrain.config import Recipe
@@ -97,6 +98,8 @@ def _answers(options: Options) -> Keywords:
     missing = [f"--{key}" for key in ("learner", "stream", "feedback") if not answers[key]]
     if missing:
         raise UserError(f"init needs {', '.join(missing)} (--evaluation may be left out)")
+    for path in filter(None, answers.values()):
+        check_location(path)
     return answers
 
 

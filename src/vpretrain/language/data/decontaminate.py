@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from rich.markup import escape
 from rich.table import Table
 
+from vpretrain.bounds import check_location
 from vpretrain.console import progress
 from vpretrain.errors import Unreadable, UserError
 from vpretrain.files import write_json
@@ -261,7 +262,8 @@ def _source(name: str) -> SourceConfig:
     """Parse PATH or PATH:FIELD,FIELD; the path may be a URL."""
     path, colon, named = name.rpartition(":")
     if not colon or "/" in named:  # the colon of a URL, or of its port
-        return SourceConfig(path=name)
+        return SourceConfig(path=check_location(name))
+    check_location(path)
     fields = [field.strip() for field in named.split(",")]
     wrong = [field for field in fields if not re.fullmatch(r"[\w-]+", field)]
     if wrong:
