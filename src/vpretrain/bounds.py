@@ -75,11 +75,16 @@ def check_location(text: str) -> str:
         raise UserError(f"the path {text!r} is no UTF-8: rename what is there") from None
     if size > _PATH or any(len(name.encode()) > _NAME for name in text.split("/")):
         raise UserError(f"a path takes {_PATH:,} bytes at most, and each name in it {_NAME}: shorten it")
+    expanded(text)
+    return text
+
+
+def expanded(text: str) -> Path:
+    """Return a path with a home directory in place of its `~`. Raises UserError if there is none."""
     try:
-        Path(text).expanduser()
+        return Path(text).expanduser()
     except RuntimeError:
         raise UserError(f"there is no home directory {text.split('/')[0]}: write it out") from None
-    return text
 
 
 Subset = Annotated[str, AfterValidator(check_subset)]

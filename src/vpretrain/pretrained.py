@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vpretrain import hub
-from vpretrain.bounds import check_location
+from vpretrain.bounds import expanded
 from vpretrain.console import note, working
 from vpretrain.errors import UserError
 
@@ -40,7 +40,7 @@ def resolve(name: str, packages: Mapping[str, Convert]) -> str:
         UserError: no such directory or home directory, or a package that is unknown or not installed.
     """
     if not name.startswith(PREFIX):
-        path = Path(check_location(name)).expanduser()
+        path = expanded(name)
         if name.startswith((".", "/", "~")) and not path.is_dir():
             raise UserError(
                 f"there is no learner at {name}: give a directory written by save_pretrained, or a hub name"
