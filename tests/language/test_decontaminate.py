@@ -153,6 +153,16 @@ def test_a_similarity_that_nearly_all_texts_have_is_refused_at_once(tmp_path, ev
     assert "--jaccard 1e-09 is of texts with next to nothing in common: give 0.1 or more" in capsys.readouterr().err
 
 
+def test_a_home_directory_is_that_of_the_recipe_too(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    save_recipe(parse(recipe_data(tmp_path, tokenizer)), tmp_path / "recipe.yaml")
+    assert main(["decontaminate", "recipe.yaml", "--against", "recipe.yaml", "--output=~/clean"]) == 0
+    assert not (tmp_path / "~").exists()
+    clean = load_recipe(tmp_path / "home/clean/recipe.yaml")
+    assert clean.stream.sources[0].path == str(tmp_path / "home/clean/stream-0.jsonl")
+
+
 def test_a_paragraph_of_raw_text_is_enough(tmp_path, evaluation):
     texts = [f"{CLEAN}\n\n{CHANGED}\n \n{CLEAN}", f"{CLEAN}\n\n{SOLUTION}", f"{CLEAN}\n\n{PROBLEM}\n{SOLUTION}"]
     path = str(tmp_path / "texts.parquet")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -160,6 +161,18 @@ def test_a_table_becomes_a_recipe_that_check_passes(files, tmp_path, suffix):
     assert {(s.sources[0].prompt, s.sources[0].response) for s in (recipe.stream, recipe.feedback)} == {
         ("{question}\n", "{answer}")
     }
+    assert main(["check", "mine.yaml"]) == 0
+
+
+def test_rows_in_a_field_of_a_document_become_a_recipe_that_check_passes(files, tmp_path):
+    files(stream=sums(40, 1))
+    (tmp_path / "pairs.json").write_text(json.dumps({"version": 2, "authors": ["a"], "data": sums(60, 2)}, indent=1))
+    words = ["--stream", "stream.jsonl", "--feedback", "pairs.json"]
+    assert main(["init", "mine.yaml", "--learner", "./learner", *words]) == 0
+    recipe = load_recipe("mine.yaml")
+    (feedback,), (evaluation,) = recipe.feedback.sources, recipe.evaluation.sources
+    assert (feedback.field, feedback.part, feedback.prompt) == ("data", (0, 0.5), "{question}\n")
+    assert (evaluation.field, evaluation.part) == ("data", (0.5, 1))
     assert main(["check", "mine.yaml"]) == 0
 
 

@@ -9,7 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from vpretrain.bounds import check_location
+from vpretrain.bounds import check_location, expanded
 from vpretrain.cli.command import Options, argument, chosen, command, count, number, overrides, recipe_command, switch
 from vpretrain.cli.terminal import can_ask, hush_libraries, output
 from vpretrain.config import Recipe
@@ -170,7 +170,7 @@ def decontaminate(options: Options) -> None:
     from vpretrain.language.data.decontaminate import decontaminate, decontaminate_table
 
     hush_libraries()
-    directory = Path(options.output)
+    directory = expanded(options.output)  # as the path in its recipe will be
     settings = {"n": options.ngram, "threshold": options.jaccard, "overwrite": options.overwrite}
     report = decontaminate(options.stream, options.against, directory, **settings)
     output().print(decontaminate_table(report))

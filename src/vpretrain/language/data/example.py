@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeGuard
@@ -238,7 +238,7 @@ def _find(row: Json, name: str, place: str | None) -> object:
     return found[int(place)] if isinstance(found, list) and int(place) < len(found) else _ABSENT
 
 
-def _check_templates(config: SourceConfig, columns: Iterable[str]) -> None:
+def _check_templates(config: SourceConfig, columns: Collection[str]) -> None:
     """Raise UserError for a template that would stand in every row as it is written."""
     for setting, template in templates(config).items():
         for name in columns:

@@ -19,6 +19,7 @@ from vpretrain.language.data.example import ASSISTANT, Example, fields_of, is_ch
 from vpretrain.language.data.feedback import pairs
 from vpretrain.language.data.files import data_files
 from vpretrain.language.data.source import first_rows, open_source
+from vpretrain.language.data.text_files import FORMAT, file_name
 from vpretrain.language.inspection.inspect import marked
 from vpretrain.language.model.load import load_config, load_tokenizer, tokens_of
 from vpretrain.modality import Draft
@@ -107,7 +108,11 @@ def guessed_source(path: str, given: Sequence[Mapping[str, str]], *, pair: bool)
         UserError: it cannot be read.
         UnknownColumns: no columns are known.
     """
-    rows = first_rows(SourceConfig(path=path), skips=not pair)
+    source = SourceConfig(path=path)
+    rows = first_rows(source, skips=not pair)
+    if (field := _field_of_rows(path, rows)) is not None:
+        source = source.model_copy(update={"field": field})
+        rows = first_rows(source, skips=not pair)
     columns = dict.fromkeys(name for row in rows for name in row)
     form = given_form(given, columns, pair=pair) or guessed_form(rows)
     if form is None or (pair and "text" in form):
@@ -117,7 +122,17 @@ def guessed_source(path: str, given: Sequence[Mapping[str, str]], *, pair: bool)
             f"{path}: no columns such as {wanted} among {', '.join(columns)}: rename them, or name them with {options}",
             pair,
         )
-    return SourceConfig(path=path, **form)
+    return source.model_copy(update=form)
+
+
+def _field_of_rows(path: str, rows: Sequence[Json]) -> str | None:
+    """Return the field that holds the rows of a JSON document, which is one object without any known column; or None."""
+    found = FORMAT.search(file_name(path))
+    if found is None or found[1] != "json" or len(rows) != 1 or guessed_form(rows) is not None:
+        return None
+    lists = [name for name, value in rows[0].items() if isinstance(value, list) and value]
+    lists = [name for name in lists if all(isinstance(one, dict) for one in rows[0][name])]
+    return lists[0] if len(lists) == 1 else None
 
 
 def given_form(given: Sequence[Mapping[str, str]], columns: Collection[str], *, pair: bool) -> Json | None:
@@ -291,6 +306,7 @@ def _recipe(name: str, learner: str, roles: Mapping[str, _Role], most: int, toke
 
 def _source(source: SourceConfig) -> list[str]:
     form = [f"{key}: {value}" for key, value in _form(source).items()]
+    field = [] if source.field is None else [f"field: {quoted(source.field)}"]
     part = [] if source.part is None else [noted(f"part: {list(source.part)}", "by the hash of each problem")]
-    first, *others = [f"path: {quoted(str(source.path))}", *part, *form]
+    first, *others = [f"path: {quoted(str(source.path))}", *field, *part, *form]
     return [f"    - {first}", *(f"      {other}" for other in others)]
