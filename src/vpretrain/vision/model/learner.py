@@ -218,8 +218,8 @@ class VisionLearner(BaseLearner):
     ) -> tuple[Float[Tensor, "B T D"], MLPEntry | None]:
         """Return `features`, and the entry into the last MLP at all tokens, if entries are kept (see `keep_entries`)."""
         patches = math.prod(self.backbone.patches(*pixels_B3HW.shape[2:]))
-        tokens = torch.ones(len(pixels_B3HW), self.backbone.prefix + patches, dtype=torch.bool, device=self.device)
-        with self.recording(tokens):
+        all_BT = torch.ones(len(pixels_B3HW), self.backbone.prefix + patches, dtype=torch.bool, device=self.device)
+        with self.recording(all_BT):
             features_BTD = self.features(pixels_B3HW)
         return features_BTD, self.take_entry()
 
