@@ -126,10 +126,10 @@ def test_an_empty_value_of_a_table_is_left_out_and_counted(tmp_path):
 
 def test_a_column_that_no_template_can_name_is_refused_and_other_braces_are_text(tmp_path):
     path = tmp_path / "rows.csv"
-    path.write_text("Problem Statement,answer,\n2+2?,4,\n")
-    with pytest.raises(UserError, match=r"\{Problem Statement\} in .* would stay as it is: .*; rename it"):
-        open_source(SourceConfig(path=str(path), prompt="{Problem Statement}", response="{answer}"))
-    boxed = SourceConfig(path=str(path), prompt="Put it in \\boxed{}:", response="\\boxed{{answer}}")
+    path.write_text("Problem (en),final answer,\n2+2?,4,\n")
+    with pytest.raises(UserError, match=r"\{Problem \(en\)\} in .* would stay as it is: .*; rename it"):
+        open_source(SourceConfig(path=str(path), prompt="{Problem (en)}", response="{final answer}"))
+    boxed = SourceConfig(path=str(path), prompt="Put it in \\boxed{}:", response="\\boxed{{final answer}}")
     assert [(one.prompt, one.response) for one in open_source(boxed)] == [("Put it in \\boxed{}:", "\\boxed{4}")]
 
 

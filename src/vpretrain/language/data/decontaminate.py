@@ -18,7 +18,7 @@ from vpretrain.console import progress
 from vpretrain.errors import Unreadable, UserError
 from vpretrain.files import write_json
 from vpretrain.language.config import Recipe, SourceConfig, StreamConfig
-from vpretrain.language.data.example import Example, templates
+from vpretrain.language.data.example import COLUMN, Example, templates
 from vpretrain.language.data.overlap import OverlapIndex
 from vpretrain.language.data.rows import as_json
 from vpretrain.language.data.source import count_rows, open_source, with_form
@@ -265,7 +265,7 @@ def _source(name: str) -> SourceConfig:
         return SourceConfig(path=check_location(name))
     check_location(path)
     fields = [field.strip() for field in named.split(",")]
-    wrong = [field for field in fields if not re.fullmatch(r"[\w-]+", field)]
+    wrong = [field for field in fields if not re.fullmatch(COLUMN, field)]
     if wrong:
         raise UserError(f"{name}: '{wrong[0]}' is no name of a field; write for instance data.jsonl:question,answer")
     if len(fields) == 1:

@@ -19,7 +19,8 @@ from vpretrain.types import Json
 FIRST = 100  # rows in which a field must be found once
 ASSISTANT = "assistant"
 _KEY_DIGITS = 16  # hexadecimal
-_FIELD = re.compile(r"\{([\w-]+)(?:\.(\d+))?\}")
+COLUMN = r"[\w-]+(?: +[\w-]+)*"  # a name that templates can have
+_FIELD = re.compile(rf"\{{({COLUMN})(?:\.(\d+))?\}}")
 _ABSENT = object()
 Scorer = Callable[[str], float]
 """Gives 1 for a right answer to a problem, and less for a wrong one."""
@@ -245,7 +246,7 @@ def _check_templates(config: SourceConfig, columns: Collection[str]) -> None:
             if name.strip() and f"{{{name}}}" in template and not _FIELD.fullmatch(f"{{{name}}}"):
                 raise UserError(
                     f"{config.origin}: {{{name}}} in {template!r} would stay as it is: a template can name columns of "
-                    "letters, digits, _ and - only; rename it"
+                    "letters, digits, _, - and spaces only; rename it"
                 )
         if setting != "prompt" and not _FIELD.search(template):
             raise UserError(
