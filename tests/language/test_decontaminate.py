@@ -143,7 +143,9 @@ def test_files_of_the_user_in_the_folder_are_neither_removed_nor_written_over(tm
 def test_a_name_in_brackets_is_printed_as_it_is(tmp_path, evaluation, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_jsonl(tmp_path / "rows[all].jsonl", ROWS)
-    assert main(["decontaminate", "rows[all].jsonl:problem,solution", "--against", evaluation, "--output", "clean"]) == 0
+    assert (
+        main(["decontaminate", "rows[all].jsonl:problem,solution", "--against", evaluation, "--output", "clean"]) == 0
+    )
     assert "stream: rows[all].jsonl" in capsys.readouterr().out
 
 
