@@ -182,11 +182,11 @@ def basis(found: dict[str, Any]) -> str:
     )
     reach = f"{found['assumed']['utilisation']:.0%}".replace("%", " %")
     above, cores = "how far designer and meta update lie above their FLOP floors", "on two CPU cores"
-    how = "(seconds over those of the floor's FLOPs at the learner's own speed, by `benchmarks/calibration.py`)"
+    timed = "(seconds over those of the floor's FLOPs at the learner's own speed, by `benchmarks/calibration.py`)"
     last = f"links at their nominal speed, {LATENCY_US:g} us per message; every token is a target"
     if gpu := found.get("measured_on"):
         measured = (
-            f"on one {gpu}: steps reach {reach} of the peak in bf16; {above}, there in language {how}: {language} times "
+            f"on one {gpu}: steps reach {reach} of the peak in bf16; {above}, there in language {timed}: {language} times "
             f"(`v-paper`), and {cores} in vision: {vision}. Ratios are used, times are not"
         )
         assumed = (
@@ -195,7 +195,7 @@ def basis(found: dict[str, Any]) -> str:
         )
     else:
         measured = (
-            f"{above}, {cores} {how}: {language} times in language (`v-paper`), {vision} in vision. Ratios are used, "
+            f"{above}, {cores} {timed}: {language} times in language (`v-paper`), {vision} in vision. Ratios are used, "
             "times are not"
         )
         assumed = (

@@ -54,9 +54,9 @@ def measured(
         named: what the recipe names as its learner: it has the tokenizer, and SmolLM2-135M's weights if these are timed.
     """
     torch.manual_seed(0)
-    how: dict[str, Any] = {"rows": sizes.rows, "length": sizes.length, "precision": "bf16", "name": named}
-    how["accumulation"] = max(sizes.micro_batches)
-    recipe: Any = language_recipe(learner, "one-hot" if name == HF else name, **how)
+    kwargs: dict[str, Any] = {"rows": sizes.rows, "length": sizes.length, "precision": "bf16", "name": named}
+    kwargs["accumulation"] = max(sizes.micro_batches)
+    recipe: Any = language_recipe(learner, "one-hot" if name == HF else name, **kwargs)
     parts: Any = assemble(recipe, sizes.model(learner, str(available(recipe.learner.device))))
     start = now()
     batches = parts.stream.next()

@@ -20,7 +20,7 @@ def group_of(root, name="1024-pairs", *changes):
     return load_recipe("recipes/quickstart.yaml", [f"output={root}", f"name={name}", *changes])
 
 
-def finish(recipe, arms, *, seeds, **how):
+def finish(recipe, arms, *, seeds, **kwargs):
     """Stand in for `compare`: finish every run that is not finished yet, and count those."""
     recipe.directory.mkdir(parents=True, exist_ok=True)
     save_recipe(recipe, recipe.directory / "recipe.yaml")

@@ -171,7 +171,7 @@ def test_quiet_and_verbose_exclude_each_other(capsys, words, refusal):
 
 def test_runs_of_a_comparison_say_as_much_as_it_does(monkeypatch):
     started = []
-    monkeypatch.setattr(runs.subprocess, "Popen", lambda command, **how: started.append(command))
+    monkeypatch.setattr(runs.subprocess, "Popen", lambda command, **kwargs: started.append(command))
     with console.verbosity(less=True):
         runs.start_process(["run", "recipe.yaml"])
     runs.start_process(["run", "recipe.yaml"])

@@ -84,7 +84,7 @@ def test_an_export_asks_a_hub_that_refuses_once_and_has_no_processor(asked, tmp_
     asked.error = ConnectionError("no route")
     offline = []
     monkeypatch.setattr(
-        "transformers.utils.cached_file", lambda name, file, **how: offline.append(constants.HF_HUB_OFFLINE)
+        "transformers.utils.cached_file", lambda name, file, **kwargs: offline.append(constants.HF_HUB_OFFLINE)
     )
     copy_processor("no/such", {}, tmp_path)
     assert offline

@@ -92,8 +92,8 @@ def torchrun(*arguments, processes=2, **options):
         "vpretrain",
         *arguments,
     ]
-    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
-    return subprocess.Popen(command, **how, **options)
+    kwargs = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    return subprocess.Popen(command, **kwargs, **options)
 
 
 def distance(one, other):

@@ -207,13 +207,13 @@ def problems_of(recipe):
 def test_two_processes_follow_a_verifier_as_one_does(tmp_path, tokenizer, monkeypatch, differences_seen):
     """They make the same attempts and divide the problems whose attempts differ."""
     monkeypatch.setattr("vpretrain.language.verified.solves", is_even)
-    how = {
+    kwargs = {
         "arm": "v",
         "stream": {"batch_size": 4},
         "feedback": {"reward": "answer", "attempts": 8, "batch_size": 4},
         "value": {"every_steps": 1, "strength": 1.0, "batch_size": 4},
     }
-    one, two = (tiny_recipe(tmp_path, tokenizer, name=name, **how) for name in ("one", "two"))
+    one, two = (tiny_recipe(tmp_path, tokenizer, name=name, **kwargs) for name in ("one", "two"))
     (whole,) = together(1, problems_of, one)
     first, second = together(2, problems_of, two)
     assert first

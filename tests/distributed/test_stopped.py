@@ -200,8 +200,8 @@ def test_shards_that_lie(tmp_path, tokenizer, fault, many):
     session_of(recipe, resume=True)
 
 
-def result_of(recipe, **how):
-    result = run_recipe(recipe, **how)
+def result_of(recipe, **kwargs):
+    result = run_recipe(recipe, **kwargs)
     return {name: result.figures[name] for name in ("steps", "processes", "tokens", "seconds")}
 
 

@@ -53,8 +53,8 @@ def waits_of(recipe):
 @pytest.fixture
 def waits(on_device):
     """Of one-hot and of V."""
-    how = {"stream": {"accumulation": MICRO_BATCHES}, "value": {"strength": 1.0}}
-    return {arm: waits_of(on_device(arm=arm, **how)) for arm in ("one-hot", "v")}
+    kwargs = {"stream": {"accumulation": MICRO_BATCHES}, "value": {"strength": 1.0}}
+    return {arm: waits_of(on_device(arm=arm, **kwargs)) for arm in ("one-hot", "v")}
 
 
 @pytest.mark.parametrize("arm", ["one-hot", "v"])

@@ -51,21 +51,21 @@ def test_one_candidate_is_one_hot_bit_for_bit(tmp_path, tokenizer, arm):
 
 def test_burn_in_is_one_hot_and_then_no_longer(tmp_path, tokenizer):
     one_hot, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, arm="one-hot"))
-    how = {"value": {"every_steps": 1, "strength": 1.0}}
-    burning, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, designer={"burn_in_steps": 6}, **how))
+    kwargs = {"value": {"every_steps": 1, "strength": 1.0}}
+    burning, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, designer={"burn_in_steps": 6}, **kwargs))
     assert_bit_equal(one_hot, burning)
-    burnt, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, designer={"burn_in_steps": 4}, **how))
+    burnt, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, designer={"burn_in_steps": 4}, **kwargs))
     assert any(not torch.equal(one_hot[name], burnt[name]) for name in one_hot)
 
 
 @pytest.mark.filterwarnings("ignore")  # compiling looks at more than it should
 @pytest.mark.parametrize("arm", ["v-paper", "v-exact"])
 def test_a_compiled_learner_takes_the_same_course(tmp_path, tokenizer, monkeypatch, arm):
-    how = {"arm": arm, "value": {"strength": 1.0}}
-    plain, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, **how))
+    kwargs = {"arm": arm, "value": {"strength": 1.0}}
+    plain, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, **kwargs))
     traced = functools.partial(torch.compile, backend="aot_eager")  # all but the C++ compiler
     monkeypatch.setattr(torch, "compile", traced)
-    compiled, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, learner={"compile": True}, **how))
+    compiled, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, learner={"compile": True}, **kwargs))
     for name, theta in plain.items():
         torch.testing.assert_close(compiled[name], theta, rtol=1e-3, atol=1e-5)
 

@@ -173,7 +173,7 @@ def scripted(tmp_path, tokenizer):
     learner, problems = assemble(recipe).learner, load_evaluation(recipe, tokenizer).problems
     generate = learner.generate
 
-    def solved(scripts, **how):
+    def solved(scripts, **kwargs):
         ids = [tokenizer(script)["input_ids"] + [tokenizer.eos_token_id] for script in scripts]
 
         def generate_script(**arguments):
@@ -189,7 +189,7 @@ def scripted(tmp_path, tokenizer):
             return generate(**arguments, logits_processor=[force])
 
         learner.generate = generate_script
-        return solve(learner, tokenizer, problems[: len(scripts)], 60, **how)
+        return solve(learner, tokenizer, problems[: len(scripts)], 60, **kwargs)
 
     return solved
 
@@ -202,8 +202,8 @@ WRONG_THEN_RIGHT = "the sum is 7.\nquestion: 2 + 2\n#### 4"
 def test_a_solution_is_judged_by_what_stands_before_the_stop_string(scripted, samples):
     scripts = [RIGHT_THEN_WRONG, WRONG_THEN_RIGHT, "it is 4"]
 
-    def correct(**how):
-        return [[is_correct(text, "4") for text in texts] for texts in scripted(scripts, samples=samples, **how)]
+    def correct(**kwargs):
+        return [[is_correct(text, "4") for text in texts] for texts in scripted(scripts, samples=samples, **kwargs)]
 
     each = max(1, samples)
     assert correct(stop=["\nquestion:"]) == [[True] * each, [False] * each, [True] * each]
@@ -228,7 +228,7 @@ def test_decoding_ends_with_the_stop_string(scripted):
 def test_an_evaluation_stops_where_its_recipe_says(tmp_path, tokenizer, monkeypatch):
     heard = []
     monkeypatch.setattr(
-        "vpretrain.language.evaluation.evaluate.solve", lambda *_, stop, **how: heard.append(stop) or [["4"]] * 2
+        "vpretrain.language.evaluation.evaluate.solve", lambda *_, stop, **kwargs: heard.append(stop) or [["4"]] * 2
     )
     for settings in ({}, {"stop": ["\n\n"]}, {"stop": []}):
         evaluation = recipe_data(tmp_path, tokenizer)["evaluation"] | settings

@@ -18,8 +18,8 @@ PAIR = {"prompt": "{question} ", "response": "{answer}"}
 
 def make(tokenizer, *sources, packing=False, average="tokens", rank=0, processes=1, **settings) -> LanguageFeedback:
     config = FeedbackConfig(**({"length": 48, "batch_size": 2} | settings), sources=list(sources))
-    how = {"packing": packing, "average": average, "rank": rank, "processes": processes}
-    return LanguageFeedback(config, tokenizer, seed=0, **how)
+    kwargs = {"packing": packing, "average": average, "rank": rank, "processes": processes}
+    return LanguageFeedback(config, tokenizer, seed=0, **kwargs)
 
 
 @pytest.fixture

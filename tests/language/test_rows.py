@@ -255,8 +255,10 @@ ROWS = st.lists(st.dictionaries(st.sampled_from(["a", "b", "c"]), VALUES, max_si
 
 def fuzzed(cases, examples: int) -> None:
     health = list(HealthCheck)
-    how = settings(deadline=None, database=None, derandomize=True, suppress_health_check=health, max_examples=examples)
-    how(cases)()
+    bounded = settings(
+        deadline=None, database=None, derandomize=True, suppress_health_check=health, max_examples=examples
+    )
+    bounded(cases)()
 
 
 def check_every_way(path: str, template: str, expected: list[str], read: int, **settings) -> None:

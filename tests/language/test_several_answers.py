@@ -69,7 +69,7 @@ def test_a_scorer_needs_no_package_for_answers_that_are_formulas():
 
 
 def test_pass_at_1_counts_every_right_answer(tmp_path, tokenizer, monkeypatch):
-    def solve(learner, tokenizer, examples, *_, **how):
+    def solve(learner, tokenizer, examples, *_, **kwargs):
         return [[other_way(example)] for example in examples]
 
     monkeypatch.setattr("vpretrain.language.evaluation.evaluate.solve", solve)

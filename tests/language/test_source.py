@@ -272,7 +272,7 @@ def test_values_and_exclusions_are_compared_with_what_the_file_says(tmp_path):
 
 @pytest.mark.parametrize(("kind", "file"), [("json", "FILE.jsonl"), ("csv", "FILE.csv"), ("parquet", None)])
 def test_guessed_types_of_a_hub_data_set_are_remarked_on_once_with_the_way_round(monkeypatch, capsys, kind, file):
-    def load_dataset(**how):
+    def load_dataset(**kwargs):
         found = datasets.Dataset.from_list(ROWS)
         found.info.builder_name = kind
         return found

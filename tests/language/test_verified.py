@@ -273,8 +273,8 @@ def test_a_solution_holds_all_tokens_that_were_chosen_and_none_after_its_end(tmp
     whole = [*tokenizer("4.\nquestion: 3")["input_ids"], tokenizer.eos_token_id]
     generate = learner.generate
 
-    def scripted(**how):
-        start = how["input_ids"].shape[1]
+    def scripted(**kwargs):
+        start = kwargs["input_ids"].shape[1]
 
         def force(ids_BT, scores_BV):
             only_BV = torch.full_like(scores_BV, -torch.inf)
@@ -282,7 +282,7 @@ def test_a_solution_holds_all_tokens_that_were_chosen_and_none_after_its_end(tmp
             only_BV[1:, tokenizer.eos_token_id] = 0.0  # ends at once
             return only_BV
 
-        return generate(**how, logits_processor=[force])
+        return generate(**kwargs, logits_processor=[force])
 
     learner.generate = scripted
     ended = [tokenizer.eos_token_id]

@@ -167,7 +167,7 @@ def test_a_lost_tangent_is_told_but_not_where_a_process_has_no_part_in_the_batch
         valued = ENGINES["jvp"](replace(problem, share=0.0))
         assert float(valued.value) == float(valued.surrogate.detach()) == 0
         monkeypatch.setattr(
-            learner, "directional_derivative", lambda *args, **how: lambda task: torch.zeros((), requires_grad=True)
+            learner, "directional_derivative", lambda *args, **kwargs: lambda task: torch.zeros((), requires_grad=True)
         )
         with pytest.raises(RuntimeError, match="the tangent was lost"):
             ENGINES["jvp"](problem)

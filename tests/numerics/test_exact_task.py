@@ -29,9 +29,9 @@ def adapted(model, targets, *, dropout=0.1):
     return model
 
 
-def learner_and_direction(model, *, subset="last-mlp", top_k=8, **how):
+def learner_and_direction(model, *, subset="last-mlp", top_k=8, **kwargs):
     """A learner that keeps entries, and a random u over S."""
-    learner = LanguageLearner(model, top_k=top_k, **how)
+    learner = LanguageLearner(model, top_k=top_k, **kwargs)
     names = alignment_subset(learner.module, subset)
     fast = learner.keep_entries(names)
     generator = torch.Generator().manual_seed(1)
@@ -226,8 +226,8 @@ def test_the_scales_of_g_down_and_of_the_metric_have_no_effect_on_the_task(tmp_p
         torch.testing.assert_close(scaled, plain, rtol=1e-3, atol=1e-5)
 
 
-def exact(values_NK, **how):
-    settings = {"alpha0": 0.05, "divergence": 0.1, "strength": Strength(beta=1.0)} | how
+def exact(values_NK, **kwargs):
+    settings = {"alpha0": 0.05, "divergence": 0.1, "strength": Strength(beta=1.0)} | kwargs
     return ExactTask(values=lambda batch, state: values_NK, **settings)
 
 

@@ -118,9 +118,9 @@ def test_judgements_become_rare_and_nothing_is_done_between_them_while_nothing_i
 
 
 def test_late_in_a_run_nothing_is_judged(tmp_path, tokenizer):
-    how = {"value": {"every_steps": 2}, "feedback": {"batch_size": 1}}
+    kwargs = {"value": {"every_steps": 2}, "feedback": {"batch_size": 1}}
     for steps, judged in ((17, [8]), (16, [])):
-        _, lines = run_lines(tiny_recipe(tmp_path, tokenizer, arm="v", budget={"steps": steps}, **how))
+        _, lines = run_lines(tiny_recipe(tmp_path, tokenizer, arm="v", budget={"steps": steps}, **kwargs))
         assert [line["step"] for line in lines if "strength" in line] == judged
 
 
@@ -209,10 +209,10 @@ def run_lines(recipe):
 
 def test_a_strength_that_chooses_itself_ignores_noise_and_follows_a_planted_direction(tmp_path, tokenizer):
     """The stream contradicts the feedback's notation, so that the tilt has something to say."""
-    how = {"budget": {"steps": 40}, "feedback": {"batch_size": 6}, "value": {"every_steps": 1, "batch_size": 2}}
-    noise, _ = run_lines(tiny_recipe(tmp_path, tokenizer, arm="random-feedback", **how))
-    one_hot, _ = run_lines(tiny_recipe(tmp_path, tokenizer, arm="one-hot", **how))
-    v, lines = run_lines(tiny_recipe(tmp_path, tokenizer, arm="v", **how))
+    kwargs = {"budget": {"steps": 40}, "feedback": {"batch_size": 6}, "value": {"every_steps": 1, "batch_size": 2}}
+    noise, _ = run_lines(tiny_recipe(tmp_path, tokenizer, arm="random-feedback", **kwargs))
+    one_hot, _ = run_lines(tiny_recipe(tmp_path, tokenizer, arm="one-hot", **kwargs))
+    v, lines = run_lines(tiny_recipe(tmp_path, tokenizer, arm="v", **kwargs))
     assert noise.mean_alpha < 1e-3 < 5e-3 < v.mean_alpha
     assert noise.answer_nll == pytest.approx(one_hot.answer_nll, abs=0.02)
     (judgement,) = (line for line in lines if "strength" in line)

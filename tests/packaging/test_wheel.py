@@ -31,8 +31,8 @@ def wheel(tmp_path_factory):
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
-    how = ["--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", str(root)]
-    subprocess.run([*PIP, "wheel", *how, str(source)], check=True, timeout=120)
+    options = ["--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", str(root)]
+    subprocess.run([*PIP, "wheel", *options, str(source)], check=True, timeout=120)
     (built,) = root.glob("*.whl")
     return built
 

@@ -85,9 +85,9 @@ class Browser:
         """A key down and up: Tab, Enter."""
         code = {"Tab": 9, "Enter": 13}[key]
         text = {"text": "\r"} if key == "Enter" else {}
-        how = {"key": key, "code": key, "windowsVirtualKeyCode": code}
-        self("Input.dispatchKeyEvent", type="keyDown", **how, **text)
-        self("Input.dispatchKeyEvent", type="keyUp", **how)
+        kwargs = {"key": key, "code": key, "windowsVirtualKeyCode": code}
+        self("Input.dispatchKeyEvent", type="keyDown", **kwargs, **text)
+        self("Input.dispatchKeyEvent", type="keyUp", **kwargs)
 
     def prefer(self, **features: str) -> None:
         """Media features, such as prefers_color_scheme="dark"."""

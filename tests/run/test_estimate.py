@@ -136,9 +136,9 @@ def test_seconds_of_compute_equal_a_hand_calculation(seconds):
 
 
 def test_measured_ratios_take_the_place_of_the_packages_own(seconds):
-    how = {"device": SLOW, "utilisation": 0.5, "latency_us": 1e6, "over_floor": {"designer": 3.0, "meta": 5.0}}
-    found = on_gpus(WORK, 8, **how)
-    assert found.as_json()["over_floor"] == how["over_floor"]
+    kwargs = {"device": SLOW, "utilisation": 0.5, "latency_us": 1e6, "over_floor": {"designer": 3.0, "meta": 5.0}}
+    found = on_gpus(WORK, 8, **kwargs)
+    assert found.as_json()["over_floor"] == kwargs["over_floor"]
     assert found.plans[0].seconds["designer"] == pytest.approx(3 * 8 * 100 / 50)
     assert found.plans[0].seconds["meta compute"] == pytest.approx(5 * 2 * (2000 / 500 + 1000 / 50))
     assert found.plans[0].seconds["learner"] == seconds[0]["learner"]

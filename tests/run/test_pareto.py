@@ -27,7 +27,7 @@ def test_where_less_is_better_a_point_with_more_of_both_is_not_on_the_front(tmp_
     nll = {"step-0": (4.0, 3.0), "one-hot": (3.5, 2.9), "lr-1": (3.0, 3.2), "lr-2": (3.6, 3.3)}
     runs = {name: {"answer_nll": a, "retention_nll": b, "problems": [{"nll": a}]} for name, (a, b) in nll.items()}
     module = sys.modules[pareto.__module__]
-    monkeypatch.setattr(module, "run_study", lambda *recipe_and_members, **how: runs)
+    monkeypatch.setattr(module, "run_study", lambda *recipe_and_members, **kwargs: runs)
     monkeypatch.setattr(module, "write_study", lambda recipe, file, results: results)
     points = pareto(tiny_recipe(tmp_path, tokenizer), [["designer.lr=1"], ["designer.lr=2"]])["points"]
     assert [name for name, point in points.items() if point["on_front"]] == ["one-hot", "lr-1"]

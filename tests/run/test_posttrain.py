@@ -129,7 +129,7 @@ def test_the_steps_of_the_stages_add_up_to_the_budget(tmp_path, tokenizer):
 def test_where_nothing_is_measured_no_path_is_begun(tmp_path, tokenizer, monkeypatch):
     begun = []
 
-    def run_study(recipe, members, **how):
+    def run_study(recipe, members, **kwargs):
         begun.extend(members)
         return {"step-0": {"problems": []}}
 

@@ -225,7 +225,7 @@ def test_broken_images_of_a_hub_data_set_are_skipped_and_named_by_their_number(m
     contents[2], contents[5], contents[7] = b"", b"GIF, or so", png()[:2000]
     features = datasets.Features({"image": datasets.Image()})
     rows = datasets.Dataset.from_dict({"image": [{"bytes": one, "path": None} for one in contents]}, features=features)
-    monkeypatch.setattr(datasets, "load_dataset", lambda *what, **how: rows)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *what, **kwargs: rows)
     shape = {"batch_size": 4, "global_size": 32, "local_size": 16, "local_views": 1}
     stream = VisionStream(StreamConfig(sources=[SourceConfig(hub="some/images")], **shape), seed=3)
     assert not {"2", "5", "7"} & set(drawn(stream, 4))  # one epoch

@@ -19,8 +19,8 @@ from vpretrain.vision.data.readers import Ade20k, read_image
 LEFT_TO_RIGHT = np.array([[0, 128, 255]])
 
 
-def reopened(tmp_path, image, name="image.png", **how):
-    image.save(tmp_path / name, **how)
+def reopened(tmp_path, image, name="image.png", **kwargs):
+    image.save(tmp_path / name, **kwargs)
     return read_image(tmp_path / name)
 
 

@@ -64,9 +64,9 @@ recipe_command = partial(command, recipe=True)
 """The same for a command that takes a recipe and settings to change."""
 
 
-def argument(name: str, metavar: str | None, what: str, **how: Any) -> Argument:
-    """Return an option, or, if the name has no hyphens, a positional argument; `how` goes to `add_argument`."""
-    return lambda parser: parser.add_argument(name, metavar=metavar, help=what, **how)
+def argument(name: str, metavar: str | None, what: str, **kwargs: Any) -> Argument:
+    """Return an option, or, if the name has no hyphens, a positional argument; `kwargs` go to `add_argument`."""
+    return lambda parser: parser.add_argument(name, metavar=metavar, help=what, **kwargs)
 
 
 def switch(option: str, what: str, default: object = False) -> Argument:

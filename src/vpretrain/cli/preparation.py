@@ -220,8 +220,8 @@ def estimate(recipe: Recipe, options: Options) -> None:
     hush_libraries()
     own = chosen(options, "tflops", "fp32_tflops", "memory_gib")
     device = replace(DEVICES[options.device], **{name: value for name, value in own.items() if value is not None})
-    how = chosen(options, "gpus_per_node", "bandwidth_gbs", "utilisation", "latency_us")
-    found = estimate(recipe, options.world_size, device=device, **how)
+    hardware = chosen(options, "gpus_per_node", "bandwidth_gbs", "utilisation", "latency_us")
+    found = estimate(recipe, options.world_size, device=device, **hardware)
     if options.json:
         print(json.dumps(found.as_json() | {"remarks": estimate_remarks(found)}, indent=1))
     else:

@@ -88,5 +88,5 @@ def headline(results: Json, recipe: Recipe) -> str:
     arm, other = judged
     key, unit = next(iter(results["of"].items()))
     found = results["differences"][key][arm][other]
-    how = relation(found, modality_of(recipe).metrics.paired[key].better)
-    return f"{arm} {how} {other}: {found['mean']:+.4f} {unit}"
+    wording = relation(found, modality_of(recipe).metrics.paired[key].better)
+    return f"{arm} {wording} {other}: {found['mean']:+.4f} {unit}"

@@ -153,19 +153,19 @@ def _matched(runs: Runs, scores: Mapping[str, Sequence[Lines]], axis: str, keys:
         for arm, of_arm in runs.items()
         if arm != START
     }
-    at = min(curve[-1][axis] for of_arm in curves.values() for curve in of_arm)
-    matched: Json = {"at": at}
+    end = min(curve[-1][axis] for of_arm in curves.values() for curve in of_arm)
+    matched: Json = {"at": end}
     for key in keys:
-        values = {arm: [read_off(curve, axis, at, cases, key) for curve in of] for arm, of in curves.items()}
+        values = {arm: [read_off(curve, axis, end, cases, key) for curve in of] for arm, of in curves.items()}
         matched[key] = _compared(values)
     return matched
 
 
-def read_off(curve: Sequence[Json], axis: str, at: float, cases: str, key: str) -> list[float]:
-    """Return a metric of every case that has it, where a curve's `axis` is `at`."""
+def read_off(curve: Sequence[Json], axis: str, end: float, cases: str, key: str) -> list[float]:
+    """Return a metric of every case that has it, where a curve's `axis` is `end`."""
     for before, after in itertools.pairwise(curve):
-        if at <= after[axis]:
-            share = (at - before[axis]) / (after[axis] - before[axis]) if after[axis] > before[axis] else 1.0
+        if end <= after[axis]:
+            share = (end - before[axis]) / (after[axis] - before[axis]) if after[axis] > before[axis] else 1.0
             ((starts,), (ends,)) = values_of([before[cases]], key), values_of([after[cases]], key)
             return [(1 - share) * one + share * other for one, other in zip(starts, ends, strict=True)]
     raise AssertionError("the curve ends before")

@@ -148,9 +148,9 @@ def run_member(
     Raises: as `run_group`.
     """
     again = "--resume" if resume and any((directory / name / "checkpoints").glob("step-*")) else "--overwrite"
-    how = [again] if until == 1 else [again, f"--until={until}"]
+    flags = [again] if until == 1 else [again, f"--until={until}"]
     where = [f"name={name}", f"output={quoted(str(directory))}"]  # YAML, which reads a bare 2026 as a number
-    command = ["run", str(directory / "recipe.yaml"), *how, *where, *settings]
+    command = ["run", str(directory / "recipe.yaml"), *flags, *where, *settings]
     code = _wait((start or start_process)(command))
     if code == Paused.exit_code:
         return False

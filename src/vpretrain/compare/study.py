@@ -13,9 +13,9 @@ from vpretrain.run.versions import versions
 from vpretrain.types import Json
 
 
-def run_study(recipe: Recipe, members: Mapping[str, Sequence[str]], **how: Any) -> dict[str, Json]:
+def run_study(recipe: Recipe, members: Mapping[str, Sequence[str]], **kwargs: Any) -> dict[str, Json]:
     """Measure the untouched learner, named `START`, then run the members; otherwise as `run_group`."""
-    return run_group(recipe, {START: [f"arm={recipe.baseline}", "budget.steps=0"], **members}, **how)
+    return run_group(recipe, {START: [f"arm={recipe.baseline}", "budget.steps=0"], **members}, **kwargs)
 
 
 def write_study(recipe: Recipe, file: str, outcome: Json) -> Json:

@@ -40,8 +40,8 @@ def remarks(results: Json, recipe: Recipe) -> list[str]:
     apart |= {f"domain {domain}, ": found for domain, found in results.get("by_domain", {}).items()}
     parts += [(where, {key: found[key]["differences"] for key in results["of"]}, "") for where, found in apart.items()]
     lines = [
-        f"{where}{name} minus {other}: {interval(differences[key][name][other], unit)}{how}"
-        for where, differences, how in parts
+        f"{where}{name} minus {other}: {interval(differences[key][name][other], unit)}{paired}"
+        for where, differences, paired in parts
         for key, unit in results["of"].items()
         for name, other in pairs(trained, recipe.baseline)
     ]

@@ -123,7 +123,7 @@ class OneStepProbe:
             raise UserError(NOTHING_TOLD)
         self._theta = self._moved()
         with self.parts.learner.meta_mode():
-            self._g_down = gradient(lambda at: self._weighted(seen, at), self._theta)
+            self._g_down = gradient(lambda theta: self._weighted(seen, theta), self._theta)
         self._loss, self._u = self._evaluate(), self._direction()
         gradients = {name: p.grad for name, p in self.optimizer.parameters.items()}
         moments = {name: value.clone() for name, value in optimizer_tensors(self.optimizer.torch).items()}

@@ -122,30 +122,37 @@ class BaseLearner:
 
     def tangent_pass(self, run: Callable[[Parameters], Output], direction: Parameters) -> tuple[Output, Output]:
         """Return what `run` gives at the present parameters of S, and D_u of that: one pass in forward mode."""
-        at = {name: p.detach() for name, p in self.named_parameters() if name in direction}
-        along = {name: direction[name] for name in at}  # in the order of `at`; in a resumed run it may differ
+        theta_S = {name: p.detach() for name, p in self.named_parameters() if name in direction}
+        along = {name: direction[name] for name in theta_S}  # in the order of theta_S; in a resumed run it may differ
         with phase("tangent"), self.meta_mode(), self.without_fused_kernels():
-            found = torch.func.jvp(run, (at,), (along,))
+            found = torch.func.jvp(run, (theta_S,), (along,))
         return found[0], found[1]
 
-    def gradient(self, loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters:
+    def gradient(self, loss: Callable[[Parameters], Tensor], theta_S: Parameters) -> Parameters:
         """Return the mean over processes of a loss's gradient in the parameters of S; no other parameter gets one."""
-        return self.theta.gradient(loss, at)
+        return self.theta.gradient(loss, theta_S)
 
     def visit_gradient(
-        self, loss: Callable[[Parameters], Tensor], at: Parameters, visit: Callable[[str, Tensor], None], *, own: bool
+        self,
+        loss: Callable[[Parameters], Tensor],
+        theta_S: Parameters,
+        visit: Callable[[str, Tensor], None],
+        *,
+        own: bool,
     ) -> None:
         """Pass that gradient to `visit` parameter by parameter; with `own`, this process's alone where `has_own_gradient`."""
-        self.theta.visit_gradient(loss, at, visit, own=own)
+        self.theta.visit_gradient(loss, theta_S, visit, own=own)
 
     @property
     def has_own_gradient(self) -> bool:
         """Whether a process can take its own gradient; not where theta is sharded."""
         return self.theta.has_own_gradient
 
-    def shifted(self, at: Parameters, by: Parameters, step: float) -> contextlib.AbstractContextManager[Parameters]:
+    def shifted(
+        self, theta_S: Parameters, by: Parameters, step: float
+    ) -> contextlib.AbstractContextManager[Parameters]:
         """Return a context that gives the parameters of S at theta_S + step * u, to evaluate at inside it."""
-        return self.theta.shifted(at, by, step)
+        return self.theta.shifted(theta_S, by, step)
 
     def synchronise(self, when: bool) -> None:
         """Set whether the next backward passes are the step's last; only those average gradients over processes."""

@@ -307,18 +307,18 @@ class MetaUpdate:
 
     def _with_gain(self, judgement: Judgement, batch: AnyBatch, share: float, metric: Metric | None) -> Judgement:
         """Measure over all parameters, too, how far the tilted task helps."""
-        at = self.theta_at(n for n, _ in self.learner.named_parameters())
-        P = metric(at) if metric is not None else None
+        theta = self.theta_at(n for n, _ in self.learner.named_parameters())
+        P = metric(theta) if metric is not None else None
         base, tilted = cast(TiltedConstruction, self.construction).ends()
-        g_base = Scaled(at, P)
-        self.learner.visit_gradient(self._pre(batch, share, at, base), at, g_base.add, own=False)
+        g_base = Scaled(theta, P)
+        self.learner.visit_gradient(self._pre(batch, share, theta, base), theta, g_base.add, own=False)
         # d = g_pre(q*) - g_base, from one backward pass through the difference of the losses.
-        d = Scaled(at, P, g_base.held)
-        self.learner.visit_gradient(self._pre(batch, share, at, tilted, base), at, d.add, own=False)
+        d = Scaled(theta, P, g_base.held)
+        self.learner.visit_gradient(self._pre(batch, share, theta, tilted, base), theta, d.add, own=False)
         # C = |g_base|_P^2, square = |g_base|^2, F = |d|_P^2, E = <g_base, P d>
         (C, square), (F, _, E) = g_base(), d()
         C = max(C, _TINY)
-        seen = self._along(at, g_base.held, d.held, question=1)
+        seen = self._along(theta, g_base.held, d.held, question=1)
         if not seen:
             return judgement
         lengths, *along = seen
@@ -328,7 +328,7 @@ class MetaUpdate:
         a, b = ([x / unit for x in of_pairs] for of_pairs in along)
         return Judgement(judgement.agreement, a, b, E / C, F / C)
 
-    def _along(self, at: Parameters, *others: Parameters, question: int) -> list[tuple[float, ...]]:
+    def _along(self, theta: Parameters, *others: Parameters, question: int) -> list[tuple[float, ...]]:
         """Return |G|, and <G, v> for each v, of the next feedback's pairs in all processes, as many as the question takes.
 
         The list is empty if a verifier has nothing to tell before they are found.
@@ -351,7 +351,7 @@ class MetaUpdate:
             number = distributed.rank() + turn * distributed.size()
             noise = self._noise(self.updates, 1 + question + len(PAIRS) * number)
             products = Products(*others, noise=noise)
-            self.learner.visit_gradient(self._down(pair), at, products.add, own=True)
+            self.learner.visit_gradient(self._down(pair), theta, products.add, own=True)
             square, *along = products()
             seen.append((math.sqrt(square), *(weights[domain] * product for product in along)))
         if self.learner.has_own_gradient:  # without the repeated pairs
@@ -362,12 +362,12 @@ class MetaUpdate:
         self,
         batch: AnyBatch,
         share: float,
-        at: Parameters,
+        theta: Parameters,
         targets: Targets,
         minus: Targets | None = None,
     ) -> Callable[[Parameters], Tensor]:
         """Return L_pre on a batch (less L_pre with the targets `minus`) by parameters, in the learner's own precision."""
-        inputs = self.learner.prepare(self.construction.inputs(batch), at)
+        inputs = self.learner.prepare(self.construction.inputs(batch), theta)
 
         def loss(parameters: Parameters) -> Tensor:
             with self.learner.autocast():

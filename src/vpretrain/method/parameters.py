@@ -59,25 +59,30 @@ class Theta:
         """Return a parameter, as used in a pass at other values of S, in a form that stays valid after FSDP reshards it."""
         return parameter
 
-    def gradient(self, loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters:
+    def gradient(self, loss: Callable[[Parameters], Tensor], theta_S: Parameters) -> Parameters:
         """Return the mean over processes of a loss's gradient in the parameters of S."""
-        found = gradient(loss, at)
+        found = gradient(loss, theta_S)
         return dict(zip(found, distributed.all_reduce_mean(list(found.values())), strict=True))
 
     def visit_gradient(
-        self, loss: Callable[[Parameters], Tensor], at: Parameters, visit: Callable[[str, Tensor], None], *, own: bool
+        self,
+        loss: Callable[[Parameters], Tensor],
+        theta_S: Parameters,
+        visit: Callable[[str, Tensor], None],
+        *,
+        own: bool,
     ) -> None:
         """Pass that gradient to `visit` parameter by parameter; with `own`, this process's alone if it can take one."""
         if distributed.size() == 1 or (own and self.has_own_gradient):
-            visit_gradient(loss, at, visit)
+            visit_gradient(loss, theta_S, visit)
         else:
-            for name, g in self.gradient(loss, at).items():
+            for name, g in self.gradient(loss, theta_S).items():
                 visit(name, g)
 
     @contextlib.contextmanager
-    def shifted(self, at: Parameters, by: Parameters, step: float) -> Iterator[Parameters]:
+    def shifted(self, theta_S: Parameters, by: Parameters, step: float) -> Iterator[Parameters]:
         """Yield the parameters of S at theta_S + step * u, to evaluate at inside the context."""
-        yield {name: value.detach() + step * by[name] for name, value in at.items()}
+        yield {name: value.detach() + step * by[name] for name, value in theta_S.items()}
 
     def reshard(self) -> None:
         """Free the parameters that passes without a gradient have gathered."""
@@ -131,27 +136,27 @@ class ShardedTheta(Theta):
     def detached_copy(self, parameter: Tensor) -> Tensor:
         return parameter.detach().clone()  # what was gathered for a pass is freed
 
-    def gradient(self, loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters:
+    def gradient(self, loss: Callable[[Parameters], Tensor], theta_S: Parameters) -> Parameters:
         assert all(p.grad is None for p in self.trainable.values()), (
             "a meta update comes before the step's own gradients"
         )
         self.synchronise(True)
         try:
-            with self._trained(*at), torch.enable_grad():
-                loss(at).backward()
-            found = {name: self.trainable[name].grad for name in at}
-            return {name: torch.zeros_like(at[name]) if g is None else g for name, g in found.items()}
+            with self._trained(*theta_S), torch.enable_grad():
+                loss(theta_S).backward()
+            found = {name: self.trainable[name].grad for name in theta_S}
+            return {name: torch.zeros_like(theta_S[name]) if g is None else g for name, g in found.items()}
         finally:
             for p in self.trainable.values():
                 p.grad = None
 
     @contextlib.contextmanager
-    def shifted(self, at: Parameters, by: Parameters, step: float) -> Iterator[Parameters]:
-        kept = {name: value.detach().clone() for name, value in at.items()}
+    def shifted(self, theta_S: Parameters, by: Parameters, step: float) -> Iterator[Parameters]:
+        kept = {name: value.detach().clone() for name, value in theta_S.items()}
         try:
             self._write({name: value + step * by[name] for name, value in kept.items()})
             with self._trained():
-                yield at
+                yield theta_S
         finally:
             self._write(kept)
 

@@ -47,15 +47,15 @@ class Scaled:
     """Accumulate P G of a gradient G, held in half precision, and its products; G itself is not held.
 
     Args:
-        at: the parameters of G.
+        theta: the parameters of G.
         metric: P, diagonal; the identity if None, and for parameters that it lacks.
         others: the v, as in `Products`.
     """
 
-    def __init__(self, at: Parameters, metric: Mapping[str, Tensor] | None, *others: Parameters) -> None:
+    def __init__(self, theta: Parameters, metric: Mapping[str, Tensor] | None, *others: Parameters) -> None:
         self.metric = {} if metric is None else metric
         # Allocated before the pass, so that they do not fragment the memory that it frees.
-        self.held = {n: torch.zeros_like(p, dtype=_HELD.get(p.dtype, p.dtype)) for n, p in at.items()}
+        self.held = {n: torch.zeros_like(p, dtype=_HELD.get(p.dtype, p.dtype)) for n, p in theta.items()}
         self._products = Products(*others)
         self._squares: list[Tensor] = []
 

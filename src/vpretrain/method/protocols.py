@@ -176,12 +176,17 @@ class Learner(Protocol):
         """L_down: the evaluator's loss on a feedback batch (Eq 38), as a function of the parameters of S."""
         ...
 
-    def gradient(self, loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters:
+    def gradient(self, loss: Callable[[Parameters], Tensor], theta_S: Parameters) -> Parameters:
         """Return the mean over processes of a loss's gradient in the parameters of S; no other parameter gets one."""
         ...
 
     def visit_gradient(
-        self, loss: Callable[[Parameters], Tensor], at: Parameters, visit: Callable[[str, Tensor], None], *, own: bool
+        self,
+        loss: Callable[[Parameters], Tensor],
+        theta_S: Parameters,
+        visit: Callable[[str, Tensor], None],
+        *,
+        own: bool,
     ) -> None:
         """Pass that gradient to `visit` parameter by parameter; with `own`, this process's alone where `has_own_gradient`."""
         ...
@@ -191,7 +196,7 @@ class Learner(Protocol):
         """Whether a process can take its own gradient; not where theta is sharded."""
         ...
 
-    def shifted(self, at: Parameters, by: Parameters, step: float) -> AbstractContextManager[Parameters | None]:
+    def shifted(self, theta_S: Parameters, by: Parameters, step: float) -> AbstractContextManager[Parameters | None]:
         """Return a context that gives the parameters of S at theta_S + step * u, to evaluate at inside it."""
         ...
 

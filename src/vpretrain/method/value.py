@@ -71,11 +71,11 @@ class Align:
 
     def direction(self, g_down: Parameters, g_pre: Parameters | None) -> Parameters:
         """Return u = dAlign/dg_pre at `g_pre` (which a linear Align does not need)."""
-        at = {name: torch.zeros_like(g) if g_pre is None else g_pre[name] for name, g in g_down.items()}
-        at = {name: g.detach().requires_grad_() for name, g in at.items()}
+        leaves = {name: torch.zeros_like(g) if g_pre is None else g_pre[name] for name, g in g_down.items()}
+        leaves = {name: g.detach().requires_grad_() for name, g in leaves.items()}
         with torch.enable_grad():
-            gradients = torch.autograd.grad(self(g_down, at), list(at.values()))
-        return dict(zip(at, gradients, strict=True))
+            gradients = torch.autograd.grad(self(g_down, leaves), list(leaves.values()))
+        return dict(zip(leaves, gradients, strict=True))
 
 
 @dataclass(frozen=True)
@@ -129,15 +129,17 @@ class Value:
 Engine = Callable[[MetaProblem], Value]
 
 
-def gradient(loss: Callable[[Parameters], Tensor], at: Parameters) -> Parameters:
+def gradient(loss: Callable[[Parameters], Tensor], theta_S: Parameters) -> Parameters:
     """Return the gradient of `loss` in the parameters of S alone; parameters that it does not use get zeros."""
-    at = {name: value.detach().requires_grad_() for name, value in at.items()}
+    leaves = {name: value.detach().requires_grad_() for name, value in theta_S.items()}
     with torch.enable_grad():
-        gradients = torch.autograd.grad(loss(at), list(at.values()), allow_unused=True, materialize_grads=True)
-    return dict(zip(at, gradients, strict=True))
+        gradients = torch.autograd.grad(loss(leaves), list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(leaves, gradients, strict=True))
 
 
-def visit_gradient(loss: Callable[[Parameters], Tensor], at: Parameters, visit: Callable[[str, Tensor], None]) -> None:
+def visit_gradient(
+    loss: Callable[[Parameters], Tensor], theta_S: Parameters, visit: Callable[[str, Tensor], None]
+) -> None:
     """Pass that gradient to `visit` parameter by parameter, as soon as backward has computed a part, which is then freed."""
 
     def hand_over(name: str, leaf: Tensor) -> None:
@@ -145,7 +147,7 @@ def visit_gradient(loss: Callable[[Parameters], Tensor], at: Parameters, visit: 
         visit(name, leaf.grad)
         leaf.grad = None
 
-    leaves = {name: value.detach().requires_grad_() for name, value in at.items()}
+    leaves = {name: value.detach().requires_grad_() for name, value in theta_S.items()}
     for name, leaf in leaves.items():
         leaf.register_post_accumulate_grad_hook(partial(hand_over, name))
     with torch.enable_grad():

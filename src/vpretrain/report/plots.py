@@ -259,10 +259,10 @@ def _label(axis: Axes, ends: Mapping[str, tuple[int | None, float]]) -> None:
         y = max(min(place, top + gap * rank), floor)
         floor = y + gap
         colour, style, marker = (_INK, (0, (1, 3)), "") if number is None else _style(number)
-        how: Keywords = {"color": colour, "transform": axis.transAxes, "clip_on": False}
-        axis.plot([1.02, 1.1], [y, y], linestyle=style, linewidth=1.4, **how)
+        line: Keywords = {"color": colour, "transform": axis.transAxes, "clip_on": False}
+        axis.plot([1.02, 1.1], [y, y], linestyle=style, linewidth=1.4, **line)
         if number is not None:
-            axis.plot(1.06, y, marker, markersize=4, **how)
+            axis.plot(1.06, y, marker, markersize=4, **line)
         axis.text(1.12, y, _short(arm), transform=axis.transAxes, verticalalignment="center", fontsize=8.5)
     axis.set_ylim(low, high)
 

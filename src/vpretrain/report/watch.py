@@ -202,8 +202,8 @@ class RunView:
             line = "   ".join(f"{name} {text}" for name, text in scores.items())
             parts.append(Text.assemble((f"evaluation {after}: ", "dim"), line))
         if self.state in ("paused", "interrupted"):
-            how = " and --resume" if any(self._checkpoints()) else ": nothing was saved yet"
-            parts.append(Text(f"go on with the same command{how}", "yellow"))
+            remedy = " and --resume" if any(self._checkpoints()) else ": nothing was saved yet"
+            parts.append(Text(f"go on with the same command{remedy}", "yellow"))
         process = f" (process {self.process})" if self.process else ""
         title = f"arm {self.recipe.arm}, {self.state}{process}: {self.directory}"
         return Panel(Group(*parts), title=Text(title), title_align="left")

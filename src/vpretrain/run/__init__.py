@@ -56,11 +56,11 @@ def run_recipe(
     from vpretrain.run.session import Session
     from vpretrain.run.train import begin
 
-    how = {"resume": resume, "overwrite": overwrite, "accept_changes": accept_changes}
+    kwargs = {"resume": resume, "overwrite": overwrite, "accept_changes": accept_changes}
     with distributed.process_group(), failures_in_one_line(recipe), contextlib.ExitStack() as held:
         console.quiet = not distributed.is_rank_0()
         distributed.on_rank_0(lambda: held.enter_context(locked(recipe.directory)))
-        distributed.on_rank_0(lambda: prepare_directory(recipe, **how))
+        distributed.on_rank_0(lambda: prepare_directory(recipe, **kwargs))
         with working(f"{recipe.arm}: loading the learner and the data"):
             session = Session(recipe, begin(recipe), resume=resume, until=until, hooks=hooks)
         return RunResult(recipe, session.run())

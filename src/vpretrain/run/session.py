@@ -207,7 +207,7 @@ class Session:
         return f"{text}; `vpretrain replay {kept}` makes the step again"
 
     def _interrupt(self, number: int) -> None:
-        how = "nothing was trained yet; start it again"
+        remedy = "nothing was trained yet; start it again"
         if checkpoints(self.directory / "checkpoints"):
-            how = "what was trained is saved; continue with --resume"
-        raise Interrupted(number, f"stopped by {signal.Signals(number).name}; {how}")
+            remedy = "what was trained is saved; continue with --resume"
+        raise Interrupted(number, f"stopped by {signal.Signals(number).name}; {remedy}")

@@ -72,12 +72,12 @@ def restore_meta(meta: MetaUpdate, groups: Tensors, state: Json) -> None:
     meta.updates = state["meta_updates"]
     if meta.strength is not None:
         meta.strength.load_state_dict(state["strength"])
-    at = meta.theta_at()
-    meta.direction = {name: placed(u, at[name]) for name, u in groups["direction"].items()} or None
+    theta_S = meta.theta_at()
+    meta.direction = {name: placed(u, theta_S[name]) for name, u in groups["direction"].items()} or None
     meta.kept = {}
     for key, g in groups["feedback-gradients"].items():
         domain, name = key.rsplit("/", 1)
-        meta.kept.setdefault(domain, {})[name] = placed(g, at[name])
+        meta.kept.setdefault(domain, {})[name] = placed(g, theta_S[name])
 
 
 def designer_optimizer(meta: MetaUpdate) -> dict[str, torch.optim.Optimizer]:

@@ -160,12 +160,12 @@ class Estimate:
         return asdict(self)
 
 
-def estimate(recipe: Recipe, world_size: int, **how: Any) -> Estimate:
-    """Estimate a recipe on `world_size` GPUs; `how` as in `on_gpus`. The learner's weights are not loaded.
+def estimate(recipe: Recipe, world_size: int, **kwargs: Any) -> Estimate:
+    """Estimate a recipe on `world_size` GPUs; `kwargs` as in `on_gpus`. The learner's weights are not loaded.
 
     Raises UserError: the recipe cannot run on these GPUs, or is of an unknown kind.
     """
-    return on_gpus(modality_of(recipe).workload(recipe), world_size, **how)
+    return on_gpus(modality_of(recipe).workload(recipe), world_size, **kwargs)
 
 
 def on_gpus(

@@ -159,11 +159,11 @@ def load_learner(recipe: Recipe, model: Model = None) -> tuple[VisionLearner, Ca
     return learner, partial(_export, model, recipe.learner.name)
 
 
-def new_learner(config: LearnerConfig, backbone: Backbone, **how: Any) -> VisionLearner:
-    """Build the learner of a recipe's objective, with a new head; `how` is that of `VisionLearner`. Raises UserError."""
+def new_learner(config: LearnerConfig, backbone: Backbone, **kwargs: Any) -> VisionLearner:
+    """Build the learner of a recipe's objective, with a new head; `kwargs` are those of `VisionLearner`. Raises UserError."""
     if config.objective == "ijepa":
-        return IJepaLearner(backbone, config.ijepa, **how)
-    return DinoLearner(backbone, config.dino, **how)
+        return IJepaLearner(backbone, config.ijepa, **kwargs)
+    return DinoLearner(backbone, config.dino, **kwargs)
 
 
 def _export(model: Model, name: str, directory: Path) -> None:

@@ -37,15 +37,15 @@ def warm_up(recipe: Recipe, learner: VisionLearner) -> None:
     stream = VisionStream(recipe.stream, seed=recipe.seed + 1_000_003)
     stream.device = learner.device
     head = {name: p for name, p in learner.named_parameters() if name.startswith("head.")}
-    at = {name: p.detach() for name, p in head.items()}
+    theta = {name: p.detach() for name, p in head.items()}
     optimizer = torch.optim.AdamW(head.values(), lr=config.warm_up_lr)
     pooled = _POOL if isinstance(learner, DinoLearner) else 0
     with torch.random.fork_rng(), steady("    head warm-up", pooled + config.warm_up_steps) as done:
         losses = (
-            _dino_losses(learner, stream, done) if isinstance(learner, DinoLearner) else _losses(learner, stream, at)
+            _dino_losses(learner, stream, done) if isinstance(learner, DinoLearner) else _losses(learner, stream, theta)
         )
         for step, (loss, task) in enumerate(itertools.islice(losses, config.warm_up_steps), start=1):
-            for name, gradient in learner.gradient(loss, at).items():
+            for name, gradient in learner.gradient(loss, theta).items():
                 head[name].grad = gradient
             nn.utils.clip_grad_norm_(head.values(), 1.0)
             optimizer.step()
@@ -55,11 +55,11 @@ def warm_up(recipe: Recipe, learner: VisionLearner) -> None:
     learner.follow([], 0.0)
 
 
-def _losses(learner: VisionLearner, stream: VisionStream, at: Parameters) -> Iterator[tuple[Loss, Task]]:
+def _losses(learner: VisionLearner, stream: VisionStream, theta: Parameters) -> Iterator[tuple[Loss, Task]]:
     """Yield losses of the whole forward pass, on new images in each step."""
     while True:
         with learner.autocast():
-            inputs = learner.prepare(stream.next()[0], at)
+            inputs = learner.prepare(stream.next()[0], theta)
         task = Task(inputs, TeacherTarget(inputs.prepared[2]))
 
         def loss(head: Parameters, inputs: ViewBatch = inputs, task: Task = task) -> Tensor:

@@ -83,9 +83,9 @@ def end_of_turn(turns: Sequence[Json], tokenizer: PreTrainedTokenizerBase) -> li
     return [token for token in last if token in tokenizer.all_special_ids]
 
 
-def _applied(turns: Sequence[Json], tokenizer: PreTrainedTokenizerBase, **how: Any) -> Any:
+def _applied(turns: Sequence[Json], tokenizer: PreTrainedTokenizerBase, **kwargs: Any) -> Any:
     try:
-        return tokenizer.apply_chat_template(list(turns), **how)
+        return tokenizer.apply_chat_template(list(turns), **kwargs)
     except Exception as error:  # a template is a program: what it refuses it may raise as any type
         message = f"{first_line(error)}; leave it out with exclude"
         raise ChatRefused("chat refused by the learner's template", message) from None

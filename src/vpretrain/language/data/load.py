@@ -35,7 +35,7 @@ def load(config: SourceConfig) -> tuple[Dataset | IterableDataset, Read]:
     import datasets
 
     datasets.disable_progress_bars()
-    how: Json = {"path": config.hub, "name": config.config or None, "split": config.split}
+    kwargs: Json = {"path": config.hub, "name": config.config or None, "split": config.split}
     on_hub = config.hub is not None or (config.path or "").startswith("hf://")
     with hub.access() if on_hub else contextlib.nullcontext(None) as closed, readable(config, closed):
         if config.path is not None:
@@ -47,8 +47,8 @@ def load(config: SourceConfig) -> tuple[Dataset | IterableDataset, Read]:
 
                 rows = open_rows(files, field=config.field, streaming=config.streaming, cache=_cache())
                 return rows, partial(_parsed, config)
-            how = {"path": kind, "data_files": files, "split": "train"}
-        rows = datasets.load_dataset(**how, cache_dir=_cache(), streaming=config.streaming)
+            kwargs = {"path": kind, "data_files": files, "split": "train"}
+        rows = datasets.load_dataset(**kwargs, cache_dir=_cache(), streaming=config.streaming)
         if config.hub is not None and rows.info.builder_name in _GUESSED:
             _remark_on_types(config.hub, rows.info.builder_name)
         return rows, as_given

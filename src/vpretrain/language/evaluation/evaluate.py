@@ -126,10 +126,10 @@ class Evaluation:
         ]
         return result | {"problems": problems}
 
-    def _solve(self, learner: LanguageLearner, examples: Sequence[Example], **how: Any) -> list[int]:
+    def _solve(self, learner: LanguageLearner, examples: Sequence[Example], **kwargs: Any) -> list[int]:
         """Count the correct solutions of each problem: of `samples` drawn ones, or of the greedy one."""
-        how |= {"temperature": self.config.temperature, "stop": self.config.stop}
-        solutions = solve(learner, self.tokenizer, examples, self.config.max_new_tokens, **how)
+        kwargs |= {"temperature": self.config.temperature, "stop": self.config.stop}
+        solutions = solve(learner, self.tokenizer, examples, self.config.max_new_tokens, **kwargs)
         solved = zip(examples, solutions, strict=True)
         return [sum(solves(text, example) for text in texts) for example, texts in solved]
 

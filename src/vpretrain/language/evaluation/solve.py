@@ -52,8 +52,8 @@ def solve(
         stop: a solution ends before the first of these strings, and its decoding stops once one appears.
         done: called after each token with the fraction of `max_new_tokens` generated so far.
     """
-    how: Keywords = {"samples": samples, "temperature": temperature, "stop": stop, "done": done}
-    drawn = decode(learner, tokenizer, examples, max_new_tokens, **how)
+    kwargs: Keywords = {"samples": samples, "temperature": temperature, "stop": stop, "done": done}
+    drawn = decode(learner, tokenizer, examples, max_new_tokens, **kwargs)
     return [[text_of(ids, tokenizer, stop) for ids in of_problem] for of_problem in drawn]
 
 
@@ -77,9 +77,9 @@ def decode(
     ids_BT = pad_sequence(rows, batch_first=True, padding_side="left")
     mask_BT = pad_sequence([torch.ones_like(ids) for ids in rows], batch_first=True, padding_side="left")
     length = ids_BT.shape[1]
-    how: Keywords = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    kwargs: Keywords = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if samples:
-        how = {"do_sample": True, "temperature": temperature, "num_return_sequences": samples, **_UNCHANGED}
+        kwargs = {"do_sample": True, "temperature": temperature, "num_return_sequences": samples, **_UNCHANGED}
     # Tokens to search for a stop string that the newest one completes: each of the string's tokens holds at least one byte.
     tail = 1 + max((len(string.encode()) for string in stop), default=0)
     stopped: dict[int, int] = {}  # row -> number of its tokens when a stop string was complete
@@ -101,7 +101,7 @@ def decode(
         eos_token_id=sorted(ends),
         pad_token_id=tokenizer.eos_token_id,
         stopping_criteria=[ended],
-        **how,
+        **kwargs,
     )[:, length:].tolist()
     # What comes after the end is padding.
     ids = [_until(ends, row[: stopped.get(number)]) for number, row in enumerate(generated)]

@@ -50,9 +50,9 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
             )
         parts.meta([batch])
     found = steering(parts, batch)
-    at = batch.predicts_BT[0].nonzero()[:, 0]
-    for n in torch.linspace(0, len(at) - 1, min(positions, len(at))).round().long().tolist():
-        before = tokenizer.decode(batch.ids_BT[0, max(0, at[n] - 11) : at[n] + 1])
+    targets_N = batch.predicts_BT[0].nonzero()[:, 0]
+    for n in torch.linspace(0, len(targets_N) - 1, min(positions, len(targets_N))).round().long().tolist():
+        before = tokenizer.decode(batch.ids_BT[0, max(0, targets_N[n] - 11) : targets_N[n] + 1])
         view = Table(title=Text(f"...{before!r} -> alpha {float(found.alpha_N[n]):.3f}"), title_justify="left")
         for column in ("candidate", "p", "q", "value a"):
             view.add_column(column, justify="left" if column == "candidate" else "right")

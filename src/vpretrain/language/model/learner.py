@@ -143,9 +143,9 @@ class LanguageLearner(BaseLearner):
         """Return the same batch with a cache for the output of the blocks below S, see `SharedPass`."""
         return self.shared_pass.prepared(inputs, parameters)
 
-    def generate(self, **how: object) -> Int[Tensor, "B T"]:
+    def generate(self, **kwargs: object) -> Int[Tensor, "B T"]:
         """Call transformers' `generate` with these arguments."""
-        return self.module.generate(**how)
+        return self.module.generate(**kwargs)
 
     def loss(self, state: LanguageState, task: Task) -> Tensor:
         """L_pre = CE(q_t, p_t), weighted mean over the targets (Eq 15; Eq 37-38 with weights per example)."""
@@ -238,11 +238,11 @@ class LanguageLearner(BaseLearner):
                 hidden_BTD, logits_NV = self._run(inputs, parameters, dense=dense)
             entry = self.take_entry()
             head = self.module.head(None if parameters is None else self.theta.values_with(parameters))
-            how = (inputs.targets_N, inputs.share_N, k, self._tokens)
+            arguments = (inputs.targets_N, inputs.share_N, k, self._tokens)
             if logits_NV is None:
-                logits = fused_logits(hidden_BTD[inputs.predicts_BT], head, *how)
+                logits = fused_logits(hidden_BTD[inputs.predicts_BT], head, *arguments)
             else:
-                logits = dense_logits(head.bend(at_least_fp32(logits_NV)), *how)
+                logits = dense_logits(head.bend(at_least_fp32(logits_NV)), *arguments)
         embedding_VD = head.weight_VD if parameters is None else self.theta.detached_copy(head.weight_VD)
         return LanguageState(hidden_BTD, logits, embedding_VD, entry)
 
@@ -385,8 +385,8 @@ class _Core(nn.Module):
         factor = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
         return Head(weight_VD, bias_V, factor, getattr(config, "final_logit_softcapping", None))
 
-    def generate(self, **how: object) -> Tensor:
-        return self.model.generate(**how)
+    def generate(self, **kwargs: object) -> Tensor:
+        return self.model.generate(**kwargs)
 
     def forward(
         self,

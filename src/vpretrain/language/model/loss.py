@@ -112,13 +112,13 @@ class Head:
         """The tangent of the mean logsumexp: the inner product of its gradient and the tangents of its inputs."""
         given = {"hidden_ND": hidden_ND, "weight_VD": self.weight_VD, "bias_V": self.bias_V}
         along = {name: t for name, t in vars(tangent).items() if t is not None}
-        at: Keywords = {
+        leaves: Keywords = {
             name: None if t is None else t.detach().requires_grad_(name in along) for name, t in given.items()
         }
         with torch.enable_grad():
-            head = replace(self, weight_VD=at["weight_VD"], bias_V=at["bias_V"])
-            mean_lse = fused_logits(at["hidden_ND"], head, targets_N, share_N, 1).mean_lse
-        gradients = torch.autograd.grad(mean_lse, [at[name] for name in along])
+            head = replace(self, weight_VD=leaves["weight_VD"], bias_V=leaves["bias_V"])
+            mean_lse = fused_logits(leaves["hidden_ND"], head, targets_N, share_N, 1).mean_lse
+        gradients = torch.autograd.grad(mean_lse, [leaves[name] for name in along])
         return torch.stack([(g * along[name]).sum() for name, g in zip(along, gradients, strict=True)]).sum()
 
 

@@ -96,10 +96,10 @@ class Backbone(nn.Module):
             hidden_BN: patches whose content the mask token replaces; None for none.
         """
         pixels = (pixels_B3HW - self.mean) / self.std
-        how: Keywords = {"interpolate_pos_encoding": True} if isinstance(self.model, IJepaModel) else {}
+        kwargs: Keywords = {"interpolate_pos_encoding": True} if isinstance(self.model, IJepaModel) else {}
         if hidden_BN is not None:
-            how["bool_masked_pos"] = hidden_BN
-        hidden = self.model.embeddings(pixels, **how)
+            kwargs["bool_masked_pos"] = hidden_BN
+        hidden = self.model.embeddings(pixels, **kwargs)
         rope = self.model.rope_embeddings(pixels) if self.rotary else None
         if keep_BT is not None:
             hidden = hidden.gather(1, keep_BT[:, :, None].expand(-1, -1, hidden.shape[-1]))

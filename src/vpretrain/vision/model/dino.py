@@ -65,13 +65,13 @@ class DinoHead(nn.Module):
 
 
 class DinoLearner(VisionLearner):
-    """A vision transformer under DINO's objective; `how` is bf16 and parallel, see `VisionLearner`."""
+    """A vision transformer under DINO's objective; `kwargs` are bf16 and parallel, see `VisionLearner`."""
 
     config: DinoConfig
 
-    def __init__(self, backbone: Backbone, config: DinoConfig, **how: Any) -> None:
+    def __init__(self, backbone: Backbone, config: DinoConfig, **kwargs: Any) -> None:
         head = DinoHead(backbone.width, config)
-        super().__init__(backbone, head, config, outputs=config.outputs, **how)
+        super().__init__(backbone, head, config, outputs=config.outputs, **kwargs)
 
     def target_patches(self, inputs: ViewBatch) -> Int[Tensor, "VB M"]:
         """Return the numbers of the patches with targets in each global view, ascending: those hidden from the student, or all
@@ -144,7 +144,7 @@ class DinoLearner(VisionLearner):
             from_entry = self.tangent_from_entry(state.entry, direction)
         if from_entry is None:
             own = inputs.without_local()  # features of global views do not depend on local ones
-            return self.tangent_pass(lambda at: self.forward(own, at).features, direction)[1].detach()
+            return self.tangent_pass(lambda theta_S: self.forward(own, theta_S).features, direction)[1].detach()
         views, images = state.features.shape[:2]
         return self._patches(from_entry[1].detach().unflatten(0, (views * images, -1)), views)
 

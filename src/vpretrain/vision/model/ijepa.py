@@ -66,18 +66,18 @@ class Predictor(nn.Module):
 class IJepaLearner(VisionLearner):
     """A vision transformer under I-JEPA's objective. The designer's view goes to the context encoder only.
 
-    `how` is bf16 and parallel, see `VisionLearner`. Raises UserError if the backbone has rotary positions, so that tokens
+    `kwargs` are bf16 and parallel, see `VisionLearner`. Raises UserError if the backbone has rotary positions, so that tokens
     cannot be left out.
     """
 
     config: IJepaConfig
 
-    def __init__(self, backbone: Backbone, config: IJepaConfig, **how: Any) -> None:
+    def __init__(self, backbone: Backbone, config: IJepaConfig, **kwargs: Any) -> None:
         if backbone.rotary:
             raise UserError(
                 "learner.objective=ijepa needs a backbone without rotary positions: an IJepaModel or Dinov2Model"
             )
-        super().__init__(backbone, Predictor(backbone.width, config), config, outputs=1, **how)
+        super().__init__(backbone, Predictor(backbone.width, config), config, outputs=1, **kwargs)
 
     def seen(self, inputs: ViewBatch, stop: int) -> tuple[Tensor, int, Tensor]:
         """Return the views, with their context tokens only."""
@@ -129,7 +129,7 @@ class IJepaLearner(VisionLearner):
                     return self.theta.forward_with({}, "head", tokens_BTD, blocks, grid)
 
                 return torch.func.jvp(predicted, (tokens_BTD,), (tangent_BTD,))[1].detach()
-        return self.tangent_pass(lambda at: self.forward(inputs, at).student, direction)[1].detach()
+        return self.tangent_pass(lambda theta_S: self.forward(inputs, theta_S).student, direction)[1].detach()
 
     def loss(self, state: ViewState, task: Task) -> Float[Tensor, ""]:
         """Smooth L1 between predicted and true representations, averaged over their elements."""

@@ -88,15 +88,15 @@ def recorded_views(run: Path) -> list[Json]:
 def _value(learner: VisionLearner, construction: Fixed, meta: MetaUpdate, views: ViewBatch) -> float | None:
     if meta.direction is None:
         return None
-    at = meta.theta_at()
+    theta_S = meta.theta_at()
     with learner.meta_mode():
-        inputs = learner.prepare(learner.varying(views), at)
+        inputs = learner.prepare(learner.varying(views), theta_S)
 
         def loss(parameters: dict[str, Tensor]) -> Tensor:
             state = learner.forward(inputs, parameters)
             return learner.loss(state, construction.targets(inputs, state.detach()).detach())
 
-        return float(inner(meta.direction, learner.gradient(loss, at), None))
+        return float(inner(meta.direction, learner.gradient(loss, theta_S), None))
 
 
 def _uri(image: Tensor, kind: str) -> str:
