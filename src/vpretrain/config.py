@@ -204,11 +204,11 @@ class BudgetConfig(Strict):
             raise ValueError("give budget.minutes or budget.steps")
         return self
 
-    def reached(self, steps_done: int, seconds: float, share: float = 1.0) -> bool:
+    def reached(self, steps_done: int, seconds: float, fraction: float = 1.0) -> bool:
         """Whether this fraction of it is spent; in minutes, by the step that ends nearest to it."""
-        if self.steps is not None and steps_done >= share * self.steps:
+        if self.steps is not None and steps_done >= fraction * self.steps:
             return True
-        return self.minutes is not None and seconds + 0.5 * seconds / max(1, steps_done) >= share * 60 * self.minutes
+        return self.minutes is not None and seconds + 0.5 * seconds / max(1, steps_done) >= fraction * 60 * self.minutes
 
     def fraction(self, steps_done: int, seconds: float) -> float:
         """Return the fraction of it that is spent after these steps and training seconds."""

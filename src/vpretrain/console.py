@@ -76,7 +76,7 @@ def warn(text: str) -> None:
 def progress(title: str) -> Iterator[Callable[[float, float | None, str], None]]:
     """Yield `update(share_done, seconds_left, note)`."""
     if quiet:
-        yield lambda share, left, note: None
+        yield lambda fraction, left, note: None
         return
     if console.is_terminal:
         columns = (
@@ -85,15 +85,15 @@ def progress(title: str) -> Iterator[Callable[[float, float | None, str], None]]
         )  # fmt: skip
         with Progress(*columns, console=console) as bar:
             task = bar.add_task(title, total=1.0, left="-:--", note="")
-            yield lambda share, left, note: bar.update(task, completed=share, left=minutes(left), note=note)
+            yield lambda fraction, left, note: bar.update(task, completed=fraction, left=minutes(left), note=note)
         return
     due = time.monotonic() + FIRST_SECONDS
 
-    def line(share: float, left: float | None, note: str) -> None:
+    def line(fraction: float, left: float | None, note: str) -> None:
         nonlocal due
         if time.monotonic() >= due:
             due = time.monotonic() + PLAIN_SECONDS
-            console.print(f"{title}: {share:.0%}, {minutes(left)} left  {note}", markup=False, highlight=False)
+            console.print(f"{title}: {fraction:.0%}, {minutes(left)} left  {note}", markup=False, highlight=False)
 
     yield line
 

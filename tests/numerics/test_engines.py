@@ -164,7 +164,7 @@ def test_a_lost_tangent_is_told_but_not_where_a_process_has_no_part_in_the_batch
     learner, construction, at, g_down, _ = setting()
     with learner.meta_mode():
         problem = MetaProblem(learner, construction, random_batch(), at, g_down, Align("dot"))
-        valued = ENGINES["jvp"](replace(problem, share=0.0))
+        valued = ENGINES["jvp"](replace(problem, rank_weight=0.0))
         assert float(valued.value) == float(valued.surrogate.detach()) == 0
         monkeypatch.setattr(
             learner, "directional_derivative", lambda *args, **kwargs: lambda task: torch.zeros((), requires_grad=True)

@@ -165,7 +165,7 @@ def read_off(curve: Sequence[Json], axis: str, end: float, cases: str, key: str)
     """Return a metric of every case that has it, where a curve's `axis` is `end`."""
     for before, after in itertools.pairwise(curve):
         if end <= after[axis]:
-            share = (end - before[axis]) / (after[axis] - before[axis]) if after[axis] > before[axis] else 1.0
+            fraction = (end - before[axis]) / (after[axis] - before[axis]) if after[axis] > before[axis] else 1.0
             ((starts,), (ends,)) = values_of([before[cases]], key), values_of([after[cases]], key)
-            return [(1 - share) * one + share * other for one, other in zip(starts, ends, strict=True)]
+            return [(1 - fraction) * one + fraction * other for one, other in zip(starts, ends, strict=True)]
     raise AssertionError("the curve ends before")

@@ -90,7 +90,7 @@ def _case_of(recipe: Recipe) -> EngineCase:
         problems = parts.meta.problems(g_down, parts.stream.next())
     if not problems:
         raise UserError("no stream row has a domain of the feedback: name the domains alike, or set value.domains=sum")
-    problem = replace(problems[0], share=1.0)
+    problem = replace(problems[0], rank_weight=1.0)
     about = _about(parts.learner, value.subset, value.align, f"{problem.batch.units} {recipe.unit}")
     return EngineCase(problem, parts.designer, modality_of(recipe).designer_parts, about)
 

@@ -311,8 +311,8 @@ def _mixed_in(recipe: Recipe) -> list[SourceConfig]:
 
     They hold no problem of the evaluation: `check_roles` has run before.
     """
-    share, sources = recipe.control.mixed_in, recipe.feedback.sources
-    weight = share / (1 - share) * sum(source.weight for source in recipe.stream.sources)
+    fraction, sources = recipe.control.mixed_in, recipe.feedback.sources
+    weight = fraction / (1 - fraction) * sum(source.weight for source in recipe.stream.sources)
     total = sum(source.weight for source in sources)
     return [source.model_copy(update={"weight": weight * source.weight / total}) for source in sources]
 

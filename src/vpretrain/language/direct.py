@@ -223,11 +223,11 @@ def _check_answers(source: SourceConfig, *, skips: bool) -> None:
 def _schedule(optimizer: AdamW, done: int) -> torch.optim.lr_scheduler.LambdaLR:
     """The run's own learning rates; also keeps its optimizer's count of steps equal to the trainer's."""
 
-    def share(step: int) -> float:
+    def factor(step: int) -> float:
         optimizer.steps = done + step
         return optimizer.learning_rate() / optimizer.config.lr
 
-    return torch.optim.lr_scheduler.LambdaLR(optimizer.torch, share)
+    return torch.optim.lr_scheduler.LambdaLR(optimizer.torch, factor)
 
 
 class _NoStepsLeft(Exception):

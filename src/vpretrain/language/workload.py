@@ -77,10 +77,10 @@ def workload(recipe: Recipe) -> Workload:
     hidden = recipe.designer.hidden_size
     graph = recipe.designer.layers * block_bytes(hidden, hidden, 4 * hidden, norm=2, gated=True, bf16=False)
 
-    share = above / len(blocks)
-    by_jvp, by_differences = size.value_floor(share, meta, phi), size.difference_floor(share, meta, phi)
+    fraction = above / len(blocks)
+    by_jvp, by_differences = size.value_floor(fraction, meta, phi), size.difference_floor(fraction, meta, phi)
     kept_of_both = fed.tokens * kept(above, bf16), meta.tokens * (kept(above, False) + graph)
-    replicated = MetaCost(size.feedback_floor(share, fed), 0.0, by_jvp if designed else 0.0, *kept_of_both)
+    replicated = MetaCost(size.feedback_floor(fraction, fed), 0.0, by_jvp if designed else 0.0, *kept_of_both)
     return Workload(
         modality=recipe.modality,
         memory_knobs=recipe.memory_knobs,
@@ -124,7 +124,7 @@ def workload(recipe: Recipe) -> Workload:
             value_flops=by_differences if designed else 0.0,
             # g_down and g_pre forward, and back through S; the two differences, in which blocks that only replay a cache
             # are gathered as well.
-            weights_gathered=(domains + directions) * (1 + share) + 2 * directions,
+            weights_gathered=(domains + directions) * (1 + fraction) + 2 * directions,
         ),
     )
 

@@ -183,7 +183,7 @@ class MetaUpdate:
         for p in problems if not self.phi else ():
             g_pre = None
             if not p.align.linear:
-                g_pre = self.learner.gradient(self._pre(p.batch, p.share, p.theta_S, self._base()), p.theta_S)
+                g_pre = self.learner.gradient(self._pre(p.batch, p.rank_weight, p.theta_S, self._base()), p.theta_S)
             directions.append((p.weight, p.align.direction(p.g_down, g_pre)))
         self.direction = {n: torch.stack([weight * u[n] for weight, u in directions]).sum(0) for n in self.tilts}
         g_down_norm = self.norm_of(g_down)
@@ -195,9 +195,9 @@ class MetaUpdate:
         record = {"value": float(mean([(w, v.value) for w, v in values]))}
         _refuse("value", record["value"])
         # The unit is that of the value itself, without this process's weight, which is 0 if it has no rows.
-        units = [self.construction.unit(v.surrogate / (v.share or 1.0), v.task) for _, v in values]
+        units = [self.construction.unit(v.surrogate / (v.rank_weight or 1.0), v.task) for _, v in values]
         surrogate = mean([(w, v.surrogate / unit) for (w, v), unit in zip(values, units, strict=True)])
-        regulariser = mean([(w, v.share * self.construction.regulariser(v.task)) for w, v in values])
+        regulariser = mean([(w, v.rank_weight * self.construction.regulariser(v.task)) for w, v in values])
         record["regulariser"] = distributed.all_reduce_mean(float(regulariser.detach()))
         objective = regulariser - surrogate
         if not objective.requires_grad:  # at strength 0 the task does not depend on phi
@@ -231,8 +231,8 @@ class MetaUpdate:
         with phase("meta: feedback gradient"):
             for domain, batch in self.feedback.next().items():
                 # So that the mean of the processes' gradients is the gradient of the whole batch.
-                share = batch.weight / distributed.all_reduce_mean(batch.weight)
-                g = self.learner.gradient(self._down(batch, share), theta_S)
+                rank_weight = batch.weight / distributed.all_reduce_mean(batch.weight)
+                g = self.learner.gradient(self._down(batch, rank_weight), theta_S)
                 g_down[domain] = g if noise is None else noise_like(g, noise)
         if self.feedback_every > 1:
             self.kept = g_down
@@ -258,9 +258,11 @@ class MetaUpdate:
             aligned = [(1.0, None, total)]
         align, theta_S, found = Align(self.kind, metric, self.penalty), self.theta_at(), []
         for weight, domain, g in aligned:
-            batch, share = self._meta_batch(batches, domain)
+            batch, rank_weight = self._meta_batch(batches, domain)
             if batch is not None:
-                found.append(MetaProblem(self.learner, self.construction, batch, theta_S, g, align, share, weight))
+                found.append(
+                    MetaProblem(self.learner, self.construction, batch, theta_S, g, align, rank_weight, weight)
+                )
         return found
 
     def values(self, problems: Sequence[MetaProblem]) -> list[tuple[float, Value]]:
@@ -287,7 +289,7 @@ class MetaUpdate:
             return {}
         if self.direction is None:
             return {}
-        batch, share = self._meta_batch(batches, None)
+        batch, rank_weight = self._meta_batch(batches, None)
         if batch is None:
             return {}
         with phase("meta: judgement"):
@@ -301,20 +303,20 @@ class MetaUpdate:
             agreement = [x / max(length, _TINY) for x, length in zip(along, lengths, strict=True)]
             judgement = distributed.broadcast(Judgement(agreement))
             if strength.in_doubt(judgement):
-                judgement = distributed.broadcast(self._with_gain(judgement, batch, share, metric))
+                judgement = distributed.broadcast(self._with_gain(judgement, batch, rank_weight, metric))
         strength.judge(self.updates, judgement)
         return {"strength": strength.beta, "radius": strength.radius}
 
-    def _with_gain(self, judgement: Judgement, batch: AnyBatch, share: float, metric: Metric | None) -> Judgement:
+    def _with_gain(self, judgement: Judgement, batch: AnyBatch, rank_weight: float, metric: Metric | None) -> Judgement:
         """Measure over all parameters, too, how far the tilted task helps."""
         theta = self.theta_at(n for n, _ in self.learner.named_parameters())
         P = metric(theta) if metric is not None else None
         base, tilted = cast(TiltedConstruction, self.construction).ends()
         g_base = Scaled(theta, P)
-        self.learner.visit_gradient(self._pre(batch, share, theta, base), theta, g_base.add, own=False)
+        self.learner.visit_gradient(self._pre(batch, rank_weight, theta, base), theta, g_base.add, own=False)
         # d = g_pre(q*) - g_base, from one backward pass through the difference of the losses.
         d = Scaled(theta, P, g_base.held)
-        self.learner.visit_gradient(self._pre(batch, share, theta, tilted, base), theta, d.add, own=False)
+        self.learner.visit_gradient(self._pre(batch, rank_weight, theta, tilted, base), theta, d.add, own=False)
         # C = |g_base|_P^2, square = |g_base|^2, F = |d|_P^2, E = <g_base, P d>
         (C, square), (F, _, E) = g_base(), d()
         C = max(C, _TINY)
@@ -361,7 +363,7 @@ class MetaUpdate:
     def _pre(
         self,
         batch: AnyBatch,
-        share: float,
+        rank_weight: float,
         theta: Parameters,
         targets: Targets,
         minus: Targets | None = None,
@@ -375,16 +377,16 @@ class MetaUpdate:
                 found = self.learner.loss(state, targets(inputs, state.detach()).detach())
                 if minus is not None:
                     found = found - self.learner.loss(state, minus(inputs, state.detach()).detach())
-                return share * found
+                return rank_weight * found
 
         return loss
 
-    def _down(self, batch: AnyBatch, share: float = 1.0) -> Callable[[Parameters], Tensor]:
+    def _down(self, batch: AnyBatch, rank_weight: float = 1.0) -> Callable[[Parameters], Tensor]:
         """Return L_down as a function of some parameters, in the learner's own precision, which is enough for a direction."""
 
         def loss(parameters: Parameters) -> Tensor:
             with self.learner.autocast():
-                return share * self.learner.evaluate(batch, parameters)
+                return rank_weight * self.learner.evaluate(batch, parameters)
 
         return loss
 

@@ -89,7 +89,7 @@ class MetaProblem:
         theta_S: the learner's parameters in S.
         g_down: the evaluator's gradient at theta_S.
         align: the definition of V.
-        share: weight of this process's part of the batch, relative to the mean over processes.
+        rank_weight: weight of this process's part of the batch, relative to the mean over processes.
         weight: of the feedback domain.
     """
 
@@ -99,7 +99,7 @@ class MetaProblem:
     theta_S: Parameters
     g_down: Parameters
     align: Align
-    share: float = 1.0
+    rank_weight: float = 1.0
     weight: float = 1.0
 
     def inputs(self) -> Inputs:
@@ -116,14 +116,14 @@ class Value:
         surrogate: a scalar whose gradient in phi is dV/dphi (with several processes: the mean of the gradients is).
         task: the constructed task, with its graph to phi (for the regulariser).
         direction: u.
-        share: as in the problem.
+        rank_weight: as in the problem.
     """
 
     value: Tensor
     surrogate: Tensor
     task: Task
     direction: Parameters
-    share: float = 1.0
+    rank_weight: float = 1.0
 
 
 Engine = Callable[[MetaProblem], Value]
@@ -178,7 +178,7 @@ def double_backward(problem: MetaProblem) -> Value:
     with learner.without_fused_kernels():
         state = learner.forward(inputs, theta_S)
         task = construction.targets(inputs, state.detach())
-        loss = problem.share * learner.loss(state, task)
+        loss = problem.rank_weight * learner.loss(state, task)
         gradients = torch.autograd.grad(
             loss, list(theta_S.values()), create_graph=True, allow_unused=True, materialize_grads=True
         )
@@ -190,7 +190,7 @@ def double_backward(problem: MetaProblem) -> Value:
     }
     value = align(problem.g_down, g_pre)
     u = align.direction(problem.g_down, {n: g.detach() for n, g in g_pre.items()})
-    return Value(value.detach(), value, task, u, problem.share)
+    return Value(value.detach(), value, task, u, problem.rank_weight)
 
 
 def jvp(problem: MetaProblem) -> Value:
@@ -209,17 +209,17 @@ def jvp(problem: MetaProblem) -> Value:
         >>> max(values) - min(values) < 1e-4
         True
     """
-    inputs, share = problem.inputs(), problem.share
+    inputs, rank_weight = problem.inputs(), problem.rank_weight
     value, u, task = _linearise(problem, inputs)
     # A linear Align has no value yet: the directional derivative is its value.
     theta_S = {n: problem.theta_S[n].detach() for n in u}
     varying = problem.learner.varying(inputs)
-    surrogate = share * problem.learner.directional_derivative(varying, theta_S, u, whole=value is None)(task)
+    surrogate = rank_weight * problem.learner.directional_derivative(varying, theta_S, u, whole=value is None)(task)
     # Checked for a linear Align only: any other u may be orthogonal to g_pre. A process may also have no rows.
-    if problem.align.linear and share > 0 and float(surrogate.detach()) == 0 and float(norm(u)) > 0:
+    if problem.align.linear and rank_weight > 0 and float(surrogate.detach()) == 0 and float(norm(u)) > 0:
         raise RuntimeError("the tangent was lost on its way through the learner; use value.engine=finite_difference")
     (mean,) = distributed.all_reduce_mean([surrogate]) if value is None else (value,)
-    return Value(mean.detach(), surrogate, task, u, share)
+    return Value(mean.detach(), surrogate, task, u, rank_weight)
 
 
 def finite_difference(problem: MetaProblem, *, relative_step: float = 1e-5) -> Value:
@@ -227,7 +227,7 @@ def finite_difference(problem: MetaProblem, *, relative_step: float = 1e-5) -> V
 
     L_pre is differentiated in the tensors that phi has made, inside each of the two contexts: afterwards theta_S is restored.
     """
-    learner, share = problem.learner, problem.share
+    learner, rank_weight = problem.learner, problem.rank_weight
     inputs = problem.inputs()
     value, u, task = _linearise(problem, inputs)
     h = relative_step * float(norm(problem.theta_S)) / max(float(norm(u)), torch.finfo(torch.float32).tiny)
@@ -241,11 +241,11 @@ def finite_difference(problem: MetaProblem, *, relative_step: float = 1e-5) -> V
             losses.append(loss.detach())
             derive = partial(torch.autograd.grad, allow_unused=True, materialize_grads=True)
             gradients.append(derive(loss, leaves) if leaves else ())
-    turns = [share * (plus - minus) / (2 * h) for plus, minus in zip(*gradients, strict=True)]
+    turns = [rank_weight * (plus - minus) / (2 * h) for plus, minus in zip(*gradients, strict=True)]
     surrogate = sum(((turn * tensor).sum() for turn, tensor in zip(turns, made, strict=True)), losses[0].new_zeros(()))
     if value is None:
-        (value,) = distributed.all_reduce_mean([share * (losses[0] - losses[1]) / (2 * h)])
-    return Value(value, surrogate, task, u, share)
+        (value,) = distributed.all_reduce_mean([rank_weight * (losses[0] - losses[1]) / (2 * h)])
+    return Value(value, surrogate, task, u, rank_weight)
 
 
 def no_value(problem: MetaProblem) -> Value:
@@ -255,7 +255,9 @@ def no_value(problem: MetaProblem) -> Value:
         state = problem.learner.forward(inputs, problem.theta_S)
     task = problem.construction.targets(inputs, state.detach())
     zero = torch.zeros(())
-    return Value(zero, zero, task, {n: torch.zeros_like(value) for n, value in problem.theta_S.items()}, problem.share)
+    return Value(
+        zero, zero, task, {n: torch.zeros_like(value) for n, value in problem.theta_S.items()}, problem.rank_weight
+    )
 
 
 ENGINES: dict[str, Engine] = {
@@ -286,7 +288,7 @@ def _linearise(problem: MetaProblem, inputs: Inputs) -> tuple[Tensor | None, Par
         nonlocal task
         state = learner.forward(inputs, parameters)
         task = construction.targets(inputs, state.detach())
-        return problem.share * learner.loss(state, task.detach())
+        return problem.rank_weight * learner.loss(state, task.detach())
 
     with phase("meta: g_pre"):
         g_pre = learner.gradient(loss, problem.theta_S)

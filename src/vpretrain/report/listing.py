@@ -61,7 +61,7 @@ def _run(name: str, directory: Path) -> Row:
     budget = view.recipe.budget
     limits = [f"{budget.minutes:g} min"] if budget.minutes is not None else []
     limits += [f"{budget.steps:,} steps"] if budget.steps is not None else []
-    used = f"{view.share:.0%} of {' or '.join(limits)}" if budget.steps != 0 else "-"  # 0: the untouched learner
+    used = f"{view.fraction:.0%} of {' or '.join(limits)}" if budget.steps != 0 else "-"  # 0: the untouched learner
     result = next((f"{what} {value}" for what, value in view.scores().items()), "-")
     return name, view.state, view.recipe.arm, used, result
 
@@ -70,7 +70,7 @@ def _group(name: str, directory: Path, members: int) -> Row:
     view = GroupView(directory)
     try:
         view.update()
-        shares = [member.share for member in view.members.values()]
+        shares = [member.fraction for member in view.members.values()]
         return name, view.state, f"{members} runs", f"{sum(shares) / len(shares):.0%}", _headline(directory)
     except UserError as error:
         return name, "unreadable", f"{members} runs", "-", str(error)

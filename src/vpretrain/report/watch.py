@@ -123,7 +123,7 @@ class RunView:
         return int(self.last["step"]) + 1 if self.last else 0
 
     @property
-    def share(self) -> float:
+    def fraction(self) -> float:
         """The fraction of the budget that is spent."""
         if self.result is not None or self._trained:
             return 1.0
@@ -212,7 +212,7 @@ class RunView:
         left = None if not self.last else recipe.budget.seconds_left(self.steps, self.last["seconds"])
         bar = Table.grid(padding=(0, 2))
         note = "" if self.result is not None else f"{minutes(left)} left of the budget"
-        bar.add_row(ProgressBar(total=1.0, completed=self.share, width=40), f"{self.share:.0%}", note)
+        bar.add_row(ProgressBar(total=1.0, completed=self.fraction, width=40), f"{self.fraction:.0%}", note)
         return bar
 
 
@@ -253,7 +253,7 @@ class GroupView:
         for name, member in self.members.items():
             loss = member.curves["loss"].last if "loss" in member.curves else None
             score = next((f"{what} {text}" for what, text in member.scores().items()), "-")
-            shown = f"{member.share:.0%}", f"{member.steps:,}", _number(loss), score
+            shown = f"{member.fraction:.0%}", f"{member.steps:,}", _number(loss), score
             table.add_row(Text(name), member.state, *shown)
         at_work = [member for member in self.members.values() if member.process is not None]
         return Group(Text(f"{self.directory}: {self.state}"), table, *(member.frame() for member in at_work))

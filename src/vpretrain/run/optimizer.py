@@ -60,12 +60,12 @@ class AdamW:
         progress = min(1.0, (self.steps - warmup) / max(1, self.total_steps - warmup))
         match self.config.schedule:
             case "constant":
-                share = 1.0
+                factor = 1.0
             case "linear":
-                share = 1 - (1 - FINAL_SHARE) * progress
+                factor = 1 - (1 - FINAL_SHARE) * progress
             case "cosine":
-                share = FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * progress))
-        return self.config.lr * share
+                factor = FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.config.lr * factor
 
     def step(self, loss: float) -> dict[str, float]:
         """Clip, update and clear the gradients; or only clear them, at a loss spike that the recipe's settings skip.

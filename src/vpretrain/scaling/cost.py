@@ -47,20 +47,20 @@ class Transformer:
         head = 2 * read.targets * self.head * (1 + self.trained_head)
         return self.forward(read) + self.back_through_blocks(read) + head
 
-    def feedback_floor(self, share: float, feedback: Read) -> float:
-        """Return the FLOPs of g_down: forward, then backward through the head and the `share` of the blocks that is above S."""
+    def feedback_floor(self, fraction: float, feedback: Read) -> float:
+        """Return the FLOPs of g_down: forward, then backward through the head and the `fraction` of the blocks that is above S."""
         head = 2 * feedback.targets * self.head
-        return self.forward(feedback) + head + share * self.back_through_blocks(feedback)
+        return self.forward(feedback) + head + fraction * self.back_through_blocks(feedback)
 
-    def value_floor(self, share: float, meta: Read, phi: int) -> float:
+    def value_floor(self, fraction: float, meta: Read, phi: int) -> float:
         """Return the FLOPs of V by jvp: a tangent beside a forward pass through the blocks of S, whose input comes from the
         learner's own pass; then the designer of `phi` parameters, forward and backward."""
-        return 2 * share * self.through_blocks(meta) + 6 * phi * meta.tokens
+        return 2 * fraction * self.through_blocks(meta) + 6 * phi * meta.tokens
 
-    def difference_floor(self, share: float, meta: Read, phi: int) -> float:
+    def difference_floor(self, fraction: float, meta: Read, phi: int) -> float:
         """Return the FLOPs of V by finite differences: g_pre like g_down, then two passes through S and the head."""
-        upper = share * self.through_blocks(meta) + 2 * meta.targets * self.head
-        return self.feedback_floor(share, meta) + 2 * upper + 6 * phi * meta.tokens
+        upper = fraction * self.through_blocks(meta) + 2 * meta.targets * self.head
+        return self.feedback_floor(fraction, meta) + 2 * upper + 6 * phi * meta.tokens
 
 
 def designer_floor(phi: int, tokens: float) -> float:

@@ -55,7 +55,7 @@ def workload(recipe: Recipe) -> Workload:
     size, head = _transformer(backbone.blocks, width), _head(recipe, learner)
     subset = {name: theta[name] for name in subset_of(recipe, learner)} if steered else {}
     first = learner.first_block(subset) or 0
-    share = (blocks - first) / blocks
+    fraction = (blocks - first) / blocks
     step, meta = _views(recipe, backbone, stream.local_views), _views(recipe, backbone, 0)
     in_S = sum(p.numel() for p in subset.values())
     fed = _whole(backbone, 1, feedback.size)
@@ -77,15 +77,15 @@ def workload(recipe: Recipe) -> Workload:
     head_images = (feedback.head_batch_size or feedback.batch_size) / feedback.batch_size
     fit = (feedback.head_steps * head_images + feedback.refit_biases) * size.through_blocks(fed)
     passed = feedback.refit_biases and value.subset == "last-mlp"
-    g_down = (not passed) * size.through_blocks(fed) + share * size.back_through_blocks(fed)
+    g_down = (not passed) * size.through_blocks(fed) + fraction * size.back_through_blocks(fed)
     # Views are not linear in phi, so backward goes down to them. Below S: forward and backward. In S: forward with a tangent,
     # and backward through both. The teacher once; the designer forward and backward.
-    by_jvp = 2 * (1 - share) * seen + 4 * share * seen + 4 * heads + teach(meta) + 3 * mask_flops
+    by_jvp = 2 * (1 - fraction) * seen + 4 * fraction * seen + 4 * heads + teach(meta) + 3 * mask_flops
     # g_pre through S, then two passes forward and backward through S, and from there down to the views.
-    by_differences = (2 * (1 - share) + 7 * share) * seen + 7 * heads + teach(meta) + 3 * mask_flops
+    by_differences = (2 * (1 - fraction) + 7 * fraction) * seen + 7 * heads + teach(meta) + 3 * mask_flops
     # The exact task has no designer: a meta update takes g_pre, over all views; a step takes a tangent through S, and under
     # I-JEPA through the predictor.
-    g_pre = (1 + 2 * share) * sum(map(size.through_blocks, step.student)) + 3 * sum(map(head.forward, step.head))
+    g_pre = (1 + 2 * fraction) * sum(map(size.through_blocks, step.student)) + 3 * sum(map(head.forward, step.head))
     entering = step.student[0].tokens  # of the global views
     tangent_flops = 4.0 * in_S * entering + 3 * (not dino) * sum(map(head.forward, step.head)) if arm.exact else 0.0
     if not designed:
@@ -95,7 +95,7 @@ def workload(recipe: Recipe) -> Workload:
     every = sum(p.numel() for p in theta.values())
     outputs_bytes = dino * _outputs_bytes(recipe.learner.dino, step, width, low=bf16)
     outputs_bytes += dino * arm.exact * 4 * FP32 * width * entering  # features, their tangents, target and gradient
-    replicated = MetaCost(g_down, fit, by_jvp, share * kept([fed], bf16), on_views)
+    replicated = MetaCost(g_down, fit, by_jvp, fraction * kept([fed], bf16), on_views)
     return Workload(
         modality=recipe.modality,
         memory_knobs=recipe.memory_knobs,
@@ -129,7 +129,7 @@ def workload(recipe: Recipe) -> Workload:
             replicated,
             value_flops=by_differences,
             # The heads' features, the teacher; g_down and g_pre, with backward through S; the differences, with backward.
-            weights_gathered=feedback.head_steps + feedback.refit_biases + 1 + 2 * (1 + share) + 4,
+            weights_gathered=feedback.head_steps + feedback.refit_biases + 1 + 2 * (1 + fraction) + 4,
         ),
     )
 

@@ -84,7 +84,7 @@ class Evaluation:
             read = len(self.problems) + len(retention)
             for chunk in _chunks(asked, size):
                 before, each = read + _DECODING * len(solved), _DECODING * len(chunk)
-                counts = self._solve(learner, chunk, done=lambda share, b=before, e=each: done(b + share * e))
+                counts = self._solve(learner, chunk, done=lambda fraction, b=before, e=each: done(b + fraction * e))
                 solved += [bool(count) for count in counts]
                 done(before + each)
             with torch.random.fork_rng():  # the run's own random numbers stay

@@ -42,7 +42,7 @@ def solve(
     samples: int = 0,
     temperature: float = 1.0,
     stop: Sequence[str] = (),
-    done: Callable[[float], None] = lambda share: None,
+    done: Callable[[float], None] = lambda fraction: None,
 ) -> list[list[str]]:
     """Decode solutions of each problem, all problems as one batch, and return their texts without any stop string.
 
@@ -66,7 +66,7 @@ def decode(
     samples: int = 0,
     temperature: float = 1.0,
     stop: Sequence[str] = (),
-    done: Callable[[float], None] = lambda share: None,
+    done: Callable[[float], None] = lambda fraction: None,
 ) -> list[list[list[int]]]:
     """Decode solutions of each problem, as `solve`, but return their tokens: all that were chosen, up to what ended them.
 

@@ -54,8 +54,8 @@ class TopKDesigner(nn.Module):
         nn.init.zeros_(self.query.weight)
         nn.init.zeros_(self.query.bias)
         nn.init.zeros_(self.gate.weight)
-        share = config.alpha_start / config.alpha_max if config.alpha_max > 0 else 0.5
-        nn.init.constant_(self.gate.bias, math.log(share / (1 - share)))
+        fraction = config.alpha_start / config.alpha_max if config.alpha_max > 0 else 0.5
+        nn.init.constant_(self.gate.bias, math.log(fraction / (1 - fraction)))
         self.register_buffer("embedding_rms", at_least_fp32(embedding_VD.detach()).square().mean().sqrt())
 
     def forward(

@@ -28,8 +28,8 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
         console.print(f"feedback, segmentation: share of pixels by class: {', '.join(shares)} ({IGNORED}: ignored)")
     if "depth" in feedback.heads:
         valid = depth[valid_depth(depth)]
-        share, low, high = valid.numel() / depth.numel(), float(valid.min()), float(valid.max())
-        console.print(f"feedback, depth: {share:.1%} valid, {low:.2f} to {high:.2f} m")
+        fraction, low, high = valid.numel() / depth.numel(), float(valid.min()), float(valid.max())
+        console.print(f"feedback, depth: {fraction:.1%} valid, {low:.2f} to {high:.2f} m")
     if parts.meta is not None:
         with parts.learner.meta_mode():
             g_down = parts.meta.feedback_gradients()

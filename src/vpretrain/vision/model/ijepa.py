@@ -177,7 +177,7 @@ def draw_blocks(config: IJepaConfig, grid: tuple[int, int], images: int, *, seed
 def _shape(
     grid: tuple[int, int], scale: tuple[float, float], aspect: tuple[float, float], generator: torch.Generator
 ) -> tuple[int, int]:
-    share, ratio = (a + (b - a) * float(torch.rand(1, generator=generator)) for a, b in (scale, aspect))
-    area = share * grid[0] * grid[1]
+    fraction, ratio = (a + (b - a) * float(torch.rand(1, generator=generator)) for a, b in (scale, aspect))
+    area = fraction * grid[0] * grid[1]
     height, width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
     return max(1, min(grid[0], height)), max(1, min(grid[1], width))
