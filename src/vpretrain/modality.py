@@ -97,6 +97,11 @@ class Metrics:
     intervals: Callable[[Sequence[Sequence[Json]]], dict[str, float]] = lambda seeds: {}
     also_plotted: Mapping[str, tuple[int, str]] = field(default_factory=dict)
 
+    @property
+    def cases_in_words(self) -> str:
+        """The cases as a sentence names them."""
+        return self.cases.replace("_", " ")
+
     def cell(self, column: str, arm: Json) -> str:
         """Return a column's cell of an arm; a measure that is of no single case has its interval over several seeds there."""
         text, limits = self.columns[column](arm), arm.get("intervals", {}).get(column)

@@ -221,7 +221,7 @@ def test_controls_have_nothing_to_inspect_and_what_is_missing_is_said(tmp_path, 
         {"mask": 'data:image/svg+xml;base64,PHN2Zz4="'},
         {"value": math.nan},
     ):
-        changed = line | {"pictures": [picture | change for picture in line["pictures"]]}
+        changed = line | {"images": [picture | change for picture in line["images"]]}
         (bare / "views.jsonl").write_text(json.dumps(changed) + "\n")
         (fragment,) = inspectors(bare)
         assert "is not what a run writes" in fragment
@@ -250,28 +250,28 @@ def test_views_are_the_designers_and_values_those_of_the_oracle(vision_run):
     updates = {line["step"]: line["value"] for line in log if "value" in line}
     assert points[0]["alignment"] is None
     assert [point["alignment"] for point in points[1:]] == [updates[step] for step in (0, 2, 4, 6, 8)]
-    assert all(p["value"] is None and p["value_unmasked"] is None for p in points[0]["pictures"])
+    assert all(p["value"] is None and p["value_unmasked"] is None for p in points[0]["images"])
 
     parts = assemble_vision(vision_run)
     Session(vision_run, parts, resume=True)
     sample = VisionStream(vision_run.stream, seed=vision_run.seed).sample(6)
     with torch.no_grad():
         mask_B1HW = parts.designer(sample.global_VB3HW[0])
-    assert len(points[-1]["pictures"]) == 6
-    for number, picture in enumerate(points[-1]["pictures"]):
+    assert len(points[-1]["images"]) == 6
+    for number, picture in enumerate(points[-1]["images"]):
         mask = mask_B1HW[number]
         assert picture["kept"] == pytest.approx(float(mask.mean()), rel=1e-4)
         assert (pixels(picture["mask"])[:, 0] - 255 * mask.flatten()).abs().max() < 1
         crop = 255 * sample.global_VB3HW[0, number].flatten(1).T
         assert (pixels(picture["crop"]) - crop).abs().mean() < 8  # JPEG
-        assert points[0]["pictures"][number]["crop"] == picture["crop"]
+        assert points[0]["images"][number]["crop"] == picture["crop"]
         one = sample.images(slice(number, number + 1)).without_local()
         with parts.learner.meta_mode():
             for construction, key in ((parts.construction, "value"), (parts.base, "value_unmasked")):
                 at, u = parts.meta.theta_at(), parts.meta.direction
                 valued = double_backward(MetaProblem(parts.learner, construction, one, at, u, Align("dot")))
                 assert picture[key] == pytest.approx(float(valued.value), rel=1e-3, abs=1e-5)
-    assert any(picture["value"] != picture["value_unmasked"] for picture in points[-1]["pictures"])
+    assert any(picture["value"] != picture["value_unmasked"] for picture in points[-1]["images"])
 
 
 def test_looking_at_views_changes_nothing_and_an_interrupted_run_records_the_same(tmp_path):
@@ -291,6 +291,6 @@ def test_looking_at_views_changes_nothing_and_an_interrupted_run_records_the_sam
     assert_same_end(end, unseen)
     _, file = run(True, until=3)
     again = read_lines(file)
-    strip = lambda lines: [(line["step"], line["pictures"]) for line in lines]  # noqa: E731
+    strip = lambda lines: [(line["step"], line["images"]) for line in lines]  # noqa: E731
     assert strip(again) == strip(views)
     assert [line["step"] for line in views] == [-1, 1, 2, 3, 4, 5]

@@ -183,7 +183,7 @@ def test_a_higher_figure_is_better_where_its_modality_defines_it_so(tmp_path):
     results |= {"arms": arms, "differences": {"miou": gain}, "of": {"miou": "mIoU per image"}}
     write_json(tmp_path / "study/results.json", results)
     for run in (tmp_path / "study").glob("*/result.json"):
-        run.write_text(run.read_text().replace("problems", "pictures"))
+        run.write_text(run.read_text().replace("problems", "test_images"))
     assert "v is better than fixed on segmentation: v minus fixed is +0.0917 mIoU" in verdict(
         collect(tmp_path / "study")
     )

@@ -280,7 +280,7 @@ def test_an_interval_over_seeds_is_student_s_and_stands_in_the_cell():
     assert summary["intervals"] == {"retention NLL": pytest.approx({"low": 2.1 - half, "high": 2.1 + half}, abs=1e-4)}
     assert language.cell("retention NLL", summary) == "2.1000 [0.8294, 3.3706]"
     assert language.cell("retention NLL", runs[0]) == "2.0000"
-    of_set = [{"arm": "v", "miou": x, "accuracy": x, "retrieval_map": x, "pictures": [{}]} for x in (0.4, 0.5)]
+    of_set = [{"arm": "v", "miou": x, "accuracy": x, "retrieval_map": x, "test_images": [{}]} for x in (0.4, 0.5)]
     assert set(over_seeds(of_set, vision)["intervals"]) == {"mIoU", "accuracy", "mAP"}
 
 

@@ -229,7 +229,7 @@ def test_a_run_on_either(tmp_path, kind):
     assert (result.depth_rmse is None) == (kind == "ade20k")
     assert result.accuracy is None
     assert result.retrieval_map is None
-    assert set(result.pictures[0]) == {"scene", "miou" if kind == "ade20k" else "depth_rmse"}
+    assert set(result.test_images[0]) == {"scene", "miou" if kind == "ade20k" else "depth_rmse"}
 
 
 def test_both_share_an_evaluation_and_each_picture_is_judged_by_what_it_has(tmp_path):
@@ -240,7 +240,7 @@ def test_both_share_an_evaluation_and_each_picture_is_judged_by_what_it_has(tmp_
     sources = {role: [*getattr(ade.evaluation, role), *getattr(nyu.evaluation, role)] for role in ("train", "test")}
     recipe = ade.model_copy(update={"evaluation": ade.evaluation.model_copy(update=sources | {"points": 2})})
     result = run_recipe(recipe)
-    assert [set(picture) - {"scene"} for picture in result.pictures] == [{"miou"}] * 3 + [{"depth_rmse"}] * 3
+    assert [set(picture) - {"scene"} for picture in result.test_images] == [{"miou"}] * 3 + [{"depth_rmse"}] * 3
     assert all(math.isfinite(result.figures[key]) for key in ("miou", "depth_rmse"))
     scores = read_lines(recipe.directory / "scores.jsonl")
     runs = {"step-0": [scores[0]], "fixed": [result.figures], "v": [result.figures]}

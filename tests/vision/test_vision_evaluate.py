@@ -57,7 +57,7 @@ def test_probes_recover_planted_labels(tmp_path):
     assert figures["miou"] > 0.7
     assert figures["depth_delta_1"] > 0.9
     assert figures["depth_rmse"] < 0.25
-    assert len(figures["pictures"]) == 12
+    assert len(figures["test_images"]) == 12
 
 
 def test_iou_ignores_what_has_no_label():
@@ -238,7 +238,7 @@ def test_depth_may_have_a_size_of_its_own(tmp_path):
     assert both["miou"] == small["miou"] != large["miou"]
     assert both["depth_rmse"] == large["depth_rmse"] != small["depth_rmse"]
     assert both["accuracy"] == small["accuracy"]
-    assert [set(image) for image in both["pictures"]] == [set(image) for image in small["pictures"]]
+    assert [set(image) for image in both["test_images"]] == [set(image) for image in small["test_images"]]
 
 
 def test_the_parts_of_classification_and_retrieval_keep_their_proportions(tmp_path):

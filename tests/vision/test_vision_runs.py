@@ -276,7 +276,7 @@ def test_an_interrupted_run_ends_bit_equal(tmp_path, arm, changes):
     assert_same_end(end, held(again.save()))
     assert "centre" in end[0]["teacher"]
     assert end[0].keys() >= {"teacher", "heads", "heads-optimizer"}
-    assert result["pictures"] == result_again["pictures"]
+    assert result["test_images"] == result_again["test_images"]
 
 
 @pytest.mark.parametrize("family", ["dinov2", "dinov3", "ijepa"])

@@ -34,7 +34,7 @@ def remarks(results: Json, recipe: Recipe) -> list[str]:
     trained = {name: arm for name, arm in results["arms"].items() if arm["steps"]}
     seeds = len(results["seeds"])
     designed = {arm.name for arm in recipe.arms.values() if arm.designer}
-    over = f", paired over {metrics.cases}" + (f" and {seeds} seeds" if seeds > 1 else "")
+    over = f", paired over {metrics.cases_in_words}" + (f" and {seeds} seeds" if seeds > 1 else "")
     parts = [("", results["differences"], over)]
     apart = {f"after {found['at']:,.0f} {axis}, ": found for axis, found in results.get("matched", {}).items()}
     apart |= {f"domain {domain}, ": found for domain, found in results.get("by_domain", {}).items()}

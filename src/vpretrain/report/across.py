@@ -120,7 +120,7 @@ def _difference(base: Study, other: Study, arm: str, key: str, metrics: Metrics)
     if not seeds:
         values = [[[mean(of[case] for of in of_study.values()) for case in keys]] for of_study in cases]
     seeds_too = f" and {len(seeds)} seeds" if len(seeds) > 1 else "" if seeds else ", means over seeds"
-    return {**paired_difference(values[1], values[0]), "over": f"{len(keys)} {metrics.cases}{seeds_too}"}
+    return {**paired_difference(values[1], values[0]), "over": f"{len(keys)} {metrics.cases_in_words}{seeds_too}"}
 
 
 def _cases(run: Run, key: str, metrics: Metrics) -> dict[str, float]:

@@ -130,5 +130,5 @@ def _made(study: Study, arm: str) -> str:
 def _over(study: Study) -> str:
     metrics, seeds = modality_of(study.recipe).metrics, len(study.results["seeds"])
     counts = {len(run.result[metrics.cases]) for of_arm in study.runs.values() for run in of_arm if run.result}
-    cases = f"{counts.pop()} {metrics.cases}" if len(counts) == 1 else metrics.cases
+    cases = f"{counts.pop()} {metrics.cases_in_words}" if len(counts) == 1 else metrics.cases_in_words
     return cases + (f" and {seeds} seeds" if seeds > 1 else " of one seed, which says nothing about other seeds")

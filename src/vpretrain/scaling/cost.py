@@ -48,7 +48,7 @@ class Transformer:
         return self.forward(read) + self.back_through_blocks(read) + head
 
     def feedback_floor(self, fraction: float, feedback: Read) -> float:
-        """Return the FLOPs of g_down: forward, then backward through the head and the `fraction` of the blocks that is above S."""
+        """Return the FLOPs of g_down: forward, then backward through the head and the fraction of the blocks above S."""
         head = 2 * feedback.targets * self.head
         return self.forward(feedback) + head + fraction * self.back_through_blocks(feedback)
 

@@ -31,7 +31,7 @@ _MEASURES = {
 }
 METRICS = Metrics(
     headline="probes on the frozen backbone",
-    cases="pictures",
+    cases="test_images",
     paired={
         "miou": Paired("mIoU per image", "segmentation", "higher"),
         "depth_rmse": Paired("metres per image", "depth", "lower"),

@@ -249,7 +249,7 @@ def _recipe(name: str) -> Recipe | None:
         return None
     recipe = load_recipe(name)
     if not isinstance(recipe, Recipe):
-        raise UserError(f"{name} is no language recipe: pictures have no n-grams")
+        raise UserError(f"{name} is no language recipe: images have no n-grams")
     return recipe
 
 

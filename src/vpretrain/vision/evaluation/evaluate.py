@@ -43,7 +43,7 @@ class Evaluation:
         self.retrieval = {name: read_revisited(path) for name, path in config.retrieval.paths.items()}
 
     def __call__(self, learner: VisionLearner) -> Json:
-        """Return the backbone's metrics; `pictures` lists them per image, for paired comparisons."""
+        """Return the backbone's metrics; `test_images` lists them per image, for paired comparisons."""
         images: list[Json] = [{"scene": int(scene)} for scene in self.test.scene_N]
         figures: Json = dict.fromkeys(("miou", *DEPTH_FIGURES))
         probes = self._probes()
@@ -65,7 +65,7 @@ class Evaluation:
         for name, revisited in self.retrieval.items():
             scores = self._retrieval(learner, revisited)
             figures |= {f"{name}_{protocol}": score for protocol, score in scores.items()}
-        return figures | {"pictures": images}
+        return figures | {"test_images": images}
 
     def _probes(self) -> list[DenseProbes]:
         """Return the probes of all images at one size, and, if depth has a size of its own, those of images with depths."""

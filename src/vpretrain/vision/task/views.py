@@ -58,7 +58,7 @@ def record_views(learner: VisionLearner, construction: Fixed, meta: MetaUpdate, 
                 "value_unmasked": _value(learner, construction, meta, batch),
             }
         )
-    return {"pictures": images}
+    return {"images": images}
 
 
 def recorded_views(run: Path) -> list[Json]:
@@ -76,7 +76,7 @@ def recorded_views(run: Path) -> list[Json]:
         lines = read_lines(file)
         # A step may have been recorded twice, if a run was interrupted at its end.
         found = {int(line["step"]): _checked(line) for line in lines}
-        if len({len(line["pictures"]) for line in found.values()}) != 1:
+        if len({len(line["images"]) for line in found.values()}) != 1:
             raise ValueError("its lines are not of the same images")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{file} is not what a run writes: {error}") from None
@@ -114,9 +114,9 @@ def _uri(image: Tensor, kind: str) -> str:
 
 def _checked(line: Json) -> Json:
     """Check a line of the record: a page shows its images, so they must be embedded in the record, not linked."""
-    if not line["pictures"] or len(line["pictures"]) > IMAGES or not math.isfinite(line["seconds"]):
+    if not line["images"] or len(line["images"]) > IMAGES or not math.isfinite(line["seconds"]):
         raise ValueError("it has no images, or too many, or no time")
-    for image in line["pictures"]:
+    for image in line["images"]:
         if not all(_IMAGE.fullmatch(image[name]) for name in ("crop", "mask", "view")):
             raise ValueError("an image is not in the record itself")
         for name in ("kept", "value", "value_unmasked"):
