@@ -69,8 +69,8 @@ class RunResult(Outcome):
     """The outcome of a run: the content of its `result.json` as attributes.
 
     Further attributes depend on the modality and the arm: `tokens` or `images` read, and `tokens_per_s` or `images_per_s`; the
-    metrics of the evaluation, such as `answer_nll` and `retention_nll`, with its cases (`problems` or `test_images`); means over
-    the steps, such as `mean_alpha`.
+    metrics of the evaluation, such as `answer_nll` and `retention_nll`, with its cases (`problems` or `test_images`); means
+    over the steps, such as `mean_alpha`.
 
     Attributes:
         name: of the run, as in the recipe.

@@ -18,7 +18,7 @@ from vpretrain.vision.config import DinoConfig, EvaluationConfig
 from vpretrain.vision.data.scenes import CLASSES, rendered
 from vpretrain.vision.evaluation import dense
 from vpretrain.vision.evaluation.classification import classification_accuracy
-from vpretrain.vision.evaluation.dense import DenseMetrics, depth_errors, depth_figures, image_iou
+from vpretrain.vision.evaluation.dense import DenseMetrics, depth_errors, depth_metrics, image_iou
 from vpretrain.vision.evaluation.evaluate import Evaluation
 from vpretrain.vision.evaluation.features import WholeImages, central_part, patch_mean, whole_images
 from vpretrain.vision.evaluation.retrieval import scene_map
@@ -72,12 +72,12 @@ def test_what_is_predicted_where_there_is_no_label_counts_against_no_class():
     assert found == pytest.approx([1 / 2] * 3)
 
 
-def test_depth_figures_are_the_usual_ones():
+def test_depth_metrics_are_the_usual_ones():
     true = torch.tensor([[[1.0, 2.0, 4.0, 0.0, 20.0]], [[5.0, 0.0, 0.0, 0.0, 0.0]]])
     ours = torch.tensor([[[1.1, 3.0, 4.0, 9.0, 9.0]], [[5.5, 1.0, 1.0, 1.0, 1.0]]])
     errors = torch.stack([depth_errors(*image) for image in zip(ours, true, strict=True)])
     squares = [(0.01 + 1.0) / 3, 0.25]
-    figures = depth_figures(errors)
+    figures = depth_metrics(errors)
     assert figures["depth_rmse"] == pytest.approx(((3 * squares[0] + squares[1]) / 4) ** 0.5, rel=1e-4)
     assert figures["depth_rmse_of_images"] == pytest.approx((squares[0] ** 0.5 + squares[1] ** 0.5) / 2, rel=1e-4)
     assert figures["depth_abs_rel"] == pytest.approx((0.1 + 0.5 + 0.1) / 4, rel=1e-4)
@@ -312,7 +312,7 @@ def test_predictions_are_scored_at_the_labels_own_pixels(height, width, down):
     half = side / 2
     by_hand = ((half - wrong) / half + half / (half + wrong)) / 2
     assert [image["miou"] for image in images] == pytest.approx([by_hand] * 2, abs=0.02)
-    assert metrics.figures()["miou"] == pytest.approx(by_hand, abs=0.02)
+    assert metrics.together()["miou"] == pytest.approx(by_hand, abs=0.02)
 
     depth = torch.nn.Conv2d(3, 1, 1)  # softplus(y) = 1 + 4 x is nearly linear from 1 to 5
     depth.weight.data, depth.bias.data = torch.tensor([4.5, 0, 0])[None, :, None, None], torch.tensor([0.5])

@@ -33,7 +33,7 @@ from vpretrain.vision.model.heads import (
 from vpretrain.vision.model.learner import VisionLearner
 
 _Grids = Callable[[Sequence[int], Labelled], Tensor]  # the feature grids [B, D, h, w] of images, with their numbers
-DEPTH_FIGURES = ("depth_rmse", "depth_rmse_of_images", "depth_abs_rel", "depth_delta_1")
+DEPTH_METRICS = ("depth_rmse", "depth_rmse_of_images", "depth_abs_rel", "depth_delta_1")
 _KEPT_BYTES = 4 * 2**30
 _IMAGE_WORK = 4  # an image's features cost about as much as this many probe steps
 _BATCH = 8  # the paper's (App G.3), as are weight decay, clipping and warm-up
@@ -43,14 +43,14 @@ class Probed(NamedTuple):
     """The results of the probes.
 
     Attributes:
-        figures: metrics of all test images.
+        together: metrics over all test images.
         images: metrics of each, by its number.
         train_ND: summaries of the images that the probes were fitted on; None if they were not asked for.
         test_ND: summaries of the test images.
         test_mean_ND: means of their patch tokens.
     """
 
-    figures: Json
+    together: Json
     images: dict[int, Json]
     train_ND: Tensor | None
     test_ND: Tensor
@@ -103,7 +103,7 @@ class DenseProbes:
             means.append(backbone.patch_mean(whole.tokens_BTD).cpu())
             spend(_IMAGE_WORK * len(whole.images))
         images = dict(zip(self._test_rows, found, strict=True))
-        return Probed(metrics.figures(), images, train_ND, torch.cat(summaries), torch.cat(means))
+        return Probed(metrics.together(), images, train_ND, torch.cat(summaries), torch.cat(means))
 
     def _grids(
         self, learner: VisionLearner, shape: Shape, spend: Callable[[int], None]
@@ -187,10 +187,10 @@ class DenseMetrics:
                     image["depth_rmse"] = float(self._depths[-1][0].sqrt())
         return found
 
-    def figures(self) -> Json:
-        """Return the metrics of all images."""
-        figures: Json = {"miou": float(self._iou.compute())} if "segmentation" in self._heads else {}
-        return figures | depth_figures(torch.stack(self._depths)) if self._depths else figures
+    def together(self) -> Json:
+        """Return the metrics over all images."""
+        found: Json = {"miou": float(self._iou.compute())} if "segmentation" in self._heads else {}
+        return found | depth_metrics(torch.stack(self._depths)) if self._depths else found
 
 
 def image_iou(predicted_HW: Shaped[Tensor, "H W"], label_HW: Shaped[Tensor, "H W"]) -> float:
@@ -204,7 +204,7 @@ def image_iou(predicted_HW: Shaped[Tensor, "H W"], label_HW: Shaped[Tensor, "H W
 
 
 def depth_errors(predicted_HW: Float[Tensor, "H W"], depth_HW: Float[Tensor, "H W"]) -> Float[Tensor, " 4"]:
-    """Return an image's mean squared error, mean relative error, share within a factor of 1.25, and number of valid pixels."""
+    """Return an image's mean squared error, mean relative error, fraction within a factor of 1.25, number of valid pixels."""
     valid = valid_depth(depth_HW)
     ours, true = predicted_HW[valid].float(), depth_HW[valid].float()
     errors = (
@@ -215,9 +215,9 @@ def depth_errors(predicted_HW: Float[Tensor, "H W"], depth_HW: Float[Tensor, "H 
     return torch.stack([*(error.mean() for error in errors), valid.sum().float()])
 
 
-def depth_figures(errors_N4: Float[Tensor, "N 4"]) -> dict[str, float]:
+def depth_metrics(errors_N4: Float[Tensor, "N 4"]) -> dict[str, float]:
     """RMSE (metres), AbsRel and delta_1 over the valid pixels of all images, and the mean over images of each image's RMSE."""
-    share_N = (errors_N4[:, 3] / errors_N4[:, 3].sum()).double()
-    square, relative, within = (share_N @ errors_N4[:, :3].double()).tolist()
+    fraction_N = (errors_N4[:, 3] / errors_N4[:, 3].sum()).double()
+    square, relative, within = (fraction_N @ errors_N4[:, :3].double()).tolist()
     of_images = float(errors_N4[:, 0].sqrt().mean())
-    return dict(zip(DEPTH_FIGURES, (square**0.5, of_images, relative, within), strict=True))
+    return dict(zip(DEPTH_METRICS, (square**0.5, of_images, relative, within), strict=True))

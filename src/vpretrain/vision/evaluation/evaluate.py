@@ -21,7 +21,7 @@ from vpretrain.vision.config import EvaluationConfig
 from vpretrain.vision.data.readers import read_image
 from vpretrain.vision.data.source import Pool
 from vpretrain.vision.evaluation.classification import ClassifiedFile, classification_accuracy, read_classes_of_folders
-from vpretrain.vision.evaluation.dense import DEPTH_FIGURES, DenseProbes, Probed
+from vpretrain.vision.evaluation.dense import DEPTH_METRICS, DenseProbes, Probed
 from vpretrain.vision.evaluation.features import central_part, patch_mean, tokens
 from vpretrain.vision.evaluation.retrieval import Revisited, read_revisited, revisited_map, scene_map
 from vpretrain.vision.model.heads import LabelKind
@@ -45,7 +45,7 @@ class Evaluation:
     def __call__(self, learner: VisionLearner) -> Json:
         """Return the backbone's metrics; `test_images` lists them per image, for paired comparisons."""
         images: list[Json] = [{"scene": int(scene)} for scene in self.test.scene_N]
-        figures: Json = dict.fromkeys(("miou", *DEPTH_FIGURES))
+        metrics: Json = dict.fromkeys(("miou", *DEPTH_METRICS))
         probes = self._probes()
         spent, work = 0, sum(probe.work for probe in probes)
         with steady("       evaluation", work) as done:
@@ -57,15 +57,15 @@ class Evaluation:
 
             found = [probe(learner, spend) for probe in probes]
         for probed in found:
-            figures |= probed.figures
+            metrics |= probed.together
             for number, image in probed.images.items():
                 images[number] |= image
-        figures["accuracy"] = self._accuracy(learner, found[0])
-        figures["retrieval_map"] = scene_map(found[0].test_mean_ND, self.test.scene_N)
+        metrics["accuracy"] = self._accuracy(learner, found[0])
+        metrics["retrieval_map"] = scene_map(found[0].test_mean_ND, self.test.scene_N)
         for name, revisited in self.retrieval.items():
             scores = self._retrieval(learner, revisited)
-            figures |= {f"{name}_{protocol}": score for protocol, score in scores.items()}
-        return figures | {"test_images": images}
+            metrics |= {f"{name}_{protocol}": score for protocol, score in scores.items()}
+        return metrics | {"test_images": images}
 
     def _probes(self) -> list[DenseProbes]:
         """Return the probes of all images at one size, and, if depth has a size of its own, those of images with depths."""

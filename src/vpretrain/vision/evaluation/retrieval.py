@@ -99,7 +99,7 @@ def revisited_map(
     Images with grades that a protocol ignores are left out of the ranking: always junk, easy under `hard`, hard under `easy`.
     """
     similarity_QG = F.normalize(query_QD, dim=-1) @ F.normalize(gallery_GD, dim=-1).T
-    figures: dict[str, float | None] = {}
+    precision: dict[str, float | None] = {}
     for protocol, wanted in PROTOCOLS.items():
         scores = []
         for similarity_G, query in zip(similarity_QG, queries, strict=True):
@@ -110,8 +110,8 @@ def revisited_map(
             if relevant_G.any():
                 order = similarity_G[ranked_G].argsort(descending=True, stable=True)
                 scores.append(interpolated_precision(relevant_G[ranked_G][order]))
-        figures[protocol] = sum(scores) / len(scores) if scores else None
-    return figures
+        precision[protocol] = sum(scores) / len(scores) if scores else None
+    return precision
 
 
 def interpolated_precision(relevant_N: Bool[Tensor, " N"]) -> float:
