@@ -73,3 +73,14 @@ def test_the_metric_is_an_adams_alone(state, group, known):
             else:
                 own[name] = value
     assert (list(Preconditioner(optimizer, {"w": parameter})) == ["w"]) == known
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_the_metric_is_what_a_step_multiplies_by(amsgrad):
+    parameter = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    optimizer = torch.optim.AdamW([parameter], lr=0.1, betas=(0.0, 0.9), weight_decay=0.0, amsgrad=amsgrad)
+    for g in torch.tensor([[4.0, 1.0], [1.0, 2.0]], dtype=torch.float64):  # the second moment of one falls
+        before, parameter.grad = parameter.detach().clone(), g
+        optimizer.step()
+        metric = Preconditioner(optimizer, {"w": parameter})["w"]
+        torch.testing.assert_close(before - parameter.detach(), 0.1 * metric * g)

@@ -129,7 +129,8 @@ class Preconditioner(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         state, group = self._known[name]
         correction = 1 - group["betas"][1] ** float(state["step"])
-        second = state["exp_avg_sq"]
+        # With amsgrad a step divides by the root of the largest second moment so far.
+        second = state.get("max_exp_avg_sq", state["exp_avg_sq"])
         metric: Tensor = (second / correction).sqrt_().add_(group["eps"]).reciprocal_()
         return metric.mul_(second > 0)
 
