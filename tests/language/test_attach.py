@@ -236,6 +236,12 @@ def test_feedback_without_labels_is_refused(rows, words):
         attached(tiny_model(), rows=rows)
 
 
+def test_feedback_beyond_the_context_is_refused():
+    attached(tiny_model("gpt2"), rows=feedback(2, length=128))
+    with pytest.raises(UserError, match=r"row 2 has 129 tokens, and the model reads at most 128.*length=128\)"):
+        attached(tiny_model("gpt2"), rows=[*feedback(2), *feedback(1, length=129)])
+
+
 def balanced(model):
     model.config.output_router_logits = True
     return model

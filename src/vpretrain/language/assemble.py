@@ -169,8 +169,7 @@ def load_evaluation(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Evalu
 
 def check_sizes(recipe: Recipe, config: PretrainedConfig) -> None:
     """Check lengths against the learner's context, and the rows of `selection`. Raises UserError."""
-    config = config.get_text_config()
-    context = getattr(config, "max_position_embeddings", None)
+    context = context_of(config)
     for section in ("stream", "feedback", "evaluation"):
         length = getattr(recipe, section).length
         if context is not None and length > context:
@@ -184,6 +183,12 @@ def check_sizes(recipe: Recipe, config: PretrainedConfig) -> None:
             f"arm=selection chooses among the rows of a micro-batch: stream.batch_size={rows} leaves no choice{among}: use at "
             f"least {2 * processes}"
         )
+
+
+def context_of(config: PretrainedConfig) -> int | None:
+    """Return the number of tokens that a learner reads in one row; None if it has no such limit."""
+    context: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return context
 
 
 def check_candidates(designer: DesignerConfig, vocabulary: int) -> None:

@@ -18,7 +18,7 @@ from vpretrain import distributed
 from vpretrain.console import note
 from vpretrain.errors import UserError
 from vpretrain.language.arms import ARMS
-from vpretrain.language.assemble import check_candidates, constructed
+from vpretrain.language.assemble import check_candidates, constructed, context_of
 from vpretrain.language.config import ControlConfig, DesignerConfig, ValueConfig
 from vpretrain.language.data.encode import encode
 from vpretrain.language.data.example import Example
@@ -100,7 +100,8 @@ class VPretraining(Attached):
                 f"{type(model).__name__} reads on over padding and into the next document of a row; "
                 "train it by `vpretrain run` with stream.packing=false"
             )
-        rows = _Rows(feedback, feedback_batch_size, f"{seed}/{_DOMAIN}", self.learner.device)
+        context = context_of(model.config)
+        rows = _Rows(feedback, feedback_batch_size, f"{seed}/{_DOMAIN}", self.learner.device, context)
         construction, meta, self.designer = constructed(
             ARMS[arm],
             self.learner,
@@ -251,13 +252,20 @@ def _positions(mask_BT: Tensor) -> Int[Tensor, "B T"]:
 class _Rows:
     """D_fb from tokenised rows: `Feedback` of one domain, each epoch in its own order."""
 
-    def __init__(self, rows: Iterable[Mapping[str, object]], batch_size: int, seed: str, device: torch.device) -> None:
+    def __init__(
+        self,
+        rows: Iterable[Mapping[str, object]],
+        batch_size: int,
+        seed: str,
+        device: torch.device,
+        context: int | None,
+    ) -> None:
         self.weights = {_DOMAIN: 1.0}
         self.batch_size, self.device = batch_size, device
         self.batches_drawn = 0
         distributed.portion("feedback_batch_size", batch_size)
         self._own = range(distributed.rank(), batch_size, distributed.size())
-        self.rows = [_checked(number, row) for number, row in enumerate(rows)]
+        self.rows = [_checked(number, row, context) for number, row in enumerate(rows)]
         if not self.rows:
             raise UserError("the feedback is empty: it needs rows with input_ids and labels")
         self._order = Shuffled(len(self.rows), seed)
@@ -284,13 +292,18 @@ class _Rows:
         self.batches_drawn = state["batches_drawn"]
 
 
-def _checked(number: int, row: Mapping[str, object]) -> tuple[Tensor, Tensor]:
-    """The row's ids and labels. Raises UserError if there is nothing to learn from."""
+def _checked(number: int, row: Mapping[str, object], context: int | None) -> tuple[Tensor, Tensor]:
+    """The row's ids and labels. Raises UserError if there is nothing to learn from, or more than the context holds."""
     if "input_ids" not in row or "labels" not in row:
         raise UserError(f"feedback row {number} has {', '.join(row) or 'nothing'}: it needs input_ids and labels")
     ids, labels = (torch.as_tensor(row[name]) for name in ("input_ids", "labels"))
     if ids.shape != labels.shape or not bool((labels[1:] != NO_TARGET).any()):
         raise UserError(
             f"feedback row {number} has no label on any of its {ids.numel()} tokens: its prompt may fill it"
+        )
+    if context is not None and len(ids) > context:
+        raise UserError(
+            f"feedback row {number} has {len(ids)} tokens, and the model reads at most {context}: cut it, as "
+            f"feedback_rows(..., length={context}) does"
         )
     return ids, labels
