@@ -336,7 +336,7 @@ class MetaUpdate:
         The list is empty if a verifier has nothing to tell before they are found.
 
         Each process takes the gradients of its own pairs. Where theta is sharded, all processes go backward together, and G is
-        the mean over one pair from each.
+        the mean over one pair from each, weighted by their domains.
         """
         found: list[tuple[str, AnyBatch]] = []
         while sum(counts_of_ranks := distributed.all_gather(len(found))) < PAIRS[question] or 0 in counts_of_ranks:
@@ -344,18 +344,22 @@ class MetaUpdate:
                 return []
             found += [(domain, pair) for domain, batch in drawn.items() for pair in batch.apart()]
         # A domain counts by its weight, however many of the pairs are its own.
-        counts = Counter(itertools.chain(*distributed.all_gather([domain for domain, _ in found])))
+        domains_of_ranks = distributed.all_gather([domain for domain, _ in found])
+        counts = Counter(itertools.chain(*domains_of_ranks))
         weights = {domain: self.feedback.weights[domain] * counts.total() / n for domain, n in counts.items()}
         seen = []
         # All processes make equally many passes, since passes over shards are collective; those with fewer pairs repeat some.
-        for turn in range(max(distributed.all_gather(len(found)))):
-            domain, pair = found[turn % len(found)]
+        for turn in range(max(counts_of_ranks)):
+            _, pair = found[turn % len(found)]
+            weights_of_turn = [weights[domains[turn % len(domains)]] for domains in domains_of_ranks]
+            own = weights_of_turn[distributed.rank()]
+            weight = own if self.learner.has_own_gradient else fmean(weights_of_turn)
             number = distributed.rank() + turn * distributed.size()
             noise = self._noise(self.updates, 1 + question + len(PAIRS) * number)
             products = Products(*others, noise=noise)
-            self.learner.visit_gradient(self._down(pair), theta, products.add, own=True)
+            self.learner.visit_gradient(self._down(pair, own / weight), theta, products.add, own=True)
             square, *along = products()
-            seen.append((math.sqrt(square), *(weights[domain] * product for product in along)))
+            seen.append((math.sqrt(square), *(weight * product for product in along)))
         if self.learner.has_own_gradient:  # without the repeated pairs
             seen = list(itertools.chain(*distributed.all_gather(seen[: len(found)])))
         return list(zip(*seen, strict=True))
