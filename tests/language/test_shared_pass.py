@@ -11,6 +11,7 @@ from numerics.test_engines import gradient_by, setting
 from worlds import tiny_recipe
 
 from vpretrain import distributed
+from vpretrain.language.assemble import assemble
 from vpretrain.language.model.frozen_blocks import FrozenBlocksCache
 from vpretrain.language.model.learner import LanguageLearner
 from vpretrain.language.model.shared_pass import PreparedBatch, SharedPass
@@ -182,6 +183,23 @@ def test_of_several_processes_all_make_the_pass_ahead_or_none(monkeypatch):
     with learner.meta_mode(), learner.looking_ahead(first):
         assert learner.prepare(second.restrict(rows=2, length=20), at).cache.output is None
     assert learner.shared_pass.take(first) is not None
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_pass_ahead_that_no_step_takes_has_the_same_lower_states_and_is_not_kept(bf16):
+    batch, below = random_batch(3, 24), {}
+    for taken in (True, False):
+        learner = LanguageLearner(tiny_model(), bf16=bf16)
+        learner.shared_pass.taken = taken
+        part, _ = ahead(learner, batch)
+        below[taken] = part.cache.output
+        assert (learner.shared_pass._ahead is not None) == taken
+    assert torch.equal(below[True], below[False])
+
+
+@pytest.mark.parametrize(("arm", "taken"), [("v", True), ("selection", False), ("token-weights", False)])
+def test_a_step_over_chosen_rows_or_with_other_weights_takes_no_pass_ahead(tmp_path, tokenizer, arm, taken):
+    assert assemble(tiny_recipe(tmp_path, tokenizer, arm=arm)).learner.shared_pass.taken == taken
 
 
 def test_in_bf16_only_what_lies_below_s_is_rounded():

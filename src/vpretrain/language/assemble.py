@@ -277,6 +277,7 @@ def constructed(
     if not (arm.steered or arm.tangent):
         return construction, None, None
     learner.keep_candidates_when(construction.asks_for_candidates)
+    learner.shared_pass.taken = construction.keeps_batches
     tilts = alignment_subset(learner.module, value.subset)
     if not learner.keep_entries(tilts):
         if not learner.has_own_gradient and arm.tangent:

@@ -109,6 +109,11 @@ class LanguageLearner(BaseLearner):
         """Return the state for a batch as in the learner's own step, with K candidates per token while the task needs them."""
         return self._forward(inputs, None, self.top_k if self._asked() else 1)
 
+    def run_body(self, inputs: PreparedBatch) -> None:
+        """Run the same pass up to the head, for the batch's cache to record."""
+        with self.autocast():
+            self._run(inputs, None, dense=False)
+
     def nll(self, inputs: TokenBatch) -> Float[Tensor, " N"]:
         """NLL of every target, in nats, without gradient."""
         with torch.no_grad():

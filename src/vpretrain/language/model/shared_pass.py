@@ -32,11 +32,11 @@ class PreparedBatch(TokenBatch):
 
 @dataclass(frozen=True)
 class _Ahead:
-    """The learner's own pass over a batch, made ahead: its state, the versions of theta, and the output of the lower blocks."""
+    """A pass over a batch, made ahead: the versions of theta, its state if a step takes it, and the lower blocks' output."""
 
     batch: TokenBatch
     versions: tuple[int, ...]
-    state: LanguageState
+    state: LanguageState | None
     below: object
 
 
@@ -49,10 +49,15 @@ class SharedPass:
 
     Args:
         learner: the learner whose passes are shared.
+
+    Attributes:
+        taken: whether the step's own pass is over the coming batch itself. If not, the pass ahead has neither graph nor logits,
+            and does not outlast the meta update.
     """
 
     def __init__(self, learner: LanguageLearner) -> None:
         self._learner = learner
+        self.taken = True
         self._coming: TokenBatch | None = None
         self._ahead: _Ahead | None = None
         self._is_cacheable: dict[int, bool] = {}  # by the number of blocks below S
@@ -72,6 +77,8 @@ class SharedPass:
             yield
         finally:
             self._coming = None
+            if not self.taken:
+                self._ahead = None
 
     def prepared(self, inputs: TokenBatch, names: Iterable[str]) -> TokenBatch:
         """Return the same rows with a cache of the blocks below S, filled if the pass over the coming batch contains them.
@@ -105,8 +112,13 @@ class SharedPass:
             return None
         if self._ahead is None:
             whole = FrozenBlocksCache(cache.blocks)
-            with phase("learner forward"), torch.enable_grad():
-                state = self._learner.own_pass(PreparedBatch(**vars(self._coming), cache=whole))
+            coming = PreparedBatch(**vars(self._coming), cache=whole)
+            state: LanguageState | None = None
+            with phase("learner forward"), torch.set_grad_enabled(self.taken):
+                if self.taken:
+                    state = self._learner.own_pass(coming)
+                else:
+                    self._learner.run_body(coming)
             self._ahead = _Ahead(self._coming, self._versions(), state, whole.output)
         if rows is None or not isinstance(self._ahead.below, Tensor):
             return None

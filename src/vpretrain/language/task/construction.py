@@ -52,7 +52,13 @@ class TaskParts:
 
 
 class OneHot(BaseConstruction):
-    """Ordinary next-token prediction: the base task."""
+    """Ordinary next-token prediction: the base task.
+
+    Attributes:
+        keeps_batches: whether `inputs` returns each batch itself.
+    """
+
+    keeps_batches = True
 
     @classmethod
     def of(cls, parts: TaskParts) -> OneHot:
@@ -208,6 +214,8 @@ class Selection(OneHot):
         true_values: gives a_t(w_t) of a batch, [N], from a pass of its own; None before there is a u.
     """
 
+    keeps_batches = False
+
     @classmethod
     def of(cls, parts: TaskParts) -> OneHot:
         return cls(parts.control.keep, parts.true_values)
@@ -236,6 +244,8 @@ class TokenWeights(OneHot):
     Args:
         true_values: as in `Selection`.
     """
+
+    keeps_batches = False
 
     @classmethod
     def of(cls, parts: TaskParts) -> OneHot:
