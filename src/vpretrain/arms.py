@@ -34,6 +34,11 @@ class Arm:
     value: Mapping[str, object] = field(default_factory=dict)
     follows: tuple[str, Callable[[Json], list[str]]] | None = None
 
+    @property
+    def trains_alone(self) -> bool:
+        """Whether it has a training of its own in place of Algorithm 1."""
+        return False
+
 
 AnyArm = TypeVar("AnyArm", bound=Arm)
 

@@ -102,10 +102,13 @@ def test_watching_changes_nothing(tmp_path, tokenizer, monkeypatch, dropout):
         assert torch.equal(theta, groups["learner"][name]), name
 
 
-def test_an_arm_without_a_task_is_refused(tmp_path, tokenizer, capsys):
+@pytest.mark.parametrize("command", ["probe", "profile"])
+@pytest.mark.parametrize("arm", ["sft", "grpo-feedback"])
+def test_an_arm_without_a_task_is_refused_before_anything_is_loaded(tmp_path, tokenizer, capsys, command, arm):
     save_recipe(tiny_recipe(tmp_path, tokenizer), tmp_path / "recipe.yaml")
-    assert main(["probe", str(tmp_path / "recipe.yaml"), "--steps", "4", "arm=sft"]) == 2
-    assert "arm=sft has a training of its own" in capsys.readouterr().err
+    words = ["--steps", "4", f"arm={arm}", "learner.name=./nowhere"]
+    assert main([command, str(tmp_path / "recipe.yaml"), *words]) == 2
+    assert f"arm={arm} has a train" in capsys.readouterr().err
 
 
 def test_the_command_writes_figures_and_a_picture(tmp_path, tokenizer, capsys):

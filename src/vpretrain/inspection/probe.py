@@ -180,9 +180,9 @@ def probe(recipe: Recipe, steps: int) -> Json:
     Raises:
         UserError: the recipe cannot work.
     """
-    parts = begin(recipe)
-    if parts.train is not None:
+    if recipe.arms[recipe.arm].trains_alone:
         raise UserError(f"arm={recipe.arm} has a training of its own, without a task to probe: use arm=v")
+    parts = begin(recipe)
     if parts.warm_up is not None:
         parts.warm_up()
     total_steps = recipe.budget.steps or steps

@@ -38,12 +38,12 @@ def profile(recipe: Recipe, steps: int) -> Json:
     Raises:
         UserError: the recipe cannot work.
     """
+    if recipe.arms[recipe.arm].trains_alone:
+        raise UserError(f"profile times the steps of Algorithm 1, and arm={recipe.arm} has a trainer of its own")
     recipe = recipe.model_copy(update={"designer": recipe.designer.model_copy(update={"burn_in_steps": 0})})
     period = recipe.value.every_steps
     steps = -(-steps // period) * period
     parts = begin(recipe)
-    if parts.train is not None:
-        raise UserError(f"profile times the steps of Algorithm 1, and arm={recipe.arm} has a trainer of its own")
     if parts.warm_up is not None:
         parts.warm_up()
     total_steps = recipe.budget.steps or steps

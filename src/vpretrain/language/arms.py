@@ -33,6 +33,11 @@ class Arm(arms.Arm):
     direct_on: Literal["stream", "feedback"] = "stream"
     options: Mapping[str, object] | None = None
 
+    @property
+    def trains_alone(self) -> bool:
+        """Whether TRL trains it."""
+        return self.direct is not None
+
 
 _EXACT: Keywords = {"steered": True, "exact": True, "tangent": True, "candidates": True}
 _EXACT_TASK: Keywords = {"construction": "ExactTask", **_EXACT}
