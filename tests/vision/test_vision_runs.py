@@ -542,6 +542,15 @@ def test_the_command_line_takes_vision_recipes(tmp_path, capsys):
     assert engines["finite_difference"]["relative_error"] <= 1e-2
 
 
+def test_a_batch_without_a_valid_depth_is_described_all_the_same():
+    from vpretrain.vision.inspection.inspect import _range
+
+    depth_BHW = torch.zeros(1, 2, 2)
+    assert _range(depth_BHW) == "no pixel of this batch is valid"
+    depth_BHW[0, 0] = torch.tensor([1.0, 2.5])
+    assert _range(depth_BHW) == "50.0% valid, 1.00 to 2.50 m"
+
+
 def test_doctor_examines_a_vision_recipe_with_its_own_heads(tmp_path, capsys):
     from vpretrain.cli.parser import main
 

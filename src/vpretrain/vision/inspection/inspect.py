@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from torch import Tensor
 
 from vpretrain.modality import modality_of
 from vpretrain.vision.config import Recipe
@@ -27,9 +28,7 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
         shares = [f"{kind} {float((label == kind).float().mean()):.1%}" for kind in label.unique().tolist()]
         console.print(f"feedback, segmentation: share of pixels by class: {', '.join(shares)} ({IGNORED}: ignored)")
     if "depth" in feedback.heads:
-        valid = depth[valid_depth(depth)]
-        fraction, low, high = valid.numel() / depth.numel(), float(valid.min()), float(valid.max())
-        console.print(f"feedback, depth: {fraction:.1%} valid, {low:.2f} to {high:.2f} m")
+        console.print(f"feedback, depth: {_range(depth)}")
     if parts.meta is not None:
         with parts.learner.meta_mode():
             g_down = parts.meta.feedback_gradients()
@@ -41,3 +40,11 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
     recipe.directory.mkdir(parents=True, exist_ok=True)
     sheet = draw_sheet(parts.construction, batch, recipe.directory / "inspect.png")  # type: ignore[arg-type]
     console.print(f"crops, masks (white: kept sharp) and views: {sheet}")
+
+
+def _range(depth_BHW: Tensor) -> str:
+    """The fraction and the range of the valid depths, of which a batch may have none."""
+    valid = depth_BHW[valid_depth(depth_BHW)]
+    if not valid.numel():
+        return "no pixel of this batch is valid"
+    return f"{valid.numel() / depth_BHW.numel():.1%} valid, {float(valid.min()):.2f} to {float(valid.max()):.2f} m"
