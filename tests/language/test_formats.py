@@ -129,8 +129,10 @@ def test_a_column_that_no_template_can_name_is_refused_and_other_braces_are_text
     path.write_text("Problem (en),final answer,\n2+2?,4,\n")
     with pytest.raises(UserError, match=r"\{Problem \(en\)\} in .* would stay as it is: .*; rename it"):
         open_source(SourceConfig(path=str(path), prompt="{Problem (en)}", response="{final answer}"))
-    boxed = SourceConfig(path=str(path), prompt="Put it in \\boxed{}:", response="\\boxed{{final answer}}")
-    assert [(one.prompt, one.response) for one in open_source(boxed)] == [("Put it in \\boxed{}:", "\\boxed{4}")]
+    boxed = SourceConfig(path=str(path), prompt="Put it in \\boxed{your answer}:", response="\\boxed{{final answer}}")
+    assert [(one.prompt, one.response) for one in open_source(boxed)] == [
+        ("Put it in \\boxed{your answer}:", "\\boxed{4}")
+    ]
 
 
 DOCUMENT = {"version": 2, "data": [{"a": 1}, {"a": "x"}], "more": [{"a": 3}], "none": 1}
@@ -191,3 +193,14 @@ def test_a_cursor_goes_on_in_every_format(tmp_path, monkeypatch, kind, ending):
     again = open_source(config)
     again.load_state_dict(json.loads(json.dumps(source.state_dict())))
     assert [example.response for example in again] == rows[7:]
+
+
+@pytest.mark.parametrize("glob", ["", "rows*"])
+def test_a_file_beside_its_compressed_copy_is_refused(tmp_path, glob):
+    for name in ("rows.jsonl", "others.jsonl.gz"):
+        (tmp_path / name).write_bytes(COMPRESSED[".gz" if name.endswith(".gz") else ""](b'{"a": 1}\n'))
+    assert len(fields(tmp_path, "a")) == 2
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n'))
+    with pytest.raises(UserError, match=r"holds rows\.jsonl and rows\.jsonl\.gz, so that rows would be read twice"):
+        fields(tmp_path / glob, "a")
+    assert fields(tmp_path / "rows.jsonl.gz", "a") == [["1"]]

@@ -20,7 +20,7 @@ FIRST = 100  # rows in which a field must be found once
 ASSISTANT = "assistant"
 _KEY_DIGITS = 16  # hexadecimal
 COLUMN = r"[\w-]+(?: +[\w-]+)*"  # a name that templates can have
-_FIELD = re.compile(rf"\{{({COLUMN})(?:\.(\d+))?\}}")
+_FIELD = re.compile(rf"(?<!\\boxed)\{{({COLUMN})(?:\.(\d+))?\}}")  # \boxed{answer} is text
 _ABSENT = object()
 Scorer = Callable[[str], float]
 """Gives 1 for a right answer to a problem, and less for a wrong one."""

@@ -31,6 +31,7 @@ def data_files(config: SourceConfig) -> tuple[list[str], str]:
         files = sorted(glob.glob(str(path)))
     if not files:
         raise UserError(f"no data at {config.path}: give a file of {_FILES}, a glob, or a folder of them")
+    _refuse_copies(config.path, files)
     formats = {_format(file) for file in files}
     kinds = {_KINDS.get(name) for name in formats}
     kind = kinds.pop()
@@ -39,6 +40,18 @@ def data_files(config: SourceConfig) -> tuple[list[str], str]:
     if config.field is not None and formats != {"json"}:
         raise UserError(f"{config.path}: field={config.field} is for .json files: leave it out")
     return files, kind
+
+
+def _refuse_copies(path: str, files: Sequence[str]) -> None:
+    """Raise UserError for a file that is there with and without compression: each of its rows would be read twice."""
+    whole: dict[str, str] = {}  # name without compression -> file
+    for file in files:
+        found = FORMAT.search(file)
+        name = file.removesuffix(f".{found[2]}") if found and found[2] else file
+        other = whole.setdefault(name, file)
+        if other != file:
+            both = " and ".join(map(file_name, (other, file)))
+            raise UserError(f"{path} holds {both}, so that rows would be read twice: remove one, or name a single file")
 
 
 def count_in_files(files: Sequence[str], kind: str) -> int | None:
