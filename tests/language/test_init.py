@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import character_tokenizer
-from language.test_chat import MARKED, one
+from language.test_chat import MARKED, STRICT, one
 from worlds import save_learner, sums, write_jsonl
 
 from vpretrain.cli.parser import main
@@ -140,6 +140,18 @@ def test_chats_become_a_recipe_that_check_passes(files, capsys):
     recipe = load_recipe("mine.yaml")
     assert [section.sources[0].messages for section in (recipe.stream, recipe.feedback)] == ["messages"] * 2
     assert main(["check", "mine.yaml"]) == 0
+
+
+def test_a_chat_of_the_evaluation_that_the_template_refuses_is_named(files, capsys, tmp_path):
+    tokenizer = character_tokenizer()
+    tokenizer.chat_template = STRICT
+    save_learner(tmp_path / "strict", tokenizer)
+    refused_one = {"messages": [{"role": "system", "content": "be short"}, *one("4+4?", "8")["messages"]]}
+    chats = {role: [one(pair["question"], pair["answer"]) for pair in sums(20, seed)] for seed, role in enumerate("ab")}
+    files(**chats, c=[one("1+1?", "2"), refused_one])
+    assert init(stream="a", feedback="b", evaluation="c", learner="strict") == 2
+    told = refused(capsys)
+    assert "problem 2 of the evaluation ('4+4?'): chat refused by the learner's template: the user begins" in told
 
 
 def test_prompts_and_completions_become_a_recipe_that_check_passes(files):

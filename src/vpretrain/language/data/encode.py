@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from vpretrain.errors import UserError
 from vpretrain.language.data.chat import ChatRefused, chat_tokens, prompt_tokens
 from vpretrain.language.data.example import Example
 from vpretrain.language.model.batch import TokenBatch
@@ -21,6 +22,7 @@ from vpretrain.language.model.batch import TokenBatch
 PROMPT_FILLS = "prompt fills the length"  # why a pair is left out
 # Samples that show what a tokenizer adds to a text. No tokenizer makes one token of a line break and the letter after it.
 _LINE, _WORD = "\n", "a"
+_BEGINNING = 60  # characters of a problem by which it is found in its file
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,20 @@ def fitted(example: Example, tokenizer: PreTrainedTokenizerBase, length: int) ->
     except ChatRefused as refusal:
         return refusal.reason
     return document if document.targets > 0 else PROMPT_FILLS
+
+
+def encoded_problems(
+    problems: Sequence[Example], tokenizer: PreTrainedTokenizerBase, length: int | None = None
+) -> list[Document]:
+    """Encode the problems of an evaluation, which leaves none out. Raises UserError that names one that is refused."""
+    documents = []
+    for number, problem in enumerate(problems, start=1):
+        try:
+            documents.append(encode(problem, tokenizer, length))
+        except ChatRefused as refusal:
+            beginning = " ".join(problem.problem.split())[:_BEGINNING]
+            raise UserError(f"problem {number} of the evaluation ({beginning!r}): {refusal}") from None
+    return documents
 
 
 def prompted(example: Example, tokenizer: PreTrainedTokenizerBase, length: int) -> Document | str:

@@ -18,7 +18,7 @@ from vpretrain.compare.statistics import interval
 from vpretrain.console import steady
 from vpretrain.errors import UserError
 from vpretrain.language.config import EvaluationConfig
-from vpretrain.language.data.encode import collate, encode
+from vpretrain.language.data.encode import collate, encode, encoded_problems
 from vpretrain.language.data.example import Example
 from vpretrain.language.evaluation.calibration import SCALES, tempered
 from vpretrain.language.evaluation.solve import math_verify, needs_mathematics, pass_at_k, solve, solves
@@ -51,7 +51,8 @@ class Evaluation:
     ) -> None:
         self.config, self.problems, self.retention, self.tokenizer = config, problems, retention, tokenizer
         self.left_out = left_out or {}
-        without = sum(encode(example, tokenizer, config.length).targets <= 0 for example in problems)
+        encoded = encoded_problems(problems, tokenizer, config.length)
+        without = sum(document.targets <= 0 for document in encoded)
         if without:
             raise UserError(
                 f"{without} of {len(problems)} problems of the evaluation have no solution token within "

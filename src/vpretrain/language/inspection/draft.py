@@ -14,7 +14,7 @@ from vpretrain.bounds import LONGEST
 from vpretrain.errors import UnknownColumns, Unreadable, UserError
 from vpretrain.inspection.reading import SECONDS
 from vpretrain.language.config import DesignerConfig, SourceConfig, StreamConfig
-from vpretrain.language.data.encode import Document, collate, encode, fitted
+from vpretrain.language.data.encode import Document, collate, encode, encoded_problems, fitted
 from vpretrain.language.data.example import ASSISTANT, Example, fields_of, is_chat
 from vpretrain.language.data.feedback import pairs
 from vpretrain.language.data.files import data_files
@@ -91,10 +91,7 @@ def draft(
     problems = [frozenset(example.key for example in own) for own in examples.values()]
     whole = _divided(sources, {"stream": _of_stream(sources["stream"], problems), **examples})
     most = getattr(config, "max_position_embeddings", None) or LONGEST
-    roles = {
-        role: _Role(source, own, _documents(own[:_PROBLEMS] if role == "evaluation" else own, tokenizer))
-        for role, (source, own) in whole.items()
-    }
+    roles = {role: _Role(source, own, _documents(role, own, tokenizer)) for role, (source, own) in whole.items()}
     shown = [text for role, one in roles.items() for text in _shown(role, one, tokenizer)]
     return Draft(_recipe(name, learner, roles, most, tokens_of(tokenizer)), shown)
 
@@ -222,8 +219,10 @@ def _divided(
     return whole
 
 
-def _documents(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Document]:
-    """Encode the first examples whole, of raw text the beginning."""
+def _documents(role: str, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Document]:
+    """Encode the first examples whole, of raw text the beginning. Raises UserError for a problem that is refused."""
+    if role == "evaluation":
+        return encoded_problems(examples[:_PROBLEMS], tokenizer)
     some = [one if one.prompt else replace(one, response=one.response[:_BEGINNING]) for one in examples[:_MEASURED]]
     found = [fitted(one, tokenizer, LONGEST) for one in some]
     documents = [document for document in found if isinstance(document, Document)]
