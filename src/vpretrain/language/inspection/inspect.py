@@ -33,7 +33,7 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
         targets = int((batch.weights_BT[row] > 0).sum())
         console.print(Text(f"\nrow {number}, domain {batch.domains[row]}, {targets} targets"))
         console.print(marked(batch, row, tokenizer))
-    seen_by = "evaluator and stream" if recipe.arm == "mixed-in" else "evaluator only"
+    seen_by = "evaluator and stream" if recipe.arms[recipe.arm].mixed_in else "evaluator only"
     for domain, batch in parts.feedback.next().items():
         kind = "attempts" if isinstance(batch, AttemptBatch) else "pairs"
         console.print(Text(f"\nFeedback {kind}, domain {domain} ({seen_by})"))
