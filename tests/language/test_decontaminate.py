@@ -263,6 +263,7 @@ def test_wrong_input_gets_one_line(tmp_path, monkeypatch, capsys, stream, agains
     [
         ("rows.jsonl", "rows.jsonl", (None, None, None)),
         ("rows.jsonl:body", "rows.jsonl", ("{body}", None, None)),
+        ("rows.jsonl:final answer", "rows.jsonl", ("{final answer}", None, None)),
         ("hf://datasets/a/b/test-*.parquet", "hf://datasets/a/b/test-*.parquet", (None, None, None)),
         ("http://host:80/rows.jsonl", "http://host:80/rows.jsonl", (None, None, None)),
         ("hf://datasets/a/b.parquet:question,answer", "hf://datasets/a/b.parquet", (None, "{question}", "{answer}")),

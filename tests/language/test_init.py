@@ -201,6 +201,16 @@ def test_columns_that_are_not_known_are_named(files):
     assert main(["check", "mine.yaml"]) == 0
 
 
+def test_a_column_with_spaces_is_named_like_any_other(files):
+    text = [{"text": f"the sum of {n} numbers, again and again"} for n in range(30)]
+    files(stream=text, feedback=renamed(sums(60, 1), "the problem", "final answer"))
+    named = ["--prompt", "the problem", "--response", "final answer"]
+    assert init(*named, stream="stream", feedback="feedback") == 0
+    (source,) = load_recipe("mine.yaml").feedback.sources
+    assert (source.prompt, source.response) == ("{the problem}\n", "{final answer}")
+    assert main(["check", "mine.yaml"]) == 0
+
+
 def test_columns_that_are_named_come_before_guesses(files):
     rows = [row | {"short": row["answer"].split("####")[1]} for row in sums(60, 1)]
     files(stream=[{"text": f"the sum of {n} numbers, again and again"} for n in range(30)], feedback=rows)
