@@ -48,10 +48,12 @@ def test_a_folder_of_images_makes_a_vision_recipe_that_check_passes(photos, tmp_
     assert main(["check", "mine.yaml"]) == 0
 
 
-def test_a_text_file_among_the_images_makes_no_language_recipe(photos, tmp_path):
+@pytest.mark.parametrize("labelled", ["ade", "scenes:6"])
+def test_a_text_file_among_the_images_makes_no_language_recipe(photos, tmp_path, labelled):
     (tmp_path / "photos/README.txt").write_text("Where these were taken.")
     save_ade20k(tmp_path / "ade", 10)
-    assert main([*photos, "--feedback", "ade"]) == 0
+    (tmp_path / "ade/objectInfo150.txt").write_text("which SceneParse150 comes with")
+    assert main([*photos, "--feedback", labelled]) == 0
     assert load_recipe("mine.yaml").modality == "vision"
 
 

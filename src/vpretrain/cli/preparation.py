@@ -114,10 +114,20 @@ def _templates(options: Options) -> list[dict[str, str]]:
 
 
 def _modality(answers: Keywords) -> Modality:
-    """Return the modality of the data. A folder of images may hold a text file as well: then the feedback decides."""
-    readers = (one for one in MODALITIES.values() if one.reads(answers["stream"]))
-    first = next(readers, MODALITIES["language"])
-    return first if first.reads(answers["feedback"]) else next(readers, first)
+    """Return the modality of the data.
+
+    A folder may hold images and a text file, such as a README: then the feedback decides or, if it is such a folder too, the
+    images do.
+    """
+    stream, feedback = answers["stream"], answers["feedback"]
+    first = next((one for one in MODALITIES.values() if one.reads(stream)), MODALITIES["language"])
+    if not Path(stream).expanduser().is_dir() or (Path(feedback).expanduser().is_file() and first.reads(feedback)):
+        return first
+    with contextlib.suppress(ImportError):  # the packages of the other modality may not be installed
+        readers = [one for one in MODALITIES.values() if one.reads(stream)]
+        both = [one for one in readers if one.reads(feedback)]
+        return (both or readers or [first])[-1]
+    return first
 
 
 def _drafted(modality: Modality, name: str, answers: Keywords, templates: list[dict[str, str]]) -> Draft:
