@@ -16,7 +16,7 @@ from rich.table import Table
 from vpretrain.bounds import check_location
 from vpretrain.console import progress
 from vpretrain.errors import Unreadable, UserError
-from vpretrain.files import write_json
+from vpretrain.files import read_json, write_json
 from vpretrain.language.config import Recipe, SourceConfig, StreamConfig
 from vpretrain.language.data.example import COLUMN, Example, templates
 from vpretrain.language.data.overlap import OverlapIndex
@@ -142,8 +142,7 @@ def decontaminate(
         }
         write_json(aside / "report.json", report)
         # Only now: on a full disk the earlier result stays as it was.
-        is_result = (output / "report.json").exists()  # else they are not ours
-        for old in [*_streams(output), output / "recipe.yaml"] if is_result else []:
+        for old in _earlier(output):
             old.unlink(missing_ok=True)
         (output / SKIPPED).unlink(missing_ok=True)
         for file in (*written, "report.json"):
@@ -154,6 +153,16 @@ def decontaminate(
 def _streams(output: Path) -> list[Path]:
     """Files with the names of cleaned sources; others that begin so may be anybody's."""
     return [file for file in output.glob("stream-*.jsonl") if _CLEANED.fullmatch(file.name)]
+
+
+def _earlier(output: Path) -> list[Path]:
+    """Cleaned sources and recipe of an earlier result, as its report counts them; other files of these names are not ours."""
+    try:
+        report = read_json(output / "report.json")
+        names = [f"stream-{number}.jsonl" for number in range(len(report["sources"]))]
+        return [output / name for name in [*names, *(["recipe.yaml"] if report["recipe"] else [])]]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # there is none, or it is another report
+        return []
 
 
 def decontaminate_table(report: Json) -> Table:
