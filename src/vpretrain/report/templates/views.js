@@ -5,7 +5,7 @@
   const signed = (number) => (number === null ? "–" : (number < 0 ? "−" : "+") + String(Math.abs(Number(number.toPrecision(3)))));
   const slider = find("point");
 
-  const figures = data.points[0].pictures.map(() => {
+  const figures = data.points[0].images.map(() => {
     const figure = document.createElement("figure");
     const images = document.createElement("div");
     images.append(...["crop", "mask", "view"].map(() => document.createElement("img")));
@@ -23,7 +23,7 @@
       (point.alignment === null ? "" : `; value of the last meta update (${data.align}): ${signed(point.alignment)}`);
     find("count").textContent = text;
     slider.setAttribute("aria-valuetext", text);
-    point.pictures.forEach((picture, index) => {
+    point.images.forEach((picture, index) => {
       const kept = `${(100 * picture.kept).toFixed(1)} %`;
       const name = `picture ${index + 1}`;
       const alts = [`${name}: crop`, `${name}: mask ${when}, ${kept} kept sharp`, `${name}: view ${when}`];
