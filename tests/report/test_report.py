@@ -396,6 +396,21 @@ def test_the_verdict_on_a_disturbed_comparison_begins_with_its_unequal_times(tmp
 
 
 @pytest.mark.parametrize(
+    ("seeds", "of_v", "of_one_hot", "told"),
+    [((0, 1), (96.0, 104.0), (100.0, 100.0), "96 to 104 and 100"), ((0,), (1.14,), (1.02,), "1.14 and 1.02")],
+)
+def test_unequal_times_look_unequal(tmp_path, seeds, of_v, of_one_hot, told):
+    results = write_comparison(tmp_path / "study", seeds=seeds)
+    for name, seconds in (("v", of_v), ("one-hot", of_one_hot)):
+        arm = results["arms"][name]
+        arm["seconds"] = sum(seconds) / len(seconds)
+        for run, of_run in zip(arm.get("runs", []), seconds, strict=False):
+            run["seconds"] = of_run
+    write_json(tmp_path / "study/results.json", results)
+    assert verdict(collect(tmp_path / "study")).startswith(f"After unequal training times ({told} s), v is")
+
+
+@pytest.mark.parametrize(
     ("steps", "equal", "remedy"),
     [((40, 40), "equal steps", None), ((40, 30), "unequal training times (129 and 120 s)", "leave it out")],
 )

@@ -241,6 +241,11 @@ def test_a_comparison_and_the_member_at_work(tmp_path, recipe):
     assert f"{group}: interrupted" in shown(group)
     (group / "results.json").write_text("{}")
     assert f"{group}: finished" in shown(group)
+    later = (group / "results.json").stat().st_mtime_ns + 10**9
+    os.utime(group / "v/recipe.yaml", ns=(later, later))  # as v, which was added with --resume, has written it
+    assert f"{group}: interrupted" in shown(group)
+    (group / "v/result.json").write_text(json.dumps({"retention_nll": 2.25, "steps": 20}))
+    assert f"{group}: finished" in shown(group)
 
 
 def test_a_real_run_ends_the_view_and_so_does_ctrl_c(tmp_path, tokenizer, capsys, monkeypatch):

@@ -9,6 +9,7 @@ from vpretrain.compare.results import START
 from vpretrain.compare.tables import by_minutes, interval, remarks, unequal
 from vpretrain.modality import modality_of
 from vpretrain.report.collect import Study
+from vpretrain.types import Json
 
 
 def verdict(study: Study) -> str:
@@ -114,8 +115,15 @@ def _equal(study: Study, a: str, b: str) -> str:
     if not by_minutes(arms, study.recipe):
         return "equal steps"
     if unequal(arms, study.recipe):
-        return f"unequal training times ({arms[a]['seconds']:,.0f} and {arms[b]['seconds']:,.0f} s)"
+        return f"unequal training times ({_seconds(arms[a])} and {_seconds(arms[b])} s)"
     return "equal training time"
+
+
+def _seconds(arm: Json) -> str:
+    """Return the training seconds of an arm as text, with digits enough to tell times that differ by a few per cent."""
+    seconds = [run["seconds"] for run in arm.get("runs", [arm])]
+    least, most = (f"{of:,.0f}" if of >= 100 else f"{of:.3g}" for of in (min(seconds), max(seconds)))
+    return least if least == most else f"{least} to {most}"
 
 
 def _made(study: Study, arm: str) -> str:

@@ -70,7 +70,7 @@ class RunView:
         self.result: Json | None = None
         self.process: int | None = None
         self.score: Json = {}
-        self._recipe_of = 0
+        self.begun_at = 0  # when its process began or went on, and wrote its recipe: nanoseconds since 1970
         self._log, self._scores = Tail(directory / "metrics.jsonl"), Tail(directory / "scores.jsonl")
         self._begin_anew()
 
@@ -85,8 +85,8 @@ class RunView:
         self.result = read_object(self.directory / "result.json")
         recipe = self.directory / "recipe.yaml"
         with contextlib.suppress(OSError):
-            if (changed := recipe.stat().st_mtime_ns) != self._recipe_of:  # a resumed run may have another budget
-                self.recipe, self._recipe_of = load_recipe(recipe), changed
+            if (changed := recipe.stat().st_mtime_ns) != self.begun_at:  # a resumed run may have another budget
+                self.recipe, self.begun_at = load_recipe(recipe), changed
         if self.recipe is None:
             return
         anew, lines = self._log.read()
@@ -237,8 +237,18 @@ class GroupView:
 
     @property
     def finished(self) -> bool:
-        """Whether the group has its summary."""
-        return self.process is None and any((self.directory / name).exists() for name in SUMMARIES)
+        """Whether the group has its summary, and no run has begun since that has no result."""
+        written = self._summary_written
+        if self.process is not None or written is None:
+            return False
+        return not any(member.result is None and member.begun_at > written for member in self.members.values())
+
+    @property
+    def _summary_written(self) -> int | None:
+        for name in SUMMARIES:
+            with contextlib.suppress(OSError):
+                return (self.directory / name).stat().st_mtime_ns
+        return None
 
     @property
     def state(self) -> str:
