@@ -166,6 +166,18 @@ def test_a_recipe_of_the_users_own_is_not_replaced(tmp_path, tokenizer):
     assert own.read_text() == saved
 
 
+def test_an_overwritten_run_keeps_no_probe_or_profile_of_the_one_before(tmp_path, tokenizer):
+    recipe = tiny_recipe(tmp_path, tokenizer)
+    recipe.directory.mkdir(parents=True)
+    files = [recipe.directory / name for name in ("probe.json", "probe.png", "profile.json", "profile.png")]
+    for file in files:
+        file.touch()
+    prepare_directory(recipe, resume=False, overwrite=False)
+    assert all(file.exists() for file in files)
+    prepare_directory(recipe, resume=False, overwrite=True)
+    assert not any(file.exists() for file in files)
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_the_older_one(tmp_path, monkeypatch):
     save_checkpoint(tmp_path, 1, {"a": {"x": torch.ones(2)}}, {"n": 1}, keep=1)
 

@@ -20,6 +20,8 @@ from vpretrain.run.tracking import KEPT, TENSORBOARD, require
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # torch's messages, on GPU and CPU
 _MAY_CHANGE = {"budget", "checkpoint", "output", "name", "threads", "tracking"}  # what a resumed run may change
+# What probe and profile write there. They may come before a run, which then keeps them unless it takes the place of another.
+_LOOKED_AT = ("probe.json", "probe.png", "profile.json", "profile.png")
 
 
 def prepare_directory(recipe: Recipe, *, resume: bool, overwrite: bool, accept_changes: bool = False) -> None:
@@ -44,7 +46,8 @@ def prepare_directory(recipe: Recipe, *, resume: bool, overwrite: bool, accept_c
         if not resume:  # also files of a run that ended before its first checkpoint
             for name in ("checkpoints", "model", "replay", TENSORBOARD):
                 remove(directory / name)
-            for name in (*LOGS, SKIPPED, "result.json", "provenance.json", "recipe.yaml", KEPT):
+            looked_at = _LOOKED_AT if overwrite else ()
+            for name in (*LOGS, SKIPPED, "result.json", "provenance.json", "recipe.yaml", KEPT, *looked_at):
                 (directory / name).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {directory}: {error.strerror}; change `output`") from None
