@@ -90,7 +90,7 @@ class Attached:
 
     def load(self, directory: str | Path) -> None:
         """Continue from the files of `save`, bit for bit. Raises UserError."""
-        if not checkpoints(Path(directory)):
+        if not distributed.broadcast(checkpoints(Path(directory))):
             raise UserError(f"{directory} holds no designer: it is not of a run with V-pretraining, or has lost it")
         groups, state = load_newest(Path(directory))
         with fitting():

@@ -177,7 +177,7 @@ def load_newest(root: Path) -> tuple[Tensors, Json]:
 def load_designer(designer: nn.Module, run: str) -> None:
     """Load a designer's parameters from another run's newest checkpoint. Raises UserError if it has none, or another shape."""
     root = Path(run) / "checkpoints"
-    groups = load_newest(root)[0] if checkpoints(root) else {}
+    groups = load_newest(root)[0] if distributed.broadcast(checkpoints(root)) else {}
     if "designer" not in groups:
         raise UserError(
             f"designer.warm_start={run} holds no checkpoint with a designer: name the run of an arm with a designer"
