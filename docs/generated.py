@@ -31,7 +31,8 @@ _COMMANDS = """# Commands
 Made from the parser of the command line; `vpretrain COMMAND --help` prints the same. `vpretrain --version` prints the version.
 `--quiet` and `--verbose` ([logs](watching.md#logs)) stand before or after the command; `--trust-remote-code`, which lets a
 learner run Python code that comes with it, stands before the command only. Exit codes are 0, 1 after a failed check
-(`doctor`, `replay`), 2 for wrong input, 75 after a pause (`run --until`), and 128 + n after signal n. The settings for
+(`doctor`, `replay`), 2 for wrong input, 74 where a disk or a connection fails under a run, 75 after a pause (`run --until`),
+and 128 + n after signal n. The settings for
 `field=value` have [their own pages](settings.md), as have the arms of [language](language.md#arms) and
 [vision](vision.md#arms).
 """

@@ -19,8 +19,16 @@ class UserError(ValueError):
         ...     print(error)
     """
 
+    exit_code = 2
+
     def __init__(self, message: str) -> None:
         super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
+
+
+class MachineError(UserError):
+    """Under a run the machine fails, and not its input: a full disk, a lost connection. Exit code 74."""
+
+    exit_code = 74
 
 
 class NonFinite(UserError):

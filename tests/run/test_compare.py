@@ -18,10 +18,10 @@ from vpretrain.compare.compare import compare
 from vpretrain.compare.entry import parse_entry, split_entries
 from vpretrain.compare.plots import draw_curves
 from vpretrain.compare.results import _differences, over_seeds, read_off
-from vpretrain.compare.runs import prepare_group
+from vpretrain.compare.runs import prepare_group, run_member
 from vpretrain.compare.statistics import paired_difference
 from vpretrain.compare.tables import remarks, table
-from vpretrain.errors import Paused
+from vpretrain.errors import MachineError, Paused
 from vpretrain.files import read_lines
 from vpretrain.language.arms import ARMS
 from vpretrain.modality import MODALITIES
@@ -195,6 +195,13 @@ def test_a_directory_may_be_named_by_a_number(tmp_path, tokenizer, monkeypatch):
     monkeypatch.chdir(tmp_path)
     compare(tiny_recipe(tmp_path, tokenizer, output=".", name="2026", budget={"steps": 1}), ["one-hot"])
     assert (tmp_path / "2026/one-hot/result.json").exists()
+
+
+@pytest.mark.parametrize(("code", "error"), [(2, UserError), (74, MachineError)])
+def test_a_member_fails_as_its_process_does(tmp_path, code, error):
+    with pytest.raises(UserError, match=rf"v failed \(exit code {code}\)") as caught:
+        run_member(tmp_path, "v", [], resume=False, start=lambda command: SimpleNamespace(wait=lambda: code))
+    assert type(caught.value) is error
 
 
 def test_an_overwrite_that_is_stopped_leaves_the_recipe_by_which_a_resume_is_checked(tmp_path, tokenizer, monkeypatch):

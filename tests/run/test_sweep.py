@@ -17,7 +17,7 @@ from worlds import tiny_recipe, vision_recipe
 from vpretrain.cli.parser import main
 from vpretrain.compare import sweep as module
 from vpretrain.compare.sweep import draw_sweep, load_space, sweep, sweep_table
-from vpretrain.errors import Interrupted, UserError
+from vpretrain.errors import Interrupted, MachineError, UserError
 from vpretrain.recipe import load_recipe, save_recipe
 
 SPACES = sorted((Path(__file__).parents[2] / "recipes" / "sweeps").glob("*.yaml"))
@@ -167,6 +167,21 @@ def test_the_time_left_is_that_of_the_trials_that_were_run_since_the_start(tmp_p
     sweep(recipe, lr, trials=5, resume=True)
     assert told[:3] == [f"trial {number}: finished already" for number in range(3)]
     assert [text.rpartition("; ")[2] for text in told[3:]] == ["3:00 left", "0:00 left"]  # three rungs of a minute
+
+
+def test_a_disk_that_is_full_fails_no_trial(tmp_path, tokenizer, pretend, monkeypatch):
+    lr = load_space(space(tmp_path, optimizer__lr={"low": 0.01, "high": 1.0}))
+    recipe = tiny_recipe(tmp_path, tokenizer)
+
+    def full(*arguments, **keywords):
+        raise MachineError("trial-0 failed (exit code 74)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "run_member", full)
+        with pytest.raises(MachineError):
+            sweep(recipe, lr, trials=1)
+    (trial,) = sweep(recipe, lr, trials=1, resume=True)["trials"]
+    assert trial["state"] == "complete"
 
 
 def test_settings_in_the_table_of_trials_are_no_markup():

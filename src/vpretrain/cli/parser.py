@@ -25,7 +25,7 @@ _DISK = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit code: 0, 2 for wrong input, 1 for a failed check, 128 + n after signal n.
+    """Run a command; return its exit code: 0, 1 for a failed check, or that of the error.
 
     If the reader of the output has gone, as in `vpretrain inspect ... | head -1`, it ends quietly.
     """
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _failed(f"{error}; mend that (make room, if the disk is full), then run the command again")
     except UserError as error:
-        return _failed(error)
+        return _failed(error, error.exit_code)
     except (Interrupted, Paused) as stop:
         if int(os.environ.get("RANK", "0")):  # all processes stop together, and rank 0 prints
             return stop.exit_code

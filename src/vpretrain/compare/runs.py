@@ -16,7 +16,7 @@ from typing import Protocol
 from vpretrain import pretrained
 from vpretrain.config import Recipe
 from vpretrain.console import minutes, note, switches
-from vpretrain.errors import Interrupted, Paused, UserError
+from vpretrain.errors import Interrupted, MachineError, Paused, UserError
 from vpretrain.files import read_json
 from vpretrain.plain import quoted
 from vpretrain.recipe import load_recipe, refuse_changes, refuse_to_replace, save_recipe
@@ -158,7 +158,8 @@ def run_member(
     if number in (signal.SIGINT, signal.SIGTERM):
         raise Interrupted(number, "stopped; nothing is lost: go on with the same command and --resume")
     if code:
-        raise UserError(f"{name} failed (exit code {code}); mend it and go on with the same command and --resume")
+        failed = MachineError if code == MachineError.exit_code else UserError
+        raise failed(f"{name} failed (exit code {code}); mend it and go on with the same command and --resume")
     return True
 
 

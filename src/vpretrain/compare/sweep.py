@@ -21,7 +21,7 @@ from vpretrain.compare.runs import prepare_group, run_member
 from vpretrain.compare.study import write_study
 from vpretrain.config import Recipe, Strict
 from vpretrain.console import minutes, note
-from vpretrain.errors import UserError
+from vpretrain.errors import MachineError, UserError
 from vpretrain.files import read_json, read_lines, write_whole
 from vpretrain.modality import modality_of
 from vpretrain.plain import read_yaml
@@ -244,6 +244,8 @@ def _trial(
                 recipe.directory, directory.name, _settings(chosen), until=until, resume=True
             ):
                 break
+        except MachineError:  # no fault of these settings: with --resume the trial goes on
+            raise
         except UserError as error:  # its own message is printed above: out of memory, a NaN or infinite loss ...
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
             return f"{settings}: {error}"

@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vpretrain import distributed
 from vpretrain.console import warn
-from vpretrain.errors import UserError
+from vpretrain.errors import MachineError, UserError
 from vpretrain.files import follow_umask, read_json, remove, sync, write_whole
 from vpretrain.method.protocols import Learner
 from vpretrain.types import Json
@@ -67,7 +67,7 @@ def _try(final: Path, act: Callable[..., Any], *arguments: object) -> Any:
     try:
         return act(*arguments)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write the checkpoint {final}: {error}; free space or change `output`") from error
+        raise MachineError(f"cannot write the checkpoint {final}: {error}; free space or change `output`") from error
 
 
 def _begin(root: Path, aside: Path) -> None:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from vpretrain import distributed
 from vpretrain.config import Recipe
-from vpretrain.errors import FailedOnAnotherRank, UserError
+from vpretrain.errors import FailedOnAnotherRank, MachineError, UserError
 from vpretrain.files import remove
 from vpretrain.recipe import refuse_changes, refuse_to_replace
 from vpretrain.run.checkpoint import checkpoints
@@ -59,7 +59,7 @@ def failures_in_one_line(recipe: Recipe) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise UserError(
+        raise MachineError(
             f"cannot go on in {recipe.directory}: {error}; mend that (make room, if the disk is full), then --resume"
         ) from error
     except (MemoryError, RuntimeError) as error:
