@@ -56,8 +56,8 @@ NONSENSE = [
 
 # What takes as much time or memory as it says is checked at 64: it would take hours, and show its progress.
 COSTLY = {
-    "accumulation", "batch_size", "bottleneck", "cameras", "first_head_steps", "head_steps", "hidden", "local_size", "outputs",
-    "prefetch", "retention_tokens", "scenes", "size", "width",
+    "accumulation", "batch_size", "bottleneck", "cameras", "first_head_steps", "head_batch_size", "head_steps", "hidden",
+    "local_size", "outputs", "prefetch", "retention_tokens", "scenes", "size", "width",
 }  # fmt: skip
 
 
@@ -288,6 +288,7 @@ def test_what_used_to_end_in_a_traceback_or_never(modality, setting, value, reas
         ("vision", ["stream.batch_size=1048576"], "stream.batch_size x the pixels of an image's crops is"),
         ("vision", ["stream.accumulation=100000"], "stream.accumulation x (1 + prefetch) x batch_size x the pixels"),
         ("vision", ["feedback.size=16384", "feedback.batch_size=4096"], "feedback.batch_size x size^2 is"),
+        ("vision", ["feedback.size=16384", "feedback.head_batch_size=4096"], "feedback.head_batch_size x size^2 is"),
         ("vision", ["evaluation.size=16384", "evaluation.batch_size=4096"], "evaluation.batch_size x the pixels"),
         ("vision", ["stream.sources.0.scenes=1000000", "stream.sources.0.size=2048"],
          "scenes x cameras x size^2 is 4,194,304,000,000"),
