@@ -25,7 +25,14 @@ from vpretrain.vision.evaluation.retrieval import scene_map
 from vpretrain.vision.model.backbone import Backbone
 from vpretrain.vision.model.batch import IGNORED, Labelled
 from vpretrain.vision.model.dino import DinoLearner
-from vpretrain.vision.model.heads import dense_head, depth_loss, pixel_outputs, predicted_depth, segmentation_loss
+from vpretrain.vision.model.heads import (
+    dense_head,
+    depth_loss,
+    pixel_outputs,
+    predicted_depth,
+    refitted_bias,
+    segmentation_loss,
+)
 
 
 def test_scenes_follow_from_their_seed_and_hold_what_they_say():
@@ -342,6 +349,17 @@ def test_heads_and_their_losses(kind):
     assert float(depth_loss(head, grid, depth).detach()) == 0  # nothing is valid
     depth[1] = 3.0
     assert float(depth_loss(head, grid, depth).detach()) > 0
+
+
+def test_biases_are_refitted_on_every_other_pixel_of_images_of_64_pixels():
+    label = torch.zeros(2, 64, 64, dtype=torch.long)
+    label[:, :, 48:] = 1
+    images = Labelled(torch.zeros(2, 3, 64, 64), label, torch.zeros(2, 64, 64), torch.zeros(2, dtype=torch.long))
+    head = torch.nn.Conv2d(8, 2, 1)
+    for parameter in head.parameters():
+        torch.nn.init.zeros_(parameter)
+    bias = refitted_bias("segmentation", head, torch.rand(2, 8, 4, 4), images).bias
+    assert float(bias[0] - bias[1]) == pytest.approx(math.log(3), abs=0.01)  # of three pixels and one
 
 
 def test_predicted_depths_are_within_the_range_of_valid_ones_however_large_the_heads_output():

@@ -104,11 +104,18 @@ def refitted_bias(kind: LabelKind, head: nn.Module, grid_BDhw: Float[Tensor, "B 
     """
     height, width = images.label_BHW.shape[1:]
     stride = max(1, width // _BIAS_PIXELS)
+
+    def spread(x: Tensor) -> Tensor:
+        return x[..., ::stride, ::stride]
+
     images = replace(
-        images, label_BHW=images.label_BHW[:, ::stride, ::stride], depth_BHW=images.depth_BHW[:, ::stride, ::stride]
+        images,
+        image_B3HW=spread(images.image_B3HW),
+        label_BHW=spread(images.label_BHW),
+        depth_BHW=spread(images.depth_BHW),
     )
     with torch.no_grad():  # once, as interpolating changes no bias
-        output_BCHW = pixel_outputs(head, grid_BDhw, height, width)[..., ::stride, ::stride]
+        output_BCHW = spread(pixel_outputs(head, grid_BDhw, height, width)).contiguous()
     shift = Shift(output_BCHW.shape[1]).to(output_BCHW.device)
     optimizer = torch.optim.LBFGS([shift.bias], max_iter=_BIAS_STEPS, line_search_fn="strong_wolfe")
 
