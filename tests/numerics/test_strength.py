@@ -11,6 +11,7 @@ from worlds import tiny_recipe
 from vpretrain.files import read_lines
 from vpretrain.language.assemble import assemble
 from vpretrain.language.task.values import candidate_values
+from vpretrain.method.meta import in_turn
 from vpretrain.method.strength import Judgement, Strength, best_beta
 from vpretrain.method.value import gradient, inner, norm
 from vpretrain.run import run_recipe
@@ -200,6 +201,27 @@ def test_the_first_question_takes_eight_pairs_and_no_pass_over_the_stream(tmp_pa
         G = [gradient(lambda at, pair=pair: learner.evaluate(pair, at), theta) for pair in pairs]
     assert seen.agreement == pytest.approx(agreement(meta.direction, G), rel=1e-4, abs=1e-6)
     assert not seen.a
+
+
+@pytest.mark.parametrize(("batch", "asked"), [(2, (8, 4)), (6, (12, 6)), (10, (10, 8))])
+def test_the_first_question_takes_a_feedback_batch_whole_and_the_second_at_most_eight_pairs(
+    tmp_path, tokenizer, batch, asked
+):
+    parts = assemble(tiny_recipe(tmp_path, tokenizer, arm="v", feedback={"batch_size": batch}))
+    theta_S = parts.meta.theta_at()
+    with parts.learner.meta_mode():
+        lengths = [parts.meta._along(theta_S, theta_S, question=question)[0] for question in (0, 1)]
+    assert tuple(map(len, lengths)) == asked
+
+
+def test_pairs_in_turn_are_of_each_domain_whoever_begins():
+    pairs = [("math", 1), ("math", 2), ("math", 3), ("code", 4), ("law", 5), ("law", 6)]
+    domains = [[domain for domain, _ in in_turn(pairs, first=first)] for first in (0, 4)]
+    assert domains == [
+        ["math", "code", "law", "math", "law", "math"],
+        ["code", "law", "math", "law", "math", "math"],
+    ]
+    assert sorted(number for _, number in in_turn(pairs, first=2)) == [1, 2, 3, 4, 5, 6]
 
 
 def run_lines(recipe):

@@ -39,7 +39,8 @@ Metric = Callable[[Iterable[str]], Mapping[str, Tensor] | None]
 NOTHING_TOLD = (
     "the attempts at each problem agree, so that there is no gradient of the reward: set feedback.reward=solution"
 )
-PAIRS = (8, 4)  # least number of feedback pairs for each question of a judgement; a feedback batch is used whole
+PAIRS = (8, 4)  # least number of feedback pairs for each question of a judgement
+_MOST = 8  # pairs of the second one, unless there are more domains; the first uses a feedback batch whole
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -343,6 +344,9 @@ class MetaUpdate:
             if not (drawn := self.feedback.next()):
                 return []
             found += [(domain, pair) for domain, batch in drawn.items() for pair in batch.apart()]
+        if question == 1 and sum(counts_of_ranks) > (most := max(_MOST, len(self.feedback.weights))):
+            own = -(-most // distributed.size())
+            found = in_turn(found, first=own * distributed.rank())[:own]
         # A domain counts by its weight, however many of the pairs are its own.
         domains_of_ranks = distributed.all_gather([domain for domain, _ in found])
         counts = Counter(itertools.chain(*domains_of_ranks))
@@ -414,6 +418,17 @@ class MetaUpdate:
         if found is None:
             found = batches[0].with_targets().restrict(domain=None, more=(), **self.part)
         return found, weight / whole
+
+
+def in_turn(pairs: Sequence[tuple[str, AnyBatch]], *, first: int) -> list[tuple[str, AnyBatch]]:
+    """Return pairs, each with its domain, so that domain follows domain, beginning with the `first` of them."""
+    of_domains: dict[str, list[tuple[str, AnyBatch]]] = {}
+    for domain, pair in pairs:
+        of_domains.setdefault(domain, []).append((domain, pair))
+    names = list(of_domains)
+    begin = first % len(names)
+    turns = itertools.zip_longest(*(of_domains[name] for name in names[begin:] + names[:begin]))
+    return [one for turn in turns for one in turn if one is not None]
 
 
 def noise_like(g: Parameters, noise: torch.Generator) -> Parameters:
