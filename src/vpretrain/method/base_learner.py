@@ -63,6 +63,11 @@ class BaseLearner:
         """Return the inputs unchanged: nothing is precomputed for several evaluations."""
         return inputs
 
+    def prepare_in_own_precision(self, inputs: Inputs, parameters: Parameters) -> Inputs:
+        """Return what `prepare` does: unless it computes anything itself, the passes over its inputs decide on the
+        precision."""
+        return self.prepare(inputs, parameters)
+
     def directional_derivative(
         self, inputs: Inputs, parameters: Parameters, direction: Parameters, *, whole: bool
     ) -> Callable[[Task], Tensor]:

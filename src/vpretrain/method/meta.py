@@ -377,7 +377,7 @@ class MetaUpdate:
         minus: Targets | None = None,
     ) -> Callable[[Parameters], Tensor]:
         """Return L_pre on a batch (less L_pre with the targets `minus`) by parameters, in the learner's own precision."""
-        inputs = self.learner.prepare(self.construction.inputs(batch), theta)
+        inputs = self.learner.prepare_in_own_precision(self.construction.inputs(batch), theta)
 
         def loss(parameters: Parameters) -> Tensor:
             with self.learner.autocast():

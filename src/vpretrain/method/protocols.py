@@ -155,6 +155,10 @@ class Learner(Protocol):
         """Return inputs with all that does not depend on the parameters of S precomputed, for several evaluations."""
         ...
 
+    def prepare_in_own_precision(self, inputs: Inputs, parameters: Parameters) -> Inputs:
+        """Return the same for passes in the learner's own precision; values and their tangents are fp32."""
+        ...
+
     def varying(self, inputs: Inputs) -> Inputs:
         """Return the inputs without parts whose loss is the same for every phi."""
         ...

@@ -168,6 +168,11 @@ class VisionLearner(BaseLearner):
         below = None if start is None else self.theta.forward_frozen("lower", *self.seen(inputs, start))
         return replace(inputs, prepared=(start, below, self.teach(inputs)))
 
+    def prepare_in_own_precision(self, inputs: ViewBatch, parameters: Parameters) -> ViewBatch:
+        """Return the same from passes in the learner's own precision."""
+        with self.autocast():
+            return self.prepare(inputs, parameters)
+
     def tokens(self, inputs: ViewBatch, parameters: Parameters) -> tuple[Float[Tensor, "VB T D"], Tensor]:
         """Return the student's tokens of the views of a meta step, and the teacher's outputs, from what `prepare` stored."""
         start, below, taught = (inputs if inputs.prepared else self.prepare(inputs, parameters)).prepared
