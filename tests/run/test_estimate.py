@@ -387,8 +387,23 @@ def test_biases_are_refitted_in_the_pass_of_the_gradient_but_one_of_their_own_un
     )
     ours, theirs = refitted.replicated.feedback_flops_fp32, plain.replicated.feedback_flops_fp32
     assert ours == 2 * theirs  # one step of the heads takes the other
-    assert refitted.replicated.feedback_flops == plain.replicated.feedback_flops - theirs
+    assert refitted.replicated.feedback_flops == pytest.approx(plain.replicated.feedback_flops - theirs)
+    assert refitted.sharded.feedback_flops == plain.sharded.feedback_flops == plain.replicated.feedback_flops
     assert refitted.sharded.weights_gathered == plain.sharded.weights_gathered + 1
+
+
+def test_the_gradient_that_a_cosine_needs_is_counted_in_the_learners_precision(tmp_path):
+    dot, cosine = (
+        workload(vision_recipe(tmp_path, arm="v", value={"align": align})).replicated for align in ("dot", "cosine")
+    )
+    assert dot.gradient_flops == dot.value_flops == cosine.value_flops == 0 < cosine.gradient_flops
+    plain, counted_too = (replace(WORK.replicated, gradient_flops=flops) for flops in (0.0, 3000.0))
+    plans = [
+        on_gpus(replace(WORK, replicated=each), 8, device=SLOW, utilisation=0.5).plans[0]
+        for each in (plain, counted_too)
+    ]
+    more = plans[1].seconds["meta compute"] - plans[0].seconds["meta compute"]
+    assert more == pytest.approx(OVER_FLOOR["language"]["meta"] * 2 * 3000 / 500)
 
 
 @pytest.fixture

@@ -56,6 +56,7 @@ class MetaCost:
     feedback_bytes: float  # activations per feedback row
     value_bytes: float  # activations per row of the meta batch, including the designer's
     weights_gathered: float = 0.0  # if parameters are sharded, how often all of them are gathered
+    gradient_flops: float = 0.0  # g_pre without a value, per row of the meta batch, in the learner's precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,12 +323,13 @@ def _time(
         waiting_meta = links.seconds(sent_meta, sums=sums)
     of_designer = links.sum(FP32 * work.designer)
     feedback = feedback_rows * (meta.feedback_flops / own + meta.feedback_flops_fp32 / fp32) / work.feedback_every
+    on_stream = meta_rows * meta.value_flops / fp32 + meta_rows * meta.gradient_flops / own
     seconds = {
         "learner": rows * work.step_flops / own * (4 / 3 if layout.lean else 1),
         "learner's communication": waiting,
         "designer": rows
         * (over["designer"] * work.designer_flops / fp32 + work.gathered_bytes / (1e9 * device.memory_gbs)),
-        "meta compute": over["meta"] * (feedback + meta_rows * meta.value_flops / fp32),
+        "meta compute": over["meta"] * (feedback + on_stream),
         "meta communication": waiting_meta + links.seconds(of_designer, sums=1) if work.meta_rows else 0.0,
     }
     seconds["meta a step"] = (seconds["meta compute"] + seconds["meta communication"]) / work.every_steps

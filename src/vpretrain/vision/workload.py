@@ -73,11 +73,12 @@ def workload(recipe: Recipe) -> Workload:
     dino = recipe.learner.objective == "dino"  # only DINO's teacher has a head
     seen, heads = sum(map(size.through_blocks, meta.student)), sum(map(head.forward, meta.head))
     # Per image of a feedback batch: passes for features that the heads need. The gradient over the last MLP starts from the one
-    # in which biases are refitted.
+    # in which biases are refitted, unless theta is sharded.
     head_images = (feedback.head_batch_size or feedback.batch_size) / feedback.batch_size
     fit = (feedback.head_steps * head_images + feedback.refit_biases) * size.through_blocks(fed)
-    passed = feedback.refit_biases and value.subset == "last-mlp"
-    g_down = (not passed) * size.through_blocks(fed) + fraction * size.back_through_blocks(fed)
+    whole_g_down = size.through_blocks(fed) + fraction * size.back_through_blocks(fed)
+    passed = arm.exact and feedback.refit_biases and value.subset == "last-mlp"
+    g_down = fraction * size.back_through_blocks(fed) if passed else whole_g_down
     # Views are not linear in phi, so backward goes down to them. Below S: forward and backward. In S: forward with a tangent,
     # and backward through both. The teacher once; the designer forward and backward.
     by_jvp = 2 * (1 - fraction) * seen + 4 * fraction * seen + 4 * heads + teach(meta) + 3 * mask_flops
@@ -88,14 +89,16 @@ def workload(recipe: Recipe) -> Workload:
     g_pre = (1 + 2 * fraction) * sum(map(size.through_blocks, step.student)) + 3 * sum(map(head.forward, step.head))
     entering = step.student[0].tokens  # of the global views
     tangent_flops = 4.0 * in_S * entering + 3 * (not dino) * sum(map(head.forward, step.head)) if arm.exact else 0.0
+    gradient_flops = 0.0
     if not designed:
-        by_jvp = by_differences = (g_pre + teach(step)) * steered * (value.align == "cosine")
+        by_jvp = by_differences = 0.0
+        gradient_flops = (g_pre + teach(step)) * steered * (value.align == "cosine")
     # Forward's graph, and the tangent's or the other difference's.
     on_views = 2 * (kept(meta.student, False) + dino * _outputs_bytes(recipe.learner.dino, meta, width)) + mask_bytes
     every = sum(p.numel() for p in theta.values())
     outputs_bytes = dino * _outputs_bytes(recipe.learner.dino, step, width, low=bf16)
     outputs_bytes += dino * arm.exact * 4 * FP32 * width * entering  # features, their tangents, target and gradient
-    replicated = MetaCost(g_down, fit, by_jvp, fraction * kept([fed], bf16), on_views)
+    replicated = MetaCost(g_down, fit, by_jvp, fraction * kept([fed], bf16), on_views, gradient_flops=gradient_flops)
     return Workload(
         modality=recipe.modality,
         memory_knobs=recipe.memory_knobs,
@@ -127,6 +130,7 @@ def workload(recipe: Recipe) -> Workload:
         replicated=replicated,
         sharded=replace(
             replicated,
+            feedback_flops=whole_g_down,
             value_flops=by_differences,
             # The heads' features, the teacher; g_down and g_pre, with backward through S; the differences, with backward.
             weights_gathered=feedback.head_steps + feedback.refit_biases + 1 + 2 * (1 + fraction) + 4,
