@@ -212,6 +212,37 @@ def test_a_strength_that_would_be_judged_by_the_images_of_the_direction_is_warne
     assert all("feedback.meta has 8 images" in line and "feedback.batch_size=4" in line for line in warnings)
 
 
+def test_of_three_images_no_smaller_batch_can_be_advised(tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr("vpretrain.vision.assemble.warn", warnings.append)
+    few = {"batch_size": 2, "meta": [{"scenes": 3, "seed": 3, "size": 32}]}
+    assemble(vision_recipe(tmp_path, arm="v", feedback=few))
+    (line,) = warnings
+    assert line.endswith("gave the direction, too: give more images")
+
+
+def test_heads_have_batches_of_their_own_size_and_may_be_fitted_before_the_first_update_only(tmp_path):
+    own = {"head_batch_size": 3, "head_steps": 0, "first_head_steps": 7}
+    feedback, sizes = assemble(vision_recipe(tmp_path, arm="v", feedback=own)).feedback, []
+    fit = feedback._fit
+    feedback._fit = lambda images, grid: sizes.append(len(images)) or fit(images, grid)
+    for _ in range(2):
+        (batch,) = feedback.next().values()
+        assert len(batch.labelled) == 4
+    assert sizes == [3] * 7
+    with pytest.raises(UserError, match=r"the heads are never fitted: give feedback\.first_head_steps or"):
+        vision_recipe(tmp_path, feedback=own | {"first_head_steps": 0})
+
+
+def test_the_first_fit_of_the_heads_makes_features_of_no_more_than_an_epoch(tmp_path):
+    feedback, passes = assemble(vision_recipe(tmp_path, arm="v", feedback={"first_head_steps": 20})).feedback, []
+    features = feedback.learner.features
+    feedback.learner.features = lambda pixels: passes.append(len(pixels)) or features(pixels)
+    feedback.next()
+    assert passes == [4, 4, 4]  # two batches of the eight images, and that of the step before the update
+    assert feedback.head_steps == 21
+
+
 def test_head_and_meta_batches_are_disjoint(tmp_path):
     feedback = assemble(vision_recipe(tmp_path)).feedback
     assert not set(feedback._for_heads.scene_N.tolist()) & set(feedback._for_meta.scene_N.tolist())

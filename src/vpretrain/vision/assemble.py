@@ -138,9 +138,10 @@ def warn_if_judged_by_the_same(feedback: VisionFeedback, meta: MetaUpdate | None
     images, size = feedback.meta_images, feedback.config.batch_size
     if meta is None or meta.strength is None or meta.strength.fixed or images >= 2 * size:
         return
+    smaller = f"set feedback.batch_size={images // 2}, or " if images >= 4 else ""  # a batch has two images at least
     warn(
-        f"warning: feedback.meta has {images} images, so that those that judge the strength gave the direction, too: set "
-        f"feedback.batch_size={max(1, images // 2)}, or give more images"
+        f"warning: feedback.meta has {images} images, so that those that judge the strength gave the direction, too: "
+        f"{smaller}give more images"
     )
 
 
