@@ -8,6 +8,7 @@ from worlds import tiny_recipe, vision_recipe
 
 from vpretrain.inspection.doctor import designer_gradient
 from vpretrain.run.train import begin
+from vpretrain.vision.assemble import assemble
 
 
 @pytest.mark.parametrize("modality", ["language", "vision"])
@@ -39,3 +40,16 @@ def test_the_designer_is_taught_the_same_in_bf16(tmp_path, tokenizer, modality):
     assert near_norm == pytest.approx(g_down_norm, rel=0.02)
     assert near_value == pytest.approx(value, abs=0.02)
     assert torch.cosine_similarity(exact, near, dim=0) > 0.98
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_g_pre_of_vision_takes_teacher_and_lower_blocks_in_the_learners_precision(tmp_path, precision, dtype):
+    parts, seen = assemble(vision_recipe(tmp_path, arm="v", learner={"precision": precision})), []
+    learner = parts.learner
+    for backbone in (learner.backbone, learner.teacher.backbone):
+        for layer in filter(lambda part: isinstance(part, torch.nn.Linear), backbone.blocks[0].modules()):
+            layer.register_forward_hook(lambda layer, inputs, output: seen.append(output.dtype))
+    (batch,) = parts.stream.next()
+    with learner.meta_mode():
+        parts.meta._pre(batch, 1.0, parts.meta.theta_at(), parts.construction.targets)
+    assert set(seen) == {dtype}
