@@ -64,7 +64,7 @@ class BaseLearner:
         return inputs
 
     def prepare_in_own_precision(self, inputs: Inputs, parameters: Parameters) -> Inputs:
-        """Return what `prepare` does: unless it computes anything itself, the passes over its inputs decide on the
+        """Return what `prepare` returns: where that computes nothing itself, the passes over it have the learner's
         precision."""
         return self.prepare(inputs, parameters)
 
