@@ -345,15 +345,15 @@ class MetaUpdate:
                 return []
             found += [(domain, pair) for domain, batch in drawn.items() for pair in batch.apart()]
         if question == 1 and sum(counts_of_ranks) > (most := max(_MOST, len(self.feedback.weights))):
-            own = -(-most // distributed.size())
-            found = in_turn(found, first=own * distributed.rank())[:own]
+            each = -(-most // distributed.size())
+            found = in_turn(found, first=each * distributed.rank())[:each]
         # A domain counts by its weight, however many of the pairs are its own.
         domains_of_ranks = distributed.all_gather([domain for domain, _ in found])
         counts = Counter(itertools.chain(*domains_of_ranks))
         weights = {domain: self.feedback.weights[domain] * counts.total() / n for domain, n in counts.items()}
         seen = []
         # All processes make equally many passes, since passes over shards are collective; those with fewer pairs repeat some.
-        for turn in range(max(counts_of_ranks)):
+        for turn in range(max(map(len, domains_of_ranks))):
             _, pair = found[turn % len(found)]
             weights_of_turn = [weights[domains[turn % len(domains)]] for domains in domains_of_ranks]
             own = weights_of_turn[distributed.rank()]
