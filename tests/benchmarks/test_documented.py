@@ -42,10 +42,9 @@ def test_the_list_of_benchmarks_is_that_of_the_makefile():
 
 def test_results_have_the_promised_form():
     report = json.loads((ROOT / "benchmarks/steering/results.json").read_text(encoding="utf-8"))
-    # The full benchmark has ten seeds: so far a part of it was run.
     assert set(report["conditions"]) == {"clean", "off-topic", "noisy", "format-shift"}
     for found in report["conditions"].values():
-        assert found["seeds"] >= 3
+        assert found["seeds"] == 10
         assert {"pearson", "slope"} <= set(found["probe"])
         assert set(found["v_minus"]) == set(found["arms"]) - {"step-0", "v"}
         for arm, figures in found["arms"].items():
