@@ -214,7 +214,7 @@ def test_an_overwrite_that_is_stopped_leaves_the_recipe_by_which_a_resume_is_che
 
     with monkeypatch.context() as patch:
         patch.setattr(type(tmp_path), "iterdir", lambda path: iter([path / "recipe.yaml", path / "v"]))
-        patch.setattr("vpretrain.compare.runs.shutil.rmtree", stopped)
+        patch.setattr("shutil.rmtree", stopped)
         with pytest.raises(KeyboardInterrupt):
             prepare_group(recipe, resume=False, overwrite=True)
     assert (recipe.directory / "recipe.yaml").exists()

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from worlds import tiny_recipe, vision_recipe
 from vpretrain import UserError, run_recipe
 from vpretrain.errors import Paused
 from vpretrain.run.checkpoint import checkpoints, load_checkpoint
-from vpretrain.run.prefetch import Prefetched
+from vpretrain.run.prefetch import Prefetched, _shut_down
 
 
 class Numbers:
@@ -92,3 +94,12 @@ def test_a_run_is_the_same_and_goes_on_where_it_was(tmp_path, tokenizer, modalit
         assert state["stream"] == plain[1]["stream"]
         for name, theta in plain[0]["learner"].items():
             assert torch.equal(theta, groups["learner"][name]), name
+
+
+def test_the_worker_ends_also_where_its_own_thread_collects_the_garbage():
+    """An executor's thread cannot wait for itself; there its end was an error."""
+    ended = []
+    with ProcessPoolExecutor(1) as worker:
+        # A callback runs in the executor's thread.
+        worker.submit(time.sleep, 0.2).add_done_callback(lambda done: ended.append(_shut_down(worker)))
+    assert ended == [None]

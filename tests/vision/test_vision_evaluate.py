@@ -228,10 +228,10 @@ def test_figures_depend_on_neither_the_batch_size_nor_the_order_of_the_images(tm
     for number, before in enumerate(order):
         assert found.images[number]["depth_rmse"] == pytest.approx(expected.images[before]["depth_rmse"], rel=1e-5)
     for name in ("depth_rmse", "depth_rmse_of_images", "depth_abs_rel"):
-        assert found.figures[name] == pytest.approx(expected.figures[name], rel=1e-5)
+        assert found.together[name] == pytest.approx(expected.together[name], rel=1e-5)
     # These count pixels: one that lies on a border may fall to either side.
     for name in ("miou", "depth_delta_1"):
-        assert found.figures[name] == pytest.approx(expected.figures[name], abs=0.01)
+        assert found.together[name] == pytest.approx(expected.together[name], abs=0.01)
 
 
 def test_depth_may_have_a_size_of_its_own(tmp_path):

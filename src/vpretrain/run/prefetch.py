@@ -51,7 +51,7 @@ class Prefetched:
         if self._worker is None:  # a single worker keeps the order
             self.stream.load_state_dict(self._state)  # closes open files and connections: the worker shares none
             self._worker = ProcessPoolExecutor(1, initializer=_begin, initargs=(self.stream,))
-            self._end = weakref.finalize(self, self._worker.shutdown, cancel_futures=True)
+            self._end = weakref.finalize(self, _shut_down, self._worker)
         try:
             while len(self._made) <= self.steps:
                 self._made.append(self._worker.submit(_step))
@@ -83,6 +83,11 @@ class Prefetched:
 
 
 _stream: Stream  # the worker's own
+
+
+def _shut_down(worker: ProcessPoolExecutor) -> None:
+    """End the worker. Garbage may be collected in the executor's own thread, which cannot wait for itself."""
+    worker.shutdown(wait=threading.current_thread() is threading.main_thread(), cancel_futures=True)
 
 
 def _begin(stream: Stream) -> None:
