@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +13,8 @@ from vpretrain.compare.entry import split_entries
 from vpretrain.compare.results import START
 from vpretrain.compare.tables import remarks, table
 from vpretrain.config import Recipe
+
+_LONGEST = 150  # characters of a name, without the hash
 
 
 def comparison_options(
@@ -33,10 +37,12 @@ def chosen(options: argparse.Namespace, baseline: str) -> tuple[list[str], list[
 
 
 def variant(options: argparse.Namespace) -> str:
-    """Return a name for a benchmark with these options, part of a directory's."""
+    """Return a name for a benchmark with these options, part of a directory's: with a hash if some of them were cut off."""
     words = ["quick" if options.quick else f"{options.minutes:g}min"]
     words += [word for word in ("validation", "seen") if getattr(options, word, False)]
-    return "-".join([*words, *(setting.replace("=", "-").replace("/", "-") for setting in options.settings)])
+    whole = "-".join([*words, *options.settings])
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", whole)
+    return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
 def begun(recipe: Recipe) -> bool:

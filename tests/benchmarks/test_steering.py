@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from worlds import write_jsonl
 
+from benchmarks.comparison import variant
 from benchmarks.steering import __main__ as steering
 from benchmarks.steering import ablation, flops
 from benchmarks.steering.costs import Costs
@@ -287,3 +288,14 @@ def test_the_cost_of_v_is_a_few_per_cent_of_a_step_at_the_shapes_of_a_real_learn
     # Two feedback rows to the four of a step: forward, and backward down to the last block.
     assert 0.15 * v.step < v.update < 0.3 * v.step
     assert (weights.task, weights.update, weights.always) == (v.task, v.update, True)
+
+
+def test_names_of_variants_are_names_of_directories():
+    def named(*settings):
+        return variant(SimpleNamespace(quick=False, minutes=0.5, validation=True, settings=settings))
+
+    assert named("a.b=c/d") == "0.5min-validation-a.b-c-d"
+    assert named("feedback.meta=[{scenes: 128, seed: 3}]") == "0.5min-validation-feedback.meta---scenes--128--seed--3--"
+    long = [named(*(f"evaluation.problems={n}{n}" for n in range(first, first + 20))) for first in (0, 1)]
+    assert len(set(long)) == 2
+    assert all(len(name) < 170 for name in long)
