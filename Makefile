@@ -63,7 +63,7 @@ audit: .venv/.installed-dev ## check the installed packages for known vulnerabil
 bench-steering: .venv/.installed-quickstart ## measure whether V steers; hours, ARGS=--quick six minutes
 	$(BIN)/python -m benchmarks.steering $(ARGS)
 
-bench-steering-flops: .venv/.installed-quickstart ## measure whether V steers after equal FLOPs, counted at a real learner's shapes; forty minutes
+bench-steering-flops: .venv/.installed-quickstart ## measure whether V steers after equal FLOPs, counted at a real learner's shapes, and after equal tokens; an hour
 	$(BIN)/python -m benchmarks.steering.flops $(ARGS)
 
 bench-steering-ablation: .venv/.installed-quickstart ## vary one setting at a time, on the validation templates; forty minutes
