@@ -14,7 +14,7 @@ from benchmarks.shapes import LEARNERS, counted
 from vpretrain.compare.entry import parse_entry
 from vpretrain.config import Recipe
 from vpretrain.language.arms import ARMS
-from vpretrain.method.meta import PAIRS
+from vpretrain.method.judgement import PAIRS
 from vpretrain.recipe import with_overrides
 
 _SHAPE = "0.5B (Qwen2.5)"

@@ -48,7 +48,7 @@ def judged(parallel):
     meta = meta_update(parallel)
     theta = meta.theta_at()
     with meta.learner.meta_mode():
-        return meta._along(theta, direction(theta), question=0)
+        return meta.judge.along(0, theta, direction(theta), question=0)
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])

@@ -7,6 +7,7 @@ import torch
 from worlds import tiny_recipe, vision_recipe
 
 from vpretrain.inspection.doctor import designer_gradient
+from vpretrain.method.losses import stream_loss
 from vpretrain.run.train import begin
 from vpretrain.vision.assemble import assemble
 
@@ -51,5 +52,5 @@ def test_g_pre_of_vision_takes_teacher_and_lower_blocks_in_the_learners_precisio
             layer.register_forward_hook(lambda layer, inputs, output: seen.append(output.dtype))
     (batch,) = parts.stream.next()
     with learner.meta_mode():
-        parts.meta._pre(batch, 1.0, parts.meta.theta_at(), parts.construction.targets)
+        stream_loss(learner, parts.construction, batch, 1.0, parts.meta.theta_at(), parts.construction.targets)
     assert set(seen) == {dtype}

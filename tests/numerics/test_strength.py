@@ -11,7 +11,8 @@ from worlds import tiny_recipe
 from vpretrain.files import read_lines
 from vpretrain.language.assemble import assemble
 from vpretrain.language.task.values import candidate_values
-from vpretrain.method.meta import in_turn
+from vpretrain.method.judgement import in_turn
+from vpretrain.method.losses import stream_loss
 from vpretrain.method.strength import Judgement, Strength, best_beta
 from vpretrain.method.value import gradient, inner, norm
 from vpretrain.run import run_recipe
@@ -159,7 +160,10 @@ def test_a_judgement_sees_the_inner_products_in_the_metric(tmp_path, tokenizer):
     batch = batches[0].restrict(**meta.part)
     meta.strength.radius = 1.0  # at which it was made
     with learner.meta_mode():
-        base, tilted = (gradient(meta._pre(batch, 1.0, theta, targets), theta) for targets in parts.construction.ends())
+        base, tilted = (
+            gradient(stream_loss(learner, parts.construction, batch, 1.0, theta, targets), theta)
+            for targets in parts.construction.ends()
+        )
         first, G = (
             [gradient(lambda at, pair=pair: learner.evaluate(pair, at), theta) for pair in of_question]
             for of_question in (asked_first, pairs)
@@ -190,7 +194,7 @@ def test_the_first_question_takes_eight_pairs_and_no_pass_over_the_stream(tmp_pa
     meta, learner = parts.meta, parts.learner
     meta.strength.next = 0
     batches, before = parts.stream.next(), parts.feedback.state_dict()
-    monkeypatch.setattr(meta, "_pre", None)
+    monkeypatch.setattr("vpretrain.method.judgement.stream_loss", None)
     meta(batches)
     (seen,) = meta.strength.judgements
     parts.feedback.load_state_dict(before)
@@ -210,7 +214,7 @@ def test_the_first_question_takes_a_feedback_batch_whole_and_the_second_at_most_
     parts = assemble(tiny_recipe(tmp_path, tokenizer, arm="v", feedback={"batch_size": batch}))
     theta_S = parts.meta.theta_at()
     with parts.learner.meta_mode():
-        lengths = [parts.meta._along(theta_S, theta_S, question=question)[0] for question in (0, 1)]
+        lengths = [parts.meta.judge.along(0, theta_S, theta_S, question=question)[0] for question in (0, 1)]
     assert tuple(map(len, lengths)) == asked
 
 

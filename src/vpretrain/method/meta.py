@@ -7,11 +7,8 @@ reference to the learner's optimizer, and nothing it computes reaches the learne
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from statistics import fmean
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, cast
 
 import torch
@@ -19,7 +16,9 @@ from torch import Tensor
 
 from vpretrain import distributed
 from vpretrain.errors import NonFinite
-from vpretrain.method.products import Products, Scaled, like
+from vpretrain.method.judgement import Judge, Metric
+from vpretrain.method.losses import detached, feedback_loss, stream_loss
+from vpretrain.method.noise import noise_like, noise_of
 from vpretrain.method.protocols import (
     AnyBatch,
     Construction,
@@ -29,19 +28,13 @@ from vpretrain.method.protocols import (
     Targets,
     TiltedConstruction,
 )
-from vpretrain.method.strength import Judgement, Strength
+from vpretrain.method.strength import Strength
 from vpretrain.method.value import Align, Engine, MetaProblem, Value, mean, norm
 from vpretrain.timing import phase
-
-Metric = Callable[[Iterable[str]], Mapping[str, Tensor] | None]
-"""AdamW's preconditioner P over the named parameters; None while it has no statistics."""
 
 NOTHING_TOLD = (
     "the attempts at each problem agree, so that there is no gradient of the reward: set feedback.reward=solution"
 )
-PAIRS = (8, 4)  # least number of feedback pairs for each question of a judgement
-_MOST = 8  # pairs of the second one, unless there are more domains; the first uses a feedback batch whole
-_TINY = torch.finfo(torch.float32).tiny
 
 
 class MetaUpdate:
@@ -105,6 +98,7 @@ class MetaUpdate:
         self.kept: dict[str, Parameters] = {}  # g_down by domain, if later updates reuse it
         self.clip_norm, self.random_seed = clip_norm, random_seed
         self.strength = strength
+        self.judge = Judge(learner, construction, feedback, random_seed)
         self.phi = list(construction.parameters())
         self.optimizer = torch.optim.AdamW(self.phi, lr=lr, weight_decay=0.0) if self.phi else None
         self.direction: Parameters | None = None
@@ -184,7 +178,8 @@ class MetaUpdate:
         for p in problems if not self.phi else ():
             g_pre = None
             if not p.align.linear:
-                g_pre = self.learner.gradient(self._pre(p.batch, p.rank_weight, p.theta_S, self._base()), p.theta_S)
+                loss = stream_loss(self.learner, self.construction, p.batch, p.rank_weight, p.theta_S, self._base())
+                g_pre = self.learner.gradient(loss, p.theta_S)
             directions.append((p.weight, p.align.direction(p.g_down, g_pre)))
         self.direction = {n: torch.stack([weight * u[n] for weight, u in directions]).sum(0) for n in self.tilts}
         g_down_norm = self.norm_of(g_down)
@@ -227,13 +222,13 @@ class MetaUpdate:
         """Return g_down by domain, of the next feedback batch or, between batches, of the last one; empty if there is none."""
         if self.kept and self.updates % self.feedback_every:
             return self.kept
-        noise, theta_S = self._noise(self.updates, 0), self.theta_at()
+        noise, theta_S = noise_of(self.random_seed, self.updates, 0), self.theta_at()
         g_down = {}
         with phase("meta: feedback gradient"):
             for domain, batch in self.feedback.next().items():
                 # So that the mean of the processes' gradients is the gradient of the whole batch.
                 rank_weight = batch.weight / distributed.all_reduce_mean(batch.weight)
-                g = self.learner.gradient(self._down(batch, rank_weight), theta_S)
+                g = self.learner.gradient(feedback_loss(self.learner, batch, rank_weight), theta_S)
                 g_down[domain] = g if noise is None else noise_like(g, noise)
         if self.feedback_every > 1:
             self.kept = g_down
@@ -273,11 +268,10 @@ class MetaUpdate:
 
     def theta_at(self, names: Iterable[str] | None = None) -> Parameters:
         """Return theta_S, or theta over other names, detached."""
-        chosen = set(self.subset if names is None else names)
-        return {n: p.detach() for n, p in self.learner.named_parameters() if n in chosen}
+        return detached(self.learner, self.subset if names is None else names)
 
     def _judge(self, batches: Sequence[AnyBatch], metric: Metric | None) -> dict[str, float]:
-        """Judge the strength on the next feedback, which gave no direction yet: is there a direction, how far does it help?
+        """Judge the strength by the next feedback, which gave no direction yet.
 
         The direction is the one just found. The one before it has been followed for r steps: it is used up, and can look
         harmful although the next one helps.
@@ -288,122 +282,16 @@ class MetaUpdate:
         if self.no_feedback:  # else a learner that fails would make attempts for a judgement before every update
             strength.postpone(self.updates)
             return {}
-        if self.direction is None:
-            return {}
         batch, rank_weight = self._meta_batch(batches, None)
-        if batch is None:
+        if self.direction is None or batch is None:
             return {}
         with phase("meta: judgement"):
-            seen = self._along(self.theta_at(self.direction), self.direction, question=0)
-            if not seen:
-                strength.postpone(self.updates)
-                return {}
-            lengths, along = seen
-            # Each pair at |G| = 1, so that a few long gradients do not stand for all. Rank 0's numbers: all processes must ask
-            # the same questions, and use the same strength.
-            agreement = [x / max(length, _TINY) for x, length in zip(along, lengths, strict=True)]
-            judgement = distributed.broadcast(Judgement(agreement))
-            if strength.in_doubt(judgement):
-                judgement = distributed.broadcast(self._with_gain(judgement, batch, rank_weight, metric))
+            judgement = self.judge(self.updates, self.direction, batch, rank_weight, strength.in_doubt, metric)
+        if judgement is None:
+            strength.postpone(self.updates)
+            return {}
         strength.judge(self.updates, judgement)
         return {"strength": strength.beta, "radius": strength.radius}
-
-    def _with_gain(self, judgement: Judgement, batch: AnyBatch, rank_weight: float, metric: Metric | None) -> Judgement:
-        """Measure over all parameters, too, how far the tilted task helps."""
-        theta = self.theta_at(n for n, _ in self.learner.named_parameters())
-        P = metric(theta) if metric is not None else None
-        base, tilted = cast(TiltedConstruction, self.construction).ends()
-        g_base = Scaled(theta, P)
-        self.learner.visit_gradient(self._pre(batch, rank_weight, theta, base), theta, g_base.add, own=False)
-        # d = g_pre(q*) - g_base, from one backward pass through the difference of the losses.
-        d = Scaled(theta, P, g_base.held)
-        self.learner.visit_gradient(self._pre(batch, rank_weight, theta, tilted, base), theta, d.add, own=False)
-        # C = |g_base|_P^2, square = |g_base|^2, F = |d|_P^2, E = <g_base, P d>
-        (C, square), (F, _, E) = g_base(), d()
-        C = max(C, _TINY)
-        seen = self._along(theta, g_base.held, d.held, question=1)
-        if not seen:
-            return judgement
-        lengths, *along = seen
-        # A and B at |g_base|_P = 1 and a mean |G| of 1; |g_base| / |g_base|_P removes the scale of P, so that judgements can
-        # be pooled.
-        unit = C / math.sqrt(square) * max(fmean(lengths), _TINY) if square else 1.0
-        a, b = ([x / unit for x in of_pairs] for of_pairs in along)
-        return Judgement(judgement.agreement, a, b, E / C, F / C)
-
-    def _along(self, theta: Parameters, *others: Parameters, question: int) -> list[tuple[float, ...]]:
-        """Return |G|, and <G, v> for each v, of the next feedback's pairs in all processes, as many as the question takes.
-
-        The list is empty if a verifier has nothing to tell before they are found.
-
-        Each process takes the gradients of its own pairs. Where theta is sharded, all processes go backward together, and G is
-        the mean over one pair from each, weighted by their domains.
-        """
-        found: list[tuple[str, AnyBatch]] = []
-        while sum(counts_of_ranks := distributed.all_gather(len(found))) < PAIRS[question] or 0 in counts_of_ranks:
-            if not (drawn := self.feedback.next()):
-                return []
-            found += [(domain, pair) for domain, batch in drawn.items() for pair in batch.apart()]
-        if question == 1 and sum(counts_of_ranks) > (most := max(_MOST, len(self.feedback.weights))):
-            each = -(-most // distributed.size())
-            found = in_turn(found, first=each * distributed.rank())[:each]
-        # A domain counts by its weight, however many of the pairs are its own.
-        domains_of_ranks = distributed.all_gather([domain for domain, _ in found])
-        counts = Counter(itertools.chain(*domains_of_ranks))
-        weights = {domain: self.feedback.weights[domain] * counts.total() / n for domain, n in counts.items()}
-        seen = []
-        # All processes make equally many passes, since passes over shards are collective; those with fewer pairs repeat some.
-        for turn in range(max(map(len, domains_of_ranks))):
-            _, pair = found[turn % len(found)]
-            weights_of_turn = [weights[domains[turn % len(domains)]] for domains in domains_of_ranks]
-            own = weights_of_turn[distributed.rank()]
-            weight = own if self.learner.has_own_gradient else fmean(weights_of_turn)
-            number = distributed.rank() + turn * distributed.size()
-            noise = self._noise(self.updates, 1 + question + len(PAIRS) * number)
-            products = Products(*others, noise=noise)
-            self.learner.visit_gradient(self._down(pair, own / weight), theta, products.add, own=True)
-            square, *along = products()
-            seen.append((math.sqrt(square), *(weight * product for product in along)))
-        if self.learner.has_own_gradient:  # without the repeated pairs
-            seen = list(itertools.chain(*distributed.all_gather(seen[: len(found)])))
-        return list(zip(*seen, strict=True))
-
-    def _pre(
-        self,
-        batch: AnyBatch,
-        rank_weight: float,
-        theta: Parameters,
-        targets: Targets,
-        minus: Targets | None = None,
-    ) -> Callable[[Parameters], Tensor]:
-        """Return L_pre on a batch (less L_pre with the targets `minus`) by parameters, in the learner's own precision."""
-        inputs = self.learner.prepare_in_own_precision(self.construction.inputs(batch), theta)
-
-        def loss(parameters: Parameters) -> Tensor:
-            with self.learner.autocast():
-                state = self.learner.forward(inputs, parameters)
-                found = self.learner.loss(state, targets(inputs, state.detach()).detach())
-                if minus is not None:
-                    found = found - self.learner.loss(state, minus(inputs, state.detach()).detach())
-                return rank_weight * found
-
-        return loss
-
-    def _down(self, batch: AnyBatch, rank_weight: float = 1.0) -> Callable[[Parameters], Tensor]:
-        """Return L_down as a function of some parameters, in the learner's own precision, which is enough for a direction."""
-
-        def loss(parameters: Parameters) -> Tensor:
-            with self.learner.autocast():
-                return rank_weight * self.learner.evaluate(batch, parameters)
-
-        return loss
-
-    def _noise(self, update: int, number: int) -> torch.Generator | None:
-        """Return the generator of the random-feedback control; None in other arms."""
-        if self.random_seed is None:
-            return None
-        # Seeded by update and number, so that a resumed run draws the same noise.
-        return torch.Generator().manual_seed(self.random_seed * 1_000_003 + update + number * 1_000_000_007)
 
     def _meta_batch(self, batches: Sequence[AnyBatch], domain: str | None) -> tuple[AnyBatch, float]:
         """Return the step's first rows of the domain, and their weight relative to the mean over processes.
@@ -418,24 +306,6 @@ class MetaUpdate:
         if found is None:
             found = batches[0].with_targets().restrict(domain=None, more=(), **self.part)
         return found, weight / whole
-
-
-def in_turn(pairs: Sequence[tuple[str, AnyBatch]], *, first: int) -> list[tuple[str, AnyBatch]]:
-    """Return pairs, each with its domain, so that domain follows domain, beginning with the `first` of them."""
-    of_domains: dict[str, list[tuple[str, AnyBatch]]] = {}
-    for domain, pair in pairs:
-        of_domains.setdefault(domain, []).append((domain, pair))
-    names = list(of_domains)
-    begin = first % len(names)
-    turns = itertools.zip_longest(*(of_domains[name] for name in names[begin:] + names[:begin]))
-    return [one for turn in turns for one in turn if one is not None]
-
-
-def noise_like(g: Parameters, noise: torch.Generator) -> Parameters:
-    """Return Gaussian noise with a gradient's norm, for the random-feedback control."""
-    drawn = {name: like(torch.randn(part.shape, generator=noise), part) for name, part in g.items()}
-    scale = norm(g) / norm(drawn)
-    return {name: scale * part for name, part in drawn.items()}
 
 
 def _refuse(what: str, number: float) -> None:
