@@ -406,6 +406,15 @@ def test_the_gradient_that_a_cosine_needs_is_counted_in_the_learners_precision(t
     assert more == pytest.approx(OVER_FLOOR["language"]["meta"] * 2 * 3000 / 500)
 
 
+@pytest.mark.parametrize("gpus", [1, 8])
+def test_every_gpu_fits_the_heads_on_the_whole_feedback_batch(gpus):
+    found = []
+    for flops in (0.0, 300.0):
+        work = replace(WORK, replicated=replace(WORK.replicated, feedback_flops_fp32=flops), feedback_every=2)
+        found.append(on_gpus(work, gpus, device=SLOW, utilisation=0.5).plans[0].seconds["meta compute"])
+    assert found[1] - found[0] == pytest.approx(OVER_FLOOR["language"]["meta"] * 16 * 300 / 50 / 2)
+
+
 @pytest.fixture
 def one_process():
     """A process group of this process alone."""

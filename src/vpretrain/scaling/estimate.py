@@ -51,7 +51,7 @@ class MetaCost:
     """The cost of one meta update, by the rows that it reads."""
 
     feedback_flops: float  # per feedback row, in the learner's precision
-    feedback_flops_fp32: float  # per feedback row, in fp32
+    feedback_flops_fp32: float  # per feedback row of all GPUs, in fp32: every GPU makes these passes
     value_flops: float  # per row of the meta batch, in fp32
     feedback_bytes: float  # activations per feedback row
     value_bytes: float  # activations per row of the meta batch, including the designer's
@@ -322,7 +322,8 @@ def _time(
         sent_meta = links.sum(FP32 * work.subset * sums)
         waiting_meta = links.seconds(sent_meta, sums=sums)
     of_designer = links.sum(FP32 * work.designer)
-    feedback = feedback_rows * (meta.feedback_flops / own + meta.feedback_flops_fp32 / fp32) / work.feedback_every
+    on_all_rows = work.domains * work.feedback_rows * meta.feedback_flops_fp32
+    feedback = (feedback_rows * (meta.feedback_flops / own) + on_all_rows / fp32) / work.feedback_every
     on_stream = meta_rows * meta.value_flops / fp32 + meta_rows * meta.gradient_flops / own
     seconds = {
         "learner": rows * work.step_flops / own * (4 / 3 if layout.lean else 1),
