@@ -45,7 +45,7 @@ def calibration(speed: dict[str, Any]) -> dict[str, dict[str, float]]:
     each = counted(vision.model_dump(mode="json"), VIT_S)
     cost = each.replicated
     update = each.feedback_rows * (cost.feedback_flops + cost.feedback_flops_fp32) + each.meta_rows * cost.value_flops
-    seen = speed["vision"]["v"]  # its `v` was measured when that was the arm with the designer
+    seen = speed["vision"]["v-paper"]
     a_flop = _passes(seen) / each.step_flops
     in_vision = _over_floor(seen, settings.VISION_PERIOD, a_flop * each.designer_flops, a_flop * update)
     return {"language": language, "vision": in_vision}

