@@ -33,6 +33,7 @@ from vpretrain.method.meta import MetaUpdate
 from vpretrain.method.protocols import Feedback
 from vpretrain.method.strength import Strength
 from vpretrain.method.subset import alignment_subset, mlp_names
+from vpretrain.method.untilted import untilted
 from vpretrain.method.value import engine
 from vpretrain.pretrained import copy_processor
 from vpretrain.run.checkpoint import load_designer
@@ -111,7 +112,7 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
         designer=designer,
         evaluate=partial(evaluation, learner),
         export=export,
-        warning=_idle if arm.steered and not arm.random_feedback else lambda result: None,
+        warning=partial(_untilted, recipe) if arm.steered and not arm.random_feedback else lambda result: None,
         train=train,
         left_out=left_out,
         skipped=lambda cursor: stream.skipped(cursor) if train is None else train.mixture.skipped(),
@@ -323,10 +324,7 @@ def _mixed_in(recipe: Recipe) -> list[SourceConfig]:
     return [source.model_copy(update={"weight": weight * source.weight / total}) for source in sources]
 
 
-def _idle(result: Json) -> str | None:
+def _untilted(recipe: Recipe, result: Json) -> str | None:
     if result["mean_alpha"] >= _ONE_HOT_ALPHA:
         return None
-    return (
-        f"the targets stayed one-hot (mean alpha {result['mean_alpha']:.4f} after {result['meta_updates']} meta "
-        "updates): the feedback pairs agreed on no direction, a tilt would have done harm, or the run was too short to tell"
-    )
+    return untilted(recipe, result, mean="mean_alpha", stayed="one-hot", shorter="stream.batch_size or stream.length")

@@ -19,6 +19,7 @@ from vpretrain.method.meta import MetaUpdate
 from vpretrain.method.protocols import Feedback
 from vpretrain.method.strength import Strength
 from vpretrain.method.subset import alignment_subset
+from vpretrain.method.untilted import untilted
 from vpretrain.method.value import engine, no_value
 from vpretrain.pretrained import copy_processor
 from vpretrain.run.checkpoint import load_designer
@@ -73,7 +74,7 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
         meta=meta,
         designer=designer,
         evaluate=partial(evaluation, learner),
-        warning=lambda result: None,
+        warning=partial(_untilted, recipe) if arm.exact and not arm.random_feedback else lambda result: None,
         export=export,
         warm_up=partial(warm_up, recipe, learner),
         look=look,
@@ -83,6 +84,12 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
         modules={"teacher": learner.teacher, "heads": feedback.heads},
         optimizers={"heads": feedback.optimizer},
     )
+
+
+def _untilted(recipe: Recipe, result: Json) -> str | None:
+    if result["mean_tilt"] > 0:
+        return None
+    return untilted(recipe, result, mean="mean_tilt", stayed="fixed", shorter="stream.batch_size")
 
 
 def constructed(
