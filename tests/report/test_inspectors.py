@@ -22,7 +22,7 @@ from vpretrain.files import read_lines
 from vpretrain.language.assemble import assemble
 from vpretrain.method.value import Align, MetaProblem, double_backward
 from vpretrain.recipe import parse_recipe, save_recipe
-from vpretrain.report.inspectors import inspectors
+from vpretrain.report.inspectors import TEMPLATES, inspectors
 from vpretrain.run import run_recipe
 from vpretrain.run.session import Session
 from vpretrain.vision.assemble import assemble as assemble_vision
@@ -152,6 +152,15 @@ def test_shades_are_scaled_to_the_targets_that_are_there(language_run):
     assert data["alpha_full"] in alphas
     assert sum(alpha > data["alpha_full"] for alpha in alphas) <= len(alphas) / 20
     assert sum(alpha >= data["alpha_full"] for alpha in alphas) >= len(alphas) / 20
+
+
+@pytest.mark.parametrize(("highest", "legend"), [(0.0, "&alpha; is 0 at every target"), (0.3, "one target in 20 exceeds")])
+def test_where_nothing_is_tilted_a_note_takes_the_place_of_the_legend(highest, legend):
+    found = {"arm": "v", "step": 7, "alpha_full": highest, "alpha_highest": highest, "values_known": False, "rows": []}
+    text = TEMPLATES.get_template("tokens.html").render(found=found | {"most": []})
+    assert "The targets that arm v makes" in text
+    assert [said in text for said in ("&alpha; is 0 at every target", "one target in 20 exceeds")].count(True) == 1
+    assert legend in text
 
 
 def test_the_most_steered_targets_are_shown_as_bars(language_run):

@@ -14,6 +14,7 @@ from report.directories import (
     DIFFERENCE,
     OPPOSITE,
     hostile_study,
+    recipe_data,
     write_comparison,
     write_json,
     write_probe,
@@ -23,8 +24,9 @@ from report.directories import (
 
 from vpretrain import UserError
 from vpretrain.cli.parser import main
-from vpretrain.compare.changes import changes
-from vpretrain.recipe import load_recipe, save_recipe
+from vpretrain.compare.alike import trained_as
+from vpretrain.compare.changes import changes, headline
+from vpretrain.recipe import load_recipe, parse_recipe, save_recipe
 from vpretrain.report import page as page_module
 from vpretrain.report.collect import collect
 from vpretrain.report.curves import between_seeds, thin
@@ -76,7 +78,7 @@ def test_the_verdict_is_one_sentence_with_the_paired_interval(tmp_path):
     text = verdict(collect(tmp_path / "study"))
     assert text == (
         "After equal training time, v is better than one-hot on held-out answers: v minus one-hot is -0.0917 nats per token, "
-        "95 % interval [-0.1517, -0.0497], paired over 8 problems and 2 seeds (lower is better); "
+        "95 % interval [-0.1517, -0.0497], paired over 8 problems and 2 seeds (lower is better). "
         "v made 40 steps with 5 meta updates, one-hot 40 steps. Nothing that was measured is worse than in the untouched "
         "learner. Nothing else that was measured is worse than in one-hot."
     )
@@ -118,7 +120,7 @@ def test_the_verdict_tells_how_much_of_a_difference_one_temperature_leaves(tmp_p
     results["differences"]["nll_tempered"] = {"v": {"one-hot": left}}
     write_json(tmp_path / "study/results.json", results)
     said = verdict(collect(tmp_path / "study"))
-    assert "on held-out answers after one temperature per arm v" in said
+    assert ". On held-out answers after one temperature per arm v" in said
     assert said.count("of the difference remains") == (remains is not None)
     assert remains is None or remains in said
 
@@ -133,6 +135,61 @@ def test_with_several_seeds_a_fall_of_retention_has_an_interval(tmp_path):
         "Worse than in the untouched learner: retention NLL 2.9000 against 2.8301. "
         "Worse than in one-hot: retention NLL 2.9000 against 2.8301 (the interval contains 0)."
     )
+
+
+@pytest.fixture
+def never_tilted(tmp_path):
+    """A comparison whose `v` trained as one-hot in fewer steps; one-hot is better, and v after equal tokens."""
+    results = write_comparison(tmp_path / "study", seeds=(0,))
+    results["arms"]["v"] |= {"steps": 7, "meta_updates": 0, "mean_alpha": 0.0, "warning": "too short"}
+    results["differences"]["nll"]["v"]["one-hot"] = OPPOSITE | {"p_holm": 2.8e-12}
+    of = {"one-hot": {"v": OPPOSITE}, "v": {"one-hot": DIFFERENCE}}
+    results["matched"] = {"tokens": {"at": 3584, "nll": {"differences": of, "arms": {}}}}
+    write_json(tmp_path / "study/results.json", results)
+    return tmp_path / "study"
+
+
+def test_an_arm_that_trained_as_the_baseline_is_not_compared_with_it(never_tilted):
+    study = collect(never_tilted)
+    assert verdict(study) == (
+        "v trained exactly as one-hot throughout: the feedback never moved its targets, so that this comparison says nothing "
+        "about V. v made 7 steps, one-hot 40 steps; from such differences alone, v minus one-hot is +0.0917 nats per token. "
+        "Nothing that was measured is worse than in the untouched learner."
+    )
+    assert not [line for line in notes(study) if "3,584" in line]
+    assert headline(study.results, study.recipe) == "v trained exactly as one-hot: this says nothing about V"
+    page = made(never_tilted, never_tilted)
+    assert page.tables["What became better and what became worse"][0] == ["figure", "step-0", "v", "v against step-0"]
+    assert {row[3] for row in page.tables["Differences"][1:]} == {"end of budget"}
+    text = page.text()
+    assert text.index("says nothing about V") < text.index("too short") < text.index("v made 7 steps")
+
+
+@pytest.mark.parametrize(
+    ("label", "of", "alpha", "same"),
+    [
+        ("v", "v", 0.0, True),
+        ("v:value.align=dot", "v", 0.0, True),
+        ("random-feedback", "random-feedback", 0.0, True),
+        ("v", "v", 1e-9, False),
+        ("v:optimizer.lr=1e-3", "v", 0.0, False),
+        ("v-mixed-in", "v-mixed-in", 0.0, False),  # another stream
+        ("selection", "selection", 0.0, False),
+        ("step-0", "one-hot", 0.0, False),
+    ],
+)
+def test_an_arm_trained_as_the_baseline_if_nothing_else_differs(tmp_path, label, of, alpha, same):
+    recipe = parse_recipe(recipe_data(tmp_path))
+    results = {"arms": {label: {"arm": of, "mean_alpha": alpha}}}
+    assert trained_as(results, recipe, label) == ("one-hot" if same else label)
+
+
+@pytest.mark.parametrize(("retention", "direction"), [(2.8302, "equal"), (2.8329, "equal"), (2.8331, "worse")])
+def test_a_figure_without_an_interval_is_worse_only_beyond_a_thousandth(tmp_path, retention, direction):
+    results = write_comparison(tmp_path / "study", seeds=(0,))
+    results["arms"]["v"]["retention_nll"] = retention
+    found = changes(results, collect(tmp_path / "study").recipe, "v", "one-hot")
+    assert [change.direction for change in found if change.title == "retention NLL"] == [direction]
 
 
 def test_a_metric_that_is_nan_is_worse(tmp_path):
@@ -164,7 +221,7 @@ def test_the_verdict_goes_no_further_than_its_interval(tmp_path, difference, rel
     study = collect(tmp_path / "study")
     assert f", v {relation} one-hot on" in verdict(study)
     agrees = relation == "is better than"
-    assert ("but after 120 seconds v is better than one-hot: -0.0917" in verdict(study)) == (not agrees)
+    assert ("But after 120 seconds v is better than one-hot: -0.0917" in verdict(study)) == (not agrees)
     assert "problems of one seed, which says nothing about other seeds" in verdict(study)
 
 
@@ -191,7 +248,7 @@ def test_a_higher_figure_is_better_where_its_modality_defines_it_so(tmp_path):
     results["of"]["depth_rmse"] = "metres per image"
     write_json(tmp_path / "study/results.json", results)
     study = collect(tmp_path / "study")
-    assert "; on depth v is worse than fixed: +0.0917 metres per image" in verdict(study)
+    assert ". On depth v is worse than fixed: +0.0917 metres per image" in verdict(study)
     assert [line.split(" per ")[0] for line in notes(study)[:2]] == [
         "v minus fixed: +0.0917 mIoU",
         "v minus fixed: +0.0917 metres",
@@ -331,7 +388,7 @@ def test_steps_that_differ_between_seeds_are_told_as_an_average(tmp_path):
     v["runs"][0]["steps"], v["steps"] = 38, 39
     write_json(tmp_path / "study/results.json", results)
     said = verdict(collect(tmp_path / "study"))
-    assert "; v made on average 39 steps with 5 meta updates, one-hot 40 steps. " in said
+    assert ". v made on average 39 steps with 5 meta updates, one-hot 40 steps. " in said
 
 
 def test_without_matplotlib_there_are_numbers(tmp_path, monkeypatch):
@@ -389,7 +446,7 @@ def test_the_verdict_on_a_disturbed_comparison_begins_with_its_unequal_times(tmp
     write_json(tmp_path / "study/results.json", results)
     said = verdict(collect(tmp_path / "study"))
     assert said.startswith("After unequal training times (129 and 120 s), v is")
-    assert "; v made 4 steps with 1 meta update, one-hot 96 steps. " in said
+    assert ". v made 4 steps with 1 meta update, one-hot 96 steps. " in said
     differ, slow = warnings(collect(tmp_path / "study"))
     assert differ.startswith("training times differ by more than 3%")
     assert slow.startswith("v read tokens at 4% of one-hot's rate")

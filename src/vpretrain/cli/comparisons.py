@@ -55,7 +55,7 @@ def compare(recipe: Recipe, options: Options) -> None:
     from vpretrain.compare.plots import draw_curves, draw_pass_at_k, draw_settings
     from vpretrain.compare.results import START, run_name
     from vpretrain.report.collect import collect
-    from vpretrain.report.verdict import verdict
+    from vpretrain.report.verdict import verdict_lines
 
     arms = [recipe.baseline, "v"] if options.arms is None else split_entries(options.arms)
     results = compare(recipe, arms, **chosen(options, "seeds", "rounds", "resume", "overwrite"))
@@ -64,7 +64,8 @@ def compare(recipe: Recipe, options: Options) -> None:
     for line in results.remarks:
         out.print(line, highlight=False, markup=False, style="yellow" if line.startswith("warning") else None)
     directory = recipe.directory
-    out.print(verdict(collect(directory)), highlight=False, markup=False, style="bold")
+    for number, line in enumerate(verdict_lines(collect(directory))):
+        out.print(line, highlight=False, markup=False, style=None if number else "bold")
     curves = draw_curves(results.figures, recipe)
     print(f"results: {directory / 'results.json'}")
     print(f"curves:  {curves or 'not drawn; pip install matplotlib'}")

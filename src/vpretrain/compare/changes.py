@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from vpretrain.compare.alike import trained_as
 from vpretrain.compare.results import START, pairs
 from vpretrain.compare.statistics import LEVEL
 from vpretrain.config import Recipe
 from vpretrain.modality import modality_of
 from vpretrain.types import Json
+
+_ROUNDING = 1e-3  # the relative difference up to which figures without an interval count as equal
 
 Direction = Literal["better", "worse", "equal"]
 
@@ -23,7 +26,7 @@ class Change:
     title: str
     other: str
     own: str
-    direction: Direction  # by these numbers alone; equal if they look equal
+    direction: Direction  # by these numbers alone; equal if they look equal, or nearly so without an interval
     certain: bool | None  # whether the interval of the paired difference excludes 0; None: there is no interval
     in_headline: bool  # whether the verdict's first sentence has this difference already
 
@@ -63,7 +66,8 @@ def changes(results: Json, recipe: Recipe, arm: str, other: str) -> list[Change]
         difference = by_case or results.get("over_seeds", {}).get(title, {}).get(arm, {}).get(other)
         certain = None if difference is None else excludes_0(difference)
         in_headline = by_case is not None and (arm, other) == judged
-        found.append(Change(title, old, new, "equal" if old == new else direction, certain, in_headline))
+        equal = old == new or (certain is None and math.isclose(before, after, rel_tol=_ROUNDING))
+        found.append(Change(title, old, new, "equal" if equal else direction, certain, in_headline))
     return found
 
 
@@ -86,6 +90,8 @@ def headline(results: Json, recipe: Recipe) -> str:
     if judged is None:
         return "nothing to compare"
     arm, other = judged
+    if (base := trained_as(results, recipe, arm)) != arm:
+        return f"{arm} trained exactly as {base}: this says nothing about V"
     key, unit = next(iter(results["of"].items()))
     found = results["differences"][key][arm][other]
     wording = relation(found, modality_of(recipe).metrics.paired[key].better)

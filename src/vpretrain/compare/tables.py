@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
+from vpretrain.compare.alike import alike
 from vpretrain.compare.results import pairs
 from vpretrain.config import Recipe
 from vpretrain.modality import modality_of
@@ -44,6 +45,8 @@ def remarks(results: Json, recipe: Recipe) -> list[str]:
         for where, differences, paired in parts
         for key, unit in results["of"].items()
         for name, other in pairs(trained, recipe.baseline)
+        # What is read off a curve of the same training is interpolation.
+        if not (where.startswith("after") and alike(results, recipe, name, other))
     ]
     lines += [
         f"{name} minus {other}, on {metrics.paired[key].measured_on}: "

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from vpretrain.compare.alike import alike
 from vpretrain.compare.changes import changes, subject
 from vpretrain.compare.results import START
 from vpretrain.console import working
@@ -26,7 +27,7 @@ from vpretrain.report.collect import Study, collect
 from vpretrain.report.glossary import Glossary
 from vpretrain.report.inspectors import TEMPLATES, TITLES, inspectors
 from vpretrain.report.table import Table
-from vpretrain.report.verdict import notes, verdict, warnings
+from vpretrain.report.verdict import notes, verdict_lines, warnings
 from vpretrain.run.card import HASHES, data_cells, setting, without_folders
 from vpretrain.tables import cells
 from vpretrain.types import Json
@@ -89,9 +90,10 @@ def _study(study: Study, number: int) -> Json:
         "anchor": f"study-{number}",
         "name": study.recipe.name,
         "start": bool(study.start),
+        "compared": study.compared,
         "kind": f"{'comparison' if study.compared else 'run'}, {study.recipe.modality}",
         "draws": draws,
-        "verdict": verdict(study),
+        "verdict": verdict_lines(study),
         "warnings": warnings(study),
         "notes": notes(study),
         "results": _results(study),
@@ -137,6 +139,7 @@ def _changes(study: Study) -> Table | None:
         return None
     arm, other = judged
     others = [name for name in dict.fromkeys((START, other)) if name in study.results["arms"]]
+    others = [name for name in others if not alike(study.results, study.recipe, arm, name)]
     rows = [["figure", *others, arm, *(f"{arm} against {name}" for name in others)]]
     found = [{c.title: c for c in changes(study.results, study.recipe, arm, name)} for name in others]
     for title in dict.fromkeys(title for of_other in found for title in of_other):
@@ -158,6 +161,8 @@ def _differences(study: Study) -> Table | None:
         found |= {f"after {m['at']:,.0f} {axis}": m[key]["differences"] for axis, m in matched.items()}
         for when, of_arms in found.items():
             for a, b in itertools.combinations(of_arms, 2):
+                if when != "end of budget" and alike(study.results, study.recipe, a, b):
+                    continue  # the same model by then: all that could be read off is interpolation
                 if (d := of_arms[b].get(a)) is not None:
                     rows.append([b, a, unit, when, f"{d['mean']:+.4f}", f"[{d['low']:+.4f}, {d['high']:+.4f}]"])
     return Table("Differences, paired over seeds and cases", rows)

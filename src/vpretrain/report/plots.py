@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup, escape
 
+from vpretrain.compare.alike import alike
 from vpretrain.compare.results import START, pairs
 from vpretrain.modality import modality_of
 from vpretrain.plot import pyplot
@@ -96,7 +97,7 @@ def differences(study: Study) -> list[Markup]:
     """Plot every reported difference with its interval, at the end of the budget and after equal seconds and tokens."""
     results, metrics = study.results, modality_of(study.recipe).metrics
     trained = {name: arm for name, arm in results["arms"].items() if arm["steps"]}
-    wanted = pairs(trained, study.recipe.baseline)
+    wanted = [pair for pair in pairs(trained, study.recipe.baseline) if not alike(results, study.recipe, *pair)]
     pictures = []
     for key, unit in results["of"].items() if wanted else ():
         compared = {"end of budget": results["differences"][key]}

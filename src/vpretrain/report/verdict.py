@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+from vpretrain.compare.alike import alike, trained_as
 from vpretrain.compare.changes import changes, excludes_0, relation, subject
 from vpretrain.compare.results import START
 from vpretrain.compare.tables import by_minutes, interval, remarks, unequal
@@ -13,53 +14,85 @@ from vpretrain.types import Json
 
 
 def verdict(study: Study) -> str:
-    """Return the comparison of V with the baseline (or see `subject`) in a sentence, and what became worse in another.
+    """Return the sentences of `verdict_lines` as a paragraph."""
+    return " ".join(verdict_lines(study))
 
-    If the same pair compares differently after equal seconds or tokens, the first sentence includes that.
+
+def verdict_lines(study: Study) -> list[str]:
+    """Return the comparison of V with the baseline (or see `subject`) in sentences.
+
+    The first says which arm is better, by how much, and whether that is certain; the others what else was measured or became
+    worse, and how the pair compares after equal seconds or tokens if that differs. An arm that trained as the baseline
+    throughout is not compared with it: at equal steps both are the same model.
     """
     if not study.compared:
-        return _of_run(study)
+        return [_of_run(study)]
     judged = subject(study.results, study.recipe)
     if judged is None:
-        return "Nothing was trained, or nothing measured, that could be compared."
-    return f"{_difference(study, *judged)} {_worse(study, *judged)}".rstrip()
+        return ["Nothing was trained, or nothing measured, that could be compared."]
+    a, b = judged
+    base = trained_as(study.results, study.recipe, a)
+    lines = [] if base == a else [_untilted(a, base)]
+    lines += [_steps_alone(study, a, b)] if alike(study.results, study.recipe, a, b) else _difference(study, a, b)
+    return [*lines, *_worse(study, a, b)]
 
 
-def _difference(study: Study, a: str, b: str) -> str:
+def _untilted(arm: str, base: str) -> str:
+    return (
+        f"{arm} trained exactly as {base} throughout: the feedback never moved its targets, so that this comparison says "
+        "nothing about V."
+    )
+
+
+def _steps_alone(study: Study, a: str, b: str) -> str:
+    """Return what different numbers of steps did to two arms that trained alike."""
+    key, unit = next(iter(study.results["of"].items()))
+    made = f"{a} made {_made(study, a)}, {b} {_made(study, b)}"
+    mean = study.results["differences"][key][a][b]["mean"]
+    if not round(mean, 4):
+        return f"{made}."
+    return f"{made}; from such differences alone, {a} minus {b} is {mean:+.4f} {unit}."
+
+
+def _difference(study: Study, a: str, b: str) -> list[str]:
+    """Return how two arms compare: at the end of the budget, by each metric, and where they compare differently."""
     results, metrics = study.results, modality_of(study.recipe).metrics
     of = results["of"]
     text = "at the end of its budget" if b == START else f"after {_equal(study, a, b)}"
+    lines = []
     beside = [key for key in results["differences"] if metrics.paired[key].beside]
     for number, key in enumerate([*of, *beside]):
         found, paired = results["differences"][key][a][b], metrics.paired[key]
         compared = relation(found, paired.better)
         if number == 0:
-            text += f", {a} {compared} {b} on {paired.measured_on}: {a} minus {b} is "
+            text = f"{text}, {a} {compared} {b} on {paired.measured_on}: {a} minus {b} is "
             text += f"{interval(found, paired.unit)}, paired over {_over(study)} ({paired.better} is better)"
         else:
-            text += f"; on {paired.measured_on} {a} {compared} {b}: {interval(found, paired.unit)}"
+            text = f"on {paired.measured_on} {a} {compared} {b}: {interval(found, paired.unit)}"
             whole = results["differences"].get(paired.remainder_of, {}).get(a, {}).get(b)
             if whole is not None and excludes_0(whole):
                 text += f", so {100 * max(0.0, found['mean'] / whole['mean']):.0f} % of the difference remains"
+        lines.append(f"{text[0].upper()}{text[1:]}.")
     if b == START:
-        return text[0].upper() + text[1:] + "."
-    text += f"; {a} made {_made(study, a)}, {b} {_made(study, b)}"
+        return lines
+    lines.append(f"{a} made {_made(study, a)}, {b} {_made(study, b)}.")
     for (axis, matched), key in itertools.product(results.get("matched", {}).items(), of):
         other, at_end = matched[key]["differences"][a][b], results["differences"][key][a][b]
         paired = metrics.paired[key]
         compared = relation(other, paired.better)
         if compared != relation(at_end, paired.better):
             where = f", on {paired.measured_on}," if len(of) > 1 else ""
-            text += f"; but after {matched['at']:,.0f} {axis}{where} {a} {compared} {b}: {interval(other, paired.unit)}"
-    return text[0].upper() + text[1:] + "."
+            after = f"But after {matched['at']:,.0f} {axis}{where}"
+            lines.append(f"{after} {a} {compared} {b}: {interval(other, paired.unit)}.")
+    return lines
 
 
-def _worse(study: Study, a: str, b: str) -> str:
-    """Return what became worse beside what the first sentence tells; a fall is named even where it may be chance."""
+def _worse(study: Study, a: str, b: str) -> list[str]:
+    """Return what became worse beside what `_difference` tells; a fall is named even where it may be chance."""
     others = {START: "the untouched learner", b: "the untouched learner" if b == START else b}
     sentences = []
     for other, name in others.items():
-        if other not in study.results["arms"]:
+        if other not in study.results["arms"] or alike(study.results, study.recipe, a, other):
             continue
         found = changes(study.results, study.recipe, a, other)
         further = [change for change in found if not change.in_headline]
@@ -70,7 +103,7 @@ def _worse(study: Study, a: str, b: str) -> str:
         elif further:
             nothing = "Nothing" if further == found else "Nothing else"
             sentences.append(f"{nothing} that was measured is worse than in {name}.")
-    return " ".join(sentences)
+    return sentences
 
 
 def notes(study: Study) -> list[str]:
