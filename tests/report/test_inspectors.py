@@ -154,7 +154,9 @@ def test_shades_are_scaled_to_the_targets_that_are_there(language_run):
     assert sum(alpha >= data["alpha_full"] for alpha in alphas) >= len(alphas) / 20
 
 
-@pytest.mark.parametrize(("highest", "legend"), [(0.0, "&alpha; is 0 at every target"), (0.3, "one target in 20 exceeds")])
+@pytest.mark.parametrize(
+    ("highest", "legend"), [(0.0, "&alpha; is 0 at every target"), (0.3, "one target in 20 exceeds")]
+)
 def test_where_nothing_is_tilted_a_note_takes_the_place_of_the_legend(highest, legend):
     found = {"arm": "v", "step": 7, "alpha_full": highest, "alpha_highest": highest, "values_known": False, "rows": []}
     text = TEMPLATES.get_template("tokens.html").render(found=found | {"most": []})
