@@ -125,6 +125,7 @@ def test_check_prints_overlap_trial_step_and_memory(recipe, capsys):
     assert "disjoint" in text
     assert "a meta update and a learner step on a tiny copy of the learner: fine" in text
     assert "memory: about" in text
+    assert "warning: v makes 6 steps, too few for two judgements" in text
 
 
 @pytest.mark.parametrize("arm", ["v", "one-hot", "v-paper", "self-distillation"])

@@ -13,7 +13,7 @@ from vpretrain.language.assemble import assemble
 from vpretrain.language.task.values import candidate_values
 from vpretrain.method.judgement import in_turn
 from vpretrain.method.losses import stream_loss
-from vpretrain.method.strength import Judgement, Strength, best_beta
+from vpretrain.method.strength import Judgement, Strength, best_beta, least_steps
 from vpretrain.method.value import gradient, inner, norm
 from vpretrain.run import run_recipe
 
@@ -50,6 +50,20 @@ def test_without_a_direction_nothing_is_taken():
     assert best_beta([judgement([1.0] * 4, [math.nan] * 4)]) == 0.0
     # Two that agree say more than one.
     assert best_beta([judgement([1.0] * 4, scattered(1.0, 0.36))] * 2) == 1.0
+
+
+@pytest.mark.parametrize(("every_steps", "burn_in"), [(1, 0), (4, 0), (4, 10), (16, 0)])
+def test_the_shortest_run_with_two_judgements(every_steps, burn_in):
+    def judgements(total):
+        strength, made = Strength.that_chooses_itself(every_steps), 0
+        for update, step in enumerate(range(burn_in, total, every_steps)):
+            if strength.due(update, step / total):
+                strength.judge(update, Judgement(scattered(0.0, 1.0)))
+                made += 1
+        return made
+
+    least = least_steps(every_steps, burn_in)
+    assert (judgements(least - 1), judgements(least)) == (1, 2)
 
 
 def test_judgements_are_pooled_whatever_their_unit():

@@ -34,6 +34,8 @@ PHASES = {
     "evaluation": ("parts", "evaluate", True),
 }
 
+FINISHES = {"training": "step", "evaluation along the way": "evaluation"}
+
 
 @pytest.mark.promise(
     "5 SIGINT or SIGTERM in any phase: one save, exit code 128 + n, bit-equal resume; a second: at once"
@@ -41,7 +43,7 @@ PHASES = {
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("modality", MODALITIES)
-def test_a_signal_in_any_phase(tmp_path, tokenizer, monkeypatch, fault, many, modality, phase, number):
+def test_a_signal_in_any_phase(tmp_path, tokenizer, monkeypatch, capsys, fault, many, modality, phase, number):
     if modality == "vision" and many(number == signal.SIGINT, False):
         pytest.skip("in the long form")
     budget = {"steps": 6, "minutes": 60} if phase == "measuring a step" else {"steps": 6}
@@ -71,6 +73,9 @@ def test_a_signal_in_any_phase(tmp_path, tokenizer, monkeypatch, fault, many, mo
         if phase == "measuring a step":
             monkeypatch.setattr(sessions, "planned_steps", lambda *run: 6)
         assert sent == [number]
+        said = capsys.readouterr().err
+        for now in ("step", "evaluation"):
+            assert (f"stopping after this {now}; once more" in said) == (FINISHES.get(phase) == now)
         assert caught.value.exit_code == 128 + number
         assert ("continue with --resume" if trained else "start it again") in str(caught.value)
         assert len(checkpoints(recipe.directory / "checkpoints")) == trained
@@ -82,7 +87,7 @@ def test_a_signal_in_any_phase(tmp_path, tokenizer, monkeypatch, fault, many, mo
 @pytest.mark.promise(
     "5 SIGINT or SIGTERM in any phase: one save, exit code 128 + n, bit-equal resume; a second: at once"
 )
-def test_a_second_signal_ends_the_run_at_once(tmp_path, tokenizer, fault):
+def test_a_second_signal_ends_the_run_at_once(tmp_path, tokenizer, capsys, fault):
     session = session_of(small_recipe("language", tmp_path, tokenizer))
     steps = []
 
@@ -97,6 +102,7 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path, tokenizer, fault):
     with fault(), pytest.raises(SystemExit) as caught:
         session.run()
     assert (caught.value.code, steps) == (128 + signal.SIGTERM, [0, 1, 2])
+    assert "steps since the last checkpoint will be made again" in capsys.readouterr().err
     assert checkpoints(session.directory / "checkpoints") == []
 
 

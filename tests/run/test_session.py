@@ -22,7 +22,7 @@ from vpretrain.recipe import save_recipe
 from vpretrain.run.budget import Budget
 from vpretrain.run.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from vpretrain.run.directory import prepare_directory
-from vpretrain.run.dry_run import planned_steps
+from vpretrain.run.dry_run import few_steps, planned_steps
 from vpretrain.run.export import export
 from vpretrain.run.hooks import Hook
 
@@ -210,6 +210,49 @@ def test_a_budget_in_minutes_ends_nearest_to_its_limit_and_charges_training_only
             clock.now += 1000
     assert budget.step == 9  # 63 s is nearer to 60 s than 56 s
     assert budget.seconds == 63
+
+
+def test_the_end_of_a_budget_in_minutes_is_evaluated_once(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr("vpretrain.run.session.planned_steps", lambda *run: 4)
+    budget = {"minutes": 1, "steps": None}
+    session = session_of(tiny_recipe(tmp_path, tokenizer, budget=budget, evaluation={"points": 4}))
+    clock, draw = Clock(), session.parts.stream.next
+    session.budget = Budget(session.recipe.budget, clock)
+
+    def fourteen_seconds():
+        clock.now += 14
+        return draw()
+
+    session.parts.stream.next = fourteen_seconds
+    assert session.run()["steps"] == 4  # 56 s is nearer to 60 s than 70 s, and beyond the last point
+    assert [line["step"] for line in read_lines(session.directory / "scores.jsonl")] == [1, 2]
+
+
+def test_a_run_too_short_for_its_strength_says_so_before_it_trains(tmp_path, tokenizer, monkeypatch, capsys):
+    class Stop(Hook):
+        def before_training(self, session):
+            said.append(capsys.readouterr().err)
+            session.budget.stop()
+
+    monkeypatch.setattr("vpretrain.run.session.planned_steps", lambda *run: 5)
+    said: list[str] = []
+    minutes = tiny_recipe(tmp_path, tokenizer, arm="v", budget={"minutes": 1, "steps": None})
+    with pytest.raises(Paused):
+        run_recipe(minutes, hooks=[Stop()])
+    assert (
+        "warning: v makes about 5 steps, too few for two judgements of its strength, and may train as one-hot throughout: "
+        "raise budget.minutes to about 7, or make steps shorter by stream.batch_size or stream.length\n" in said[0]
+    )
+
+
+def test_only_an_automatic_strength_needs_many_steps(tmp_path, tokenizer):
+    for arm, strength, steps, warned in (
+        ("v", "auto", 32, True), ("v-learned", "auto", 32, True), ("v", "auto", 33, False), ("v", "auto", 0, False),
+        ("v", 1.0, 32, False), ("one-hot", "auto", 32, False),
+    ):  # fmt: skip
+        recipe = tiny_recipe(tmp_path, tokenizer, arm=arm, value={"strength": strength}, budget={"steps": steps})
+        warning = few_steps(recipe, session_of(recipe).parts, steps)
+        assert (warning is not None and "raise budget.steps to 33 or more" in warning) == warned
 
 
 def test_a_budget_is_honoured_across_a_resume():

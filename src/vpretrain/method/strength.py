@@ -152,6 +152,17 @@ class Strength:
         vars(self).update(state, judgements=[Judgement(*seen) for seen in state["judgements"]])
 
 
+def least_steps(every_steps: int, burn_in_steps: int = 0) -> int:
+    """Return the learner steps of the shortest run with two judgements, even if the first finds no direction.
+
+    Args:
+        every_steps: r.
+        burn_in_steps: learner steps before the first meta update.
+    """
+    first = Strength.that_chooses_itself(every_steps).next
+    return int((burn_in_steps + _AFTER_NONE * first * every_steps) / _LATE) + 1  # `due` leaves out the boundary
+
+
 def best_beta(judgements: Sequence[Judgement]) -> float:
     """Return the beta with the largest mean gain plus a standard error (latest judgement first).
 

@@ -129,7 +129,7 @@ class Scores(Hook):
             return
         unit = session.recipe.unit
         line = {"step": record.step, "seconds": session.budget.seconds, unit: session.totals["read"]}
-        line |= append(session.directory / SCORES, line, session.parts.evaluate)
+        line |= append(session.directory / SCORES, line, session.evaluate)
         self._tracking.log("evaluation", line, record.step)
 
 

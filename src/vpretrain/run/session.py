@@ -16,7 +16,7 @@ import torch
 
 from vpretrain import distributed
 from vpretrain.config import Recipe
-from vpretrain.console import progress, working
+from vpretrain.console import progress, warn, working
 from vpretrain.errors import Interrupted, NonFinite, Paused, UserError
 from vpretrain.method.algorithm import StepRecord
 from vpretrain.recipe import save_recipe
@@ -24,7 +24,7 @@ from vpretrain.run import skipped
 from vpretrain.run.budget import Budget
 from vpretrain.run.checkpoint import checkpoints, load_newest, save_checkpoint
 from vpretrain.run.circumstances import commit
-from vpretrain.run.dry_run import planned_steps
+from vpretrain.run.dry_run import few_steps, planned_steps
 from vpretrain.run.finish import finish
 from vpretrain.run.hooks import Checkpoints, Hook, MetricsLog, Scores, Tracking, Views
 from vpretrain.run.log import LOGS, cut
@@ -105,6 +105,8 @@ class Session:
                 self.optimizer.total_steps = distributed.broadcast(
                     planned_steps(self.recipe, self.parts, self.optimizer)
                 )
+            if warning := few_steps(self.recipe, self.parts, self.optimizer.total_steps):
+                warn(f"warning: {warning}")
         for hook in self.hooks:
             hook.before_training(self)
         self._signals.enter(Phase.TRAINING)
@@ -132,8 +134,18 @@ class Session:
         self._signals.enter(Phase.END)
 
     def passed(self, parts: int) -> bool:
-        """Whether the last step has passed a boundary between this number of equal parts of the budget."""
-        return int(parts * self._fraction_before) < int(parts * self._fraction) and self._fraction < 1
+        """Whether the last step has passed a boundary between this number of equal parts of the budget; not at its end."""
+        # The last step of a budget in minutes may end before all of it is spent.
+        if self.recipe.budget.reached(self.line["step"] + 1, self.budget.seconds):
+            return False
+        return int(parts * self._fraction_before) < int(parts * self._fraction)
+
+    def evaluate(self) -> Json:
+        """Evaluate along the run, and return the figures; a signal meanwhile ends the run after that."""
+        self._signals.enter(Phase.EVALUATING)
+        figures = self.parts.evaluate()
+        self._signals.enter(Phase.TRAINING)
+        return figures
 
     def save(self) -> Path:
         """Write a checkpoint of everything that the next step depends on, and the names of what was skipped until here."""

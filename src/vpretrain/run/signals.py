@@ -9,16 +9,17 @@ import sys
 from collections.abc import Callable, Iterator
 
 from vpretrain import distributed
-from vpretrain.console import console
+from vpretrain.console import warn
 
-Phase = enum.Enum("Phase", ["START", "TRAINING", "SAVING", "END"])  # of a run
+Phase = enum.Enum("Phase", ["START", "TRAINING", "EVALUATING", "SAVING", "END"])  # of a run
+_NOW = {Phase.TRAINING: "step", Phase.EVALUATING: "evaluation"}  # what a signal lets the run finish
 
 
 class Signals:
     """Handle a signal according to the phase of the run. A second one ends the process at once.
 
     Args:
-        stop: ends training after the current step.
+        stop: ends training after the current step and its evaluation.
         interrupt: ends the run, given the signal's number.
     """
 
@@ -50,10 +51,12 @@ class Signals:
 
     def _handle(self, number: int, frame: object) -> None:
         if self.received is not None:
+            if self.phase in _NOW:
+                warn("stopped without saving: steps since the last checkpoint will be made again")
             sys.exit(128 + number)
         self.received = number
-        if self.phase is Phase.TRAINING:
+        if self.phase in _NOW:
             self._stop()
-            console.print("stopping after this step; once more to leave without saving", style="yellow")
+            warn(f"stopping after this {_NOW[self.phase]}; once more to leave without saving")
         elif self.phase is not Phase.SAVING:
             self._interrupt(number)

@@ -21,6 +21,7 @@ from vpretrain.language.data.stream import HELD_BACK, usable
 from vpretrain.language.model.load import load_config, load_tokenizer
 from vpretrain.language.model.loss import CHUNK
 from vpretrain.modality import modality_of
+from vpretrain.run.dry_run import few_steps
 from vpretrain.run.left_out import by_source, lines
 from vpretrain.types import Model
 
@@ -53,6 +54,8 @@ def check(recipe: Recipe) -> Iterator[str]:
     found = by_source((f"stream {source.origin}", reasons) for source, (_, reasons) in zip(sources, scans, strict=True))
     yield from (f"{line}, of those that were read" for line in lines(found))
     yield one_step(recipe, parts)
+    if warning := few_steps(recipe, parts, recipe.budget.steps):
+        yield f"warning: {warning}"
     if recipe.learner.precision == "bf16" and (note := bf16_note(device)):
         yield f"warning: {note}: use learner.precision=fp32"
     yield estimate_memory(recipe)

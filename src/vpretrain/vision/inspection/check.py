@@ -14,6 +14,7 @@ from vpretrain.inspection.check import memory_line, one_step
 from vpretrain.inspection.doctor import bf16_note
 from vpretrain.inspection.reading import SECONDS, Reading, shares
 from vpretrain.modality import modality_of
+from vpretrain.run.dry_run import few_steps
 from vpretrain.types import Model
 from vpretrain.vision.assemble import check_sizes
 from vpretrain.vision.config import Recipe, SourceConfig
@@ -40,6 +41,8 @@ def check(recipe: Recipe) -> Iterator[str]:
     yield "recipe and images: fine; stream, heads, meta batches and evaluation show different scenes"
     yield from _readings(recipe)
     yield one_step(recipe, parts)
+    if warning := few_steps(recipe, parts, recipe.budget.steps):
+        yield f"warning: {warning}"
     if recipe.learner.precision == "bf16" and (note := bf16_note(device)):
         yield f"warning: {note}: use learner.precision=fp32"
     yield estimate_memory(recipe)
