@@ -10,12 +10,14 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from worlds import tiny_recipe
 
 from vpretrain import console
 from vpretrain.cli import runs as commands
 from vpretrain.cli.parser import main
 from vpretrain.compare import runs
 from vpretrain.compare.runs import _Pace
+from vpretrain.recipe import save_recipe
 
 WORK = """
 import time
@@ -181,15 +183,20 @@ def test_runs_of_a_comparison_say_as_much_as_it_does(monkeypatch):
     ]
 
 
-def test_the_time_left_of_a_comparison_is_that_of_the_turns_so_far(monkeypatch):
-    clock = iter([0.0, 5.0, 65.0, 70.0, 100.0])
+@pytest.mark.parametrize(
+    ("budget", "planned"),
+    [({"minutes": 1, "steps": None}, ", about 2:40 left in all"), ({"steps": 5}, "")],  # 60 s and 4 evaluations of 5 s
+)
+def test_the_time_left_of_a_comparison_is_that_of_the_turns_so_far(tmp_path, tokenizer, monkeypatch, budget, planned):
+    clock = iter([0.0, 5.0, 5.0, 65.0, 70.0, 100.0])
     monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     members = {"step-0": ["arm=one-hot", "budget.steps=0"], "one-hot": [], "v": [], "done": []}
-    pace = _Pace(members, 2, {"done"})
+    save_recipe(tiny_recipe(tmp_path, tokenizer, budget=budget, evaluation={"points": 4}), tmp_path / "recipe.yaml")
+    pace = _Pace(tmp_path, members, 2, {"done"})
     told = []
     for name in ("step-0", "one-hot", "v"):
         told.append(pace.left())
         with pace.timed(name):
             pass
-    assert told == ["", "", ", about 3:00 left in all"]  # three turns of a minute
+    assert told == ["", planned, ", about 3:00 left in all"]  # three turns of a minute
     assert pace.left() == ", about 1:30 left in all"  # two turns of 45 seconds

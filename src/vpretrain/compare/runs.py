@@ -80,7 +80,7 @@ def run_group(
         for name in finished:
             _refuse_another(directory, name, members[name])
             note(f"{name}: finished already")
-        pace = _Pace(members, rounds, finished)
+        pace = _Pace(directory, members, rounds, finished)
         for turn in range(1, rounds + 1):
             for number, name in enumerate(members, start=1):
                 if name in finished:
@@ -106,11 +106,19 @@ def _refuse_another(directory: Path, name: str, settings: Sequence[str]) -> None
 
 
 class _Pace:
-    """How long the turns of a group take. The untouched learner has one turn, which is too short to judge others by."""
+    """How long the turns of a group take: as long as those so far, or before these by the recipes.
 
-    def __init__(self, members: Mapping[str, Sequence[str]], rounds: int, finished: Collection[str]) -> None:
+    The untouched learner has one turn, which does not train, but shows how long loading and an evaluation take.
+    """
+
+    def __init__(
+        self, directory: Path, members: Mapping[str, Sequence[str]], rounds: int, finished: Collection[str]
+    ) -> None:
+        self._directory = directory
         self._short = {name for name, settings in members.items() if "budget.steps=0" in settings}
-        self._left = rounds * len(members.keys() - self._short - set(finished))
+        self._settings = [of for name, of in members.items() if name not in self._short and name not in finished]
+        self._left = rounds * len(self._settings)
+        self._evaluation: float | None = None
         self._spent: list[float] = []
 
     @contextlib.contextmanager
@@ -118,13 +126,29 @@ class _Pace:
         """Time a turn of a member."""
         start = time.monotonic()
         yield
-        if name not in self._short:
-            self._spent.append(time.monotonic() - start)
+        spent = time.monotonic() - start
+        if name in self._short:
+            self._evaluation = spent
+        else:
+            self._spent.append(spent)
             self._left -= 1
 
     def left(self) -> str:
-        """Return the time left for all turns, as text; empty before the first."""
-        return f", about {minutes(mean(self._spent) * self._left)} left in all" if self._spent else ""
+        """Return the time left for all turns, as text; empty if nothing shows it yet."""
+        seconds = mean(self._spent) * self._left if self._spent else self._planned()
+        return "" if seconds is None else f", about {minutes(seconds)} left in all"
+
+    def _planned(self) -> float | None:
+        """Return the seconds of all members by their budgets and evaluations; None if either is not known as time."""
+        if self._evaluation is None:
+            return None
+        total = 0.0
+        for settings in self._settings:
+            recipe = load_recipe(self._directory / "recipe.yaml", [*settings])
+            if recipe.budget.minutes is None or recipe.budget.steps is not None:
+                return None
+            total += 60 * recipe.budget.minutes + max(1, recipe.evaluation.points or 0) * self._evaluation
+        return total
 
 
 def run_member(
@@ -156,7 +180,7 @@ def run_member(
         return False
     number = -code if code < 0 else code - 128  # a process without a signal handler yet, or one with
     if number in (signal.SIGINT, signal.SIGTERM):
-        raise Interrupted(number, "stopped; nothing is lost: go on with the same command and --resume")
+        raise Interrupted(number, "stopped: go on with the same command and --resume")
     if code:
         failed = MachineError if code == MachineError.exit_code else UserError
         raise failed(f"{name} failed (exit code {code}); mend it and go on with the same command and --resume")
