@@ -121,6 +121,12 @@ def test_a_log_without_a_whole_line(tmp_path, recipe, log):
         assert "starting" in shown(run)
 
 
+def test_the_untouched_learner_evaluates_as_soon_as_it_is_loaded(tmp_path, recipe):
+    run = written(tmp_path / "step-0", [], recipe.model_copy(update={"budget": BudgetConfig(steps=0)}))
+    with locked(run):
+        assert "arm v, evaluating (" in shown(run)
+
+
 def test_a_run_that_is_still_loading(tmp_path):
     with locked(tmp_path / "run"):
         assert "loading" in shown(tmp_path / "run")

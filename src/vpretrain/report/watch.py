@@ -132,14 +132,13 @@ class RunView:
     @property
     def _trained(self) -> bool:
         """Whether the budget is spent, by the run's own rule."""
-        recipe, last = self.recipe, self.last
-        return recipe is not None and bool(last) and recipe.budget.reached(self.steps, last["seconds"])
+        return self.recipe is not None and self.recipe.budget.reached(self.steps, self.last.get("seconds", 0.0))
 
     @property
     def state(self) -> str:
         """The state of the run: paused, if all training is saved; interrupted, if steps will be repeated."""
         if self.process is not None:
-            return "starting" if not self.last else "evaluating" if self._trained else "running"
+            return "evaluating" if self._trained else "running" if self.last else "starting"
         if self.result is not None:
             return "finished"
         saved = max((int(path.name[5:]) for path in self._checkpoints()), default=0)
