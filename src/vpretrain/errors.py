@@ -66,12 +66,13 @@ class UnknownColumns(UserError):
 
     Args:
         message: the line for a user.
+        path: of the data.
         pair: whether they must become a prompt and a response, not raw text.
     """
 
-    def __init__(self, message: str, pair: bool) -> None:
+    def __init__(self, message: str, path: str, pair: bool) -> None:
         super().__init__(message)
-        self.pair = pair
+        self.path, self.pair = path, pair
 
 
 def or_unreadable(

@@ -197,7 +197,7 @@ class Modality:
         templates: Sequence[Mapping[str, str]],
     ) -> Draft:
         """Return a recipe with comments over data by their paths; `templates` come before guesses. Raises UserError."""
-        with working("looking at the data"):
+        with working("looking at the learner and the data"):
             return self._module("inspection.draft").draft(name, learner, stream, feedback, evaluation, templates)
 
     def inspect(self, recipe: Recipe, *, examples: int, positions: int) -> None:

@@ -1,10 +1,12 @@
-"""Plain data, as YAML gives it: read within bounds, searched for texts, and written line by line."""
+"""Plain data, as YAML gives it: read within bounds, searched for texts, written line by line. Names that were mistyped."""
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import json
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -52,6 +54,18 @@ def texts(data: object) -> Iterator[str]:
         elif isinstance(part, dict | list | tuple | set) and id(part) not in seen:
             seen.add(id(part))
             waiting += [*part, *part.values()] if isinstance(part, dict) else part
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Return the known name that a mistaken one is most like; None if none is like it, by the `cutoff` of `difflib`."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
+
+
+def nearest_file(path: Path, names: Iterable[str]) -> Path | None:
+    """Return the file beside a path, itself excepted, whose name is most like it, extensions aside; None if none is like it."""
+    by_stem = {name.partition(".")[0]: name for name in names if name != path.name}
+    meant = nearest(path.name.partition(".")[0], by_stem)
+    return None if meant is None else path.with_name(by_stem[meant])
 
 
 def quoted(value: str | list[str]) -> str:

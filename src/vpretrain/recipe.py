@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.files import write_whole
 from vpretrain.modality import MODALITIES
-from vpretrain.plain import read_yaml, texts
+from vpretrain.plain import nearest, nearest_file, read_yaml, texts
 from vpretrain.types import Json
 
 if TYPE_CHECKING:
@@ -39,7 +38,10 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     try:
         text = Path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read the recipe {path}: {error.strerror}; recipes/ holds ready ones") from None
+        there = Path(path).parent.glob("*.yaml") if isinstance(error, FileNotFoundError) else ()
+        meant = nearest_file(Path(path), [file.name for file in there])
+        hint = f"did you mean {meant}?" if meant else "recipes/ holds ready ones"
+        raise UserError(f"cannot read the recipe {path}: {error.strerror}; {hint}") from None
     data = read_yaml(text, str(path))
     if not isinstance(data, dict):
         raise UserError(f"{path} must hold fields such as `learner:` and `stream:`, not {type(data).__name__}")
@@ -168,8 +170,8 @@ def _explain(recipe: type[BaseModel], problem: ErrorDetails) -> str:
     location = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         known = list(_model_at(recipe, problem["loc"][:-1]).model_fields)
-        nearest = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.4)
-        hint = f"did you mean '{nearest[0]}'?" if nearest else f"known here: {', '.join(known)}"
+        meant = nearest(str(problem["loc"][-1]), known, cutoff=0.4)
+        hint = f"did you mean '{meant}'?" if meant else f"known here: {', '.join(known)}"
         return f"unknown key '{location}': {hint}"
     if problem["type"] == "missing":
         wanted = re.sub(r"\.\d+\b", ".N", location)
@@ -212,8 +214,8 @@ def settings_help(prefix: str = "") -> str:
     found = {name: lines for name in MODALITIES if (lines := settings_lines(name, prefix))}
     if not found:
         names = {line.split()[0] for name in MODALITIES for line in settings_lines(name)}
-        nearest = difflib.get_close_matches(prefix, names | {name.split(".")[0] for name in names}, n=1)
-        hint = f"did you mean '{nearest[0]}'?" if nearest else "vpretrain settings lists all"
+        meant = nearest(prefix, names | {name.split(".")[0] for name in names})
+        hint = f"did you mean '{meant}'?" if meant else "vpretrain settings lists all"
         raise UserError(f"no setting's name begins with '{prefix}': {hint}")
     return "\n\n".join(f"Settings of a {name} recipe:\n" + "\n".join(lines) for name, lines in found.items())
 

@@ -472,6 +472,9 @@ def test_a_tokenizer_without_an_end_token_is_refused(recipe, capsys, tmp_path):
 
 def test_a_recipe_that_cannot_be_read_gets_one_line(capsys, tmp_path):
     assert "cannot read the recipe gone.yaml" in refusal(capsys, "run", "gone.yaml")
+    (tmp_path / "tickets.yaml").write_text("a: [")
+    told = refusal(capsys, "run", str(tmp_path / "ticket.yaml"))
+    assert f"No such file or directory; did you mean {tmp_path / 'tickets.yaml'}?" in told
     (tmp_path / "bad.yaml").write_text("a: [")
     assert "is not valid YAML" in refusal(capsys, "run", str(tmp_path / "bad.yaml"))
     assert not (tmp_path / "runs").exists()
@@ -481,6 +484,7 @@ def test_a_recipe_that_cannot_be_read_gets_one_line(capsys, tmp_path):
     ("entry", "message"),
     [
         ("w", "unknown arm w: choose from"),
+        ("onehot", "unknown arm onehot: did you mean one-hot? choose from"),
         ("v:value.align=dto", "v: 'value.align': 'dto' is unknown: choose from 'dot' or 'cosine'"),
         ("v:value.algn=dot", "v: unknown key 'value.algn': did you mean 'align'?"),
         ("v:value.penalty=0.1:value.align=cosine", "penalty belongs to align=dot"),
@@ -561,11 +565,28 @@ def test_an_output_that_is_a_file_gets_one_line(recipe, capsys, tmp_path):
     assert "change `output`" in refusal(capsys, "run", recipe(output=str(tmp_path / "file")))
 
 
-def test_stray_words_are_refused(recipe):
-    for stray in (["run", recipe(), "--steps", "3"], ["export", "a", "b", "c=d"]):
-        with pytest.raises(SystemExit) as exit:
-            main(stray)
-        assert exit.value.code == 2
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["check", "r.yaml", "--threads", "1"], "--threads 1; settings are given as field=value, without dashes"),
+        (
+            ["run", "r.yaml", "--budget.minutes=1"],
+            "--budget.minutes=1; settings are given as field=value, without dashes",
+        ),
+        (
+            ["compare", "r.yaml", "--arms", "one-hot", "v"],
+            "v; settings are given as field=value, without dashes; arms are separated by commas",
+        ),
+        (["export", "a", "b", "c=d"], "c=d"),
+    ],
+)
+def test_stray_words_are_refused_with_the_usage_of_their_command(capsys, words, remedy):
+    with pytest.raises(SystemExit) as exit:
+        main(words)
+    assert exit.value.code == 2
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"usage: vpretrain {words[0]}")
+    assert last == f"vpretrain {words[0]}: error: unrecognized arguments: {remedy}"
 
 
 def test_every_setting_in_the_help_can_be_set():

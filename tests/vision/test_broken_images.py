@@ -256,9 +256,7 @@ def test_a_run_names_what_it_skips_and_check_says_so_before(folder, tmp_path):
         for name, prefetch in (("plain", 0), ("ahead", 2))
     ]
     (line,) = _readings(recipes[0])
-    assert line.startswith(
-        f"read all {COUNT} rows or images of stream {folder}: 5 cannot be read and would be skipped, "
-    )
+    assert line.startswith(f"read all {COUNT} images of stream {folder}: 5 cannot be read and would be skipped, ")
     assert line.endswith(f"the first: {folder / '02.png'} {FORMAT}")
     results = [run_recipe(recipe) for recipe in recipes]
     assert [result.left_out[f"stream {folder}"]["unreadable"] >= len(BROKEN) for result in results] == [True, True]

@@ -29,6 +29,11 @@ class Command:
     recipe: bool  # whether it takes a recipe and settings to change; its handler gets the recipe, then the options
     notes: str  # at the end of its help
 
+    @property
+    def name(self) -> str:
+        """What calls it."""
+        return self.handler.__name__
+
     def __call__(self, options: Options) -> int | None:
         if self.recipe:
             return self.handler(load_recipe(options.recipe, options.overrides), options)
@@ -38,7 +43,7 @@ class Command:
         """Add its parser to those of the other commands."""
         what = self.handler.__doc__ or ""
         parser = subparsers.add_parser(
-            self.handler.__name__,
+            self.name,
             help=what[:1].lower() + what[1:].removesuffix("."),
             description=what,
             epilog=f"Example:\n  {self.examples}" + (f"\n\n{self.notes}" if self.notes else ""),

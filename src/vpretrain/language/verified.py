@@ -89,6 +89,11 @@ class VerifiedFeedback:
         return self._feedback.keys
 
     @property
+    def examples(self) -> Mapping[str, list[Example]]:
+        """Its problems by domain."""
+        return self._feedback.examples
+
+    @property
     def left_out(self) -> LeftOut:
         """How many problems were not used, by origin and reason, and how many gave no gradient, by domain."""
         agreed = {f"of domain {domain}": {AGREED: count} for domain, count in self.agreed.items() if count}

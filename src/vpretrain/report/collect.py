@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.files import Lines, read_json
 from vpretrain.modality import modality_of
+from vpretrain.plain import nearest
 from vpretrain.recipe import load_recipe
 from vpretrain.tables import cells
 from vpretrain.types import Json
@@ -76,8 +76,8 @@ def collect(directory: Path) -> Study:
     remedy = "give what `vpretrain run` or `vpretrain compare` wrote, e.g. runs/quickstart"
     if directory.parent.is_dir() and not directory.exists():
         others = [path.name for path in directory.parent.iterdir()]
-        for nearest in difflib.get_close_matches(directory.name, others, n=1):
-            remedy = f"did you mean {directory.with_name(nearest)}?"
+        if meant := nearest(directory.name, others):
+            remedy = f"did you mean {directory.with_name(meant)}?"
     raise UserError(f"{directory} is neither a run's directory nor a comparison's: {remedy}")
 
 

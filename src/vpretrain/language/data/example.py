@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import itertools
 import re
@@ -14,6 +13,7 @@ from typing import Any, TypeGuard
 from vpretrain.errors import UserError
 from vpretrain.language.config import SourceConfig
 from vpretrain.language.data.rows import as_python, spelled
+from vpretrain.plain import nearest
 from vpretrain.types import Json
 
 FIRST = 100  # rows in which a field must be found once
@@ -66,12 +66,17 @@ class Example:
     @cached_property
     def key(self) -> str:
         """Identity of the problem: equal for problems that differ in case and white space only."""
-        return hashlib.sha256(" ".join(self.problem.casefold().split()).encode()).hexdigest()[:_KEY_DIGITS]
+        return key_of(self.problem)
 
     def is_in(self, part: tuple[float, float]) -> bool:
         """Whether the problem hashes into a part of [0, 1)."""
         low, high = part
         return low <= int(self.key, 16) / 16**_KEY_DIGITS < high
+
+
+def key_of(text: str) -> str:
+    """Identity of a text: equal for texts that differ in case and white space only."""
+    return hashlib.sha256(" ".join(text.casefold().split()).encode()).hexdigest()[:_KEY_DIGITS]
 
 
 def completed(config: SourceConfig, rows: Iterable[Json]) -> SourceConfig:
@@ -265,6 +270,6 @@ def _mistake(config: SourceConfig, name: str, place: str, template: str, seen: J
         return UserError(f"{config.origin}: {{{name}.{place}}} in {template!r}: '{name}' is {value!r}")
     if not config.has_form:
         return UserError(f"{config.origin}: give text, prompt and response, or messages; its fields are {fields}")
-    nearest = difflib.get_close_matches(name, list(seen), n=1, cutoff=0.4)
-    hint = f": did you mean {{{nearest[0]}}}?" if nearest else ""
+    meant = nearest(name, seen, cutoff=0.4)
+    hint = f": did you mean {{{meant}}}?" if meant else ""
     return UserError(f"{config.origin}: no field '{name}' for the template {template!r}{hint} (fields: {fields})")

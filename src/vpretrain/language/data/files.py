@@ -9,6 +9,7 @@ from pathlib import Path
 from vpretrain.errors import UserError
 from vpretrain.language.config import SourceConfig
 from vpretrain.language.data.text_files import FORMAT, file_name
+from vpretrain.plain import nearest_file
 
 _KINDS = {"jsonl": "JSON", "json": "JSON", "csv": "table", "tsv": "table", "txt": "text", "parquet": "parquet"}
 _FILES = ".jsonl, .json, .csv, .tsv, .txt (also .gz, .bz2, .xz or .zst) or .parquet"
@@ -30,7 +31,7 @@ def data_files(config: SourceConfig) -> tuple[list[str], str]:
     else:
         files = sorted(glob.glob(str(path)))
     if not files:
-        raise UserError(f"no data at {config.path}: give a file of {_FILES}, a glob, or a folder of them")
+        raise _nothing_at(config.path, path.parent)
     _refuse_copies(config.path, files)
     formats = {_format(file) for file in files}
     kinds = {_KINDS.get(name) for name in formats}
@@ -40,6 +41,14 @@ def data_files(config: SourceConfig) -> tuple[list[str], str]:
     if config.field is not None and formats != {"json"}:
         raise UserError(f"{config.path}: field={config.field} is for .json files: leave it out")
     return files, kind
+
+
+def _nothing_at(path: str, folder: Path) -> UserError:
+    """The error for a path without data, which names the data of the folder that may be meant."""
+    there = [file.name for file in folder.iterdir() if file.is_dir() or _format(file.name)] if folder.is_dir() else []
+    meant = nearest_file(Path(path), there)
+    hint = f"did you mean {meant}? " if meant else ""
+    return UserError(f"no data at {path}: {hint}give a file of {_FILES}, a glob, or a folder of them")
 
 
 def _refuse_copies(path: str, files: Sequence[str]) -> None:

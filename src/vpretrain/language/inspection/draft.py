@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from vpretrain.language.data.text_files import FORMAT, file_name
 from vpretrain.language.inspection.inspect import marked
 from vpretrain.language.model.load import load_config, load_tokenizer, tokens_of
 from vpretrain.modality import Draft
-from vpretrain.plain import noted, quoted
+from vpretrain.plain import nearest, noted, quoted
 from vpretrain.types import Json
 
 # Names of columns, the likeliest first.
@@ -37,6 +38,7 @@ _STEP, _USUAL = 64, 1024  # tokens: lengths are multiples of the one, and above 
 _LEARNED = 16  # tokens of an answer that fit at least
 _SCANNED = 2000  # rows of the stream that are looked at; further ones are searched for the other roles' problems
 _MEASURED, _BEGINNING = 200, 20_000  # examples of a role that are looked at, and characters of raw text
+_HELD = 0.99  # of the documents of a role fit into its length whole
 _PROBLEMS = 64  # of the evaluation
 
 
@@ -77,16 +79,9 @@ def draft(
         UserError: the learner or the data cannot be read, or there are too few problems.
         UnknownColumns: no columns are found that make a pair, or text.
     """
+    sources = _sources(stream, feedback, feedback if evaluation is None else evaluation, given)
+    # Only now: a learner may be fetched first, or converted, which a mistake in a path or a column should not wait for.
     tokenizer, config = load_tokenizer(learner), load_config(learner).get_text_config()
-    sources = {
-        "stream": guessed_source(stream, given, pair=False),
-        "feedback": guessed_source(feedback, given, pair=True),
-        "evaluation": guessed_source(feedback if evaluation is None else evaluation, given, pair=True),
-    }
-    for form in map(_form_of, given):
-        if not any(form.items() <= source.model_dump(include=set(form)).items() for source in sources.values()):
-            named = ", ".join(f"{setting} {quoted(template)}" for setting, template in form.items())
-            raise UserError(f"{named}: no role has these columns; give others")
     examples = {role: pairs(source)[0] for role, source in sources.items() if role != "stream"}
     problems = [frozenset(example.key for example in own) for own in examples.values()]
     whole = _divided(sources, {"stream": _of_stream(sources["stream"], problems), **examples})
@@ -96,27 +91,89 @@ def draft(
     return Draft(_recipe(name, learner, roles, most, tokens_of(tokenizer)), shown)
 
 
-def guessed_source(path: str, given: Sequence[Mapping[str, str]], *, pair: bool) -> SourceConfig:
-    """Return the source at a path, with the given templates, or with templates guessed from the columns of its first rows.
+def _sources(
+    stream: str, feedback: str, evaluation: str, given: Sequence[Mapping[str, str]]
+) -> dict[str, SourceConfig]:
+    """Return the sources of all roles, with the given templates or guessed ones. Raises like `draft`."""
+    paths = {"stream": stream, "feedback": feedback, "evaluation": evaluation}
+    opened = {role: _opened(path, pair=role != "stream") for role, path in paths.items()}
+    wrong = _wrong_name(given, [row for _, rows in opened.values() for row in rows])
+    sources = {
+        role: _guessed_source(source, rows, given, wrong, pair=role != "stream")
+        for role, (source, rows) in opened.items()
+    }
+    for form in map(_form_of, given):
+        if not any(form.items() <= source.model_dump(include=set(form)).items() for source in sources.values()):
+            named = ", ".join(f"{setting} {quoted(template)}" for setting, template in form.items())
+            raise UserError(wrong or f"{named}: no role has these columns; give others")
+    _check_text(sources)
+    return sources
 
-    With `pair` its rows must be pairs or chats, and all of them readable, as those of feedback and evaluation.
 
-    Raises:
-        UserError: it cannot be read.
-        UnknownColumns: no columns are known.
+def _check_text(sources: Mapping[str, SourceConfig]) -> None:
+    """Raise UserError for a stream of raw text from a file that gives another role pairs: no parts keep them apart.
+
+    The hash of a row is that of its problem, and of raw text that of the text, so that the same row has two hashes; unless the
+    text is the problem.
     """
+    stream = sources["stream"]
+    for role, source in sources.items():
+        if stream.text is None or role == "stream" or not _files(stream) & _files(source):
+            continue
+        if source.prompt is None or fields_of(stream.text) != fields_of(source.prompt):
+            raise UserError(
+                f"{stream.path}: as raw text it cannot be kept apart from the pairs of {role} in the same file: leave --text "
+                "out (of pairs the loss is on the responses alone anyway), or give other files"
+            )
+
+
+def _files(source: SourceConfig) -> set[str]:
+    return set(map(os.path.realpath, data_files(source)[0]))
+
+
+def _wrong_name(given: Sequence[Mapping[str, str]], rows: Sequence[Json]) -> str:
+    """Say which of the given templates has a column that no role's rows have; empty if there is none."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    for setting, value in (item for form in given for item in form.items()):
+        names = fields_of(_form_of({setting: value})[setting])
+        if set(names) & set(columns):
+            continue
+        meant = nearest(names[0] if names else value, columns, cutoff=0.4)
+        hint = f"did you mean '{meant}'? " if meant else ""
+        chats = "; chats need no templates" if "messages" in (guessed_form(rows) or {}) else ""
+        return f"--{setting} {quoted(value)}: no file has this column: {hint}columns: {', '.join(columns)}{chats}"
+    return ""
+
+
+def _opened(path: str, *, pair: bool) -> tuple[SourceConfig, list[Json]]:
+    """Return the source at a path and its first rows; with `pair` all must be readable. Raises UserError."""
     source = SourceConfig(path=path)
     rows = first_rows(source, skips=not pair)
     if (field := _field_of_rows(path, rows)) is not None:
         source = source.model_copy(update={"field": field})
         rows = first_rows(source, skips=not pair)
+    return source, rows
+
+
+def _guessed_source(
+    source: SourceConfig, rows: Sequence[Json], given: Sequence[Mapping[str, str]], wrong: str, *, pair: bool
+) -> SourceConfig:
+    """Return a source with the given templates, or with templates guessed from the columns of its first rows.
+
+    With `pair` its rows must be pairs or chats, as those of feedback and evaluation.
+
+    Raises UnknownColumns if no columns are known; `wrong` says which of the templates is to blame, if one is.
+    """
     columns = dict.fromkeys(name for row in rows for name in row)
     form = given_form(given, columns, pair=pair) or guessed_form(rows)
     if form is None or (pair and "text" in form):
+        path = str(source.path)
         wanted = "question and answer (or a chat in messages)" if pair else "text, or question and answer"
         options = "--prompt and --response" if pair else "--text, or with --prompt and --response"
         raise UnknownColumns(
-            f"{path}: no columns such as {wanted} among {', '.join(columns)}: rename them, or name them with {options}",
+            wrong
+            or f"{path}: no columns such as {wanted} among {', '.join(columns)}: rename them, or name them with {options}",
+            path,
             pair,
         )
     return source.model_copy(update=form)
@@ -254,7 +311,7 @@ def _length(role: _Role, most: int, *, whole: bool = False) -> int:
     """
     contexts, lengths = (sorted(of) for of in zip(*((one.context, len(one)) for one in role.documents), strict=True))
     needed = max(
-        min(_USUAL, lengths[math.ceil(0.95 * len(lengths)) - 1]),
+        min(_USUAL, lengths[math.ceil(_HELD * len(lengths)) - 1]),
         contexts[-1 if whole else len(contexts) // 2] + _LEARNED,
     )
     length = min(most, _STEP * math.ceil(needed / _STEP))

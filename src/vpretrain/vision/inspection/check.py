@@ -53,7 +53,9 @@ def _readings(recipe: Recipe) -> Iterator[str]:
     files = [(role, source) for role, sources in recipe.roles.items() for source in sources if source.scenes is None]
     for (role, source), seconds in zip(files, shares(len(files), SECONDS), strict=True):
         images, read = _opened(recipe, role, source)
-        reading = Reading[object](role, source.origin, images, recipe.stream if role == "stream" else None)
+        reading = Reading[object](
+            role, source.origin, images, recipe.stream if role == "stream" else None, unit="images"
+        )
         for _ in reading.items(map(partial(_outcome, read), range(images)), seconds):
             pass
         yield reading.line()
