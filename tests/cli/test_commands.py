@@ -138,6 +138,20 @@ def test_inspect_shows_masks_and_candidates(recipe, capsys, arm):
     assert ("the tilted task whole" in text) == (arm == "v")
 
 
+@pytest.mark.parametrize(("positions", "shown"), [("1", ["making the targets"]), ("0", [])])
+def test_inspect_shows_that_it_makes_targets_and_makes_none_for_no_position(recipe, monkeypatch, positions, shown):
+    titles = []
+
+    @contextlib.contextmanager
+    def working(title):
+        titles.append(title)
+        yield
+
+    monkeypatch.setattr("vpretrain.language.inspection.inspect.working", working)
+    assert main(["inspect", recipe(), "--positions", positions]) == 0
+    assert titles == shown
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_doctor_agrees_with_the_oracle_on_a_saved_learner_with_random_weights(tmp_path, capsys, family):
     tiny_model(family).save_pretrained(tmp_path / "saved")

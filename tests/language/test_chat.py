@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import yaml
 from conftest import character_tokenizer
@@ -17,7 +19,7 @@ from vpretrain.language.data.example import completed, render
 from vpretrain.language.data.feedback import LanguageFeedback
 from vpretrain.language.data.source import open_source
 from vpretrain.language.data.stream import LanguageStream
-from vpretrain.language.inspection.inspect import CONTEXT, TARGET, marked
+from vpretrain.language.inspection.inspect import CONTEXT, TARGET, legend, marked
 from vpretrain.recipe import parse_recipe
 
 HEAD = "{% for m in messages %}{{ '<|' + m.role + '|>' }}"
@@ -239,8 +241,23 @@ def test_the_mask_is_shown_in_colour():
     assert {style for _, style in styles} == {TARGET, CONTEXT}
 
 
+@pytest.mark.parametrize(
+    ("environment", "bracketed"),
+    [({}, True), ({"FORCE_COLOR": "1"}, False), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, True)],
+)
+def test_the_mask_is_shown_by_brackets_without_colour(monkeypatch, environment, bracketed):
+    for name in ("FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"TERM": "xterm", **environment}.items():
+        monkeypatch.setenv(name, value)
+    tokenizer = with_template(MARKED)
+    shown = marked(collate([encode(chat(TWO), tokenizer)], tokenizer), 0, tokenizer).plain.replace(" ", "")
+    assert re.findall(r"\[\[.*?\]\]", shown) == ["[[4<eos>]]", "[[6<eos>]]"] * bracketed
+    assert ("[[targets of the loss]]" in legend("Rows").plain) == bracketed
+
+
 @pytest.mark.parametrize(("template", "told"), [(PLAIN, True), (MARKED, False)])
-def test_a_run_on_chats_says_how_it_finds_the_answers(tmp_path, capsys, template, told):
+def test_check_and_inspect_say_how_the_answers_of_chats_are_found(tmp_path, capsys, template, told):
     tokenizer = with_template(template)
     data = recipe_data(tmp_path, tokenizer) | {"threads": 1, "budget": {"steps": 2}}
     for section, seed in (("stream", 1), ("feedback", 2), ("evaluation", 3)):
@@ -250,10 +267,14 @@ def test_a_run_on_chats_says_how_it_finds_the_answers(tmp_path, capsys, template
     file = tmp_path / "chats.yaml"
     file.write_text(yaml.safe_dump(data))
     assert main(["run", str(file)]) == 0
-    assert ("does not mark the assistant's turns" in capsys.readouterr().err) == told
+    remark = "does not mark the assistant's turns"
+    assert remark not in "".join(capsys.readouterr())
     assert main(["check", str(file)]) == 0
+    assert capsys.readouterr().out.count(remark) == told
     assert main(["inspect", str(file), "--examples", "1", "--positions", "1"]) == 0
-    assert "<|assistant|>" in "".join(capsys.readouterr().out.split())
+    shown = capsys.readouterr().out
+    assert shown.count(remark) == told
+    assert "<|assistant|>" in "".join(shown.split())
 
 
 def test_a_source_of_chats_has_no_templates():

@@ -76,6 +76,9 @@ def test_a_text_stream_and_pairs_become_a_recipe_that_check_passes(files, capsys
     assert shown.count(" ...") == 0
     assert "".join(pairs[0]["problem"].split()) in "".join(shown.split())
     assert "next:    vpretrain check mine.yaml" in shown
+    assert shown.startswith("Examples of each role: [[targets of the loss]], context\n")
+    assert shown.count("\n\n") >= 3 + 6  # before each role, and before each of its two examples
+    assert shown.count("[[") == 1 + 6
     recipe = load_recipe("mine.yaml")
     assert recipe.name == "mine"
     assert recipe.stream.sources[0].text == "{text}"

@@ -66,10 +66,8 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
     mixed_in = _mixed_in(recipe) if arm.mixed_in else ()
     stream = LanguageStream(recipe.stream, tokenizer, seed=recipe.seed, held_back=held_back, mixed_in=mixed_in, **where)
 
-    if (stream.has_chats or feedback.has_chats) and not has_markers(tokenizer):
-        note(
-            "chats: the learner's template does not mark the assistant's turns; they are found by rendering a chat up to each"
-        )
+    if stream.has_chats:
+        has_markers(tokenizer)  # refuses a learner without a template
 
     if model is None:
         check_sizes(recipe, load_config(recipe.learner.name))

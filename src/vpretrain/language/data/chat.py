@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vpretrain.errors import UserError
@@ -14,6 +14,8 @@ from vpretrain.types import Json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from vpretrain.language.config import SourceConfig
 
 _MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -34,6 +36,16 @@ def has_markers(tokenizer: PreTrainedTokenizerBase) -> bool:
             "tokenizer with one (tokenizer.chat_template), or use data with prompt and response"
         )
     return _MARKER.search(tokenizer.get_chat_template()) is not None
+
+
+def remark(sources: Iterable[SourceConfig], tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Say how answers are found if some source has chats and the template does not mark them; None if not."""
+    if not any(source.messages is not None for source in sources) or has_markers(tokenizer):
+        return None
+    return (
+        "chats: the learner's template does not mark the assistant's turns; each is found by rendering its chat up to it and "
+        "through it, and nothing has to be done"
+    )
 
 
 def chat_tokens(turns: Sequence[Json], given: int, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:

@@ -16,6 +16,7 @@ from vpretrain.inspection.doctor import bf16_note
 from vpretrain.inspection.reading import SECONDS, Reading, shares
 from vpretrain.language.assemble import check_sizes, new_model
 from vpretrain.language.config import Recipe, SourceConfig, StreamConfig
+from vpretrain.language.data.chat import remark
 from vpretrain.language.data.encode import Document, fitted
 from vpretrain.language.data.example import Example, key_of
 from vpretrain.language.data.feedback import LanguageFeedback, problems
@@ -61,6 +62,8 @@ def check(recipe: Recipe) -> Iterator[str]:
     yield f"recipe, data and tokenizer: fine; problems: {counts} (evaluation.problems={recipe.evaluation.problems} at most)"
     tokenizer, sources = load_tokenizer(recipe.learner.name), recipe.stream.sources
     answers = frozenset(key_of(text) for of in own.values() for example in of for text in _with_response(example))
+    if (found_by := remark([*sources, *recipe.feedback.sources], tokenizer)) is not None:
+        yield found_by
     scans = [
         _scan(source, recipe.stream, tokenizer, parts.held_back, answers, seconds)
         for source, seconds in zip(sources, shares(len(sources), SECONDS), strict=True)

@@ -21,7 +21,7 @@ from vpretrain.language.data.feedback import pairs
 from vpretrain.language.data.files import data_files
 from vpretrain.language.data.source import first_rows, open_source
 from vpretrain.language.data.text_files import FORMAT, file_name
-from vpretrain.language.inspection.inspect import marked
+from vpretrain.language.inspection.inspect import legend, marked
 from vpretrain.language.model.load import load_config, load_tokenizer, tokens_of
 from vpretrain.modality import Draft
 from vpretrain.plain import nearest, noted, quoted
@@ -87,7 +87,7 @@ def draft(
     whole = _divided(sources, {"stream": _of_stream(sources["stream"], problems), **examples})
     most = getattr(config, "max_position_embeddings", None) or LONGEST
     roles = {role: _Role(source, own, _documents(role, own, tokenizer)) for role, (source, own) in whole.items()}
-    shown = [text for role, one in roles.items() for text in _shown(role, one, tokenizer)]
+    shown = [legend("Examples of each role"), *(text for item in roles.items() for text in _shown(*item, tokenizer))]
     return Draft(_recipe(name, learner, roles, most, tokens_of(tokenizer)), shown)
 
 
@@ -294,7 +294,7 @@ def _shown(role: str, one: _Role, tokenizer: PreTrainedTokenizerBase) -> Iterato
     yield Text(f"\n{role}: {one.source.path}{part}\n  {form}")
     for document in one.documents[:_SHOWN]:
         shown = document.cut(0, _SHOWN_TOKENS)
-        text = marked(collate([shown], tokenizer), 0, tokenizer)
+        text = Text("\n").append_text(marked(collate([shown], tokenizer), 0, tokenizer))
         yield text.append(" ..." if len(document) > len(shown) else "", style="yellow")
 
 

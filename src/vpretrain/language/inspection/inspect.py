@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vpretrain.console import working
 from vpretrain.language.config import Recipe
+from vpretrain.language.data.chat import remark
 from vpretrain.language.inspection.steering import steering
 from vpretrain.language.model.batch import AttemptBatch, TokenBatch
 from vpretrain.language.model.load import load_tokenizer
@@ -27,12 +31,14 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
     parts = modality_of(recipe).assemble(recipe)
     console = Console()
     batches = parts.stream.next()
-    console.print("Rows of the stream: [bold green]targets of the loss[/], [dim]context[/], | between documents")
+    console.print(legend("Rows of the stream").append(", | between documents"))
     rows = [(batch, row) for batch in batches for row in range(len(batch.domains))][:examples]
     for number, (batch, row) in enumerate(rows):
         targets = int((batch.weights_BT[row] > 0).sum())
         console.print(Text(f"\nrow {number}, domain {batch.domains[row]}, {targets} targets"))
         console.print(marked(batch, row, tokenizer))
+    if (found_by := remark([*recipe.stream.sources, *recipe.feedback.sources], tokenizer)) is not None:
+        console.print(Text(f"\n{found_by}"), soft_wrap=True)
     seen_by = "evaluator and stream" if recipe.arms[recipe.arm].mixed_in else "evaluator only"
     for domain, batch in parts.feedback.next().items():
         kind = "attempts" if isinstance(batch, AttemptBatch) else "pairs"
@@ -41,15 +47,16 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
     for line in lines(parts.left_out(parts.stream.state_dict())):
         console.print(Text(f"\n{line}"), soft_wrap=True)
 
-    batch = batches[0].rows([0])
-    if parts.meta is not None:
-        if parts.meta.strength is not None and not parts.meta.strength.fixed:
-            parts.meta.strength.beta = 1.0  # in a run it is 0 until a judgement
-            console.print(
-                "\nTargets below are the tilted task whole; a run takes as much of it as serves, at first nothing"
-            )
-        parts.meta([batch])
-    found = steering(parts, batch)
+    if not positions:
+        return
+    batch, meta = batches[0].rows([0]), parts.meta
+    if meta is not None and meta.strength is not None and not meta.strength.fixed:
+        console.print(
+            "\nTargets below are the tilted task whole; a run takes as much of it as serves, at first nothing"
+        )
+    # Dry, since no learner step follows for which a meta update would make a pass ahead.
+    with working("making the targets"), contextlib.nullcontext() if meta is None else meta.dry_run([batch]):
+        found = steering(parts, batch)
     targets_N = batch.predicts_BT[0].nonzero()[:, 0]
     for n in torch.linspace(0, len(targets_N) - 1, min(positions, len(targets_N))).round().long().tolist():
         before = tokenizer.decode(batch.ids_BT[0, max(0, targets_N[n] - 11) : targets_N[n] + 1])
@@ -67,18 +74,37 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
         console.print(view)
 
 
+def legend(what: str) -> Text:
+    """Say how `marked` marks targets and context."""
+    before, after = _brackets()
+    return Text.assemble(f"{what}: ", before, ("targets of the loss", TARGET), after, ", ", ("context", CONTEXT))
+
+
 def marked(batch: TokenBatch, row: int, tokenizer: object) -> Text:
-    """Return a row of a batch as text, with its targets and its context in their styles."""
-    text = Text()
+    """Return a row of a batch as text, with its targets and its context in their styles.
+
+    Where colours are not seen, brackets stand around each run of targets.
+    """
+    text, (before, after) = Text(), _brackets()
     start = 0
     ids, weights, positions = batch.ids_BT[row], batch.weights_BT[row], batch.positions_BT[row]
     for t in range(1, len(ids) + 1):
         if t < len(ids) and (weights[t] > 0) == (weights[start] > 0) and positions[t] != 0:
             continue
-        text.append(tokenizer.decode(ids[start:t]), style=TARGET if weights[start] > 0 else CONTEXT)  # type: ignore[attr-defined]
+        words = tokenizer.decode(ids[start:t])  # type: ignore[attr-defined]
+        if weights[start] > 0:
+            text.append(before).append(words, style=TARGET).append(after)
+        else:
+            text.append(words, style=CONTEXT)
         if t < len(ids) and positions[t] == 0:
             text.append(" | ", style="yellow")
             if not (weights[t:] > 0).any():
                 break
         start = t
     return text
+
+
+def _brackets() -> tuple[str, str]:
+    """What stands around targets: nothing where their colour is seen."""
+    console = Console()
+    return ("", "") if console.color_system is not None and not console.no_color else ("[[", "]]")
