@@ -139,7 +139,9 @@ def test_inspect_shows_masks_and_candidates(recipe, capsys, arm):
 
 
 @pytest.mark.parametrize(("positions", "shown"), [("1", ["making the targets"]), ("0", [])])
-def test_inspect_shows_that_it_makes_targets_and_makes_none_for_no_position(recipe, monkeypatch, positions, shown):
+def test_inspect_and_check_show_their_steps_and_inspect_makes_none_for_no_position(
+    recipe, monkeypatch, positions, shown
+):
     titles = []
 
     @contextlib.contextmanager
@@ -150,6 +152,9 @@ def test_inspect_shows_that_it_makes_targets_and_makes_none_for_no_position(reci
     monkeypatch.setattr("vpretrain.language.inspection.inspect.working", working)
     assert main(["inspect", recipe(), "--positions", positions]) == 0
     assert titles == shown
+    monkeypatch.setattr("vpretrain.inspection.check.working", working)
+    assert main(["check", recipe()]) == 0
+    assert titles == [*shown, "a meta update and a learner step on a tiny copy of the learner"]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

@@ -74,7 +74,7 @@ def init(options: Options) -> None:
         schema_line(FILE.as_uri()),
         "# Written by `vpretrain init`. Paths count from the directory in which vpretrain is started.",
         f"#   vpretrain check {path}      finds mistakes and estimates the memory",
-        f"#   vpretrain inspect {path}    shows what the learner sees, with the loss mask",
+        f"#   vpretrain inspect {path}    shows what the learner sees, and the targets made of it",
         f"#   vpretrain compare {path}    runs ordinary training and V-pretraining",
     ]
     text = "\n".join(head) + f"\n{drafted.recipe}"
@@ -83,7 +83,7 @@ def init(options: Options) -> None:
         output().print(shown, soft_wrap=True)
     if drafted.sheet is not None:
         write_whole(sheet, drafted.sheet)
-        print(f"images:  {sheet}")
+        print(f"images:  {sheet} (from above: stream, feedback, evaluation)")
     write_whole(path, text)
     print(f"recipe:  {path}")
     print(f"next:    vpretrain check {path}")
@@ -203,7 +203,7 @@ def check(recipe: Recipe, options: Options) -> None:
     require(recipe.tracking)
     hush_libraries()
     for line in modality_of(recipe).check(recipe):
-        print(line)
+        print(line, flush=True)  # in a pipe, too: the next one may take minutes
 
 
 @recipe_command(

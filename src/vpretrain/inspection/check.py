@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Mapping
 
 from vpretrain.config import Recipe
+from vpretrain.console import working
 from vpretrain.errors import UserError
 from vpretrain.method.step import learner_losses
 from vpretrain.run.optimizer import AdamW
@@ -14,6 +15,14 @@ from vpretrain.run.parts import Parts
 
 def one_step(recipe: Recipe, parts: Parts) -> str:
     """Make the step; return a summary. Raises UserError if no stream row can be aligned with the feedback."""
+    done = "a learner step" if parts.meta is None else "a meta update and a learner step"
+    step = f"{done} on a tiny copy of the learner"
+    with working(step):
+        _make(recipe, parts)
+    return f"{step}: fine"
+
+
+def _make(recipe: Recipe, parts: Parts) -> None:
     batches = parts.stream.next()
     optimizer = AdamW(parts.learner.named_parameters(), recipe.effective_optimizer, total_steps=1)
     meta = parts.meta
@@ -29,8 +38,6 @@ def one_step(recipe: Recipe, parts: Parts) -> str:
         part.loss.backward()
     optimizer.step(float(part.loss.detach()))
     parts.learner.after_step([part.task], optimizer.progress)
-    done = "a learner step" if meta is None else "a meta update and a learner step"
-    return f"{done} on a tiny copy of the learner: fine"
 
 
 def memory_line(parts: Mapping[str, int], learner: str) -> str:
