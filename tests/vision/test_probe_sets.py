@@ -159,6 +159,8 @@ def test_folders_of_classes_must_agree(tmp_path):
         read_classes_of_folders(config)
     with pytest.raises(UserError, match="must hold a folder of images for each of two classes"):
         read_classes_of_folders(ClassesConfig(train=str(tmp_path / "none"), test=str(tmp_path / "test")))
+    with pytest.raises(ValueError, match="train and test are one folder"):
+        ClassesConfig(train="all", test="all")
 
 
 def test_a_size_may_have_two_sides(tmp_path):

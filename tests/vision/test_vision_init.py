@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 
 import numpy as np
@@ -142,6 +143,17 @@ def test_a_sheet_shows_two_images_of_each_role_and_their_labels(photos, tmp_path
     assert main([*photos, "--feedback", "own"]) == 2
     assert "mine.png exists: give the recipe another name, or --overwrite" in capsys.readouterr().err
     assert main([*photos, "--feedback", "own", "--overwrite"]) == 0
+
+
+def test_a_photograph_that_was_saved_twice_is_refused_before_a_recipe_is_written(photos, tmp_path, capsys):
+    own = save_own(tmp_path / "own", 12)
+    for number in range(1, 12):
+        shutil.copy(tmp_path / "own/images/0.jpg", tmp_path / f"own/images/{number}.jpg")
+    assert main([*photos, "--feedback", str(own)]) == 2
+    told = capsys.readouterr().err
+    assert "feedback.heads and feedback.meta share the image" in told
+    assert "and 1 more: keep them apart with skip and limit, or remove the copies" in told
+    assert not (tmp_path / "mine.yaml").exists()
 
 
 def test_templates_are_for_text(photos, tmp_path, capsys):

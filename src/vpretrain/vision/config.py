@@ -265,6 +265,12 @@ class ClassesConfig(Strict):
     test: Location = Field(description="Folder of the images that it is tested on.")
     limit: int | None = Field(None, ge=1, le=MANY, description="Use n images per class only.")
 
+    @model_validator(mode="after")
+    def _apart(self) -> ClassesConfig:
+        if self.train == self.test:
+            raise ValueError("train and test are one folder: give the test images a folder of their own")
+        return self
+
 
 class RetrievalConfig(Strict):
     """Instance retrieval (mAP easy, medium, hard): ground truths as JSON, each beside its jpg/."""

@@ -83,12 +83,13 @@ def own_images(config: SourceConfig) -> list[Path]:
     return sorted(images_in(folder), key=place)[config.skip :][: config.limit]
 
 
-def shared_image(a: SourceConfig, b: SourceConfig) -> Path | None:
-    """Find an image of one source that the other has as well, by its content, under any name; only equal sizes are read."""
+def shared_images(a: SourceConfig, b: SourceConfig) -> list[tuple[Path, Path]]:
+    """Find images of two sources that have the same content, under any names, the second's first; only equal sizes are read."""
     ours, theirs = (_by_bytes(own_images(config)) for config in (a, b))
     sizes = sorted(ours.keys() & theirs.keys())
-    seen = {_digest(file) for size in sizes for file in ours[size]}
-    return next((file for size in sizes for file in theirs[size] if _digest(file) in seen), None)
+    seen = {_digest(file): file for size in sizes for file in ours[size]}
+    found = ((file, seen.get(_digest(file))) for size in sizes for file in theirs[size])
+    return [(file, twin) for file, twin in found if twin is not None]
 
 
 def _by_bytes(files: Sequence[Path]) -> dict[int, list[Path]]:

@@ -24,7 +24,7 @@ from vpretrain.errors import UserError
 from vpretrain.pretrained import first_line
 from vpretrain.vision.config import SourceConfig
 from vpretrain.vision.data.image_files import LISTED, images_in, is_image
-from vpretrain.vision.data.own import Own, shared_image
+from vpretrain.vision.data.own import Own, shared_images
 from vpretrain.vision.data.pixels import as_tensor
 from vpretrain.vision.data.readers import Ade20k, Nyuv2, Reader, Sample, read_image, readable
 from vpretrain.vision.data.resize import Shape, covering, nearest, part, resize
@@ -286,9 +286,13 @@ def check_disjoint(roles: Mapping[str, Sequence[SourceConfig]]) -> None:
         if other == "evaluation.train":
             continue
         for a, b in itertools.product(roles[one], roles[other]):
-            if a.labelled is not None and b.labelled is not None and (file := shared_image(a, b)) is not None:
+            if a.labelled is not None and b.labelled is not None and (shared := shared_images(a, b)):
+                (file, twin), *more = shared
+                copy = "" if twin == file else f", a copy of {twin}"
+                others = f", and {len(more)} more" if more else ""
                 raise UserError(
-                    f"{one} and {other} share the image {file}: keep them apart with skip and limit, or remove its copies"
+                    f"{one} and {other} share the image {file}{copy}{others}: keep them apart with skip and limit, or remove "
+                    "the copies"
                 )
             if _labelled_set(a) is None or _labelled_set(a) != _labelled_set(b):
                 continue

@@ -22,7 +22,7 @@ from vpretrain.vision.data.image_files import images_in
 from vpretrain.vision.data.own import own_images
 from vpretrain.vision.data.readers import ade20k_images, read_classes
 from vpretrain.vision.data.resize import Shape
-from vpretrain.vision.data.source import Images, Pool, is_archive, open_images
+from vpretrain.vision.data.source import Images, Pool, check_disjoint, is_archive, open_images
 from vpretrain.vision.inspection.contact_sheet import SIDE, contact_sheet, square
 from vpretrain.vision.model.batch import IGNORED, Labelled
 from vpretrain.vision.model.heads import LabelKind
@@ -33,6 +33,7 @@ _MEASURED = 200  # images of the stream whose size is looked at
 _FEWEST = 5  # images that can be divided among the roles
 _GLOBAL, _LOCAL = 224, 96  # pixels per side of a crop, unless the images are smaller
 _SEEDS = {"heads": 1, "meta": 2, "train": 3, "test": 4}  # of generated scenes, which no two roles may share
+_SECTIONS = {"heads": "feedback", "meta": "feedback", "train": "evaluation", "test": "evaluation"}  # of a recipe
 _ANY = 2  # classes of a source whose classes are not yet counted
 
 
@@ -104,6 +105,7 @@ def draft(
         "train": held_out.part("train", 0, probes),
         "test": held_out.test if held_out.has_test else held_out.part("test", meta if shared else probes, 1),
     }
+    check_disjoint({f"{_SECTIONS[role]}.{role}": [source] for role, source in parts.items()})  # photographs have copies
     batch_size = min(len(images), StreamConfig.model_fields["batch_size"].default)
     # Those of one batch give the direction, those of the next judge it.
     half = (parts["meta"].limit or steering.count) // 2
@@ -160,8 +162,9 @@ def _labelled(path: str) -> _Set:
         source = source.model_copy(update={"classes": _classes(source)})
     else:
         raise UserError(
-            f"{path} has no labels that vision reads: give a folder with images/ and masks/, SceneParse150's (images/ and "
-            "annotations/), nyu_depth_v2_labeled.mat, or scenes:64 for generated scenes"
+            f"{path} has no labels that vision reads, which are per pixel (a folder per class has none): give a folder with "
+            "images/ and masks/, SceneParse150's (images/ and annotations/), nyu_depth_v2_labeled.mat, or scenes:64 for "
+            "generated scenes"
         )
     pool = Pool([source], None)
     if len(pool) < _FEWEST:

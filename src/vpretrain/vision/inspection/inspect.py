@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from torch import Tensor
 
+from vpretrain.console import working
 from vpretrain.modality import modality_of
 from vpretrain.vision.config import Recipe
 from vpretrain.vision.model.batch import IGNORED
@@ -22,7 +23,8 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
     batch = batches[0]
     whole, local = (tuple(views.shape) for views in (batch.global_VB3HW, batch.local_VB3HW))
     console.print(f"stream: global crops {whole}, local crops {local} (views, images, channels, height, width)")
-    (feedback,) = parts.feedback.next().values()
+    with working("fitting the heads of the feedback"):
+        (feedback,) = parts.feedback.next().values()
     label, depth = feedback.labelled.label_BHW, feedback.labelled.depth_BHW
     if "segmentation" in feedback.heads:
         shares = [f"{kind} {float((label == kind).float().mean()):.1%}" for kind in label.unique().tolist()]
@@ -30,7 +32,7 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
     if "depth" in feedback.heads:
         console.print(f"feedback, depth: {_range(depth)}")
     if parts.meta is not None:
-        with parts.learner.meta_mode():
+        with working("the value of the task"), parts.learner.meta_mode():
             g_down = parts.meta.feedback_gradients()
             (_, value), *_ = parts.meta.values(parts.meta.problems(g_down, batches))
         norm = parts.meta.norm_of(g_down)
