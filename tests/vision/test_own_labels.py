@@ -114,13 +114,32 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path):
     assert "has 48 x 64 pixels and its image 64 x 48: give them the same size" in refusal()
     Image.new("RGB", (64, 48)).save(mask)
     assert "is no map of classes but an image of 3 channels" in refusal()
-    shutil.copy(root / "images/0.jpg", root / "images/0.jpeg")
+    Image.new("RGB", (64, 48)).save(root / "images/0.jpeg")
     assert "have the same labels" in refusal()
     (root / "images/0.jpeg").unlink()
     mask.unlink()
     assert "0.jpg has no labels" in refusal()
     shutil.rmtree(root)
     assert "labelled names a folder with images/ and masks/" in refusal()
+    for name in ("cats", "dogs", "owls"):
+        (root / name).mkdir(parents=True)
+        Image.new("RGB", (64, 48)).save(root / name / "0.jpg")
+    assert (
+        "(it looks like a folder per class: cats, dogs, ...; vision's feedback needs a class for each pixel"
+        in refusal()
+    )
+
+
+def test_of_copies_the_first_counts(tmp_path):
+    root = save_own(tmp_path, 6)
+    pool, before = whole(root)
+    for copy in ("z", "copies/0"):
+        for folder, suffix in (("images", "jpg"), ("masks", "png")):
+            (tmp_path / folder / "copies").mkdir(exist_ok=True)
+            shutil.copy(tmp_path / f"{folder}/0.{suffix}", tmp_path / f"{folder}/{copy}.{suffix}")
+    again, after = whole(root)
+    assert len(again) == len(pool)
+    assert sorted(image.sum().item() for image in after.image_B3HW) == sorted(i.sum().item() for i in before.image_B3HW)
 
 
 @pytest.mark.parametrize("wrong", [{"labelled": "x"}, {"classes": 4, "scenes": 3}, {"labelled": "x", "classes": 256}])
@@ -160,10 +179,16 @@ def test_an_image_has_one_role_under_any_name(tmp_path):
     assemble(parse_recipe(data))
     shutil.copy(tmp_path / "own/images/3.jpg", other / "images/1.jpg")
     roles = (
-        r"(feedback\.heads|feedback\.meta|evaluation\.train) and evaluation\.test share the image .*other/images/1\.jpg, "
-        r"a copy of .*own/images/3\.jpg: keep them apart"
+        r"(feedback\.heads|feedback\.meta|evaluation\.train) and evaluation\.test share the image "
+        r".*other/images/1\.jpg, a copy of .*own/images/3\.jpg: keep them apart"
     )
     with pytest.raises(UserError, match=roles):
+        assemble(parse_recipe(data))
+    for number in range(12):
+        for folder, suffix in (("images", "jpg"), ("masks", "png"), ("depths", "png")):
+            (other / folder).mkdir(exist_ok=True)
+            shutil.copy(tmp_path / f"own/{folder}/{number}.{suffix}", other / f"{folder}/{number}.{suffix}")
+    with pytest.raises(UserError, match=r", a copy of .*, and 2 more: keep them apart"):
         assemble(parse_recipe(data))
     data["evaluation"]["test"] = [source(tmp_path / "own", skip=9, limit=3)]
     data["evaluation"]["train"] = data["feedback"]["heads"]

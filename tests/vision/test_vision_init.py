@@ -120,6 +120,27 @@ def test_own_labelled_images_steer_and_their_classes_are_counted(photos, tmp_pat
     assert main(["check", "mine.yaml"]) == 0
 
 
+def test_copies_are_left_out_so_that_no_two_roles_share_an_image(photos, tmp_path, capsys):
+    save_own(tmp_path / "own", 8)
+    for number in range(8):
+        for folder, suffix in (("images", "jpg"), ("masks", "png")):
+            shutil.copy(tmp_path / f"own/{folder}/{number}.{suffix}", tmp_path / f"own/{folder}/copy{number}.{suffix}")
+    assert main([*photos, "--feedback", "own"]) == 0
+    assert "8 labelled images, classes (5 classes); 8 copies of them are left out" in capsys.readouterr().out
+    assert "loss mask" not in (tmp_path / "mine.yaml").read_text()
+    assert main(["check", "mine.yaml"]) == 0
+
+
+def test_an_evaluation_that_shares_images_with_the_feedback_is_refused(photos, tmp_path, capsys):
+    save_own(tmp_path / "own", 6)
+    save_own(tmp_path / "same", 6)
+    assert main([*photos, "--feedback", "own", "--evaluation", "same"]) == 2
+    told = capsys.readouterr().err
+    assert ": keep them apart with skip and limit, or remove the copies" in told
+    assert ", a copy of own/images/" in told
+    assert not (tmp_path / "mine.yaml").exists()
+
+
 def test_generated_scenes_do_for_a_first_try(photos):
     assert main([*photos, "--feedback", "scenes:6"]) == 0
     recipe = load_recipe("mine.yaml")
@@ -145,17 +166,6 @@ def test_a_sheet_shows_two_images_of_each_role_and_their_labels(photos, tmp_path
     assert main([*photos, "--feedback", "own", "--overwrite"]) == 0
 
 
-def test_a_photograph_that_was_saved_twice_is_refused_before_a_recipe_is_written(photos, tmp_path, capsys):
-    own = save_own(tmp_path / "own", 12)
-    for number in range(1, 12):
-        shutil.copy(tmp_path / "own/images/0.jpg", tmp_path / f"own/images/{number}.jpg")
-    assert main([*photos, "--feedback", str(own)]) == 2
-    told = capsys.readouterr().err
-    assert "feedback.heads and feedback.meta share the image" in told
-    assert "and 1 more: keep them apart with skip and limit, or remove the copies" in told
-    assert not (tmp_path / "mine.yaml").exists()
-
-
 def test_templates_are_for_text(photos, tmp_path, capsys):
     save_own(tmp_path / "own", 5)
     assert main([*photos, "--feedback", "own", "--text", "caption"]) == 2
@@ -165,7 +175,11 @@ def test_templates_are_for_text(photos, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("feedback", "message"),
     [
-        ("photos", "has no labels that vision reads"),
+        ("photos", "has no labels that vision reads: give"),
+        (
+            "by-class",
+            "reads (it looks like a folder per class: cats, dogs; vision's feedback needs a class for each pixel",
+        ),
         ("few", "has 3 labelled"),
         ("nyu.mat", "put NYUv2's official splits.mat beside it"),
     ],
@@ -173,6 +187,8 @@ def test_templates_are_for_text(photos, tmp_path, capsys):
 def test_labels_that_cannot_steer_get_one_line(photos, tmp_path, capsys, feedback, message):
     save_ade20k(tmp_path / "few", 3)
     save_nyuv2(tmp_path / "nyu.mat", 6, height=48, width=64)
+    for name in ("cats", "dogs"):
+        shutil.copytree("photos", f"by-class/{name}")
     assert main([*photos, "--feedback", feedback]) == 2
     printed = capsys.readouterr().err
     assert message in printed

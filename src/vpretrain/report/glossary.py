@@ -37,7 +37,7 @@ TERMS: Mapping[str, tuple[str, str]] = {
     "value": (r"\bvalue of the task\b|Value is", "how far the task agrees with the feedback: the alignment of their gradients"),
     "designer": (r"\bdesigner\b", "the small network that makes the task in arms such as v-paper"),
     "g_down": (r"\bg_down\b", "the gradient of the loss on the feedback, with respect to the learner"),
-    "target": (r"\btargets\b", "the distribution over next tokens that the learner is trained towards"),
+    "target": (r"\btargets\b", "what the learner is trained towards: a distribution over tokens, or the teacher's outputs"),
 }  # fmt: skip
 
 

@@ -13,6 +13,18 @@ def images_in(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if is_image(file.name))
 
 
+def folder_per_class(folder: Path) -> str:
+    """Say that a folder looks as if each subfolder were a class, whose labels are of whole images; empty if it does not."""
+    if (folder / "images").is_dir() or not folder.is_dir():
+        return ""
+    children = sorted(child for child in folder.iterdir() if child.is_dir())
+    names = [child.name for child in children if any(is_image(file.name) for file in child.rglob("*"))]
+    if len(names) < 2:
+        return ""
+    listed = ", ".join([*names[:2], *(["..."] if names[2:] else [])])
+    return f" (it looks like a folder per class: {listed}; vision's feedback needs a class for each pixel, as masks)"
+
+
 def is_image(name: str) -> bool:
     """Whether a file's name is an image's; macOS writes other files beside them, as ._NAME."""
     path = PurePosixPath(name)

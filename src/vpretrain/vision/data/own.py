@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from vpretrain.errors import UserError
 from vpretrain.vision.config import SourceConfig
-from vpretrain.vision.data.image_files import images_in
+from vpretrain.vision.data.image_files import folder_per_class, images_in
 from vpretrain.vision.data.readers import Reader, check_size, read_classes, read_depths, read_image
 from vpretrain.vision.model.batch import IGNORED
 from vpretrain.vision.model.heads import LabelKind
@@ -38,7 +39,8 @@ class Own(Reader):
         self.files = own_images(config)
         if not self.files:
             raise UserError(
-                f"no images in {self.root / 'images'} (skip={config.skip}): labelled names a folder with images/ and masks/"
+                f"no images in {self.root / 'images'} (skip={config.skip}){folder_per_class(self.root)}: labelled names a "
+                "folder with images/ and masks/"
             )
         for folder in ("masks", "depths") if self.has_depths else ("masks",):
             owner: dict[Path, Path] = {}
@@ -74,31 +76,36 @@ class Own(Reader):
 
 
 def own_images(config: SourceConfig) -> list[Path]:
-    """List the images of a source with `labelled`, in the order of the hashes of their names."""
+    """List the images of a source with `labelled`, in the order of the hashes of their names; of copies, the first."""
     folder = Path(str(config.labelled)).expanduser() / "images"
 
     def place(file: Path) -> bytes:
         return hashlib.sha256(file.relative_to(folder).with_suffix("").as_posix().encode()).digest()
 
-    return sorted(images_in(folder), key=place)[config.skip :][: config.limit]
+    files = [copies[0] for copies in _by_content(sorted(images_in(folder), key=place))]
+    return files[config.skip :][: config.limit]
 
 
 def shared_images(a: SourceConfig, b: SourceConfig) -> list[tuple[Path, Path]]:
-    """Find images of two sources that have the same content, under any names, the second's first; only equal sizes are read."""
-    ours, theirs = (_by_bytes(own_images(config)) for config in (a, b))
-    sizes = sorted(ours.keys() & theirs.keys())
-    seen = {_digest(file): file for size in sizes for file in ours[size]}
-    found = ((file, seen.get(_digest(file))) for size in sizes for file in theirs[size])
-    return [(file, twin) for file, twin in found if twin is not None]
+    """Return the pairs of images, one of each source, that have the same content, under any names; the second's first."""
+    # No source has copies of its own, so that two files of the same content are one of each.
+    groups = _by_content([*own_images(a), *own_images(b)])
+    return [(group[1], group[0]) for group in groups if len(group) > 1]
 
 
-def _by_bytes(files: Sequence[Path]) -> dict[int, list[Path]]:
-    found: defaultdict[int, list[Path]] = defaultdict(list)
+def _by_content(files: Sequence[Path]) -> list[list[Path]]:
+    """Group files by their content, in the order of the first of each group; only those of equal sizes are read."""
+    stats = {file: file.stat() for file in files}
+    count = Counter(stat.st_size for stat in stats.values())
+    found: defaultdict[tuple[int, bytes], list[Path]] = defaultdict(list)
     for file in files:
-        found[file.stat().st_size].append(file)
-    return dict(found)
+        size, changed = stats[file].st_size, stats[file].st_mtime_ns
+        found[size, _digest(file, changed) if count[size] > 1 else b""].append(file)
+    return list(found.values())
 
 
-def _digest(file: Path) -> bytes:
+@functools.cache
+def _digest(file: Path, changed: int) -> bytes:
+    """Hash a file once for all roles, unless it has changed since."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").digest()

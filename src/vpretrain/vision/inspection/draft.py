@@ -18,7 +18,7 @@ from vpretrain.errors import Unreadable, UserError
 from vpretrain.modality import Draft
 from vpretrain.plain import noted, quoted
 from vpretrain.vision.config import FeedbackConfig, SourceConfig, StreamConfig
-from vpretrain.vision.data.image_files import images_in
+from vpretrain.vision.data.image_files import folder_per_class, images_in
 from vpretrain.vision.data.own import own_images
 from vpretrain.vision.data.readers import ade20k_images, read_classes
 from vpretrain.vision.data.resize import Shape
@@ -105,7 +105,7 @@ def draft(
         "train": held_out.part("train", 0, probes),
         "test": held_out.test if held_out.has_test else held_out.part("test", meta if shared else probes, 1),
     }
-    check_disjoint({f"{_SECTIONS[role]}.{role}": [source] for role, source in parts.items()})  # photographs have copies
+    check_disjoint({f"{_SECTIONS[role]}.{role}": [source] for role, source in parts.items()})
     batch_size = min(len(images), StreamConfig.model_fields["batch_size"].default)
     # Those of one batch give the direction, those of the next judge it.
     half = (parts["meta"].limit or steering.count) // 2
@@ -162,9 +162,8 @@ def _labelled(path: str) -> _Set:
         source = source.model_copy(update={"classes": _classes(source)})
     else:
         raise UserError(
-            f"{path} has no labels that vision reads, which are per pixel (a folder per class has none): give a folder with "
-            "images/ and masks/, SceneParse150's (images/ and annotations/), nyu_depth_v2_labeled.mat, or scenes:64 for "
-            "generated scenes"
+            f"{path} has no labels that vision reads{folder_per_class(found)}: give a folder with images/ and masks/, "
+            "SceneParse150's (images/ and annotations/), nyu_depth_v2_labeled.mat, or scenes:64 for generated scenes"
         )
     pool = Pool([source], None)
     if len(pool) < _FEWEST:
@@ -235,4 +234,12 @@ def _shown(stream: str, count: int, shapes: Mapping[str, Shape], steering: _Set,
             {"segmentation": "classes", "depth": "depths"}[kind] for kind in sorted(one.kinds, reverse=True)
         )
         classes = f" ({one.source.classes} classes)" if one.source.classes is not None else ""
-        yield Text(f"\n{role}: {one.origin}, {one.count:,} labelled images, {kinds}{classes}")
+        yield Text(f"\n{role}: {one.origin}, {one.count:,} labelled images, {kinds}{classes}{_copies(one)}")
+
+
+def _copies(one: _Set) -> str:
+    """Say how many of own images are left out since others have the same content."""
+    if one.source.labelled is None:
+        return ""
+    left_out = len(images_in(Path(one.source.labelled).expanduser() / "images")) - one.count
+    return f"; {left_out:,} copies of them are left out" if left_out else ""
