@@ -28,9 +28,11 @@ def untilted(recipe: Recipe, result: Json, *, mean: str, stayed: str, shorter: s
             f"{first} steps at the earliest, and only in the first half of a run: raise budget.minutes or budget.steps, "
             f"or shorten the steps by {shorter}"
         )
+    examples = "images" if recipe.modality == "vision" else "pairs"
     return (
         f"the targets stayed {stayed} ({mean.replace('_', ' ')} {result[mean]:.4f} after {updates} meta "
-        "updates): the feedback pairs agreed on no direction, a tilt would have done harm, or the run was too short to tell"
+        f"updates): the feedback's {examples} agreed on no direction, a tilt would have done harm, or the run was too short "
+        "to tell"
     )
 
 
