@@ -122,7 +122,7 @@ def test_run_and_its_overrides(recipe, capsys, tmp_path):
 def test_check_prints_overlap_trial_step_and_memory(recipe, capsys):
     assert main(["check", recipe()]) == 0
     text = capsys.readouterr().out
-    assert "disjoint" in text
+    assert "stream examples share no problem; no raw text is one of their responses" in text
     assert "a meta update and a learner step on a tiny copy of the learner: fine" in text
     assert "memory: about" in text
     assert "warning: v makes 6 steps, too few for two judgements" in text

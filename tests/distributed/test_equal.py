@@ -66,6 +66,8 @@ LONG = {
     "language-self-distillation",
     "vision-random-mask",
     "language-one-hot",
+    ("vision-patches", "fsdp"),
+    ("vision-ijepa", "fsdp"),
 }
 
 
@@ -121,7 +123,7 @@ def differences(one, other):
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_are_one(tmp_path, tokenizer, many, differences_seen, case, parallel):
-    if case in LONG and many(True, False):
+    if (case in LONG or (case, parallel) in LONG) and many(True, False):
         pytest.skip("in the long form")
     if (case, parallel) == ("language-exact-auto", "fsdp"):
         pytest.skip("shards judge the strength on means of pairs, and so a little differently: see the next test")

@@ -40,7 +40,7 @@ def stopped(recipe, step, resume=False):
 @pytest.mark.parametrize("parallel", PARALLEL)
 @pytest.mark.parametrize("case", ["language-accumulation", "language-lora", "vision-dino"])
 def test_as_many_processes_go_on_bit_equal(tmp_path, tokenizer, many, case, parallel):
-    if many((case, parallel) == ("vision-dino", "ddp") or case == "language-accumulation", False):
+    if many(case != "language-lora", False):
         pytest.skip("in the long form")
     recipe = recipe_of(case, parallel, tmp_path, tokenizer, "two")
     if case == "language-lora":  # dropout, of which every process has its own
@@ -263,14 +263,14 @@ def test_one_process_is_killed_and_all_go_on(tmp_path, tokenizer, many, parallel
     if parallel == "ddp" and many(True, False):
         pytest.skip("in the long form")
     recipe, path = saved_recipe(tmp_path, tokenizer, parallel)
-    settings = ("budget.steps=40", "checkpoint.every_steps=2")
+    settings = (f"budget.steps={many(12, 40)}", "checkpoint.every_steps=2")
     ended(torchrun("run", path, *settings))
     whole = end_of(recipe)
     draw = random.Random(parallel)
     for _ in range(many(1, 5)):
         (recipe.directory / "metrics.jsonl").unlink()
         start = torchrun("run", path, *settings, "--overwrite", start_new_session=True)
-        log, at = recipe.directory / "metrics.jsonl", draw.randint(3, 30)
+        log, at = recipe.directory / "metrics.jsonl", draw.randint(3, many(8, 30))
         while not (log.exists() and log.read_text().count("\n") >= at):
             assert start.poll() is None, start.communicate()[1]
             time.sleep(0.02)

@@ -128,7 +128,8 @@ def test_a_comparison_over_seeds_has_a_table_remarks_and_curves(turns):
     told = "\n".join(remarks(results, recipe))
     assert "v minus self-distillation" in told
     assert "paired over problems and 2 seeds" in told
-    assert "tokens, v minus one-hot" in told
+    assert "tokens, v minus self-distillation" in told
+    assert "tokens, v minus one-hot" not in told  # v made no meta update: both trained in the same way
     assert "v minus one-hot, on problems that greedy decoding solves (Pass@1): " in told
     assert "v minus self-distillation, on problems" not in told  # it stands beside the main figure
 
@@ -300,7 +301,7 @@ def test_examples_left_out_are_counted_by_seed_and_not_as_means():
 
 
 def test_unknown_arms_are_named(tmp_path, tokenizer):
-    with pytest.raises(UserError, match="unknown arm two-hot: choose from v, one-hot"):
+    with pytest.raises(UserError, match=r"unknown arm two-hot: did you mean one-hot\? choose from v, one-hot"):
         compare(tiny_recipe(tmp_path, tokenizer), ["two-hot"])
 
 
