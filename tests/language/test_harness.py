@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 
 import pytest
 import yaml
 from conftest import character_tokenizer
+from lm_eval.tasks import _index
 from models import tiny_model
 from worlds import save_learner, tiny_recipe
 
@@ -70,6 +72,14 @@ def write_tasks(root):
     data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(root / "rows.jsonl")}}}
     (folder / "local.yaml").write_text(yaml.safe_dump({"task": "local_gsm", "test_split": "test", **data, **GSM}))
     return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _index_read_once():
+    """The harness's own thousands of task files are the same for all tests, and take seconds to read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_index, "load_yaml", functools.cache(_index.load_yaml))
+        yield
 
 
 @pytest.fixture

@@ -293,8 +293,8 @@ TILTED = {"value": {"strength": 1.0}}
 @pytest.mark.parametrize(
     ("arm", "changes"),
     [
-        ("v", {}), ("v", TILTED), ("v", IJEPA | TILTED), ("fixed", {}),
-        ("v-paper", {}), ("v-paper", IJEPA), ("v-paper", DIT),
+        ("v", TILTED), ("v", IJEPA | TILTED), ("fixed", {}), ("v-paper", {}),
+        ("v-paper", IJEPA), ("v-paper", DIT),
     ],
 )  # fmt: skip
 def test_an_interrupted_run_ends_bit_equal(tmp_path, arm, changes):
