@@ -42,7 +42,7 @@ class Judge:
         learner: theta, read only.
         construction: the one that tilts; only the second question uses it.
         feedback: D_fb, from which each question takes the next pairs.
-        random_seed: of the random-feedback control, which asks noise; None in other arms.
+        random_seed: of the random-feedback control, in which noise takes the place of the gradients; None in other arms.
     """
 
     def __init__(
