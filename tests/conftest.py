@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shutil
 import tempfile
 from collections import Counter
 from types import SimpleNamespace
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="vpretrain-tests-")
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="vpretrain-tests-")
+os.environ["HF_HOME"] = os.environ["XDG_CACHE_HOME"] + "/huggingface"
 
 import pytest
 import torch
@@ -99,6 +100,11 @@ def in_this_process():
     """`runs_in_this_process` for one test."""
     with runs_in_this_process() as commands:
         yield commands
+
+
+def pytest_unconfigure(config):
+    """Remove the caches of this process, up to half a gigabyte of scenes and weights."""
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 def pytest_addoption(parser):

@@ -12,6 +12,8 @@ import re
 import sys
 from pathlib import Path
 
+from vpretrain.language.data.generated import boxed
+
 ROLES = {"feedback": 0.14, "test": 0.24, "validation": 0.3, "stream": 1.0}  # upper bounds of the hash
 _MARK = re.compile(r"<<[^>]*>>")
 
@@ -24,12 +26,8 @@ def role(question: str) -> str:
 
 def shifted(question: str, answer: str) -> dict[str, str]:
     """Write a problem with its solution in the stream's notation."""
-    steps, _, final = answer.partition("####")
-    line = " ".join(_MARK.sub("", steps).split())
-    return {
-        "prompt": f"Problem: {' '.join(question.split())}\n\nSolution:",
-        "response": f" {line} Therefore the final answer is \\boxed{{{final.strip()}}}.",
-    }
+    prompt = f"Problem: {' '.join(question.split())}\n\nSolution:"
+    return {"prompt": prompt, "response": f" {boxed(_MARK.sub('', answer))}"}
 
 
 def own_form(question: str, answer: str) -> dict[str, str]:

@@ -140,6 +140,20 @@ def test_generated_problems_follow_from_their_seed_and_templates():
     assert open_source(SourceConfig(reasoning_gym="leg_counting", size=3))[0].prompt.startswith("Question: ")
 
 
+def test_generated_problems_come_in_two_notations():
+    problem = {"reasoning_gym": "gsm_symbolic", "prompt": "{question}"}
+    config = {"size": 8, "options": {"seed": 3, "task_indices": [5, 9]}}
+    lines, boxed = (
+        open_source(SourceConfig(**problem, **config, response=field)) for field in ("{answer_cot}", "{answer_boxed}")
+    )
+    for worked, other in zip(lines, boxed, strict=True):
+        steps, _, answer = worked.response.rpartition("\n#### ")
+        assert other.response == f"{steps} Therefore the final answer is \\boxed{{{answer}}}.".replace("\n", " ")
+    bare = SourceConfig(reasoning_gym="chain_sum", size=1, prompt="{answer}", response="{answer_boxed}")
+    row = open_source(bare)[0]
+    assert row.response == f"Therefore the final answer is \\boxed{{{row.prompt}}}."
+
+
 def test_the_manual_of_python_is_text():
     source = open_source(SourceConfig(builtin="python-manual"))
     assert len(source) > 50

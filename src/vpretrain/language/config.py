@@ -73,7 +73,11 @@ class SourceConfig(Strict):
         description="path: the field of a .json document of one object that holds the list of rows, e.g. data.",
     )
     hub: str | None = Field(None, description="A data set by its hub name.")
-    reasoning_gym: str | None = Field(None, description="A generator of the reasoning-gym package, e.g. gsm_symbolic.")
+    reasoning_gym: str | None = Field(
+        None,
+        description="A generator of the reasoning-gym package, e.g. gsm_symbolic. Its fields: question, answer, and the "
+        "worked solution (else the answer) in GSM8K's notation, answer_cot, and on one line, answer_boxed.",
+    )
     builtin: Literal["python-manual"] | None = Field(
         None, description="Text that comes with Python: the language reference of pydoc's topics."
     )

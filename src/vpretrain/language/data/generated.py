@@ -49,7 +49,10 @@ def generated(config: SourceConfig) -> Sequence[Json]:
 
 
 class _Flat(Sequence[Json]):
-    """A reasoning-gym data set as flat rows; if `scored`, each with the scorer of its answers."""
+    """A reasoning-gym data set as flat rows; if `scored`, each with the scorer of its answers.
+
+    Every row has a worked solution, or else the bare answer, in two notations: `answer_cot` and `answer_boxed`.
+    """
 
     def __init__(self, dataset: ProceduralDataset, *, scored: bool) -> None:
         self._dataset, self._scored = dataset, scored
@@ -60,8 +63,16 @@ class _Flat(Sequence[Json]):
     def __getitem__(self, index: Any) -> Any:
         entry = self._dataset[index]
         scalars = {k: v for k, v in entry["metadata"].items() if isinstance(v, str | int | float)}
-        row = {"answer_cot": entry["answer"], **scalars, "question": entry["question"], "answer": entry["answer"]}
+        solution = entry["metadata"].get("answer_cot", entry["answer"])
+        forms = {"question": entry["question"], "answer": entry["answer"], "answer_cot": solution}
+        row = {**scalars, **forms, "answer_boxed": boxed(solution)}
         return ScoredRow(row, partial(self._dataset.score_answer, entry=entry)) if self._scored else row
+
+
+def boxed(solution: str) -> str:
+    """Write a solution of GSM8K's form (a line per step, then `#### answer`) on one line, with its answer in a box."""
+    steps, _, answer = solution.rpartition("####")
+    return " ".join([*steps.split(), "Therefore", "the", "final", "answer", "is", rf"\boxed{{{answer.strip()}}}."])
 
 
 def _choose_templates(config: SourceConfig, templates: list[int], seed: int) -> list[int]:
