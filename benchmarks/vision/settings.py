@@ -1,4 +1,5 @@
-"""What the paper's arm has in place of the recipe's settings, which were chosen for `v`."""
+"""What the paper's arm and its control have in place of the recipe's settings, which were chosen for `v`."""
 
 # It was tuned with these: depth, of which its g_down mostly consists, and few images often.
 PAPER = ("feedback.batch_size=8", "feedback.depth=1", "feedback.refit_biases=false", "value.every_steps=3")
+WITH_PAPER = ":".join(["", *PAPER])  # after an arm's name

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.table import interval, markdown_table
+from benchmarks.vision.settings import WITH_PAPER
 
 _COLUMNS = (
     "arm", "mIoU", "mIoU per image, minus fixed", "V minus it", "RMSE (m)", "RMSE per image, minus fixed", "V's minus it",
@@ -28,8 +29,12 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
+def _named(arm: str) -> str:
+    return arm.replace(WITH_PAPER, " (paper's settings)")
+
+
 def _row_after(arm: str, found: dict[str, Any]) -> list[str]:
-    cells = [arm]
+    cells = [_named(arm)]
     for key in ("miou", "depth_rmse"):
         cells += [f"{found['mean'][key]:.4f}", interval(found["minus_fixed"][key], "+", 4)]
     return cells
@@ -48,7 +53,7 @@ def _said(bar: dict[str, Any]) -> str:
 def _row(arm: str, figures: dict[str, Any], v_minus: dict[str, Any]) -> list[str]:
     minus = figures["minus_fixed"] or {}
     return [
-        arm,
+        _named(arm),
         f"{figures['miou']:.4f}",
         interval(minus.get("miou"), "+", 4),
         interval(v_minus["miou"].get(arm), "+", 4),

@@ -7,7 +7,9 @@ import argparse
 import pytest
 
 import benchmarks.vision.__main__ as vision
+from benchmarks.vision.settings import PAPER
 from benchmarks.vision.table import markdown
+from vpretrain.compare.entry import parse_entry
 from vpretrain.recipe import load_recipe
 
 
@@ -22,6 +24,22 @@ def test_choices_are_made_on_other_scenes_than_results():
     assert not set(seeds) & {source.seed for source in roles}
     assert test.optimizer.schedule == "constant"  # otherwise nothing is read off after equal images
     assert test.threads == 1
+
+
+def test_controls_have_the_settings_of_what_they_control():
+    own = {entry.arm: entry.settings for entry in map(parse_entry, vision.ARMS)}
+    assert own["regulariser-only"] == own["v-paper"] == PAPER
+    assert own["random-feedback"] == own["v"] == own["random-mask"] == own["fixed"] == ()
+
+
+def test_tables_do_not_spell_out_the_settings_of_the_paper():
+    results = results_of(0.02, -0.03)
+    designed = vision.ARMS[2]
+    results["arms"][designed] = results["arms"]["v"]
+    for key in results["of"]:
+        results["differences"][key] |= {designed: {"fixed": found(0.1)}}
+    rows = markdown(vision.summary(results)).splitlines()
+    assert cells(rows[4])[1:5] == ["v-paper (paper's settings)", "0.5000", "+0.1000 [+0.0900, +0.1100]", "-"]
 
 
 def found(mean, reach=0.01):
