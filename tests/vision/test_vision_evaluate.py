@@ -267,6 +267,19 @@ def test_no_image_is_enlarged_for_retrieval_so_that_a_querys_part_keeps_its_pixe
     assert seen == [(16, 32), (8, 4), (4, 32)]  # the last side is that of a patch at least
 
 
+@pytest.mark.parametrize(("family", "before"), [("dinov2", 1), ("dinov3", 3), ("ijepa", 0)])
+def test_the_mean_patch_token_has_no_part_of_class_token_and_registers(family, before):
+    model = tiny_vision_model(family)
+    learner = DinoLearner(Backbone(model), DinoConfig(outputs=8, hidden=8, bottleneck=8))
+    image = torch.randint(256, (3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(6))
+    found = patch_mean(learner, image, 32)
+    mean, std = (torch.tensor(of)[:, None, None] for of in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.no_grad():
+        tokens = model.eval()(((image / 255 - mean) / std)[None]).last_hidden_state
+    assert tokens.shape[1] == before + 16
+    torch.testing.assert_close(found, tokens[:, before:].mean(1))
+
+
 class Patches:
     """A learner whose tokens are the mean colours of its patches."""
 
