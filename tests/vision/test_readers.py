@@ -96,7 +96,9 @@ def test_nyuv2_is_split_as_its_authors_did(tmp_path):
 def test_the_images_of_a_split_of_nyuv2_come_from_all_over_the_file():
     train = list(range(1, 41))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scipy.io.loadmat", lambda file: {"trainNdxs": np.array(train)[:, None]})
+        patch.setattr(
+            "scipy.io.loadmat", lambda file: {"trainNdxs": np.array(train)[:, None], "testNdxs": np.array([])}
+        )
         source = SourceConfig(nyuv2="nyu.mat", splits="splits.mat", split="train", limit=20)
         first = nyuv2_numbers(source, 40)
         rest = nyuv2_numbers(source.model_copy(update={"skip": 20, "limit": None}), 40)
@@ -280,7 +282,15 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path):
         nyuv2=file, splits=str(tmp_path / "other.mat"), split="test"
     )
     savemat(tmp_path / "long.mat", {"trainNdxs": [1], "testNdxs": [9]})
-    assert "names image 9 of 4" in refusal(nyuv2=file, splits=str(tmp_path / "long.mat"), split="test")
+    assert "names image 9, and" in refusal(nyuv2=file, splits=str(tmp_path / "long.mat"), split="test")
+    savemat(tmp_path / "zero.mat", {"trainNdxs": [0, 1], "testNdxs": [2]})
+    assert "nyu.mat has 1 to 4: another file's split" in refusal(
+        nyuv2=file, splits=str(tmp_path / "zero.mat"), split="train"
+    )
+    savemat(tmp_path / "shared.mat", {"trainNdxs": [1, 2, 3], "testNdxs": [3, 4, 2]})
+    assert "has image 2 in both trainNdxs and testNdxs" in refusal(
+        nyuv2=file, splits=str(tmp_path / "shared.mat"), split="test"
+    )
     savemat(tmp_path / "empty.mat", {"trainNdxs": [1], "testNdxs": []})
     assert "no images are left after skip=0" in refusal(nyuv2=file, splits=str(tmp_path / "empty.mat"), split="test")
     file = save_nyuv2(tmp_path / "nyu.mat", 4)

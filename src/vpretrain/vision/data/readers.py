@@ -158,16 +158,22 @@ def nyuv2_numbers(config: SourceConfig, images: int) -> list[int]:
     from scipy.io import loadmat
 
     try:
-        found = loadmat(Path(config.splits).expanduser())["testNdxs" if config.split == "test" else "trainNdxs"]
-        numbers = [int(number) - 1 for number in found.flatten()]  # MATLAB counts from 1
+        found = loadmat(Path(config.splits).expanduser())
+        train, test = ({int(number) for number in found[name].flatten()} for name in ("trainNdxs", "testNdxs"))
     except Exception as error:  # scipy raises many kinds of errors for other files
         raise UserError(
             f"cannot read {config.splits}: {first_line(error)}; splits names NYUv2's official splits.mat"
         ) from None
-    if max(numbers, default=0) >= images:
+    wrong = sorted(number for number in train | test if not 1 <= number <= images)
+    if wrong:
         raise UserError(
-            f"{config.splits} names image {max(numbers) + 1} of {images} in {config.nyuv2}: another file's split"
+            f"{config.splits} names image {wrong[0]}, and {config.nyuv2} has 1 to {images}: another file's split"
         )
+    if shared := train & test:
+        raise UserError(
+            f"{config.splits} has image {min(shared)} in both trainNdxs and testNdxs: give NYUv2's official splits.mat"
+        )
+    numbers = [number - 1 for number in (test if config.split == "test" else train)]  # MATLAB counts from 1
     numbers.sort(key=lambda number: _hash(str(number)))  # in the file, images of one room follow one another
     return numbers[config.skip :][: config.limit]
 
