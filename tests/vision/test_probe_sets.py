@@ -7,15 +7,19 @@ import json
 import numpy as np
 import pytest
 import torch
+from models import tiny_vision_model
 from PIL import Image
 from worlds import vision_recipe
 
 from vpretrain import UserError, run_recipe
 from vpretrain.compare.tables import table
 from vpretrain.vision.assemble import assemble
-from vpretrain.vision.config import ClassesConfig
+from vpretrain.vision.config import ClassesConfig, DinoConfig
 from vpretrain.vision.evaluation.classification import read_classes_of_folders
+from vpretrain.vision.evaluation.evaluate import Evaluation
 from vpretrain.vision.evaluation.retrieval import Query, interpolated_precision, read_revisited, revisited_map
+from vpretrain.vision.model.backbone import Backbone
+from vpretrain.vision.model.dino import DinoLearner
 
 
 def save_revisited(root, change=lambda truth: None):
@@ -146,6 +150,17 @@ def test_a_box_takes_every_pixel_that_it_touches_and_must_lie_inside():
     assert Query(None, (-5, -5, 400, 400), {}).part_of(image).shape == (3, 10, 20)
     with pytest.raises(UserError, match="lies outside its image"):
         Query("a.jpg", (30, 0, 40, 5), {}).part_of(image)
+
+
+def test_a_querys_part_is_scaled_like_its_whole_image(tmp_path, monkeypatch):
+    """The images have 50 x 30 pixels, the parts 38 x 25 and 20 x 20; sides are cut to whole patches of 8."""
+    retrieval = {"oxford": save_revisited(tmp_path / "oxford"), "size": 40}
+    evaluation = Evaluation(vision_recipe(tmp_path, evaluation={"retrieval": retrieval}).evaluation)
+    learner, seen = DinoLearner(Backbone(tiny_vision_model()), DinoConfig(outputs=8, hidden=8, bottleneck=8)), []
+    features = learner.features
+    monkeypatch.setattr(learner, "features", lambda x: seen.append(tuple(x.shape[2:])) or features(x))
+    evaluation._retrieval(learner, evaluation.retrieval["oxford"])
+    assert seen == [(16, 24), (16, 16), *[(24, 40)] * 6]  # of 20 x 30, 16 x 16 and 24 x 40 pixels
 
 
 def test_folders_of_classes_must_agree(tmp_path):

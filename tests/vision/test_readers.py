@@ -14,6 +14,7 @@ from scipy.io import savemat
 from worlds import vision_recipe
 
 from vpretrain import UserError
+from vpretrain.errors import Unreadable
 from vpretrain.files import read_lines
 from vpretrain.recipe import parse_recipe
 from vpretrain.vision.assemble import assemble
@@ -314,6 +315,39 @@ def test_feedback_of_two_sets_of_classes_is_refused(tmp_path):
     data["feedback"]["heads"] = [{"scenes": 4, "seed": 2}]
     with pytest.raises(UserError, match=r"feedback\.heads has 8 classes and feedback\.meta 150: give both"):
         assemble(parse_recipe(data))
+
+
+def test_probes_need_labels_of_one_kind_and_set_in_both_roles(tmp_path):
+    data = recipes_of("ade20k", tmp_path).model_dump()
+    data["evaluation"]["train"] = [{"scenes": 4, "seed": 2}]
+    with pytest.raises(UserError, match=r"evaluation\.train has 8 classes and evaluation\.test 150: give both"):
+        assemble(parse_recipe(data))
+    data["evaluation"]["train"] = recipes_of("nyuv2", tmp_path).evaluation.model_dump()["train"]
+    with pytest.raises(UserError, match=r"evaluation\.train and evaluation\.test have different kinds of labels"):
+        assemble(parse_recipe(data))
+
+
+def test_batches_that_are_read_ahead_are_those_that_are_read_one_by_one(tmp_path):
+    source = SourceConfig(ade20k=save_ade20k(tmp_path, 40))
+    rows_of = [[(7 * batch + 3 * i) % 40 for i in range(4)] for batch in range(40)]
+    for kept in (0, 40_000, 2**30):
+        one, ahead = (Pool([source], (16, 16)) for _ in range(2))
+        one._left = ahead._left = kept
+        expected = [one[rows] for rows in rows_of]
+        found = list(ahead.batches(rows_of))
+        for ours, theirs in zip(found, expected, strict=True):
+            for name in ("image_B3HW", "label_BHW", "depth_BHW", "scene_B"):
+                assert torch.equal(getattr(ours, name), getattr(theirs, name))
+        assert (list(ahead._kept), ahead._left) == (list(one._kept), one._left)
+
+
+def test_a_broken_image_that_is_read_ahead_stops_where_its_turn_comes(tmp_path):
+    pool = Pool([SourceConfig(ade20k=save_ade20k(tmp_path, 6))], (16, 16))
+    pool.readers[0].files[3].write_bytes(b"broken")
+    batches = pool.batches([[1, 2], [0, 3], [4, 5]])
+    assert len(next(batches)) == 2
+    with pytest.raises(Unreadable, match="cannot read the image"):
+        next(batches)
 
 
 def test_images_of_a_split_of_nyuv2_have_one_role(tmp_path):

@@ -12,7 +12,7 @@ import re
 import tarfile
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from vpretrain import hub
 from vpretrain.errors import UserError
 from vpretrain.pretrained import first_line
 from vpretrain.vision.config import SourceConfig
+from vpretrain.vision.data.ahead import ahead
 from vpretrain.vision.data.image_files import LISTED, images_in, is_image
 from vpretrain.vision.data.own import Own, shared_images
 from vpretrain.vision.data.pixels import as_tensor
@@ -224,7 +225,21 @@ class Pool:
 
     def __getitem__(self, rows: Sequence[int]) -> Labelled:
         """Return some of the images, which must have one size."""
-        images, labels, depths = zip(*map(self._read, rows), strict=True)
+        return self._together(rows, map(self._read, rows))
+
+    def batches(self, rows_of: Sequence[Sequence[int]]) -> Iterator[Labelled]:
+        """Yield batches of images of one size, in order; their images are read ahead."""
+        samples = ahead(self._read, itertools.chain.from_iterable(rows_of))
+        for rows in rows_of:
+            yield self._together(rows, itertools.islice(samples, len(rows)))
+
+    def _together(self, rows: Sequence[int], samples: Iterable[Sample]) -> Labelled:
+        """Join images that were read, and keep them for later; not called by threads that read ahead."""
+        found = []
+        for row, sample in zip(rows, samples, strict=True):
+            self._keep(row, sample)
+            found.append(sample)
+        images, labels, depths = zip(*found, strict=True)
         size = images[0].shape[1:]
         no_class, no_depth = torch.full(size, IGNORED, dtype=torch.uint8), torch.zeros(size, dtype=torch.float16)
         return Labelled(
@@ -245,10 +260,12 @@ class Pool:
         found = reader.read(index)
         if self.shape is not None:
             found = _part(found, self.shape, number * _GOLDEN % 1)
-        size = sum(tensor.nbytes for tensor in found if tensor is not None)
-        if size <= self._left:
-            self._kept[number], self._left = found, self._left - size
         return found
+
+    def _keep(self, number: int, sample: Sample) -> None:
+        size = sum(tensor.nbytes for tensor in sample if tensor is not None)
+        if number not in self._kept and size <= self._left:
+            self._kept[number], self._left = sample, self._left - size
 
 
 def _part(sample: Sample, shape: Shape, place: float) -> Sample:

@@ -138,9 +138,9 @@ class DenseProbes:
             optimizer = torch.optim.AdamW(head.parameters(), lr=config.probe_rate(task), weight_decay=0.05)
             schedule = LambdaLR(optimizer, partial(_rate, steps=config.probe_steps))
             order = Shuffled(len(own), task)
-            for step in range(config.probe_steps):
-                rows = [own[order[step * _BATCH + i]] for i in range(_BATCH)]
-                images = self.train[rows].to(learner.device)
+            rows_of = [[own[order[step * _BATCH + i]] for i in range(_BATCH)] for step in range(config.probe_steps)]
+            for rows, read in zip(rows_of, self.train.batches(rows_of), strict=True):
+                images = read.to(learner.device)
                 grid_BDhw = grids(rows, images)
                 with learner.autocast():
                     loss = label_loss(task, head, grid_BDhw, images, squared=True)

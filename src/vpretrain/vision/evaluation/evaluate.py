@@ -6,8 +6,7 @@ Shapes: N images, D width.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -16,8 +15,10 @@ from torch import Tensor
 
 from vpretrain import distributed
 from vpretrain.console import steady
+from vpretrain.errors import UserError
 from vpretrain.types import Json
 from vpretrain.vision.config import EvaluationConfig
+from vpretrain.vision.data.ahead import ahead
 from vpretrain.vision.data.readers import read_image
 from vpretrain.vision.data.source import Pool
 from vpretrain.vision.evaluation.classification import ClassifiedFile, classification_accuracy, read_classes_of_folders
@@ -32,13 +33,15 @@ class Evaluation:
     """The evaluation of a backbone; its data are opened before the training, and read as they are needed.
 
     Raises:
-        UserError: a source has no labels, the folders of classes do not match, or retrieval has no valid ground truth.
+        UserError: a source has no labels, no probe fits both roles' labels, the folders of classes do not match, or retrieval
+            has no valid ground truth.
     """
 
     def __init__(self, config: EvaluationConfig) -> None:
         self.config = config
         self.test = Pool(config.test, None)
         self.train = {shape: Pool(config.train, shape) for shape in {config.shape, config.depth_shape}}
+        self.tasks = _tasks(self.train[config.shape], self.test)
         self.classes = None if config.classes is None else read_classes_of_folders(config.classes)
         self.retrieval = {name: read_revisited(path) for name, path in config.retrieval.paths.items()}
 
@@ -70,16 +73,10 @@ class Evaluation:
     def _probes(self) -> list[DenseProbes]:
         """Return the probes of all images at one size, and, if depth has a size of its own, those of images with depths."""
         config, test, train = self.config, self.test, self.train[self.config.shape]
-        tasks: list[LabelKind] = []
-        if train.classes and train.classes == test.classes:
-            tasks.append("segmentation")
-        of_depth = []
-        if all(pool.having("depth") for pool in (train, test)):
-            if config.depth_shape == config.shape:
-                tasks.append("depth")
-            else:
-                depths = self.train[config.depth_shape]
-                of_depth = [DenseProbes(config, depths, test, ["depth"], having="depth")]
+        tasks, of_depth = self.tasks, list[DenseProbes]()
+        if "depth" in tasks and config.depth_shape != config.shape:
+            tasks = [task for task in tasks if task != "depth"]
+            of_depth = [DenseProbes(config, self.train[config.depth_shape], test, ["depth"], having="depth")]
         return [DenseProbes(config, train, test, tasks, summaries=self._classifies_own), *of_depth]
 
     @property
@@ -109,29 +106,53 @@ class Evaluation:
         assert self.config.classes is not None
         side, summaries, step = self.config.classes.size, list[Tensor](), self.config.batch_size
         batches = [images[first : first + step] for first in range(0, len(images), step)]
-        with ThreadPoolExecutor() as threads:
-            for first in range(0, len(batches), distributed.size()):
-                together = batches[first : first + distributed.size()]
-                # A process without a batch of its own repeats another's: a pass through a sharded learner takes all processes.
-                files = [file for file, _ in together[distributed.rank() % len(together)]]
-                parts: list[Tensor] = []
-                read = threads.map(partial(central_part, shape=(side, side)), files)
-                distributed.on_all_ranks(partial(parts.extend, read))  # a broken file stops all of them
-                batch_B3HW = torch.cat(parts).to(learner.device)
-                # A copy: what is sent, and kept, is not the whole tensor that it is a part of.
-                summary_BD = learner.backbone.summary(tokens(learner, batch_B3HW.float() / 255)).cpu().clone()
-                summaries += distributed.all_gather(summary_BD)[: len(together)]
-                done(min(len(images), step * (first + len(together))))
+        groups = [batches[first : first + distributed.size()] for first in range(0, len(batches), distributed.size())]
+        # A process without a batch of its own repeats another's: a pass through a sharded learner takes all processes.
+        own = [together[distributed.rank() % len(together)] for together in groups]
+        read = ahead(partial(central_part, shape=(side, side)), [file for batch in own for file, _ in batch])
+        for together, batch in zip(groups, own, strict=True):
+            parts: list[Tensor] = []
+            distributed.on_all_ranks(
+                partial(parts.extend, itertools.islice(read, len(batch)))
+            )  # a broken file stops all
+            batch_B3HW = torch.cat(parts).to(learner.device)
+            # A copy: what is sent, and kept, is not the whole tensor that it is a part of.
+            summary_BD = learner.backbone.summary(tokens(learner, batch_B3HW.float() / 255)).cpu().clone()
+            summaries += distributed.all_gather(summary_BD)[: len(together)]
+            done(min(len(images), step * len(summaries)))
         return torch.cat(summaries), torch.tensor([number for _, number in images])
 
     def _retrieval(self, learner: VisionLearner, revisited: Revisited) -> dict[str, float | None]:
         """Measure instance retrieval by the mean of the patch tokens, with each image at its own proportions."""
         queries, gallery, longer = revisited.queries, revisited.gallery, self.config.retrieval.size
-        parts = (query.part_of(read_image(query.file)) for query in queries)
         rows = []
+
+        def images() -> Iterator[tuple[Tensor, float]]:
+            """Yield images, with the pixels of their longer sides: a query's part is scaled by its whole image's factor."""
+            for query in queries:
+                whole_3HW = read_image(query.file)
+                part_3HW = query.part_of(whole_3HW)
+                yield part_3HW, longer * max(part_3HW.shape[1:]) / max(whole_3HW.shape[1:])
+            yield from ((read_image(file), longer) for file in gallery)
+
         with steady("        retrieval", len(queries) + len(gallery)) as done:
-            for image_3HW in itertools.chain(parts, map(read_image, gallery)):
-                rows.append(patch_mean(learner, image_3HW, longer))
+            for image_3HW, pixels in images():
+                rows.append(patch_mean(learner, image_3HW, pixels))
                 done(len(rows))
         mean_ND = torch.cat(rows)
         return revisited_map(mean_ND[: len(queries)], mean_ND[len(queries) :], queries)
+
+
+def _tasks(train: Pool, test: Pool) -> list[LabelKind]:
+    """Return the kinds of labels that both have. Raises UserError if there are none, or if their classes differ."""
+    kinds: tuple[LabelKind, ...] = ("segmentation", "depth")
+    tasks = [kind for kind in kinds if all(pool.having(kind) for pool in (train, test))]
+    if "segmentation" in tasks and train.classes != test.classes:
+        raise UserError(
+            f"evaluation.train has {train.classes} classes and evaluation.test {test.classes}: give both images of one data set"
+        )
+    if not tasks:
+        raise UserError(
+            "evaluation.train and evaluation.test have different kinds of labels: give both classes, or both depths"
+        )
+    return tasks

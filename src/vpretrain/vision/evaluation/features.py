@@ -80,7 +80,7 @@ def central_part(file: Path, shape: Shape) -> Shaped[Tensor, "1 3 H W"]:
     return part(resize(image_3HW[None], covering((height, width), shape)), shape, 0.5)
 
 
-def patch_mean(learner: VisionLearner, image_3HW: Shaped[Tensor, "3 H W"], longer: int) -> Float[Tensor, "1 D"]:
+def patch_mean(learner: VisionLearner, image_3HW: Shaped[Tensor, "3 H W"], longer: float) -> Float[Tensor, "1 D"]:
     """Return the mean of the patch tokens of an image that is scaled down until its longer side has `longer` pixels, never up,
     and cut to whole patches."""
     patch, scale = learner.backbone.patch_size, min(1.0, longer / max(image_3HW.shape[1:]))
