@@ -30,3 +30,12 @@ def test_fixed_views_do_not_wreck_the_quickstart_learner(tmp_path):
     assert fixed.miou >= 0.95 * start.miou
     assert fixed.depth_rmse <= 1.05 * start.depth_rmse
     assert fixed.retrieval_map >= 0.95 * start.retrieval_map
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_v_with_the_quickstarts_settings_is_not_behind_fixed_views_after_equal_steps(tmp_path):
+    changes = ["budget.minutes=null", "budget.steps=36", "value.strength=1", f"output={tmp_path}"]
+    fixed, v = (run_recipe(load_recipe(RECIPE, [*changes, f"arm={arm}", f"name={arm}"])) for arm in ("fixed", "v"))
+    assert v.mean_tilt > 0
+    assert v.miou >= fixed.miou - 0.01
