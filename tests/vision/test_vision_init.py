@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from vision.test_readers import save_ade20k, save_nyuv2, save_splits
 
 from vpretrain.cli.parser import main
 from vpretrain.recipe import load_recipe
+
+QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart-vision.yaml"
 
 
 @pytest.fixture
@@ -114,7 +117,7 @@ def test_own_labelled_images_steer_and_their_classes_are_counted(photos, tmp_pat
     assert main([*photos, "--feedback", "own"]) == 0
     assert "feedback: own, 10 labelled images, classes and depths (5 classes)" in capsys.readouterr().out
     recipe = load_recipe("mine.yaml")
-    assert (recipe.feedback.segmentation, recipe.feedback.depth) == (1, 1)
+    assert (recipe.feedback.segmentation, recipe.feedback.depth) == (1, 0)
     assert {(one.labelled, one.classes) for one in roles(recipe)} == {("own", CLASSES)}
     assert [(one.skip, one.limit) for one in roles(recipe)] == [(0, 4), (4, 2), (0, 4), (6, 4)]
     assert main(["check", "mine.yaml"]) == 0
@@ -144,10 +147,20 @@ def test_an_evaluation_that_shares_images_with_the_feedback_is_refused(photos, t
 def test_generated_scenes_do_for_a_first_try(photos):
     assert main([*photos, "--feedback", "scenes:6"]) == 0
     recipe = load_recipe("mine.yaml")
-    assert (recipe.feedback.segmentation, recipe.feedback.depth) == (1, 1)
+    assert (recipe.feedback.segmentation, recipe.feedback.depth) == (1, 0)
     assert [(one.scenes, one.seed) for one in roles(recipe)] == [(6, 1), (6, 2), (6, 3), (6, 4)]
     assert recipe.feedback.batch_size == 3  # half of them, so that others judge what these give
     assert main(["check", "mine.yaml"]) == 0
+
+
+def test_the_recipe_has_the_settings_with_which_v_was_ahead(photos):
+    assert main([*photos, "--feedback", "scenes:128"]) == 0
+    ours, quickstart = load_recipe("mine.yaml"), load_recipe(QUICKSTART)
+    own = {"heads", "meta", "size"}
+    assert ours.feedback.model_dump(exclude=own) == quickstart.feedback.model_dump(exclude=own)
+    assert ours.value.model_dump(exclude={"batch_size"}) == quickstart.value.model_dump(exclude={"batch_size"})
+    assert main([*photos, "--feedback", "scenes:200", "--overwrite"]) == 0
+    assert load_recipe("mine.yaml").feedback.batch_size == 64
 
 
 def test_a_sheet_shows_two_images_of_each_role_and_their_labels(photos, tmp_path, capsys):
