@@ -92,6 +92,28 @@ def test_a_mask_and_depths_turn_with_their_image(tmp_path):
     assert float(depth_HW[8:].min()) > 0
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("turned_before", [False, True])
+def test_labels_turn_with_images_of_any_format(tmp_path, suffix, orientation, turned_before):
+    """Labels that are upright already stay as they are where sizes tell, which are those of the image as it is shown."""
+    save_own(tmp_path, 1, depths=True)
+    (tmp_path / "images/0.jpg").unlink()
+    stored = np.zeros((48, 64), dtype=np.uint8)
+    stored[:24, :16] = 255
+    Image.fromarray(stored).save(tmp_path / f"images/0.{suffix}", exif=exif(orientation))
+    marked = stored > 0
+    if turned_before and orientation > 4:
+        marked = {5: marked.T, 6: np.rot90(marked, 3), 7: np.rot90(marked, 2).T, 8: np.rot90(marked)}[orientation]
+    Image.fromarray(np.where(marked, 3, 1).astype(np.uint8)).save(tmp_path / "masks/0.png")
+    Image.fromarray(np.where(marked, 3000, 1000).astype(np.uint16)).save(tmp_path / "depths/0.png")
+    _, found = whole(tmp_path)
+    shown = found.image_B3HW[0, 0] > 128
+    assert shown.shape == ((48, 64) if orientation < 5 else (64, 48))
+    assert torch.equal(found.label_BHW[0] == 3, shown)
+    assert torch.equal(found.depth_BHW[0] == 3, shown)
+
+
 def test_what_is_wrong_is_said_in_one_line(tmp_path):
     root = tmp_path / "own"
     save_own(root, 1, depths=True)

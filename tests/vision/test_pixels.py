@@ -16,6 +16,7 @@ from vpretrain.vision.config import SourceConfig
 from vpretrain.vision.data.pixels import as_tensor
 from vpretrain.vision.data.readers import Ade20k, read_image
 
+LOSSLESS = {"webp": {"lossless": True}}
 LEFT_TO_RIGHT = np.array([[0, 128, 255]])
 
 
@@ -63,10 +64,27 @@ def test_integers_of_more_than_sixteen_bits_are_refused():
 )  # fmt: skip
 def test_an_image_is_turned_by_its_exif_orientation(tmp_path, orientation, expected):
     stored = np.array([[0, 50, 100], [150, 200, 250]])
-    image = Image.fromarray(stored.astype(np.uint8))
-    assert reopened(tmp_path, image, exif=exif(orientation))[0].tolist() == expected
-    deep = Image.fromarray((257 * stored).astype(np.uint16))
-    assert reopened(tmp_path, deep, "deep.png", exif=exif(orientation))[0].tolist() == expected
+    grey = Image.fromarray(stored.astype(np.uint8))
+    deep, big_endian = (Image.fromarray((257 * stored).astype(kind)) for kind in ("<u2", ">u2"))
+    floats = Image.fromarray((stored / 255).astype(np.float32))
+    cases = [
+        (grey, "grey.png"), (grey, "grey.webp"), (grey, "grey.tif"), (deep, "deep.png"), (deep, "deep.tif"),
+        (big_endian, "big_endian.tif"), (floats, "floats.tif"), (grey.convert("RGB"), "colours.tif"),
+    ]  # fmt: skip
+    for image, name in cases:
+        found = reopened(tmp_path, image, name, exif=exif(orientation), **LOSSLESS.get(name[-4:], {}))
+        assert found[0].tolist() == expected, name
+    for image, name in ((grey, "grey.tif"), (deep, "deep.tif"), (floats, "floats.tif")):
+        found = reopened(tmp_path, image, name, exif=exif(orientation), compression="tiff_lzw")
+        assert found[0].tolist() == expected, name
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "tiff", "bmp"])
+@pytest.mark.parametrize("name", ["image.jpg", "image.png", "image.tif"])
+def test_a_picture_is_read_by_its_contents_whatever_its_name_says(tmp_path, kind, name):
+    pixels = np.array([[[10, 20, 30], [200, 100, 0]]], dtype=np.uint8)
+    found = reopened(tmp_path, Image.fromarray(pixels), name, format=kind, **LOSSLESS.get(kind, {}))
+    assert found[:, 0].T.tolist() == pixels[0].tolist()
 
 
 def test_transparency_is_laid_on_white(tmp_path):

@@ -15,6 +15,7 @@ from vpretrain.errors import UserError
 PilImage = Any  # Pillow is an extra, imported when it is needed
 
 _ORIENTATION = 0x0112  # the EXIF tag; 1: upright
+_WIDTH, _HEIGHT = 256, 257  # tags of TIFF
 _SIXTEEN_BITS = 65_535
 _LEVELS = {"L;2": 85, "L;4": 17}  # between grey levels of a PNG with 2 or 4 bits, once Pillow has widened them to 8
 
@@ -50,6 +51,12 @@ def orientation_of(image: PilImage) -> int:
         return 1
 
 
+def stored_size(image: PilImage) -> tuple[int, int]:
+    """Return width and height of an image as it is stored, before it is loaded: Pillow gives those of a TIFF as it is shown."""
+    tags = getattr(image, "tag_v2", None)
+    return image.size if tags is None else (tags[_WIDTH], tags[_HEIGHT])
+
+
 def labels_as_tensor(labels: PilImage, size: tuple[int, int], orientation: int) -> Tensor:
     """Convert a map of labels, turned by its own EXIF orientation or, if it is stored like its image, by that of the image.
 
@@ -82,6 +89,9 @@ def _fit_transparent_value(image: PilImage) -> None:
 def _upright(image: PilImage) -> PilImage:
     from PIL import ImageOps
 
+    image.filename = (
+        ""  # else Pillow maps the file of a TIFF, and takes the shape that is shown for the one that is stored
+    )
     image.load()  # by which Pillow turns a TIFF itself
     return image if orientation_of(image) == 1 else ImageOps.exif_transpose(image)
 

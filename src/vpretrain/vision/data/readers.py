@@ -16,7 +16,7 @@ from torch import Tensor
 from vpretrain.errors import Unreadable, UserError
 from vpretrain.pretrained import first_line
 from vpretrain.vision.config import SourceConfig
-from vpretrain.vision.data.pixels import PilImage, as_tensor, labels_as_tensor, orientation_of
+from vpretrain.vision.data.pixels import PilImage, as_tensor, labels_as_tensor, orientation_of, stored_size
 from vpretrain.vision.model.batch import IGNORED
 from vpretrain.vision.model.heads import LabelKind
 
@@ -238,13 +238,13 @@ def readable(kind: str, name: str) -> Iterator[None]:
 
 
 def _read_labels(file: Path, kind: str, image_file: Path) -> Tensor:
-    size, orientation = _read(image_file, "image", str(image_file), lambda image: (image.size, orientation_of(image)))
+    stored = _read(image_file, "image", str(image_file), lambda image: (stored_size(image), orientation_of(image)))
 
     def convert(labels: PilImage) -> Tensor:
         # Eight bits of millimetres would be depths up to 25 cm: surely something else.
         if kind == "map of depths" and not labels.mode.startswith("I"):
             raise UserError(f"it has mode {labels.mode}, and depths are millimetres in a PNG file of 16 bits")
-        return labels_as_tensor(labels, size, orientation)
+        return labels_as_tensor(labels, *stored)
 
     return _read(file, kind, str(file), convert)
 
