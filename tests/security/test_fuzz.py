@@ -151,11 +151,12 @@ def test_rows(many, fault):
 @pytest.mark.timeout(900)
 @pytest.mark.promise(PROMISE)
 def test_pictures(many, fault):
-    whole = {}
-    for kind in ("png", "jpeg", "webp"):
+    whole, grey = {}, Image.effect_noise((24, 24), 50)
+    kinds = [(kind, "RGB") for kind in ("png", "jpeg", "webp", "tiff", "bmp")]
+    for kind, mode in [*kinds, ("png", "P"), ("png", "I;16"), ("tiff", "I;16")]:
         content = io.BytesIO()
-        Image.effect_noise((24, 24), 50).convert("RGB").save(content, kind)
-        whole[kind] = content.getvalue()
+        grey.convert(mode).save(content, kind)
+        whole[f"{kind} {mode}"] = content.getvalue()
 
     def run(kind, cut, place, byte, raw):
         content = bytearray(whole[kind][: max(1, int(cut * len(whole[kind])))])
