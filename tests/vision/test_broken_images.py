@@ -25,6 +25,7 @@ from vpretrain.vision.data.readers import read_image
 from vpretrain.vision.data.source import Pool, open_images
 from vpretrain.vision.data.stream import VisionStream
 from vpretrain.vision.inspection.check import _readings
+from vpretrain.vision.inspection.inspect import inspect
 
 COUNT = 16
 FORMAT = "it has no format that Pillow knows"
@@ -246,6 +247,13 @@ def test_labelled_images_are_never_skipped(tmp_path):
         file.write_bytes(file.read_bytes()[:60])
     with pytest.raises(Unreadable, match=r"cannot read the map of classes .*; remove or replace it"):
         pool[[1]]
+
+
+def test_inspect_counts_what_was_left_out(folder, tmp_path, capsys):
+    break_images(folder)
+    stream = {"sources": [{"path": str(folder)}], "batch_size": COUNT}
+    inspect(vision_recipe(tmp_path, arm="fixed", stream=stream), examples=1, positions=0)
+    assert f"left out of stream {folder}: {len(BROKEN)} (unreadable)\n" in capsys.readouterr().out
 
 
 def test_a_run_names_what_it_skips_and_check_says_so_before(folder, tmp_path):

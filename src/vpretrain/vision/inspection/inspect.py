@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.text import Text
 from torch import Tensor
 
 from vpretrain.console import working
 from vpretrain.modality import modality_of
+from vpretrain.run.left_out import lines
 from vpretrain.vision.config import Recipe
 from vpretrain.vision.model.batch import IGNORED
 from vpretrain.vision.model.heads import valid_depth
@@ -14,15 +16,17 @@ from vpretrain.vision.task.sheet import draw_sheet
 
 
 def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
-    """Print the contents of stream and feedback, and write an image sheet. `examples` and `positions` are for language only.
+    """Print the contents of stream and feedback and what was left out, and write an image sheet.
 
-    The learner and the designer are those at the start of a run.
+    `examples` and `positions` are for language only. The learner and the designer are those at the start of a run.
     """
     console, parts = Console(), modality_of(recipe).assemble(recipe)
     batches = parts.stream.next()
     batch = batches[0]
     whole, local = (tuple(views.shape) for views in (batch.global_VB3HW, batch.local_VB3HW))
     console.print(f"stream: global crops {whole}, local crops {local} (views, images, channels, height, width)")
+    for line in lines(parts.left_out(parts.stream.state_dict())):
+        console.print(Text(line), soft_wrap=True)
     with working("fitting the heads of the feedback"):
         (feedback,) = parts.feedback.next().values()
     label, depth = feedback.labelled.label_BHW, feedback.labelled.depth_BHW
