@@ -11,11 +11,13 @@ from PIL import Image
 from vision.test_pixels import exif
 from worlds import vision_recipe
 
-from vpretrain import UserError
+from vpretrain import UserError, run_recipe
 from vpretrain.recipe import parse_recipe
 from vpretrain.vision.assemble import assemble
 from vpretrain.vision.config import SourceConfig
+from vpretrain.vision.data.feedback import VisionFeedback
 from vpretrain.vision.data.fingerprint import fingerprints
+from vpretrain.vision.data.own import Own, own_images
 from vpretrain.vision.data.source import Pool
 from vpretrain.vision.model.batch import IGNORED
 
@@ -170,10 +172,12 @@ def test_a_source_has_both_or_neither_of_folder_and_classes(wrong):
         SourceConfig(**wrong)
 
 
-def recipe_over(root, tmp_path):
-    parts = [[source(root, skip=3 * number, limit=3)] for number in range(4)]
+def recipe_over(root, tmp_path, heads=3, **changes):
+    limits = [heads, 3, 3, 3]
+    parts = [[source(root, skip=sum(limits[:number]), limit=limit)] for number, limit in enumerate(limits)]
     return vision_recipe(
         tmp_path,
+        **changes,
         stream={"sources": [{"path": f"{root}/images"}]},
         feedback={"heads": parts[0], "meta": parts[1], "batch_size": 2, "segmentation": 4.0, "depth": 16.0},
         evaluation={"train": parts[2], "test": parts[3]},
@@ -181,8 +185,6 @@ def recipe_over(root, tmp_path):
 
 
 def test_a_run_on_them(tmp_path):
-    from vpretrain import run_recipe
-
     recipe = recipe_over(save_own(tmp_path / "own", 12, depths=True), tmp_path)
     result = run_recipe(recipe)
     assert result.miou is not None
@@ -190,6 +192,23 @@ def test_a_run_on_them(tmp_path):
     assert result.accuracy is None
     (test,) = [one for one in fingerprints(recipe) if one["role"] == "evaluation, test"]
     assert (test["rows"], test["files"], test["classes"], test["skip"]) == (3, 36, CLASSES, 9)
+
+
+@pytest.mark.parametrize("broken", ["mask", "image"])
+def test_a_broken_file_of_the_feedback_ends_a_run_before_its_first_step(tmp_path, monkeypatch, broken):
+    root = tmp_path / "own"
+    save_own(root, 43, depths=True)
+    file = own_images(SourceConfig(**source(root)))[33]  # that no look at a few images finds
+    if broken == "mask":
+        Image.fromarray(np.full((48, 64), 7, dtype=np.uint8)).save(root / f"masks/{file.stem}.png")
+    else:
+        file.write_bytes(file.read_bytes()[:300])
+    monkeypatch.setattr(VisionFeedback, "next", lambda self: pytest.fail("the feedback is used"))
+    with pytest.raises(UserError, match=rf"{file.stem}\.(png has class 7|jpg: .*[Tt]runcated)"):
+        run_recipe(recipe_over(root, tmp_path, heads=34))
+    control = assemble(recipe_over(root, tmp_path, heads=34, arm="fixed"))
+    monkeypatch.setattr(Own, "read", lambda self, index: pytest.fail("the control uses no feedback"))
+    control.warm_up()
 
 
 def test_an_image_has_one_role_under_any_name(tmp_path):

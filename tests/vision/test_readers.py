@@ -19,8 +19,8 @@ from vpretrain.files import read_lines
 from vpretrain.recipe import parse_recipe
 from vpretrain.vision.assemble import assemble
 from vpretrain.vision.config import SourceConfig
-from vpretrain.vision.data.readers import Ade20k, nyuv2_numbers
-from vpretrain.vision.data.source import Pool, _part, check_disjoint
+from vpretrain.vision.data.readers import Ade20k, Nyuv2, nyuv2_numbers
+from vpretrain.vision.data.source import Pool, _LabelledScenes, _part, check_disjoint
 from vpretrain.vision.model.batch import IGNORED
 
 
@@ -160,6 +160,29 @@ def test_labelled_images_are_read_as_they_are_needed(tmp_path, monkeypatch):
     pool._left = 0
     pool[[2]], pool[[2]]
     assert seen == [4, 1, 2, 2]
+
+
+@pytest.mark.parametrize("kind", [Ade20k, Nyuv2])
+def test_files_that_threads_have_read_before_are_the_same_and_kept(tmp_path, monkeypatch, kind):
+    nyuv2 = save_nyuv2(tmp_path / "nyu.mat", 40, height=48, width=64, by_number=True)
+    source = {"nyuv2": nyuv2} if kind is Nyuv2 else {"ade20k": save_ade20k(tmp_path, 40)}
+    expected = read((16, 16), **source)
+    pool = Pool([SourceConfig(**source)], (16, 16))
+    pool[[3]]
+    seen = []
+    whole = kind.read
+    monkeypatch.setattr(kind, "read", lambda self, index: seen.append(index) or whole(self, index))
+    pool.read_files("feedback.meta")
+    found = pool[range(40)]
+    assert sorted(seen) == [number for number in range(40) if number != 3]  # once each
+    for name in ("image_B3HW", "label_BHW", "depth_BHW"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+
+
+def test_generated_images_are_no_files(monkeypatch):
+    pool = Pool([SourceConfig(scenes=2, size=32)], (16, 16))
+    monkeypatch.setattr(_LabelledScenes, "read", lambda self, index: pytest.fail("read"))
+    pool.read_files("feedback.meta")
 
 
 def test_nyuv2_has_its_axes_and_eigens_crop(tmp_path):

@@ -38,7 +38,7 @@ class Parts:
         evaluate: evaluates the present learner; returns JSON-ready metrics.
         train: replaces Algorithm 1 in arms that train directly; called with the optimizer, the steps and a function to call
             after each; or None.
-        warm_up: called once before the first step and charged to no arm, such as fitting a new head; or None.
+        warm_up: called once before the first step and charged to no arm, such as fitting a new head or reading files; or None.
         modules: further modules whose tensors a checkpoint must hold: an EMA teacher, the feedback's heads.
         optimizers: their optimizers.
         look: returns the present designer's output for a few examples, JSON-ready, for a report; leaves no trace, and all

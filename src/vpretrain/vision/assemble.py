@@ -76,7 +76,7 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
         evaluate=partial(evaluation, learner),
         warning=partial(_untilted, recipe) if arm.exact and not arm.random_feedback else lambda result: None,
         export=export,
-        warm_up=partial(warm_up, recipe, learner),
+        warm_up=partial(_before_first_step, recipe, learner, feedback if meta is not None else None),
         look=look,
         illustrate=lambda directory: draw_sheet(construction, stream.next()[0], directory / "views.png"),
         left_out=lambda cursor: {f"stream {origin}": of for origin, of in own.left_out(cursor).items()},
@@ -84,6 +84,12 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
         modules={"teacher": learner.teacher, "heads": feedback.heads},
         optimizers={"heads": feedback.optimizer},
     )
+
+
+def _before_first_step(recipe: Recipe, learner: VisionLearner, feedback: VisionFeedback | None) -> None:
+    if feedback is not None:
+        distributed.on_all_ranks(feedback.read_files)
+    warm_up(recipe, learner)
 
 
 def _untilted(recipe: Recipe, result: Json) -> str | None:

@@ -114,6 +114,11 @@ class VisionFeedback:
         """The number of images that g_down may come from."""
         return len(self._for_meta)
 
+    def read_files(self) -> None:
+        """Read all images once, so that a broken one ends the run before its first step. Raises as `Reader.read`."""
+        self._for_heads.read_files("feedback.heads")
+        self._for_meta.read_files("feedback.meta")
+
     def next(self) -> Json:
         """Fit the heads a little further, then return a meta batch."""
         for images, grid_BDhw in self._head_batches():

@@ -89,9 +89,8 @@ def _fit_transparent_value(image: PilImage) -> None:
 def _upright(image: PilImage) -> PilImage:
     from PIL import ImageOps
 
-    image.filename = (
-        ""  # else Pillow maps the file of a TIFF, and takes the shape that is shown for the one that is stored
-    )
+    # Else Pillow maps the file of an uncompressed TIFF, and takes the shape that is shown for the one that is stored.
+    image.filename = ""
     image.load()  # by which Pillow turns a TIFF itself
     return image if orientation_of(image) == 1 else ImageOps.exif_transpose(image)
 

@@ -48,7 +48,10 @@ class Reader(ABC):
 
     @abstractmethod
     def read(self, index: int) -> Sample:
-        """Return image [3, H, W] and classes [H, W] as uint8, depths [H, W] as fp16; None for a kind that the set lacks."""
+        """Return image [3, H, W] and classes [H, W] as uint8, depths [H, W] as fp16; None for a kind that the set lacks.
+
+        Several threads may read at once. Raises as `readable`, and UserError for labels that do not fit.
+        """
 
     def __len__(self) -> int:
         return len(self.scene_N)

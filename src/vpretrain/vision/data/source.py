@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from vpretrain import hub
+from vpretrain.console import steady
 from vpretrain.errors import UserError
 from vpretrain.pretrained import first_line
 from vpretrain.vision.config import SourceConfig
@@ -195,7 +196,7 @@ class _LabelledScenes(Reader):
 
 
 class Pool:
-    """All labelled images of some sources. They are read as they are needed; the first gigabytes are kept.
+    """All labelled images of some sources. They are read as they are needed, or by `read_files`; the first gigabytes are kept.
 
     Args:
         sources: labelled sets.
@@ -252,6 +253,23 @@ class Pool:
     def having(self, kind: LabelKind) -> list[int]:
         """Return the indices of the images whose set has labels of a kind."""
         return [number for number, (reader, _) in enumerate(self._where) if kind in reader.kinds]
+
+    def read_files(self, title: str) -> None:
+        """Read the images in files that are not kept yet, so that a broken one is met now; `title` is of the progress.
+
+        Raises as `Reader.read`.
+        """
+        numbers = [
+            number
+            for number, (reader, _) in enumerate(self._where)
+            if number not in self._kept and not isinstance(reader, _LabelledScenes)
+        ]
+        if not numbers:
+            return
+        with steady(f"{title:>17}", len(numbers)) as done:
+            for count, (number, sample) in enumerate(zip(numbers, ahead(self._read, numbers), strict=True), start=1):
+                self._keep(number, sample)
+                done(count)
 
     def _read(self, number: int) -> Sample:
         if number in self._kept:
