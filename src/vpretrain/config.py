@@ -230,9 +230,15 @@ class EvaluationConfig(Strict):
         None,
         ge=0,
         le=10_000,
-        description="Evaluations along the run, for curves: at equal fractions of the budget and not charged to it. null: "
-        "compare takes 4, or 2 if the evaluation generates text or fits probes; other commands take none.",
+        description="Equal parts of the budget after each of which the run is evaluated, for curves; this is not charged to "
+        "the budget. The evaluation after the last part is the result's, so 1 adds none. null: compare takes 4, or 2 if the "
+        "evaluation generates text or fits probes; other commands take none.",
     )
+
+    @property
+    def along(self) -> bool:
+        """Whether there are evaluations before the end of the run."""
+        return (self.points or 0) > 1
 
     @property
     def only_reads(self) -> bool:

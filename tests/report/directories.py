@@ -75,10 +75,13 @@ def write_run(directory: Path, arm: str, seed: int, nll: float, *, steps: int = 
     return found
 
 
-def write_comparison(directory: Path, *, steps: int = 40, seeds: tuple[int, ...] = (0, 1)) -> dict[str, Any]:
-    """One-hot and V over seeds; returns results.json."""
+def write_comparison(
+    directory: Path, *, steps: int = 40, seeds: tuple[int, ...] = (0, 1), **changes: Any
+) -> dict[str, Any]:
+    """One-hot and V over seeds; returns results.json. `changes` are of the shared recipe."""
     directory.mkdir(parents=True)
-    save_recipe(parse_recipe(recipe_data(directory.parent, name=directory.name)), directory / "recipe.yaml")
+    shared = recipe_data(directory.parent, name=directory.name, **changes)
+    save_recipe(parse_recipe(shared), directory / "recipe.yaml")
     start = write_run(directory / "step-0", "one-hot", 0, 1.5448, steps=0)
     write_json(directory / "step-0/result.json", start := start | {"seconds": 0.0})
     arms: dict[str, Any] = {"step-0": without_cases(start)}

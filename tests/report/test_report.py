@@ -363,6 +363,13 @@ def test_what_is_missing_is_named_in_a_line(tmp_path):
     assert "the directory of the run v.1: its curves are left out" in text
 
 
+@pytest.mark.parametrize(("points", "named"), [(None, True), (0, True), (1, True), (2, False)])
+def test_curves_of_their_ends_alone_are_named(tmp_path, points, named):
+    evaluation = recipe_data(tmp_path)["evaluation"] | {"points": points}
+    write_comparison(tmp_path / "study", evaluation=evaluation)
+    assert ("curves have their ends alone" in made(tmp_path, tmp_path / "study").text()) is named
+
+
 def test_single_runs_finished_and_at_work(tmp_path):
     write_run(tmp_path / "done", "v", 0, 1.2)
     write_run(tmp_path / "begun", "v", 0, 1.2)

@@ -230,7 +230,10 @@ def test_wrong_settings_of_an_arm_are_refused_before_any_run(tmp_path, tokenizer
 
 
 @pytest.mark.usefixtures("in_this_process")
-@pytest.mark.parametrize(("generated", "given", "steps"), [(0, {}, [1, 2, 4]), (2, {}, [2]), (0, {"points": 0}, [])])
+@pytest.mark.parametrize(
+    ("generated", "given", "steps"),
+    [(0, {}, [1, 2, 4]), (2, {}, [2]), (0, {"points": 0}, []), (0, {"points": 1}, [])],
+)
 def test_curves_have_more_than_their_ends_unless_the_recipe_says_otherwise(
     tmp_path, tokenizer, generated, given, steps
 ):
@@ -238,7 +241,7 @@ def test_curves_have_more_than_their_ends_unless_the_recipe_says_otherwise(
     results = compare(recipe, ["one-hot"])
     assert [line["step"] for line in read_lines(recipe.directory / "one-hot/scores.jsonl")] == steps
     assert bool(results.matched) == bool(steps)
-    assert load_recipe(recipe.directory / "recipe.yaml").evaluation.points == len(steps) + bool(steps)
+    assert load_recipe(recipe.directory / "recipe.yaml").evaluation.points == given.get("points", len(steps) + 1)
     assert compare(recipe, ["one-hot"], resume=True).arms == results.arms
 
 

@@ -42,7 +42,7 @@ def summarise(runs: Runs, scores: Mapping[str, Sequence[Lines]], recipe: Recipe)
     domains = list(dict.fromkeys(case["domain"] for case in cases[START][0] if "domain" in case))
     if len(domains) > 1:
         results["by_domain"] = {domain: _by_domain(cases, keys, domain) for domain in domains}
-    if recipe.evaluation.points and _constant_rates(runs, recipe):
+    if recipe.evaluation.along and _constant_rates(runs, recipe):
         axes = ("seconds", recipe.unit)
         results["matched"] = {axis: _matched(runs, scores, axis, keys, metrics.cases) for axis in axes}
     wanted = pairs([arm for arm, found in results["arms"].items() if found.get("steps")], recipe.baseline)

@@ -93,7 +93,7 @@ def _comparison(directory: Path) -> Study:
         there = [n for n in names if Path(n).name == n and (directory / n / "recipe.yaml").exists()]
         missing += [f"the directory of the run {name}: its curves are left out" for name in names if name not in there]
         runs[arm] = [_run(directory / name) for name in there]
-    if not recipe.evaluation.points:
+    if not recipe.evaluation.along:
         missing.append("evaluations along the runs: curves have their ends alone; evaluation.points=4 makes more")
     return Study(recipe, results, runs, *_extras(directory), missing)
 
