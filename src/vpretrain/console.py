@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskProgressColumn, TextColumn
+from rich.text import Text
 
 FIRST_SECONDS = 5.0  # until the first line of a work outside a terminal; shorter work prints none
 PLAIN_SECONDS = 15.0  # from line to line
@@ -111,22 +112,34 @@ def steady(title: str, total: int) -> Iterator[Callable[[float], None]]:
 
 
 @contextlib.contextmanager
-def working(title: str) -> Iterator[None]:
+def working(title: str, share: Callable[[], float] | None = None) -> Iterator[None]:
     """Show work that cannot tell how much is left: the time it has taken so far, in a log once that is noticeable.
 
     Work within other such work is part of it, and not shown by itself.
+
+    Args:
+        title: of the line.
+        share: returns the fraction of the work that is done, for the time left in place of the time so far. It is called from
+            another thread.
     """
     global _at_work
     if quiet:
         yield
         return
     start = time.monotonic()
+
+    def told() -> str:
+        seconds, done = time.monotonic() - start, share() if share else 0.0
+        if not done:
+            return f"{minutes(seconds)} so far"
+        return f"{done:.0%}, {minutes(seconds * (1 - done) / done)} left"
+
     if _at_work:
         yield
     else:
         _at_work = True
         try:
-            with _spinner(title) if console.is_terminal else _lines_of(title, start):
+            with _spinner(title, told) if console.is_terminal else _lines_of(title, told):
                 yield
         finally:
             _at_work = False
@@ -134,22 +147,35 @@ def working(title: str) -> Iterator[None]:
         note(f"{title}: {minutes(time.monotonic() - start)}")
 
 
+class _Told(ProgressColumn):
+    """What a function tells, asked twice a second."""
+
+    max_refresh = 0.5
+
+    def __init__(self, told: Callable[[], str]) -> None:
+        super().__init__()
+        self._told = told
+
+    def render(self, task: Task) -> Text:
+        return Text(self._told(), style="progress.elapsed")
+
+
 @contextlib.contextmanager
-def _spinner(title: str) -> Iterator[None]:
-    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+def _spinner(title: str, told: Callable[[], str]) -> Iterator[None]:
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), _Told(told)
     with Progress(*columns, console=console, transient=True) as bar:
         bar.add_task(title, total=None)
         yield
 
 
 @contextlib.contextmanager
-def _lines_of(title: str, start: float) -> Iterator[None]:
+def _lines_of(title: str, told: Callable[[], str]) -> Iterator[None]:
     over = threading.Event()
 
     def tell() -> None:
         pause = FIRST_SECONDS
         while not over.wait(pause):
-            note(f"{title}: {minutes(time.monotonic() - start)} so far")
+            note(f"{title}: {told()}")
             pause = PLAIN_SECONDS
 
     thread = threading.Thread(target=tell, daemon=True)

@@ -92,6 +92,11 @@ def remove(path: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def size_of(directory: Path) -> int:
+    """Return the bytes of the files in a directory, without links."""
+    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file() and not file.is_symlink())
+
+
 def follow_umask(file: Path) -> None:
     """Give a file in a new directory the permissions of a new file: some libraries leave it to its owner alone."""
     file.chmod(file.parent.stat().st_mode & 0o666)  # mkdir has left out the bits that open would

@@ -70,6 +70,23 @@ def test_a_log_has_a_line_for_work_that_takes_long_and_the_time_left_where_it_is
     assert lines == ["a remark", "a warning", "loading: 0:00 so far", "work: 25%, 0:00 left  1/4"]
 
 
+SHARED = """
+import time
+from vpretrain import console
+console.FIRST_SECONDS = 0.05
+with console.working("copying", lambda: {share}):
+    time.sleep(0.2)
+"""
+
+
+@pytest.mark.parametrize(("share", "line"), [(0.0, "0:00 so far"), (0.25, "25%, 0:00 left")])
+def test_work_that_can_tell_its_share_has_the_time_left(share, line):
+    code = SHARED.format(share=share)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == [f"copying: {line}"]
+    assert line in printed_in_terminal(code)
+
+
 def test_work_within_work_is_part_of_it():
     code = """
 import time
@@ -128,7 +145,7 @@ def test_no_color_has_no_colours_in_a_terminal():
 def test_a_terminal_shows_the_time_so_far_and_the_time_left():
     text = printed_in_terminal(WORK.format(quiet=False, verbose=False))
     assert "loading" in text
-    assert "0:00:00" in text
+    assert "0:00 so far" in text
     assert "25%" in text
     assert "left" in text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import shutil
@@ -237,6 +238,27 @@ def test_the_hash_of_several_files_is_that_of_what_sha256sum_prints(tmp_path):
         "sha256sum a.jsonl b.jsonl | sha256sum", shell=True, cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert found == {"files": 2, "bytes": 2 * 20, "sha256": printed.stdout.split()[0]}
+
+
+@pytest.mark.parametrize("most", [2**30, 2**20])
+def test_hashing_tells_its_share(tmp_path, monkeypatch, most):
+    titles, shares = [], []
+
+    @contextlib.contextmanager
+    def working(title, share):
+        titles.append(title)
+        shares.append(share())
+        yield
+        shares.append(share())
+
+    monkeypatch.setattr("vpretrain.run.fingerprint.working", working)
+    monkeypatch.setattr("vpretrain.run.fingerprint.MOST", most)
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"x" * (3 * 2**20 + 1))
+    of_files([tmp_path / "a", tmp_path / "b"])
+    of_files([tmp_path / "a"])
+    assert titles == ["hashing 2 files", "hashing a"]
+    assert shares == [0, 1, 0, 1]
 
 
 def test_much_data_is_hashed_at_its_ends_and_recorded_as_such(tmp_path, monkeypatch):

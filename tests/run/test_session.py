@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from report.directories import write_run
 from sessions import assert_same_end, held, session_of, stopped_after
 from transformers import AutoModelForCausalLM
 from worlds import tiny_recipe
@@ -104,6 +106,25 @@ def test_an_unfinished_run_exports_its_newest_checkpoint(tmp_path, tokenizer):
     assert torch.equal(exported(ids).logits, session.parts.learner.model.eval()(ids).logits)
     with pytest.raises(UserError, match="not empty"):
         export(str(recipe.directory), str(tmp_path / "exported"))
+
+
+def test_copying_a_model_tells_its_share(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    write_run(run, "v", 0, 1.0)
+    (run / "model/adapter").mkdir(parents=True)
+    for name in ("model.safetensors", "adapter/adapter.safetensors"):
+        (run / "model" / name).write_bytes(b"x" * 1000)
+    shares = []
+
+    @contextlib.contextmanager
+    def working(title, share):
+        shares.append(share())
+        yield
+        shares.append(share())
+
+    monkeypatch.setattr("vpretrain.run.export.working", working)
+    export(str(run), str(tmp_path / "exported"))
+    assert shares == [0, 1]
 
 
 def test_an_export_does_not_replace_the_working_directory(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vpretrain.console import steady, warn
 from vpretrain.errors import UserError
-from vpretrain.files import remove
+from vpretrain.files import remove, size_of
 from vpretrain.run.checkpoint import checkpoints, damage
 from vpretrain.run.find import runs_below
 from vpretrain.run.lock import holder, locked
@@ -53,7 +53,7 @@ def removable(root: Path, *, finished: bool = False) -> list[Removable]:
             if any(holder(directory) is not None for directory in (run, run.parent)):
                 warn(f"warning: {run} is in use: nothing of it is removed")
             elif paths := _removable_of(run, finished=finished):
-                found.append(Removable(run, paths, sum(map(_size, paths)), checkpoints(run / "checkpoints")))
+                found.append(Removable(run, paths, sum(map(size_of, paths)), checkpoints(run / "checkpoints")))
             done(number)
     return found
 
@@ -85,7 +85,3 @@ def _removable_of(run: Path, *, finished: bool) -> list[Path]:
     left = [path for pattern in (".writing-*", ".*.old") for path in root.glob(pattern)]
     left += [path for pattern in (".*.writing", ".*.old") for path in run.glob(pattern) if path.is_dir()]
     return needless + left
-
-
-def _size(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())

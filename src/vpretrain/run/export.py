@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from vpretrain.config import Recipe
 from vpretrain.console import working
 from vpretrain.errors import UserError
-from vpretrain.files import whole_directory
+from vpretrain.files import size_of, whole_directory
 from vpretrain.modality import modality_of
 from vpretrain.pretrained import first_line
 from vpretrain.recipe import load_recipe
@@ -43,8 +43,10 @@ def _export(run: str, target: str) -> None:
     if not (source / "recipe.yaml").exists():
         raise UserError(f"{run} is not the directory of a run: it has no recipe.yaml")
     if (source / "model").is_dir() and (source / "result.json").exists():
-        with whole_directory(directory) as aside, working("copying the model"):
-            shutil.copytree(source / "model", aside)
+        whole = size_of(source / "model")
+        with whole_directory(directory) as aside:
+            with working("copying the model", lambda: size_of(aside) / max(1, whole)):
+                shutil.copytree(source / "model", aside)
             write_card(source, aside)
         return
     runs = [str(path.parent) for path in sorted(source.glob("*/recipe.yaml")) if _exportable(path.parent)]

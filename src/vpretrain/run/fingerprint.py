@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from vpretrain import hub
+from vpretrain.console import working
 from vpretrain.types import Json
 
 MOST = 2**30  # bytes of a source that are read, at most
 _END = 2**20
+_PIECE = 2**20
 
 
 def of_files(files: Sequence[Path], root: Path | None = None) -> Json:
@@ -22,7 +24,17 @@ def of_files(files: Sequence[Path], root: Path | None = None) -> Json:
     """
     sizes = [file.stat().st_size for file in files]
     end = None if sum(sizes) <= MOST else min(_END, MOST // (2 * len(files)))
-    hashes = [_sha256(file, end) for file in files]
+    to_read = sum(sizes) if end is None else sum(min(size, 2 * end) for size in sizes)
+    hashes, read = [], 0
+    with working(
+        f"hashing {files[0].name if len(files) == 1 else f'{len(files)} files'}", lambda: read / max(1, to_read)
+    ):
+        for file in files:
+            hashed = hashlib.sha256()
+            for piece in _pieces(file, end):
+                hashed.update(piece)
+                read += len(piece)
+            hashes.append(hashed.hexdigest())
     if len(files) == 1:
         digest = hashes[0]
     else:
@@ -39,7 +51,7 @@ def of_hub(name: str, config: str | None, split: str) -> Json:
 
     found: Json = {"hub": name, "config": config, "split": split, "revision": None, "rows": None}
     try:
-        with hub.access():
+        with working(f"asking the hub for {name}"), hub.access():
             builder = datasets.load_dataset_builder(name, config)
         splits = builder.info.splits or {}
         return found | {"revision": builder.hash, "rows": splits[split].num_examples if split in splits else None}
@@ -55,11 +67,13 @@ def generated(package: str, **asked: object) -> Json:
         return {**asked, "package": package}
 
 
-def _sha256(file: Path, end: int | None) -> str:
+def _pieces(file: Path, end: int | None) -> Iterator[bytes]:
+    """Yield the bytes of a file in order; `end`: only so many from each of its ends, and none twice."""
     with file.open("rb") as opened:
         if end is None:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
-        ends = hashlib.sha256(opened.read(end))
-        opened.seek(max(opened.tell(), file.stat().st_size - end))
-        ends.update(opened.read())
-        return ends.hexdigest()
+            while piece := opened.read(_PIECE):
+                yield piece
+        else:
+            yield opened.read(end)
+            opened.seek(max(opened.tell(), file.stat().st_size - end))
+            yield opened.read()

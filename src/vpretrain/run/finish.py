@@ -71,9 +71,8 @@ def _export(session: Session, sharded: bool) -> None:
 
 def _write(session: Session, result: Json) -> None:
     if result["steps"]:
-        with working(f"{session.recipe.arm}: hashing the data"):
-            made = provenance(session.recipe) | circumstances(session.commit)
-            write_json(session.directory / "provenance.json", made)
+        made = provenance(session.recipe) | circumstances(session.commit)
+        write_json(session.directory / "provenance.json", made)
         write_card(session.directory, session.directory / "model", result=result)
     write_json(session.directory / "result.json", result)
 
