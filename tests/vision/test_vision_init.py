@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 
@@ -50,6 +51,21 @@ def test_a_folder_of_images_makes_a_vision_recipe_that_check_passes(photos, tmp_
     assert ranges(recipe.feedback.heads + recipe.feedback.meta) == [("training", 0, 4), ("training", 4, 2)]
     assert ranges(recipe.evaluation.train + recipe.evaluation.test) == [("training", 0, 4), ("training", 6, 4)]
     assert main(["check", "mine.yaml"]) == 0
+
+
+@pytest.mark.parametrize("package", ["kornia", "torchmetrics", "sklearn", "PIL"])
+def test_without_the_extra_every_command_on_images_names_it(photos, tmp_path, capsys, monkeypatch, package):
+    save_ade20k(tmp_path / "ade", 10)
+    assert main([*photos, "--feedback", "ade"]) == 0
+    monkeypatch.setitem(sys.modules, package, None)
+    for command in (
+        [*photos, "--feedback", "ade", "--overwrite"],
+        ["check", "mine.yaml"],
+        ["run", "mine.yaml"],
+        ["evaluate", "./learner", "mine.yaml"],
+    ):
+        assert main(command) == 2, command
+        assert 'pip install "vpretrain[vision]"' in " ".join(capsys.readouterr().err.split()), command
 
 
 @pytest.mark.parametrize("labelled", ["ade", "scenes:6"])

@@ -32,6 +32,7 @@ from vpretrain.vision.data.feedback import VisionFeedback
 from vpretrain.vision.data.source import check_disjoint
 from vpretrain.vision.data.stream import VisionStream
 from vpretrain.vision.evaluation.evaluate import Evaluation
+from vpretrain.vision.installed import check_installed
 from vpretrain.vision.model.backbone import Backbone
 from vpretrain.vision.model.dino import DinoLearner
 from vpretrain.vision.model.ijepa import IJepaLearner
@@ -50,6 +51,7 @@ def assemble(recipe: Recipe, model: Model = None) -> Parts:
 
     Raises UserError if something in the recipe cannot work; the message gives the problem and the remedy.
     """
+    check_installed()
     check_disjoint(recipe.roles)
     learner, export = load_learner(recipe, model)
     check_sizes(recipe, learner.backbone.patch_size)
@@ -209,6 +211,7 @@ def _keep_entries(learner: VisionLearner, value: ValueConfig, subset: tuple[str,
 
 def evaluation_of(recipe: Recipe, model: str) -> Callable[[], Json]:
     """Load a model, by name or directory, and a recipe's evaluation; return a function that evaluates it. Raises UserError."""
+    check_installed()
     learner_config = recipe.learner.model_copy(update={"name": model})
     learner, _ = load_learner(recipe.model_copy(update={"learner": learner_config}))
     check_sizes(recipe, learner.backbone.patch_size)

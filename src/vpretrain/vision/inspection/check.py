@@ -20,6 +20,7 @@ from vpretrain.vision.assemble import check_sizes
 from vpretrain.vision.config import Recipe, SourceConfig
 from vpretrain.vision.data.source import open_images, open_labelled
 from vpretrain.vision.data.stream import read_for_crops
+from vpretrain.vision.installed import check_installed
 from vpretrain.vision.model.load import load_config, untrained
 
 _NARROW = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4}
@@ -31,6 +32,7 @@ def check(recipe: Recipe) -> Iterator[str]:
     Raises:
         UserError: the first problem, with its remedy.
     """
+    check_installed()
     device = available(recipe.learner.device)
     config = load_config(recipe.learner.name)
     check_sizes(recipe, config.patch_size)

@@ -24,6 +24,7 @@ from vpretrain.vision.data.readers import ade20k_images, read_classes
 from vpretrain.vision.data.resize import Shape
 from vpretrain.vision.data.source import Images, Pool, check_disjoint, is_archive, open_images
 from vpretrain.vision.inspection.contact_sheet import SIDE, contact_sheet, square
+from vpretrain.vision.installed import check_installed
 from vpretrain.vision.model.batch import IGNORED, Labelled
 from vpretrain.vision.model.heads import LabelKind
 from vpretrain.vision.model.load import load_config
@@ -81,10 +82,11 @@ def draft(
         given: templates, which images have none of.
 
     Raises:
-        UserError: the learner or the images cannot be read, or there are too few.
+        UserError: packages are missing, the learner or the images cannot be read, or there are too few.
     """
     if given:
         raise UserError(f"{stream} holds images: leave out --text, --prompt and --response")
+    check_installed()
     config = load_config(learner)
     images = open_images(SourceConfig(path=stream))
     shapes = _shapes(images)
