@@ -11,25 +11,32 @@ import ast
 import copy
 import doctest
 import importlib
-import inspect
 import json
 import re
 import runpy
 import shlex
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from datasets import Dataset
+from models import tiny_model, tiny_vision_model
 from pages import build_site
 from pydantic import BaseModel
+from transformers import DataCollatorForLanguageModeling, TrainingArguments
+from trl import SFTConfig
 from worlds import recipe_data, save_learner
 
 import vpretrain
 from vpretrain.cli.parser import _parser, main
 from vpretrain.compare.entry import check_entries, split_entries
+from vpretrain.language.config import ValueConfig
 from vpretrain.modality import MODALITIES
 from vpretrain.recipe import load_recipe, parse_recipe, settings_help
 from vpretrain.vision.assemble import check_sizes
+from vpretrain.vision.config import DinoConfig, FeedbackConfig, SourceConfig
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -118,31 +125,78 @@ def examples_of(name):
 def test_every_name_of_the_reference_has_an_example():
     assert REFERENCE.keys() >= ADAPTERS | SHOWN_BY_OTHERS
     assert len(REFERENCE) > 30
-    lacking = {name for name, item in REFERENCE.items() if not examples_of(name) and "::\n" not in item.__doc__}
+    lacking = {name for name, item in REFERENCE.items() if not examples_of(name)}
     assert lacking == SHOWN_BY_OTHERS
 
 
 @pytest.mark.filterwarnings("ignore")  # of libraries, as a reader would see them
 @pytest.mark.parametrize("name", sorted(REFERENCE.keys() - ADAPTERS - SHOWN_BY_OTHERS))
 def test_the_examples_in_docstrings_run(name, tmp_path, monkeypatch, tokenizer, in_this_process):
-    """Those of the adapters are parts of examples/, which are run elsewhere."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe_data(tmp_path, tokenizer)))
-    namespace = REFERENCE | {"tokenizer": tokenizer}
+    run_examples(name, {"tokenizer": tokenizer})
+
+
+def run_examples(name, given):
+    namespace = REFERENCE | given
     for example in examples_of(name):
         if example.want:
             assert repr(eval(example.source, namespace)) == example.want.strip(), example.source
         else:
             exec(example.source, namespace)
+    return namespace
 
 
-@pytest.mark.parametrize("name", ["VPretrainTrainer", "VPretrainSFTTrainer"])
-def test_the_example_of_a_trainer_has_arguments_that_it_takes(name):
-    (example, _) = examples_of(name)
-    call = ast.parse(example.source).body[0].value
-    names = {keyword.arg for keyword in call.keywords}
-    assert "feedback_dataset" in names
-    assert names <= set(inspect.signature(REFERENCE[name]).parameters)
+def briefly(arguments):
+    """Arguments of a trainer, but for a few steps on a CPU."""
+    return lambda **given: arguments(**given | {"max_steps": 2, "use_cpu": True, "report_to": "none"})
+
+
+@pytest.mark.filterwarnings("ignore")  # of libraries, as a reader would see them
+@pytest.mark.parametrize("name", ["VPretraining", "VPretrainTrainer", "VPretrainSFTTrainer"])
+def test_the_examples_of_the_language_adapters_run(name, tmp_path, monkeypatch, tokenizer):
+    """With a tiny model, for two steps."""
+    monkeypatch.chdir(tmp_path)
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{{ eos_token }}{% endfor %}"
+    tokenizer.add_tokens([f"<{number}>" for number in range(32)])  # at least as many as there are candidates
+    model = tiny_model(vocabulary=len(tokenizer))
+    before = copy.deepcopy(model.state_dict())
+    collated = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    rows = [tokenizer(f"{a} + {a} = {2 * a}") for a in range(10, 18)]
+    turns = [{"role": "user", "content": "2 + 2 ="}, {"role": "assistant", "content": " 4"}]
+    given = {
+        "model": model,
+        "tokenizer": tokenizer,
+        "optimizer": torch.optim.AdamW(model.parameters()),
+        "stream": [[collated(rows[:4])], [collated(rows[4:])]],
+        "rows": rows,
+        "chats": Dataset.from_list([{"messages": turns}] * 8),
+        "pairs": [(f"{a} + 1 =", f" {a + 1}") for a in range(10, 20)],
+        "TrainingArguments": briefly(TrainingArguments),
+        "SFTConfig": briefly(SFTConfig),
+        "DataCollatorForLanguageModeling": DataCollatorForLanguageModeling,
+        "ValueConfig": ValueConfig,
+    }
+    run_examples(name, given)
+    assert any(not torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_the_example_of_the_vision_adapter_runs():
+    """With a tiny model, on small images, for two steps."""
+    sources = [[SourceConfig(scenes=8, seed=seed, size=32)] for seed in (2, 3)]
+    given = {
+        "torch": torch,
+        "model": tiny_vision_model(),
+        "VisionPretraining": partial(
+            REFERENCE["VisionPretraining"], dino=DinoConfig(outputs=32, hidden=32, bottleneck=16)
+        ),
+        "FeedbackConfig": partial(FeedbackConfig, size=32, batch_size=4),
+        "labelled": sources[0],
+        "held_out": sources[1],
+        "stream": [(torch.rand(2, 4, 3, 32, 32), torch.rand(2, 4, 3, 16, 16))] * 2,
+    }
+    assert "tilt" in run_examples("VisionPretraining", given)["v"].record
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if "```console" in PAGES[page]])

@@ -39,13 +39,7 @@ _OF_POSITIONS = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k
 
 
 class VPretraining(Attached):
-    """V-pretraining as a part of a training loop: `losses` takes the place of the model's own loss::
-
-        v = VPretraining(model, feedback_rows(pairs, tokenizer))
-        for step, batches in enumerate(...):
-            for loss in v.losses(step, batches, optimizer=optimizer):
-                loss.backward()
-            optimizer.step()
+    """V-pretraining as a part of a training loop: `losses` takes the place of the model's own loss.
 
     The optimizer stays the loop's own: only AdamW's second moments are read, and nothing is kept or changed.
 
@@ -68,6 +62,14 @@ class VPretraining(Attached):
 
     Raises:
         UserError: something cannot work; the message gives the cause and the remedy.
+
+    Examples:
+        >>> v = VPretraining(model, feedback_rows(pairs, tokenizer))
+        >>> for step, batches in enumerate(stream):  # of micro-batches
+        ...     for loss in v.losses(step, batches, optimizer=optimizer):
+        ...         loss.backward()
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
     """
 
     def __init__(

@@ -28,15 +28,7 @@ from vpretrain.vision.task.construction import Fixed
 
 
 class VisionPretraining(Attached):
-    """The exact task (arm `v`) as a part of a loop that has its own crops, optimizer and schedule::
-
-        v = VisionPretraining(model, FeedbackConfig(heads=[...], meta=[...]))
-        optimizer = torch.optim.AdamW(v.parameters(), lr=1e-5)
-        for step, (global_crops, local_crops) in enumerate(...):
-            for loss in v.losses(step, [view_batch(global_crops, local_crops, seed=step)], optimizer=optimizer):
-                loss.backward()
-            optimizer.step()
-            v.after_step((step + 1) / steps)
+    """The exact task (arm `v`) as a part of a loop that has its own crops, optimizer and schedule.
 
     Args:
         model: a vision transformer of transformers, in float32, on its device.
@@ -48,6 +40,17 @@ class VisionPretraining(Attached):
 
     Raises:
         UserError: something cannot work; the message gives the cause and the remedy.
+
+    Examples:
+        >>> v = VisionPretraining(model, FeedbackConfig(heads=labelled, meta=held_out))
+        >>> optimizer = torch.optim.AdamW(v.parameters(), lr=1e-5)
+        >>> for step, (global_crops, local_crops) in enumerate(stream):
+        ...     batches = [view_batch(global_crops, local_crops, seed=step)]
+        ...     for loss in v.losses(step, batches, optimizer=optimizer):
+        ...         loss.backward()
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+        ...     v.after_step((step + 1) / len(stream))
     """
 
     def __init__(
