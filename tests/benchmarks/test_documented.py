@@ -12,6 +12,7 @@ from benchmarks.speed import table as speed
 from benchmarks.steering import flops
 from benchmarks.steering.table import ablation_markdown, arms_markdown, markdown, overview
 from benchmarks.table import comparison_markdown, domains_markdown, paths_markdown
+from vpretrain.recipe import flat, load_recipe, parse_recipe
 
 ROOT = Path(__file__).parents[2]
 TABLES = [
@@ -26,6 +27,31 @@ TABLES = [
     ("posttrain.json", "results-designer.md", paths_markdown),
     ("speed/results.json", "speed.md", speed.markdown),
 ]
+
+QUICKSTARTS = [("quickstart", "README.md"), ("quickstart-vision", "docs/vision.md")]
+
+
+def recorded(name):
+    return json.loads((ROOT / "docs" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("name", "document"), QUICKSTARTS)
+def test_a_quickstart_was_recorded_with_the_settings_of_its_recipe(name, document):
+    ran = flat(parse_recipe(recorded(name)["recipe"], origin=name).model_dump(mode="json"))
+    today = flat(load_recipe(str(ROOT / "recipes" / f"{name}.yaml")).model_dump(mode="json"))
+    assert ran == today, f"`make {name}`, copy its results.json to docs/{name}.json and its figures to {document}"
+
+
+@pytest.mark.parametrize(("name", "document"), QUICKSTARTS)
+def test_the_table_of_a_quickstart_is_what_was_recorded(name, document):
+    names, *rows = [[cell.replace(" %", "%") for cell in row] for row in recorded(name)["table"]]
+    written = (ROOT / document).read_text(encoding="utf-8").replace(" %", "%")
+    tables = [[[cell.strip() for cell in line.split("|")[1:-1]] for line in block.splitlines()]
+              for block in re.findall(r"(?:^\|.*\|\n)+", written, flags=re.MULTILINE)]  # fmt: skip
+    (table,) = [table for table in tables if "step-0" in [row[0] for row in table] and set(table[0]) <= set(names)]
+    shown = [names.index(column) for column in table[0]]
+    assert {"arm", "steps", "seconds"} <= set(table[0])
+    assert table[2:] == [[row[place] for place in shown] for row in rows]
 
 
 @pytest.mark.parametrize(("file", "document", "table"), TABLES)
