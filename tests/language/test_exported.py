@@ -12,8 +12,16 @@ from worlds import tiny_recipe
 
 from vpretrain import run_recipe
 
-# vLLM: weights, configuration, tokenizer, sampling defaults and chat template. llama.cpp's convert_hf_to_gguf.py reads the
-# same, the tokenizer from tokenizer.json.
+# vLLM, by its page "Integration with Hugging Face" (docs/design/huggingface_integration.md, as of commit 1ae67bae) and source:
+# - vllm.transformers_utils.config: `get_config` reads config.json, whose `architectures` names the model class, and
+#   `try_get_generation_config` reads generation_config.json, or derives one where there is none;
+# - vllm.tokenizers.registry: `get_tokenizer` is AutoTokenizer.from_pretrained, which reads tokenizer.json,
+#   tokenizer_config.json and chat_template.jinja;
+# - vllm.model_executor.model_loader.default_loader (as of commit 00b5ad07): `*.safetensors` before `*.bin` and `*.pt`; of
+#   several only those in model.safetensors.index.json, which a model in one file, as here, does not have.
+# llama.cpp: convert_hf_to_gguf.py reads the tokenizer by AutoTokenizer as well; the `SpecialVocab` of its package gguf, which
+# is called below, reads special tokens, merges and chat template from tokenizer.json, tokenizer_config.json,
+# chat_template.jinja and config.json.
 ASKED_FOR = {"model.safetensors", "config.json", "generation_config.json"}
 ASKED_FOR |= {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{{ eos_token }}{% endfor %}"
