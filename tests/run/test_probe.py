@@ -6,12 +6,14 @@ import json
 
 import pytest
 import torch
-from worlds import tiny_recipe, vision_recipe
+from worlds import recipe_data, sums, tiny_recipe, vision_recipe, write_jsonl
 
 from vpretrain.cli.parser import main
+from vpretrain.errors import UserError
 from vpretrain.inspection import probe as module
 from vpretrain.inspection.probe import PREDICTIONS, agreement, probe
 from vpretrain.language.assemble import load_learner, subset_of
+from vpretrain.language.data.feedback import LanguageFeedback
 from vpretrain.language.model.learner import LanguageLearner
 from vpretrain.method.subset import alignment_subset
 from vpretrain.recipe import save_recipe
@@ -83,6 +85,66 @@ def test_what_one_batch_predicts_is_measured_on_another(tmp_path, tokenizer, mon
         measured_on = set(read[False][3 * step : 3 * step + 3])  # before the step, after the base task's, after it
         assert len(measured_on) == 1
         assert predicted_from not in measured_on
+
+
+@pytest.mark.parametrize("metric", ["adamw", "identity"])
+def test_the_value_as_seen_is_what_the_subset_predicts_from_the_same_batch(tmp_path, tokenizer, monkeypatch, metric):
+    draw, kept = LanguageFeedback.next, []
+    monkeypatch.setattr(LanguageFeedback, "next", lambda self: kept[0] if kept else kept.append(draw(self)) or kept[0])
+    value = {"align": "dot", "metric": metric, "every_steps": 1, "strength": 1.0}
+    first, *steps = probe(tiny_recipe(tmp_path, tokenizer, arm="v", value=value), 4)["steps"]
+    assert (first["seen"] is None) == (metric == "adamw")  # which has no metric before the first step
+    for step in steps:
+        assert step["seen"] == pytest.approx(step["predicted_subset"], rel=1e-4)
+
+
+@pytest.fixture
+def two_domains(tmp_path, tokenizer):
+    """A recipe with feedback of two domains, in an arm that draws none of its own."""
+    source = recipe_data(tmp_path, tokenizer)["feedback"]["sources"][0]
+    more = {"path": write_jsonl(tmp_path / "more.jsonl", sums(12, 5)), "domain": "b"}
+    return tiny_recipe(
+        tmp_path, tokenizer, arm="one-hot", feedback={"sources": [source | {"domain": "a"}, source | more]}
+    )
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Sets the domains of each draw, as a verifier's feedback has them."""
+
+    def tell(*domains):
+        draw, following = LanguageFeedback.next, iter(domains)
+
+        def some(self):
+            drawn = draw(self)
+            return {domain: drawn[domain] for domain in next(following)}
+
+        monkeypatch.setattr(LanguageFeedback, "next", some)
+
+    return tell
+
+
+def test_only_domains_of_both_draws_count_and_a_step_without_any_is_skipped(two_domains, told, monkeypatch):
+    told("ab", "", "ab", "b", "a", "b", "ab", "ab")
+    read: dict[bool, list] = {True: [], False: []}
+    weighted = module.OneStepProbe._weighted
+
+    def recorded(self, feedback, parameters):
+        read[torch.is_grad_enabled()].append("".join(feedback))
+        return weighted(self, feedback, parameters)
+
+    monkeypatch.setattr(module.OneStepProbe, "_weighted", recorded)
+    results = probe(two_domains, 4)
+    assert [step["step"] for step in results["steps"]] == [1, 3]
+    assert results["skipped"] == 2
+    assert read == {True: ["b", "ab"], False: ["b"] * 3 + ["ab"] * 3}
+
+
+def test_steps_that_were_all_skipped_are_an_error(two_domains, told):
+    told(*[""] * 8)
+    with pytest.raises(UserError, match="no gradient of the reward"):
+        probe(two_domains, 4)
+    assert not (two_domains.directory / "probe.json").exists()
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

@@ -25,6 +25,10 @@ def probe(recipe: Recipe, options: Options) -> None:
     )
     for which, (*_, title) in PREDICTIONS.items():
         print(f"{title:>24}  {shown(results[which])}")
+    if results["skipped"]:
+        print(
+            f"steps left out, as the two batches had no gradient of the reward in a common domain: {results['skipped']}"
+        )
     print_results(recipe.directory / "probe.json", draw_probe, results, recipe.directory / "probe.png")
 
 

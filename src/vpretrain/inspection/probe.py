@@ -93,12 +93,16 @@ class OneStepProbe:
     def __init__(self, parts: Parts, optimizer: ProbedAdamW, subset: tuple[str, ...], *, optimizer_aware: bool) -> None:
         self.parts, self.optimizer, self.subset, self.optimizer_aware = parts, optimizer, subset, optimizer_aware
         self.steps: list[Json] = []
+        self.skipped = 0
         self.stream = WatchedStream(parts.stream)
         parts.stream = cast(Stream, self.stream)
         optimizer.before_step = self._before
 
     def after_step(self, step: int) -> None:
-        """Measure the step that was just made."""
+        """Measure the step that was just made, if the feedback told something before it."""
+        if not self._held_out:
+            self.skipped += 1
+            return
         after, moved = self._evaluate(), self._moved()
         d = {name: moved[name] - self._theta[name] for name in moved}
         more = {name: moved[name] - self._base[name] for name in moved}
@@ -118,9 +122,12 @@ class OneStepProbe:
     def _before(self) -> None:
         """Take two feedback batches: the gradient of one, the loss of the other; and make and undo the base task's step."""
         # Copies, since vision's heads change with every feedback batch.
-        seen, self._held_out = (copy.deepcopy(self.parts.feedback.next()) for _ in range(2))
-        if not (seen and self._held_out):
-            raise UserError(NOTHING_TOLD)
+        seen, held_out = (copy.deepcopy(self.parts.feedback.next()) for _ in range(2))
+        # A verifier may have nothing to tell of a domain; prediction and measurement must be of the same domains.
+        self._held_out = {domain: batch for domain, batch in held_out.items() if domain in seen}
+        if not self._held_out:
+            return
+        seen = {domain: seen[domain] for domain in self._held_out}
         self._theta = self._moved()
         with self.parts.learner.meta_mode():
             self._g_down = gradient(lambda theta: self._weighted(seen, theta), self._theta)
@@ -175,10 +182,11 @@ def probe(recipe: Recipe, steps: int) -> Json:
     Returns:
         `steps`: predicted and realised drops, in units of the evaluator's loss; and for each of PREDICTIONS Pearson's r and the
         slope of realised on predicted (of `seen` in the value's own unit), null where there is no direction, or where the
-        task is the base task.
+        task is the base task; `skipped`: how many of the steps have no figures, since two draws of a verifier's feedback told
+        nothing of a common domain.
 
     Raises:
-        UserError: the recipe cannot work.
+        UserError: the recipe cannot work, or all steps were skipped.
     """
     if recipe.arms[recipe.arm].trains_alone:
         raise UserError(f"arm={recipe.arm} has a training of its own, without a task to probe: use arm=v")
@@ -196,8 +204,11 @@ def probe(recipe: Recipe, steps: int) -> Json:
             done(record.step + 1)
 
         train(recipe, parts, optimizer, steps=range(steps), after_step=after_step)
+    if not observer.steps:
+        raise UserError(NOTHING_TOLD)
     found = {name: agreement(observer.steps, *keys) for name, (*keys, _) in PREDICTIONS.items()}
-    results = {"arm": recipe.arm, **found, "steps": observer.steps, "recipe": recipe.model_dump(mode="json")}
+    results = {"arm": recipe.arm, **found, "steps": observer.steps, "skipped": observer.skipped}
+    results["recipe"] = recipe.model_dump(mode="json")
     recipe.directory.mkdir(parents=True, exist_ok=True)
     write_json(recipe.directory / "probe.json", results)
     return results
