@@ -58,6 +58,13 @@ def test_differences_are_paired_over_the_cases_and_seeds_that_both_have(two):
     assert line.endswith("; second is better than first")
 
 
+def test_differences_of_the_untouched_learner_are_corrected_too(two, monkeypatch):
+    corrected = []
+    monkeypatch.setattr("vpretrain.report.across.correct", lambda some: corrected.extend(some))
+    table = found(two, "first", "second").differences
+    assert len(corrected) == len(table.rows) - 1
+
+
 def test_only_the_cases_that_all_runs_have_count(two):
     change(two / "second", "v.1", by=0.0, only=3)
     rows = {row[0]: row[1:] for row in found(two, "first", "second").differences.rows[1:]}

@@ -33,7 +33,7 @@ def test_each_run_has_a_line_with_its_state_arm_budget_and_result(root):
 
 def test_a_comparison_has_a_line_with_its_verdict(root):
     rows = {row[0]: row[1:] for row in listing(root)}
-    told = "v is better than one-hot: -0.0917 nats per token"
+    told = "v is better than one-hot: -0.0917 nats per token, one seed"
     assert rows["study"] == ("finished", "3 runs", "100%", told)
     (root / "study/results.json").write_text(json.dumps({"arms": 3}))
     assert [row[4] for row in listing(root) if row[0] == "study"] == ["results.json cannot be read"]

@@ -93,7 +93,7 @@ def test_the_verdict_names_what_became_worse_with_and_without_an_interval(tmp_pa
     said = verdict(collect(tmp_path / "study"))
     assert "greedy decoding solves (Pass@1) v cannot be told from one-hot: -0.0625 of the problems" in said
     assert said.endswith(
-        "Worse than in the untouched learner: Pass@1 0.0% against 6.2% (the interval contains 0), "
+        "Worse than in the untouched learner: Pass@1 0.0% against 6.2% (may be chance), "
         "retention NLL 2.9000 against 2.8301 (no interval). Worse than in one-hot: retention NLL 2.9000 against 2.8301 "
         "(no interval)."
     )
@@ -133,7 +133,7 @@ def test_with_several_seeds_a_fall_of_retention_has_an_interval(tmp_path):
     write_json(tmp_path / "study/results.json", results)
     assert verdict(collect(tmp_path / "study")).endswith(
         "Worse than in the untouched learner: retention NLL 2.9000 against 2.8301. "
-        "Worse than in one-hot: retention NLL 2.9000 against 2.8301 (the interval contains 0)."
+        "Worse than in one-hot: retention NLL 2.9000 against 2.8301 (may be chance)."
     )
 
 

@@ -107,6 +107,17 @@ def test_every_arm_is_compared_with_every_other(turns):
     assert differences["v"]["one-hot"]["mean"] == pytest.approx(-differences["one-hot"]["v"]["mean"])
 
 
+def test_differences_from_the_untouched_learner_are_corrected_for_their_number(turns):
+    arms = ("one-hot", "v", "self-distillation")
+    families = [[turns.results.differences[key]] for key in ("nll", "solved")] + [
+        list(turns.results.over_seeds.values())
+    ]
+    for family in families:
+        found = [of_arm[arm]["step-0"] for of_arm in family for arm in arms]
+        clearest = min(found, key=lambda difference: difference["p"])
+        assert clearest["p_holm"] == pytest.approx(min(1.0, len(found) * clearest["p"]))
+
+
 def test_the_interval_of_b_minus_a_is_that_of_a_minus_b_mirrored():
     a, b = [[1.0, 2.0, 4.0]], [[0.5, 1.0, 1.0]]
     found = _differences({"a": a, "b": b})
@@ -128,6 +139,9 @@ def test_a_comparison_over_seeds_has_a_table_remarks_and_curves(turns):
     told = "\n".join(remarks(results, recipe))
     assert "v minus self-distillation" in told
     assert "paired over problems and 2 seeds" in told
+    assert "other seeds" not in told
+    one = "\n".join(remarks(results | {"seeds": [0]}, recipe))
+    assert "paired over problems of one seed, which says nothing about other seeds" in one
     assert "tokens, v minus self-distillation" in told
     assert "tokens, v minus one-hot" not in told  # v made no meta update: both trained in the same way
     assert "v minus one-hot, on problems that greedy decoding solves (Pass@1): " in told

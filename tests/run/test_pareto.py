@@ -73,6 +73,7 @@ def test_differences_of_all_points_are_corrected_for_their_number(two_points):
 def test_the_front_is_printed_and_drawn(two_points):
     _, printed, directory, _ = two_points
     assert "on the front" in printed
+    assert "of one seed, which says nothing about other seeds" in " ".join(printed.split())
     assert (directory / "pareto.png").stat().st_size > 1000
 
 

@@ -73,6 +73,10 @@ def test_a_path_is_charged_for_all_its_stages(finished):
 def test_paths_are_compared_with_the_first_and_drawn(finished):
     assert list(finished.results["paths"]) == PATHS
     assert "minus v" in " ".join(finished.printed.split())
+    recipe = load_recipe(finished.directory / "recipe.yaml")
+    assert posttrain_table(finished.results, recipe).title.endswith("paired over problems and 2 seeds")
+    one = posttrain_table(finished.results | {"seeds": [0]}, recipe)
+    assert one.title.endswith("problems of one seed, which says nothing about other seeds")
     minus_v = finished.results["paths"]["v+sft"]["minus"]["v"]
     assert minus_v["low"] <= minus_v["mean"] <= minus_v["high"]
     assert (finished.directory / "posttrain.png").stat().st_size > 1000

@@ -27,7 +27,7 @@ class Change:
     other: str
     own: str
     direction: Direction  # by these numbers alone; equal if they look equal, or nearly so without an interval
-    certain: bool | None  # whether the interval of the paired difference excludes 0; None: there is no interval
+    certain: bool | None  # `excludes_0` of the paired difference; None: there is no interval
     in_headline: bool  # whether the verdict's first sentence has this difference already
 
     @property
@@ -35,7 +35,7 @@ class Change:
         """A reason to doubt the direction, in brackets, to be written after it; empty: there is none."""
         if self.direction == "equal" or self.certain:
             return ""
-        return " (no interval)" if self.certain is None else " (the interval contains 0)"
+        return " (no interval)" if self.certain is None else " (may be chance)"
 
 
 def subject(results: Json, recipe: Recipe) -> tuple[str, str] | None:
@@ -74,7 +74,7 @@ def changes(results: Json, recipe: Recipe, arm: str, other: str) -> list[Change]
 def excludes_0(difference: Mapping[str, float]) -> bool:
     """Whether the interval excludes 0, also after the correction for the number of differences; not if a result is NaN."""
     excludes = difference["low"] > 0 or difference["high"] < 0
-    return excludes and difference.get("p_holm", 0.0) < 1 - LEVEL
+    return excludes and difference.get("p_holm", 0.0) < 1 - LEVEL  # older results have some without it
 
 
 def relation(difference: Mapping[str, float], better: str) -> str:
@@ -95,4 +95,5 @@ def headline(results: Json, recipe: Recipe) -> str:
     key, unit = next(iter(results["of"].items()))
     found = results["differences"][key][arm][other]
     wording = relation(found, modality_of(recipe).metrics.paired[key].better)
-    return f"{arm} {wording} {other}: {found['mean']:+.4f} {unit}"
+    alone = ", one seed" if len(results["seeds"]) == 1 else ""
+    return f"{arm} {wording} {other}: {found['mean']:+.4f} {unit}{alone}"

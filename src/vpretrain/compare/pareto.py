@@ -12,6 +12,7 @@ from rich.table import Table
 from vpretrain.compare.results import START, over_seeds, values_of
 from vpretrain.compare.statistics import correct, paired_difference
 from vpretrain.compare.study import run_study, write_study
+from vpretrain.compare.tables import of_seeds
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.modality import Metrics, modality_of
@@ -88,7 +89,7 @@ def pareto_table(results: Json, recipe: Recipe) -> Table:
         scores = [f"{point[key]:.4f}" for key in metrics.objectives]
         on_front = "yes" if point["on_front"] else ""
         rows.append([name, *scores, f"{point['steps']:,}", f"{point['seconds']:.1f}", on_front])
-    return grid(f"{recipe.name}: {' against '.join(titles)}", rows)
+    return grid(f"{recipe.name}: {' against '.join(titles)}{of_seeds(1)}", rows)
 
 
 def draw_pareto(results: Json, recipe: Recipe) -> Path:

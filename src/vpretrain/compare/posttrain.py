@@ -16,6 +16,7 @@ from vpretrain.compare.entry import check_entries, parse_entry
 from vpretrain.compare.results import START, over_seeds, values_of
 from vpretrain.compare.statistics import correct, paired_difference
 from vpretrain.compare.study import run_study, write_study
+from vpretrain.compare.tables import of_seeds
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.files import read_lines
@@ -95,7 +96,8 @@ def posttrain_table(results: Json, recipe: Recipe) -> Table:
             difference = f"{minus['mean']:+.4f} [{minus['low']:+.4f}, {minus['high']:+.4f}], p = {minus['p_holm']:.2g}"
         spent = f"{found.get('seconds', 0.0):.1f}", f"{found.get(recipe.unit, 0):,.0f}"
         rows.append([path, *(show(found["end"]) for show in metrics.columns.values()), difference, *spent])
-    return grid(f"{recipe.name}: paths of equal budget", rows)
+    over = f"{metrics.cases_in_words}{of_seeds(len(results['seeds']))}"
+    return grid(f"{recipe.name}: paths of equal budget, paired over {over}", rows)
 
 
 def draw_posttrain(results: Json, recipe: Recipe) -> Path:

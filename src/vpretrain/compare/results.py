@@ -45,18 +45,24 @@ def summarise(runs: Runs, scores: Mapping[str, Sequence[Lines]], recipe: Recipe)
     if recipe.evaluation.along and _constant_rates(runs, recipe):
         axes = ("seconds", recipe.unit)
         results["matched"] = {axis: _matched(runs, scores, axis, keys, metrics.cases) for axis in axes}
-    wanted = pairs([arm for arm, found in results["arms"].items() if found.get("steps")], recipe.baseline)
+    trained = [arm for arm, found in results["arms"].items() if found.get("steps")]
+    wanted, learned = pairs(trained, recipe.baseline), [(arm, START) for arm in trained]
+    from_baseline = [(a, b) for a, b in wanted if b == recipe.baseline] or wanted
     domains_of_keys = [found[key]["differences"] for found in results.get("by_domain", {}).values() for key in keys]
     axes_of_keys = [[found[key]["differences"] for key in keys] for found in results.get("matched", {}).values()]
     if any(len(of_arm) > 1 for of_arm in runs.values()):
         results["over_seeds"] = _over_seeds(runs, metrics)
-        correct(part[a][b] for part in results["over_seeds"].values() for a, b in wanted if b == recipe.baseline)
+        for together in (from_baseline, learned):
+            correct(part[a][b] for part in results["over_seeds"].values() for a, b in together)
     at_end, beside = (
         [found for key, found in results["differences"].items() if (key in keys) is main] for main in (True, False)
     )
     for read_together in (at_end, domains_of_keys, *axes_of_keys):
         correct(part[a][b] for part in read_together for a, b in wanted)
-    correct(part[a][b] for part in beside for a, b in wanted if b == recipe.baseline)
+    correct(part[a][b] for part in beside for a, b in from_baseline)
+    # What was learned at all is another question than which arm is better, and counts apart.
+    for part in (at_end, beside):
+        correct(found[a][b] for found in part for a, b in learned)
     return results
 
 

@@ -35,7 +35,7 @@ def remarks(results: Json, recipe: Recipe) -> list[str]:
     trained = {name: arm for name, arm in results["arms"].items() if arm["steps"]}
     seeds = len(results["seeds"])
     designed = {arm.name for arm in recipe.arms.values() if arm.designer}
-    over = f", paired over {metrics.cases_in_words}" + (f" and {seeds} seeds" if seeds > 1 else "")
+    over = f", paired over {metrics.cases_in_words}{of_seeds(seeds)}"
     parts = [("", results["differences"], over)]
     apart = {f"after {found['at']:,.0f} {axis}, ": found for axis, found in results.get("matched", {}).items()}
     apart |= {f"domain {domain}, ": found for domain, found in results.get("by_domain", {}).items()}
@@ -101,6 +101,11 @@ def _disturbances(trained: Mapping[str, Json], recipe: Recipe) -> list[str]:
                 "`vpretrain profile` shows why, something else used the machine: run again alone, or with --rounds 4"
             )
     return lines
+
+
+def of_seeds(count: int) -> str:
+    """Return in how many seeds cases were measured, to be written after them, and what one seed cannot show."""
+    return f" and {count} seeds" if count > 1 else " of one seed, which says nothing about other seeds"
 
 
 def interval(difference: Mapping[str, float], of: str) -> str:

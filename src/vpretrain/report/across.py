@@ -82,7 +82,10 @@ def _differences(studies: Mapping[str, Study]) -> tuple[list[str], Table | None]
                 if (difference := _difference(base, study, arm, key, metrics)) is not None:
                     found.append((arm, label, key, difference))
     for beside in (False, True):
-        correct(d for arm, _, key, d in found if metrics.paired[key].beside is beside and arm != START)
+        for untouched in (False, True):
+            correct(
+                d for arm, _, key, d in found if metrics.paired[key].beside is beside and (arm == START) is untouched
+            )
     if not found:
         others_too = ", ".join(label for label, _ in others)
         return [f"no differences: no arm has two cases that are known to be the same in {first} and {others_too}"], None

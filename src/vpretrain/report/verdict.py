@@ -7,7 +7,7 @@ import itertools
 from vpretrain.compare.alike import alike, trained_as
 from vpretrain.compare.changes import changes, excludes_0, relation, subject
 from vpretrain.compare.results import START
-from vpretrain.compare.tables import by_minutes, interval, remarks, unequal
+from vpretrain.compare.tables import by_minutes, interval, of_seeds, remarks, unequal
 from vpretrain.modality import modality_of
 from vpretrain.report.collect import Study
 from vpretrain.types import Json
@@ -169,7 +169,7 @@ def _made(study: Study, arm: str) -> str:
 
 
 def _over(study: Study) -> str:
-    metrics, seeds = modality_of(study.recipe).metrics, len(study.results["seeds"])
+    metrics = modality_of(study.recipe).metrics
     counts = {len(run.result[metrics.cases]) for of_arm in study.runs.values() for run in of_arm if run.result}
     cases = f"{counts.pop()} {metrics.cases_in_words}" if len(counts) == 1 else metrics.cases_in_words
-    return cases + (f" and {seeds} seeds" if seeds > 1 else " of one seed, which says nothing about other seeds")
+    return cases + of_seeds(len(study.results["seeds"]))
