@@ -101,12 +101,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif not torch.cuda.is_available():
         print("bench-gpu: skipped, as there is no CUDA device; ARGS=--cpu rehearses it on the CPU")
         return
+    clock = Clock(60 * MINUTES - _END_S)  # runs while weights are converted or a tokenizer is trained, too
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the processes of a part end with it
     file = options.output if options.cpu else options.output or _FILE
     try:
         with tempfile.TemporaryDirectory() as aside:
             found = given(options.learner, options.gsm8k, Path(aside), rehearsed=options.cpu)
-            report = measure(PARTS, found, file=file)
+            report = measure(PARTS, found, clock, file=file)
     except KeyboardInterrupt:
         print(f"bench-gpu: stopped; what was measured is in {file}" if file else "bench-gpu: stopped")
         raise SystemExit(130) from None
@@ -117,15 +118,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError(f"failed: {', '.join(failed)}; see above")
 
 
-def measure(parts: Sequence[Part], given: Given, *, file: Path | None) -> dict[str, Any]:
+def measure(parts: Sequence[Part], given: Given, clock: Clock, *, file: Path | None) -> dict[str, Any]:
     """Say what will be done, and do it; return the results.
 
     Args:
         parts: in their order; one that fails or is stopped leaves its time to the others.
         given: what there is to measure with.
+        clock: of all parts together.
         file: where the results are written after each measurement; None: nowhere.
     """
-    clock = Clock(60 * MINUTES - _END_S)
     report: dict[str, Any] = {
         "command": "make bench-gpu" + (" ARGS=--cpu" if given.rehearsed else ""),
         "rehearsed": given.rehearsed,

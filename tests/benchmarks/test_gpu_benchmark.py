@@ -140,7 +140,7 @@ def test_it_says_what_it_will_do_and_a_stop_or_failure_of_a_part_loses_nothing(t
         limits.append(clock.left())
 
     pieces = [bench.Part("first", 5, "one thing", first), bench.Part("second", 5, "another", second)]
-    report = bench.measure([*pieces, bench.Part("third", None, "a last", third)], TINY, file=file)
+    report = bench.measure([*pieces, bench.Part("third", None, "a last", third)], TINY, Clock(530), file=file)
     said = capsys.readouterr().out
     assert (
         said.index("first (at most 5 s): one thing") < said.index("third (what is left): a last") < said.index("first:")
@@ -166,7 +166,7 @@ def test_what_a_part_lacks_is_said_at_the_start_and_leaves_it_out(capsys):
         bench.Part("third", 5, "a last", lambda *_: None, ("json",)),
     ]
     bare = Given(rehearsed=True, learner="", remark="no learner is there")
-    report = bench.measure(pieces, bare, file=None)
+    report = bench.measure(pieces, bare, Clock(9), file=None)
     said = capsys.readouterr().out
     assert said.index("no learner is there") < said.index("first: left out, no_such_module not installed")
     assert said.index("second: left out, no data") < said.index("third (at most 5 s): a last") < said.index("third:\n")
@@ -265,12 +265,27 @@ def test_without_cuda_it_is_skipped_with_one_line(monkeypatch, capsys):
     assert capsys.readouterr().out.count("\n") == 1
 
 
+def test_finding_out_what_there_is_counts_among_the_nine_minutes(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(bench.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(bench, "given", lambda *_, rehearsed: time.sleep(0.2) or Given(rehearsed, ""))
+    left = []
+
+    def measure(pieces, given, clock, *, file):
+        left.append(clock.left())
+        return {"device": {"name": "the CPU"}, "versions": {"torch": "2"}, "parts": {}}
+
+    monkeypatch.setattr(bench, "measure", measure)
+    bench.main(["--cpu"])
+    assert left[0] <= 60 * bench.MINUTES - bench._END_S - 0.2
+
+
 def test_a_rehearsal_writes_nothing_unless_asked(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(bench.signal, "signal", lambda *_: None)
     asked = []
 
-    def measure(pieces, given, *, file):
+    def measure(pieces, given, clock, *, file):
         asked.append((given.rehearsed, file))
         return {"device": {"name": "the CPU"}, "versions": {"torch": "2"}, "parts": {}}
 
