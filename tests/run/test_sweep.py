@@ -243,6 +243,20 @@ def test_a_wrong_name_shows_before_the_long_work(tmp_path, tokenizer, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+def test_the_space_of_vision_is_version_1_s_with_what_table_11_adds():
+    (file,) = [file for file in SPACES if file.stem == "vision"]
+    ranges = load_space(file)
+    lr = ranges["optimizer.lr"]
+    assert (lr.low, lr.high, lr.log) == (1e-6, 5e-5, True)
+    choices = {name: found.choices for name, found in ranges.items() if found.choices}
+    keep = choices["designer.keep"]
+    assert (min(keep), max(keep)) == (0.4, 0.7)
+    assert set(choices["value.batch_size"]) == {32, 64, 128} | {16}
+    weights = {0.5, 1, 2, 4, 8, 16}
+    assert set(choices["feedback.depth"]) == weights
+    assert set(choices["feedback.segmentation"]) == weights | {32}
+
+
 @pytest.mark.parametrize("file", SPACES, ids=lambda file: file.stem)
 def test_ready_spaces_fit_their_recipes(tmp_path, tokenizer, file, pretend):
     pretend.loss = lambda settings, share: share
