@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections import Counter
 from pydoc_data.topics import topics
@@ -282,6 +283,14 @@ def test_values_and_exclusions_are_compared_with_what_the_file_says(tmp_path):
         assert [example.response for example in source] == left
     source = open_source(SourceConfig(path=str(path), text="{a}", exclude={"a": "^$"}))  # null is empty
     assert [example.response for example in source] == ["true", "false"]
+
+
+@pytest.mark.parametrize("key", [1000.0, 2.5, datetime.datetime(2024, 1, 2, 3, 4)])
+def test_a_key_of_values_that_has_lost_its_spelling_is_refused(key):
+    with pytest.raises(ValueError, match=f"the data may spell the key {key} in another way: quote it"):
+        SourceConfig(path="rows.jsonl", text="{a}", values={"a": {key: "A"}})
+    names = SourceConfig(path="rows.jsonl", text="{a}", values={"a": {10**30: "A", "2.50": "B"}}).values
+    assert names == {"a": {f"1{'0' * 30}": "A", "2.50": "B"}}
 
 
 @pytest.mark.parametrize(("kind", "file"), [("json", "FILE.jsonl"), ("csv", "FILE.csv"), ("parquet", None)])

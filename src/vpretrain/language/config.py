@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -128,11 +129,16 @@ class SourceConfig(Strict):
     @field_validator("values", mode="before")
     @classmethod
     def _as_text(cls, values: object) -> object:
-        """Convert keys to the text of a field's value (`rows.spelled`): YAML reads 0 as a number."""
+        """Convert keys to the text of a field's value (`rows.spelled`): YAML reads 0 as a number.
+
+        A fraction or a time has lost its spelling by then: 2.50 is 2.5.
+        """
         if not isinstance(values, dict):
             return values
 
         def spelled(value: object) -> str:
+            if isinstance(value, float | datetime):
+                raise ValueError(f"the data may spell the key {value} in another way: quote it, as they spell it")
             return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
         return {
