@@ -12,6 +12,7 @@ from pathlib import Path
 
 import datasets
 import fsspec
+import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -52,6 +53,10 @@ def write(path: Path, rows: list[str], field: str | None = None) -> str:
 
 def write_table(path: Path, rows: list[tuple[str, str]], separator: str, quoting: int = csv.QUOTE_MINIMAL) -> str:
     """Rows with the columns a and b."""
+    if path.suffix == ".parquet":
+        columns = pyarrow.table([list(column) for column in zip(*rows, strict=True)], names=["a", "b"])
+        pyarrow.parquet.write_table(columns, path, row_group_size=2)
+        return str(path)
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, delimiter=separator, quoting=quoting).writerows([("a", "b"), *rows])
     return str(path)
@@ -74,7 +79,10 @@ def test_a_row_keeps_the_spelling_of_each_number_and_each_text():
     [
         (None, ""), ("a", "a"), (Number("1e3"), "1e3"), (True, "true"), (2, "2"), (2.0, "2.0"), ([1, None], "[1, null]"),
         ({"x": ["é", False]}, '{"x": ["é", false]}'), (datetime.date(2024, 1, 2), "2024-01-02"),
-        (decimal.Decimal("1.10"), "1.10"),
+        (decimal.Decimal("1.10"), "1.10"), ("é".encode(), "é"), ([b"a", {"x": b"b"}], '["a", {"x": "b"}]'),
+        (datetime.timedelta(days=1, hours=2), "P1DT2H"), (datetime.timedelta(0), "PT0S"),
+        ([datetime.timedelta(minutes=-1, milliseconds=-500)], '["-PT1M0.5S"]'), (datetime.timedelta(days=-10), "-P10D"),
+        (pandas.Timedelta(61_000_000_007, "ns"), "PT1M1.000000007S"),
     ],
 )  # fmt: skip
 def test_a_value_stands_in_a_template_as_json_spells_it(value, text):
@@ -127,10 +135,14 @@ def test_parquet_is_as_its_types_say(tmp_path, streaming):
         "text": (pyarrow.string(), ["2024-01-02", None], "2024-01-02"),
         "date": (pyarrow.date32(), [datetime.date(2024, 1, 2), None], "2024-01-02"),
         "yes": (pyarrow.bool_(), [True, None], "true"),
+        "bytes": (pyarrow.binary(), ["é".encode(), None], "é"),
+        "span": (pyarrow.duration("us"), [datetime.timedelta(days=1, hours=2), None], "P1DT2H"),
         "exact": (pyarrow.decimal128(5, 2), [decimal.Decimal("1.10"), None], "1.10"),
         "list": (pyarrow.list_(pyarrow.int64()), [[1, None], None], "[1, null]"),
         "struct": (pyarrow.struct({"x": pyarrow.float64(), "y": pyarrow.string()}), [{"x": 1, "y": "é"}, None],
                    '{"x": 1.0, "y": "é"}'),
+        "inner": (pyarrow.list_(pyarrow.struct({"x": pyarrow.binary(), "y": pyarrow.duration("ns")})),
+                  [[{"x": b"a", "y": datetime.timedelta(seconds=-1.5)}], None], '[{"x": "a", "y": "-PT1.5S"}]'),
     }  # fmt: skip
     arrays = [pyarrow.array(values, kind) for kind, values, _ in columns.values()]
     pyarrow.parquet.write_table(pyarrow.Table.from_arrays(arrays, names=list(columns)), tmp_path / "rows.parquet")
@@ -364,18 +376,28 @@ def test_the_learner_is_given_any_rows_character_by_character_and_after_a_resume
         folder.mkdir()
         written = [f'{{"a": {a}, "b": {b}}}' for (a, _), (b, _) in rows]
         cells = [(a, b) for (_, a), (_, b) in rows]
-        for path, field in (
-            (write(folder / "rows.jsonl.gz", written), None),
-            (write(folder / "rows.json", written, "data"), "data"),
-            (write_table(folder / "rows.csv", cells, ","), None),
+        pairs = [f"{a}{b}" for a, b in cells]
+        pair = {"prompt": "{a}", "response": "{b}"}
+        text = f"one: {pairs[0]}"  # a shorter one is left out
+        compressed = folder / "text.txt.zst"
+        compressed.write_bytes(COMPRESSED[".zst"](text.encode()))
+        for path, form, expected in (
+            (write(folder / "rows.jsonl.gz", written), pair, pairs),
+            (write(folder / "lines.jsonl.xz", written), pair, pairs),
+            (write(folder / "rows.json", written, "data"), pair | {"field": "data"}, pairs),
+            (write_table(folder / "rows.csv", cells, ","), pair, pairs),
+            (write_table(folder / "rows.tsv", cells, "\t"), pair, pairs),
+            (write_table(folder / "rows.parquet", cells, ""), pair, pairs),
+            (str(compressed), {}, [text]),
         ):
-            source = {"path": path, "field": field, "streaming": True, "prompt": "{a}", "response": "{b}"}
-            config = StreamConfig(sources=[source], length=64, batch_size=2, min_chunk=4)
+            source = {"path": path, "streaming": True, **form}
+            packing = "prompt" in form  # a packed row may end in the middle of a raw text
+            config = StreamConfig(sources=[source], length=64, batch_size=2, min_chunk=4, packing=packing)
             stream, again = (LanguageStream(config, tokenizer, seed=0) for _ in range(2))
             before = read(stream, 3)
             again.load_state_dict(json.loads(json.dumps(stream.state_dict())))
             found = before + read(again, len(rows))
-            assert found == [f"{a}{b}" for a, b in itertools.islice(itertools.cycle(cells), len(found))]
+            assert found == list(itertools.islice(itertools.cycle(expected), len(found)))
 
     fuzzed(cases, many(4, 100))
 
@@ -384,21 +406,30 @@ def test_the_learner_is_given_any_rows_character_by_character_and_after_a_resume
 def test_any_parquet_is_what_its_types_say(tmp_path, many):
     inner = pyarrow.struct({"x": pyarrow.int64(), "y": pyarrow.string()})
     schema = pyarrow.schema(
-        {"a": pyarrow.int64(), "b": pyarrow.string(), "c": pyarrow.float64(), "d": inner, "e": pyarrow.list_(inner)}
-    )
+        {"a": pyarrow.int64(), "b": pyarrow.string(), "c": pyarrow.float64(), "d": inner, "e": pyarrow.list_(inner),
+         "f": pyarrow.binary(), "g": pyarrow.date32(), "h": pyarrow.decimal128(20, 4)}
+    )  # fmt: skip
     whole = st.integers(-(2**63), 2**63 - 1)
     # The order of a struct's fields is the type's, not that of the row it was written from.
     pair = st.tuples(st.none() | whole, st.none() | TEXT).map(lambda xy: dict(zip("xy", xy, strict=True)))
     cell = {"a": whole, "b": TEXT, "c": st.floats(allow_nan=False), "d": pair, "e": st.lists(pair, max_size=3)}
+    exact = st.integers(-(10**20) + 1, 10**20 - 1).map(lambda number: decimal.Decimal(number).scaleb(-4))
+    cell |= {"f": TEXT.map(str.encode), "g": st.dates(), "h": exact}
     files = itertools.count()
 
-    @given(rows=st.lists(st.fixed_dictionaries({name: st.none() | of for name, of in cell.items()}), min_size=1))
-    def cases(rows):
+    @given(
+        rows=st.lists(st.fixed_dictionaries({name: st.none() | of for name, of in cell.items()}), min_size=1),
+        read=st.integers(0, 6),
+    )
+    def cases(rows, read):
         path = tmp_path / f"{next(files)}.parquet"
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), path)
-        spelling = {"a": str, "b": str} | dict.fromkeys("cde", partial(json.dumps, ensure_ascii=False))
-        expected = ["|".join("" if row[n] is None else spelling[n](row[n]) for n in "abcde") for row in rows]
-        for streaming in (False, True):
-            assert texts(str(path), "{a}|{b}|{c}|{d}|{e}", streaming=streaming) == expected
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), path, row_group_size=2)
+        spelling = (
+            {"f": bytes.decode}
+            | dict.fromkeys("abgh", str)
+            | dict.fromkeys("cde", partial(json.dumps, ensure_ascii=False))
+        )
+        expected = ["|".join("" if row[n] is None else spelling[n](row[n]) for n in cell) for row in rows]
+        check_every_way(str(path), "|".join(f"{{{name}}}" for name in cell), expected, read)
 
     fuzzed(cases, many(12, 300))

@@ -229,7 +229,7 @@ def _clean(
                     dropped += 1
                     break
             else:
-                kept.write(as_json(example.fields) + "\n")
+                kept.write(_line(source, example))
     same = {"streaming": source.streaming, "domain": source.domain, "weight": source.weight}
     counts = {
         "origin": source.origin,
@@ -239,6 +239,13 @@ def _clean(
     }
     form = templates(source) if source.messages is None else {"messages": source.messages}
     return {**same, **form}, counts  # in the file values are renamed, skip and limit applied
+
+
+def _line(source: SourceConfig, example: Example) -> str:
+    try:
+        return as_json(example.fields) + "\n"
+    except Unreadable as error:  # a column that the templates do not name
+        raise UserError(f"{source.origin}: {error}, and kept rows are written as JSON: remove the column") from None
 
 
 def _watched(source: SourceConfig, *, skips: bool) -> Iterator[Example | Unreadable]:

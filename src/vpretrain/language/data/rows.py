@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
+from vpretrain.errors import Unreadable
 from vpretrain.types import Json
 
 _DEEPEST = 100  # levels of nesting; functions below call themselves once per level
@@ -88,14 +90,18 @@ def rows_in(document: str, field: str) -> list[str]:
 
 
 def spelled(value: object) -> str:
-    """The text that stands for a value in templates: a text or number as it is, anything else as JSON; null is empty."""
+    """The text that stands for a value in templates: a text or number as it is, anything else as JSON; null is empty.
+
+    Raises:
+        Unreadable: the value is binary and no UTF-8.
+    """
     if isinstance(value, bool | int | float | list | dict):
         return as_json(value)
-    return "" if value is None else str(value)
+    return "" if value is None else _as_text(value)
 
 
 def as_json(value: object) -> str:
-    """Write a value as JSON, each number as it was spelled."""
+    """Write a value as JSON, each number as it was spelled. Raises as `spelled`."""
     if isinstance(value, Number):
         return str(value)
     if isinstance(value, dict):
@@ -103,7 +109,7 @@ def as_json(value: object) -> str:
         return f"{{{', '.join(fields)}}}"
     if isinstance(value, list):
         return f"[{', '.join(map(as_json, value))}]"
-    return json.dumps(value, ensure_ascii=False, default=str)
+    return json.dumps(value, ensure_ascii=False, default=_as_text)
 
 
 def as_python(value: object) -> Any:
@@ -116,6 +122,38 @@ def as_python(value: object) -> Any:
     if isinstance(value, dict):
         return {name: as_python(inner) for name, inner in value.items()}
     return [as_python(inner) for inner in value] if isinstance(value, list) else value
+
+
+def no_utf8(error: UnicodeDecodeError) -> Unreadable:
+    """The error for a row with a value that is no text, without its place, which is not known here."""
+    reason = f"is no UTF-8 (byte {error.start + 1} of a value is 0x{error.object[error.start]:02x})"
+    return Unreadable(f"a row {reason}", reason=reason)
+
+
+def _as_text(value: object) -> str:
+    """The text of a value that JSON has no form for."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise no_utf8(error) from None
+    return _iso(value) if isinstance(value, timedelta) else str(value)
+
+
+def _iso(duration: timedelta) -> str:
+    """A duration by ISO 8601, such as P1DT2H or -PT0.5S."""
+    whole = 10**9 * (86_400 * duration.days + duration.seconds) + 1000 * duration.microseconds
+    whole += getattr(duration, "nanoseconds", 0)  # Arrow gives those of nanoseconds as pandas' kind
+    seconds, fraction = divmod(abs(whole), 10**9)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    second = f"{seconds}.{fraction:09}".rstrip("0").rstrip(".") if fraction else str(seconds)
+    time = "".join(
+        f"{count}{unit}" for count, unit in ((hours, "H"), (minutes, "M"), (second, "S")) if count not in (0, "0")
+    )
+    period = (f"{days}D" if days else "") + (f"T{time}" if time else "")
+    return f"{'-' if whole < 0 else ''}P{period or 'T0S'}"
 
 
 def _is_deeper(value: object, levels: int) -> bool:
