@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+from itertools import islice
 
+import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 from streams import resumed
 
@@ -73,6 +77,69 @@ def test_a_file_that_is_broken_as_a_whole_is_one_fault_and_the_others_are_read(t
     )
     assert second == ("2.jsonl.gz", "breaks off after line 0 (Not a gzipped file (b'no'))")
     assert last == "last"
+
+
+def unchecked(texts: list[bytes]) -> pyarrow.Array:
+    """Texts as Parquet and Arrow take them: nothing there asks whether they are UTF-8."""
+    binary = pyarrow.array(texts, pyarrow.binary())
+    return pyarrow.Array.from_buffers(pyarrow.string(), len(binary), binary.buffers())
+
+
+NO_TEXT = "is no UTF-8 (byte 2 of a value is 0xe9)"
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """Two Parquet files with a broken text each, and the outcomes of their rows."""
+    for name, texts in (("1", [b"one", b"t\xe9", b"three"]), ("2", [b"four", b"five", b"s\xe9x", b"seven"])):
+        table = pyarrow.table({"a": unchecked(texts), "unused": [b"\xff"] * len(texts)})
+        pyarrow.parquet.write_table(table, tmp_path / f"{name}.parquet", row_group_size=2)
+    faults = ("row 2 of 1.parquet", NO_TEXT), ("row 3 of 2.parquet", NO_TEXT)
+    return str(tmp_path), ["one", faults[0], "three", "four", "five", faults[1], "seven"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_broken_text_of_parquet_keeps_its_place_among_the_others(tables, streaming):
+    path, expected = tables
+    config = SourceConfig(path=path, text="{a}", streaming=streaming)
+    assert outcomes(config) == expected
+    assert outcomes(config.model_copy(update={"skip": 1, "limit": 3})) == expected[1:4]
+    some = config.model_copy(update={"exclude": {"a": "three|four"}})
+    assert outcomes(some) == [*expected[:2], *expected[4:]]
+    with pytest.raises(
+        Unreadable, match=r"cannot load .*: row 2 of 1\.parquet is no UTF-8 \(byte 2 .*; check the file"
+    ):
+        open_source(config) if not streaming else list(open_source(config))
+
+
+def test_a_broken_text_of_parquet_has_the_same_place_in_shards_and_after_a_resume(tables):
+    path, expected = tables
+    config = SourceConfig(path=path, text="{a}", streaming=True)
+    (first, second) = (open_source(config, shard=shard, shards=2, skips=True).outcomes() for shard in range(2))
+    assert [one.place for one in [*first, *second] if isinstance(one, Unreadable)] == [expected[1][0], expected[5][0]]
+    source, again = (open_source(config, skips=True) for _ in range(2))
+    assert len(list(islice(source.outcomes(), 4))) == 4
+    again.load_state_dict(json.loads(json.dumps(source.state_dict())))
+    assert again.next().response == "five"
+    with pytest.raises(Unreadable, match=r"row 3 of 2\.parquet"):
+        again.next()
+    assert again.next().response == "seven"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_bytes_of_a_binary_column_are_a_fault_only_where_a_template_names_it(tables, streaming):
+    config = SourceConfig(path=tables[0], text="{a}{unused}", streaming=streaming, limit=1)
+    assert outcomes(config) == [("row 1 of 1.parquet", "is no UTF-8 (byte 1 of a value is 0xff)")]
+
+
+def test_a_broken_text_of_a_hub_data_set_is_named_by_its_row(monkeypatch):
+    def load_dataset(**kwargs):
+        found = datasets.Dataset(pyarrow.table({"text": unchecked([b"one", b"t\xe9"])}))
+        found.info.builder_name = "arrow"
+        return found
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert outcomes(SourceConfig(hub="owner/name")) == ["one", ("row 2 of owner/name", NO_TEXT)]
 
 
 def test_a_text_file_that_is_no_utf8_is_one_fault(tmp_path):

@@ -11,15 +11,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 from worlds import recipe_data, sums, write_jsonl
 
 from vpretrain.cli.parser import main
+from vpretrain.errors import UserError
 from vpretrain.files import read_lines
 from vpretrain.language.assemble import assemble
 from vpretrain.language.config import SourceConfig
-from vpretrain.language.data.decontaminate import _source
-from vpretrain.language.data.source import count_rows
+from vpretrain.language.data.decontaminate import _line, _source
+from vpretrain.language.data.source import count_rows, open_source
 from vpretrain.recipe import load_recipe, save_recipe
 from vpretrain.recipe import parse_recipe as parse
 
@@ -282,6 +285,18 @@ def test_rows_are_counted_before_they_are_read(tmp_path):
     datasets.Dataset.from_list(sums(7, 1)).to_parquet(tmp_path / "rows.parquet")
     assert count_rows(SourceConfig(path=str(tmp_path / "rows.parquet"))) == count_rows(SourceConfig(path=path))
     (tmp_path / "rows.json").write_text("[]")
-    assert count_rows(SourceConfig(path=str(tmp_path / "rows.json"))) is None
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 and no more")
+    for name in ("rows.json", "broken.parquet"):
+        assert count_rows(SourceConfig(path=str(tmp_path / name))) is None
     assert count_rows(SourceConfig(hub="no/such", limit=5)) == 5
     assert count_rows(SourceConfig(reasoning_gym="gsm_symbolic", size=9)) == 9
+
+
+def test_a_column_of_bytes_that_are_no_text_cannot_be_kept(tmp_path):
+    table = pyarrow.table({"question": ["1 + 1 ?"], "answer": ["2"], "digest": [b"\xff"]})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    config = SourceConfig(path=str(tmp_path / "rows.parquet"), prompt="{question}", response="{answer}")
+    with pytest.raises(
+        UserError, match=r"rows\.parquet: a row is no UTF-8 .*, and kept rows are written as JSON: remove"
+    ):
+        _line(config, open_source(config)[0])

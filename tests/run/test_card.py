@@ -203,6 +203,15 @@ def test_base_and_licence_come_from_the_hub_or_the_card_of_the_learner(tmp_path,
     assert provenance(hub)["base"] == {"base_model": "no/such-learner"}
 
 
+def test_a_file_that_is_broken_and_was_not_read_is_fingerprinted(tmp_path, tokenizer):
+    data = recipe_data(tmp_path, tokenizer)
+    file = tmp_path / "broken.parquet"
+    file.write_bytes(b"PAR1 and no more")
+    data["stream"]["sources"][0] = {"path": str(file), "text": "{text}", "streaming": True}
+    found = provenance(parse_recipe(data))["data"][0]
+    assert (found["rows"], found["sha256"]) == (None, hashlib.sha256(file.read_bytes()).hexdigest())
+
+
 def test_hub_data_sets_are_named(tmp_path, tokenizer):
     source = {"hub": "some/pairs", "revision": "abc", "rows": 7, "config": None, "split": "train"}
     made = {**NOTHING, "data": [{"role": "stream", **source}, {"role": "evaluation", **source, "hub": "some/test"}]}

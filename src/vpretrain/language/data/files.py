@@ -72,7 +72,10 @@ def count_in_files(files: Sequence[str], kind: str) -> int | None:
     if kind == "parquet":
         import pyarrow.parquet
 
-        return sum(pyarrow.parquet.read_metadata(file).num_rows for file in files)
+        try:
+            return sum(pyarrow.parquet.read_metadata(file).num_rows for file in files)
+        except pyarrow.ArrowException:  # a broken file; whoever reads it says so
+            return None
     if not all(file.endswith(".jsonl") for file in files):
         return None
     count = 0
@@ -80,6 +83,27 @@ def count_in_files(files: Sequence[str], kind: str) -> int | None:
         with open(file, "rb") as lines:
             count += sum(not line.isspace() for line in lines)
     return count
+
+
+def row_place(config: SourceConfig, number: int, shard: int = 0, shards: int = 1) -> str:
+    """Where a row is: in a file, or in the source if it is not known how many rows its files hold.
+
+    Args:
+        config: of a source of Parquet files, or of a hub data set.
+        number: of the row, from 0, in all files of the shard.
+        shard: number of the shard.
+        shards: number of shards, which have whole files.
+    """
+    row = number + 1
+    for file in data_files(config)[0][shard::shards] if config.path is not None else ():
+        rows = count_in_files([file], "parquet")
+        if rows is None:
+            break
+        if row <= rows:
+            return f"row {row:,} of {file_name(file)}"
+        row -= rows
+    of = f"shard {shard} of {shards} of " if shards > 1 else ""
+    return f"row {number + 1:,} of {of}{config.origin}"
 
 
 def _format(file: str) -> str:

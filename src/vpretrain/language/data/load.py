@@ -7,6 +7,7 @@ import contextlib
 import functools
 import glob
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,8 @@ from vpretrain import hub
 from vpretrain.console import note
 from vpretrain.errors import Unreadable, UserError, or_unreadable
 from vpretrain.language.config import SourceConfig
-from vpretrain.language.data.files import data_files
-from vpretrain.language.data.rows import NoRow, parse
+from vpretrain.language.data.files import data_files, row_place
+from vpretrain.language.data.rows import NoRow, no_utf8, parse
 from vpretrain.pretrained import first_line
 from vpretrain.types import Json
 
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 _GUESSED = {"json": "jsonl", "csv": "csv"}  # files of hub data sets that hold no types, by the builder's name
+_TYPED = ("parquet", "arrow")  # builders of files that hold types
 
-Read = Callable[[Json], Json]
-"""Makes a row with its fields of what a data set gives. Raises Unreadable."""
+Read = Callable[[Any], Json]
+"""Makes a row with its fields of what a data set gives. Raises Unreadable, perhaps without a place: see `located`."""
 
 
 def load(config: SourceConfig) -> tuple[Dataset | IterableDataset, Read]:
@@ -51,6 +53,9 @@ def load(config: SourceConfig) -> tuple[Dataset | IterableDataset, Read]:
         rows = datasets.load_dataset(**kwargs, cache_dir=_cache(), streaming=config.streaming)
         if config.hub is not None and rows.info.builder_name in _GUESSED:
             _remark_on_types(config.hub, rows.info.builder_name)
+        if rows.info.builder_name in _TYPED:
+            # Their texts may be any bytes. `datasets` would decode several rows at once, so it gives each as a table.
+            return rows.with_format("arrow"), partial(_typed, rows.features)
         return rows, as_given
 
 
@@ -68,22 +73,41 @@ def as_given(row: Json) -> Json:
     return row
 
 
-def parsed_rows(rows: Iterable[Json], read: Read, *, skips: bool) -> Iterator[Json]:
+def is_tables(rows: Any) -> bool:
+    """Whether a copy on disk gives each row as a table."""
+    return bool(rows.format["type"] == "arrow")
+
+
+def parsed_rows(config: SourceConfig, rows: Iterable[Any], read: Read, *, skips: bool) -> Iterator[Json]:
     """Yield rows with their fields. Raises Unreadable unless such rows are skipped."""
-    for given in rows:
+    for number, given in enumerate(rows):
         row = or_unreadable(read, given)
         if not isinstance(row, Unreadable):
             yield row
         elif not skips:
-            raise row
+            raise located(row, config, number)
 
 
-def refuse_faults(rows: Any, read: Read) -> None:
-    """Raise the first Unreadable of a copy on disk, without parsing the other rows."""
-    if read is as_given:  # not of `row_reader`
+def located(error: Unreadable, config: SourceConfig, number: int, shard: int = 0, shards: int = 1) -> Unreadable:
+    """The error of a row, with its place; the number is that of `row_place`."""
+    if error.place:
+        return error
+    return _unreadable(config, row_place(config, number, shard, shards), error.reason)
+
+
+def refuse_faults(config: SourceConfig, rows: Any, read: Read) -> None:
+    """Raise the first Unreadable of a copy on disk, without parsing rows if there is none."""
+    if read is as_given:
         return
+    from pyarrow import ArrowInvalid
     from pyarrow.compute import index, is_valid
 
+    if is_tables(rows):
+        try:
+            rows.data.validate(full=True)  # whether texts are UTF-8, too
+        except ArrowInvalid:
+            deque(parsed_rows(config, rows, read, skips=False), maxlen=0)
+        return
     if (first := index(is_valid(rows.data.column("reason")), True).as_py()) >= 0:
         read(rows[first])
 
@@ -127,6 +151,20 @@ def _cache() -> str | None:
 def _parsed(config: SourceConfig, given: Json) -> Json:
     """Parse a row of `row_reader`. Raises Unreadable."""
     if given["row"] is None:
-        place, reason = given["place"], given["reason"]
-        raise Unreadable(f"cannot load {config.origin}: {place} {reason}; check the file", place, reason)
+        raise _unreadable(config, given["place"], given["reason"])
     return parse(given["row"])
+
+
+def _typed(features: Any, given: Any) -> Json:
+    """Make values of Python of a table with one row. Raises Unreadable, without a place."""
+    from datasets.formatting import PythonFormatter
+
+    try:
+        row: Json = PythonFormatter(features=features).format_row(given)
+    except UnicodeDecodeError as error:
+        raise no_utf8(error) from None
+    return row
+
+
+def _unreadable(config: SourceConfig, place: str, reason: str) -> Unreadable:
+    return Unreadable(f"cannot load {config.origin}: {place} {reason}; check the file", place, reason)

@@ -13,7 +13,7 @@ from vpretrain.language.config import SourceConfig
 from vpretrain.language.data.example import FIRST, Example, check_fields, completed, render
 from vpretrain.language.data.files import count_in_files, data_files
 from vpretrain.language.data.generated import generated, python_manual
-from vpretrain.language.data.load import Read, as_given, load, parsed_rows, readable, refuse_faults
+from vpretrain.language.data.load import Read, as_given, is_tables, load, located, parsed_rows, readable, refuse_faults
 from vpretrain.language.data.rows import spelled
 from vpretrain.types import Json
 
@@ -38,7 +38,11 @@ class IndexedSource:
 
     def __getitem__(self, index: int) -> Example:
         """Return an example. Raises Unreadable."""
-        return render(self._read(self._rows[self._range[index]]), self.config)
+        number = self._range[index]
+        try:
+            return render(self._read(self._rows[number]), self.config)
+        except Unreadable as error:
+            raise located(error, self.config, _number(self._rows, number)) from None
 
     def outcomes(self) -> Iterator[Example | Unreadable]:
         """Iterate over the examples, with an error in place of each that cannot be read."""
@@ -98,22 +102,24 @@ class StreamingSource:
         return _readable_one(example)
 
     def state_dict(self) -> Json:
-        """The cursor, JSON-ready: the epoch, the position in the rows, and how many of this epoch's examples were read."""
-        return {"rows": self._loaded or self._rows_left.state_dict(), "met": self._met, "epoch": self.epoch}
+        """The cursor, JSON-ready: the epoch, the position in its rows, and how many of these and of its examples were read."""
+        rows = self._loaded or self._rows_left.state_dict()
+        return {"rows": rows, "given": self._given, "met": self._met, "epoch": self.epoch}
 
     def load_state_dict(self, state: Json) -> None:
         """Continue from a cursor. The part of the current file before it is read again, as tables and not row by row."""
         self.epoch = state["epoch"]
-        self._open(state["rows"], state["met"])
+        self._open(state["rows"], state.get("given", 0), state["met"])  # older checkpoints have no count of rows
 
-    def _open(self, rows: Json | None = None, met: int = 0) -> None:
+    def _open(self, rows: Json | None = None, given: int = 0, met: int = 0) -> None:
         from datasets.distributed import split_dataset_by_node
 
         number, of = self._files
         self._rows_left = split_dataset_by_node(self._rows, rank=number, world_size=of)
         if rows is not None:
             self._rows_left.load_state_dict(rows)
-        self._loaded, self._met = rows, met  # the data set's own state is stale after loading, until its next row
+        self._loaded = rows  # the data set's own state is stale after loading, until its next row
+        self._given, self._met = given, met
         self._iterator = self._examples()
 
     def _examples(self) -> Iterator[Example | Unreadable]:
@@ -122,13 +128,23 @@ class StreamingSource:
             rows = iter(self._rows_left)
             while self._met != self._stop and (given := next(rows, None)) is not None:
                 self._loaded = None
-                row = or_unreadable(self._read, given)
-                if isinstance(row, Unreadable) or _kept(self.config, row):
-                    number = self._met - self.config.skip
-                    self._met += 1
-                    if number >= 0 and number % step == first:
+                self._given += 1
+                row = or_unreadable(self._row, given)
+                if row is None:
+                    continue
+                number = self._met - self.config.skip
+                self._met += 1
+                if number >= 0 and number % step == first:
+                    found = row if isinstance(row, Unreadable) else or_unreadable(render, row, self.config)
+                    if isinstance(found, Unreadable):
                         # An error is handed out and not raised, which would end the iteration.
-                        yield row if isinstance(row, Unreadable) else render(row, self.config)
+                        found = located(found, self.config, self._given - 1, *self._files)
+                    yield found
+
+    def _row(self, given: Any) -> Json | None:
+        """A row with its fields; None for one that is left out. Raises Unreadable."""
+        row = self._read(given)
+        return row if _kept(self.config, row) else None
 
 
 def open_source(
@@ -155,17 +171,17 @@ def open_source(
     else:
         rows, read = load(config)
     with readable(config):
-        config = completed(config, parsed_rows(rows, read, skips=skips))
+        config = completed(config, parsed_rows(config, rows, read, skips=skips))
         # A wrong template fails now and not in the middle of a run.
-        check_fields(config, parsed_rows(rows, read, skips=skips))
+        check_fields(config, parsed_rows(config, rows, read, skips=skips))
         is_made = config.path is None and config.hub is None
         if config.streaming and not is_made:
             return StreamingSource(config, rows, read, shard=shard, shards=shards)
         if not skips:
-            refuse_faults(rows, read)
+            refuse_faults(config, rows, read)
         if config.exclude or config.part:
             passes = partial(_passes, config, read)
-            rows = _filtered(rows, passes) if is_made else rows.filter(passes)
+            rows = _filtered(rows, passes) if is_made else _filtered_copy(rows, passes)
     return IndexedSource(config, rows, read)
 
 
@@ -183,7 +199,7 @@ def first_rows(config: SourceConfig, *, skips: bool = False) -> list[Json]:
     """
     rows, read = load(config.model_copy(update={"streaming": True}))
     with readable(config):
-        return list(itertools.islice(parsed_rows(rows, read, skips=skips), FIRST))
+        return list(itertools.islice(parsed_rows(config, rows, read, skips=skips), FIRST))
 
 
 def count_rows(config: SourceConfig) -> int | None:
@@ -219,9 +235,28 @@ def _filtered(rows: Any, passes: Callable[[Json], bool]) -> Any:
     return Subset(rows, [index for index in range(len(rows)) if passes(rows[index])])
 
 
-def _passes(config: SourceConfig, read: Read, given: Json) -> bool:
-    row = or_unreadable(read, given)
-    return isinstance(row, Unreadable) or _kept(config, row)
+def _filtered_copy(rows: Dataset, passes: Callable[[Any], bool]) -> Dataset:
+    """The rows of a copy on disk that pass; `datasets` keeps which they are."""
+    if not is_tables(rows):
+        return rows.filter(passes)
+    return rows.filter(partial(_each_passes, passes), batched=True)
+
+
+def _each_passes(passes: Callable[[Any], bool], table: Any) -> list[bool]:
+    return [passes(table.slice(number, 1)) for number in range(len(table))]
+
+
+def _number(rows: Any, index: int) -> int:
+    """The number that a row had before rows of a copy on disk were filtered."""
+    kept = getattr(rows, "_indices", None)
+    return index if kept is None else int(kept.column(0)[index].as_py())
+
+
+def _passes(config: SourceConfig, read: Read, given: Any) -> bool:
+    try:
+        return _kept(config, read(given))
+    except Unreadable:  # its reader is told
+        return True
 
 
 def _kept(config: SourceConfig, row: Json) -> bool:
