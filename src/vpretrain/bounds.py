@@ -17,6 +17,7 @@ MANY = 10**12  # steps of a run, or examples of a data set
 MOST_ROWS = 2**20  # of a micro-batch, for all processes
 LONGEST = 2**24  # tokens of a row
 WEIGHTS = 2**30  # layers x width^2 of a network that is trained beside the learner
+LARGEST_OPTION = 10**6  # of a generator of problems: digits, terms or nodes, which it makes in memory
 LARGEST_SEED = 2**31 - 1  # a sweep adds its trials to the seed, and numpy takes 32 bits
 _NAME, _PATH = 255, 3000  # bytes: of a name in a file system, and of a path that leaves room for the files below it
 # torch's, without `meta`, which holds no numbers. Another plugin's is privateuseone.

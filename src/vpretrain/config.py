@@ -7,6 +7,7 @@ torch or transformers, so that `--help` and recipe errors appear at once.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -18,19 +19,23 @@ from vpretrain.bounds import MANY, MOST_ROWS, Device, Fraction, Location, Minute
 from vpretrain.errors import UserError
 from vpretrain.plain import texts
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Strict(BaseModel):
-    """A section of a recipe: no unknown keys, no NaN or infinite numbers, no text that the system would cut off."""
+    """A section of a recipe: no unknown keys, no NaN or infinite numbers, no text that systems or tokenizers refuse."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     @field_validator("*")
     @classmethod
-    def _without_nul(cls, value: object) -> object:
-        if any("\0" in text for text in texts(value)):
-            raise UserError("it contains a NUL character: remove it")
+    def _of_characters(cls, value: object) -> object:
+        for text in texts(value):
+            if "\0" in text:
+                raise UserError("it contains a NUL character: remove it")
+            if _SURROGATE.search(text):  # from a command line that is no UTF-8, or an escape in YAML
+                raise UserError("it contains what is no character of UTF-8 (such as \\ud800): remove it")
         return value
 
 

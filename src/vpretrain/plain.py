@@ -44,14 +44,22 @@ def read_yaml(text: str | bytes, origin: str) -> Any:
 
 
 def texts(data: object) -> Iterator[str]:
-    """Yield all texts in nested data, each part once: in YAML a part may be in many places, or contain itself."""
+    """Yield all texts in nested data, as `plain_values` finds them."""
+    return (value for value in plain_values(data) if isinstance(value, str))
+
+
+def plain_values(data: object) -> Iterator[object]:
+    """Yield all values in nested data that hold no others, keys among them.
+
+    Each part is looked at once: in YAML it may be in many places, or contain itself.
+    """
     seen: set[int] = set()
     waiting = [data]
     while waiting:
         part = waiting.pop()
-        if isinstance(part, str):
+        if not isinstance(part, dict | list | tuple | set):
             yield part
-        elif isinstance(part, dict | list | tuple | set) and id(part) not in seen:
+        elif id(part) not in seen:
             seen.add(id(part))
             waiting += [*part, *part.values()] if isinstance(part, dict) else part
 

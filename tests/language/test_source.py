@@ -141,6 +141,23 @@ def test_generated_problems_follow_from_their_seed_and_templates():
     assert open_source(SourceConfig(reasoning_gym="leg_counting", size=3))[0].prompt.startswith("Question: ")
 
 
+def test_what_a_generator_raises_is_one_line_also_for_a_row(monkeypatch):
+    from reasoning_gym.arithmetic.chain_sum import ChainSumDataset
+
+    def broken(self, index):
+        raise KeyError("first\nsecond")
+
+    source = open_source(SourceConfig(reasoning_gym="chain_sum", size=3))
+    monkeypatch.setattr(ChainSumDataset, "__getitem__", broken)
+    with pytest.raises(UserError, match=r"^reasoning_gym chain_sum: .*first.*; check the name and the options$"):
+        source[0]
+
+
+def test_a_generator_without_an_answer_gives_rows_without_one():
+    source = open_source(SourceConfig(reasoning_gym="propositional_logic", size=2))
+    assert [example.lacks for example in source] == ["response null"] * 2
+
+
 def test_generated_problems_come_in_two_notations():
     problem = {"reasoning_gym": "gsm_symbolic", "prompt": "{question}"}
     config = {"size": 8, "options": {"seed": 3, "task_indices": [5, 9]}}
@@ -177,6 +194,8 @@ def test_the_manual_of_python_is_text():
         ({"reasoning_gym": "chain_sum", "options": {"terms": 2}}, "chain_sum: .*check the name and the options"),
         ({"reasoning_gym": "chain_sum", "options": {"task_indices": [1]}}, "an option of gsm_symbolic"),
         ({"reasoning_gym": "gsm_symbolic", "options": {"task_indices": [1000]}}, r"no templates \[1000\]"),
+        ({"reasoning_gym": "gsm_symbolic", "options": {"task_indices": 1000}}, r"no templates \[1000\]"),
+        ({"reasoning_gym": "gsm_symbolic", "options": {"task_indices": [[]]}}, r"no templates \[\[\]\]"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(tmp_path, source, message):

@@ -7,11 +7,12 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import pytest
+import yaml
 from pydantic import BaseModel
 from worlds import small_recipe
 
@@ -53,6 +54,23 @@ NONSENSE = [
     "x" * 5000, "x/" * 5000, -1, 0, 2**31, 2**63, 10**30, -(10**30), 0.5, 5e-324, 1e300, -1e300, math.nan, math.inf, -math.inf,
 ]  # fmt: skip
 
+ODD = [
+    *(one for one in NONSENSE if isinstance(one, str)), " ", "\n", "a\nb", "\x1b[31m", "\ufeff", "e\u0301 漢 🙂", "..",
+    "/", ".",
+    "~", "/dev/null", "/dev/zero", "/proc/self/mem", "*", "**", "[", "a[b", "file:///nobody", "nobody://here/a.jsonl", "://",
+    "pypi:nobody", "pypi:", "a/b/c", "C:\\a", "--help", "-", "{", "{}", "{question}", "{question.9}", "{{question}}",
+    "{question!r}", "%s", "$HOME", "name:", "name:^$", "name:(?i)MLP", "\\", "(?P<a>", ".*", "0", "-1", "1e999", "nan", "null",
+    "true", "2024-01-02",
+]  # fmt: skip
+# What else changes in the section of a setting with another value: what it replaces, and what it is about.
+_OTHER, _HUB, _RAW = {"path": None, "scenes": None}, {"path": None, "hub": "a/b"}, {"prompt": None, "response": None}
+BESIDE: dict[str, dict[str, Any]] = {
+    "hub": _OTHER, "builtin": _OTHER | _RAW, "reasoning_gym": _OTHER, "labelled": _OTHER, "ade20k": _OTHER, "nyuv2": _OTHER,
+    "config": _HUB | {"scenes": None}, "split": _HUB | {"scenes": None}, "column": _HUB | {"scenes": None},
+    "path": {"scenes": None}, "splits": {"scenes": None, "nyuv2": "nobody.mat"}, "text": _RAW, "messages": _RAW,
+    "options": {"path": None, "reasoning_gym": "basic_arithmetic", "size": 64},
+}  # fmt: skip
+
 
 # What takes as much time or memory as it says is checked at 64: it would take hours, and show its progress.
 COSTLY = {
@@ -65,13 +83,19 @@ class Setting(NamedTuple):
     """A number, text or choice that a recipe may hold.
 
     `path` leads to it through sections and lists of sections, `wrap` makes the setting's value of one plain value: the list,
-    tuple or mapping that it is in. `kind` is its type, `marks` are pydantic's limits.
+    tuple or mapping that it is in. `kind` is its type, `marks` are pydantic's limits, `choices` those of a Literal.
     """
 
     path: tuple[str | int, ...]
     wrap: Callable[[Any], Any]
     kind: Any
     marks: tuple[Any, ...]
+    choices: tuple[Any, ...] = ()
+
+    @property
+    def odd(self) -> Sequence[Any]:
+        """Values of a text, a choice or a generator's options that somebody may give."""
+        return self.choices or {str: ODD, Any: NONSENSE}.get(self.kind, [])
 
     @property
     def name(self) -> str:
@@ -152,7 +176,7 @@ def plain_settings(path, annotation, marks, wrap):
     elif origin is dict:
         yield from plain_settings(path, inner[1], (), lambda value: wrap({"a": value}))
     elif annotation is not NoneType:
-        yield Setting(path, wrap, origin or annotation, marks)
+        yield Setting(path, wrap, origin or annotation, marks, inner if origin is Literal else ())
 
 
 SETTINGS = {name: list(settings_of(modality.recipe)) for name, modality in MODALITIES.items()}
@@ -182,6 +206,7 @@ def test_the_walk_meets_every_kind_of_setting(modality):
     kinds = {one.kind for one in SETTINGS[modality]}
     assert {int, float, str, bool, Literal} <= kinds
     assert modality == "vision" or Any in kinds
+    assert {one.path[-1] for found in SETTINGS.values() for one in found} >= set(BESIDE)
     names = {one.name for one in SETTINGS[modality]}
     assert {"optimizer.betas", "value.strength", "stream.sources.0.skip", "tracking.trackers"} <= names
     assert len(names) > 120
@@ -251,6 +276,10 @@ def test_all_numbers_at_their_bounds_are_one_line(modality, end):
         ("language", "evaluation.problems", "1.0e+30", "integer"),
         ("language", "evaluation.problems", "1000000000000000000000000000000", "1000000000000"),
         ("language", "output", '"a\\0b"', "it contains a NUL character"),
+        ("language", "stream.sources.0.prompt", '"\\ud800"', "no character of UTF-8 (such as"),
+        ("language", "stream.sources.0.options", "{max_terms: 1000000000}", "max_terms has a number above 1,000,000"),
+        ("language", "stream.sources.0.options", "{sizes: [1, .nan]}", "sizes has a number above 1,000,000"),
+        ("language", "stream.sources.0.options", "{seed: null}", "seed=None is no whole number"),
         ("language", "output", f"a/{'b' * 300}", "each name in it 255"),
         ("language", "learner.name", "~nobody-is-here/model", "there is no home directory ~nobody-is-here"),
         ("language", "budget.minutes", ".inf", "finite"),
@@ -368,3 +397,33 @@ def test_check_at_the_bounds_passes_or_ends_in_one_line_at_once(tmp_path, tokeni
                 continue  # as tested above
             with fault():
                 refused([*check, f"{one.name}={json.dumps(one.wrap(value))}"], capsys)
+
+
+@pytest.mark.promise(PROMISE)
+@pytest.mark.timeout(14400)
+@modalities
+def test_check_with_odd_texts_passes_or_ends_in_one_line_at_once(
+    tmp_path, tokenizer, capsys, fault, many, monkeypatch, modality
+):
+    if many(True, False):
+        pytest.skip("in the long form")
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "recipe.yaml"
+    recipe = small_recipe(modality, tmp_path, tokenizer)
+    whole = recipe.model_dump(mode="json")
+    save_recipe(recipe, file)
+    assert main(["check", str(file)]) == 0  # imports all, and draws the scenes
+    for one in SETTINGS[modality]:
+        for value in one.odd:
+            if one.path[-1] == "prompt" and len(value or "") > 1000:
+                continue  # 2,000 examples are read before it is refused, for it leaves no room in any
+            data = one.within(whole, value)
+            section = data
+            for part in one.path[:-1]:
+                section = section[part]
+            section.update({name: other for name, other in BESIDE.get(one.path[-1], {}).items() if name in section})
+            if isinstance(outcome(data), str):
+                continue  # as tested above
+            file.write_text(yaml.safe_dump(data), encoding="utf-8")
+            with fault():
+                refused(["check", str(file)], capsys)

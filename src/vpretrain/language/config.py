@@ -10,6 +10,8 @@ from pydantic import Field, field_validator, model_validator
 
 from vpretrain import config
 from vpretrain.bounds import (
+    LARGEST_OPTION,
+    LARGEST_SEED,
     LONGEST,
     MANY,
     WEIGHTS,
@@ -26,6 +28,7 @@ from vpretrain.bounds import (
 )
 from vpretrain.config import Strict
 from vpretrain.language.arms import ARMS, Arm
+from vpretrain.plain import plain_values
 from vpretrain.types import Json
 
 if TYPE_CHECKING:
@@ -145,6 +148,19 @@ class SourceConfig(Strict):
             field: {spelled(value): text for value, text in names.items()} if isinstance(names, dict) else names
             for field, names in values.items()
         }
+
+    @field_validator("options")
+    @classmethod
+    def _bounded(cls, options: Json) -> Json:
+        """Bound what a generator would make; without a whole seed it makes other problems after a resume, or none."""
+        for name, value in options.items():
+            if name == "seed" and not isinstance(value, int):
+                raise ValueError(f"seed={value!r} is no whole number: give one, or leave it out")
+            most = LARGEST_SEED if name == "seed" else LARGEST_OPTION
+            numbers = [number for number in plain_values(value) if isinstance(number, int | float)]
+            if not all(abs(number) <= most for number in numbers):  # NaN is none
+                raise ValueError(f"{name} has a number above {most:,} (or below its negative): lower it")
+        return options
 
     @model_validator(mode="after")
     def _one_origin(self) -> SourceConfig:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vpretrain.errors import UserError
 from vpretrain.language.config import SourceConfig
 from vpretrain.language.data.example import ScoredRow
+from vpretrain.pretrained import first_line
 from vpretrain.types import Json
 
 if TYPE_CHECKING:
@@ -40,33 +41,43 @@ def generated(config: SourceConfig) -> Sequence[Json]:
     templates = options.pop("task_indices", None)
     try:
         dataset = reasoning_gym.create_dataset(config.reasoning_gym, size=config.size, **options)
-    except (ValueError, TypeError, AssertionError) as error:
-        reason = str(error).strip()
-        raise UserError(f"reasoning_gym {config.reasoning_gym}: {reason}; check the name and the options") from None
+    except Exception as error:  # of any type, where a generator looks at its options less closely
+        raise _refused(config, error) from None
     if templates is not None:
         dataset.task_indices = _choose_templates(config, templates, options["seed"])
-    return _Flat(dataset, scored=config.reasoning_gym in SCORED)
+    return _Flat(dataset, config)
 
 
 class _Flat(Sequence[Json]):
-    """A reasoning-gym data set as flat rows; if `scored`, each with the scorer of its answers.
+    """A reasoning-gym data set as flat rows; if it is among `SCORED`, each with the scorer of its answers.
 
-    Every row has a worked solution, or else the bare answer, in two notations: `answer_cot` and `answer_boxed`.
+    Every row has a worked solution, or else the bare answer, in two notations: `answer_cot` and `answer_boxed`. Both are None
+    where the generator gives no answer.
     """
 
-    def __init__(self, dataset: ProceduralDataset, *, scored: bool) -> None:
-        self._dataset, self._scored = dataset, scored
+    def __init__(self, dataset: ProceduralDataset, config: SourceConfig) -> None:
+        self._dataset, self._config = dataset, config
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def __getitem__(self, index: Any) -> Any:
-        entry = self._dataset[index]
+        if index >= len(self):  # most generators make rows beyond their size
+            raise IndexError(index)
+        try:
+            entry = self._dataset[index]
+        except Exception as error:  # options may let it be created and still fit no problem
+            raise _refused(self._config, error) from None
         scalars = {k: v for k, v in entry["metadata"].items() if isinstance(v, str | int | float)}
         solution = entry["metadata"].get("answer_cot", entry["answer"])
         forms = {"question": entry["question"], "answer": entry["answer"], "answer_cot": solution}
-        row = {**scalars, **forms, "answer_boxed": boxed(solution)}
-        return ScoredRow(row, partial(self._dataset.score_answer, entry=entry)) if self._scored else row
+        row = {**scalars, **forms, "answer_boxed": None if solution is None else boxed(solution)}
+        scored = self._config.reasoning_gym in SCORED
+        return ScoredRow(row, partial(self._dataset.score_answer, entry=entry)) if scored else row
+
+
+def _refused(config: SourceConfig, error: Exception) -> UserError:
+    return UserError(f"reasoning_gym {config.reasoning_gym}: {first_line(error)}; check the name and the options")
 
 
 def boxed(solution: str) -> str:
@@ -75,13 +86,14 @@ def boxed(solution: str) -> str:
     return " ".join([*steps.split(), "Therefore", "the", "final", "answer", "is", rf"\boxed{{{answer.strip()}}}."])
 
 
-def _choose_templates(config: SourceConfig, templates: list[int], seed: int) -> list[int]:
+def _choose_templates(config: SourceConfig, templates: object, seed: int) -> list[int]:
     """The template of every example: gsm_symbolic draws them from all templates, here from the allowed ones only."""
     if config.reasoning_gym != "gsm_symbolic":
         raise UserError(f"task_indices is an option of gsm_symbolic; {config.reasoning_gym} has no templates")
     from reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic import tasks_ok
 
-    wrong = sorted(set(templates) - set(tasks_ok))
-    if wrong or not templates:
+    listed = templates if isinstance(templates, list) else [templates]
+    wrong = [one for one in listed if one not in tasks_ok]
+    if wrong or not listed:
         raise UserError(f"gsm_symbolic has no templates {wrong}; task_indices must be among {sorted(tasks_ok)}")
-    return random.Random(seed).choices(templates, k=config.size)
+    return random.Random(seed).choices(listed, k=config.size)
