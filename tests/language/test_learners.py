@@ -22,12 +22,16 @@ from transformers import (
 from worlds import recipe_data, tiny_recipe, write_jsonl
 
 from vpretrain import UserError, run_recipe
+from vpretrain.cli.parser import main
 from vpretrain.files import read_lines
 from vpretrain.language.assemble import assemble, load_learner
 from vpretrain.language.config import LearnerConfig
 from vpretrain.language.data.example import Example
 from vpretrain.language.evaluation.solve import solve
 from vpretrain.language.inspection.check import check
+from vpretrain.language.inspection.gate import gate
+from vpretrain.language.inspection.steering import steering
+from vpretrain.language.inspection.tokens import tokens
 from vpretrain.language.model.learner import LanguageLearner
 from vpretrain.language.model.load import load_model, tokens_of
 from vpretrain.language.task.construction import OneHot
@@ -53,6 +57,42 @@ def test_no_target_has_mass_on_a_row_beyond_the_tokenizer(tmp_path, tokenizer, a
     target = parts.construction.targets(batch, state).target
     assert int(target.candidates_NK.max()) < len(tokenizer)
     torch.testing.assert_close(target.q_NK.sum(-1), torch.ones(len(target.q_NK)))
+
+
+@pytest.mark.parametrize("arm", ["v", "v-learned"])
+def test_no_tilt_moves_mass_to_a_row_beyond_the_tokenizer(tmp_path, tokenizer, arm):
+    parts = assemble(tiny_recipe(tmp_path, tokenizer, arm=arm, value={"strength": 1.0}))
+    with torch.no_grad():
+        parts.learner.model.get_output_embeddings().weight[len(tokenizer) :] *= 50
+    batch = parts.stream.next()[0]
+    with parts.meta.dry_run([batch]):
+        found = steering(parts, batch)
+    assert float(found.values_NK.abs().max()) > 0
+    assert float(found.q_NK[:, 0].min()) < 0.99  # the tilt is taken
+    assert int(found.candidates_NK.max()) < len(tokenizer)
+    torch.testing.assert_close(found.q_NK.sum(-1), torch.ones(len(found.q_NK)))
+
+
+def test_no_row_beyond_the_tokenizer_is_shown_as_a_token(tmp_path, tokenizer, capsys):
+    """By gate, inspect and the report, though the learner finds these rows the likeliest."""
+    recipe = tiny_recipe(tmp_path, tokenizer, value={"strength": 1.0})
+    model = AutoModelForCausalLM.from_pretrained(recipe.learner.name)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[len(tokenizer) :] *= 50
+    model.save_pretrained(recipe.learner.name)
+    run_recipe(recipe)
+    assert gate(recipe.directory, 2)["targets"] > 0
+    shown = [token for row in tokens(recipe.directory)["rows"] for token in row["tokens"]]
+    names = {name for token in shown for name, *_ in token.get("candidates", [])}
+    known = {tokenizer.decode([token]) for token in range(len(tokenizer))}
+    assert len(names) > 1
+    assert names <= known
+    capsys.readouterr()
+    assert main(["inspect", str(recipe.directory / "recipe.yaml"), "--positions", "8"]) == 0
+    told = capsys.readouterr().out
+    assert "(true)" in told
+    assert "''" not in told  # what an id without a token decodes to
+    assert tokenizer.decode([len(tokenizer)]) == ""
 
 
 def test_more_candidates_than_tokens_are_refused(tmp_path, tokenizer):
