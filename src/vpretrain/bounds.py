@@ -88,7 +88,18 @@ def expanded(text: str) -> Path:
         raise UserError(f"there is no home directory {text.split('/')[0]}: write it out") from None
 
 
+def _hub_name(text: str) -> str:
+    if (
+        not text or text.startswith(("/", "~")) or {".", ".."} & set(text.split("/"))
+    ):  # `datasets` would read all that lies below
+        raise UserError(
+            f"'{text}' is no name of a data set on the hub, such as openai/gsm8k: give a folder as the path"
+        )
+    return text
+
+
 Subset = Annotated[str, AfterValidator(check_subset)]
 Regex = Annotated[str, AfterValidator(_regex)]
 Device = Annotated[str, AfterValidator(_device)]
 Location = Annotated[str, AfterValidator(check_location)]
+HubName = Annotated[str, AfterValidator(_hub_name)]

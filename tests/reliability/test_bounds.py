@@ -56,8 +56,8 @@ NONSENSE = [
 
 ODD = [
     *(one for one in NONSENSE if isinstance(one, str)), " ", "\n", "a\nb", "\x1b[31m", "\ufeff", "e\u0301 漢 🙂", "..",
-    "/", ".",
-    "~", "/dev/null", "/dev/zero", "/proc/self/mem", "*", "**", "[", "a[b", "file:///nobody", "nobody://here/a.jsonl", "://",
+    "/nobody/here", ".", "~",
+    "/dev/null", "/dev/zero", "/proc/self/mem", "*", "**", "[", "a[b", "file:///nobody", "nobody://here/a.jsonl", "://",
     "pypi:nobody", "pypi:", "a/b/c", "C:\\a", "--help", "-", "{", "{}", "{question}", "{question.9}", "{{question}}",
     "{question!r}", "%s", "$HOME", "name:", "name:^$", "name:(?i)MLP", "\\", "(?P<a>", ".*", "0", "-1", "1e999", "nan", "null",
     "true", "2024-01-02",
@@ -280,6 +280,8 @@ def test_all_numbers_at_their_bounds_are_one_line(modality, end):
         ("language", "stream.sources.0.options", "{max_terms: 1000000000}", "max_terms has a number above 1,000,000"),
         ("language", "stream.sources.0.options", "{sizes: [1, .nan]}", "sizes has a number above 1,000,000"),
         ("language", "stream.sources.0.options", "{seed: null}", "seed=None is no whole number"),
+        *((modality, "stream.sources", f'[{{hub: "{name}"}}]', "give a folder as the path")
+          for modality in MODALITIES for name in ("", "/", ".", "..", "a/../..", "~", "~/a")),
         ("language", "output", f"a/{'b' * 300}", "each name in it 255"),
         ("language", "learner.name", "~nobody-is-here/model", "there is no home directory ~nobody-is-here"),
         ("language", "budget.minutes", ".inf", "finite"),
@@ -407,7 +409,9 @@ def test_check_with_odd_texts_passes_or_ends_in_one_line_at_once(
 ):
     if many(True, False):
         pytest.skip("in the long form")
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")  # below which there is little to read, as in the home directory
+    monkeypatch.setenv("HOME", str(tmp_path / "here"))
     file = tmp_path / "recipe.yaml"
     recipe = small_recipe(modality, tmp_path, tokenizer)
     whole = recipe.model_dump(mode="json")

@@ -272,3 +272,12 @@ def test_a_run_names_what_it_skips_and_check_says_so_before(folder, tmp_path):
     assert files[0] == files[1]
     found = [json.loads(entry) for entry in files[0].splitlines()]
     assert {Path(entry["place"]).name for entry in found} == BROKEN.keys()
+
+
+def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path, monkeypatch):
+    def broken(folder, pattern):
+        raise OSError(22, "Invalid argument", f"{folder}/net")
+
+    monkeypatch.setattr(Path, "rglob", broken)
+    with pytest.raises(UserError, match=r"^cannot list .*/net, in .*: Invalid argument; name another folder$"):
+        open_images(SourceConfig(path=str(tmp_path)))

@@ -16,6 +16,7 @@ from vpretrain.bounds import (
     MANY,
     WEIGHTS,
     Fraction,
+    HubName,
     Location,
     Rate,
     Regex,
@@ -76,7 +77,7 @@ class SourceConfig(Strict):
         min_length=1,
         description="path: the field of a .json document of one object that holds the list of rows, e.g. data.",
     )
-    hub: str | None = Field(None, description="A data set by its hub name.")
+    hub: HubName | None = Field(None, description="A data set by its hub name.")
     reasoning_gym: str | None = Field(
         None,
         description="A generator of the reasoning-gym package, e.g. gsm_symbolic. Its fields: question, answer, and the "

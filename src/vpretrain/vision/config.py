@@ -13,6 +13,7 @@ from vpretrain.bounds import (
     MOST_ROWS,
     WEIGHTS,
     Fraction,
+    HubName,
     Location,
     Rate,
     Rows,
@@ -122,7 +123,7 @@ class SourceConfig(Strict):
         description="A folder of images and its subfolders; or .zip or .tar files of images, with or without folders in them, "
         "also by a glob; unlabeled.",
     )
-    hub: str | None = Field(None, description="A data set by its hub name; unlabeled.")
+    hub: HubName | None = Field(None, description="A data set by its hub name; unlabeled.")
     config: str | None = Field(None, description="hub: the configuration of the data set.")
     column: str = Field("image", description="hub: the column that holds the images.")
     labelled: Location | None = Field(

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
+from vpretrain.errors import UserError
+
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 LISTED = ", ".join(sorted(_SUFFIXES))
 
 
 def images_in(folder: Path) -> list[Path]:
-    """List the image files in a folder and below it, sorted."""
-    return sorted(file for file in folder.rglob("*") if is_image(file.name))
+    """List the image files in a folder and below it, sorted. Raises UserError if some folder there cannot be listed."""
+    try:
+        return sorted(file for file in folder.rglob("*") if is_image(file.name))
+    except OSError as error:
+        raise UserError(f"cannot list {error.filename}, in {folder}: {error.strerror}; name another folder") from None
 
 
 def folder_per_class(folder: Path) -> str:
