@@ -107,6 +107,13 @@ def pytest_unconfigure(config):
     shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
+def pytest_collection_modifyitems(items):
+    """Half an hour for a slow test: a real learner, on two cores that may be busy."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(1800))
+
+
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="the long forms of the tests of reliability and security")
     parser.addoption("--rehearse", action="store_true", help="tests/gpu on the CPU, where that makes sense")

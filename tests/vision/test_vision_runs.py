@@ -472,7 +472,7 @@ def test_check_takes_one_step_and_wrong_input_gets_one_line(tmp_path):
             {"stream": {"global_size": 30}},
             "stream.global_size=30 is no multiple of the learner's patch of 8 pixels: use 32",
         ),
-        ({"stream": {"global_views": 1, "local_views": 0}}, "DINO matches different views"),
+        ({"stream": {"global_views": 1}}, "DINO matches different global views: set stream.global_views=2"),
         (IJEPA | {"stream": {"local_views": 2}}, "I-JEPA has no local crops"),
         (
             {"designer": {"kind": "dit", "patch_size": 12}},

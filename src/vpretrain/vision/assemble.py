@@ -221,8 +221,8 @@ def evaluation_of(recipe: Recipe, model: str) -> Callable[[], Json]:
 def check_sizes(recipe: Recipe, patch: int) -> None:
     """Raise UserError for sizes that are not multiples of the patch, and for views that the objective cannot use."""
     stream = recipe.stream
-    if recipe.learner.objective == "dino" and stream.global_views + stream.local_views < 2:
-        raise UserError("DINO matches different views: set stream.global_views=2, or some stream.local_views")
+    if recipe.learner.objective == "dino" and stream.global_views < 2:
+        raise UserError("DINO matches different global views: set stream.global_views=2")
     if recipe.learner.objective == "ijepa" and stream.local_views:
         raise UserError("I-JEPA has no local crops: set stream.local_views=0")
     sizes = [
