@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -142,6 +143,8 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path):
         read_revisited(str(tmp_path / "gnd_roxford5k.pkl"))
     with pytest.raises(UserError, match="cannot read"):
         read_revisited(str(tmp_path / "gnd_none.json"))
+    with pytest.raises(UserError, match="it is no file"):
+        read_revisited(os.devnull)  # as /dev/zero, which has no end
 
 
 def test_a_box_takes_every_pixel_that_it_touches_and_must_lie_inside():

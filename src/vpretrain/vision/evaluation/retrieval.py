@@ -68,6 +68,8 @@ def read_revisited(path: str) -> Revisited:
             f"{path} is a pickle, which may run code on loading: turn it into JSON where you trust it, with python -c "
             "\"import json, pickle; json.dump(pickle.load(open('gnd.pkl', 'rb')), open('gnd.json', 'w'), default=list)\""
         )
+    if file.exists() and not file.is_file():  # a device may have no end
+        raise UserError(f"cannot read {path}: it is no file; evaluation.retrieval names ground truths")
     try:
         truth = json.loads(file.read_text(encoding="utf-8"))
         gallery = [_image(file, name) for name in truth["imlist"]]
