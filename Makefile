@@ -26,7 +26,8 @@ check: .venv/.installed-dev ## check lint, format, spelling, types and the Docke
 test: .venv/.installed-dev ## run the test suite, except slow and browser tests, on up to four cores; those for a GPU on the CPU
 	$(BIN)/python -m pytest -m "not slow and not browser" --rehearse --numprocesses auto --maxprocesses 4
 
-test-slow: .venv/.installed-dev ## run the tests that need the real pretrained learner, and one that installs the wheel with all that pip brings
+test-slow: .venv/.installed-dev ## run the tests that need the real pretrained learner or Lightning, and one that installs the wheel with all that pip brings
+	@$(PIP) lightning
 	$(BIN)/python -m pytest -m slow
 
 test-browser: .venv/.installed-dev ## test the report and the site in headless Chromium, which must be installed (CHROMIUM=/path/to/it if it is not in PATH)
