@@ -10,7 +10,7 @@ import vpretrain
 SOURCE = Path(vpretrain.__file__).parent
 # From the ground up; what stands on one floor does not import from each other.
 MODALITY = [
-    ["arms"],
+    ["arms", "installed"],
     ["config"],
     ["model"],
     ["data"],

@@ -16,6 +16,7 @@ from vision.test_readers import save_ade20k, save_nyuv2, save_splits
 
 from vpretrain.cli.parser import main
 from vpretrain.recipe import load_recipe
+from vpretrain.vision.inspection import draft
 
 QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart-vision.yaml"
 
@@ -169,14 +170,16 @@ def test_generated_scenes_do_for_a_first_try(photos):
     assert main(["check", "mine.yaml"]) == 0
 
 
-def test_the_recipe_has_the_settings_with_which_v_was_ahead(photos):
-    assert main([*photos, "--feedback", "scenes:128"]) == 0
+def test_the_recipe_has_the_settings_with_which_v_was_ahead(photos, monkeypatch):
+    assert main([*photos, "--feedback", "scenes:6"]) == 0
     ours, quickstart = load_recipe("mine.yaml"), load_recipe(QUICKSTART)
-    own = {"heads", "meta", "size"}
+    own = {"heads", "meta", "size", "batch_size"}
     assert ours.feedback.model_dump(exclude=own) == quickstart.feedback.model_dump(exclude=own)
     assert ours.value.model_dump(exclude={"batch_size"}) == quickstart.value.model_dump(exclude={"batch_size"})
-    assert main([*photos, "--feedback", "scenes:200", "--overwrite"]) == 0
-    assert load_recipe("mine.yaml").feedback.batch_size == 64
+    assert quickstart.feedback.batch_size == draft._FED  # of which `init` takes no more
+    monkeypatch.setattr(draft, "_FED", 2)
+    assert main([*photos, "--feedback", "scenes:6", "--overwrite"]) == 0
+    assert (ours.feedback.batch_size, load_recipe("mine.yaml").feedback.batch_size) == (3, 2)
 
 
 def test_a_sheet_shows_two_images_of_each_role_and_their_labels(photos, tmp_path, capsys):
