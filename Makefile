@@ -10,7 +10,7 @@ help: ## list the targets
 
 install: .venv/.installed ## install the package and its command in .venv
 
-quickstart: .venv/.installed-quickstart ## compare V with one-hot on a real pretrained learner; about ten minutes
+quickstart: .venv/.installed-quickstart ## compare V with one-hot on a real pretrained learner; twelve minutes with what it installs
 	$(BIN)/vpretrain compare recipes/quickstart.yaml --arms one-hot,v --overwrite
 
 quickstart-vision: .venv/.installed-vision ## the same for a vision transformer, on generated scenes
