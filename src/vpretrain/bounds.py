@@ -89,9 +89,8 @@ def expanded(text: str) -> Path:
 
 
 def _hub_name(text: str) -> str:
-    if (
-        not text or text.startswith(("/", "~")) or {".", ".."} & set(text.split("/"))
-    ):  # `datasets` would read all that lies below
+    # Given a path, `datasets` would read all that lies below it.
+    if not text or text.startswith(("/", "~")) or {".", ".."} & set(text.split("/")):
         raise UserError(
             f"'{text}' is no name of a data set on the hub, such as openai/gsm8k: give a folder as the path"
         )
