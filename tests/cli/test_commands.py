@@ -635,7 +635,7 @@ def test_an_interrupted_run_saves_and_can_be_resumed(recipe, tmp_path):
 def test_an_interrupted_comparison_saves_the_running_arm_and_goes_on(recipe, tmp_path):
     small = {"problems": 2, "pass_at_1_problems": 0}
     path = recipe(
-        budget={"steps": 300}, value={"every_steps": 50}, checkpoint={"every_minutes": None}, evaluation=small
+        budget={"steps": 100}, value={"every_steps": 50}, checkpoint={"every_minutes": None}, evaluation=small
     )
     command = [sys.executable, "-m", "vpretrain", "compare", path, "--arms", "one-hot"]
     comparison = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -647,11 +647,11 @@ def test_an_interrupted_comparison_saves_the_running_arm_and_goes_on(recipe, tmp
     assert comparison.returncode == 128 + 2, error
     assert "go on with the same command and --resume" in error
     steps = len(log.read_text().splitlines())
-    assert steps < 300
+    assert steps < 100
     assert [path.name for path in (log.parent / "checkpoints").iterdir()] == [f"step-{steps:08d}"]
     resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
     assert resumed.returncode == 0, resumed.stderr
-    assert len(log.read_text().splitlines()) == 300
+    assert len(log.read_text().splitlines()) == 100
 
 
 @pytest.mark.parametrize(
