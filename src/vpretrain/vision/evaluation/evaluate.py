@@ -112,9 +112,8 @@ class Evaluation:
         read = ahead(partial(central_part, shape=(side, side)), [file for batch in own for file, _ in batch])
         for together, batch in zip(groups, own, strict=True):
             parts: list[Tensor] = []
-            distributed.on_all_ranks(
-                partial(parts.extend, itertools.islice(read, len(batch)))
-            )  # a broken file stops all
+            # A broken file stops all processes.
+            distributed.on_all_ranks(partial(parts.extend, itertools.islice(read, len(batch))))
             batch_B3HW = torch.cat(parts).to(learner.device)
             # A copy: what is sent, and kept, is not the whole tensor that it is a part of.
             summary_BD = learner.backbone.summary(tokens(learner, batch_B3HW.float() / 255)).cpu().clone()
