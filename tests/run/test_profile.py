@@ -9,10 +9,12 @@ from worlds import tiny_recipe, vision_recipe
 
 from vpretrain import timing as phases
 from vpretrain.cli.parser import main
+from vpretrain.inspection import profile as profiling
 from vpretrain.inspection.profile import ORDINARY, profile
 from vpretrain.recipe import save_recipe
 from vpretrain.run import run_recipe
 from vpretrain.timing import phase, watching
+from vpretrain.vision.data.feedback import VisionFeedback
 
 META = {
     "meta: feedback gradient", "meta: g_pre", "meta: tangent", "meta: designer gradient", "meta: designer optimizer",
@@ -54,6 +56,17 @@ def test_every_part_of_a_step_is_there(tmp_path, tokenizer, modality):
     plain = profile(make[modality](arm="one-hot" if modality == "language" else "fixed"), 2)
     assert set(plain["phases"]) == {*ORDINARY, "construction"}
     assert plain["meta_share"] == 0
+
+
+def test_the_first_fit_of_the_heads_is_not_timed(tmp_path, monkeypatch):
+    fitted = []
+    fit = VisionFeedback._fit
+    monkeypatch.setattr(VisionFeedback, "_fit", lambda self, *args: (fitted.append(self.head_steps), fit(self, *args)))
+    monkeypatch.setattr(profiling, "watching", lambda: (fitted.append("watching"), watching())[1])
+    feedback = {"first_head_steps": 5, "head_steps": 1}
+    value = {"every_steps": 2, "strength": 1.0}
+    profile(vision_recipe(tmp_path, arm="v", feedback=feedback, value=value), 4)
+    assert fitted == [0, 1, 2, 3, 4, 5, "watching", 6, 7]  # two updates in four steps
 
 
 def test_watching_times_changes_nothing(tmp_path, tokenizer):

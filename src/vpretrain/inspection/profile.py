@@ -28,7 +28,8 @@ def profile(recipe: Recipe, steps: int) -> Json:
     Args:
         recipe: the run. Its burn-in is left out: it is not representative of the steps that follow.
         steps: rounded up to whole periods of `value.every_steps`, so that meta updates count in proportion. One more period
-            before these warms up allocators and caches and is not timed.
+            before these, with the first meta update after it, warms up allocators and caches and is not timed: in vision that
+            update fits the heads for the first time.
 
     Returns:
         `phases`: name -> microseconds per token (per image in vision); `added`: the sum of those that ordinary pretraining
@@ -49,16 +50,18 @@ def profile(recipe: Recipe, steps: int) -> Json:
     total_steps = recipe.budget.steps or steps
     optimizer = AdamW(parts.learner.named_parameters(), recipe.effective_optimizer, total_steps=total_steps)
     units: list[int] = []  # tokens or images, of each step
-    with steady("           profile", steps + period) as done:
+    # Before the learner's first step AdamW has no metric, so the first meta update that does anything is that of step r.
+    first = period + 1
+    with steady("           profile", first + steps) as done:
 
         def after_step(record: StepRecord) -> None:
             units.append(record.units)
             done(len(units))
 
-        train(recipe, parts, optimizer, steps=range(period), after_step=after_step)
+        train(recipe, parts, optimizer, steps=range(first), after_step=after_step)
         with watching() as watch:
-            train(recipe, parts, optimizer, steps=range(period, period + steps), after_step=after_step)
-    read = sum(units[period:])
+            train(recipe, parts, optimizer, steps=range(first, first + steps), after_step=after_step)
+    read = sum(units[first:])
     phases = {name: 1e6 * seconds / read for name, seconds in watch.seconds.items()}
     ordinary = sum(phases[name] for name in ORDINARY)
     total = sum(phases.values())
