@@ -104,11 +104,12 @@ def throughput(learner: str, arms: Sequence[str], rounds: int, *, together: bool
     """
     period = settings.PERIOD if learner in settings.LANGUAGE else settings.VISION_PERIOD
     found: dict[str, dict[str, Any]] = {}
-    # An arm's turns, as step numbers: multiples of the period have a meta update; the first turn is a warm-up.
-    turns: dict[str, list[list[int]]] = {arm: [[0] if arm in _WITH_META else [1]] for arm in arms}
+    # An arm's turns, as step numbers: multiples of the period have a meta update; the first turn is a warm-up, with the first
+    # update that does anything, since AdamW has no metric before its first step.
+    turns: dict[str, list[list[int]]] = {arm: [[1, *([period] if arm in _WITH_META else [])]] for arm in arms}
     for turn, (arm, own) in itertools.product(range(rounds), turns.items()):
         updates = arm in _WITH_META and turn in (0, rounds - 1)
-        own.append([*([(turn + 1) * period] if updates else []), (turn + 1) * period + 1])
+        own.append([*([(turn + 2) * period] if updates else []), (turn + 2) * period + 1])
     seconds: dict[str, dict[int, float]] = {arm: {} for arm in arms}
     with steady(f"{learner}, learner steps", sum(map(len, itertools.chain(*turns.values())))) as done:
         for group in [arms] if together else [[arm] for arm in arms]:
@@ -118,7 +119,7 @@ def throughput(learner: str, arms: Sequence[str], rounds: int, *, together: bool
                     seconds[arm][number] = worker.step(number)
                     done(sum(map(len, seconds.values())))
             for arm, worker in workers.items():
-                timed = {number: each for number, each in seconds[arm].items() if number >= period}
+                timed = {number: each for number, each in seconds[arm].items() if number > period}
                 plain = [each for number, each in timed.items() if number % period]
                 meta = [each for number, each in timed.items() if number % period == 0]
                 found[arm] = figures(plain, meta, period, worker.end())

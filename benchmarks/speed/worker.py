@@ -41,7 +41,7 @@ def main() -> None:
                 arm.step(number)
                 print(json.dumps(time.perf_counter() - start), file=answers, flush=True)
                 watched.append(number)
-                if number < arm.recipe.value.every_steps:  # the first period is a warm-up
+                if number <= arm.recipe.value.every_steps:  # the warm-up
                     watch.seconds.clear()
                     watched.clear()
         print(json.dumps(arm.measured(watch.seconds, watched, peak_memory_bytes())), file=answers, flush=True)
