@@ -115,6 +115,24 @@ def test_columns_with_nulls_and_without_some_rows_stay_as_they_are_written(tmp_p
     assert texts(path, template, streaming=streaming) == [f"<{text}>" for text in expected]
 
 
+@pytest.mark.parametrize(
+    ("solution", "truth"),
+    [
+        ("Let us think. There were 50, and 38 were eaten. => 12", "12"),
+        ("#### 4, and then we go on for a while to 7", "4, and then we go on for a while to 7"),
+        ("3x + 1", "3x + 1"),
+        ("two apples", "two apples"),
+        (r"\frac{\sqrt{2}}{3}", r"\frac{\sqrt{2}}{3}"),
+    ],
+)
+def test_the_true_answer_of_a_written_solution_is_its_last_number_and_a_short_response_is_one(
+    tmp_path, solution, truth
+):
+    path = write(tmp_path / "rows.jsonl", [json.dumps({"q": "?", "a": solution})])
+    (pair,) = open_source(SourceConfig(path=path, prompt="{q}", response="{a}"))
+    assert reference(pair) == truth
+
+
 def test_verified_answers_are_those_of_the_file(tmp_path):
     path = write(tmp_path / "rows.jsonl", [f'{{"question": "?", "answer": {n}}}' for n in ("2", "2.5", "1e3", "null")])
     pairs = list(open_source(SourceConfig(path=path, prompt="{question}", response=" so {answer}")))

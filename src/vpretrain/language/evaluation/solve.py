@@ -25,6 +25,7 @@ from vpretrain.types import Keywords
 # Other commas than those between thousands separate the numbers of a list, as for math-verify.
 _NUMBER = r"-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?(?:/\d+)?"
 _PLAIN_NUMBER = re.compile(rf"\$?{_NUMBER}\s?%?")
+_FEW_WORDS = 4  # of more, a response is a written solution
 # Whatever the learner's generation config says, draws are from its own distribution: g_down of a verifier depends on it.
 _UNCHANGED: Keywords = {
     "top_p": 1.0, "top_k": 0, "min_p": None, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
@@ -137,9 +138,16 @@ def pass_at_k(correct: Sequence[int], samples: int) -> dict[str, float]:
 
 
 def reference(example: Example) -> str:
-    """The true final answer of a problem: marked in its solution with #### or \\boxed{}, else its field `answer`."""
-    marked = marked_answer(example.response)
-    return (spelled(example.fields.get("answer")) or example.response) if marked is None else marked
+    """The true final answer of a problem: marked in its solution with #### or \\boxed{}, else its field `answer`.
+
+    Without either it is the last number of a written solution; a response of a few words is an answer as it is.
+    """
+    if (marked := marked_answer(example.response)) is not None:
+        return marked
+    if field := spelled(example.fields.get("answer")):
+        return field
+    written = len(re.findall(r"[^\W\d_]{2,}", example.response)) > _FEW_WORDS
+    return final_answer(example.response) if written else example.response
 
 
 def states_answer(example: Example) -> bool:
