@@ -121,3 +121,13 @@ def test_oblong_pictures_are_cut_and_not_squeezed_and_large_ones_are_made_smalle
     )
     module.crops([torch.zeros(3, side, 2 * side, dtype=torch.uint8) for side in (300, 40)], config)
     assert set(seen) == {(2, 3, 72, 72)}  # of 72 pixels a side a local crop of 5 % has 16
+
+
+def test_the_second_global_crop_is_solarised_at_one_half_as_in_byol_and_dino():
+    crops = module.augmentations(StreamConfig(sources=[SOURCE]))
+    steps = [step for crop in crops for step in crop.children() if "Solarize" in type(step).__name__]
+    assert [step.p for step in steps] == [0.0, 0.2, 0.0]
+    shades = torch.linspace(0, 1, 256).expand(64, 3, 1, 256)
+    threshold, addition = (steps[1].generate_parameters(shades.shape)[key] for key in ("thresholds", "additions"))
+    solarised = steps[1].apply_transform(shades, {"thresholds": threshold, "additions": addition}, {}, None)
+    assert torch.allclose(solarised, torch.where(shades < 0.5, shades, 1 - shades), atol=1e-6)

@@ -7,7 +7,7 @@ Shapes: V views, B images, N outputs of a view, D width.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -23,6 +23,7 @@ from vpretrain.vision.model.learner import VisionLearner
 from vpretrain.vision.task.construction import TeacherTarget
 
 Loss = Callable[[Parameters], Tensor]  # as a function of the head
+_Features = tuple[Tensor, Tensor, Tensor]  # of a batch: as `_features` returns them
 _POOL = 24  # batches whose features DINO's steps cycle through
 
 
@@ -39,19 +40,20 @@ def warm_up(recipe: Recipe, learner: VisionLearner) -> None:
     head = {name: p for name, p in learner.named_parameters() if name.startswith("head.")}
     theta = {name: p.detach() for name, p in head.items()}
     optimizer = torch.optim.AdamW(head.values(), lr=config.warm_up_lr)
-    pooled = _POOL if isinstance(learner, DinoLearner) else 0
-    with torch.random.fork_rng(), steady("    head warm-up", pooled + config.warm_up_steps) as done:
-        losses = (
-            _dino_losses(learner, stream, done) if isinstance(learner, DinoLearner) else _losses(learner, stream, theta)
-        )
-        for step, (loss, task) in enumerate(itertools.islice(losses, config.warm_up_steps), start=1):
-            for name, gradient in learner.gradient(loss, theta).items():
-                head[name].grad = gradient
-            nn.utils.clip_grad_norm_(head.values(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            learner.follow([task], learner.ema)
-            done(pooled + step)
+    with torch.random.fork_rng():
+        if isinstance(learner, DinoLearner):
+            losses = _dino_losses(learner, _pool(learner, stream))
+        else:
+            losses = _losses(learner, stream, theta)
+        with steady("    head warm-up", config.warm_up_steps) as done:
+            for step, (loss, task) in enumerate(itertools.islice(losses, config.warm_up_steps), start=1):
+                for name, gradient in learner.gradient(loss, theta).items():
+                    head[name].grad = gradient
+                nn.utils.clip_grad_norm_(head.values(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+                learner.follow([task], learner.ema)
+                done(step)
     learner.follow([], 0.0)
 
 
@@ -69,14 +71,18 @@ def _losses(learner: VisionLearner, stream: VisionStream, theta: Parameters) -> 
         yield loss, task
 
 
-def _dino_losses(
-    learner: DinoLearner, stream: VisionStream, done: Callable[[int], None]
-) -> Iterator[tuple[Loss, Task]]:
-    """Yield losses of the head alone, on the frozen backbone's features, computed once: many times faster."""
+def _pool(learner: DinoLearner, stream: VisionStream) -> list[_Features]:
+    """Compute the frozen backbone's features of some batches once: the head's steps are many times faster than these."""
     pool = []
-    for number in range(_POOL):
-        pool.append(_features(learner, stream.next()[0]))
-        done(number + 1)
+    with steady("    head's images", _POOL) as done:
+        for number in range(_POOL):
+            pool.append(_features(learner, stream.next()[0]))
+            done(number + 1)
+    return pool
+
+
+def _dino_losses(learner: DinoLearner, pool: Sequence[_Features]) -> Iterator[tuple[Loss, Task]]:
+    """Yield losses of the head alone, on the batches' features in turn."""
     while True:
         for student_VBND, teacher_VBND, local_VBD in pool:
             with torch.no_grad():
@@ -92,7 +98,7 @@ def _dino_losses(
             yield loss, task
 
 
-def _features(learner: DinoLearner, batch: ViewBatch) -> tuple[Tensor, Tensor, Tensor]:
+def _features(learner: DinoLearner, batch: ViewBatch) -> _Features:
     """Return what the head gets: of the global views for student and teacher [V, B, N, D], of the local views [V, B, D]."""
     views = batch.global_VB3HW.shape[:2]
     images_B3HW, _, _, hidden_BN = learner.seen(batch, 0)

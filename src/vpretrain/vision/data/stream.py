@@ -219,7 +219,7 @@ def _augmentations(
                 K.ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8),
                 K.RandomGrayscale(p=0.2),
                 K.RandomGaussianBlur((9, 9), (0.1, 2.0), p=blur),
-                K.RandomSolarize(0.5, 0.0, p=solarise),
+                K.RandomSolarize((0.5, 0.5), 0.0, p=solarise),  # a number would be the half-width of a range
             ]
         return K.AugmentationSequential(*steps, data_keys=["input"])
 
