@@ -171,7 +171,8 @@ def _explain(recipe: type[BaseModel], problem: ErrorDetails) -> str:
     if problem["type"] == "extra_forbidden":
         known = list(_model_at(recipe, problem["loc"][:-1]).model_fields)
         meant = nearest(str(problem["loc"][-1]), known, cutoff=0.4)
-        hint = f"did you mean '{meant}'?" if meant else f"known here: {', '.join(known)}"
+        whole = ".".join([*map(str, problem["loc"][:-1]), meant or ""])
+        hint = f"did you mean '{whole}'?" if meant else f"known here: {', '.join(known)}"
         return f"unknown key '{location}': {hint}"
     if problem["type"] == "missing":
         wanted = re.sub(r"\.\d+\b", ".N", location)
@@ -181,6 +182,8 @@ def _explain(recipe: type[BaseModel], problem: ErrorDetails) -> str:
     if problem["type"] == "literal_error":
         return f"'{location}': '{problem['input']}' is unknown: choose from {problem['ctx']['expected']}"
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"].endswith("_parsing"):
+        message += f" '{problem['input']}'"
     return f"'{location}': {message}" if location else message
 
 

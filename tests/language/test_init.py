@@ -287,6 +287,35 @@ def test_a_wrong_column_of_unknown_ones_is_named(files, capsys):
     assert '--prompt "question": no file has this column: columns: messages; chats need no templates' in told
 
 
+def test_chats_are_not_text_and_turns_of_another_form_are_named(files, capsys):
+    turns = [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]
+    files(chats=[one(f"{n}?", "2") for n in range(20)], shared=[{"conversations": turns}] * 20)
+    assert init("--text", "messages", stream="chats", feedback="chats") == 2
+    assert "chats.jsonl: messages holds chats, which need no templates: leave --text out" in refused(capsys)
+    assert init(stream="shared", feedback="chats") == 2
+    told = "conversations looks like a chat, whose turns have from, value: write them as role (user, assistant) and content"
+    assert told in refused(capsys)
+
+
+def test_a_folder_that_holds_the_file_of_another_role_is_remarked_on(files, capsys, tmp_path):
+    (tmp_path / "all").mkdir()
+    files(**{"all/stream": sums(60, 1), "all/gold": sums(60, 2)})
+    paths = ["--stream", "all", "--feedback", "all/gold.jsonl"]
+    assert main(["init", "mine.yaml", "--learner", "./learner", *paths]) == 0
+    assert "stream: all holds the files of feedback, too" in " ".join(capsys.readouterr().out.split())
+    assert init("--overwrite", stream="all/stream", feedback="all/gold") == 0
+    assert "holds the files" not in capsys.readouterr().out
+
+
+def test_a_long_example_is_shown_with_its_end(files, capsys):
+    long = [{"question": f"{n}", "answer": "so " * 60 + "end"} for n in range(30)]
+    files(stream=sums(60, 1), feedback=long)
+    assert init(stream="stream", feedback="feedback") == 0
+    shown = "".join(capsys.readouterr().out.split())
+    assert "soso" in shown
+    assert "soend" in shown.split("...")[-1]
+
+
 def test_a_wrong_path_or_column_is_told_before_the_learner_is_loaded(files, capsys):
     files(tickets=sums(30, 1))
     assert init(stream="ticket", feedback="tickets", learner="gone") == 2

@@ -108,8 +108,8 @@ def test_the_verdict_names_what_became_worse_with_and_without_an_interval(tmp_pa
 @pytest.mark.parametrize(
     ("whole", "tempered", "remains"),
     [
-        (DIFFERENCE, -0.0596, "so 65 % of the difference remains"),
-        (DIFFERENCE, 0.01, "so 0 % of the difference remains"),
+        (DIFFERENCE, -0.0596, "; 65 % of the difference remains"),
+        (DIFFERENCE, 0.01, "; 0 % of the difference remains"),
         (DIFFERENCE | {"high": 0.01}, -0.0596, None),  # there may be no difference
     ],
 )
@@ -322,7 +322,7 @@ def test_the_contents_list_every_part_and_lead_there(study):
     headings = [a["id"] for tag, a in page.tags if tag in ("h2", "h3")]
     links = [a["href"][1:] for tag, a in page.tags if tag == "a" and a.get("class") != "skip"]
     assert links == headings
-    assert headings[:3] == ["study-1", "study-1-results", "study-1-evaluation"]
+    assert headings[:3] == ["study-1", "study-1-further", "study-1-results"]
     assert "study-1-warnings" not in headings
 
 

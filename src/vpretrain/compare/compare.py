@@ -61,7 +61,9 @@ def compare(
     plain = {e.arm: e for e in sorted(entries, key=lambda entry: -len(entry.settings))}
     follow = {name: arm.follows for name, arm in recipe.arms.items() if arm.follows and arm.follows[0] in plain}
     members: dict[str, list[str]] = {}
-    for turn, seed in enumerate(seeds):  # each seed starts with another arm
+    # Each seed starts with another arm, the first with one of V: it says whether the budget is too short for a tilt.
+    first = next((number for number, e in enumerate(entries) if recipe.arms[e.arm].steered), 0)
+    for turn, seed in enumerate(seeds, start=first):
         order = [*entries[turn % len(entries) :], *entries[: turn % len(entries)]]
         members |= {run_name(e.label, seed, seeds): _settings(e, seed) for e in order if e.arm not in follow}
     results = run_study(recipe, members, rounds=rounds, resume=resume, overwrite=overwrite, start=start)

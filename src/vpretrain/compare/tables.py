@@ -97,8 +97,9 @@ def _disturbances(trained: Mapping[str, Json], recipe: Recipe) -> list[str]:
     for name, arm in trained.items():
         if base and arm["arm"] in steered and arm[rate] < SLOW * base:
             lines.append(
-                f"warning: {name} read {recipe.unit} at {arm[rate] / base:.0%} of {recipe.baseline}'s rate; unless "
-                "`vpretrain profile` shows why, something else used the machine: run again alone, or with --rounds 4"
+                f"warning: {name} read {recipe.unit} at {arm[rate] / base:.0%} of {recipe.baseline}'s rate: its meta updates "
+                "take long beside such short steps (vpretrain profile shows how long), or something else used the machine "
+                "(run again alone, or with --rounds 4)"
             )
     return lines
 
@@ -108,9 +109,15 @@ def of_seeds(count: int) -> str:
     return f" and {count} seeds" if count > 1 else " of one seed, which says nothing about other seeds"
 
 
-def interval(difference: Mapping[str, float], of: str) -> str:
-    """Format a difference with its unit, and p if it is corrected for the number of differences."""
+def signed(difference: Mapping[str, float]) -> tuple[str, str, str]:
+    """Return a difference and the ends of its interval as text."""
     # Rounded first, and 0 added: else a difference that rounds to 0 may have a minus.
     mean, low, high = (f"{round(difference[key], 4) + 0.0:+.4f}" for key in ("mean", "low", "high"))
+    return mean, low, high
+
+
+def interval(difference: Mapping[str, float], of: str) -> str:
+    """Format a difference with its unit, and p if it is corrected for the number of differences."""
+    mean, low, high = signed(difference)
     text = f"{mean} {of}, 95 % interval [{low}, {high}]"
     return text + (f", p = {difference['p_holm']:.2g}" if "p_holm" in difference else "")

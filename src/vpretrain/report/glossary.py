@@ -25,7 +25,7 @@ TERMS: Mapping[str, tuple[str, str]] = {
     "delta_1": (r"\bdelta_1\b", "the fraction of the pixels whose depth is within 25 % of the true one"),
     "mAP": (r"\bmAP\b", "mean average precision of retrieval; higher is better"),
     "95 % interval": (r"95 % interval|\[95 %\]|95 % intervals",
-                      "the range of values that the data do not contradict; if it contains 0, the difference may be chance"),
+                      "what the data do not contradict; if it contains 0, or p is above 0.05, the difference may be chance"),
     "paired": (r"\bpaired\b", "differences are taken case by case and seed by seed, then averaged"),
     "p": (r"\bp = ", "the chance of such a difference without any effect, corrected (Holm) for how many are reported"),
     "seed": (r"\bseeds?\b", "the number that stream order, initial designer and dropout are drawn from"),

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from vpretrain.compare.alike import alike
 from vpretrain.compare.changes import changes, subject
 from vpretrain.compare.results import START
+from vpretrain.compare.tables import signed
 from vpretrain.console import working
 from vpretrain.files import check_writable, write_whole
 from vpretrain.modality import modality_of
@@ -36,6 +37,7 @@ _UNKNOWN = "not recorded"
 # The parts of a study, in their order; those of `_OPTIONAL` are left out if they are empty.
 _PARTS = {
     "warnings": "Warnings",
+    "further": "What else the comparison says",
     "results": "Results",
     "evaluation": "Evaluation along the runs",
     "probe": "Predicted and realised gain",
@@ -46,7 +48,7 @@ _PARTS = {
     "data": "Data and versions",
     "missing": "Not here",
 }
-_OPTIONAL = ("warnings", "inspectors", "missing")
+_OPTIONAL = ("warnings", "further", "inspectors", "missing")
 _OWN = ("name", "output", "arm", "seed")  # settings that always differ between the runs of a comparison
 
 
@@ -85,6 +87,7 @@ def write_page(studies: Sequence[Study], together: Across | None, output: Path) 
 def _study(study: Study, number: int) -> Json:
     """Return the template's variables for a study."""
     draws = can_draw()
+    said = verdict_lines(study)
     first, others = plots.steps(study) if draws else ([], [])
     shown = {
         "anchor": f"study-{number}",
@@ -93,8 +96,9 @@ def _study(study: Study, number: int) -> Json:
         "compared": study.compared,
         "kind": f"{'comparison' if study.compared else 'run'}, {study.recipe.modality}",
         "draws": draws,
-        "verdict": verdict_lines(study),
-        "warnings": warnings(study),
+        "verdict": said[0],
+        "further": said[1:],
+        "warnings": [line.replace("`", "") for line in warnings(study)],
         "notes": notes(study),
         "results": _results(study),
         "changes": _changes(study),
@@ -164,7 +168,8 @@ def _differences(study: Study) -> Table | None:
                 if when != "end of budget" and alike(study.results, study.recipe, a, b):
                     continue  # the same model by then: all that could be read off is interpolation
                 if (d := of_arms[b].get(a)) is not None:
-                    rows.append([b, a, unit, when, f"{d['mean']:+.4f}", f"[{d['low']:+.4f}, {d['high']:+.4f}]"])
+                    mean, low, high = signed(d)
+                    rows.append([b, a, unit, when, mean, f"[{low}, {high}]"])
     return Table("Differences, paired over seeds and cases", rows)
 
 

@@ -71,7 +71,7 @@ def _difference(study: Study, a: str, b: str) -> list[str]:
             text = f"on {paired.measured_on} {a} {compared} {b}: {interval(found, paired.unit)}"
             whole = results["differences"].get(paired.remainder_of, {}).get(a, {}).get(b)
             if whole is not None and excludes_0(whole):
-                text += f", so {100 * max(0.0, found['mean'] / whole['mean']):.0f} % of the difference remains"
+                text += f"; {100 * max(0.0, found['mean'] / whole['mean']):.0f} % of the difference remains"
         lines.append(f"{text[0].upper()}{text[1:]}.")
     if b == START:
         return lines

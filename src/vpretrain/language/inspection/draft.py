@@ -33,7 +33,11 @@ RESPONSES = ("answer", "solution", "response", "completion", "output", "target")
 TEXTS = ("text", "content", "document", "body")
 # Of the problems that roles share, by the hash of each.
 SHARES = {"stream": 0.8, "feedback": 0.1, "evaluation": 0.1}
-_SHOWN, _SHOWN_TOKENS = 2, 160  # examples of each role, and their tokens
+_SHOWN, _SHOWN_TOKENS, _SHOWN_END = (
+    2,
+    160,
+    40,
+)  # examples of each role, their tokens, and how many of these are their end
 _STEP, _USUAL = 64, 1024  # tokens: lengths are multiples of the one, and above the other only where prompts are
 _LEARNED = 16  # tokens of an answer that fit at least
 _SCANNED = 2000  # rows of the stream that are looked at; further ones are searched for the other roles' problems
@@ -49,6 +53,7 @@ class _Role:
     source: SourceConfig
     examples: Sequence[Example]
     documents: Sequence[Document]
+    of: int  # examples before the roles that share problems were divided
 
     @property
     def raw(self) -> bool:
@@ -84,10 +89,15 @@ def draft(
     tokenizer, config = load_tokenizer(learner), load_config(learner).get_text_config()
     examples = {role: pairs(source)[0] for role, source in sources.items() if role != "stream"}
     problems = [frozenset(example.key for example in own) for own in examples.values()]
-    whole = _divided(sources, {"stream": _of_stream(sources["stream"], problems), **examples})
+    streamed = _of_stream(sources["stream"], problems)
+    whole = _divided(sources, {"stream": streamed, **examples})
     most = getattr(config, "max_position_embeddings", None) or LONGEST
-    roles = {role: _Role(source, own, _documents(role, own, tokenizer)) for role, (source, own) in whole.items()}
+    read = {role: len(own) for role, own in ({"stream": streamed} | examples).items()}
+    roles = {
+        role: _Role(source, own, _documents(role, own, tokenizer), read[role]) for role, (source, own) in whole.items()
+    }
     shown = [legend("Examples of each role"), *(text for item in roles.items() for text in _shown(*item, tokenizer))]
+    shown += _within(sources)
     return Draft(_recipe(name, learner, roles, most, tokens_of(tokenizer)), shown)
 
 
@@ -125,6 +135,17 @@ def _check_text(sources: Mapping[str, SourceConfig]) -> None:
                 f"{stream.path}: as raw text it cannot be kept apart from the pairs of {role} in the same file: leave --text "
                 "out (of pairs the loss is on the responses alone anyway), or give other files"
             )
+
+
+def _within(sources: Mapping[str, SourceConfig]) -> list[Text]:
+    """Return a remark if the stream's files are those of another role and more, which may not be meant."""
+    stream = _files(sources["stream"])
+    return [
+        Text(f"\nstream: {sources['stream'].path} holds the files of {role}, too, so both share their problems; to keep the "
+             "stream out of them, name its files alone (a pattern such as 'data/stream*.jsonl')", style="yellow")
+        for role, source in sources.items()
+        if _files(source) < stream
+    ][:1]  # fmt: skip
 
 
 def _files(source: SourceConfig) -> set[str]:
@@ -166,17 +187,30 @@ def _guessed_source(
     """
     columns = dict.fromkeys(name for row in rows for name in row)
     form = given_form(given, columns, pair=pair) or guessed_form(rows)
+    chats = [name for name in columns if any(is_chat(row.get(name)) for row in rows)]
+    if form is not None and (wanted := set(fields_of(form.get("text") or "")) & set(chats)):
+        raise UserError(f"{source.path}: {', '.join(wanted)} holds chats, which need no templates: leave --text out")
     if form is None or (pair and "text" in form):
         path = str(source.path)
         wanted = "question and answer (or a chat in messages)" if pair else "text, or question and answer"
         options = "--prompt and --response" if pair else "--text, or with --prompt and --response"
+        turns = _turns_of_another_form(rows)
+        remedy = f"rename them, or name them with {options}" if turns is None else turns
         raise UnknownColumns(
-            wrong
-            or f"{path}: no columns such as {wanted} among {', '.join(columns)}: rename them, or name them with {options}",
-            path,
-            pair,
+            wrong or f"{path}: no columns such as {wanted} among {', '.join(columns)}: {remedy}", path, pair
         )
     return source.model_copy(update=form)
+
+
+def _turns_of_another_form(rows: Sequence[Json]) -> str | None:
+    """Return the remedy if a column holds chats whose turns have no `role`, as ShareGPT's; else None."""
+    for name, value in (item for row in rows for item in row.items()):
+        if isinstance(value, list) and value and all(isinstance(turn, dict) and "role" not in turn for turn in value):
+            return (
+                f"{name} looks like a chat, whose turns have {', '.join(value[0])}: write them as role (user, assistant) and "
+                "content"
+            )
+    return None
 
 
 def _field_of_rows(path: str, rows: Sequence[Json]) -> str | None:
@@ -290,12 +324,19 @@ def _documents(role: str, examples: Sequence[Example], tokenizer: PreTrainedToke
 
 def _shown(role: str, one: _Role, tokenizer: PreTrainedTokenizerBase) -> Iterator[Text]:
     part = "" if one.source.part is None else f", the part {list(one.source.part)} of its problems by their hash"
+    if part and role != "stream":  # of which only the beginning was read
+        part += f": {len(one.examples):,} of {one.of:,}"
     form = ", ".join(f"{key}: {value}" for key, value in _form(one.source).items())
     yield Text(f"\n{role}: {one.source.path}{part}\n  {form}")
     for document in one.documents[:_SHOWN]:
-        shown = document.cut(0, _SHOWN_TOKENS)
-        text = Text("\n").append_text(marked(collate([shown], tokenizer), 0, tokenizer))
-        yield text.append(" ..." if len(document) > len(shown) else "", style="yellow")
+        pieces = [document]
+        if len(document) > _SHOWN_TOKENS:  # the end shows what the loss ends with, such as a chat's last turn
+            pieces = [
+                document.cut(0, _SHOWN_TOKENS - _SHOWN_END),
+                document.cut(len(document) - _SHOWN_END, len(document)),
+            ]
+        shown = [marked(collate([piece], tokenizer), 0, tokenizer) for piece in pieces]
+        yield Text("\n").append_text(Text(" ... ", style="yellow").join(shown))
 
 
 def _form(source: SourceConfig) -> dict[str, str]:
@@ -349,7 +390,7 @@ def _recipe(name: str, learner: str, roles: Mapping[str, _Role], most: int, toke
         noted("evaluation:", "held-out examples, measured before and after"),
         f"  length: {_length(evaluation, most, whole=True)}",
         noted(f"  problems: {_PROBLEMS}", "at most"),
-        noted("  # pass_at_1_problems: 16", "of these are solved by decoding, if their answers can be compared"),
+        noted("  # pass_at_1_problems: 16", "of these are solved by decoding: minutes per evaluation on a CPU"),
         "  sources:",
         *_source(evaluation.source),
         noted("  retention:", "text unrelated to the feedback, in which forgetting shows"),
