@@ -7,8 +7,8 @@ from vpretrain.method.strength import Strength
 from vpretrain.types import Json
 
 # A judgement comes in the first half of a run. Under a budget of minutes this is the half of the minutes, in which slow first
-# steps leave less than half of the steps: so three times the steps of the first judgement, and not twice.
-_TOO_SHORT = 3
+# steps leave less than half of the steps: so five times the steps of the first judgement, and not twice.
+_TOO_SHORT = 5
 
 
 def untilted(recipe: Recipe, result: Json, *, mean: str, stayed: str, shorter: str) -> str:

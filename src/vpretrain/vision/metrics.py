@@ -43,6 +43,11 @@ METRICS = Metrics(
     ],
     columns={title: measure.cell for title, measure in _MEASURES.items()},
     measures=_MEASURES,
-    curves={"loss": "training loss (nats per pair)", "mask": "mean of the mask", "value": "value of the task"},
+    curves={
+        "loss": "training loss (nats per pair of views)",
+        "tilt": "mean distance that features move",
+        "mask": "mean of the mask",
+        "value": "value of the task",
+    },
     # No intervals: the metrics of a test set are not means over its images.
 )

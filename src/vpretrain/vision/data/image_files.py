@@ -27,7 +27,10 @@ def folder_per_class(folder: Path) -> str:
     if len(names) < 2:
         return ""
     listed = ", ".join([*names[:2], *(["..."] if names[2:] else [])])
-    return f" (it looks like a folder per class: {listed}; vision's feedback needs a class for each pixel, as masks)"
+    return (
+        f" (it looks like a folder per class: {listed}; vision's feedback needs a class for each pixel, as masks; "
+        "evaluation.classes takes such folders)"
+    )
 
 
 def is_image(name: str) -> bool:

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from vpretrain.errors import UserError
 from vpretrain.order import Shuffled
+from vpretrain.plain import nearest_file
 from vpretrain.vision.config import ClassesConfig
 from vpretrain.vision.data.image_files import images_in
 
@@ -69,7 +70,12 @@ def classification_accuracy(
 
 def _subfolders(root: str) -> list[str]:
     folder = Path(root).expanduser()
-    names = sorted(child.name for child in folder.iterdir() if child.is_dir()) if folder.is_dir() else []
+    if not folder.is_dir():
+        beside = [child.name for child in folder.parent.iterdir() if child.is_dir()] if folder.parent.is_dir() else []
+        meant = nearest_file(folder, beside)
+        hint = f"did you mean {meant}? " if meant else ""
+        raise UserError(f"evaluation.classes: no folder at {root}: {hint}give one with a subfolder of images per class")
+    names = sorted(child.name for child in folder.iterdir() if child.is_dir())
     if len(names) < 2:
         raise UserError(f"evaluation.classes: {root} must hold a folder of images for each of two classes or more")
     return names

@@ -40,7 +40,7 @@ def check(recipe: Recipe) -> Iterator[str]:
         size = recipe.stream.global_size
         yield f"note: stream.global_size={size} is above the {config.image_size} pixels the learner was trained at"
     parts = modality_of(recipe).assemble(recipe, tiny_copy(recipe))
-    yield "recipe and images: fine; heads, meta and test share no image (with files of the stream they are not compared)"
+    yield "recipe and images: fine; heads, meta and test share no image (stream and evaluation.classes are not compared)"
     yield from _readings(recipe)
     yield one_step(recipe, parts)
     if warning := few_steps(recipe, parts, recipe.budget.steps):
