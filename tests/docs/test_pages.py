@@ -279,7 +279,6 @@ def test_the_notebook_was_executed_whole_and_in_order_and_tells_nothing_of_the_m
     assert NOTEBOOK.stat().st_size < 500_000
 
 
-@pytest.mark.xfail(reason="executed before its cells were quiet: `make notebook`, and take this mark away", strict=True)
 def test_the_notebook_shows_no_progress():
     assert re.findall(r"\r|\d+%.* left|run \d+ of \d+", notebook_texts()) == []
 

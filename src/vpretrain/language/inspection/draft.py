@@ -33,11 +33,8 @@ RESPONSES = ("answer", "solution", "response", "completion", "output", "target")
 TEXTS = ("text", "content", "document", "body")
 # Of the problems that roles share, by the hash of each.
 SHARES = {"stream": 0.8, "feedback": 0.1, "evaluation": 0.1}
-_SHOWN, _SHOWN_TOKENS, _SHOWN_END = (
-    2,
-    160,
-    40,
-)  # examples of each role, their tokens, and how many of these are their end
+_SHOWN = 2  # examples of each role
+_SHOWN_TOKENS, _SHOWN_END = 160, 40  # of an example, and those of its end among them
 _STEP, _USUAL = 64, 1024  # tokens: lengths are multiples of the one, and above the other only where prompts are
 _LEARNED = 16  # tokens of an answer that fit at least
 _SCANNED = 2000  # rows of the stream that are looked at; further ones are searched for the other roles' problems
@@ -187,9 +184,9 @@ def _guessed_source(
     """
     columns = dict.fromkeys(name for row in rows for name in row)
     form = given_form(given, columns, pair=pair) or guessed_form(rows)
-    chats = [name for name in columns if any(is_chat(row.get(name)) for row in rows)]
-    if form is not None and (wanted := set(fields_of(form.get("text") or "")) & set(chats)):
-        raise UserError(f"{source.path}: {', '.join(wanted)} holds chats, which need no templates: leave --text out")
+    for name in fields_of((form or {}).get("text", "")):
+        if any(is_chat(row.get(name)) for row in rows):
+            raise UserError(f"{source.path}: {name} holds chats, which need no templates: leave --text out")
     if form is None or (pair and "text" in form):
         path = str(source.path)
         wanted = "question and answer (or a chat in messages)" if pair else "text, or question and answer"
