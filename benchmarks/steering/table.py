@@ -13,7 +13,6 @@ _COLUMNS = (
     "arm", "target NLL", "minus one-hot", "V minus it", "after one temperature each", "top-1", "retention NLL",
     "minus one-hot's", "mean alpha", "steps", "seconds to one-hot's end",
 )  # fmt: skip
-_OVERVIEW = ("stream", "after equal time", "retention", "seconds to one-hot's end", "one-hot's own")
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -29,16 +28,6 @@ def markdown(report: dict[str, Any]) -> str:
         ]
         blocks.append("\n".join(lines))
     return "\n".join(blocks)
-
-
-def overview(report: dict[str, Any]) -> str:
-    """Format V minus one-hot on each stream: on the target, and on the retention text."""
-    readings = ["minus_one_hot", "retention_minus_one_hot"]
-    rows = []
-    for condition, found in corrected(report["conditions"]).items():
-        v, one_hot = (found["arms"][arm] for arm in ("v", "one-hot"))
-        rows.append([condition, *(interval(v.get(key), "+") for key in readings), _reached(v), _reached(one_hot)])
-    return _filled(_OVERVIEW, rows)
 
 
 def arms_markdown(report: dict[str, Any]) -> str:

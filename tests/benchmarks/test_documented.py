@@ -10,13 +10,13 @@ import pytest
 
 from benchmarks.speed import table as speed
 from benchmarks.steering import flops
-from benchmarks.steering.table import ablation_markdown, arms_markdown, markdown, overview
+from benchmarks.steering.overview import overview
+from benchmarks.steering.table import ablation_markdown, arms_markdown, markdown
 from benchmarks.table import comparison_markdown, domains_markdown, paths_markdown
 from vpretrain.recipe import flat, load_recipe, parse_recipe
 
 ROOT = Path(__file__).parents[2]
 TABLES = [
-    ("steering/results.json", "results.md", overview),
     ("steering/results.json", "results.md", markdown),
     ("steering/flops.json", "results.md", flops.markdown),
     ("steering/ablation.json", "results.md", ablation_markdown),
@@ -58,6 +58,14 @@ def test_the_table_of_a_quickstart_is_what_was_recorded(name, document):
 def test_tables_in_the_documentation_are_those_of_the_results(file, document, table):
     report = json.loads((ROOT / "benchmarks" / file).read_text(encoding="utf-8"))
     assert table(report) in (ROOT / "docs" / document).read_text(encoding="utf-8")
+
+
+def test_the_overview_of_the_streams_is_that_of_the_results():
+    results, flops = (
+        json.loads((ROOT / f"benchmarks/steering/{name}.json").read_text(encoding="utf-8"))
+        for name in ("results", "flops")
+    )
+    assert overview(results, flops) in (ROOT / "docs/results.md").read_text(encoding="utf-8")
 
 
 def test_the_list_of_benchmarks_is_that_of_the_makefile():
