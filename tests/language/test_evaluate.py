@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from worlds import recipe_data, tiny_recipe
 
 from vpretrain.language.assemble import assemble, load_evaluation
-from vpretrain.language.evaluation.solve import before_stop, final_answer, is_correct, pass_at_k, solve
+from vpretrain.language.evaluation.solve import before_stop, final_answer, is_correct, pass_at_k, reference, solve
 from vpretrain.language.model.learner import LanguageLearner
 from vpretrain.recipe import parse_recipe
 
@@ -94,6 +94,12 @@ def test_answer_nll_and_retention_are_those_of_a_plain_forward_pass(tmp_path, to
     assert figures["answer_nll_tempered"] == pytest.approx(sum(p["nll_tempered"] for p in figures["problems"]) / 6)
     assert figures["retention_nll"] > 0
     assert [problem.get("solved") for problem in figures["problems"][2:]] == [None] * 4
+    asked = list(zip(evaluation.problems, figures["problems"], strict=True))[:2]
+    assert [problem["answer"] for _, problem in asked] == [reference(example) for example, _ in asked]
+    assert [is_correct(problem["attempt"], problem["answer"]) for _, problem in asked] == [
+        p["solved"] for _, p in asked
+    ]
+    assert all("attempt" not in problem for problem in figures["problems"][2:])
 
 
 def test_a_learner_with_dropout_is_evaluated_without_it(tmp_path, tokenizer):

@@ -21,13 +21,14 @@ from vpretrain.language.config import EvaluationConfig
 from vpretrain.language.data.encode import collate, encode, encoded_problems
 from vpretrain.language.data.example import Example
 from vpretrain.language.evaluation.calibration import SCALES, tempered
-from vpretrain.language.evaluation.solve import math_verify, needs_mathematics, pass_at_k, solve, solves
+from vpretrain.language.evaluation.solve import math_verify, needs_mathematics, pass_at_k, reference, solve, solves
 from vpretrain.language.model.batch import TokenBatch
 from vpretrain.language.model.learner import LanguageLearner
 from vpretrain.run.left_out import LeftOut
 from vpretrain.types import Json
 
 _DECODING = 10
+_END = 200  # characters of an attempt that a result keeps
 
 
 class Evaluation:
@@ -67,7 +68,7 @@ class Evaluation:
         asked = self.problems[: self.config.pass_at_1_problems]
         nll_G: list[Tensor] = []
         top_1: list[float] = []
-        solved: list[bool] = []
+        attempts: list[str] = []
         correct: list[int] = []  # per problem, of the sampled solutions
         retention: list[Tensor] = []
         # Decoding one problem costs about as much as reading _DECODING of them.
@@ -84,14 +85,16 @@ class Evaluation:
                 done(len(self.problems) + len(retention))
             read = len(self.problems) + len(retention)
             for chunk in _chunks(asked, size):
-                before, each = read + _DECODING * len(solved), _DECODING * len(chunk)
-                counts = self._solve(learner, chunk, done=lambda fraction, b=before, e=each: done(b + fraction * e))
-                solved += [bool(count) for count in counts]
+                before, each = read + _DECODING * len(attempts), _DECODING * len(chunk)
+                found = self._solutions(learner, chunk, done=lambda fraction, b=before, e=each: done(b + fraction * e))
+                attempts += [greedy for (greedy,) in found]
                 done(before + each)
+            solved = [solves(text, example) for text, example in zip(attempts, asked, strict=True)]
             with torch.random.fork_rng():  # the run's own random numbers stay
                 for example in asked if self.config.samples else ():
                     torch.manual_seed(int(example.key, 16))  # the same draws for every model, and in every order
-                    correct += self._solve(learner, [example], samples=self.config.samples)
+                    (drawn,) = self._solutions(learner, [example], samples=self.config.samples)
+                    correct.append(sum(solves(text, example) for text in drawn))
                     done(read + _DECODING * (len(solved) + self.config.samples * len(correct)))
         nll_NG = torch.cat(nll_G).numpy()
         nll = nll_NG[:, SCALES.index(1.0)].tolist()
@@ -121,18 +124,16 @@ class Evaluation:
                 "nll_tempered": float(tempered_N[i]),
                 "top_1": top_1[i],
             }
-            | ({"solved": solved[i]} if i < len(solved) else {})
+            | (_compared(solved[i], attempts[i], example) if i < len(solved) else {})
             | ({"correct_samples": correct[i]} if i < len(correct) else {})
             for i, example in enumerate(self.problems)
         ]
         return result | {"problems": problems}
 
-    def _solve(self, learner: LanguageLearner, examples: Sequence[Example], **kwargs: Any) -> list[int]:
-        """Count the correct solutions of each problem: of `samples` drawn ones, or of the greedy one."""
+    def _solutions(self, learner: LanguageLearner, examples: Sequence[Example], **kwargs: Any) -> list[list[str]]:
+        """Return solutions of each problem: `samples` drawn ones, or the greedy one."""
         kwargs |= {"temperature": self.config.temperature, "stop": self.config.stop}
-        solutions = solve(learner, self.tokenizer, examples, self.config.max_new_tokens, **kwargs)
-        solved = zip(examples, solutions, strict=True)
-        return [sum(solves(text, example) for text in texts) for example, texts in solved]
+        return solve(learner, self.tokenizer, examples, self.config.max_new_tokens, **kwargs)
 
 
 def row_scores(learner: LanguageLearner, batch: TokenBatch) -> tuple[Float[Tensor, "B G"], Float[Tensor, " B"]]:
@@ -144,6 +145,11 @@ def row_scores(learner: LanguageLearner, batch: TokenBatch) -> tuple[Float[Tenso
     sums = each.new_zeros(len(batch.domains), each.shape[1]).index_add_(0, row_N, each)
     means = sums / row_N.bincount(minlength=len(sums))[:, None]
     return means[:, :-1], means[:, -1]
+
+
+def _compared(solved: bool, attempt: str, example: Example) -> Json:
+    """Return whether an attempt is right, with what was compared: its end and the true answer."""
+    return {"solved": solved, "attempt": attempt[-_END:], "answer": reference(example)}
 
 
 def _chunks(examples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:
