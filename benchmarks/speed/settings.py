@@ -66,6 +66,7 @@ def vision_recipe(arm: str) -> Recipe:
     recipe = load_recipe("recipes/quickstart-vision.yaml")
     settings = [f"arm={arm}", *(PAPER if arm == "v-paper" else [])]
     settings += [f"value.every_steps={VISION_PERIOD}", "value.strength=1.0", "budget.minutes=null", "budget.steps=1000"]
+    settings += ["feedback.head_steps=1"]  # the default: the quickstart is too short to fit the heads further
     return parse_recipe(with_overrides(recipe.model_dump(mode="json"), settings))
 
 

@@ -71,7 +71,7 @@ def turns(tmp_path_factory):
 
 def test_arms_take_turns_over_seeds(turns):
     ran = [[word for word in command if word.startswith(("name=", "--until"))] for command in turns.commands]
-    turn = ["step-0", "one-hot.0", "v.0", "self-distillation.0", "v.1", "self-distillation.1", "one-hot.1"]
+    turn = ["step-0", "v.0", "self-distillation.0", "one-hot.0", "self-distillation.1", "one-hot.1", "v.1"]
     turn = [f"name={name}" for name in turn]
     assert ran == [["--until=0.5", n] for n in turn] + [[n] for n in turn[1:]]
 
@@ -343,7 +343,7 @@ def with_settings(tmp_path_factory):
 
 def test_an_entry_with_settings_is_an_arm_of_its_own_and_a_twin_is_not(with_settings):
     ran = [next(word for word in command if word.startswith("name=")) for command in with_settings.commands]
-    members = ["step-0", "one-hot.0", f"{OWN[0]}.0", f"{OWN[0]}.1", "one-hot.1", f"{OWN[1]}.0", f"{OWN[1]}.1"]
+    members = ["step-0", f"{OWN[0]}.0", "one-hot.0", "one-hot.1", f"{OWN[0]}.1", f"{OWN[1]}.0", f"{OWN[1]}.1"]
     assert ran == [f"name={member}" for member in members]
     results = with_settings.results
     assert list(results.arms) == ["step-0", *ENTRIES[:3]]

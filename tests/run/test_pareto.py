@@ -88,7 +88,7 @@ def test_points_that_were_run_are_refused_unless_resumed(two_points, capsys):
 def test_mistakes_in_points_come_before_the_long_work(tmp_path, capsys):
     save_recipe(vision_recipe(tmp_path), tmp_path / "recipe.yaml")
     assert main(["pareto", str(tmp_path / "recipe.yaml"), "--point", "feedback.segmentatoin=4"]) == 2
-    assert "did you mean 'segmentation'?" in capsys.readouterr().err
+    assert "did you mean 'feedback.segmentation'?" in capsys.readouterr().err
     assert main(["pareto", str(tmp_path / "recipe.yaml"), "--point", "4:1"]) == 2
     assert "must have the form field=value" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()

@@ -237,7 +237,7 @@ def test_a_wrong_name_shows_before_the_long_work(tmp_path, tokenizer, capsys):
     save_recipe(tiny_recipe(tmp_path, tokenizer), tmp_path / "recipe.yaml")
     file = space(tmp_path, optimizer__lrr={"low": 1e-5, "high": 1e-2})
     assert main(["sweep", str(tmp_path / "recipe.yaml"), "--space", str(file)]) == 2
-    assert "did you mean 'lr'?" in capsys.readouterr().err
+    assert "did you mean 'optimizer.lr'?" in capsys.readouterr().err
     assert main(["sweep", str(tmp_path / "recipe.yaml"), "--space", str(tmp_path / "none.yaml")]) == 2
     assert "cannot read the space" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()

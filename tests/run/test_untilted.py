@@ -14,7 +14,7 @@ from vpretrain.recipe import parse_recipe
     [
         (7, 0, {}, 8),
         (20, 0, {}, 8),
-        (24, 0, {}, None),  # a verifier had nothing to tell
+        (40, 0, {}, None),  # a verifier had nothing to tell
         (7, 1, {}, None),  # it was judged
         (30, 0, {"value": {"every_steps": 32}}, 32),
         (30, 0, {"designer": {"burn_in_steps": 20}}, 28),

@@ -173,7 +173,7 @@ def test_generated_scenes_do_for_a_first_try(photos):
 def test_the_recipe_has_the_settings_with_which_v_was_ahead(photos, monkeypatch):
     assert main([*photos, "--feedback", "scenes:6"]) == 0
     ours, quickstart = load_recipe("mine.yaml"), load_recipe(QUICKSTART)
-    own = {"heads", "meta", "size", "batch_size"}
+    own = {"heads", "meta", "size", "batch_size", "head_steps"}  # the quickstart is too short to fit the heads further
     assert ours.feedback.model_dump(exclude=own) == quickstart.feedback.model_dump(exclude=own)
     assert ours.value.model_dump(exclude={"batch_size"}) == quickstart.value.model_dump(exclude={"batch_size"})
     assert quickstart.feedback.batch_size == draft._FED  # of which `init` takes no more
