@@ -177,8 +177,8 @@ def test_folders_of_classes_must_agree(tmp_path):
         read_classes_of_folders(config)
     with pytest.raises(UserError, match="must hold a folder of images for each of two classes"):
         read_classes_of_folders(ClassesConfig(train=str(tmp_path / "train/a"), test=str(tmp_path / "test")))
-    with pytest.raises(UserError, match=r"no folder at .*trian: did you mean .*train\? give one with a subfolder"):
-        read_classes_of_folders(ClassesConfig(train=str(tmp_path / "trian"), test=str(tmp_path / "test")))
+    with pytest.raises(UserError, match=r"no folder at .*trains: did you mean .*train\? give one with a subfolder"):
+        read_classes_of_folders(ClassesConfig(train=str(tmp_path / "trains"), test=str(tmp_path / "test")))
     with pytest.raises(ValueError, match="train and test are one folder"):
         ClassesConfig(train="all", test="all")
 
