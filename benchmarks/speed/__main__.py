@@ -78,7 +78,7 @@ def main() -> None:
     report["flops"] = flops(meta.parts, meta.batch.rows(range(settings.ROWS)))
     report["meta"] = []
     timed = meta_settings(quick)
-    with steady("meta update by engine", len(timed)) as done:
+    with steady("meta update by engine", len(timed), "settings") as done:
         for number, setting in enumerate(timed, start=1):
             engines = list(ENGINES) if setting["align"] == "cosine" else SHORT
             report["meta"] += meta.rows(engines, REPEATS, **setting)
@@ -111,7 +111,7 @@ def throughput(learner: str, arms: Sequence[str], rounds: int, *, together: bool
         updates = arm in _WITH_META and turn in (0, rounds - 1)
         own.append([*([(turn + 2) * period] if updates else []), (turn + 2) * period + 1])
     seconds: dict[str, dict[int, float]] = {arm: {} for arm in arms}
-    with steady(f"{learner}, learner steps", sum(map(len, itertools.chain(*turns.values())))) as done:
+    with steady(f"{learner}, learner steps", sum(map(len, itertools.chain(*turns.values()))), "steps") as done:
         for group in [arms] if together else [[arm] for arm in arms]:
             workers = {arm: _Worker(learner, arm) for arm in group}
             for turn, (arm, worker) in itertools.product(range(rounds + 1), workers.items()):

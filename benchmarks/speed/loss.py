@@ -28,7 +28,7 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 def compare_losses(shapes: list[str], repeats: int) -> list[dict[str, Any]]:
     """Return one row per vocabulary and variant, with medians of interleaved repeats."""
     rows = []
-    with steady("the loss", len(shapes) * len(VARIANTS) * (repeats + 1)) as done:
+    with steady("the loss", len(shapes) * len(VARIANTS) * (repeats + 1), "passes") as done:
         steps = itertools.count(1)
         for shape in shapes:
             vocabulary, width = SHAPES[shape]

@@ -94,20 +94,27 @@ def progress(title: str) -> Iterator[Callable[[float, float | None, str], None]]
         nonlocal due
         if time.monotonic() >= due:
             due = time.monotonic() + PLAIN_SECONDS
-            console.print(f"{title}: {fraction:.0%}, {minutes(left)} left  {note}", markup=False, highlight=False)
+            text = f"{title}: {fraction:.0%}, {minutes(left)} left  {note}".rstrip()
+            console.print(text, markup=False, highlight=False)
 
     yield line
 
 
 @contextlib.contextmanager
-def steady(title: str, total: int) -> Iterator[Callable[[float], None]]:
-    """Yield `done(parts)`, for work of equal parts; fractions count, and the time left is estimated from the pace."""
+def steady(title: str, total: int, unit: str = "") -> Iterator[Callable[[float], None]]:
+    """Yield `done(parts)`, for work of equal parts; fractions count, and the time left is estimated from the pace.
+
+    Args:
+        title: of the line.
+        total: parts.
+        unit: what a part is, in the plural, such as steps; without it, parts are not counted in the line.
+    """
     start = time.monotonic()
     with progress(title) as update:
         yield lambda parts: update(
             parts / max(1, total),
             (time.monotonic() - start) * (total - parts) / parts if parts else None,
-            f"{parts:.0f}/{total}",
+            f"{parts:.0f}/{total} {unit}" if unit else "",
         )
 
 

@@ -74,7 +74,7 @@ class Metrics:
     """The presentation of an evaluation's metrics in tables, plots and verdicts.
 
     Attributes:
-        headline: the data that all of it is measured on.
+        headline: what all of it is measured on, by a recipe.
         cases: the key of results under which the cases are.
         paired: the metrics of a case by which arms are compared.
         objectives: metrics that settings trade off: -1 where less is better, else 1; with the title.
@@ -86,7 +86,7 @@ class Metrics:
         also_plotted: metrics that are plotted along runs besides the objectives, in the same form.
     """
 
-    headline: str
+    headline: Callable[[Recipe], str]
     cases: str
     paired: Mapping[str, Paired]
     objectives: Mapping[str, tuple[int, str]]

@@ -111,7 +111,7 @@ class RunResult(Outcome):
         return self.figures.get("left_out", {})
 
     def _title(self) -> str:
-        return f"{self.recipe.name}: {modality_of(self.recipe).metrics.headline}"
+        return f"{self.recipe.name}: {modality_of(self.recipe).metrics.headline(self.recipe)}"
 
     def _rows(self) -> list[list[str]]:
         return cells({self.arm: self.figures}, self.recipe)

@@ -28,7 +28,7 @@ with console.verbosity(less={quiet}, more={verbose}):
     console.warn("a warning")
     with console.working("loading"):
         time.sleep(0.2)
-    with console.steady("work", 4) as done:
+    with console.steady("work", 4, "parts") as done:
         time.sleep(0.1)
         done(1)
 """
@@ -67,7 +67,7 @@ def printed_in_terminal(code, **environment):
 def test_a_log_has_a_line_for_work_that_takes_long_and_the_time_left_where_it_is_known():
     """FORCE_COLOR makes no terminal: Jupyter wishes for colours from the processes it starts, but their stderr is a pipe."""
     lines = printed(FORCE_COLOR="1")
-    assert lines == ["a remark", "a warning", "loading: 0:00 so far", "work: 25%, 0:00 left  1/4"]
+    assert lines == ["a remark", "a warning", "loading: 0:00 so far", "work: 25%, 0:00 left  1/4 parts"]
 
 
 SHARED = """
@@ -117,6 +117,12 @@ with console.progress("[/a]") as update:
     shown = printed_in_terminal(code)
     assert "[/a]" in shown
     assert "rows[b].jsonl" in shown
+
+
+def test_parts_without_a_unit_are_not_counted_in_the_line():
+    code = "from vpretrain import console\nconsole.FIRST_SECONDS = 0\nwith console.steady('y', 2) as done: done(1)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "y: 50%, 0:00 left\n"
 
 
 def test_short_work_prints_no_line():

@@ -84,6 +84,19 @@ def test_the_verdict_is_one_sentence_with_the_paired_interval(tmp_path):
     )
 
 
+def test_the_report_shows_what_was_attempted_and_what_it_was_compared_with(tmp_path):
+    study = tmp_path / "study"
+    write_comparison(study, seeds=(0,))
+    for run, solved, attempt in (("step-0", False, "I do not know\n"), ("v", True, "so it is 12")):
+        found = json.loads((study / run / "result.json").read_text())
+        found["problems"][0] |= {"solved": solved, "attempt": attempt, "answer": "12"}
+        write_json(study / run / "result.json", found)
+    assert made(tmp_path, study).tables["Ends of attempts"] == [
+        ["true answer", "step-0", "v"],
+        ["12", "wrong: ... I do not know", "right: ... so it is 12"],
+    ]
+
+
 def test_the_verdict_names_what_became_worse_with_and_without_an_interval(tmp_path):
     results = write_comparison(tmp_path / "study", seeds=(0,))
     results["arms"]["v"] |= {"pass_at_1": 0.0, "retention_nll": 2.9}
@@ -245,13 +258,13 @@ def test_a_higher_figure_is_better_where_its_modality_defines_it_so(tmp_path):
         collect(tmp_path / "study")
     )
     results["differences"]["depth_rmse"] = gain
-    results["of"]["depth_rmse"] = "metres per image"
+    results["of"]["depth_rmse"] = "metres of RMSE per image"
     write_json(tmp_path / "study/results.json", results)
     study = collect(tmp_path / "study")
-    assert ". On depth v is worse than fixed: +0.0917 metres per image" in verdict(study)
+    assert ". On depth v is worse than fixed: +0.0917 metres of RMSE per image" in verdict(study)
     assert [line.split(" per ")[0] for line in notes(study)[:2]] == [
         "v minus fixed: +0.0917 mIoU",
-        "v minus fixed: +0.0917 metres",
+        "v minus fixed: +0.0917 metres of RMSE",
     ]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from enum import Enum
 from types import SimpleNamespace
 
 import pytest
@@ -39,9 +41,9 @@ class Fake:
         if what in self.fails_at:
             raise ConnectionError(f"no network to {what}\nand more")
 
-    def _alert(self, title, text):
+    def _alert(self, title, text, level):
         self._maybe("alert")
-        self.alerts.append((title, text))
+        self.alerts.append((title, text, level.name))
 
     def start(self):
         self._maybe("start")
@@ -64,6 +66,7 @@ def fake(monkeypatch):
     monkeypatch.setattr(Fake, "made", [], raising=False)
     monkeypatch.setattr(Fake, "fails_at", set(), raising=False)
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "wandb", Fake)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(AlertLevel=Enum("AlertLevel", ["INFO", "WARN", "ERROR"])))
     monkeypatch.setattr(tracking, "_installed", lambda name: name in ("wandb", "tensorboard"))
     return Fake
 
@@ -202,8 +205,8 @@ def test_a_tracker_with_notifications_is_told_how_a_run_ends_and_not_of_a_pause(
     crashed(recipe, 4)
     assert [one.alerts for one in fake.made] == [
         [],
-        [("runs/tiny", f"finished: 6 steps, answer NLL {result.answer_nll:.4g}")],
-        [("runs/tiny", "ended early: the power is out")],
+        [("runs/tiny", f"finished: 6 steps, answer NLL {result.answer_nll:.4g}", "INFO")],
+        [("runs/tiny", "ended early: the power is out", "WARN")],
     ]
 
 
@@ -212,7 +215,7 @@ def test_a_run_in_the_handler_of_another_error_has_not_ended_early(tmp_path, tok
         raise KeyError("of the loop around it")
     except KeyError:
         run_recipe(wandb_recipe(tmp_path, tokenizer))
-    assert [text.partition(":")[0] for _, text in fake.made[0].alerts] == ["finished"]
+    assert [text.partition(":")[0] for _, text, _ in fake.made[0].alerts] == ["finished"]
 
 
 @pytest.mark.parametrize("when", ["log", "alert", "finish"])

@@ -183,6 +183,28 @@ def test_folders_of_classes_must_agree(tmp_path):
         ClassesConfig(train="all", test="all")
 
 
+def test_one_folder_of_classes_is_divided_by_names_and_copies_count_once(tmp_path):
+    for name in ("light", "dark"):
+        (tmp_path / name).mkdir()
+        for number in range(11):
+            colour = (number, 0, 200 if name == "light" else 0)
+            Image.new("RGB", (8, 8), colour).save(tmp_path / name / f"{number:02}.png")
+        copy = (tmp_path / name / "03.png").read_bytes()
+        (tmp_path / name / "03 copy.png").write_bytes(copy)
+    train, test = read_classes_of_folders(ClassesConfig(train=str(tmp_path)))
+    assert [[number for _, number in part] for part in (train, test)] == [[0] * 9 + [1] * 9, [0] * 2 + [1] * 2]
+    contents = [file.read_bytes() for file, _ in train + test]
+    assert len(set(contents)) == len(contents) == 22
+    less_train, less_test = read_classes_of_folders(ClassesConfig(train=str(tmp_path), limit=1))
+    assert less_train == [train[0], train[9]]
+    assert less_test == [test[0], test[2]]
+    for file, number in train:
+        if number:
+            file.unlink()
+    with pytest.raises(UserError, match="light has fewer than 5 different images, of which one would be for the test"):
+        read_classes_of_folders(ClassesConfig(train=str(tmp_path)))
+
+
 def test_a_size_may_have_two_sides(tmp_path):
     wide = {"train": [{"scenes": 8, "seed": 4}], "test": [{"scenes": 4, "seed": 5}], "probe_steps": 2}
     with pytest.raises(UserError, match=r"evaluation\.size=30 is no multiple of the learner's patch of 8 pixels"):

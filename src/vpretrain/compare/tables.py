@@ -26,7 +26,7 @@ def table(results: Json, recipe: Recipe) -> Table:
 def title(results: Json, recipe: Recipe) -> str:
     """Return the table's title: what was measured, after equal what."""
     matched = "training time" if by_minutes(results["arms"], recipe) else "steps"
-    return f"{recipe.name}: {modality_of(recipe).metrics.headline} after equal {matched}"
+    return f"{recipe.name}: {modality_of(recipe).metrics.headline(recipe)} after equal {matched}"
 
 
 def remarks(results: Json, recipe: Recipe) -> list[str]:

@@ -119,7 +119,7 @@ def _about(learner: Any, subset: str, align: str, inputs: str) -> Json:
 
 def _compare_engines(case: EngineCase, steps: Sequence[float]) -> Json:
     engines: dict[str, Json] = {}
-    with case.problem.learner.meta_mode(), steady("doctor", 3 + len(steps)) as done:
+    with case.problem.learner.meta_mode(), steady("doctor", 3 + len(steps), "comparisons") as done:
         _measure(jvp, case)  # the first pass warms up caches and allocators
         oracle, seconds = _measure(double_backward, case)
         engines["double_backward"] = {"relative_error": 0.0, "seconds": seconds}

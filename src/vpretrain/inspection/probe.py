@@ -197,7 +197,7 @@ def probe(recipe: Recipe, steps: int) -> Json:
     optimizer = ProbedAdamW(parts.learner.named_parameters(), recipe.effective_optimizer, total_steps=total_steps)
     subset, aware = modality_of(recipe).subset(recipe, parts.learner), recipe.effective_value.metric == "adamw"
     observer = OneStepProbe(parts, optimizer, subset, optimizer_aware=aware)
-    with steady("             probe", steps) as done:
+    with steady("             probe", steps, "steps") as done:
 
         def after_step(record: StepRecord) -> None:
             observer.after_step(record.step)

@@ -52,7 +52,7 @@ def profile(recipe: Recipe, steps: int) -> Json:
     units: list[int] = []  # tokens or images, of each step
     # Before the learner's first step AdamW has no metric, so the first meta update that does anything is that of step r.
     first = period + 1
-    with steady("           profile", first + steps) as done:
+    with steady("           profile", first + steps, "steps") as done:
 
         def after_step(record: StepRecord) -> None:
             units.append(record.units)

@@ -47,7 +47,7 @@ class Reading(Generic[Item]):
     def items(self, outcomes: Iterable[Item | Unreadable], seconds: float) -> Iterator[Item]:
         """Yield what can be read within this time. Raises as `Skipped.met`, and Unreadable where nothing is skipped."""
         start = time.monotonic()
-        with steady(f"{self.origin[-18:]:>18}", round(seconds)) as done:
+        with steady(f"{self.origin[-18:]:>18}", round(seconds), "seconds") as done:
             for found in itertools.islice(outcomes, self.most):
                 fault = found if isinstance(found, Unreadable) else None
                 if self._skipped is not None:

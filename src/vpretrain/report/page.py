@@ -34,6 +34,7 @@ from vpretrain.tables import cells
 from vpretrain.types import Json
 
 _UNKNOWN = "not recorded"
+_ATTEMPTS = 5  # problems whose attempts are shown
 # The parts of a study, in their order; those of `_OPTIONAL` are left out if they are empty.
 _PARTS = {
     "warnings": "Warnings",
@@ -106,6 +107,7 @@ def _study(study: Study, number: int) -> Json:
         "differences": _differences(study),
         "evaluation": plots.evaluation(study) if draws else [],
         "scores": _scores(study),
+        "attempts": _attempts(study),
         "probe": plots.probe(study.probe) if draws and study.probe else [],
         "probed": study.probe.get("arm"),
         "steps": first,
@@ -129,7 +131,7 @@ def _results(study: Study) -> Table | None:
     if not arms:
         return None
     rows = cells(arms, study.recipe)
-    title = [f"Results on {modality_of(study.recipe).metrics.headline}"]
+    title = [f"Results on {modality_of(study.recipe).metrics.headline(study.recipe)}"]
     title += ["step-0 is the untouched learner"] if study.start else []
     title += ["means over seeds"] if len(study.results["seeds"]) > 1 else []
     title += ["[ ] are 95 % intervals"] if any("[" in text for text in rows[-1][1:]) else []
@@ -186,6 +188,22 @@ def _scores(study: Study) -> Table:
                 cost = [f"{line['steps']:,}", f"{line['seconds']:.1f}", f"{line[unit]:,}"]
                 rows.append([arm, seed, *cost, *(_number(line.get(key)) for key in keys)])
     return Table("Evaluations along the runs, and at their ends", rows)
+
+
+def _attempts(study: Study) -> Table | None:
+    """Return the ends of the first attempts of each arm's first seed beside the true answers, as Pass@1 compared them."""
+    problems = {arm: runs[0].result.get("problems", []) for arm, runs in study.runs.items() if runs}
+    attempted = {arm: {one["key"]: one for one in of if "attempt" in one} for arm, of in problems.items()}
+    found = {arm: of for arm, of in attempted.items() if of}
+    answers = {key: one["answer"] for of in found.values() for key, one in of.items()}
+    rows = [["true answer", *found]]
+    for key, answer in list(answers.items())[:_ATTEMPTS]:
+        rows.append([answer, *(_attempt(of[key]) if key in of else "-" for of in found.values())])
+    return Table("Ends of attempts, and whether Pass@1 counts them as right", rows) if answers else None
+
+
+def _attempt(problem: Json) -> str:
+    return f"{'right' if problem['solved'] else 'wrong'}: ... {problem['attempt'].strip()}"
 
 
 def _cost(study: Study) -> Table | None:

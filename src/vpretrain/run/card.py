@@ -183,8 +183,8 @@ def _results(recipe: Recipe, result: Json, comparison: Json) -> list[str]:
     if "warning" in result:
         lines += ["", f"Warning: {_text(result['warning'])}"]
     if comparison:
-        headline = modality_of(recipe).metrics.headline.capitalize()
-        lines += ["", f"All arms of the comparison; step-0 is the untouched learner. {headline}:", ""]
+        headline = modality_of(recipe).metrics.headline(recipe)
+        lines += ["", f"All arms of the comparison on {headline}; step-0 is the untouched learner.", ""]
         lines += [*_table(comparison["table"]), "", *(f"- {_text(line)}" for line in comparison["remarks"])]
     return lines
 

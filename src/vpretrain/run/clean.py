@@ -48,7 +48,7 @@ def removable(root: Path, *, finished: bool = False) -> list[Removable]:
     """
     runs = [directory for directory, members in runs_below(root) if not members]
     found = []
-    with steady("       checkpoints", len(runs)) as done:
+    with steady("       checkpoints", len(runs), "runs") as done:
         for number, run in enumerate(runs, start=1):
             if any(holder(directory) is not None for directory in (run, run.parent)):
                 warn(f"warning: {run} is in use: nothing of it is removed")

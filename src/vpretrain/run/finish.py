@@ -10,11 +10,13 @@ import torch
 
 from vpretrain import distributed
 from vpretrain.console import note, warn, working
-from vpretrain.files import whole_directory, write_json
+from vpretrain.files import read_lines, whole_directory, write_json
 from vpretrain.run.card import provenance, write_card
 from vpretrain.run.circumstances import circumstances
 from vpretrain.run.export import export_checkpoint
 from vpretrain.run.left_out import lines
+from vpretrain.run.log import METRICS
+from vpretrain.run.pace import uneven
 from vpretrain.types import Json
 
 if TYPE_CHECKING:
@@ -25,9 +27,10 @@ def finish(session: Session) -> Json:
     """Export, evaluate, and write result.json, which marks a run as finished; return its content."""
     result = _figures(session)
     if session.budget.step:
-        if warning := session.parts.warning(result):
-            result["warning"] = warning
-            warn(f"warning: {warning}")
+        pace = uneven(read_lines(session.directory / METRICS), session.recipe.unit)
+        if warnings := [text for text in (session.parts.warning(result), pace) if text]:
+            result["warning"] = "; ".join(warnings)
+            warn(f"warning: {result['warning']}")
         if left_out := session.parts.left_out(session.parts.stream_cursor()):
             result["left_out"] = left_out
             for line in lines(left_out):

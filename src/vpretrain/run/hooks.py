@@ -107,14 +107,14 @@ class Tracking(Hook):
         if self._trackers is not None:
             key, (_, title) = next(iter(modality_of(session.recipe).metrics.objectives.items()))
             value = "" if result.get(key) is None else f", {title} {result[key]:.4g}"
-            self._trackers.notify(f"finished: {result['steps']:,} steps{value}")
+            self._trackers.notify(f"finished: {result['steps']:,} steps{value}", "INFO")
 
     def close(self) -> None:
         if self._trackers is None:
             return
         error = sys.exception()  # with which the run ends, or in whose handler it was called; a pause is no end
         if error is not None and not self._finished and not isinstance(error, Paused):
-            self._trackers.notify(f"ended early: {first_line(error)}")
+            self._trackers.notify(f"ended early: {first_line(error)}", "WARN")
         self._trackers.close()
 
 

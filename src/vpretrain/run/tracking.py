@@ -6,11 +6,12 @@ the process. Their loggers need its PartialState, which takes over an existing p
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from vpretrain.config import Recipe, TrackingConfig
 from vpretrain.console import warn
@@ -82,13 +83,14 @@ class Trackers:
             except Exception as error:  # any failure of a network, a disk or a server
                 self._leave(name, error)
 
-    def notify(self, text: str) -> None:
+    def notify(self, text: str, level: Literal["INFO", "WARN"]) -> None:
         """Send a notification by the trackers that have them: W&B and Trackio, which deliver it as the user has set there."""
         title = "/".join(self._recipe.directory.parts[-2:])
         for name, tracker in list(self._trackers.items()):
             try:
                 if (alert := getattr(tracker.tracker, "alert", None)) is not None:
-                    alert(title=title, text=text)
+                    levels = importlib.import_module(name).AlertLevel  # their defaults differ
+                    alert(title=title, text=text, level=levels[level])
             except Exception as error:  # as in `log`
                 self._leave(name, error)
 

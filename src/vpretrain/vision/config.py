@@ -263,13 +263,15 @@ class ClassesConfig(Strict):
     size: Side = Field(224, description="Pixels per side of the central part of an image that the backbone sees.")
 
     train: Location = Field(description="Folder of the images that the classifier is fitted on.")
-    test: Location = Field(description="Folder of the images that it is tested on.")
+    test: Location | None = Field(
+        None, description="Folder of the images that it is tested on; null: a fifth of each class of train."
+    )
     limit: int | None = Field(None, ge=1, le=MANY, description="Use n images per class only.")
 
     @model_validator(mode="after")
     def _apart(self) -> ClassesConfig:
         if self.train == self.test:
-            raise ValueError("train and test are one folder: give the test images a folder of their own")
+            raise ValueError("train and test are one folder: leave test out to divide it, or give another folder")
         return self
 
 

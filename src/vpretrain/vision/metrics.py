@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from operator import methodcaller
+from pathlib import PurePath
 from typing import Literal
 
+from vpretrain.config import Recipe
 from vpretrain.modality import Measure, Metrics, Paired
+from vpretrain.vision.config import EvaluationConfig
 from vpretrain.vision.evaluation.retrieval import PROTOCOLS
 
 
@@ -13,6 +16,20 @@ def _measure(
     key: str, better: Literal["lower", "higher"], form: str = ".4f", unit: str = "", paired: str | None = None
 ) -> Measure:
     return Measure(methodcaller("get", key), form, better, unit, paired)
+
+
+def _headline(recipe: Recipe) -> str:
+    """Name the images that the figures are of: generated scenes are seldom what a learner is for."""
+    assert isinstance(recipe.evaluation, EvaluationConfig)
+    test, classes = recipe.evaluation.test, recipe.evaluation.classes
+    of = " and ".join(dict.fromkeys("generated scenes" if one.scenes else _name(one.origin) for one in test))
+    accuracy = f", accuracy of {_name(classes.test or classes.train)}" if classes else ""
+    return f"probes on the frozen backbone (images of {of}{accuracy})"
+
+
+def _name(folder: str) -> str:
+    """Return the last two parts of a path: folders above say where a machine keeps its data."""
+    return "/".join(PurePath(folder).parts[-2:])
 
 
 _MEASURES = {
@@ -30,11 +47,11 @@ _MEASURES = {
     },
 }
 METRICS = Metrics(
-    headline="probes on the frozen backbone",
+    headline=_headline,
     cases="test_images",
     paired={
         "miou": Paired("mIoU per image", "segmentation", "higher"),
-        "depth_rmse": Paired("metres per image", "depth", "lower"),
+        "depth_rmse": Paired("metres of RMSE per image", "depth", "lower"),
     },
     objectives={"miou": (1, "mIoU"), "depth_rmse": (-1, "RMSE (m)")},
     pareto_points=[

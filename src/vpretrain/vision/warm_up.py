@@ -45,7 +45,7 @@ def warm_up(recipe: Recipe, learner: VisionLearner) -> None:
             losses = _dino_losses(learner, _pool(learner, stream))
         else:
             losses = _losses(learner, stream, theta)
-        with steady("    head warm-up", config.warm_up_steps) as done:
+        with steady("    head warm-up", config.warm_up_steps, "steps") as done:
             for step, (loss, task) in enumerate(itertools.islice(losses, config.warm_up_steps), start=1):
                 for name, gradient in learner.gradient(loss, theta).items():
                     head[name].grad = gradient
@@ -74,7 +74,7 @@ def _losses(learner: VisionLearner, stream: VisionStream, theta: Parameters) -> 
 def _pool(learner: DinoLearner, stream: VisionStream) -> list[_Features]:
     """Compute the frozen backbone's features of some batches once: the head's steps are many times faster than these."""
     pool = []
-    with steady("    head's images", _POOL) as done:
+    with steady("    head's images", _POOL, "batches") as done:
         for number in range(_POOL):
             pool.append(_features(learner, stream.next()[0]))
             done(number + 1)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from math import comb, inf, isfinite
 from statistics import mean
 from types import ModuleType
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from vpretrain.language.data.example import Example, Scorer
 from vpretrain.language.data.rows import spelled
 from vpretrain.language.model.learner import LanguageLearner
 from vpretrain.types import Keywords
+
+Comparison = Literal["number", "words", "mathematics", "scorer"]
 
 # Other commas than those between thousands separate the numbers of a list, as for math-verify.
 _NUMBER = r"-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?(?:/\d+)?"
@@ -220,10 +223,19 @@ def is_words(truth: str) -> bool:
     return re.fullmatch(r"[^\W\d_]+([ ,.'-]+[^\W\d_]+)*[.]?", truth.strip()) is not None
 
 
-def needs_mathematics(example: Example) -> bool:
-    """Whether answers to a problem are compared as mathematics: it has no scorer, and its own is neither number nor words."""
+def compared_as(example: Example) -> Comparison:
+    """How attempts at a problem are compared with its answer."""
+    if example.scorer is not None:
+        return "scorer"
     truth = reference(example)
-    return example.scorer is None and not _PLAIN_NUMBER.fullmatch(truth.strip()) and not is_words(truth)
+    if _PLAIN_NUMBER.fullmatch(truth.strip()):
+        return "number"
+    return "words" if is_words(truth) else "mathematics"
+
+
+def needs_mathematics(example: Example) -> bool:
+    """Whether attempts are compared by math-verify, a package of an extra."""
+    return compared_as(example) == "mathematics"
 
 
 def math_verify() -> ModuleType:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,7 @@ from vpretrain.language.data.example import Example, key_of
 from vpretrain.language.data.feedback import LanguageFeedback, problems
 from vpretrain.language.data.source import IndexedSource, open_source
 from vpretrain.language.data.stream import HELD_BACK, usable
+from vpretrain.language.evaluation.solve import Comparison, compared_as, reference
 from vpretrain.language.model.load import load_config, load_tokenizer
 from vpretrain.language.model.loss import CHUNK
 from vpretrain.language.verified import VerifiedFeedback
@@ -33,6 +34,8 @@ from vpretrain.types import Model
 
 GENERATED = 2000  # examples of a source that is no file: they can be read, and take long to make
 MEASURED = 2000  # examples of feedback and evaluation whose length is looked at
+_END = 40  # characters of a response that show where its answer comes from
+_BY: dict[Comparison, str] = {"number": "number", "words": "text", "mathematics": "formula", "scorer": "a scorer of their own"}
 _NARROW = {
     "hidden_size": 64, "n_embd": 64, "intermediate_size": 64, "n_inner": 64, "head_dim": 16,
     "num_attention_heads": 4, "n_head": 4, "num_key_value_heads": 2, "hidden_size_per_layer_input": 16,
@@ -80,6 +83,7 @@ def check(recipe: Recipe) -> Iterator[str]:
         if role == "evaluation" or recipe.feedback.reward != "answer":  # else the learner's attempts take their place
             cut = sum(_is_cut(example, tokenizer, length) for example in of[:MEASURED])
             yield from _cut_line(role, cut, len(of[:MEASURED]), length)
+    yield from _compared_line(own["evaluation"][: recipe.evaluation.pass_at_1_problems])
     yield one_step(recipe, parts)
     if warning := few_steps(recipe, parts, recipe.budget.steps):
         yield f"warning: {warning}"
@@ -181,3 +185,11 @@ def _is_cut(example: Example, tokenizer: PreTrainedTokenizerBase, length: int) -
 def _cut_line(role: str, cut: int, of: int, length: int) -> Iterator[str]:
     if cut:
         yield f"{role}: {cut:,} of the first {of:,} examples are longer than {role}.length={length} tokens and are cut there"
+
+
+def _compared_line(asked: Sequence[Example]) -> Iterator[str]:
+    """Say what the answers of the problems of Pass@1 are taken to be."""
+    if asked:
+        kinds = ", ".join(f"{count} by {_BY[kind]}" for kind, count in Counter(map(compared_as, asked)).items())
+        first, end = reference(asked[0]), " ".join(asked[0].response.split())[-_END:]
+        yield f"Pass@1: answers are compared, {kinds}; the first true answer is {first!r} (its response ends in {end!r})"

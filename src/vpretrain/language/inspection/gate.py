@@ -39,7 +39,7 @@ def gate(run: Path, batches: int) -> Json:
     kinds_V = torch.tensor([KINDS.index(kind(tokenizer.decode([token]))) for token in range(tokens_of(tokenizer))])
     sums: dict[str, dict[str, list[float]]] = {}
     seen = 0
-    with steady("              gate", batches) as done:
+    with steady("              gate", batches, "batches") as done:
         while seen < batches:
             for batch in parts.stream.next():
                 found = steering(parts, batch)

@@ -54,7 +54,7 @@ def tokens(run: Path) -> Json:
     mixed_in = recipe.feedback.sources if recipe.arms[recipe.arm].mixed_in else ()
     pieces = list(_pieces(parts, {source.domain for source in (*recipe.stream.sources, *mixed_in)}))
     rows: list[Json] = []
-    with steady("            tokens", len(pieces)) as done:
+    with steady("            tokens", len(pieces), "rows") as done:
         for batch, row, start, end in pieces:
             rows.append({"domain": batch.domains[row], "tokens": _tokens(parts, batch, row, start, end, text)})
             done(len(rows))

@@ -20,8 +20,10 @@ def fingerprints(recipe: Recipe) -> list[Json]:
         {"role": role.replace(".", ", "), **_of(source)} for role, sources in recipe.roles.items() for source in sources
     ]
     if (classes := recipe.evaluation.classes) is not None:
-        for role, folder in (("classes, train", classes.train), ("classes, test", classes.test)):
-            limit = {} if classes.limit is None else {"limit": classes.limit}
+        limit = {} if classes.limit is None else {"limit": classes.limit}
+        folders = {"train": classes.train, "test": classes.test} if classes.test else {"train and test": classes.train}
+        for part, folder in folders.items():
+            role = f"classes, {part}"
             found.append({"role": role, "origin": folder, "rows": None, **_of_folder(folder), **limit})
     for truth in recipe.evaluation.retrieval.paths.values():
         file = Path(truth).expanduser()

@@ -76,14 +76,17 @@ class Own(Reader):
 
 
 def own_images(config: SourceConfig) -> list[Path]:
-    """List the images of a source with `labelled`, in the order of the hashes of their names; of copies, the first."""
-    folder = Path(str(config.labelled)).expanduser() / "images"
+    """List the images of a source with `labelled`, in the order of `distinct_images`."""
+    return distinct_images(Path(str(config.labelled)).expanduser() / "images")[config.skip :][: config.limit]
+
+
+def distinct_images(folder: Path) -> list[Path]:
+    """List the images in a folder and below it, in the order of the hashes of their names; of copies, the first."""
 
     def place(file: Path) -> bytes:
         return hashlib.sha256(file.relative_to(folder).with_suffix("").as_posix().encode()).digest()
 
-    files = [copies[0] for copies in _by_content(sorted(images_in(folder), key=place))]
-    return files[config.skip :][: config.limit]
+    return [copies[0] for copies in _by_content(sorted(images_in(folder), key=place))]
 
 
 def shared_images(a: SourceConfig, b: SourceConfig) -> list[tuple[Path, Path]]:

@@ -71,7 +71,7 @@ def rendered(*, seed: int, scenes: int, cameras: int, size: int) -> dict[str, Te
 
 def _render(seed: int, scenes: int, cameras: int, size: int) -> dict[str, Tensor]:
     images: list[Json] = []
-    with _client() as (bullet, data), steady(f"rendering {scenes} scenes", scenes) as done:
+    with _client() as (bullet, data), steady(f"rendering {scenes} scenes", scenes, "scenes") as done:
         studio = _Studio(bullet, data)
         for number in range(scenes):
             draw = np.random.default_rng([seed, number])

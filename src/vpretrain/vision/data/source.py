@@ -266,7 +266,7 @@ class Pool:
         ]
         if not numbers:
             return
-        with steady(f"{title:>17}", len(numbers)) as done:
+        with steady(f"{title:>17}", len(numbers), "images") as done:
             for count, (number, sample) in enumerate(zip(numbers, ahead(self._read, numbers), strict=True), start=1):
                 self._keep(number, sample)
                 done(count)

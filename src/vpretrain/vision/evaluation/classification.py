@@ -14,13 +14,21 @@ from vpretrain.order import Shuffled
 from vpretrain.plain import nearest_file
 from vpretrain.vision.config import ClassesConfig
 from vpretrain.vision.data.image_files import images_in
+from vpretrain.vision.data.own import distinct_images
 
 ClassifiedFile = tuple[Path, int]  # an image, and the number of its class
+_LEAST = 5  # images of a class, of which one is for the test
 _BATCH, _LR, _MOMENTUM = 1024, 0.1, 0.9
 
 
 def read_classes_of_folders(config: ClassesConfig) -> tuple[list[ClassifiedFile], list[ClassifiedFile]]:
-    """List the training and the test images with their class numbers. Raises UserError if the folders do not match."""
+    """List the training and the test images with their class numbers; without a folder for the test, divide the one.
+
+    Raises:
+        UserError: the folders do not match, or a class has too few images.
+    """
+    if config.test is None:
+        return _divided(config.train, config.limit)
     names = {root: _subfolders(root) for root in (config.train, config.test)}
     for root, other in ((config.train, config.test), (config.test, config.train)):
         if odd := sorted(set(names[root]) - set(names[other])):
@@ -32,6 +40,24 @@ def read_classes_of_folders(config: ClassesConfig) -> tuple[list[ClassifiedFile]
         [(file, numbers[name]) for name in numbers for file in _images(Path(root).expanduser() / name, config.limit)]
         for root in (config.train, config.test)
     )
+    return train, test
+
+
+def _divided(root: str, limit: int | None) -> tuple[list[ClassifiedFile], list[ClassifiedFile]]:
+    """Divide the images of each class by the hashes of their names; of copies in a folder the first counts."""
+    train: list[ClassifiedFile] = []
+    test: list[ClassifiedFile] = []
+    for number, name in enumerate(_subfolders(root)):
+        folder = Path(root).expanduser() / name
+        files = distinct_images(folder)
+        if len(files) < _LEAST:
+            raise UserError(
+                f"evaluation.classes: {folder} has fewer than {_LEAST} different images, of which one would be for the test: "
+                "add some, or name a folder of others as test"
+            )
+        tested = len(files) // _LEAST
+        test += [(file, number) for file in files[:tested][:limit]]
+        train += [(file, number) for file in files[tested:][:limit]]
     return train, test
 
 

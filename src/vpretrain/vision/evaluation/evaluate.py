@@ -90,7 +90,7 @@ class Evaluation:
         steps, device = self.config.probe_steps, learner.device
         if self.classes is not None:
             train, test = self.classes
-            with steady("   classification", len(train) + len(test)) as done:
+            with steady("   classification", len(train) + len(test), "images") as done:
                 fitted_on = self._classified(learner, train, done)
                 tested_on = self._classified(learner, test, lambda seen: done(len(train) + seen))
             return classification_accuracy(*fitted_on, *tested_on, steps, device)
@@ -134,7 +134,7 @@ class Evaluation:
                 yield part_3HW, longer * max(part_3HW.shape[1:]) / max(whole_3HW.shape[1:])
             yield from ((read_image(file), longer) for file in gallery)
 
-        with steady("        retrieval", len(queries) + len(gallery)) as done:
+        with steady("        retrieval", len(queries) + len(gallery), "images") as done:
             for image_3HW, pixels in images():
                 rows.append(patch_mean(learner, image_3HW, pixels))
                 done(len(rows))

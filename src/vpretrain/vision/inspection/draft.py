@@ -190,7 +190,7 @@ def _classes(source: SourceConfig) -> int:
     """Count the classes of own labelled images: up to the highest in any mask. Raises UserError for what is no mask."""
     folder, most = Path(str(source.labelled)).expanduser(), 0
     files = own_images(source)
-    with steady(f"reading {len(files)} masks", len(files)) as done:
+    with steady(f"reading {len(files)} masks", len(files), "masks") as done:
         for number, file in enumerate(files):
             mask = (folder / "masks" / file.relative_to(folder / "images")).with_suffix(".png")
             if mask.is_file():  # the set itself says which ones are missing
