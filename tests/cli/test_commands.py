@@ -126,6 +126,7 @@ def test_check_prints_overlap_trial_step_and_memory(recipe, capsys):
     assert "a meta update and a learner step on a tiny copy of the learner: fine" in text
     assert "memory: about" in text
     assert "warning: v makes 6 steps, too few for two judgements" in text
+    assert re.search(r"Pass@1: answers are compared, 2 by number; the first true answer is '(\d+)' \(.* in '.*\1'\)", text)
 
 
 @pytest.mark.parametrize("arm", ["v", "one-hot", "v-paper", "self-distillation"])

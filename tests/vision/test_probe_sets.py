@@ -124,6 +124,7 @@ def test_a_run_with_retrieval_and_classes_reports_them(tmp_path):
     view = table({"arms": {"fixed": result.figures}}, recipe)
     assert {"Oxford easy", "Paris hard"} <= {column.header for column in view.columns}
     assert "mAP" not in {column.header for column in view.columns}
+    assert f"(images of generated scenes, accuracy of {tmp_path.name}/test)" in str(view.title)
 
 
 def test_what_is_wrong_is_said_in_one_line(tmp_path):

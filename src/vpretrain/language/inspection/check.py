@@ -35,7 +35,12 @@ from vpretrain.types import Model
 GENERATED = 2000  # examples of a source that is no file: they can be read, and take long to make
 MEASURED = 2000  # examples of feedback and evaluation whose length is looked at
 _END = 40  # characters of a response that show where its answer comes from
-_BY: dict[Comparison, str] = {"number": "number", "words": "text", "mathematics": "formula", "scorer": "a scorer of their own"}
+_BY: dict[Comparison, str] = {
+    "number": "number",
+    "words": "text",
+    "mathematics": "formula",
+    "scorer": "a scorer of their own",
+}
 _NARROW = {
     "hidden_size": 64, "n_embd": 64, "intermediate_size": 64, "n_inner": 64, "head_dim": 16,
     "num_attention_heads": 4, "n_head": 4, "num_key_value_heads": 2, "hidden_size_per_layer_input": 16,
