@@ -50,7 +50,9 @@ def test_the_lightning_module_has_the_numbers_of_a_plain_loop_bit_for_bit(capsys
 
 
 def check_run(name, capsys):
-    found = runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", [name])
+        found = runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
     lines = [line for line in capsys.readouterr().out.splitlines() if "loss" in line]
     losses = [float(re.search(r"loss\W+([\d.]+)", line)[1]) for line in lines]
     assert losses[-1] < losses[0]
