@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.command import command, parser_of, write_report
-from benchmarks.comparison import begun, show
+from benchmarks.comparison import begun, show, v_minus
 from benchmarks.table import interval, markdown_table
 from vpretrain.compare.compare import compare
+from vpretrain.compare.statistics import correct
 from vpretrain.config import Recipe
 from vpretrain.recipe import load_recipe
 
@@ -31,7 +32,10 @@ _KEPT = (
     "tokens",
     "seconds",
 )
-_COLUMNS = ("arm", "Pass@1", "minus one-hot", "answer NLL", "minus one-hot", "retention NLL", "steps", "seconds")
+_COLUMNS = (
+    "arm", "Pass@1", "minus one-hot", "V minus it", "answer NLL", "minus one-hot", "V minus it", "top-1", "retention NLL",
+    "steps", "seconds",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -47,13 +51,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def summary(figures: dict[str, Any]) -> dict[str, Any]:
-    """Return each arm's means over the seeds, and its differences from one-hot per problem."""
+    """Return each arm's means over the seeds, its differences from one-hot per problem, and V's from the other arms.
+
+    V's differences in Pass@1, for which the benchmark is, are corrected for their number.
+    """
+    of = {key: figures["differences"][key] for key in ("nll", "solved")}
+    of_v = {key: v_minus(found) for key, found in of.items()}
+    correct(of_v["solved"].values())
     arms = {
         arm: {key: found.get(key) for key in _KEPT}
-        | {
-            f"{key}_minus_one_hot": figures["differences"].get(key, {}).get(arm, {}).get("one-hot")
-            for key in ("nll", "solved")
-        }
+        | {f"{key}_minus_one_hot": differences[arm].get("one-hot") for key, differences in of.items()}
+        | {f"v_{key}_minus_it": differences.get(arm) for key, differences in of_v.items()}
         for arm, found in figures["arms"].items()
     }
     return {"seeds": len(figures["seeds"]), "arms": arms, "remarks": figures["remarks"]}
@@ -66,8 +74,11 @@ def markdown(report: dict[str, Any]) -> str:
             arm,
             f"{of['pass_at_1']:.1%}",
             interval(of["solved_minus_one_hot"], "+"),
+            interval(of["v_solved_minus_it"], "+"),
             f"{of['answer_nll']:.3f}",
             interval(of["nll_minus_one_hot"], "+"),
+            interval(of["v_nll_minus_it"], "+"),
+            f"{of['answer_top_1']:.1%}",
             f"{of['retention_nll']:.3f}",
             f"{of['steps']:.0f}",
             f"{of['seconds']:.0f}",

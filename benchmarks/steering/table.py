@@ -97,7 +97,7 @@ def _reached(figures: dict[str, Any]) -> str:
 def _probe(probe: dict[str, float | None]) -> str:
     text = f"r {probe['pearson']:.3f}, slope {probe['slope']:.2f} (S alone: r {probe['pearson_subset']:.3f}"
     if probe.get("pearson_seen") is not None:
-        text += f"; eta V_S as the designer saw it: r {probe['pearson_seen']:.3f}"
+        text += f"; along the direction in use: r {probe['pearson_seen']:.3f}"
     text += ")"
     if probe.get("pearson_gain") is not None:
         text += f"; gain over one-hot: r {probe['pearson_gain']:.3f}, slope {probe['slope_gain']:.2f}"

@@ -30,7 +30,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def _named(arm: str) -> str:
-    return arm.replace(WITH_PAPER, " (paper's settings)")
+    return arm.replace(WITH_PAPER, " (its own settings)")
 
 
 def _row_after(arm: str, found: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Plain data, as YAML gives it: read within bounds, searched for texts, written line by line. Names that were mistyped."""
+"""Plain data, as YAML gives it: read within bounds, searched, written line by line. Nearest names; paths without folders."""
 
 from __future__ import annotations
 
@@ -111,3 +111,8 @@ def _without_text(error: Exception) -> str:
     if isinstance(error, yaml.YAMLError):
         return " ".join(str(error).split())
     return "it is nested too deep" if isinstance(error, RecursionError) else "a number, date or tag in it is none"
+
+
+def without_folders(name: str) -> str:
+    """Return only the last part of an absolute path: cards are published, and home directories contain names."""
+    return Path(name).name if name.startswith(("/", "~")) else name

@@ -45,8 +45,13 @@ def resolve(name: str, packages: Mapping[str, Convert]) -> str:
             raise UserError(
                 f"there is no learner at {name}: give a directory written by save_pretrained, or a hub name"
             )
-        if (path / "recipe.yaml").exists() and (path / "model").is_dir():
-            return str(path / "model")
+        if (path / "recipe.yaml").exists() and not (path / "config.json").exists():
+            if (path / "model").is_dir():
+                return str(path / "model")
+            raise UserError(
+                f"{name} has no model: give the directory of a finished run (of a comparison, one of those in it), or export "
+                "its newest checkpoint"
+            )
         return str(path) if path.is_dir() else name
     package = name.removeprefix(PREFIX)
     if package not in packages:

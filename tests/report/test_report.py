@@ -97,6 +97,13 @@ def test_the_report_shows_what_was_attempted_and_what_it_was_compared_with(tmp_p
     ]
 
 
+def test_of_a_sweep_the_runs_are_asked_for(tmp_path):
+    for name in ("recipe.yaml", "sweep.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match="its own table and pictures are there; name the directories of its runs"):
+        collect(tmp_path)
+
+
 def test_the_verdict_names_what_became_worse_with_and_without_an_interval(tmp_path):
     results = write_comparison(tmp_path / "study", seeds=(0,))
     results["arms"]["v"] |= {"pass_at_1": 0.0, "retention_nll": 2.9}
@@ -254,9 +261,14 @@ def test_a_higher_figure_is_better_where_its_modality_defines_it_so(tmp_path):
     write_json(tmp_path / "study/results.json", results)
     for run in (tmp_path / "study").glob("*/result.json"):
         run.write_text(run.read_text().replace("problems", "test_images"))
-    assert "v is better than fixed on segmentation: v minus fixed is +0.0917 mIoU" in verdict(
-        collect(tmp_path / "study")
-    )
+    said = verdict(collect(tmp_path / "study"))
+    assert "v is better than fixed on segmentation: v minus fixed is +0.0917 mIoU" in said
+    assert "paired over 8 test images and 2 seeds" in said
+    for run in (tmp_path / "study").glob("*/result.json"):
+        found = json.loads(run.read_text())
+        found["test_images"] = [{**image, "scene": n // 2} for n, image in enumerate(found["test_images"])]
+        write_json(run, found)
+    assert "paired over 4 scenes and 2 seeds" in verdict(collect(tmp_path / "study"))
     results["differences"]["depth_rmse"] = gain
     results["of"]["depth_rmse"] = "metres of RMSE per image"
     write_json(tmp_path / "study/results.json", results)

@@ -17,7 +17,7 @@ from vpretrain.cli.parser import main
 from vpretrain.compare.compare import compare
 from vpretrain.compare.entry import parse_entry, split_entries
 from vpretrain.compare.plots import draw_curves
-from vpretrain.compare.results import _differences, over_seeds, read_off
+from vpretrain.compare.results import _differences, over_seeds, read_off, values_of
 from vpretrain.compare.runs import prepare_group, run_member
 from vpretrain.compare.statistics import paired_difference
 from vpretrain.compare.tables import remarks, table
@@ -261,6 +261,14 @@ def test_curves_have_more_than_their_ends_unless_the_recipe_says_otherwise(
 
 def _with_points(root, tokenizer, points):
     return tiny_recipe(root, tokenizer).evaluation.model_dump() | {"points": points}
+
+
+def test_images_of_one_scene_are_one_case_and_a_problem_asked_twice_is_two():
+    images = [{"scene": 7, "miou": 0.2}, {"scene": 7, "miou": 0.6}, {"scene": 9, "miou": 0.5}, {"scene": 9}]
+    assert values_of([images], "miou") == [[pytest.approx(0.4), 0.5]]
+    problems = [{"key": "a", "nll": 1.0}, {"key": "b", "nll": 2.0}, {"key": "a", "nll": 1.0}]
+    assert values_of([problems], "nll") == [[1.0, 2.0, 1.0]]
+    assert values_of([[{"nll": 1.0}, {"nll": 2.0}]], "nll") == [[1.0, 2.0]]
 
 
 def test_a_curve_is_read_off_between_its_evaluations():

@@ -92,6 +92,17 @@ def test_differences_from_the_first_path_are_corrected_for_their_number(finished
     assert [cell.rsplit("p = ", 1)[-1] for cell in cells[2:]] == [f"{minus['p_holm']:.2g}" for minus in found]
 
 
+def test_so_are_those_in_pass_at_1_which_are_told_below_the_table(finished):
+    beside = [finished.results["paths"][path]["minus_beside"]["solved"]["v"] for path in PATHS[1:]]
+    assert all("p_holm" in minus for minus in beside)
+    said = " ".join(finished.printed.split())
+    for path, minus in zip(PATHS[1:], beside, strict=True):
+        assert (
+            f"{path} minus v on problems that greedy decoding solves (Pass@1): {minus['mean']:+.4f} of the problems"
+            in said
+        )
+
+
 @pytest.mark.parametrize(("longer", "unit", "scale"), [(1, "seconds", 1), (1e6, "hours", 3600)])
 def test_pass_at_1_is_drawn_against_the_time_on_one_device(finished, monkeypatch, longer, unit, scale):
     figures = []

@@ -299,6 +299,30 @@ class Patches:
         return tokens.transpose(1, 2).unflatten(2, (height // 4, width // 4))
 
 
+class Predicted:
+    """Whole images whose pixels a head takes to be of these classes."""
+
+    def __init__(self, label_BHW, class_BHW):
+        images = torch.zeros(len(label_BHW), 3, *label_BHW.shape[1:], dtype=torch.uint8)
+        unknown = torch.zeros(label_BHW.shape)
+        self.images = Labelled(images, label_BHW.byte(), unknown, torch.zeros(len(images), dtype=torch.long))
+        self._class_BHW = class_BHW
+
+    def at_pixels(self, outputs):
+        return torch.nn.functional.one_hot(self._class_BHW, 5).permute(0, 3, 1, 2).float()
+
+
+def test_the_sets_miou_counts_what_is_predicted_or_true_and_no_pixel_that_is_ignored():
+    """Class 3 is predicted and never true, class 4 neither; the pixel that is ignored is taken for class 3, too."""
+    metrics = DenseMetrics({"segmentation": torch.nn.Identity()}, 5)
+    images = []
+    for label, taken in (([0, 0, 1, IGNORED], [0, 1, 1, 3]), ([2, 2, 0, 0], [2, 3, 0, 0])):
+        images += metrics.add(Predicted(torch.tensor([[label]]), torch.tensor([[taken]])))
+    assert metrics.together()["miou"] == pytest.approx((3 / 4 + 1 / 2 + 1 / 2 + 0 / 1) / 4)
+    # Of an image, over the classes that it shows.
+    assert [image["miou"] for image in images] == pytest.approx([(1 / 2 + 1 / 2) / 2, (1 / 2 + 2 / 2) / 2])
+
+
 def ramps(height, width, count=1, *, down=False):
     """Images that grow lighter from left to right (or downwards); the lighter half is class 1; depth 1 to 5 metres."""
     whole = ((torch.arange(width) + 0.5) / width).expand(count, height, width)

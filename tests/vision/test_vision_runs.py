@@ -467,7 +467,14 @@ def test_check_takes_one_step_and_wrong_input_gets_one_line(tmp_path):
     lines = list(check(vision_recipe(tmp_path)))
     assert "a meta update and a learner step on a tiny copy of the learner: fine" in lines
     assert "memory: about" in lines[-1]
+    note = "note: value.batch_size=6 is above stream.batch_size=4: a meta update takes 4 images"
+    assert note in list(check(vision_recipe(tmp_path, value={"batch_size": 6})))
+    assert not any("is above stream.batch_size" in line for line in lines)
     for changes, message in (
+        (
+            {"stream": {"sources": [{"scenes": 24, "seed": 1, "size": 40, "limit": 4}]}},
+            "skip and limit are for labelled, ade20k and nyuv2",
+        ),
         (
             {"stream": {"global_size": 30}},
             "stream.global_size=30 is no multiple of the learner's patch of 8 pixels: use 32",

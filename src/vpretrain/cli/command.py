@@ -101,7 +101,7 @@ def overrides(parser: argparse._ActionsContainer) -> argparse.Action:
 def resume(what: str) -> tuple[Argument, Argument]:
     """Return the options of a command whose work may have begun earlier."""
     return (
-        switch("--resume", f"continue {what} where it was interrupted"),
+        switch("--resume", f"continue {what} after an interruption"),
         switch("--overwrite", f"delete {what} of the same name"),
     )
 

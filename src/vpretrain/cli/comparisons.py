@@ -119,11 +119,13 @@ def pareto(recipe: Recipe, options: Options) -> None:
 def posttrain(recipe: Recipe, options: Options) -> None:
     """Compare paths of several trainings under one budget, such as V-pretraining, then GRPO."""
     from vpretrain.compare.entry import split_entries
-    from vpretrain.compare.posttrain import draw_posttrain, posttrain, posttrain_table
+    from vpretrain.compare.posttrain import draw_posttrain, posttrain, posttrain_remarks, posttrain_table
 
     recipe = recipe.model_copy(update={"name": f"{recipe.name}-posttrain"})  # avoids a comparison of this name
     results = posttrain(recipe, split_entries(options.paths), **chosen(options, "seeds", "resume", "overwrite"))
     output().print(posttrain_table(results, recipe))
+    for line in posttrain_remarks(results, recipe):
+        output().print(line, highlight=False, markup=False)
     print_results(recipe.directory / "posttrain.json", draw_posttrain, results, recipe)
 
 

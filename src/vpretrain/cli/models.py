@@ -26,7 +26,7 @@ from vpretrain.types import Json
     count("--shots", None, "examples in the prompt (default: the task's)", least=0),
     count("--limit", None, "first problems of each task (default: all)"),
     argument("--include", "DIRECTORY", "task files of your own"),
-    count("--batch-size", 8, "requests of tasks at once"),
+    count("--batch-size", None, "requests of tasks at once (default: 8)"),
     switch("--run-code", "let tasks such as mbpp run what the model wrote, here"),
     argument("--output", "FILE", "write the results, with all answers, as JSON"),
     switch("--json", "print JSON, problem by problem"),
@@ -35,7 +35,9 @@ def evaluate(options: Options) -> None:
     """Measure a model on a recipe's evaluation, or on standard benchmarks."""
     if options.recipe is None and options.tasks is None:
         raise UserError("say what to measure on: a recipe, --tasks gsm8k,mmlu or both")
-    of_tasks = chosen(options, "shots", "limit", "include", "run_code")
+    if options.recipe is None and options.overrides:
+        raise UserError(f"{options.overrides[0]} changes a recipe: name one after the model")
+    of_tasks = chosen(options, "shots", "limit", "include", "batch_size", "run_code")
     given = [name for name, value in of_tasks.items() if value is not None and value is not False]
     if given and options.tasks is None:
         raise UserError(f"--{given[0].replace('_', '-')} is about --tasks: give both")
@@ -67,7 +69,8 @@ def _run_tasks(options: Options) -> Json:
     from vpretrain.language.evaluation.harness import run_tasks, tasks_table
 
     hush_libraries()
-    settings = chosen(options, "shots", "limit", "include", "batch_size", "run_code")
+    asked = chosen(options, "shots", "limit", "include", "batch_size", "run_code")
+    settings = {name: value for name, value in asked.items() if value is not None}
     results = run_tasks(options.model, _tasks(options), **settings)
     if not options.json:
         output().print(tasks_table(results))

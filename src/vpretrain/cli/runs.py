@@ -60,7 +60,7 @@ def run(recipe: Recipe, options: Options) -> None:
 @command(
     "vpretrain watch runs/mine\n  vpretrain watch runs/quickstart --once",
     argument("run", "RUN", "directory of a run, or of a comparison"),
-    switch("--once", "print one frame and end; so it is outside a terminal"),
+    switch("--once", "print one frame and end, as it always does outside a terminal"),
 )
 def watch(options: Options) -> None:
     """Watch a run or a comparison in progress: curves, budget left, speed, memory, last evaluation."""

@@ -10,6 +10,7 @@ from typing import Literal
 from vpretrain.compare.alike import trained_as
 from vpretrain.compare.results import START, pairs
 from vpretrain.compare.statistics import LEVEL
+from vpretrain.compare.tables import signed
 from vpretrain.config import Recipe
 from vpretrain.modality import modality_of
 from vpretrain.types import Json
@@ -96,4 +97,4 @@ def headline(results: Json, recipe: Recipe) -> str:
     found = results["differences"][key][arm][other]
     wording = relation(found, modality_of(recipe).metrics.paired[key].better)
     alone = ", one seed" if len(results["seeds"]) == 1 else ""
-    return f"{arm} {wording} {other}: {found['mean']:+.4f} {unit}{alone}"
+    return f"{arm} {wording} {other}: {signed(found)[0]} {unit}{alone}"

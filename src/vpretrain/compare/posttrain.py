@@ -16,7 +16,7 @@ from vpretrain.compare.entry import check_entries, parse_entry
 from vpretrain.compare.results import START, over_seeds, values_of
 from vpretrain.compare.statistics import correct, paired_difference
 from vpretrain.compare.study import run_study, write_study
-from vpretrain.compare.tables import of_seeds
+from vpretrain.compare.tables import interval, of_seeds, signed
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.files import read_lines
@@ -57,13 +57,19 @@ def posttrain(
             members |= own
     start = run_study(recipe, {}, resume=resume, overwrite=overwrite)[START]
     metrics = modality_of(recipe).metrics
-    key = next((key for key in metrics.paired if any(key in case for case in start[metrics.cases])), None)
-    if key is None:
+    measured = [key for key in metrics.paired if any(key in case for case in start[metrics.cases])]
+    if not measured:
         raise UserError("the evaluation measures nothing by which paths can be compared: give it such data")
+    key, *beside = measured
     results = run_study(recipe, members, resume=True)
     lines = {path: [_line(recipe, start, runs, results) for runs in of_path] for path, of_path in stages.items()}
     ends = {path: [results[list(runs)[-1]] for runs in of_path] for path, of_path in stages.items()}
-    cases = {path: values_of([run[metrics.cases] for run in runs], key) for path, runs in ends.items()}
+    cases = {path: [run[metrics.cases] for run in runs] for path, runs in ends.items()}
+
+    def minus_others(path: str, key: str) -> dict[str, dict[str, float]]:
+        own = values_of(cases[path], key)
+        return {other: paired_difference(own, values_of(cases[other], key)) for other in paths if other != path}
+
     summary: Json = {
         START: {k: v for k, v in start.items() if k != metrics.cases},
         "paths": {
@@ -72,7 +78,8 @@ def posttrain(
                 "seconds": mean(line[-1]["seconds"] for line in lines[path]),
                 recipe.unit: mean(line[-1][recipe.unit] for line in lines[path]),
                 "curve": lines[path],
-                "minus": {other: paired_difference(cases[path], cases[other]) for other in paths if other != path},
+                "minus": minus_others(path, key),
+                "minus_beside": {other: minus_others(path, other) for other in beside},
             }
             for path, runs in ends.items()
         },
@@ -81,6 +88,7 @@ def posttrain(
     }
     first, *others = paths
     correct(summary["paths"][path]["minus"][first] for path in others)  # those that the table shows
+    correct(summary["paths"][path]["minus_beside"][other][first] for path in others for other in beside)
     return write_study(recipe, "posttrain.json", summary)
 
 
@@ -93,11 +101,22 @@ def posttrain_table(results: Json, recipe: Recipe) -> Table:
         minus = found.get("minus", {}).get(first)
         difference = "-"
         if minus is not None:
-            difference = f"{minus['mean']:+.4f} [{minus['low']:+.4f}, {minus['high']:+.4f}], p = {minus['p_holm']:.2g}"
+            mean, low, high = signed(minus)
+            difference = f"{mean} [{low}, {high}], p = {minus['p_holm']:.2g}"
         spent = f"{found.get('seconds', 0.0):.1f}", f"{found.get(recipe.unit, 0):,.0f}"
         rows.append([path, *(show(found["end"]) for show in metrics.columns.values()), difference, *spent])
     over = f"{metrics.cases_in_words}{of_seeds(len(results['seeds']))}"
     return grid(f"{recipe.name}: paths of equal budget, paired over {over}", rows)
+
+
+def posttrain_remarks(results: Json, recipe: Recipe) -> list[str]:
+    """Return the paths' differences from the first in the other figures of a case, such as Pass@1."""
+    metrics, (first, *others) = modality_of(recipe).metrics, results["paths"]
+    found = [(path, key, minus) for path in others for key, minus in results["paths"][path]["minus_beside"].items()]
+    return [
+        f"{path} minus {first} on {metrics.paired[key].measured_on}: {interval(minus[first], metrics.paired[key].unit)}"
+        for path, key, minus in found
+    ]
 
 
 def draw_posttrain(results: Json, recipe: Recipe) -> Path:

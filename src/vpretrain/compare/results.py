@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean
 from typing import Any
@@ -123,7 +124,32 @@ def _compared(values: Mapping[str, list[list[float]]]) -> Json:
 
 def values_of(runs: Sequence[Sequence[Json]], key: str) -> list[list[float]]:
     """Return a metric of every case that has it, [S, N]: the same cases in every run."""
-    return [[case[key] for case in run if key in case] for run in runs]
+    return [list(by_case(run, key).values()) for run in runs]
+
+
+def by_case(run: Sequence[Json], key: str) -> dict[str, float]:
+    """Return a metric by the names of the cases that have it; of images of one scene, which are one case, their mean."""
+    found: defaultdict[str, list[float]] = defaultdict(list)
+    for name, case in zip(names_of(run), run, strict=True):
+        if case.get(key) is not None:
+            found[name].append(case[key])
+    return {name: mean(values) for name, values in found.items()}
+
+
+def names_of(run: Sequence[Json]) -> list[str]:
+    """Return what tells the cases apart: an image's scene; a problem's key, with a number if it comes again; else the place."""
+    found: Counter[str] = Counter()
+    names = []
+    for place, case in enumerate(run):
+        name = str(case.get("scene", case.get("key", place)))
+        found[name] += 1
+        names.append(name if "scene" in case or found[name] == 1 else f"{name} ({found[name]})")
+    return names
+
+
+def in_words(run: Sequence[Json], metrics: Metrics) -> str:
+    """Return what the cases are, as a sentence names them: scenes, where these have several images."""
+    return "scenes" if len(set(names_of(run))) < len(run) else metrics.cases_in_words
 
 
 def _differences(values: Mapping[str, list[list[float]]]) -> dict[str, dict[str, dict[str, float]]]:

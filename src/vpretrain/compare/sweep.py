@@ -1,7 +1,8 @@
 """`vpretrain sweep`: search for settings with Optuna, under a fixed budget per trial.
 
 Each trial is a run in its own directory. It pauses at equal fractions of its budget (rungs), and continues or not according to
-its score. The learning rate is constant after warm-up, so that a score half-way is that of a run of half the budget.
+its score. With a learning rate that is constant after warm-up a score half-way is that of a run of half the budget; with one
+that falls, trials are compared at the same place of their schedules.
 """
 
 from __future__ import annotations

@@ -40,6 +40,14 @@ def _make(recipe: Recipe, parts: Parts) -> None:
     parts.learner.after_step([part.task], optimizer.progress)
 
 
+def activation_bytes(*, tokens: int, width: int, blocks: int, bf16: bool) -> int:
+    """Return the bytes that transformer blocks keep for backward: 34 per token and unit of width in half precision.
+
+    (Korthikanti et al., arXiv 2205.05198, without the attention matrix. `vpretrain estimate` counts the tensors one by one.)
+    """
+    return 34 * (1 if bf16 else 2) * tokens * width * blocks
+
+
 def memory_line(parts: Mapping[str, int], learner: str) -> str:
     """Return the line for bytes of memory by content, with a description of the learner."""
     listed = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items() if size)

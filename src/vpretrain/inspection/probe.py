@@ -5,8 +5,8 @@ step d that the learner's optimizer makes:
 
     full     -<g_down, d> over all parameters (Eq 35)
     subset   the same over S alone
-    seen     -<u, P^-1 d>: the value as the task was built to raise it, with the direction u of the last meta update, which
-             contains the metric P, as the step d does
+    seen     -<u, P^-1 d>, with the direction u of the last meta update along which tasks are built. Of a dot product in AdamW's
+             metric it is the paper's eta V; of a cosine u has no part along g_pre, and so leaves out most of that
     gain     -<g_down, d - d_base> against the difference in the drop: what the task adds to the base task's step d_base, from
              the same learner, optimizer and batches; only this part depends on the task
 
@@ -44,7 +44,7 @@ from vpretrain.types import Json
 PREDICTIONS = {  # name -> what is predicted, what is realised, title
     "full": ("predicted", "realised", "all parameters"),
     "subset": ("predicted_subset", "realised", "S alone"),
-    "seen": ("seen", "realised", "the value as seen"),
+    "seen": ("seen", "realised", "along the direction in use"),
     "gain": ("predicted_gain", "realised_gain", "gain over the base task"),
 }
 _FEWEST = 3  # steps for a correlation

@@ -1,8 +1,10 @@
-"""`vpretrain profile`: the time of a step by phase, and what the task designer adds to ordinary pretraining."""
+"""`vpretrain profile`: the time of a step by phase, and what V adds to ordinary pretraining."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from rich.table import Table
@@ -17,6 +19,9 @@ from vpretrain.run.optimizer import AdamW
 from vpretrain.run.train import begin, train
 from vpretrain.timing import watching
 from vpretrain.types import Json
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 ORDINARY = ("stream", "learner forward", "learner backward", "learner optimizer")  # phases of ordinary pretraining
 _META = "meta: "  # how the phases of a meta update begin
@@ -103,14 +108,29 @@ def profile_table(results: Json) -> Table:
 
 
 def draw_profile(results: Json, file: Path) -> Path:
-    """Plot the phases as bars, those beyond ordinary pretraining in another colour."""
+    """Plot the time of a step by phase."""
     figure, axis = pyplot().subplots(figsize=(7, 3.6), layout="constrained")
-    names = sorted(results["phases"], key=results["phases"].get)
-    for which, colour, hatch in ((True, "C0", ""), (False, "C1", "//")):
-        chosen = [name for name in names if (name in ORDINARY) is which]
-        label = "ordinary pretraining" if which else f"added: {results['added']['ratio']:.1%} of it"
-        axis.barh(chosen, [results["phases"][n] for n in chosen], color=colour, hatch=hatch, label=label)
-    axis.set_xlabel(f"microseconds per {results['unit'].removesuffix('s')}")
+    draw_phases(axis, results, ("C0", "C1"))
     axis.set_title(f"{results['arm']}: where a step's time goes")
-    axis.legend(loc="lower right")
     return save_figure(figure, file)
+
+
+def draw_phases(axis: Axes, results: Json, colours: Sequence[str], short: Callable[[str], str] = str) -> None:
+    """Draw the phases as bars, the shortest at the bottom: those of ordinary pretraining, and hatched those that V adds.
+
+    Args:
+        axis: where to draw.
+        results: of `profile`.
+        colours: of the two kinds.
+        short: shortens a name to what there is room for.
+    """
+    phases = results["phases"]
+    names = sorted(phases, key=phases.get)
+    for ordinary, colour, hatch in ((True, colours[0], ""), (False, colours[1], "//")):
+        places = [place for place, name in enumerate(names) if (name in ORDINARY) is ordinary]
+        label = "ordinary pretraining" if ordinary else f"added: {results['added']['ratio']:.1%} of it"
+        if places:
+            axis.barh(places, [phases[names[p]] for p in places], color=colour, hatch=hatch, label=label)
+    axis.set_yticks(range(len(names)), [short(name) for name in names])
+    axis.set_xlabel(f"microseconds per {short(results['unit']).removesuffix('s')}")
+    axis.legend(loc="lower right", frameon=False)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from statistics import mean
 
 from vpretrain.compare.changes import relation
-from vpretrain.compare.results import START
+from vpretrain.compare.results import START, by_case, in_words
 from vpretrain.compare.statistics import correct, paired_difference
-from vpretrain.compare.tables import interval
+from vpretrain.compare.tables import interval, signed
 from vpretrain.modality import Metrics, modality_of
 from vpretrain.recipe import flat
 from vpretrain.report.collect import Run, Study
@@ -94,10 +94,8 @@ def _differences(studies: Mapping[str, Study]) -> tuple[list[str], Table | None]
     for arm, label, key, d in found:
         paired = metrics.paired[key]
         so = relation(d, paired.better)
-        limits = f"[{d['low']:+.4f}, {d['high']:+.4f}]"
-        rows.append(
-            [arm, f"{label} minus {first}", paired.unit, f"{d['mean']:+.4f}", limits, d["over"], f"{so} {first}"]
-        )
+        mean, low, high = signed(d)
+        rows.append([arm, f"{label} minus {first}", paired.unit, mean, f"[{low}, {high}]", d["over"], f"{so} {first}"])
         if not paired.beside:
             lines.append(f"{arm}, {label} minus {first}: {interval(d, paired.unit)}; {label} {so} {first}")
     return lines, Table("Differences between comparisons, where the cases are the same", rows)
@@ -114,22 +112,21 @@ def _difference(base: Study, other: Study, arm: str, key: str, metrics: Metrics)
     ]
     if not all(runs):
         return None
-    cases = [{seed: _cases(run, key, metrics) for seed, run in of_study.items()} for of_study in runs]
-    keys = [case for case in next(iter(cases[0].values())) if all(case in of for one in cases for of in one.values())]
+    by_seed = [
+        {seed: by_case(run.result.get(metrics.cases, ()), key) for seed, run in of_study.items()} for of_study in runs
+    ]
+    keys = [
+        case for case in next(iter(by_seed[0].values())) if all(case in of for one in by_seed for of in one.values())
+    ]
     if len(keys) < 2 or not (_keyed(runs, metrics) or _measured_on(base) == _measured_on(other)):
         return None
-    seeds = [seed for seed in cases[0] if seed in cases[1]]
-    values = [[[of_study[seed][case] for case in keys] for seed in seeds] for of_study in cases]
+    seeds = [seed for seed in by_seed[0] if seed in by_seed[1]]
+    values = [[[of_study[seed][case] for case in keys] for seed in seeds] for of_study in by_seed]
     if not seeds:
-        values = [[[mean(of[case] for of in of_study.values()) for case in keys]] for of_study in cases]
+        values = [[[mean(of[case] for of in of_study.values()) for case in keys]] for of_study in by_seed]
     seeds_too = f" and {len(seeds)} seeds" if len(seeds) > 1 else "" if seeds else ", means over seeds"
-    return {**paired_difference(values[1], values[0]), "over": f"{len(keys)} {metrics.cases_in_words}{seeds_too}"}
-
-
-def _cases(run: Run, key: str, metrics: Metrics) -> dict[str, float]:
-    """Return a metric by case; cases without a key of their own are told apart by their place."""
-    found = enumerate(run.result.get(metrics.cases, ()))
-    return {str(case.get("key", place)): case[key] for place, case in found if case.get(key) is not None}
+    cases = in_words(next(iter(runs[0].values())).result[metrics.cases], metrics)
+    return {**paired_difference(values[1], values[0]), "over": f"{len(keys)} {cases}{seeds_too}"}
 
 
 def _measured_on(study: Study) -> Json:

@@ -15,6 +15,7 @@ from vpretrain.files import Lines, read_json
 from vpretrain.modality import modality_of
 from vpretrain.plain import nearest
 from vpretrain.recipe import load_recipe
+from vpretrain.run.find import SUMMARIES
 from vpretrain.tables import cells
 from vpretrain.types import Json
 
@@ -70,9 +71,10 @@ def collect(directory: Path) -> Study:
     if (directory / "recipe.yaml").exists():
         if any((directory / name).exists() for name in ("metrics.jsonl", "result.json")):
             return _alone(directory)
-        raise UserError(
-            f"{directory} has no results.json: finish the comparison with --resume, or name the directories of its runs"
-        )
+        remedy = "finish the comparison with --resume, or name the directories of its runs"
+        if any((directory / name).exists() for name in SUMMARIES):  # of pareto, posttrain or sweep
+            remedy = "its own table and pictures are there; name the directories of its runs"
+        raise UserError(f"{directory} has no results.json: {remedy}")
     remedy = "give what `vpretrain run` or `vpretrain compare` wrote, e.g. runs/quickstart"
     if directory.parent.is_dir() and not directory.exists():
         others = [path.name for path in directory.parent.iterdir()]

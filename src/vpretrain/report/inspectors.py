@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,9 +10,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vpretrain.errors import UserError
+from vpretrain.plain import without_folders
 from vpretrain.recipe import load_recipe
 from vpretrain.report.collect import read_log
-from vpretrain.run.card import without_folders
 from vpretrain.types import Json
 
 TEMPLATES = Environment(loader=PackageLoader("vpretrain.report"), autoescape=True, undefined=StrictUndefined)
@@ -57,17 +58,23 @@ def _most_steered(rows: Sequence[Json]) -> list[Json]:
         candidates = tokens[n]["candidates"]
         longest = max(max(p, q) for _, p, q, _ in candidates) or 1.0
         bars = [
-            {"text": _visible(text), "p": f"{p:.3f}", "q": f"{q:.3f}", "p_bar": p / longest, "q_bar": q / longest}
+            {"text": _visible(text), "p": _share(p), "q": _share(q), "p_bar": p / longest, "q_bar": q / longest}
             for text, p, q, _ in candidates
         ]
         before = _visible("".join(token["text"] for token in tokens[max(0, n - _BEFORE) : n]))
-        shown.append({"before": before, "moved": f"{tokens[n]['moved']:.3f}", "candidates": bars})
+        shown.append({"before": before, "moved": _share(tokens[n]["moved"]), "candidates": bars})
     return shown
 
 
+# Both are written as tokens.js writes them.
 def _visible(text: str) -> str:
     """Return a text of one line whose spaces can be seen at its ends."""
-    return "".join("↵" if c == "\n" else "·" if c == " " else c if c.isprintable() else "�" for c in text)
+    line = text.replace("\r\n", "\n").translate({ord(c): shown for c, shown in zip("\n\r\t ", "↵↵⇥·", strict=True)})
+    return "".join("�" if unicodedata.category(c) == "Cc" else c for c in line)
+
+
+def _share(number: float) -> str:
+    return f"{number:.3f}" if number == 0 or number >= 0.0005 else "<0.001"
 
 
 def _views(run: Path) -> Json:

@@ -20,6 +20,7 @@ from vpretrain.compare.tables import signed
 from vpretrain.console import working
 from vpretrain.files import check_writable, write_whole
 from vpretrain.modality import modality_of
+from vpretrain.plain import without_folders
 from vpretrain.plot import can_draw
 from vpretrain.recipe import flat
 from vpretrain.report import plots
@@ -29,7 +30,7 @@ from vpretrain.report.glossary import Glossary
 from vpretrain.report.inspectors import TEMPLATES, TITLES, inspectors
 from vpretrain.report.table import Table
 from vpretrain.report.verdict import notes, verdict_lines, warnings
-from vpretrain.run.card import HASHES, data_cells, setting, without_folders
+from vpretrain.run.card import HASHES, data_cells, setting
 from vpretrain.tables import cells
 from vpretrain.types import Json
 

@@ -11,6 +11,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup, escape
@@ -118,23 +119,15 @@ def probe(found: Json) -> list[Markup]:
 
 
 def profile(found: Json) -> Markup:
-    """Plot the time of a step by phase: those of ordinary pretraining, and those that the designer adds."""
-    from vpretrain.inspection.profile import ORDINARY  # needs torch
-
-    names = sorted(found["phases"], key=found["phases"].get)
+    """Plot the time of a step by phase: those of ordinary pretraining, and those that V adds."""
+    from vpretrain.inspection.profile import draw_phases  # needs torch
 
     def draw(axis: Axes) -> None:
-        for ordinary, colour, hatch in ((True, _SERIES[0], ""), (False, _SERIES[1], "//")):
-            chosen = [(place, found["phases"][n]) for place, n in enumerate(names) if (n in ORDINARY) is ordinary]
-            label = "ordinary pretraining" if ordinary else f"added: {found['added']['ratio']:.1%} of it"
-            axis.barh(*zip(*chosen, strict=True), color=colour, hatch=hatch, label=label) if chosen else None
-        axis.set_yticks(range(len(names)), [_short(name, 28) for name in names])
-        axis.set_xlabel(f"microseconds per {_short(found['unit']).removesuffix('s')}")
+        draw_phases(axis, found, _SERIES[:2], partial(_short, longest=28))
         axis.grid(visible=False, axis="y")
-        axis.legend(loc="lower right", frameon=False)
 
-    longest = max(names, key=found["phases"].get)
-    height = 70 + 17 * len(names)
+    longest = max(found["phases"], key=found["phases"].get)
+    height = 70 + 17 * len(found["phases"])
     return _svg(draw, f"Phases of a step; the longest is {longest}", left=150, right=12, height=height, width=480)
 
 

@@ -6,7 +6,7 @@ import itertools
 
 from vpretrain.compare.alike import alike, trained_as
 from vpretrain.compare.changes import changes, excludes_0, relation, subject
-from vpretrain.compare.results import START
+from vpretrain.compare.results import START, in_words, names_of
 from vpretrain.compare.tables import by_minutes, interval, of_seeds, remarks, unequal
 from vpretrain.modality import modality_of
 from vpretrain.report.collect import Study
@@ -170,6 +170,7 @@ def _made(study: Study, arm: str) -> str:
 
 def _over(study: Study) -> str:
     metrics = modality_of(study.recipe).metrics
-    counts = {len(run.result[metrics.cases]) for of_arm in study.runs.values() for run in of_arm if run.result}
-    cases = f"{counts.pop()} {metrics.cases_in_words}" if len(counts) == 1 else metrics.cases_in_words
+    found = [run.result[metrics.cases] for of_arm in study.runs.values() for run in of_arm if run.result]
+    counts = {f"{len(set(names_of(cases)))} {in_words(cases, metrics)}" for cases in found}
+    cases = counts.pop() if len(counts) == 1 else metrics.cases_in_words
     return cases + of_seeds(len(study.results["seeds"]))

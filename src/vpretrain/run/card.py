@@ -17,6 +17,7 @@ from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.files import read_json, write_whole
 from vpretrain.modality import modality_of
+from vpretrain.plain import without_folders
 from vpretrain.recipe import flat, load_recipe
 from vpretrain.run.versions import versions
 from vpretrain.types import Json
@@ -183,8 +184,8 @@ def _results(recipe: Recipe, result: Json, comparison: Json) -> list[str]:
     if "warning" in result:
         lines += ["", f"Warning: {_text(result['warning'])}"]
     if comparison:
-        headline = modality_of(recipe).metrics.headline(recipe)
-        lines += ["", f"All arms of the comparison on {headline}; step-0 is the untouched learner.", ""]
+        headline = _text(modality_of(recipe).metrics.headline(recipe))
+        lines += ["", f"All arms of the comparison; step-0 is the untouched learner. Measured: {headline}.", ""]
         lines += [*_table(comparison["table"]), "", *(f"- {_text(line)}" for line in comparison["remarks"])]
     return lines
 
@@ -203,11 +204,6 @@ def _text(text: str) -> str:
 def setting(value: object) -> str:
     """Format a value as in a recipe; of absolute paths only the last part: home directories have names, reviews are blind."""
     return without_folders(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-
-
-def without_folders(name: str) -> str:
-    """Return only the last part of an absolute path: cards are published, and home directories contain names."""
-    return Path(name).name if name.startswith(("/", "~")) else name
 
 
 def _comparison(file: Path, result: Json) -> Json:

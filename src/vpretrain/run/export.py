@@ -17,9 +17,8 @@ from vpretrain.pretrained import first_line
 from vpretrain.recipe import load_recipe
 from vpretrain.run.card import write_card
 from vpretrain.run.checkpoint import checkpoints, load_newest, load_parameters
+from vpretrain.run.find import several
 from vpretrain.types import Json
-
-_LISTED = 8  # runs that a message names
 
 
 def export(run: str, target: str) -> None:
@@ -49,10 +48,8 @@ def _export(run: str, target: str) -> None:
                 shutil.copytree(source / "model", aside)
             write_card(source, aside)
         return
-    runs = [str(path.parent) for path in sorted(source.glob("*/recipe.yaml")) if _exportable(path.parent)]
-    if runs:
-        listed = ", ".join(runs[:_LISTED]) + (f" and {len(runs) - _LISTED} more" if len(runs) > _LISTED else "")
-        raise UserError(f"{run} holds several runs: export one of them: {listed}")
+    if runs := [path.parent for path in sorted(source.glob("*/recipe.yaml")) if _exportable(path.parent)]:
+        raise several(source, runs)
     if not checkpoints(source / "checkpoints"):
         raise UserError(f"{run} has neither a model nor a checkpoint: run it first")
 

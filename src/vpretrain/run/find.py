@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vpretrain.errors import UserError
 from vpretrain.run.lock import LOCK
 
 SUMMARIES = ("results.json", "pareto.json", "posttrain.json", "sweep.json")  # files that finished groups have
+_LISTED = 8  # runs that a message names
 _PARTS = {"checkpoints", "model", "replay", "tensorboard"}  # directories of a run that contain no runs
 
 
@@ -18,6 +19,13 @@ def members(directory: Path) -> list[str]:
     if (directory / "metrics.jsonl").exists():
         return []
     return sorted({path.parent.name for name in ("recipe.yaml", LOCK) for path in directory.glob(f"*/{name}")})
+
+
+def several(directory: Path, runs: Sequence[Path]) -> UserError:
+    """Return the error of a directory that holds several runs where one is asked for."""
+    names = [str(run) for run in runs]
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return UserError(f"{directory} holds several runs: name one of them: {', '.join(names[:_LISTED])}{more}")
 
 
 def runs_below(root: Path) -> Iterator[tuple[Path, list[str]]]:

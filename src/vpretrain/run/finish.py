@@ -17,6 +17,7 @@ from vpretrain.run.export import export_checkpoint
 from vpretrain.run.left_out import lines
 from vpretrain.run.log import METRICS
 from vpretrain.run.pace import uneven
+from vpretrain.run.train import schedule_of
 from vpretrain.types import Json
 
 if TYPE_CHECKING:
@@ -27,8 +28,7 @@ def finish(session: Session) -> Json:
     """Export, evaluate, and write result.json, which marks a run as finished; return its content."""
     result = _figures(session)
     if session.budget.step:
-        pace = uneven(read_lines(session.directory / METRICS), session.recipe.unit)
-        if warnings := [text for text in (session.parts.warning(result), pace) if text]:
+        if warnings := [text for text in (session.parts.warning(result), _pace(session)) if text]:
             result["warning"] = "; ".join(warnings)
             warn(f"warning: {result['warning']}")
         if left_out := session.parts.left_out(session.parts.stream_cursor()):
@@ -60,6 +60,14 @@ def _figures(session: Session) -> Json:
         "meta_updates": session.totals["meta_updates"],
         **{f"mean_{name}": total / steps for name, total in session.side.items()},
     }
+
+
+def _pace(session: Session) -> str | None:
+    recipe, parts = session.recipe, session.parts
+    if parts.train is not None or not distributed.is_rank_0():  # GRPO's steps take as long as their attempts
+        return None
+    updates = schedule_of(recipe, parts).updates if parts.meta is not None else lambda step: False
+    return uneven(read_lines(session.directory / METRICS), recipe.unit, updates)
 
 
 def _export(session: Session, sharded: bool) -> None:

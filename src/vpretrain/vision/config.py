@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -159,6 +160,8 @@ class SourceConfig(Strict):
             raise ValueError("a source needs exactly one of scenes, path, hub, labelled, ade20k, nyuv2")
         if (self.labelled is None) != (self.classes is None):
             raise ValueError("labelled and classes go together")
+        if (self.skip or self.limit) and self.labelled is None and self.ade20k is None and self.nyuv2 is None:
+            raise ValueError("skip and limit are for labelled, ade20k and nyuv2")
         if self.splits is not None and (self.nyuv2 is None or self.split not in ("train", "test")):
             raise ValueError("splits is for nyuv2, with split: train or split: test")
         if self.nyuv2 is not None and self.splits is None and self.split != _SPLIT:
@@ -270,7 +273,7 @@ class ClassesConfig(Strict):
 
     @model_validator(mode="after")
     def _apart(self) -> ClassesConfig:
-        if self.train == self.test:
+        if self.test is not None and PurePath(self.train) == PurePath(self.test):
             raise ValueError("train and test are one folder: leave test out to divide it, or give another folder")
         return self
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from operator import methodcaller
-from pathlib import PurePath
 from typing import Literal
 
 from vpretrain.config import Recipe
 from vpretrain.modality import Measure, Metrics, Paired
+from vpretrain.plain import without_folders
 from vpretrain.vision.config import EvaluationConfig
 from vpretrain.vision.evaluation.retrieval import PROTOCOLS
 
@@ -22,14 +22,9 @@ def _headline(recipe: Recipe) -> str:
     """Name the images that the figures are of: generated scenes are seldom what a learner is for."""
     assert isinstance(recipe.evaluation, EvaluationConfig)
     test, classes = recipe.evaluation.test, recipe.evaluation.classes
-    of = " and ".join(dict.fromkeys("generated scenes" if one.scenes else _name(one.origin) for one in test))
-    accuracy = f", accuracy of {_name(classes.test or classes.train)}" if classes else ""
+    of = " and ".join(dict.fromkeys("generated scenes" if one.scenes else without_folders(one.origin) for one in test))
+    accuracy = f", accuracy of {without_folders(classes.test or classes.train)}" if classes else ""
     return f"probes on the frozen backbone (images of {of}{accuracy})"
-
-
-def _name(folder: str) -> str:
-    """Return the last two parts of a path: folders above say where a machine keeps its data."""
-    return "/".join(PurePath(folder).parts[-2:])
 
 
 _MEASURES = {
@@ -61,7 +56,7 @@ METRICS = Metrics(
     columns={title: measure.cell for title, measure in _MEASURES.items()},
     measures=_MEASURES,
     curves={
-        "loss": "training loss (nats per pair of views)",
+        "loss": "training loss (DINO: nats per pair of views)",
         "tilt": "mean distance that features move",
         "mask": "mean of the mask",
         "value": "value of the task",

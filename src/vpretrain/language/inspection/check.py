@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from vpretrain.devices import available
 from vpretrain.errors import UserError
-from vpretrain.inspection.check import memory_line, one_step
+from vpretrain.inspection.check import activation_bytes, memory_line, one_step
 from vpretrain.inspection.doctor import bf16_note
 from vpretrain.inspection.reading import SECONDS, Reading, shares
 from vpretrain.language.assemble import check_sizes, new_model
@@ -35,12 +35,9 @@ from vpretrain.types import Model
 GENERATED = 2000  # examples of a source that is no file: they can be read, and take long to make
 MEASURED = 2000  # examples of feedback and evaluation whose length is looked at
 _END = 40  # characters of a response that show where its answer comes from
-_BY: dict[Comparison, str] = {
-    "number": "number",
-    "words": "text",
-    "mathematics": "formula",
-    "scorer": "a scorer of their own",
-}
+_AS: dict[Comparison, str] = {
+    "number": "as numbers", "words": "as text", "mathematics": "as formulas", "scorer": "by their own scorer",
+}  # fmt: skip
 _NARROW = {
     "hidden_size": 64, "n_embd": 64, "intermediate_size": 64, "n_inner": 64, "head_dim": 16,
     "num_attention_heads": 4, "n_head": 4, "num_key_value_heads": 2, "hidden_size_per_layer_input": 16,
@@ -119,13 +116,15 @@ def estimate_memory(recipe: Recipe) -> str:
     tokens = recipe.stream.batch_size * recipe.stream.length
     width = recipe.designer.hidden_size
     designer = 12 * recipe.designer.layers * width**2 + 4 * width * text.hidden_size
-    activation_bytes = 2 if recipe.learner.precision == "bf16" else 4
+    bf16 = recipe.learner.precision == "bf16"
     parts = {
         "weights": 4 * total,
         "gradients and AdamW": 12 * trained,
-        "loss": (2 if recipe.learner.precision == "bf16" else 1) * 4 * min(CHUNK, tokens * text.vocab_size)
+        "loss": (2 if bf16 else 1) * 4 * min(CHUNK, tokens * text.vocab_size)
         + (0 if recipe.learner.lora else 4 * text.vocab_size * text.hidden_size),
-        "activations": 34 * activation_bytes * tokens * text.hidden_size * text.num_hidden_layers,
+        "activations": activation_bytes(
+            tokens=tokens, width=text.hidden_size, blocks=text.num_hidden_layers, bf16=bf16
+        ),
         "designer": 16 * designer if recipe.has_designer else 0,
     }
     return memory_line(parts, f"{total / 1e6:.0f}M parameters, {trained / 1e6:.0f}M trained")
@@ -195,6 +194,6 @@ def _cut_line(role: str, cut: int, of: int, length: int) -> Iterator[str]:
 def _compared_line(asked: Sequence[Example]) -> Iterator[str]:
     """Say what the answers of the problems of Pass@1 are taken to be."""
     if asked:
-        kinds = ", ".join(f"{count} by {_BY[kind]}" for kind, count in Counter(map(compared_as, asked)).items())
+        kinds = ", ".join(f"{count} {_AS[kind]}" for kind, count in Counter(map(compared_as, asked)).items())
         first, end = reference(asked[0]), " ".join(asked[0].response.split())[-_END:]
-        yield f"Pass@1: answers are compared, {kinds}; the first true answer is {first!r} (its response ends in {end!r})"
+        yield f"Pass@1 compares answers: {kinds}; the first true one is {first!r} (its response ends in {end!r})"

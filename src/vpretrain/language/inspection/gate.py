@@ -96,7 +96,7 @@ def draw_gate(results: Json, file: Path) -> Path:
         axis.tick_params(axis="x", rotation=30)
     axes[0][0].set_ylabel("mean gate alpha")
     axes[0][0].margins(y=0.1)
-    figure.suptitle(f"{results['arm']}: where the designer steers (percent: share of the targets)", fontsize=10)
+    figure.suptitle(f"{results['arm']}: where V steers (percent: share of the targets)", fontsize=10)
     return save_figure(figure, file)
 
 

@@ -16,6 +16,7 @@ from vpretrain.language.model.batch import TokenBatch
 from vpretrain.language.task.values import candidate_values
 from vpretrain.recipe import load_recipe
 from vpretrain.run.checkpoint import checkpoints, load_newest
+from vpretrain.run.find import several
 from vpretrain.run.optimizer import AdamW
 from vpretrain.run.parts import Parts
 from vpretrain.run.state import restore
@@ -52,18 +53,23 @@ def at_newest_checkpoint(run: Path) -> tuple[Recipe, Parts, int]:
     The run's directory may have been moved.
 
     Raises:
-        UserError: the directory is not that of a language run, its targets follow no feedback, it has no checkpoint, or its
-            learner or data cannot be loaded.
+        UserError: the directory is not that of a language run, its targets follow no feedback, it holds several runs or
+            has no checkpoint, or its learner or data cannot be loaded.
     """
     if not (run / "recipe.yaml").exists():
         raise UserError(f"{run} is not the directory of a run: it has no recipe.yaml")
     recipe = load_recipe(run / "recipe.yaml").model_copy(update={"output": str(run.parent), "name": run.name})
     if not isinstance(recipe, Recipe):
         raise UserError("a gate is what language targets have: for views see views.png in the run's directory")
+    inner = [path.parent for path in sorted(run.glob("*/metrics.jsonl"))]
+    if inner and not (run / "metrics.jsonl").exists():
+        raise several(run, inner)
     if not recipe.arms[recipe.arm].steered:
         raise UserError(f"{run} is a run of {recipe.arm}, whose targets follow no feedback: name one of an arm like v")
     if not checkpoints(run / "checkpoints"):
-        raise UserError(f"{run} has no checkpoint yet: run it first")
+        raise UserError(
+            f"{run} has no checkpoint: it was stopped before its first, or clean --finished has removed it; run it again"
+        )
     parts = begin(recipe)
     groups, state = load_newest(run / "checkpoints")
     restore(parts, AdamW(parts.learner.named_parameters(), recipe.optimizer), groups, state)

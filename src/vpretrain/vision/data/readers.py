@@ -85,7 +85,7 @@ class Ade20k(Reader):
         for file in self.files:
             if not self._annotation(file).is_file():
                 raise UserError(f"cannot read the map of classes {self._annotation(file)}: there is no such file")
-        self.apart(f"{self.root}/{config.skip}", len(self.files))
+        self.apart(f"{self.root}/{config.split}/{config.skip}", len(self.files))
 
     def read(self, index: int) -> tuple[Tensor, Tensor, None]:
         file = self.files[index]

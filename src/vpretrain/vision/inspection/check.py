@@ -10,7 +10,7 @@ import torch
 
 from vpretrain.devices import available
 from vpretrain.errors import Unreadable
-from vpretrain.inspection.check import memory_line, one_step
+from vpretrain.inspection.check import activation_bytes, memory_line, one_step
 from vpretrain.inspection.doctor import bf16_note
 from vpretrain.inspection.reading import SECONDS, Reading, shares
 from vpretrain.modality import modality_of
@@ -40,6 +40,9 @@ def check(recipe: Recipe) -> Iterator[str]:
         size = recipe.stream.global_size
         yield f"note: stream.global_size={size} is above the {config.image_size} pixels the learner was trained at"
     parts = modality_of(recipe).assemble(recipe, tiny_copy(recipe))
+    if parts.meta is not None and recipe.value.batch_size > recipe.stream.batch_size:
+        asked, there = recipe.value.batch_size, recipe.stream.batch_size
+        yield f"note: value.batch_size={asked} is above stream.batch_size={there}: a meta update takes {there} images"
     yield "recipe and images: fine; heads, meta and test share no image (stream and evaluation.classes are not compared)"
     yield from _readings(recipe)
     yield one_step(recipe, parts)
@@ -100,10 +103,12 @@ def estimate_memory(recipe: Recipe) -> str:
     head = sum(inputs * outputs for inputs, outputs in itertools.pairwise(widths))
     whole, local = ((side // config.patch_size) ** 2 for side in (stream.global_size, stream.local_size))
     tokens = stream.batch_size * (stream.global_views * whole + stream.local_views * local)
-    element = 2 if recipe.learner.precision == "bf16" else 4
+    bf16 = recipe.learner.precision == "bf16"
     parts = {
         "student, gradients and AdamW": 16 * (backbone + head),
         "teacher": 4 * (backbone + head),
-        "activations": 34 * element * tokens * config.hidden_size * config.num_hidden_layers,
+        "activations": activation_bytes(
+            tokens=tokens, width=config.hidden_size, blocks=config.num_hidden_layers, bf16=bf16
+        ),
     }
     return memory_line(parts, f"{backbone / 1e6:.0f}M parameters in the backbone")
