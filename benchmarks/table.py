@@ -74,6 +74,13 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str
     return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)]) + "\n"
 
 
+def filled_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Format rows under a header, without the columns that hold dashes alone."""
+    kept = [column for column in zip(columns, *rows, strict=True) if set(column[1:]) != {"-"}]
+    header, *rest = zip(*kept, strict=True)
+    return markdown_table(header, rest)
+
+
 def interval(value: dict[str, Any] | None, sign: str, digits: int = 3) -> str:
     """Format a mean with its 95 % interval, if any; bold if it differs from 0 after a correction by Holm; None as a dash."""
     if value is None:

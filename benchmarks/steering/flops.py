@@ -18,13 +18,17 @@ from benchmarks.steering.__main__ import CONDITIONS, recipe_of
 from benchmarks.steering.costs import Costs
 from benchmarks.steering.learner import pretrained
 from benchmarks.steering.runs import problems_of, result_of, retention_of
-from benchmarks.table import interval, markdown_table
+from benchmarks.table import filled_table, interval
 from vpretrain.compare.statistics import correct, paired_difference
 from vpretrain.config import Recipe
 from vpretrain.files import read_lines
 
 ARMS, SEEDS, STEPS = ("one-hot", "v"), 10, 300
 EQUAL_TOKENS = ", equal tokens"
+_COLUMNS = (
+    "stream", "arm", "steps", "FLOPs", "target NLL", "minus one-hot", "after one temperature each", "top-1", "retention",
+    "mean alpha",
+)  # fmt: skip
 _ROOT, _HERE = Path("runs/steering"), Path(__file__).parent
 
 
@@ -43,12 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         changes = {"output": str(root / condition), "evaluation": recipe.evaluation.model_copy(update={"points": 0})}
         recipe = recipe.model_copy(update=changes)
         found[condition] = summary(recipe, options.arms.split(","), range(options.seeds), options.steps)
-    retention, target = (
-        [of[key] for arms in found.values() for of in arms.values() if key in of]
-        for key in ("retention_minus_one_hot", "minus_one_hot")
-    )
-    correct(target)
-    correct(retention)
+    for key in ("minus_one_hot", "tempered_minus_one_hot", "retention_minus_one_hot"):
+        correct([of[key] for arms in found.values() for of in arms.values() if key in of])
     report = {"seeds": options.seeds, "conditions": found}
     file = (_HERE if whole(parser, options) else root) / "flops.json"
     write_report("bench-steering-flops", report, file, markdown)
@@ -78,12 +78,14 @@ def summary(recipe: Recipe, arms: Sequence[str], seeds: Sequence[int], steps: in
             "steps": own,
             "flops": fmean(costs[arm].spent(read_lines(file)) / allowed for file in metrics),
             "target_nll": fmean(run["answer_nll"] for run in runs),
+            "top_1": fmean(run["answer_top_1"] for run in runs),
             "mean_alpha": fmean(run["mean_alpha"] for run in runs),
         }
         if not base:
             base = runs
             continue
-        found[name]["minus_one_hot"] = paired_difference(problems_of(runs), problems_of(base))
+        for key, of_problem in (("minus_one_hot", "nll"), ("tempered_minus_one_hot", "nll_tempered")):
+            found[name][key] = paired_difference(problems_of(runs, of_problem), problems_of(base, of_problem))
         if len(seeds) > 1:
             retention = paired_difference(retention_of(runs), retention_of(base))
             found[name]["retention_minus_one_hot"] = retention
@@ -100,14 +102,15 @@ def markdown(report: dict[str, Any]) -> str:
             f"{of['flops']:.3f}",
             f"{of['target_nll']:.3f}",
             interval(of.get("minus_one_hot"), "+"),
+            interval(of.get("tempered_minus_one_hot"), "+"),
+            f"{of['top_1']:.1%}" if "top_1" in of else "-",
             interval(of.get("retention_minus_one_hot"), "+"),
             f"{of['mean_alpha']:.3f}",
         )
         for condition, arms in report["conditions"].items()
         for arm, of in arms.items()
     ]
-    header = ("stream", "arm", "steps", "FLOPs", "target NLL", "minus one-hot", "retention", "mean alpha")
-    return markdown_table(header, rows)
+    return filled_table(_COLUMNS, rows)
 
 
 if __name__ == "__main__":

@@ -31,9 +31,9 @@ def read_result(directory: Path) -> dict[str, Any]:
     return found
 
 
-def problems_of(runs: Sequence[dict[str, Any]]) -> list[list[float]]:
-    """Return the NLL of every problem, [S, N]."""
-    return values_of([run["problems"] for run in runs], "nll")
+def problems_of(runs: Sequence[dict[str, Any]], key: str = "nll") -> list[list[float]]:
+    """Return a figure of every problem, [S, N]: its NLL, or that after one temperature."""
+    return values_of([run["problems"] for run in runs], key)
 
 
 def retention_of(runs: Sequence[dict[str, Any]]) -> list[list[float]]:

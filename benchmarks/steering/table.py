@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
-from benchmarks.table import interval, markdown_table
+from benchmarks.table import filled_table, interval, markdown_table
 from vpretrain.compare.statistics import correct
 
 _COLUMNS = (
@@ -55,14 +55,7 @@ def corrected(conditions: Mapping[str, Any]) -> dict[str, Any]:
 
 def _arms(found: dict[str, Any]) -> str:
     """Format the arms of one condition, without columns that are empty."""
-    return _filled(_COLUMNS, [_row(arm, figures, found) for arm, figures in found["arms"].items()])
-
-
-def _filled(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Format a table without its empty columns."""
-    columns = [column for column in zip(header, *rows, strict=True) if set(column[1:]) != {"-"}]
-    header, *rows = zip(*columns, strict=True)
-    return markdown_table(header, rows)
+    return filled_table(_COLUMNS, [_row(arm, figures, found) for arm, figures in found["arms"].items()])
 
 
 def _row(arm: str, figures: dict[str, Any], found: dict[str, Any]) -> list[str]:

@@ -236,15 +236,18 @@ def test_equal_flops_are_compared_problem_by_problem(compared, tmp_path, monkeyp
         nll = [2.0 + seed - arm, 3.0 + seed - arm]
         return {
             "answer_nll": sum(nll) / 2,
+            "answer_top_1": 0.25 + arm / 4,
             "retention_nll": 2.0 + arm / 10,
             "mean_alpha": 0.1,
-            "problems": [{"nll": n} for n in nll],
+            "problems": [{"nll": n, "nll_tempered": n - arm} for n in nll],
         }
 
     monkeypatch.setattr(flops, "result_of", result_of)
     recipe = recipe.model_copy(update={"output": str(tmp_path)})
     found = flops.summary(recipe, ["one-hot", "v"], range(2), 300)
     assert found["v"]["minus_one_hot"]["mean"] == pytest.approx(-1.0)
+    assert found["v"]["tempered_minus_one_hot"]["mean"] == pytest.approx(-2.0)
+    assert found["v"]["top_1"] == 0.5
     assert found["v"]["retention_minus_one_hot"]["mean"] == pytest.approx(0.1)
     assert found["one-hot"]["steps"] == 300
     # A few per cent fewer: the tangent of every step, a meta update at every eighth, and the judgements.
