@@ -311,7 +311,7 @@ class EvaluationConfig(config.EvaluationConfig):
     )
     batch_size: Rows = Field(16, description="Images per forward pass.")
     probe_steps: int = Field(
-        400,
+        2000,
         ge=1,
         le=1_000_000,
         description="Steps of each dense probe (8 images each) and of the classifier (up to 1,024 each).",
