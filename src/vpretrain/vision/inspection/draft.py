@@ -147,7 +147,7 @@ def draft(
         noted("  head_lr: 3.0e-3", "at a rate that takes them there"),
         noted("  head_batch_size: 8", "and in small batches, which are cheap"),
         noted("value:", "the direction of the feedback"),
-        noted("  every_steps: 12", "steps per meta update, which takes about as long as a step"),
+        noted("  every_steps: 6", "steps per meta update, which takes about as long as a step"),
         noted("  align: dot", "the value is not scaled by the stream's gradient, which then need not be computed"),
         noted("budget: {minutes: 30}", "of training, for each arm"),
         noted("evaluation:", "probes on the frozen backbone, before and after"),
