@@ -77,7 +77,7 @@ bench-gsm8k: .venv/.installed-quickstart ## compare arms on the real learner wit
 bench-shift: .venv/.installed-quickstart ## train the real learner on a stream in a notation that differs from the target's; three hours, ARGS=--quick eight minutes
 	$(BIN)/python -m benchmarks.shift $(ARGS)
 
-bench-vision: .venv/.installed-vision ## compare arms in vision on a real ViT-S, five seeds; two and a quarter hours; ARGS=--add goes on from recorded runs
+bench-vision: .venv/.installed-vision ## compare arms in vision on a real ViT-S, five seeds; two hours; ARGS=--add goes on from recorded runs
 	$(BIN)/python -m benchmarks.vision $(ARGS)
 
 bench-multitask: .venv/.installed-quickstart ## train the real learner on three domains in one run, two seeds; forty minutes

