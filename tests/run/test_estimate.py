@@ -277,6 +277,17 @@ def test_counts_of_a_vision_learner_are_those_of_the_real_one(family, objective,
         assert work.designer_flops * len(batch.keys) == counted(lambda: parts.construction.mask(batch))
 
 
+@pytest.mark.parametrize("subset", ["last-1", "last-2"])
+def test_flops_of_a_tangent_through_blocks_are_those_that_torch_counts(subset, tmp_path):
+    recipe = vision_recipe(tmp_path, arm="v", value={"subset": subset}, learner={"dino": TINY_HEAD})
+    parts = MODALITIES["vision"].assemble(recipe)
+    batch = parts.stream.next()[0]
+    state = parts.learner.forward(batch).detach()
+    u = parts.meta.theta_at()
+    found = counted(lambda: parts.learner.tangents(batch, state, u))
+    assert workload(recipe).designer_flops * len(batch.keys) == pytest.approx(found, rel=0.1)
+
+
 def whole_rows(rows, length):
     """Every token but the first of a row is a target."""
     positions_BT = torch.arange(length).expand(rows, -1)

@@ -12,6 +12,7 @@ from worlds import vision_recipe
 
 from vpretrain import run_recipe
 from vpretrain.files import read_lines
+from vpretrain.method.last_mlp import MLPEntry
 from vpretrain.method.protocols import Task
 from vpretrain.method.strength import Strength
 from vpretrain.method.subset import alignment_subset
@@ -19,6 +20,7 @@ from vpretrain.vision.assemble import assemble
 from vpretrain.vision.config import DesignerConfig, DinoConfig, IJepaConfig
 from vpretrain.vision.model.backbone import Backbone
 from vpretrain.vision.model.batch import ViewBatch
+from vpretrain.vision.model.block_entry import BlockEntry
 from vpretrain.vision.model.dino import DinoLearner
 from vpretrain.vision.model.ijepa import IJepaLearner
 from vpretrain.vision.task.construction import (
@@ -83,24 +85,43 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("subset", ["last-mlp", "last-1"])
 @pytest.mark.parametrize(("family", "objective", "patches"), CASES)
-def test_the_tangents_from_the_own_pass_are_those_of_the_whole_model(family, objective, patches):
-    learner, batch, u, kept = case(family, objective, patches=patches)
+def test_the_tangents_from_the_own_pass_are_those_of_the_whole_model(family, objective, patches, subset):
+    learner, batch, u, kept = case(family, objective, subset, patches)
     assert kept
-    state = learner.forward(batch).detach()
-    assert state.entry is not None
+    state, passes = learner.forward(batch).detach(), []
+    learner.backbone.blocks[0].register_forward_hook(lambda *arguments: passes.append(1))
     found = learner.tangents(batch, state, u)
-    learner.last_mlp.watch(False)
-    expected = learner.tangents(batch, learner.forward(batch).detach(), u)  # the blocks run again
+    assert not passes
+    expected = learner.tangents(batch, replace(state, entry=None), u)  # the blocks run again
+    assert passes
     assert float(expected.norm()) > 1
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("subset", ["all", "name:embeddings"])
+def test_over_parameters_below_the_blocks_no_entry_is_kept(subset):
+    learner, batch, _, kept = case("dinov2", "dino", subset)
+    assert not kept
+    assert learner.forward(batch).entry is None
+
+
+def test_an_entry_is_of_the_last_subset_that_was_asked_for():
+    learner, batch, _, _ = case("dinov2", "dino", "last-2")
+    for subset, kind in (("last-1", BlockEntry), ("last-mlp", MLPEntry), ("last-2", BlockEntry)):
+        assert learner.keep_entries(alignment_subset(learner.module, subset))
+        entry = learner.forward(batch).entry
+        assert isinstance(entry, kind)
+    assert entry.number == len(learner.backbone.blocks) - 2
+
+
+@pytest.mark.parametrize("subset", ["last-mlp", "last-2"])
 @pytest.mark.parametrize(("family", "objective"), [("dinov3", "dino"), ("ijepa", "ijepa")])
-def test_the_tangents_of_a_bf16_pass_are_near_those_in_fp32(family, objective):
+def test_the_tangents_of_a_bf16_pass_are_near_those_in_fp32(family, objective, subset):
     found = []
     for bf16 in (False, True):
-        learner, batch, u, _ = case(family, objective)
+        learner, batch, u, _ = case(family, objective, subset)
         learner.bf16 = bf16
         state = learner.forward(batch).detach()
         assert state.entry is not None

@@ -60,8 +60,9 @@ def test_refitted_biases_leave_no_common_gradient_and_no_trace_in_the_heads(tmp_
         assert slopes[1] < 0.02 * slopes[0]
 
 
-def test_gradients_of_a_batch_with_refitted_biases_take_no_second_pass(tmp_path):
-    parts = assemble(vision_recipe(tmp_path, arm="v", feedback={"refit_biases": True}))
+@pytest.mark.parametrize("subset", ["last-mlp", "last-1"])
+def test_gradients_of_a_batch_with_refitted_biases_take_no_second_pass(tmp_path, subset):
+    parts = assemble(vision_recipe(tmp_path, arm="v", feedback={"refit_biases": True}, value={"subset": subset}))
     learner, passes = parts.learner, []
     learner.backbone.blocks[0].register_forward_hook(lambda *arguments: passes.append(1))
     (batch,) = parts.feedback.next().values()

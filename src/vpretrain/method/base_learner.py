@@ -94,8 +94,8 @@ class BaseLearner:
     def keep_entries(self, subset: Iterable[str]) -> bool:
         """Keep the entry into the last MLP with states from now on; return False, and keep none, if S is not that MLP."""
         fits = self.last_mlp is not None and self.last_mlp.names >= set(subset)
-        if self.last_mlp is not None and fits:
-            self.last_mlp.watch()
+        if self.last_mlp is not None:
+            self.last_mlp.watch(fits)
         return fits
 
     @contextlib.contextmanager

@@ -201,7 +201,7 @@ def _subset(spec: str, learner: VisionLearner) -> tuple[str, ...]:
 
 
 def _keep_entries(learner: VisionLearner, value: ValueConfig, subset: tuple[str, ...]) -> None:
-    """Let tangents start from the learner's own pass where S is the last MLP. Raises UserError where they would need shards."""
+    """Let tangents start from the learner's own pass where S allows it. Raises UserError where they would need shards."""
     fits = learner.keep_entries(subset)
     if not learner.has_own_gradient and not (fits and isinstance(learner, DinoLearner)):
         raise UserError("under fsdp this arm needs objective=dino and subset=last-mlp: set parallel=ddp, or those")

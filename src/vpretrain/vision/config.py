@@ -254,8 +254,8 @@ class ValueConfig(config.ValueConfig):
     every_steps: int = Field(4, ge=1, le=MANY, description="r: one meta update every r learner steps.")
     subset: Subset = Field(
         "last-mlp",
-        description="S: last-mlp (the last block's MLP: a tangent costs next to nothing), last-N (blocks and the final norm), "
-        "all, or name:REGEX.",
+        description="S: last-mlp (the last block's MLP: a tangent costs next to nothing), last-N (the last blocks and the "
+        "final norm: a wider S gains more), all, or name:REGEX.",
     )
     batch_size: Batch = Field(16, description="Images in one meta update.")
 

@@ -72,13 +72,15 @@ def workload(recipe: Recipe) -> Workload:
 
     dino = recipe.learner.objective == "dino"  # only DINO's teacher has a head
     seen, heads = sum(map(size.through_blocks, meta.student)), sum(map(head.forward, meta.head))
-    # Per image of a feedback batch: passes for features that the heads need. The gradient over the last MLP starts from the one
-    # in which biases are refitted, unless theta is sharded.
+    # Per image of a feedback batch: passes for features that the heads need. The gradient over the last MLP or the last blocks
+    # starts from what the one recorded in which biases are refitted, unless theta is sharded.
     head_images = (feedback.head_batch_size or feedback.batch_size) / feedback.batch_size
     fit = (feedback.head_steps * head_images + feedback.refit_biases) * size.through_blocks(fed)
-    whole_g_down = size.through_blocks(fed) + fraction * size.back_through_blocks(fed)
-    passed = arm.exact and feedback.refit_biases and value.subset == "last-mlp"
-    g_down = fraction * size.back_through_blocks(fed) if passed else whole_g_down
+    of_mlp = value.subset == "last-mlp"
+    backward_fed = fraction * size.back_through_blocks(fed)
+    whole_g_down = size.through_blocks(fed) + backward_fed
+    again = 0.0 if of_mlp else fraction * size.through_blocks(fed)
+    g_down = again + backward_fed if arm.exact and feedback.refit_biases else whole_g_down
     # Views are not linear in phi, so backward goes down to them. Below S: forward and backward. In S: forward with a tangent,
     # and backward through both. The teacher once; the designer forward and backward.
     by_jvp = 2 * (1 - fraction) * seen + 4 * fraction * seen + 4 * heads + teach(meta) + 3 * mask_flops
@@ -88,7 +90,9 @@ def workload(recipe: Recipe) -> Workload:
     # I-JEPA through the predictor.
     g_pre = (1 + 2 * fraction) * sum(map(size.through_blocks, step.student)) + 3 * sum(map(head.forward, step.head))
     entering = step.student[0].tokens  # of the global views
-    tangent_flops = 4.0 * in_S * entering + 3 * (not dino) * sum(map(head.forward, step.head)) if arm.exact else 0.0
+    # Of the last MLP by its parameters; of blocks once more with a tangent, of which inputs and weights take a product each.
+    through_S = 4.0 * in_S * entering if of_mlp else 3 * fraction * size.through_blocks(step.student[0])
+    tangent_flops = through_S + 3 * (not dino) * sum(map(head.forward, step.head)) if arm.exact else 0.0
     gradient_flops = 0.0
     if not designed:
         by_jvp = by_differences = 0.0

@@ -16,14 +16,13 @@ from torch import Tensor, nn
 
 from vpretrain import distributed
 from vpretrain.errors import NonFinite, UserError
-from vpretrain.method.last_mlp import MLPEntry
 from vpretrain.order import Shuffled
 from vpretrain.types import Json
 from vpretrain.vision.config import FeedbackConfig
 from vpretrain.vision.data.source import Pool
 from vpretrain.vision.model.batch import IGNORED, Labelled
 from vpretrain.vision.model.heads import LabelKind, dense_head, label_loss, refitted_bias, valid_depth
-from vpretrain.vision.model.learner import VisionLearner
+from vpretrain.vision.model.learner import Entry, VisionLearner
 
 _SAMPLE = 16  # images in which labels are looked for
 _FIRST_POOL = 8  # batches whose features the first fit of the heads cycles through
@@ -37,8 +36,8 @@ class FeedbackBatch:
         labelled: the images.
         heads: by task; in evaluation mode, so that a gradient through them changes no statistics.
         weights: alpha_seg and alpha_dep of Eq 54, by task, times this process's fraction of the labelled pixels.
-        entry: where a pass over the images enters the last MLP, if one has been made: the gradient over that MLP then needs no
-            other.
+        entry: where a pass over the images enters the last MLP or the last blocks, if one has been made: the gradient over
+            those then starts there.
     """
 
     weight: ClassVar[float] = 1.0  # the fractions are in the weights of the tasks
@@ -46,7 +45,7 @@ class FeedbackBatch:
     labelled: Labelled
     heads: Mapping[LabelKind, nn.Module]
     weights: Mapping[LabelKind, float]
-    entry: MLPEntry | None = None
+    entry: Entry | None = None
 
     def apart(self) -> list[FeedbackBatch]:
         """Return its images, each as a batch of its own."""
@@ -126,7 +125,7 @@ class VisionFeedback:
         self.heads.eval()
         images = self._draw(self._for_meta, "meta", self.batches_drawn, self.config.batch_size)
         heads: dict[LabelKind, nn.Module] = {task: self.heads[task] for task in self.tasks}
-        entry: MLPEntry | None = None
+        entry: Entry | None = None
         if self.config.refit_biases:  # on the images of all processes
             tokens_BTD, entry = self.learner.features_and_entry(images.image_B3HW)
             grid_BDhw = self._grid(tokens_BTD)

@@ -36,6 +36,7 @@ _GLOBAL, _LOCAL = 224, 96  # pixels per side of a crop, unless the images are sm
 _SEEDS = {"heads": 1, "meta": 2, "train": 3, "test": 4}  # of generated scenes, which no two roles may share
 _SECTIONS = {"heads": "feedback", "meta": "feedback", "train": "evaluation", "test": "evaluation"}  # of a recipe
 _FED = 64  # feedback images per meta update: fewer give a noisy direction
+_BLOCKS = 4  # of the learner, in S
 _ANY = 2  # classes of a source whose classes are not yet counted
 
 
@@ -148,6 +149,7 @@ def draft(
         noted("  head_batch_size: 8", "and in small batches, which are cheap"),
         noted("value:", "the direction of the feedback"),
         noted("  every_steps: 6", "steps per meta update, which takes about as long as a step"),
+        noted(f"  subset: last-{min(_BLOCKS, config.num_hidden_layers)}", "blocks over which it is taken"),
         noted("  align: dot", "the value is not scaled by the stream's gradient, which then need not be computed"),
         noted("budget: {minutes: 30}", "of training, for each arm"),
         noted("evaluation:", "probes on the frozen backbone, before and after"),

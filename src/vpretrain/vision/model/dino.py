@@ -138,15 +138,18 @@ class DinoLearner(VisionLearner):
     def tangents(self, inputs: ViewBatch, state: DinoState, direction: Parameters) -> Float[Tensor, "V B L D"]:
         """Return D_u of the student's patch features.
 
-        Where S is the last MLP the tangent starts from the state's `entry`, else the blocks run again.
+        Where S is the last MLP or some of the last blocks the tangent starts from the state's `entry`, else all blocks run
+        again.
         """
-        with self.autocast():
-            from_entry = self.tangent_from_entry(state.entry, direction)
-        if from_entry is None:
-            own = inputs.without_local()  # features of global views do not depend on local ones
-            return self.tangent_pass(lambda theta_S: self.forward(own, theta_S).features, direction)[1].detach()
         views, images = state.features.shape[:2]
-        return self._patches(from_entry[1].detach().unflatten(0, (views * images, -1)), views)
+        with self.autocast():
+            found = self.tokens_and_tangents(state.entry, direction, views * images)
+        if found is None:
+            images_B3HW, _, _, hidden_BN = self.seen(inputs, 0)
+            found = self.tangent_pass(
+                lambda theta_S: self.theta.forward_with(theta_S, "tokens", images_B3HW, hidden_BN), direction
+            )
+        return self._patches(found[1].detach(), views)
 
     def follow(self, tasks: Sequence[Task], momentum: float) -> None:
         """Move the teacher one step towards the student, and the centres one step towards the teacher's mean outputs."""
@@ -168,7 +171,7 @@ class DinoLearner(VisionLearner):
 
     def _state(self, network: Network, inputs: ViewBatch, tokens_BTD: Tensor, taught_VBNP: Tensor) -> DinoState:
         """Complete a pass whose tokens of the global views are given, and were recorded if entries are kept."""
-        entry = self.take_entry()
+        entry = self.entry_of_pass()
         student_VBNP = self._of_global(network, inputs, tokens_BTD)
         views, images = inputs.local_VB3HW.shape[:2]
         local_VBP = student_VBNP.new_zeros(0, images, self.config.outputs)

@@ -103,33 +103,30 @@ class IJepaLearner(VisionLearner):
                 hidden, rope = self.theta.forward("lower", *self.seen(inputs, 0))
                 with self.recording(self.every_token(*hidden.shape[:2])):
                     tokens_BTD = self.theta.forward("upper", hidden, rope, 0)
-                entry = self.take_entry()
+                entry = self.entry_of_pass()
                 predicted_BMND = self.theta.forward("head", tokens_BTD[:, prefix:], blocks, grid)
                 return ViewState(predicted_BMND.float(), self.teach(inputs), entry)
         tokens_BTD, taught_BMND = self.tokens(inputs, parameters)
         predicted_BMND = self.theta.forward_with(parameters, "head", tokens_BTD[:, prefix:], blocks, grid)
-        return ViewState(predicted_BMND, taught_BMND, self.take_entry())
+        return ViewState(predicted_BMND, taught_BMND, self.entry_of_pass())
 
     def tangents(self, inputs: ViewBatch, state: ViewState, direction: Parameters) -> Float[Tensor, "B M N D"]:
         """Return D_u of the predicted representations.
 
-        Where S is the last MLP the tangent starts from the state's `entry` and goes on through the predictor, else the blocks
-        run again.
+        Where S is the last MLP or some of the last blocks the tangent starts from the state's `entry` and goes on through the
+        predictor, else all blocks run again.
         """
+        found = self.tokens_and_tangents(state.entry, direction, len(inputs.global_VB3HW.flatten(0, 1)))
+        if found is None:
+            return self.tangent_pass(lambda theta_S: self.forward(inputs, theta_S).student, direction)[1].detach()
+        tokens_BTD, tangent_BTD = (part_BTD.detach()[:, self.backbone.prefix :] for part_BTD in found)
+        blocks, grid = self._blocks(inputs), self._grid(inputs)
+
+        def predicted(tokens_BTD: Tensor) -> Tensor:
+            return self.theta.forward_with({}, "head", tokens_BTD, blocks, grid)
+
         with phase("tangent"), self.meta_mode(), self.without_fused_kernels():
-            from_entry = self.tangent_from_entry(state.entry, direction)
-            if from_entry is not None:
-                images = len(inputs.global_VB3HW.flatten(0, 1))
-                tokens_BTD, tangent_BTD = (
-                    part_ND.detach().unflatten(0, (images, -1))[:, self.backbone.prefix :] for part_ND in from_entry
-                )
-                blocks, grid = self._blocks(inputs), self._grid(inputs)
-
-                def predicted(tokens_BTD: Tensor) -> Tensor:
-                    return self.theta.forward_with({}, "head", tokens_BTD, blocks, grid)
-
-                return torch.func.jvp(predicted, (tokens_BTD,), (tangent_BTD,))[1].detach()
-        return self.tangent_pass(lambda theta_S: self.forward(inputs, theta_S).student, direction)[1].detach()
+            return torch.func.jvp(predicted, (tokens_BTD,), (tangent_BTD,))[1].detach()
 
     def loss(self, state: ViewState, task: Task) -> Float[Tensor, ""]:
         """Smooth L1 between predicted and true representations, averaged over their elements."""

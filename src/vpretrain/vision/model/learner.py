@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -30,6 +30,9 @@ from vpretrain.types import Model
 from vpretrain.vision.config import DinoConfig, IJepaConfig
 from vpretrain.vision.model.backbone import Backbone
 from vpretrain.vision.model.batch import ViewBatch
+from vpretrain.vision.model.block_entry import BlockEntries, BlockEntry
+
+Entry = MLPEntry | BlockEntry
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,12 @@ class ViewState:
     Attributes:
         student: DINO's head outputs of the global views [V, B, N, P]; I-JEPA's predicted representations [B, M, N, D].
         teacher: the teacher's of the same, without gradient.
-        entry: where a tangent through the last MLP starts, at the tokens of the global views.
+        entry: where a tangent through the last MLP or the last blocks starts, at the tokens of the global views.
     """
 
     student: Tensor
     teacher: Tensor
-    entry: MLPEntry | None
+    entry: Entry | None
 
     def detach(self) -> ViewState:
         """Return the state without gradient."""
@@ -121,6 +124,7 @@ class VisionLearner(BaseLearner):
     """
 
     module: Network
+    _block_entries: BlockEntries | None = None  # what the passes record if S is some of the last blocks
 
     def __init__(
         self,
@@ -203,11 +207,9 @@ class VisionLearner(BaseLearner):
 
     def evaluate(self, batch: AnyBatch, parameters: Parameters) -> Float[Tensor, ""]:
         """L_down: the loss of a feedback batch's head on the backbone's patches, as a function of S."""
-        tokens_ND = self.hidden_from_entry(batch.entry, parameters)
-        if tokens_ND is None:
+        tokens_BTD = self._tokens_from(batch.entry, parameters, len(batch.image_B3HW))
+        if tokens_BTD is None:
             tokens_BTD = self.theta.forward_with(parameters, "tokens", batch.image_B3HW)
-        else:
-            tokens_BTD = tokens_ND.unflatten(0, (len(batch.image_B3HW), -1))
         with torch.autocast(self.device.type, enabled=False):  # heads and depths are fp32
             return batch.loss(self.backbone.grid(tokens_BTD.to(batch.image_B3HW), *batch.image_B3HW.shape[2:]))
 
@@ -218,15 +220,65 @@ class VisionLearner(BaseLearner):
         with self.meta_mode(), torch.no_grad():
             return self.module("tokens", pixels_B3HW, hidden_BN)
 
-    def features_and_entry(
-        self, pixels_B3HW: Float[Tensor, "B 3 H W"]
-    ) -> tuple[Float[Tensor, "B T D"], MLPEntry | None]:
-        """Return `features`, and the entry into the last MLP at all tokens, if entries are kept (see `keep_entries`)."""
+    def features_and_entry(self, pixels_B3HW: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B T D"], Entry | None]:
+        """Return `features`, and the entry of their pass at all tokens, if entries are kept (see `keep_entries`)."""
         patches = math.prod(self.backbone.patches(*pixels_B3HW.shape[2:]))
-        all_BT = torch.ones(len(pixels_B3HW), self.backbone.prefix + patches, dtype=torch.bool, device=self.device)
-        with self.recording(all_BT):
+        with self.recording(self.every_token(len(pixels_B3HW), self.backbone.prefix + patches)):
             features_BTD = self.features(pixels_B3HW)
-        return features_BTD, self.take_entry()
+        return features_BTD, self.entry_of_pass()
+
+    def keep_entries(self, subset: Iterable[str]) -> bool:
+        """Keep the entry into the last MLP, or into the lowest block of S, with states from now on.
+
+        Return False, and keep none, if S is neither that MLP nor within the blocks, or if theta is sharded.
+        """
+        if self._block_entries is not None:
+            self._block_entries.remove()
+            self._block_entries = None
+        if super().keep_entries(subset):
+            return True
+        first = self.first_block(subset)
+        if first is None or first == len(self.backbone.blocks) or not self.has_own_gradient:
+            return False
+        self._block_entries = BlockEntries(self.backbone.blocks, first)
+        return True
+
+    @contextlib.contextmanager
+    def recording(self, at_BT: Bool[Tensor, "B T"]) -> Iterator[None]:
+        """Record the entry of one pass, for `entry_of_pass`: into the last MLP at these tokens, or into a block."""
+        of_block = contextlib.nullcontext() if self._block_entries is None else self._block_entries.recording()
+        with super().recording(at_BT), of_block:
+            yield
+
+    def entry_of_pass(self) -> Entry | None:
+        """Return the entry of the last recorded pass, once; None unless `keep_entries` has turned that on."""
+        return self.take_entry() if self._block_entries is None else self._block_entries.take()
+
+    def tokens_and_tangents(
+        self, entry: Entry | None, direction: Parameters, images: int
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T D"]] | None:
+        """Return the normalised tokens of an entry's images, and D_u of them; None without an entry that u starts from."""
+        if isinstance(entry, BlockEntry):
+            tokens_BTD, tangent_BTD = self.tangent_pass(partial(self._upper, entry), direction)
+            return tokens_BTD.detach(), tangent_BTD.detach()
+        found = self.tangent_from_entry(entry, direction)
+        return None if found is None else (found[0].unflatten(0, (images, -1)), found[1].unflatten(0, (images, -1)))
+
+    def _tokens_from(self, entry: Entry | None, parameters: Parameters, images: int) -> Float[Tensor, "B T D"] | None:
+        """Return the same tokens, as a function of S."""
+        if isinstance(entry, BlockEntry):
+            return self._upper(entry, parameters) if self._starts_at(entry, parameters) else None
+        tokens_ND = self.hidden_from_entry(entry, parameters)
+        return None if tokens_ND is None else tokens_ND.unflatten(0, (images, -1))
+
+    def _upper(self, entry: BlockEntry, parameters: Parameters) -> Float[Tensor, "B T D"]:
+        tokens_BTD: Tensor = self.theta.forward_with(parameters, "upper", entry.tokens_BTD, entry.rope, entry.number)
+        return tokens_BTD
+
+    def _starts_at(self, entry: BlockEntry, parameters: Parameters) -> bool:
+        """Whether nothing below the entry depends on these parameters."""
+        first = self.first_block(parameters)
+        return first is not None and first >= entry.number
 
     def after_step(self, tasks: Sequence[Task], progress: float) -> None:
         """Update the teacher, an exponential average of the student whose momentum rises to 1 along a cosine."""
@@ -247,7 +299,7 @@ class VisionLearner(BaseLearner):
         with super().without_fused_kernels(), PlainLayerNorm():
             yield
 
-    def first_block(self, parameters: Parameters) -> int | None:
+    def first_block(self, parameters: Iterable[str]) -> int | None:
         """Return the lowest block with parameters in S; None if S reaches below the blocks or into the head."""
         blocks = [*self.backbone.blocks, self.backbone.norm]
         numbers = {id(p): i for i, block in enumerate(blocks) for p in block.parameters()}
