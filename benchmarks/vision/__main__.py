@@ -25,7 +25,7 @@ from vpretrain.recipe import load_recipe, parse_recipe, with_overrides
 # A control has the settings of what it controls; random-mask takes v-paper's keep ratio, and makes no meta updates.
 ARMS = ("fixed", "v", f"v-paper{WITH_PAPER}", "random-mask", "random-feedback", f"regulariser-only{WITH_PAPER}")
 SEEDS, MINUTES = 5, 2.0
-SCENES = {"validation": 6, "test": 8}  # seeds of the scenes on which the probes are tested; the quickstart's are 5
+SCENES = {"validation": 6, "test": 9}  # seeds of the scenes on which the probes are tested; the quickstart's are 5
 _KEPT = (
     "miou", "depth_rmse", "depth_abs_rel", "depth_delta_1", "accuracy", "retrieval_map",
     "steps", "images", "seconds", "images_per_s", "mean_tilt", "mean_mask",
