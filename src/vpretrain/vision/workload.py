@@ -90,8 +90,9 @@ def workload(recipe: Recipe) -> Workload:
     # I-JEPA through the predictor.
     g_pre = (1 + 2 * fraction) * sum(map(size.through_blocks, step.student)) + 3 * sum(map(head.forward, step.head))
     entering = step.student[0].tokens  # of the global views
+    moved = 1 / stream.global_views if dino else 1.0  # the fraction of the global views that have tangents
     # Of the last MLP by its parameters; of blocks once more with a tangent, of which inputs and weights take a product each.
-    through_S = 4.0 * in_S * entering if of_mlp else 3 * fraction * size.through_blocks(step.student[0])
+    through_S = moved * (4.0 * in_S * entering if of_mlp else 3 * fraction * size.through_blocks(step.student[0]))
     tangent_flops = through_S + 3 * (not dino) * sum(map(head.forward, step.head)) if arm.exact else 0.0
     gradient_flops = 0.0
     if not designed:
@@ -101,7 +102,8 @@ def workload(recipe: Recipe) -> Workload:
     on_views = 2 * (kept(meta.student, False) + dino * _outputs_bytes(recipe.learner.dino, meta, width)) + mask_bytes
     every = sum(p.numel() for p in theta.values())
     outputs_bytes = dino * _outputs_bytes(recipe.learner.dino, step, width, low=bf16)
-    outputs_bytes += dino * arm.exact * 4 * FP32 * width * entering  # features, their tangents, target and gradient
+    # Features, and the tangents, target and gradient of those that move.
+    outputs_bytes += dino * arm.exact * FP32 * width * entering * (1 + 3 * moved)
     replicated = MetaCost(g_down, fit, by_jvp, fraction * kept([fed], bf16), on_views, gradient_flops=gradient_flops)
     return Workload(
         modality=recipe.modality,

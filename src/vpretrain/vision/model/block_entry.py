@@ -31,8 +31,8 @@ class BlockEntry:
     number: int
 
     def rows(self, chosen: slice, of: int) -> BlockEntry:
-        """Return the entry of some of its `of` images."""
-        return replace(self, tokens_BTD=self.tokens_BTD[chosen])
+        """Return the entry at some of its `of` rows, with equally many images each."""
+        return replace(self, tokens_BTD=self.tokens_BTD.unflatten(0, (of, -1))[chosen].flatten(0, 1))
 
 
 class BlockEntries:

@@ -36,7 +36,7 @@ class DinoState(ViewState):
     """The outputs of student and teacher.
 
     Attributes:
-        features: the student's normalised patch tokens of the global views, which targets of the exact task move.
+        features: the student's normalised patch tokens of the global views; targets of the exact task move the first view's.
         local: the student's head outputs of the local views; none in a pass that leaves them out.
         local_views: the number of local views that belong to the loss.
     """
@@ -126,7 +126,8 @@ class DinoLearner(VisionLearner):
         if self.config.patch_loss:
             loss = loss - self.config.patch_loss * (target_VBNP[:, :, 1:] * student[:, :, 1:]).sum(-1).mean()
         if (moved := task.target.moved) is not None:
-            loss = loss + (state.features - moved.features).square().sum(-1).mean() / (2 * moved.variance)
+            features_1BLD = state.features[:1]
+            loss = loss + (features_1BLD - moved.features).square().sum(-1).mean() / (2 * moved.variance)
         return loss
 
     def log_targets(self, taught_VBNP: Float[Tensor, "V B N P"]) -> Float[Tensor, "V B N P"]:
@@ -135,21 +136,21 @@ class DinoLearner(VisionLearner):
         centre_NP = torch.cat([centre, of_patches])
         return ((taught_VBNP - centre_NP) / self.config.teacher_temperature).log_softmax(-1)
 
-    def tangents(self, inputs: ViewBatch, state: DinoState, direction: Parameters) -> Float[Tensor, "V B L D"]:
-        """Return D_u of the student's patch features.
+    def tangents(self, inputs: ViewBatch, state: DinoState, direction: Parameters) -> Float[Tensor, "1 B L D"]:
+        """Return D_u of the student's patch features of the first global view.
 
         Where S is the last MLP or some of the last blocks the tangent starts from the state's `entry`, else all blocks run
         again.
         """
         views, images = state.features.shape[:2]
+        entry = None if state.entry is None else state.entry.rows(slice(0, 1), views)
         with self.autocast():
-            found = self.tokens_and_tangents(state.entry, direction, views * images)
+            found = self.tokens_and_tangents(entry, direction, images)
         if found is None:
-            images_B3HW, _, _, hidden_BN = self.seen(inputs, 0)
-            found = self.tangent_pass(
-                lambda theta_S: self.theta.forward_with(theta_S, "tokens", images_B3HW, hidden_BN), direction
-            )
-        return self._patches(found[1].detach(), views)
+            pixels_VB3HW, _, _, hidden_VBN = self.seen(inputs, 0)
+            first = (pixels_VB3HW[:images], None if hidden_VBN is None else hidden_VBN[:images])
+            found = self.tangent_pass(lambda theta_S: self.theta.forward_with(theta_S, "tokens", *first), direction)
+        return self._patches(found[1].detach(), 1)
 
     def follow(self, tasks: Sequence[Task], momentum: float) -> None:
         """Move the teacher one step towards the student, and the centres one step towards the teacher's mean outputs."""

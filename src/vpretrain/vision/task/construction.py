@@ -44,14 +44,14 @@ class TeacherTarget:
 
 @dataclass(frozen=True)
 class MovedTarget:
-    """A Gaussian target for each patch's features.
+    """A Gaussian target for the features of each patch of the first global view.
 
     Attributes:
         features: its mean.
         variance: per element.
     """
 
-    features: Float[Tensor, "V B L D"]
+    features: Float[Tensor, "1 B L D"]
     variance: Float[Tensor, ""]
 
     def detach(self) -> MovedTarget:
@@ -167,20 +167,21 @@ class ExactTask(Fixed):
 
 
 class MovedFeatures(ExactTask):
-    """DINO: beside the base task each patch of a global view has a Gaussian target, whose mean moves away from the student's
-    own features h, h*_i = h_i - s D_u h_i. Its variance per element is the mean square of h, and its divergence from the one
-    around h is |h* - h|^2 / (2 variance).
+    """DINO: beside the base task each patch of the first global view has a Gaussian target, whose mean moves away from the
+    student's own features h, h*_i = h_i - s D_u h_i. Its variance per element is the mean square of h, and its divergence from
+    the one around h is |h* - h|^2 / (2 variance).
 
-    At beta = 0 this target is where the student is, and gives no gradient. DINO's own targets pass on little of u: see
-    docs/decisions.md.
+    The views of an image are alike, and a tangent of both costs twice as much. At beta = 0 this target is where the student is,
+    and gives no gradient. DINO's own targets pass on little of u: see docs/decisions.md.
     """
 
     def moved(self, state: AnyState, tangents: Tensor, beta: float) -> tuple[TeacherTarget, Float[Tensor, " B"]]:
         """Return the target at this beta, and the mean distance that it has moved, in standard deviations, by image."""
-        square, variance = distributed.all_reduce_mean([x.square().mean() for x in (tangents, state.features)])
+        features_1BLD = state.features[:1]
+        square, variance = distributed.all_reduce_mean([x.square().mean() for x in (tangents, features_1BLD)])
         reach = beta * math.sqrt(2 * self.strength.radius * self.divergence / tangents.shape[-1])  # per element
         way = -reach * tangents / square.sqrt().clamp_min(torch.finfo(square.dtype).tiny)
-        moved = MovedTarget(state.features + way * variance.sqrt(), variance)
+        moved = MovedTarget(features_1BLD + way * variance.sqrt(), variance)
         return TeacherTarget(state.teacher, moved), way.abs().mean((0, 2, 3))
 
 
