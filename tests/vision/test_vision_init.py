@@ -175,7 +175,10 @@ def test_the_recipe_has_the_settings_with_which_v_was_ahead(photos, monkeypatch)
     ours, quickstart = load_recipe("mine.yaml"), load_recipe(QUICKSTART)
     own = {"heads", "meta", "size", "batch_size", "head_steps"}  # the quickstart is too short to fit the heads further
     assert ours.feedback.model_dump(exclude=own) == quickstart.feedback.model_dump(exclude=own)
-    assert ours.value.model_dump(exclude={"batch_size"}) == quickstart.value.model_dump(exclude={"batch_size"})
+    own = {"batch_size", "subset"}
+    assert ours.value.model_dump(exclude=own) == quickstart.value.model_dump(exclude=own)
+    assert quickstart.value.subset == f"last-{draft._BLOCKS}"
+    assert ours.value.subset == "last-3"  # the learner has no more
     assert quickstart.feedback.batch_size == draft._FED  # of which `init` takes no more
     monkeypatch.setattr(draft, "_FED", 2)
     assert main([*photos, "--feedback", "scenes:6", "--overwrite"]) == 0
