@@ -100,6 +100,15 @@ def test_the_tangents_from_the_own_pass_are_those_of_the_whole_model(family, obj
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_an_entry_above_the_direction_is_not_used():
+    learner, batch, u, _ = case("dinov2", "dino", "last-2")
+    learner.keep_entries(alignment_subset(learner.module, "last-1"))
+    state = learner.forward(batch).detach()
+    assert state.entry is not None
+    expected = learner.tangents(batch, replace(state, entry=None), u)
+    torch.testing.assert_close(learner.tangents(batch, state, u), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("subset", ["all", "name:embeddings"])
 def test_over_parameters_below_the_blocks_no_entry_is_kept(subset):
     learner, batch, _, kept = case("dinov2", "dino", subset)

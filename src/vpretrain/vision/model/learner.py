@@ -259,6 +259,8 @@ class VisionLearner(BaseLearner):
     ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T D"]] | None:
         """Return the normalised tokens of an entry's images, and D_u of them; None without an entry that u starts from."""
         if isinstance(entry, BlockEntry):
+            if not self._starts_at(entry, direction):
+                return None
             tokens_BTD, tangent_BTD = self.tangent_pass(partial(self._upper, entry), direction)
             return tokens_BTD.detach(), tangent_BTD.detach()
         found = self.tangent_from_entry(entry, direction)
