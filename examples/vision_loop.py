@@ -49,6 +49,7 @@ feedback = FeedbackConfig(
     heads=[SourceConfig(scenes=8, seed=2, size=32)],
     meta=[SourceConfig(scenes=8, seed=3, size=32)],
     size=32,
+    depth=1.0,
     batch_size=4,
     first_head_steps=5,
 )
@@ -88,7 +89,7 @@ def cosine(start, end, progress):
 
 
 dino = DinoConfig(outputs=64, hidden=64, bottleneck=32, patch_loss=1.0)
-v = VisionPretraining(model, feedback, dino=dino, value=ValueConfig(every_steps=2, batch_size=4), bf16=CUDA)
+v = VisionPretraining(model, feedback, dino=dino, value=ValueConfig(every_steps=2, subset="last-2"), bf16=CUDA)
 matrices = [p for p in v.parameters() if p.ndim > 1]
 vectors = [p for p in v.parameters() if p.ndim == 1]
 groups = [{"params": matrices, "decays": True}, {"params": vectors, "weight_decay": 0.0, "decays": False}]

@@ -106,10 +106,10 @@ def vision_recipe(root: Path, family: str = "dinov2", **changes: Any) -> Recipe:
         "feedback": {
             "heads": [{"scenes": 8, "seed": 2, "size": 32}],
             "meta": [{"scenes": 8, "seed": 3, "size": 32}],
-            "size": 32, "batch_size": 4, "first_head_steps": 5,
+            "size": 32, "depth": 1.0, "batch_size": 4, "head_batch_size": 4, "first_head_steps": 5,
         },
         "designer": {"width": 4, "levels": 2, "lr": 1e-2},
-        "value": {"every_steps": 2, "batch_size": 4},
+        "value": {"every_steps": 2, "batch_size": 4, "subset": "last-2"},
         "budget": {"steps": STEPS},
         "evaluation": {
             "train": [{"scenes": 12, "seed": 4, "size": 32}],

@@ -20,11 +20,13 @@ GRADIENT = "designer's gradient"  # its running mean, which Adam keeps
 PARTS = {"learner": "", "teacher": "", "designer": "", "designer-optimizer": "exp_avg"}
 SMALL = {"predictor_width": 16, "predictor_layers": 1, "predictor_heads": 2, "warm_up_steps": 5}
 TINY_HEAD = {"outputs": 32, "hidden": 32, "bottleneck": 16, "warm_up_steps": 5}
+LAST_MLP = {"subset": "last-mlp"}
 LORA = {"r": 4, "alpha": 8, "dropout": 0.0}
 TILT = {"language": "alpha", "vision": "tilt"}  # its mean, in the log
 # fp32: sums in another order. A difference quotient magnifies their rounding, Adam that of gradients near 0, in phi alone, and
 # the exponent of a tilt that of values near 0, in the gate.
 TOLERANCE = {"ddp": 1e-4, "fsdp": 1e-2}
+OF_DEPTHS = 2e-3  # L1: where biases are refitted, the error of one pixel in some thousand is 0, and has the sign of rounding
 OF_PHI = {"ddp": 1e-3, "fsdp": 5e-2}
 
 
@@ -55,9 +57,9 @@ CASES = {
     "language-self-distillation": {"arm": "self-distillation"},
     "vision-dino": {},
     "vision-ijepa": {"learner": {"objective": "ijepa", "ijepa": SMALL}, "stream": {"local_views": 0}},
-    "vision-exact": {"arm": "v"},
-    "vision-blocks": {"arm": "v", "value": {"subset": "last-1"}},
-    "vision-patches": {"arm": "v", "learner": {"dino": {**TINY_HEAD, "patch_loss": 1.0}}},
+    "vision-exact": {"arm": "v", "value": LAST_MLP},
+    "vision-blocks": {"arm": "v"},
+    "vision-patches": {"arm": "v", "value": LAST_MLP, "learner": {"dino": {**TINY_HEAD, "patch_loss": 1.0}}},
     "vision-random-mask": {"arm": "random-mask"},
 }
 LONG = {
@@ -80,7 +82,9 @@ def recipe_of(case, parallel, root, tokenizer, name):
         value["engine"] = "finite_difference"
         changes["parallel"] = "fsdp"
     if case.startswith("vision"):
-        recipe = vision_recipe(root, name=name, value=value, **changes)
+        # The heads' first steps have the signs of gradients near 0, above all from 0.
+        heads = {"zero_head": False, "head_lr": 1e-3}
+        recipe = vision_recipe(root, name=name, value=value, feedback=heads, **changes)
         config = Path(recipe.learner.name) / "config.json"  # each process drops paths of its own
         config.write_text(config.read_text().replace('"drop_path_rate": 0.1', '"drop_path_rate": 0.0'))
         return recipe
@@ -145,8 +149,8 @@ def test_two_processes_are_one(tmp_path, tokenizer, many, differences_seen, case
     phi = max(found.pop(name, 0.0) for name in ("designer", "alpha", "tilt"))
     if parallel == "fsdp":  # the value is a finite difference's quotient, whose rounding depends on the processor
         assert found.pop("value", 0.0) < 5e-2
-    assert max(found.values()) < TOLERANCE[parallel], found
-    assert phi < OF_PHI[parallel], phi
+    assert max(found.values()) < max(TOLERANCE[parallel], OF_DEPTHS * case.startswith("vision")), found
+    assert phi < max(OF_PHI[parallel], OF_DEPTHS * case.startswith("vision")), phi
 
 
 def test_shards_judge_the_strength_as_one_process_does(tmp_path, tokenizer):

@@ -37,6 +37,7 @@ from vpretrain.modality import MODALITIES
 from vpretrain.recipe import load_recipe, parse_recipe, settings_help
 from vpretrain.vision.assemble import check_sizes
 from vpretrain.vision.config import DinoConfig, FeedbackConfig, SourceConfig
+from vpretrain.vision.config import ValueConfig as VisionValueConfig
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -189,7 +190,9 @@ def test_the_example_of_the_vision_adapter_runs():
         "torch": torch,
         "model": tiny_vision_model(),
         "VisionPretraining": partial(
-            REFERENCE["VisionPretraining"], dino=DinoConfig(outputs=32, hidden=32, bottleneck=16)
+            REFERENCE["VisionPretraining"],
+            dino=DinoConfig(outputs=32, hidden=32, bottleneck=16),
+            value=VisionValueConfig(subset="last-2"),
         ),
         "FeedbackConfig": partial(FeedbackConfig, size=32, batch_size=4),
         "labelled": sources[0],

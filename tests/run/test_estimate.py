@@ -392,13 +392,16 @@ def test_moved_features_are_held_beside_the_heads_outputs(tmp_path):
     assert exact - fixed == 4 * (34 + 3 * 17) * 32
 
 
-def test_biases_are_refitted_in_the_pass_of_the_gradient_but_one_of_their_own_under_fsdp(tmp_path):
-    plain, refitted = (
-        workload(vision_recipe(tmp_path, arm="v", feedback={"refit_biases": refit})) for refit in (False, True)
+@pytest.mark.parametrize(("subset", "shared"), [("last-mlp", 1), ("last-2", 1 / 3)])  # of a pass; of three blocks
+def test_biases_are_refitted_in_the_pass_of_the_gradient_but_one_of_their_own_under_fsdp(tmp_path, subset, shared):
+    recipes = (
+        vision_recipe(tmp_path, arm="v", feedback={"refit_biases": refit}, value={"subset": subset})
+        for refit in (False, True)
     )
+    plain, refitted = map(workload, recipes)
     ours, theirs = refitted.replicated.feedback_flops_fp32, plain.replicated.feedback_flops_fp32
     assert ours == 2 * theirs  # one step of the heads takes the other
-    assert refitted.replicated.feedback_flops == pytest.approx(plain.replicated.feedback_flops - theirs)
+    assert refitted.replicated.feedback_flops == pytest.approx(plain.replicated.feedback_flops - shared * theirs)
     assert refitted.sharded.feedback_flops == plain.sharded.feedback_flops == plain.replicated.feedback_flops
     assert refitted.sharded.weights_gathered == plain.sharded.weights_gathered + 1
 

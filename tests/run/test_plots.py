@@ -6,6 +6,7 @@ import pytest
 from worlds import tiny_recipe, vision_recipe
 
 from vpretrain.compare.plots import by_setting, draw_pass_at_k, draw_settings
+from vpretrain.plot import name_lines, pyplot, save_figure
 
 
 @pytest.fixture
@@ -76,3 +77,21 @@ def test_pass_at_k_is_drawn_against_k(recipe, figures):
     lines = {line.get_label(): line.get_xydata().tolist() for line in figures[0].axes[0].get_lines()}
     assert lines == {"step-0": [[1, 0.1], [2, 0.15], [4, 0.2]], "v": [[1, 0.2], [2, 0.4], [4, 0.6]]}
     assert draw_pass_at_k({"arms": {"step-0": {}, "v": {}}}, recipe) is None
+
+
+@pytest.mark.parametrize(("settings", "columns"), [("", 3), (":a.setting=1" * 3, 2), (":a.setting=1" * 6, 1)])
+def test_lines_with_long_names_leave_their_panels_room(tmp_path, settings, columns):
+    figure, axes = pyplot().subplots(1, 2, figsize=(8.6, 3.8), layout="constrained")
+    for axis in axes:
+        for number in range(3):
+            axis.plot([0, 1], [number, number], label=f"{number}{settings}")
+    name_lines(figure)
+    save_figure(figure, tmp_path / "figure.png")
+    (legend,) = figure.legends
+    assert (len(legend.get_texts()), legend._ncols) == (3, columns)
+    below = legend.get_window_extent()
+    assert figure.bbox.x0 <= below.x0 < below.x1 <= figure.bbox.x1
+    for axis in axes:
+        panel = axis.get_window_extent()
+        assert panel.y0 >= below.y1
+        assert (panel.width > 0.35 * figure.bbox.width, panel.height > 0.6 * figure.bbox.height) == (True, True)

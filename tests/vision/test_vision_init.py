@@ -16,6 +16,7 @@ from vision.test_readers import save_ade20k, save_nyuv2, save_splits
 
 from vpretrain.cli.parser import main
 from vpretrain.recipe import load_recipe
+from vpretrain.vision.config import FeedbackConfig, ValueConfig
 from vpretrain.vision.inspection import draft
 
 QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart-vision.yaml"
@@ -177,10 +178,9 @@ def test_the_recipe_has_the_settings_with_which_v_was_ahead(photos, monkeypatch)
     assert ours.feedback.model_dump(exclude=own) == quickstart.feedback.model_dump(exclude=own)
     own = {"batch_size", "subset"}
     assert ours.value.model_dump(exclude=own) == quickstart.value.model_dump(exclude=own)
-    assert quickstart.value.subset == f"last-{draft._BLOCKS}"
+    assert ValueConfig().subset == quickstart.value.subset == f"last-{draft._BLOCKS}"
     assert ours.value.subset == "last-3"  # the learner has no more
-    assert quickstart.feedback.batch_size == draft._FED  # of which `init` takes no more
-    monkeypatch.setattr(draft, "_FED", 2)
+    monkeypatch.setattr(FeedbackConfig.model_fields["batch_size"], "default", 2)
     assert main([*photos, "--feedback", "scenes:6", "--overwrite"]) == 0
     assert (ours.feedback.batch_size, load_recipe("mine.yaml").feedback.batch_size) == (3, 2)
 

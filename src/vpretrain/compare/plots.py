@@ -10,7 +10,7 @@ from vpretrain.compare.results import START, run_name
 from vpretrain.config import Recipe
 from vpretrain.files import read_json, read_lines
 from vpretrain.modality import modality_of
-from vpretrain.plot import can_draw, pyplot, save_figure
+from vpretrain.plot import can_draw, name_lines, pyplot, save_figure
 from vpretrain.types import Json
 
 _PANELS = 5  # of a figure, side by side
@@ -55,7 +55,7 @@ def draw_curves(results: Json, recipe: Recipe) -> Path | None:
                 marker="." if file == "scores" else None,
             )
         axis.set(title=title, xlabel="training seconds" if x == "seconds" else x)
-        axis.legend(fontsize=8)
+    name_lines(figure)
     return save_figure(figure, recipe.directory / "curves.png")
 
 
@@ -104,7 +104,7 @@ def draw_settings(results: Json, recipe: Recipe) -> Path | None:
                 seeds = [(x, run[key]) for x, label in points for run in arms[label].get("runs", [arms[label]])]
                 axis.plot(*zip(*seeds, strict=True), "o", color=colour, markersize=4)
             axis.set(title=title, xlabel=field)
-        row[0].legend(fontsize=8)
+    name_lines(figure)
     return save_figure(figure, recipe.directory / "settings.png")
 
 
@@ -139,5 +139,5 @@ def draw_pass_at_k(results: Json, recipe: Recipe) -> Path | None:
     axis.set_xscale("log", base=2)
     axis.set_xticks(ks, [str(k) for k in ks])
     axis.set(title="Pass@k", xlabel="k")
-    axis.legend(fontsize=8)
+    name_lines(figure)
     return save_figure(figure, recipe.directory / "pass_at_k.png")

@@ -22,7 +22,7 @@ from vpretrain.errors import UserError
 from vpretrain.files import read_lines
 from vpretrain.modality import modality_of
 from vpretrain.plain import quoted
-from vpretrain.plot import pyplot, save_figure
+from vpretrain.plot import name_lines, pyplot, save_figure
 from vpretrain.tables import grid
 from vpretrain.types import Json
 
@@ -139,7 +139,7 @@ def draw_posttrain(results: Json, recipe: Recipe) -> Path:
                 ended = [n for n, point in enumerate(curve) if point["ends"]]
                 axis.plot([x[n] for n in ended], [y[n] for n in ended], "o", color=colour, markersize=4)
         axis.set(title=title, xlabel=f"{unit} on one device, attempts included")
-    axes[0][0].legend(fontsize=8)
+    name_lines(figure)
     return save_figure(figure, recipe.directory / "posttrain.png")
 
 

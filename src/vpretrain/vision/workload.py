@@ -74,7 +74,7 @@ def workload(recipe: Recipe) -> Workload:
     seen, heads = sum(map(size.through_blocks, meta.student)), sum(map(head.forward, meta.head))
     # Per image of a feedback batch: passes for features that the heads need. The gradient over the last MLP or the last blocks
     # starts from what the one recorded in which biases are refitted, unless theta is sharded.
-    head_images = (feedback.head_batch_size or feedback.batch_size) / feedback.batch_size
+    head_images = feedback.head_batch_size / feedback.batch_size
     fit = (feedback.head_steps * head_images + feedback.refit_biases) * size.through_blocks(fed)
     of_mlp = value.subset == "last-mlp"
     backward_fed = fraction * size.back_through_blocks(fed)

@@ -21,7 +21,14 @@ from vpretrain.types import Json
 from vpretrain.vision.config import FeedbackConfig
 from vpretrain.vision.data.source import Pool
 from vpretrain.vision.model.batch import IGNORED, Labelled
-from vpretrain.vision.model.heads import LabelKind, dense_head, label_loss, refitted_bias, valid_depth
+from vpretrain.vision.model.heads import (
+    LabelKind,
+    dense_head,
+    label_loss,
+    refitted_bias,
+    start_from_median,
+    valid_depth,
+)
 from vpretrain.vision.model.learner import Entry, VisionLearner
 
 _SAMPLE = 16  # images in which labels are looked for
@@ -84,7 +91,6 @@ class VisionFeedback:
     def __init__(self, config: FeedbackConfig, learner: VisionLearner, *, seed: int) -> None:
         self.config, self.learner, self.seed = config, learner, seed
         self.batches_drawn = self.head_steps = 0
-        self._head_batch = config.head_batch_size or config.batch_size
         self.weights = {"labels": 1.0}  # one domain: its tasks are weighted within the batch
         weights: dict[LabelKind, float] = {"segmentation": config.segmentation, "depth": config.depth}
         self.tasks = {task: weight for task, weight in weights.items() if weight > 0}
@@ -106,6 +112,8 @@ class VisionFeedback:
                 task: dense_head(config.head, width, outputs[task], zero=config.zero_head) for task in self.tasks
             }
             self.heads = nn.ModuleDict(heads).to(learner.device)
+        if "depth" in heads:
+            start_from_median(self.heads["depth"], _sample(self._for_heads, "depth").depth_BHW)
         self.optimizer = torch.optim.AdamW(self.heads.parameters(), lr=config.head_lr, weight_decay=0.05)
 
     @property
@@ -155,7 +163,7 @@ class VisionFeedback:
 
     def _head_batches(self) -> Iterator[tuple[Labelled, Tensor]]:
         if self.head_steps == 0:  # the backbone does not change meanwhile: its features are computed once
-            epoch = max(1, len(self._for_heads) // self._head_batch)
+            epoch = max(1, len(self._for_heads) // self.config.head_batch_size)
             pool = [self._with_features(i) for i in range(min(_FIRST_POOL, epoch, self.config.first_head_steps))]
             for step in range(self.config.first_head_steps):
                 yield pool[step % len(pool)]
@@ -163,7 +171,7 @@ class VisionFeedback:
             yield self._with_features(self.head_steps)
 
     def _with_features(self, number: int) -> tuple[Labelled, Tensor]:
-        images = self._draw(self._for_heads, "heads", number, self._head_batch)
+        images = self._draw(self._for_heads, "heads", number, self.config.head_batch_size)
         return images, self._grid(self.learner.features(images.image_B3HW))
 
     def _grid(self, tokens_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B D h w"]:
@@ -189,11 +197,15 @@ class VisionFeedback:
 def _check(role: str, pool: Pool, tasks: Iterable[LabelKind]) -> None:
     """Look for a label of each task in a few images of every set. Raises UserError if there is none."""
     for task in tasks:
-        having = pool.having(task)
-        sample = having[:: max(1, len(having) // _SAMPLE)]
-        if not sample or _labelled_pixels(task, pool[sample].to("cpu")) == 0:
+        if not pool.having(task) or _labelled_pixels(task, _sample(pool, task)) == 0:
             what = "a class" if task == "segmentation" else "a valid depth"
             raise UserError(f"no pixel of feedback.{role} has {what}: set feedback.{task}=0, or give other images")
+
+
+def _sample(pool: Pool, task: LabelKind) -> Labelled:
+    """Return a few images of all sets that have labels for a task."""
+    having = pool.having(task)
+    return pool[having[:: max(1, len(having) // _SAMPLE)]].to("cpu")
 
 
 def _labelled_pixels(task: LabelKind, images: Labelled) -> int:

@@ -17,7 +17,7 @@ from vpretrain.console import steady
 from vpretrain.errors import Unreadable, UserError
 from vpretrain.modality import Draft
 from vpretrain.plain import noted, quoted
-from vpretrain.vision.config import SourceConfig, StreamConfig
+from vpretrain.vision.config import FeedbackConfig, SourceConfig, StreamConfig
 from vpretrain.vision.data.image_files import folder_per_class, images_in
 from vpretrain.vision.data.own import own_images
 from vpretrain.vision.data.readers import ade20k_images, read_classes
@@ -35,8 +35,7 @@ _FEWEST = 5  # images that can be divided among the roles
 _GLOBAL, _LOCAL = 224, 96  # pixels per side of a crop, unless the images are smaller
 _SEEDS = {"heads": 1, "meta": 2, "train": 3, "test": 4}  # of generated scenes, which no two roles may share
 _SECTIONS = {"heads": "feedback", "meta": "feedback", "train": "evaluation", "test": "evaluation"}  # of a recipe
-_FED = 64  # feedback images per meta update: fewer give a noisy direction
-_BLOCKS = 4  # of the learner, in S
+_BLOCKS = 4  # of the learner, in S: the default, of a learner that has as many
 _ANY = 2  # classes of a source whose classes are not yet counted
 
 
@@ -113,9 +112,9 @@ def draft(
     batch_size = min(len(images), StreamConfig.model_fields["batch_size"].default)
     # Those of one batch give the direction, those of the next judge it.
     half = (parts["meta"].limit or steering.count) // 2
-    fed = min(_FED, max(2, half))
+    fed = min(FeedbackConfig.model_fields["batch_size"].default, max(2, half))
     classes = "segmentation" in steering.kinds
-    depths = noted("  depth: 0", "its gradient would hide that of the classes") if classes else "  depth: 1"
+    depths = noted("  depth: 0", "on scenes, classes alone did better than both, in depth too") if classes else "  depth: 1"
 
     def fitting(size: int) -> int:
         """The largest multiple of the learner's patch up to a size and to the images' own."""
@@ -142,15 +141,9 @@ def draft(
         depths,
         noted(f"  batch_size: {fed}", "of these images, per meta update; others judge the direction"),
         f"  size: {size}",
-        noted("  refit_biases: true", "else an error that all images share would give most of the direction"),
-        noted("  zero_head: true", "a random last layer would give a random direction"),
-        noted("  first_head_steps: 200", "the heads are fitted well before they give the first direction,"),
-        noted("  head_lr: 3.0e-3", "at a rate that takes them there"),
-        noted("  head_batch_size: 8", "and in small batches, which are cheap"),
         noted("value:", "the direction of the feedback"),
         noted("  every_steps: 6", "steps per meta update, which takes about as long as a step"),
         noted(f"  subset: last-{min(_BLOCKS, config.num_hidden_layers)}", "blocks over which it is taken"),
-        noted("  align: dot", "the value is not scaled by the stream's gradient, which then need not be computed"),
         noted("budget: {minutes: 30}", "of training, for each arm"),
         noted("evaluation:", "probes on the frozen backbone, before and after"),
         f"  train: {_listed(parts['train'])}",

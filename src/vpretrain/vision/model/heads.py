@@ -36,6 +36,19 @@ def dense_head(kind: Literal["linear", "conv"], width: int, outputs: int, *, zer
     return nn.Sequential(nn.BatchNorm2d(width), *between, last)
 
 
+def start_from_median(head: nn.Module, depth_BHW: Float[Tensor, "*B H W"]) -> None:
+    """Let a depth head's last bias start from the median of the valid depths, of which there must be one.
+
+    A step of Adam moves the bias by the learning rate at most. Until it is there, all errors have one sign, and their gradient
+    says nothing about features.
+    """
+    last = [layer for layer in head.modules() if isinstance(layer, nn.Conv2d)][-1]
+    assert last.bias is not None
+    with torch.no_grad():
+        median = depth_BHW[valid_depth(depth_BHW)].median().float()
+        last.bias.fill_(median + torch.log(-torch.expm1(-median)))  # softplus of it is the median
+
+
 def pixel_outputs(
     head: nn.Module, grid_BDhw: Float[Tensor, "B D h w"], height: int, width: int
 ) -> Float[Tensor, "B C H W"]:

@@ -118,8 +118,8 @@ class VisionLearner(BaseLearner):
         head: the objective's head.
         config: settings of the objective.
         outputs: width of the teacher's centre.
-        bf16: run training passes, and the feedback's passes through the backbone, under bf16 autocast. Values and tangents
-            are always fp32.
+        bf16: run training passes, the feedback's passes through the backbone, and tangents that start from an entry, under
+            bf16 autocast. Values and other tangents are always fp32.
         parallel: how several processes hold student and teacher, see `vpretrain.method.parameters`.
     """
 
