@@ -267,7 +267,7 @@ class ValueConfig(config.ValueConfig):
         description="S: last-N (the last blocks and the final norm), last-mlp (the last block's MLP: a tangent costs next to "
         "nothing, and v gains less), all, or name:REGEX.",
     )
-    batch_size: Batch = Field(16, description="Images in one meta update.")
+    batch_size: Batch = Field(16, description="Images of the stream in a meta update (v-paper) or a judgement (v).")
 
 
 class ClassesConfig(Strict):
