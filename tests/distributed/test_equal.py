@@ -26,9 +26,8 @@ TILT = {"language": "alpha", "vision": "tilt"}  # its mean, in the log
 # fp32: sums in another order. A difference quotient magnifies their rounding, Adam that of gradients near 0, in phi alone, and
 # the exponent of a tilt that of values near 0, in the gate.
 TOLERANCE = {"ddp": 1e-4, "fsdp": 1e-2}
-OF_DEPTHS = (
-    2e-3  # L1: where biases are refitted, the error of one pixel in some thousand is 0, and has the sign of rounding
-)
+# L1: where biases are refitted, the error of one pixel in some thousand is 0, and its sign is that of rounding.
+OF_DEPTHS = 2e-3
 OF_PHI = {"ddp": 1e-3, "fsdp": 5e-2}
 
 
