@@ -35,8 +35,6 @@ def evaluate(options: Options) -> None:
     """Measure a model on a recipe's evaluation, or on standard benchmarks."""
     if options.recipe is None and options.tasks is None:
         raise UserError("say what to measure on: a recipe, --tasks gsm8k,mmlu or both")
-    if options.recipe is None and options.overrides:
-        raise UserError(f"{options.overrides[0]} changes a recipe: name one after the model")
     of_tasks = chosen(options, "shots", "limit", "include", "batch_size", "run_code")
     given = [name for name, value in of_tasks.items() if value is not None and value is not False]
     if given and options.tasks is None:

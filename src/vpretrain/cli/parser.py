@@ -42,11 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if refusal := _unknown_command(arguments, commands):
         return _failed(refusal)
     options, rest = parser.parse_known_args(arguments)
-    stray = [word for word in rest if word.startswith("-") or "=" not in word]
-    if stray or (rest and not hasattr(options, "overrides")):
-        commands[options.command.name].error(_unrecognized(stray or rest, options))
-    if rest:  # field=value after an option
-        options.overrides += rest
+    if hasattr(options, "overrides"):  # those after an option are in the rest before Python 3.13
+        words = options.overrides = [*options.overrides, *rest]
+        stray = (word for word in words if word.startswith("-") or "=" not in word)
+        rest = sorted(stray, key=arguments.index)
+    if rest:
+        commands[options.command.name].error(_unrecognized(rest, options))
+    if setting := _without_recipe(options):
+        return _failed(f"{setting} changes a recipe: name one before it")
     if options.quiet and options.verbose:  # one before the command, one after it: argparse sees neither's other
         parser.error("--quiet and --verbose exclude each other")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and options.command is not runs.run:
@@ -108,6 +111,14 @@ def _unknown_command(arguments: Sequence[str], known: Collection[str]) -> str | 
     meant = nearest(word, known)
     hint = f"did you mean '{meant}'?" if meant else f"choose from {', '.join(known)}"
     return f"there is no command '{word}': {hint}"
+
+
+def _without_recipe(options: argparse.Namespace) -> str | None:
+    """Return the first setting if no recipe stands before it; argparse may take it for the recipe."""
+    recipe = getattr(options, "recipe", "")
+    if recipe is None:
+        return next(iter(options.overrides), None)
+    return recipe if "=" in recipe and not os.path.exists(recipe) else None
 
 
 def _unrecognized(words: Sequence[str], options: argparse.Namespace) -> str:
