@@ -13,6 +13,7 @@ from benchmarks.steering import flops
 from benchmarks.steering.overview import overview
 from benchmarks.steering.table import ablation_markdown, arms_markdown, markdown
 from benchmarks.table import comparison_markdown, domains_markdown, paths_markdown
+from benchmarks.verifier import markdown as verifier_markdown
 from vpretrain.recipe import flat, load_recipe, parse_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +26,7 @@ TABLES = [
     ("gsm8k.json", "results-designer.md", comparison_markdown),
     ("multitask.json", "results-designer.md", domains_markdown),
     ("posttrain.json", "results-designer.md", paths_markdown),
+    ("verifier.json", "feedback.md", verifier_markdown),
     ("speed/results.json", "speed.md", speed.markdown),
 ]
 
