@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
+from functools import partial
 from types import SimpleNamespace
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -50,6 +51,14 @@ def character_tokenizer(pad: str | None = "<pad>") -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>", pad_token=pad)
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Writes a recipe for commands into the test's directory, with the changes given; returns its path."""
+    from commands import write_recipe  # which takes the tokenizer from here
+
+    return partial(write_recipe, tmp_path)
 
 
 @pytest.fixture
