@@ -6,7 +6,7 @@ import json
 
 import pytest
 from report.directories import write_comparison, write_json, write_run
-from test_report import Page
+from report.page import Page
 
 from vpretrain.cli.parser import main
 from vpretrain.recipe import load_recipe, save_recipe
