@@ -1,7 +1,8 @@
 """`make bench-verifier`: V steered by a verifier in place of written solutions, with GRPO on the same problems at equal time.
 
-SmolLM2-135M on the sums of recipes/posttrain.yaml, which it partly solves. All time counts, that of attempts included. Finished
-runs are kept, so the same command goes on after an interruption. The full run writes verifier.json beside this file.
+SmolLM2-135M on the sums of recipes/posttrain.yaml, of which it solves none at first. All time counts, that of attempts
+included. Finished runs are kept, so the same command goes on after an interruption. The full run writes verifier.json beside
+this file.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """`make bench-steering-flops`: arms after equal FLOPs and after equal tokens, in place of equal time, on test templates.
 Resumable.
 
-Every arm makes as many steps as the FLOPs of one-hot's steps pay for at the shapes of Qwen2.5-0.5B (`costs`), and in other runs
-as many steps as one-hot; its learning rate falls over its own steps. --steps are those of one-hot, which is the first of
---arms. The full run writes flops.json and flops.md beside this file.
+Every arm makes as many steps as the FLOPs of one-hot's steps pay for at the shapes of Qwen2.5-0.5B (`costs`), and `v` in other
+runs as many steps as one-hot; the learning rate falls over a run's own steps. --steps are those of one-hot, which is the first
+of --arms. The full run writes flops.json and flops.md beside this file.
 """
 
 from __future__ import annotations
@@ -57,14 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def summary(recipe: Recipe, arms: Sequence[str], seeds: Sequence[int], steps: int) -> dict[str, Any]:
     """Make the runs of a condition and return the figures of one-hot, which is the first arm and makes `steps` steps, and of
-    each other arm after equal FLOPs and after as many steps, and so equal tokens."""
+    each other arm after equal FLOPs, of `v` also after as many steps, and so equal tokens."""
     one_hot, others = arms[0], arms[1:]
     allowed = steps * Costs.of(recipe, one_hot).step
     costs = {arm: Costs.of(recipe, arm) for arm in arms}
     planned = {one_hot: (one_hot, steps)}
     for arm in others:
         planned[arm] = arm, costs[arm].affordable(allowed, recipe.value.every_steps)
-        planned[arm + EQUAL_TOKENS] = arm, steps
+        if arm == "v":
+            planned[arm + EQUAL_TOKENS] = arm, steps
     found: dict[str, Any] = {}
     base: list[dict[str, Any]] = []
     for name, (arm, own) in planned.items():

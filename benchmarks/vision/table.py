@@ -46,7 +46,7 @@ def _said(bar: dict[str, Any]) -> str:
         found = f"v has {bar['ratio']:.3f} of fixed's, at least {bar['least']} was to be shown"
     else:
         ahead, behind = (" and ".join(_NAMES[key] for key in bar[side]) or "nothing" for side in ("ahead", "behind"))
-        found = f"v is ahead of fixed in {ahead}, behind in {behind} (95 % intervals off 0)"
+        found = f"v is ahead of fixed in {ahead}, behind in {behind} (95 % intervals off 0; ahead also after Holm's correction)"
     return f"{found}: {'met' if bar['met'] else 'missed'}"
 
 

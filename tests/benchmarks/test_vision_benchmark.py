@@ -84,7 +84,8 @@ def test_differences_are_those_of_the_arm_of_the_row():
     _, _, fixed, v = matched.splitlines()
     assert cells(fixed)[1:6] == ["fixed", "0.5000", "-", "0.5000", "-"]
     assert cells(v)[1:6] == ["v", "0.6000", "+0.0200 [+0.0100, +0.0300]", "0.6000", "-0.0300 [-0.0400, -0.0200]"]
-    ahead = "v is ahead of fixed in mIoU and RMSE, behind in nothing (95 % intervals off 0): met"
+    off_0 = "95 % intervals off 0; ahead also after Holm's correction"
+    ahead = f"v is ahead of fixed in mIoU and RMSE, behind in nothing ({off_0}): met"
     assert said.splitlines() == [
         f"- equal seconds: {ahead}",
         f"- equal images: {ahead}",
@@ -107,6 +108,14 @@ def test_v_must_be_ahead_in_one_metric_and_behind_in_none(miou, rmse, ahead, beh
     assert bars["equal seconds"] == {"ahead": ahead, "behind": behind, "met": met}
     assert bars["equal images"] == {"ahead": ["miou", "depth_rmse"], "behind": [], "met": True}
     assert set(bars) == {"equal seconds", "equal images"}  # no steps were timed
+
+
+def test_v_is_ahead_only_where_the_correction_leaves_it_so():
+    found = {
+        "miou": {"low": 0.01, "high": 0.03, "p_holm": 0.06},
+        "depth_rmse": {"low": 0.01, "high": 0.03, "p_holm": 0.06},
+    }
+    assert vision.bars.quality(found) == {"ahead": [], "behind": ["depth_rmse"], "met": False}
 
 
 def test_the_speed_is_the_mean_over_seeds_of_ordinary_time_over_all_of_it():

@@ -60,7 +60,7 @@ def test_the_base_task_has_no_gain_over_itself(tmp_path, tokenizer, modality):
     recipe = tiny_recipe(tmp_path, tokenizer, arm="one-hot")
     results = probe(recipe if modality == "language" else vision_recipe(tmp_path, arm="fixed"), 4)
     assert [step["realised_gain"] for step in results["steps"]] == [None] * 4
-    assert results["gain"] == results["seen"] == {"pearson_r": None, "slope": None}
+    assert results["gain"] == results["seen"] == results["value"] == {"pearson_r": None, "slope": None}
 
 
 def test_the_predictions_of_an_arm_with_its_own_subset_are_over_that(tmp_path, tokenizer):
@@ -96,6 +96,23 @@ def test_the_value_as_seen_is_what_the_subset_predicts_from_the_same_batch(tmp_p
     assert (first["seen"] is None) == (metric == "adamw")  # which has no metric before the first step
     for step in steps:
         assert step["seen"] == pytest.approx(step["predicted_subset"], rel=1e-4)
+
+
+def test_the_value_is_the_learning_rate_times_the_product_of_both_gradients(tmp_path, tokenizer, monkeypatch):
+    found, before = [], module.OneStepProbe._before
+
+    def recorded(self):
+        before(self)
+        p, S = self.optimizer.parameters, self.subset
+        found.append(self.optimizer.learning_rate() * sum((self._g_down[n] * p[n].grad).sum().item() for n in S))
+
+    monkeypatch.setattr(module.OneStepProbe, "_before", recorded)
+    draw, kept = LanguageFeedback.next, []
+    monkeypatch.setattr(LanguageFeedback, "next", lambda self: kept[0] if kept else kept.append(draw(self)) or kept[0])
+    value = {"align": "dot", "metric": "identity", "every_steps": 1}
+    results = probe(tiny_recipe(tmp_path, tokenizer, arm="v-paper", value=value), 4)
+    assert [step["value"] for step in results["steps"]] == pytest.approx(found, rel=1e-4)
+    assert results["value"]["pearson_r"] is not None
 
 
 @pytest.fixture

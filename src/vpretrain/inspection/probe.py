@@ -5,8 +5,9 @@ step d that the learner's optimizer makes:
 
     full     -<g_down, d> over all parameters (Eq 35)
     subset   the same over S alone
-    seen     -<u, P^-1 d>, with the direction u of the last meta update along which tasks are built. Of a dot product in AdamW's
-             metric it is the paper's eta V; of a cosine u has no part along g_pre, and so leaves out most of that
+    seen     -<u, P^-1 d>, with the direction u of the last meta update along which tasks are built
+    value    eta <u, g_pre> over S, the learning rate times the value as the designer saw it (Eq 1): what the paper compares.
+             Where V is a cosine, u has no part along the learner's own gradient, and so leaves out most of V
     gain     -<g_down, d - d_base> against the difference in the drop: what the task adds to the base task's step d_base, from
              the same learner, optimizer and batches; only this part depends on the task
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -45,8 +46,10 @@ PREDICTIONS = {  # name -> what is predicted, what is realised, title
     "full": ("predicted", "realised", "all parameters"),
     "subset": ("predicted_subset", "realised", "S alone"),
     "seen": ("seen", "realised", "along the direction in use"),
+    "value": ("value", "realised", "eta V over S"),
     "gain": ("predicted_gain", "realised_gain", "gain over the base task"),
 }
+OTHER_UNITS = frozenset({"seen", "value"})  # predictions in the unit of V, which is the loss's for a dot product only
 _FEWEST = 3  # steps for a correlation
 _ROUNDING = 1e-5  # relative difference of two steps below which their tasks were the same
 
@@ -114,6 +117,7 @@ class OneStepProbe:
                 "predicted": -_product(self._g_down, d),
                 "predicted_subset": -_product({name: self._g_down[name] for name in self.subset}, d),
                 "seen": None if self._u is None else -_product(self._u, d),
+                "value": self._value,
                 "realised_gain": None if on_base else self._base_loss - after,
                 "predicted_gain": None if on_base else -_product(self._g_down, more),
             }
@@ -133,6 +137,7 @@ class OneStepProbe:
             self._g_down = gradient(lambda theta: self._weighted(seen, theta), self._theta)
         self._loss, self._u = self._evaluate(), self._direction()
         gradients = {name: p.grad for name, p in self.optimizer.parameters.items()}
+        self._value = self._value_of(gradients)
         moments = {name: value.clone() for name, value in optimizer_tensors(self.optimizer.torch).items()}
         counters, random = self.optimizer.state_dict(), random_state()
         self.optimizer.torch.zero_grad(set_to_none=True)
@@ -150,6 +155,14 @@ class OneStepProbe:
         load_optimizer_tensors(self.optimizer.torch, moments)
         self.optimizer.load_state_dict(counters)
         set_random_state(random)
+
+    def _value_of(self, gradients: Mapping[str, torch.Tensor | None]) -> float | None:
+        """Return eta <u, g_pre>; None before there is a direction."""
+        u = None if self.parts.meta is None else self.parts.meta.direction
+        if u is None:
+            return None
+        g_pre = {name: g for name, g in gradients.items() if g is not None and name in u}
+        return self.optimizer.learning_rate() * _product(g_pre, u)
 
     def _direction(self) -> Parameters | None:
         """Return u without the metric; None before there is one."""
@@ -181,7 +194,7 @@ def probe(recipe: Recipe, steps: int) -> Json:
 
     Returns:
         `steps`: predicted and realised drops, in units of the evaluator's loss; and for each of PREDICTIONS Pearson's r and the
-        slope of realised on predicted (of `seen` in the value's own unit), null where there is no direction, or where the
+        slope of realised on predicted (of `seen` and `value` in the unit of V), null where there is no direction, or where the
         task is the base task; `skipped`: how many of the steps have no figures, since two draws of a verifier's feedback told
         nothing of a common domain.
 
@@ -240,7 +253,7 @@ def draw_probe(results: Json, file: Path) -> Path:
     count = len(panels)
     figure, axes = pyplot().subplots(1, count, figsize=(4.2 * count, 4), layout="constrained", squeeze=False)
     for axis, (name, pairs) in zip(axes[0], panels.items(), strict=True):
-        if name != "seen":  # which is in another unit
+        if name not in OTHER_UNITS:
             axis.axline((0, 0), slope=1, color="grey", linewidth=0.8)
         axis.plot(*zip(*pairs, strict=True), "o", markersize=4)
         axis.set(title=f"{PREDICTIONS[name][2]}\n{shown(results[name])}", xlabel="predicted drop of the feedback loss")

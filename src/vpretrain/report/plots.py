@@ -110,10 +110,10 @@ def differences(study: Study) -> list[Markup]:
 
 def probe(found: Json) -> list[Markup]:
     """Plot realised against predicted drops of the feedback loss."""
-    from vpretrain.inspection.probe import PREDICTIONS, points_by_prediction, shown  # needs torch
+    from vpretrain.inspection.probe import OTHER_UNITS, PREDICTIONS, points_by_prediction, shown  # needs torch
 
     return [
-        _scatter(pairs, f"{PREDICTIONS[name][2]}: {shown(found[name])}", same_unit=name != "seen")
+        _scatter(pairs, f"{PREDICTIONS[name][2]}: {shown(found[name])}", same_unit=name not in OTHER_UNITS)
         for name, pairs in points_by_prediction(found).items()
     ]
 
