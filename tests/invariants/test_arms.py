@@ -26,6 +26,12 @@ def family(request):
     return request.param
 
 
+@pytest.fixture
+def half_right(monkeypatch):
+    """Rewards about half of all attempts: the tiny learner, whose weights are random, never solves a problem."""
+    monkeypatch.setattr("vpretrain.language.verified.solves", lambda text, example: sum(map(ord, text)) % 2 == 0)
+
+
 def test_alpha_zero_is_one_hot_bit_for_bit(tmp_path, tokenizer, family):
     one_hot, *_ = trajectory(tiny_recipe(tmp_path, tokenizer, family, arm="one-hot"))
     v, _, parts = trajectory(tiny_recipe(tmp_path, tokenizer, family, arm="v-paper", designer={"alpha_max": 0.0}))
@@ -154,9 +160,20 @@ def test_firewall_the_object_that_holds_g_down_cannot_reach_the_learners_optimiz
     assert id(session.optimizer.torch) not in reached
 
 
-@pytest.mark.parametrize("arm", ["v", "one-hot", "selection", "token-weights"])
-def test_firewall_no_problem_of_feedback_or_evaluation_enters_a_learner_batch(tmp_path, tokenizer, arm):
-    recipe = tiny_recipe(tmp_path, tokenizer, arm=arm, budget={"steps": 12})
+@pytest.mark.parametrize(
+    ("arm", "reward"),
+    [
+        ("v", "solution"),
+        ("v", "answer"),
+        ("one-hot", "solution"),
+        ("selection", "solution"),
+        ("token-weights", "solution"),
+    ],
+)
+def test_firewall_no_problem_of_feedback_or_evaluation_enters_a_learner_batch(
+    tmp_path, tokenizer, half_right, arm, reward
+):
+    recipe = tiny_recipe(tmp_path, tokenizer, arm=arm, budget={"steps": 12}, feedback={"reward": reward})
     both = sums(30, 1) + sums(12, 2) + sums(10, 3)
     write_jsonl(tmp_path / "stream.jsonl", both)
     _, seen, parts = trajectory(recipe)
@@ -166,9 +183,15 @@ def test_firewall_no_problem_of_feedback_or_evaluation_enters_a_learner_batch(tm
     assert left_out[f"stream {tmp_path / 'stream.jsonl'}"][HELD_BACK] > 0
 
 
-@pytest.mark.parametrize("arm", ["v-exact", "v-learned", "v-paper", "selection", "token-weights"])
-def test_a_meta_update_leaves_no_trace_on_the_learner(tmp_path, tokenizer, arm):
-    recipe = tiny_recipe(tmp_path, tokenizer, "gpt2", arm=arm)
+@pytest.mark.parametrize(
+    ("arm", "reward"),
+    [
+        *((arm, "solution") for arm in ("v-exact", "v-learned", "v-paper", "selection", "token-weights")),
+        *((arm, "answer") for arm in ("v-exact", "v-paper")),
+    ],
+)
+def test_a_meta_update_leaves_no_trace_on_the_learner(tmp_path, tokenizer, half_right, arm, reward):
+    recipe = tiny_recipe(tmp_path, tokenizer, "gpt2", arm=arm, feedback={"reward": reward})
     parts = assemble(recipe)
     batches = parts.stream.next()
     parts.learner.loss(
@@ -178,6 +201,7 @@ def test_a_meta_update_leaves_no_trace_on_the_learner(tmp_path, tokenizer, arm):
     random_state, training = torch.get_rng_state(), parts.learner.module.training
     designer = [p.detach().clone() for p in parts.construction.parameters()]
     parts.meta(batches)
+    assert parts.meta.updates == 1
     for name, p in parts.learner.named_parameters():
         assert torch.equal(p, before[name][0])
         assert torch.equal(p.grad, before[name][1])
