@@ -18,7 +18,7 @@ from benchmarks.steering.__main__ import CONDITIONS, recipe_of
 from benchmarks.steering.costs import Costs
 from benchmarks.steering.learner import pretrained
 from benchmarks.steering.runs import problems_of, result_of, retention_of
-from benchmarks.table import filled_table, interval
+from benchmarks.table import filled_table, interval, markdown_table
 from vpretrain.compare.statistics import correct, paired_difference
 from vpretrain.config import Recipe
 from vpretrain.files import read_lines
@@ -112,6 +112,14 @@ def markdown(report: dict[str, Any]) -> str:
         for arm, of in arms.items()
     ]
     return filled_table(_COLUMNS, rows)
+
+
+def by_arm(report: dict[str, Any]) -> str:
+    """Format each arm's NLL minus that of one-hot after equal FLOPs, per stream."""
+    conditions = report["conditions"]
+    arms = [arm for arm, of in next(iter(conditions.values())).items() if "minus_one_hot" in of and EQUAL_TOKENS not in arm]
+    rows = [(arm, *(interval(found[arm]["minus_one_hot"], "+") for found in conditions.values())) for arm in arms]
+    return markdown_table(("arm", *conditions), rows)
 
 
 if __name__ == "__main__":

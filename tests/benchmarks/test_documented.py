@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 TABLES = [
     ("steering/results.json", "results.md", markdown),
     ("steering/flops.json", "results.md", flops.markdown),
+    ("steering/flops-arms.json", "results.md", flops.by_arm),
     ("steering/ablation.json", "results.md", ablation_markdown),
     ("steering/ablation-designer.json", "results-designer.md", ablation_markdown),
     ("shift/results.json", "results.md", arms_markdown),
