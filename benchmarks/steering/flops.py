@@ -117,7 +117,8 @@ def markdown(report: dict[str, Any]) -> str:
 def by_arm(report: dict[str, Any]) -> str:
     """Format each arm's NLL minus that of one-hot after equal FLOPs, per stream."""
     conditions = report["conditions"]
-    arms = [arm for arm, of in next(iter(conditions.values())).items() if "minus_one_hot" in of and EQUAL_TOKENS not in arm]
+    first = next(iter(conditions.values()))
+    arms = [arm for arm, of in first.items() if "minus_one_hot" in of and EQUAL_TOKENS not in arm]
     rows = [(arm, *(interval(found[arm]["minus_one_hot"], "+") for found in conditions.values())) for arm in arms]
     return markdown_table(("arm", *conditions), rows)
 
