@@ -21,6 +21,8 @@ from vpretrain.types import Json
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+_OTHER_NAMES = {"learning_rate": "lr"}  # of settings in other libraries
+_MOST_MEANT = 3  # settings of the same name that are listed
 _SECRET = re.compile(r"://[^/\s@]+@|\bhf_[A-Za-z0-9]{16,}")
 
 
@@ -43,6 +45,8 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         hint = f"did you mean {meant}?" if meant else "recipes/ holds ready ones"
         raise UserError(f"cannot read the recipe {path}: {error.strerror}; {hint}") from None
     data = read_yaml(text, str(path))
+    if data is None:
+        raise UserError(f"{path} is empty: vpretrain init writes a recipe, and recipes/ holds ready ones")
     if not isinstance(data, dict):
         raise UserError(f"{path} must hold fields such as `learner:` and `stream:`, not {type(data).__name__}")
     return parse_recipe(with_overrides(data, overrides or []), origin=str(path))
@@ -169,22 +173,43 @@ def _child(node: object, part: str, key: str) -> Any:
 def _explain(recipe: type[BaseModel], problem: ErrorDetails) -> str:
     location = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        known = list(_model_at(recipe, problem["loc"][:-1]).model_fields)
-        meant = nearest(str(problem["loc"][-1]), known, cutoff=0.4)
-        whole = ".".join([*map(str, problem["loc"][:-1]), meant or ""])
-        hint = f"did you mean '{whole}'?" if meant else f"known here: {', '.join(known)}"
-        return f"unknown key '{location}': {hint}"
+        return f"unknown key '{location}': {_meant(recipe, problem['loc'])}"
     if problem["type"] == "missing":
         wanted = re.sub(r"\.\d+\b", ".N", location)
         return f"'{location}' is missing: add it{_describe(recipe, problem['loc'])}; see vpretrain settings {wanted}"
     if problem["type"] == "string_pattern_mismatch":  # the description says it in words
         return f"'{location}': '{problem['input']}' does not fit{_describe(recipe, problem['loc'])}"
     if problem["type"] == "literal_error":
-        return f"'{location}': '{problem['input']}' is unknown: choose from {problem['ctx']['expected']}"
+        expected = problem["ctx"]["expected"]
+        meant = nearest(str(problem["input"]), re.findall(r"'([^']+)'", expected))
+        hint = f"; did you mean '{meant}'?" if meant else ""
+        return f"'{location}': '{problem['input']}' is unknown: choose from {expected}{hint}"
+    if problem["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return f"'{location}' holds fields, one per line, and no value of its own; see vpretrain settings {location}"
+    if problem["type"] == "list_type" and isinstance(problem["input"], str):
+        return f"'{location}' is a list: write [{problem['input']}]"
+    if problem["type"] == "string_type" and isinstance(problem["input"], dict):
+        return (
+            f"'{location}' is a text: put quotes around its braces, as in '{location}=\"{{name}}\"' on a command line"
+        )
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"].endswith("_parsing"):
         message += f" '{problem['input']}'"
     return f"'{location}': {message}" if location else message
+
+
+def _meant(recipe: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    """Return what an unknown key may stand for: a setting of its section that is like it, else those of its name elsewhere."""
+    *section, last = map(str, location)
+    last = _OTHER_NAMES.get(last, last)
+    known = list(_model_at(recipe, location[:-1]).model_fields)
+    if meant := nearest(last, known):
+        return f"did you mean '{'.'.join([*section, meant])}'?"
+    names = [line.split()[0].replace(".N.", ".0.") for line in _settings(recipe, "")]
+    elsewhere = [f"'{name}'" for name in names if name.split(".")[-1] == last]
+    if elsewhere:
+        return f"did you mean {' or '.join(elsewhere[:_MOST_MEANT])}?"
+    return f"known here: {', '.join(known)}"
 
 
 def _model_at(model: type[BaseModel], location: tuple[Any, ...]) -> type[BaseModel]:

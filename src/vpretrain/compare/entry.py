@@ -55,6 +55,8 @@ def check_entries(recipe: Recipe, texts: Sequence[str]) -> list[Entry]:
     Raises UserError: no entry, an unknown arm, or a setting that all runs share, that the recipe does not accept, or that the
     arm replaces by its own.
     """
+    if isinstance(texts, str):
+        raise UserError(f"arms are a list: give {split_entries(texts)}")
     entries = [parse_entry(text) for text in texts]
     unknown = [entry.arm for entry in entries if entry.arm not in recipe.arms]
     if not entries or "" in unknown:

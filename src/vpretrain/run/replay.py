@@ -14,7 +14,7 @@ from vpretrain.config import Recipe
 from vpretrain.errors import NonFinite, UserError
 from vpretrain.method.protocols import AnyBatch
 from vpretrain.recipe import parse_recipe
-from vpretrain.run.checkpoint import load_checkpoint, save_checkpoint
+from vpretrain.run.checkpoint import MANIFEST, load_checkpoint, save_checkpoint
 from vpretrain.run.optimizer import AdamW
 from vpretrain.run.parts import Parts
 from vpretrain.run.state import StepSnapshot, restore
@@ -42,9 +42,12 @@ def replay(path: Path) -> Json:
         `step`; `was` and `is`: how it failed, and how it fails now (None: it does not); `batch`: whether the stream still gives
         the same batch; `not_finite`: parameters of the learner with NaN or infinite entries in their gradient, and how many.
     """
+    wrong = UserError(f"{path} is no step that failed: give a directory below a run's replay/")
+    if not (path / MANIFEST).exists():
+        raise wrong
     groups, state = load_checkpoint(path)
     if "error" not in state:
-        raise UserError(f"{path} is no step that failed: give a directory below a run's replay/")
+        raise wrong
     parts = begin(recipe := parse_recipe(state["recipe"], origin=str(path)))
     optimizer = AdamW(parts.learner.named_parameters(), recipe.effective_optimizer)
     kept = groups.pop("batch")

@@ -170,6 +170,9 @@ def _opened(path: str, *, pair: bool) -> tuple[SourceConfig, list[Json]]:
     if (field := _field_of_rows(path, rows)) is not None:
         source = source.model_copy(update={"field": field})
         rows = first_rows(source, skips=not pair)
+    if not rows:
+        first_rows(source)  # says why rows were skipped
+        raise UserError(f"cannot load {path}: it has no row; check the file")
     return source, rows
 
 
@@ -326,13 +329,11 @@ def _shown(role: str, one: _Role, tokenizer: PreTrainedTokenizerBase) -> Iterato
     form = ", ".join(f"{key}: {value}" for key, value in _form(one.source).items())
     yield Text(f"\n{role}: {one.source.path}{part}\n  {form}")
     for document in one.documents[:_SHOWN]:
-        pieces = [document]
+        parts = [slice(None)]
         if len(document) > _SHOWN_TOKENS:  # the end shows what the loss ends with, such as a chat's last turn
-            pieces = [
-                document.cut(0, _SHOWN_TOKENS - _SHOWN_END),
-                document.cut(len(document) - _SHOWN_END, len(document)),
-            ]
-        shown = [marked(collate([piece], tokenizer), 0, tokenizer) for piece in pieces]
+            parts = [slice(_SHOWN_TOKENS - _SHOWN_END), slice(-_SHOWN_END, None)]
+        batch = collate([document], tokenizer)
+        shown = [marked(batch, 0, tokenizer, part) for part in parts]
         yield Text("\n").append_text(Text(" ... ", style="yellow").join(shown))
 
 

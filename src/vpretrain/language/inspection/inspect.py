@@ -80,14 +80,14 @@ def legend(what: str) -> Text:
     return Text.assemble(f"{what}: ", before, ("targets of the loss", TARGET), after, ", ", ("context", CONTEXT))
 
 
-def marked(batch: TokenBatch, row: int, tokenizer: object) -> Text:
-    """Return a row of a batch as text, with its targets and its context in their styles.
+def marked(batch: TokenBatch, row: int, tokenizer: object, part: slice = slice(None)) -> Text:
+    """Return a row of a batch, or a part of it, as text, with its targets and its context in their styles.
 
     Where colours are not seen, brackets stand around each run of targets.
     """
     text, (before, after) = Text(), _brackets()
     start = 0
-    ids, weights, positions = batch.ids_BT[row], batch.weights_BT[row], batch.positions_BT[row]
+    ids, weights, positions = (x_BT[row, part] for x_BT in (batch.ids_BT, batch.weights_BT, batch.positions_BT))
     for t in range(1, len(ids) + 1):
         if t < len(ids) and (weights[t] > 0) == (weights[start] > 0) and positions[t] != 0:
             continue
