@@ -256,6 +256,16 @@ def test_the_closed_form_is_the_maximum_of_its_objective():
     assert float((q_NK * (q_NK / q0_NK).log()).sum(-1).mean()) == pytest.approx(0.1, rel=0.03)
 
 
+def test_the_divergence_from_a_base_without_other_candidates_has_a_gradient():
+    log_q0_NK = torch.tensor([[0.0, -torch.inf, -torch.inf]])
+    tilt_NK = torch.randn(1, 3, requires_grad=True)
+    log_q_NK = (log_q0_NK + tilt_NK).log_softmax(-1)
+    divergence_N = divergence_from(log_q0_NK, log_q_NK)
+    divergence_N.sum().backward()
+    assert divergence_N.tolist() == [0.0]
+    assert tilt_NK.grad.tolist() == [[0.0, 0.0, 0.0]]
+
+
 @pytest.mark.parametrize("tail", [1.0, 3.0])
 def test_targets_stay_within_the_trust_region_whatever_the_tails_of_the_values(tail):
     generator = torch.Generator().manual_seed(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -230,6 +231,30 @@ def test_the_first_question_takes_a_feedback_batch_whole_and_the_second_at_most_
     with parts.learner.meta_mode():
         lengths = [parts.meta.judge.along(0, theta_S, theta_S, question=question)[0] for question in (0, 1)]
     assert tuple(map(len, lengths)) == asked
+
+
+@pytest.mark.parametrize(("batch", "asked"), [(1, (8, 4)), (16, (16, 4))])
+def test_over_shards_there_are_as_many_rounds_as_each_question_takes_pairs(
+    tmp_path, tokenizer, monkeypatch, batch, asked
+):
+    parts = assemble(tiny_recipe(tmp_path, tokenizer, arm="v", feedback={"batch_size": batch}))
+    eight = SimpleNamespace(all_gather=lambda item: [item] * 8, size=lambda: 8, rank=lambda: 0)
+    monkeypatch.setattr("vpretrain.method.judgement.distributed", eight)
+    monkeypatch.setattr(type(parts.learner), "has_own_gradient", False)
+    theta_S = parts.meta.theta_at()
+    with parts.learner.meta_mode():
+        lengths = [parts.meta.judge.along(0, theta_S, theta_S, question=question)[0] for question in (0, 1)]
+    assert tuple(map(len, lengths)) == asked
+
+
+def test_a_judgement_that_is_nan_refuses_and_is_not_remembered():
+    good = Judgement([1.0, 1.1, 0.9, 1.0])
+    strength = Strength.that_chooses_itself(8)
+    strength.judge(1, good)
+    strength.judge(2, Judgement([float("nan"), 1.0, 1.0, 1.0]))
+    assert (strength.beta, strength.judgements) == (0.0, [good])
+    strength.judge(4, good)
+    assert strength.beta == 1.0
 
 
 def test_pairs_in_turn_are_of_each_domain_whoever_begins():

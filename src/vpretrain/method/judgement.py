@@ -30,7 +30,10 @@ from vpretrain.method.strength import Judgement
 Metric = Callable[[Iterable[str]], Mapping[str, Tensor] | None]
 """AdamW's preconditioner P over the named parameters; None while it has no statistics."""
 
-PAIRS = (8, 4)  # least number of feedback pairs for each question
+PAIRS = (
+    8,
+    4,
+)  # least number of measurements for each question: of feedback pairs, over shards of one pair from each process
 _MOST = 8  # pairs of the second one, unless there are more domains; the first uses a feedback batch whole
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -121,12 +124,18 @@ class Judge:
         the mean over one pair from each, weighted by their domains.
         """
         found: list[tuple[str, AnyBatch]] = []
-        while sum(counts_of_ranks := distributed.all_gather(len(found))) < PAIRS[question] or 0 in counts_of_ranks:
+        # Over shards a round of pairs is one number, and fewer numbers than PAIRS would show no error.
+        number_of = sum if self.learner.has_own_gradient else min
+        while (
+            number_of(counts_of_ranks := distributed.all_gather(len(found))) < PAIRS[question] or 0 in counts_of_ranks
+        ):
             if not (drawn := self.feedback.next()):
                 return []
             found += [(domain, pair) for domain, batch in drawn.items() for pair in batch.apart()]
         if question == 1 and sum(counts_of_ranks) > (most := max(_MOST, len(self.feedback.weights))):
             each = -(-most // distributed.size())
+            if not self.learner.has_own_gradient:
+                each = max(each, PAIRS[question])
             found = in_turn(found, first=each * distributed.rank())[:each]
         # A domain counts by its weight, however many of the pairs are its own.
         domains_of_ranks = distributed.all_gather([domain for domain, _ in found])

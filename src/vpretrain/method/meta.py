@@ -127,6 +127,7 @@ class MetaUpdate:
         early = self.updates == 0 and metric is not None and P is None
         if idle or early:
             self.updates += 1  # counts too: judgements are scheduled by the number of the update
+            self.kept = {}  # too old for the update after a pause
             return {}
         judged = self.strength is not None and self.strength.due(self.updates, progress)
         # Not before a judgement: the learner's own pass would be held in memory beside the judgement's passes.
@@ -181,9 +182,9 @@ class MetaUpdate:
                 loss = stream_loss(self.learner, self.construction, p.batch, p.rank_weight, p.theta_S, self._base())
                 g_pre = self.learner.gradient(loss, p.theta_S)
             directions.append((p.weight, p.align.direction(p.g_down, g_pre)))
-        self.direction = {n: torch.stack([weight * u[n] for weight, u in directions]).sum(0) for n in self.tilts}
         g_down_norm = self.norm_of(g_down)
-        _refuse("g_down", g_down_norm)
+        _refuse("g_down", g_down_norm)  # before it is the direction
+        self.direction = {n: torch.stack([weight * u[n] for weight, u in directions]).sum(0) for n in self.tilts}
         return values, {"g_down_norm": g_down_norm}
 
     def _train(self, values: Sequence[tuple[float, Value]], optimizer: torch.optim.Optimizer) -> dict[str, float]:

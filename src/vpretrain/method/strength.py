@@ -65,6 +65,10 @@ class Judgement(NamedTuple):
     e: float = 0.0
     f: float = 0.0
 
+    def is_finite(self) -> bool:
+        """Whether nothing that was measured is NaN or infinite."""
+        return all(map(math.isfinite, (*self.agreement, *self.a, *self.b, self.e, self.f)))
+
     def gains(self, beta: float) -> list[float]:
         """Return the gain of each pair."""
         length = math.sqrt(max(1 + 2 * beta * self.e + beta**2 * self.f, 1e-12))
@@ -118,7 +122,7 @@ class Strength:
     def in_doubt(self, judgement: Judgement) -> bool:
         """Whether to ask how far the tilt helps, too: there is a direction, and it is in use, or that was asked before."""
         used = self.beta > 0 or any(earlier.a for earlier in self.judgements)
-        return used and has_direction([judgement, *self.judgements])
+        return used and has_direction([judgement, *self.judgements][:_REMEMBERED])
 
     def idle(self, update: int, progress: float) -> bool:
         """Whether the meta update has nothing to do: no tilt is used, and no judgement is due."""
@@ -138,6 +142,8 @@ class Strength:
             self.radius = max(1.0, self.radius / 2)
         elif len(gains) > 1 and gain > _GAINED * error:
             self.radius = min(_WIDEST, self.radius * 2)
+        if not judgement.is_finite():  # it counts now, and not for the judgements to come
+            del self.judgements[0]
 
     def postpone(self, update: int) -> None:
         """Schedule the next judgement as after a refusal: the feedback gave nothing to judge by."""

@@ -98,4 +98,5 @@ def _around(log_KL_G: Float[Tensor, " G"], divergence: float) -> Int[Tensor, " 2
 def divergence_from(log_q0_NK: Float[Tensor, "N K"], log_q_NK: Float[Tensor, "N K"]) -> Float[Tensor, " N"]:
     """KL(q || q0) of each target."""
     q_NK = log_q_NK.exp()
-    return torch.where(q_NK > 0, q_NK * (log_q_NK - log_q0_NK), 0.0).sum(-1)
+    # Where q is 0 both logarithms may be -inf: their difference is left out before the product, whose gradient would be NaN.
+    return (q_NK * torch.where(q_NK > 0, log_q_NK - log_q0_NK, 0.0)).sum(-1)
