@@ -327,7 +327,7 @@ def test_a_file_without_rows_is_named_so(files, capsys, text):
 
 def test_a_stream_in_another_encoding_is_named_so(files, capsys):
     files(feedback=sums(20, 1))
-    Path("stream.jsonl").write_bytes('{"text": "für alle"}\n'.encode("latin-1"))
+    Path("stream.jsonl").write_bytes('{"text": "Grüße"}\n'.encode("latin-1"))
     assert init(stream="stream", feedback="feedback") == 2
     assert "is no UTF-8" in capsys.readouterr().err
 
