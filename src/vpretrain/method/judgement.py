@@ -30,10 +30,8 @@ from vpretrain.method.strength import Judgement
 Metric = Callable[[Iterable[str]], Mapping[str, Tensor] | None]
 """AdamW's preconditioner P over the named parameters; None while it has no statistics."""
 
-PAIRS = (
-    8,
-    4,
-)  # least number of measurements for each question: of feedback pairs, over shards of one pair from each process
+# Least number of measurements for each question: of single feedback pairs; over shards, of rounds of a pair per process.
+PAIRS = (8, 4)
 _MOST = 8  # pairs of the second one, unless there are more domains; the first uses a feedback batch whole
 _TINY = torch.finfo(torch.float32).tiny
 
