@@ -1,4 +1,4 @@
-"""Plain data, as YAML gives it: read within bounds, searched, written line by line. Nearest names; paths without folders."""
+"""Plain data, as YAML gives it: read within bounds, searched, written line by line. Nearest names; plurals; paths without folders."""
 
 from __future__ import annotations
 
@@ -74,6 +74,11 @@ def nearest_file(path: Path, names: Iterable[str]) -> Path | None:
     by_stem = {name.partition(".")[0]: name for name in names if name != path.name}
     meant = nearest(path.name.partition(".")[0], by_stem)
     return None if meant is None else path.with_name(by_stem[meant])
+
+
+def counted(number: int, what: str) -> str:
+    """Return a number with what it counts, whose plural has an s."""
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def quoted(value: str | list[str]) -> str:

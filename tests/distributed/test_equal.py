@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from worlds import tiny_recipe, vision_recipe
 
 from vpretrain.files import read_lines
+from vpretrain.method.strength import Judgement
 from vpretrain.run.train import begin
 
 pytestmark = pytest.mark.distributed
@@ -172,6 +173,36 @@ def test_shards_judge_the_strength_as_one_process_does(tmp_path, tokenizer):
     assert len(found[0]) == len(found[1]) == 2
     assert found[1] == pytest.approx(found[0], abs=0.2)
     assert found[1][0] == 1
+
+
+@pytest.mark.usefixtures("both_questions")
+@pytest.mark.parametrize("case", ["vision-exact", "vision-ijepa"])
+def test_two_processes_judge_images_as_one_does(tmp_path, tokenizer, case):
+    """Also where one has an image more than the other, of the feedback and of the stream."""
+    found = []
+    for processes, name in ((1, "one"), (2, "two")):
+        recipe = recipe_of(case, "ddp", tmp_path, tokenizer, name)
+        update = {"strength": "auto", "batch_size": 3, "every_steps": 2}
+        changed = {
+            "arm": "v",
+            "value": recipe.value.model_copy(update=update),
+            "feedback": recipe.feedback.model_copy(update={"batch_size": 5}),
+        }
+        recipe = recipe.model_copy(update=changed)
+        together(processes, run, recipe)
+        found.append(judgement_of(recipe))
+    assert len(found[0]["agreement"]) == 10
+    for name, numbers in found[0].items():
+        apart = distance(*(torch.tensor(judgement[name]) for judgement in found))
+        assert apart < 1e-2, (name, apart)
+
+
+def judgement_of(recipe):
+    """The last judgement, by what it measured; its pairs in the order of their numbers."""
+    _, state = end_of(recipe)
+    measured = Judgement(*state["strength"]["judgements"][0])
+    assert measured.a
+    return {name: sorted(numbers) if isinstance(numbers, list) else numbers for name, numbers in measured._asdict().items()}
 
 
 @pytest.mark.parametrize("arm", ["selection", "token-weights"])

@@ -77,7 +77,7 @@ def test_a_signal_in_any_phase(tmp_path, tokenizer, monkeypatch, capsys, fault, 
         for now in ("step", "evaluation"):
             assert (f"stopping after this {now}; once more" in said) == (FINISHES.get(phase) == now)
         assert caught.value.exit_code == 128 + number
-        assert ("continue with --resume" if trained else "start it again") in str(caught.value)
+        assert ("continue with --resume" if trained else "nothing was trained yet") in str(caught.value)
         assert len(checkpoints(recipe.directory / "checkpoints")) == trained
         session_of(recipe, resume=trained).run()
         assert_same_end(end_of(recipe), whole)

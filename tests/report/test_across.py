@@ -108,6 +108,8 @@ def test_the_page_and_the_terminal_show_it(two, capsys):
     assert ids[:2] == ["across", "study-1"]
     assert [a["href"] for tag, a in page.tags if tag == "a"][1] == "#across"
     assert main(["report", str(two / "first"), str(two / "second")]) == 0
+    assert (two / "first/report-with-second.html").exists()
+    assert not (two / "first/report.html").exists()  # of the first alone
     printed = " ".join(capsys.readouterr().out.split())
     assert "first: After equal training time" in printed
     assert "v, second minus first: -0.1350 nats per token" in printed

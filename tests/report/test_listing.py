@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from report.directories import write_comparison, write_run
@@ -41,6 +42,16 @@ def test_a_comparison_has_a_line_with_its_verdict(root):
     with locked(root / "study"):
         assert [row[1:] for row in listing(root) if row[0] == "study"] == [("running", "3 runs", "100%", "-")]
     assert [row[1] for row in listing(root) if row[0] == "study"] == ["interrupted"]
+
+
+def test_the_untouched_learner_uses_no_budget_and_has_no_arm(root):
+    for name in ("one-hot", "v"):
+        shutil.rmtree(root / "study" / name)
+    (root / "study/results.json").unlink()
+    with locked(root / "study"):
+        rows = {row[0]: row[1:] for row in listing(root)}
+    assert rows["study"][1:3] == ("1 run", "-")
+    assert rows["  step-0"][1:3] == ("-", "-")
 
 
 def test_one_unreadable_run_hides_no_other(root):

@@ -279,6 +279,15 @@ def test_no_directory_of_a_run(tmp_path, capsys):
     assert "no directory of a run" in printed
 
 
+def test_a_folder_of_several_runs_names_them(tmp_path, capsys):
+    for name in ("alone", "study"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.yaml").touch()
+    assert main(["watch", str(tmp_path)]) == 2
+    printed = capsys.readouterr().err
+    assert f"holds several runs: name one of them: {tmp_path / 'alone'}, {tmp_path / 'study'}" in printed
+
+
 def test_asking_who_holds_a_directory_refuses_nobody(tmp_path):
     assert holder(tmp_path) is None
     with locked(tmp_path):

@@ -73,7 +73,11 @@ def gate(options: Options) -> None:
         "directory of a run or of a comparison; several comparisons also come side by side, with their differences",
         nargs="+",
     ),
-    argument("--output", "FILE", "the file (default: report.html in the first directory)"),
+    argument(
+        "--output",
+        "FILE",
+        "the file (default: report.html in the directory; of several comparisons report-with-OTHER.html in the first)",
+    ),
 )
 def report(options: Options) -> None:
     """Write one HTML file on runs and comparisons, with verdict, curves, cost and settings."""
@@ -84,7 +88,9 @@ def report(options: Options) -> None:
 
     studies = [collect(Path(run)) for run in options.runs]
     together = across(studies)
-    file = Path(options.output or Path(options.runs[0], "report.html"))
+    first, *others = map(Path, options.runs)
+    name = "-with-".join(["report", *(run.absolute().name for run in others)])
+    file = Path(options.output or first / f"{name}.html")
     write_page(studies, together, file)
     lines = [f"{study.recipe.name}: {verdict(study)}" for study in studies]
     for line in [*lines, *(together.lines if together else ())]:

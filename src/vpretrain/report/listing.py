@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import fmean
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -11,6 +12,7 @@ from rich.text import Text
 from vpretrain.compare.changes import headline
 from vpretrain.errors import UserError
 from vpretrain.files import read_json
+from vpretrain.plain import counted
 from vpretrain.recipe import load_recipe
 from vpretrain.report.watch import GroupView, RunView
 from vpretrain.run.find import runs_below
@@ -61,19 +63,22 @@ def _run(name: str, directory: Path) -> Row:
     budget = view.recipe.budget
     limits = [f"{budget.minutes:g} min"] if budget.minutes is not None else []
     limits += [f"{budget.steps:,} steps"] if budget.steps is not None else []
-    used = f"{view.fraction:.0%} of {' or '.join(limits)}" if budget.steps != 0 else "-"  # 0: the untouched learner
+    arm, used = view.recipe.arm, f"{view.fraction:.0%} of {' or '.join(limits)}"
+    if view.untouched:
+        arm = used = "-"
     result = next((f"{what} {value}" for what, value in view.scores().items()), "-")
-    return name, view.state, view.recipe.arm, used, result
+    return name, view.state, arm, used, result
 
 
 def _group(name: str, directory: Path, members: int) -> Row:
     view = GroupView(directory)
     try:
         view.update()
-        shares = [member.fraction for member in view.members.values()]
-        return name, view.state, f"{members} runs", f"{sum(shares) / len(shares):.0%}", _headline(directory)
+        shares = [member.fraction for member in view.members.values() if not member.untouched]
+        used = f"{fmean(shares):.0%}" if shares else "-"
+        return name, view.state, counted(members, "run"), used, _headline(directory)
     except UserError as error:
-        return name, "unreadable", f"{members} runs", "-", str(error)
+        return name, "unreadable", counted(members, "run"), "-", str(error)
 
 
 def _headline(directory: Path) -> str:

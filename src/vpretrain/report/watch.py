@@ -23,7 +23,7 @@ from vpretrain.modality import modality_of
 from vpretrain.recipe import load_recipe
 from vpretrain.report.sparkline import Curve
 from vpretrain.report.tail import Tail, read_object
-from vpretrain.run.find import SUMMARIES, members
+from vpretrain.run.find import SUMMARIES, members, several
 from vpretrain.run.lock import LOCK, holder
 from vpretrain.types import Json
 
@@ -54,10 +54,13 @@ def watch(directory: Path, console: Console, *, once: bool = False) -> None:
 
 def open_view(directory: Path) -> RunView | GroupView:
     """Return the view for a directory. Raises UserError if no run has written it."""
-    if members(directory):
-        return GroupView(directory)
+    inside = members(directory)
     if not any((directory / name).exists() for name in ("recipe.yaml", LOCK)):
+        if inside:
+            raise several(directory, [directory / name for name in inside])
         raise UserError(f"{directory} is no directory of a run: name one that `vpretrain run` or `compare` has made")
+    if inside:
+        return GroupView(directory)
     return RunView(directory)
 
 
@@ -116,6 +119,11 @@ class RunView:
     def finished(self) -> bool:
         """Whether the run has its result."""
         return self.result is not None and self.process is None
+
+    @property
+    def untouched(self) -> bool:
+        """Whether it only evaluates the learner that the others begin from."""
+        return self.recipe is not None and self.recipe.budget.steps == 0
 
     @property
     def steps(self) -> int:

@@ -219,7 +219,7 @@ class Session:
         return f"{text}; `vpretrain replay {kept}` makes the step again"
 
     def _interrupt(self, number: int) -> None:
-        remedy = "nothing was trained yet; start it again"
+        kept = "nothing was trained yet"  # how to go on depends on whether a comparison runs it
         if checkpoints(self.directory / "checkpoints"):
-            remedy = "what was trained is saved; continue with --resume"
-        raise Interrupted(number, f"stopped by {signal.Signals(number).name}; {remedy}")
+            kept = "what was trained is saved; continue with --resume"
+        raise Interrupted(number, f"stopped by {signal.Signals(number).name}; {kept}")

@@ -42,21 +42,24 @@ class FeedbackBatch:
     Attributes:
         labelled: the images.
         heads: by task; in evaluation mode, so that a gradient through them changes no statistics.
-        weights: alpha_seg and alpha_dep of Eq 54, by task, times this process's fraction of the labelled pixels.
+        weights: alpha_seg and alpha_dep of Eq 54, by task.
+        shares: of this process in the labelled pixels, by task, times the number of processes; 1 for images on their own.
         entry: where a pass over the images enters the last MLP or the last blocks, if one has been made: the gradient over
             those then starts there.
     """
 
-    weight: ClassVar[float] = 1.0  # the fractions are in the weights of the tasks
+    weight: ClassVar[float] = 1.0  # the shares are those of the tasks
 
     labelled: Labelled
     heads: Mapping[LabelKind, nn.Module]
     weights: Mapping[LabelKind, float]
+    shares: Mapping[LabelKind, float]
     entry: Entry | None = None
 
     def apart(self) -> list[FeedbackBatch]:
         """Return its images, each as a batch of its own."""
-        return [self.images(slice(i, i + 1)) for i in range(len(self.labelled))]
+        alone = replace(self, shares=dict.fromkeys(self.shares, 1.0))
+        return [alone.images(slice(i, i + 1)) for i in range(len(self.labelled))]
 
     def images(self, chosen: slice) -> FeedbackBatch:
         """Return some of the images as a batch."""
@@ -71,7 +74,8 @@ class FeedbackBatch:
     def loss(self, grid_BDhw: Float[Tensor, "B D h w"]) -> Float[Tensor, ""]:
         """alpha_seg L_seg (nats per pixel) + alpha_dep L_dep (metres): one pass of the backbone serves both tasks."""
         terms = [
-            self.weights[task] * label_loss(task, head, grid_BDhw, self.labelled) for task, head in self.heads.items()
+            self.weights[task] * self.shares[task] * label_loss(task, head, grid_BDhw, self.labelled)
+            for task, head in self.heads.items()
         ]
         return torch.stack(terms).sum()
 
@@ -142,16 +146,14 @@ class VisionFeedback:
                 task: nn.Sequential(copy.deepcopy(head), refitted_bias(task, head, grid_BDhw, images))
                 for task, head in heads.items()
             }
-        own = FeedbackBatch(images, heads, self.tasks, entry).images(
-            slice(distributed.rank(), None, distributed.size())
-        )
+        whole = FeedbackBatch(images, heads, self.tasks, dict.fromkeys(self.tasks, 1.0), entry)
+        own = whole.images(slice(distributed.rank(), None, distributed.size()))
         self.batches_drawn += 1
-        weights = {
-            task: weight
-            * (distributed.size() * _labelled_pixels(task, own.labelled) / max(1, _labelled_pixels(task, images)))
-            for task, weight in self.tasks.items()
+        shares = {
+            task: distributed.size() * _labelled_pixels(task, own.labelled) / max(1, _labelled_pixels(task, images))
+            for task in self.tasks
         }
-        return {"labels": replace(own, weights=weights)}
+        return {"labels": replace(own, shares=shares)}
 
     def state_dict(self) -> Json:
         """Return the cursors; the heads and their optimizer are saved separately, as tensors."""

@@ -178,7 +178,7 @@ class MovedFeatures(ExactTask):
     def moved(self, state: AnyState, tangents: Tensor, beta: float) -> tuple[TeacherTarget, Float[Tensor, " B"]]:
         """Return the target at this beta, and the mean distance that it has moved, in standard deviations, by image."""
         features_1BLD = state.features[:1]
-        square, variance = distributed.all_reduce_mean([x.square().mean() for x in (tangents, features_1BLD)])
+        square, variance = _mean_squares(tangents, features_1BLD)
         reach = beta * math.sqrt(2 * self.strength.radius * self.divergence / tangents.shape[-1])  # per element
         way = -reach * tangents / square.sqrt().clamp_min(torch.finfo(square.dtype).tiny)
         moved = MovedTarget(features_1BLD + way * variance.sqrt(), variance)
@@ -191,10 +191,17 @@ class MovedRepresentations(ExactTask):
 
     def moved(self, state: AnyState, tangents: Tensor, beta: float) -> tuple[TeacherTarget, Float[Tensor, " B"]]:
         """Return the target at this beta, and the mean distance that it has moved, by image."""
-        (square,) = distributed.all_reduce_mean([tangents.square().mean()])
+        (square,) = _mean_squares(tangents)
         reach = math.sqrt(2 * self.strength.radius * self.divergence)
         moved = -beta * reach * tangents / square.sqrt().clamp_min(torch.finfo(square.dtype).tiny)
         return TeacherTarget(state.teacher + moved), moved.abs().flatten(1).mean(1)
+
+
+def _mean_squares(*parts: Tensor) -> list[Float[Tensor, ""]]:
+    """Return the mean square of each tensor over all processes, of which some may have an image more."""
+    sums = torch.stack([torch.stack([x.square().sum(), x.new_full((), x.numel())]) for x in parts])
+    (sums,) = distributed.all_reduce_mean([sums])
+    return list(sums[:, 0] / sums[:, 1])
 
 
 class LearnedViews(Fixed):
