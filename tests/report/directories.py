@@ -47,8 +47,10 @@ def result(arm: str, seed: int, nll: float, *, steps: int, seconds: float = 120.
 def write_run(directory: Path, arm: str, seed: int, nll: float, *, steps: int = 40, **changes: Any) -> dict[str, Any]:
     """A finished run; returns its result."""
     directory.mkdir(parents=True)
-    own = {"arm": arm, "seed": seed, "name": directory.name, "output": str(directory.parent)}
-    save_recipe(parse_recipe(recipe_data(directory.parent, **own, **changes)), directory / "recipe.yaml")
+    own: dict[str, Any] = {"arm": arm, "seed": seed, "name": directory.name, "output": str(directory.parent)}
+    if not steps:  # the untouched learner
+        own["budget"] = {"steps": 0}
+    save_recipe(parse_recipe(recipe_data(directory.parent, **own | changes)), directory / "recipe.yaml")
     found = result(arm, seed, nll, steps=steps)
     draw = random.Random(f"{arm} {seed}")
     with (directory / "metrics.jsonl").open("w") as file:
