@@ -16,6 +16,7 @@ import pytest
 from vpretrain.errors import UserError
 from vpretrain.language.config import SourceConfig
 from vpretrain.language.data import row_reader
+from vpretrain.language.data.example import fields_of
 from vpretrain.language.data.source import count_rows, open_source
 
 COMPRESSED = {
@@ -126,13 +127,21 @@ def test_an_empty_value_of_a_table_is_left_out_and_counted(tmp_path):
 
 def test_a_column_that_no_template_can_name_is_refused_and_other_braces_are_text(tmp_path):
     path = tmp_path / "rows.csv"
-    path.write_text("Problem (en),final answer,\n2+2?,4,\n")
-    with pytest.raises(UserError, match=r"\{Problem \(en\)\} in .* would stay as it is: .*; rename it"):
-        open_source(SourceConfig(path=str(path), prompt="{Problem (en)}", response="{final answer}"))
+    path.write_text("Problem: en,final answer,\n2+2?,4,\n")
+    with pytest.raises(UserError, match=r"\{Problem: en\} in .* would stay as it is: .*; rename it"):
+        open_source(SourceConfig(path=str(path), prompt="{Problem: en}", response="{final answer}"))
     boxed = SourceConfig(path=str(path), prompt="Put it in \\boxed{your answer}:", response="\\boxed{{final answer}}")
     assert [(one.prompt, one.response) for one in open_source(boxed)] == [
         ("Put it in \\boxed{your answer}:", "\\boxed{4}")
     ]
+
+
+def test_the_columns_of_spreadsheets_can_be_named(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("Problem (en),v1.0,# of steps,hints\n2+2?,4,1,none\n")
+    source = SourceConfig(path=str(path), prompt="{Problem (en)} {# of steps}", response="{v1.0}")
+    assert [(one.prompt, one.response) for one in open_source(source)] == [("2+2? 1", "4")]
+    assert fields_of("{v1.0} {hints} \\boxed{x} {a: b}") == ["v1", "hints", "v1.0"]
 
 
 DOCUMENT = {"version": 2, "data": [{"a": 1}, {"a": "x"}], "more": [{"a": 3}], "none": 1}
@@ -164,7 +173,7 @@ def test_the_rows_of_a_document_may_be_a_list_in_a_field(tmp_path, streaming):
         ("rows.csv", 'a,b\n1,2\n"3\n4\n', {}, r"line 3 of rows.csv is no row of a table \(unexpected end of data\)"),
         ("rows.csv", "a,a\n1,2\n", {}, "line 1 of rows.csv names the column 'a' twice"),
         ("rows.csv", "a,b\n", {}, "it has no row"),
-        ("rows.xml", "<a>", {}, "files must all be of one kind"),
+        ("rows.xml", "<a>", {}, "is of no format that is read"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_its_format_is_one_line(tmp_path, name, content, settings, message):

@@ -57,6 +57,9 @@ def renamed(rows, question, answer):
         ),
         ({"prompt": "2+2?", "id": "a", "messages": CHAT}, {"messages": "messages"}),
         ({"chat": CHAT}, {"messages": "chat"}),
+        ({"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]},
+         {"messages": "conversations"}),
+        ({"id": "a", "messages": json.dumps(CHAT)}, {"messages": "messages"}),
         ({"id": 3, "content": "words"}, {"text": "{content}"}),
         ({"question": "2+2?", "answer": ["4"]}, None),
         ({"chat": CHAT[:1]}, None),
@@ -288,13 +291,20 @@ def test_a_wrong_column_of_unknown_ones_is_named(files, capsys):
 
 
 def test_chats_are_not_text_and_turns_of_another_form_are_named(files, capsys):
-    turns = [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]
+    turns = [{"speaker": "human", "says": "2+2?"}, {"speaker": "gpt", "says": "4"}]
     files(chats=[one(f"{n}?", "2") for n in range(20)], shared=[{"conversations": turns}] * 20)
     assert init("--text", "messages", stream="chats", feedback="chats") == 2
     assert "chats.jsonl: messages holds chats, which need no templates: leave --text out" in refused(capsys)
     assert init(stream="shared", feedback="chats") == 2
-    told = "conversations looks like a chat, whose turns have from, value: write them as role (user, assistant) and content"
+    told = "conversations looks like a chat, whose turns have speaker, says: write them as role (user, assistant) and content"
     assert told in refused(capsys)
+    for messages, told in (
+        (CHAT[:1], "messages holds chats without a turn of the assistant, whose turns the loss is on (roles: user)"),
+        (str(CHAT), "messages looks like Python's text of a list: write it as JSON, with json.dumps"),
+    ):
+        files(shared=[{"messages": messages}] * 20)
+        assert init(stream="shared", feedback="chats") == 2
+        assert told in refused(capsys)
 
 
 def test_a_folder_that_holds_the_file_of_another_role_is_remarked_on(files, capsys, tmp_path):

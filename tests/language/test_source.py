@@ -56,6 +56,27 @@ def test_a_folder_a_glob_and_a_text_file(tmp_path):
         open_source(SourceConfig(path=str(tmp_path / "*"), **PAIR))
 
 
+def test_markdown_is_text_and_beside_other_data_it_is_about_them(tmp_path):
+    (tmp_path / "b.md").write_text("# Two")
+    (tmp_path / "a.md").write_text("# One")
+    assert [example.response for example in open_source(SourceConfig(path=str(tmp_path)))] == ["# One", "# Two"]
+    write(tmp_path, "rows.jsonl")
+    assert len(open_source(SourceConfig(path=str(tmp_path), **PAIR))) == len(ROWS)
+    (tmp_path / "book.xlsx").touch()
+    with pytest.raises(UserError, match=r"book\.xlsx is of no format that is read: give a file of \.jsonl, "):
+        open_source(SourceConfig(path=str(tmp_path / "book.xlsx")))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_datasets_saves_to_disk_is_a_source_one_split_at_a_time(tmp_path, streaming):
+    one, all_of_it = datasets.Dataset.from_list(ROWS), tmp_path / "all"
+    datasets.DatasetDict(train=one, test=one).save_to_disk(all_of_it, num_shards={"train": 2, "test": 1})
+    source = open_source(SourceConfig(path=str(all_of_it / "train"), streaming=streaming, **PAIR))
+    assert responses(source, 6) == ["0", "2", "4", "6", "8", "10"]
+    with pytest.raises(UserError, match=r"holds a data set of several splits: name one of .*test, .*train$"):
+        open_source(SourceConfig(path=str(all_of_it), **PAIR))
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_parts_by_hash_share_nothing_and_do_not_depend_on_the_order(tmp_path, streaming):
     rows = [{"kind": "k", "question": f"q{i}", "answer": f"a{i}"} for i in range(200)]
@@ -188,7 +209,7 @@ def test_the_manual_of_python_is_text():
         ({"path": "{root}/rows.jsonl", "skip": 6, **PAIR}, "no examples are left after skip=6 of 6"),
         ({"path": "{root}/rows.jsonl", "exclude": {"question": "."}, **PAIR}, "no examples are left after exclude$"),
         ({"path": "{root}/broken.jsonl", **PAIR}, "cannot load .*broken.jsonl: .*; check the file"),
-        ({"path": "{root}/rows.xml", **PAIR}, "must all be of one kind"),
+        ({"path": "{root}/rows.xml", **PAIR}, "is of no format that is read"),
         ({"hub": "no/such-data", **PAIR}, "cannot load no/such-data: .*; HF_HUB_OFFLINE is set: give a path"),
         ({"reasoning_gym": "sums"}, "reasoning_gym sums: .*check the name"),
         ({"reasoning_gym": "chain_sum", "options": {"terms": 2}}, "chain_sum: .*check the name and the options"),

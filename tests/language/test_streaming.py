@@ -186,7 +186,7 @@ def test_object_stores_are_read_by_url_and_glob(tmp_path, monkeypatch, kind, str
         ("gs://bucket/*.parquet", "gs:// paths need a package: pip install gcsfs"),
         ("sss://bucket/rows.jsonl", "nothing reads sss://; use s3://, gs://, hf://, https:// or a path"),
         ("https://me:secret@host/rows.jsonl", "a https:// path holds a name or password: leave it out"),
-        ("memory://bucket/rows.xml", "must all be of one kind"),
+        ("memory://bucket/rows.xml", "is of no format that is read"),
         ("memory://bucket/none.jsonl", "cannot load memory://bucket/none.jsonl: .*; check the URL"),
         ("memory://bucket/*.jsonl", r"cannot load memory://bucket/\*.jsonl: no file matches; check the URL"),
     ],

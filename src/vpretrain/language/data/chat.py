@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vpretrain.errors import UserError
-from vpretrain.language.data.example import ASSISTANT
+from vpretrain.language.data.turns import ASSISTANT
 from vpretrain.pretrained import first_line
 from vpretrain.types import Json
 
@@ -58,6 +58,7 @@ def chat_tokens(turns: Sequence[Json], given: int, tokenizer: PreTrainedTokenize
         ChatRefused: the template refuses the chat, or rewrites it so that the answers are not found.
         UserError: there is no template, or the tokenizer does not give the places of its tokens in a text.
     """
+    _check_calls(turns, given, tokenizer)
     if has_markers(tokenizer):
         ids, is_answer = _marked(turns, tokenizer)
         if any(map(_is_assistants, turns[:given])):
@@ -101,6 +102,14 @@ def _applied(turns: Sequence[Json], tokenizer: PreTrainedTokenizerBase, **kwargs
     except Exception as error:  # a template is a program: what it refuses it may raise as any type
         message = f"{first_line(error)}; leave it out with exclude"
         raise ChatRefused("chat refused by the learner's template", message) from None
+
+
+def _check_calls(turns: Sequence[Json], given: int, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ChatRefused if the template leaves out a call of a tool: the learner would be taught to say nothing there."""
+    calls = [call.get("function", call) for turn in turns[given:] for call in turn.get("tool_calls") or ()]
+    if calls and not all(str(call.get("name")) in _applied(turns, tokenizer, tokenize=False) for call in calls):
+        message = "take a learner whose template writes them, or leave the chat out with exclude"
+        raise ChatRefused("calls of tools left out by the learner's template", message)
 
 
 def _marked(turns: Sequence[Json], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:

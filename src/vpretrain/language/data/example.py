@@ -8,18 +8,19 @@ import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeGuard
+from typing import Any
 
 from vpretrain.errors import UserError
 from vpretrain.language.config import SourceConfig
-from vpretrain.language.data.rows import as_python, spelled
+from vpretrain.language.data.rows import spelled
+from vpretrain.language.data.turns import is_answer, is_chat, turns_of
 from vpretrain.plain import nearest
 from vpretrain.types import Json
 
 FIRST = 100  # rows in which a field must be found once
-ASSISTANT = "assistant"
+CHATS = ("messages", "conversations")  # usual columns of chats, ours and ShareGPT's
 _KEY_DIGITS = 16  # hexadecimal
-COLUMN = r"[\w-]+(?: +[\w-]+)*"  # a name that templates can have
+COLUMN = r"[\w#(-][\w ().%&#?!/+'*-]*?(?<! )"  # a name that templates can have
 _FIELD = re.compile(rf"(?<!\\boxed)\{{({COLUMN})(?:\.(\d+))?\}}")  # \boxed{answer} is text
 _ABSENT = object()
 Scorer = Callable[[str], float]
@@ -82,7 +83,8 @@ def key_of(text: str) -> str:
 def completed(config: SourceConfig, rows: Iterable[Json]) -> SourceConfig:
     """Say how rows become text, if the source does not, by the fields of the first ones.
 
-    They are `text`, else a chat in `messages`, else TRL's `prompt` and `completion` (texts, or the parts of a chat).
+    They are `text`, else a chat in `messages` or `conversations`, else TRL's `prompt` and `completion` (texts, or the parts of
+    a chat).
     """
     if config.has_form:
         return config
@@ -91,10 +93,11 @@ def completed(config: SourceConfig, rows: Iterable[Json]) -> SourceConfig:
         seen |= {name: value for name, value in row.items() if value is not None}
         if "text" in row:
             return config
-    if "messages" in seen:
-        return config.model_copy(update={"messages": "messages"})
+    for name in CHATS:
+        if name in seen:
+            return config.model_copy(update={"messages": name})
     if "prompt" in seen and "completion" in seen:
-        chat = isinstance(seen["prompt"], list)
+        chat = isinstance(seen["prompt"], list) or is_chat(seen["prompt"])
         form: Json = (
             {"messages": ["prompt", "completion"]} if chat else {"prompt": "{prompt}", "response": "{completion}"}
         )
@@ -116,8 +119,9 @@ def templates(config: SourceConfig) -> dict[str, str]:
 
 
 def fields_of(template: str) -> list[str]:
-    """List the names of a template's fields."""
-    return [name for name, _ in _FIELD.findall(template)]
+    """List the names of a template's fields; {name.0} may be an item of a list, or a column of that name."""
+    found = _FIELD.findall(template)
+    return [name for name, _ in found] + [f"{name}.{place}" for name, place in found if place]
 
 
 def check_fields(config: SourceConfig, rows: Iterable[Json]) -> None:
@@ -161,11 +165,6 @@ def render(row: Json, config: SourceConfig) -> Example:
     return Example(prompt, response, config.domain, problem, solution, row, lacks, scorer=scorer)
 
 
-def is_chat(value: object) -> TypeGuard[list[Json]]:
-    """Whether a value of a row is a list of turns."""
-    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) and one.get("role") for one in value)
-
-
 def _chat_fields(config: SourceConfig) -> list[str]:
     return [config.messages] if isinstance(config.messages, str) else config.messages or []
 
@@ -178,38 +177,23 @@ def _chat(row: Json, config: SourceConfig) -> Example:
     for name in _chat_fields(config):
         given = len(turns)
         part = row.get(name, _ABSENT)
-        if is_chat(part):
-            turns += map(_turn, part)
+        if found := turns_of(part):
+            turns += found
         else:
             absent = "missing" if part is _ABSENT else "null" if part is None else ""
             lacks = lacks or f"{name} {absent or 'no list of {role, content}'}"
-    answers = [number for number, turn in enumerate(turns) if number >= given and _is_answer(turn)]
+    answers = [number for number, turn in enumerate(turns) if number >= given and is_answer(turn)]
     turns = turns[: answers[-1] + 1] if answers else turns
-    problem = " ".join(_content(turn) for turn in turns if turn["role"] == "user")
-    solution = " ".join(_content(turns[number]) for number in answers)
+    problem = " ".join(spelled(turn["content"]) for turn in turns if turn["role"] == "user")
+    solution = " ".join(spelled(turns[number]["content"]) for number in answers)
     if not lacks and not answers:
         lacks = "no turn of the assistant"
     if not lacks and not problem.strip():
         lacks = "no turn of the user"
-    response = _content(turns[answers[-1]]) if answers else ""
+    if not lacks and any(isinstance(turn["content"], list) for turn in turns):
+        lacks = "a turn with a part that is no text, such as an image"
+    response = spelled(turns[answers[-1]]["content"]) if answers else ""
     return Example(problem, response, config.domain, problem, solution, row, lacks, tuple(turns), given)
-
-
-def _turn(turn: Json) -> Json:
-    """A turn as a chat template expects it: templates write a tool's arguments as JSON, where a number has no quotes."""
-    return {name: value if name == "content" else as_python(value) for name, value in turn.items()}
-
-
-def _is_answer(turn: Json) -> bool:
-    return turn["role"] == ASSISTANT and bool(_content(turn).strip() or turn.get("tool_calls"))
-
-
-def _content(turn: Json) -> str:
-    """The text of a turn, whose content may be a list of parts."""
-    content = turn.get("content")
-    if isinstance(content, list):
-        return " ".join(spelled(part.get("text")) for part in content if isinstance(part, dict))
-    return spelled(content)
 
 
 def _fill(template: str, row: Json) -> tuple[str, str, str]:
@@ -238,9 +222,10 @@ def _fill(template: str, row: Json) -> tuple[str, str, str]:
 
 def _find(row: Json, name: str, place: str | None) -> object:
     """The value of a template's field, at its place in a list if it names one; _ABSENT if the row has none."""
-    found = row.get(name, _ABSENT)
-    if not place:
+    found = row.get(f"{name}.{place}" if place else name, _ABSENT)
+    if not place or found is not _ABSENT:
         return found
+    found = row.get(name)
     return found[int(place)] if isinstance(found, list) and int(place) < len(found) else _ABSENT
 
 
@@ -251,7 +236,7 @@ def _check_templates(config: SourceConfig, columns: Collection[str]) -> None:
             if name.strip() and f"{{{name}}}" in template and not _FIELD.fullmatch(f"{{{name}}}"):
                 raise UserError(
                     f"{config.origin}: {{{name}}} in {template!r} would stay as it is: a template can name columns of "
-                    "letters, digits, _, - and spaces only; rename it"
+                    "letters, digits, spaces and _-.()/%&#?!+'* only; rename it"
                 )
         if setting != "prompt" and not _FIELD.search(template):
             raise UserError(

@@ -11,8 +11,14 @@ from vpretrain.language.config import SourceConfig
 from vpretrain.language.data.text_files import FORMAT, file_name
 from vpretrain.plain import nearest_file
 
-_KINDS = {"jsonl": "JSON", "json": "JSON", "csv": "table", "tsv": "table", "txt": "text", "parquet": "parquet"}
-_FILES = ".jsonl, .json, .csv, .tsv, .txt (also .gz, .bz2, .xz or .zst) or .parquet"
+_KINDS = {
+    "jsonl": "JSON", "json": "JSON", "csv": "table", "tsv": "table", "txt": "text", "md": "text", "parquet": "parquet",
+    "arrow": "arrow",
+}  # fmt: skip
+TYPED = ("parquet", "arrow")  # kinds of files that hold types, as `datasets` calls them
+_FILES = ".jsonl, .json, .csv, .tsv, .txt, .md (also .gz, .bz2, .xz or .zst), .parquet or .arrow"
+# What `datasets` writes beside the data of one split, and of several.
+_OF_SAVED, _OF_SPLITS = ("state.json", "dataset_info.json"), "dataset_dict.json"
 
 
 def data_files(config: SourceConfig) -> tuple[list[str], str]:
@@ -23,9 +29,7 @@ def data_files(config: SourceConfig) -> tuple[list[str], str]:
         _check_store(config.path)
         files = [config.path]  # a glob is resolved by `datasets`
     elif path.is_dir():
-        # macOS writes other files beside those of a user, as ._NAME.
-        own = (file for file in path.iterdir() if not file.name.startswith("._"))
-        files = sorted(str(file) for file in own if _format(file.name))
+        files = _files_in(path)
     elif path.is_file():
         files = [str(path)]  # its name may look like a glob: rows[1].jsonl
     else:
@@ -37,10 +41,30 @@ def data_files(config: SourceConfig) -> tuple[list[str], str]:
     kinds = {_KINDS.get(name) for name in formats}
     kind = kinds.pop()
     if kind is None or kinds:
-        raise UserError(f"{config.path}: files must all be of one kind, .jsonl/.json, .csv/.tsv, .parquet or .txt")
+        if formats == {""}:
+            raise UserError(f"{config.path} is of no format that is read: give a file of {_FILES}")
+        raise UserError(
+            f"{config.path}: files must all be of one kind, .jsonl/.json, .csv/.tsv, .txt/.md, .parquet or .arrow: name "
+            "those of one, as a glob"
+        )
     if config.field is not None and formats != {"json"}:
         raise UserError(f"{config.path}: field={config.field} is for .json files: leave it out")
     return files, kind
+
+
+def _files_in(folder: Path) -> list[str]:
+    """The data files in a folder. Raises UserError if it is one of `datasets` that holds several splits."""
+    # macOS writes other files beside those of a user, as ._NAME.
+    own = [file for file in sorted(folder.iterdir()) if not file.name.startswith("._")]
+    names = {file.name for file in own}
+    if _OF_SPLITS in names:
+        splits = ", ".join(str(file) for file in own if file.is_dir())
+        raise UserError(f"{folder} holds a data set of several splits: name one of {splits}")
+    if names.issuperset(_OF_SAVED):
+        own = [file for file in own if file.name not in _OF_SAVED]
+    files = [str(file) for file in own if _format(file.name)]
+    # Beside other data a Markdown file is about them.
+    return [file for file in files if _format(file) != "md"] or files
 
 
 def _nothing_at(path: str, folder: Path) -> UserError:
@@ -110,7 +134,7 @@ def _format(file: str) -> str:
     """The format by a file's name, without compression; empty for a file that is no data."""
     name = file_name(file)
     found = FORMAT.search(name)
-    return found[1] if found else "parquet" if name.endswith(".parquet") else ""
+    return found[1] if found else next((kind for kind in TYPED if name.endswith(f".{kind}")), "")
 
 
 def _check_store(url: str) -> None:

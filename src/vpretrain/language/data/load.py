@@ -17,8 +17,9 @@ from vpretrain import hub
 from vpretrain.console import note
 from vpretrain.errors import Unreadable, UserError, or_unreadable
 from vpretrain.language.config import SourceConfig
-from vpretrain.language.data.files import data_files, row_place
+from vpretrain.language.data.files import TYPED, data_files, row_place
 from vpretrain.language.data.rows import NoRow, no_utf8, parse
+from vpretrain.language.data.text_files import NO_UTF8
 from vpretrain.pretrained import first_line
 from vpretrain.types import Json
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 _GUESSED = {"json": "jsonl", "csv": "csv"}  # files of hub data sets that hold no types, by the builder's name
-_TYPED = ("parquet", "arrow")  # builders of files that hold types
 
 Read = Callable[[Any], Json]
 """Makes a row with its fields of what a data set gives. Raises Unreadable, perhaps without a place: see `located`."""
@@ -44,7 +44,7 @@ def load(config: SourceConfig) -> tuple[Dataset | IterableDataset, Read]:
             found, kind = data_files(config)
             # `datasets` takes names for globs; only those of URLs are.
             files = [file if "://" in file else glob.escape(file) for file in found]
-            if kind != "parquet":
+            if kind not in TYPED:
                 from vpretrain.language.data.row_reader import open_rows
 
                 rows = open_rows(files, field=config.field, streaming=config.streaming, cache=_cache())
@@ -53,7 +53,7 @@ def load(config: SourceConfig) -> tuple[Dataset | IterableDataset, Read]:
         rows = datasets.load_dataset(**kwargs, cache_dir=_cache(), streaming=config.streaming)
         if config.hub is not None and rows.info.builder_name in _GUESSED:
             _remark_on_types(config.hub, rows.info.builder_name)
-        if rows.info.builder_name in _TYPED:
+        if rows.info.builder_name in TYPED:
             # Their texts may be any bytes. `datasets` would decode several rows at once, so it gives each as a table.
             return rows.with_format("arrow"), partial(_typed, rows.features)
         return rows, as_given
@@ -151,7 +151,9 @@ def _cache() -> str | None:
 def _parsed(config: SourceConfig, given: Json) -> Json:
     """Parse a row of `row_reader`. Raises Unreadable."""
     if given["row"] is None:
-        raise _unreadable(config, given["place"], given["reason"])
+        encoding = given["reason"].startswith(NO_UTF8)
+        remedy = "save it as UTF-8, e.g. with iconv -f latin1 -t utf-8" if encoding else "check the file"
+        raise _unreadable(config, given["place"], given["reason"], remedy)
     return parse(given["row"])
 
 
@@ -166,5 +168,5 @@ def _typed(features: Any, given: Any) -> Json:
     return row
 
 
-def _unreadable(config: SourceConfig, place: str, reason: str) -> Unreadable:
-    return Unreadable(f"cannot load {config.origin}: {place} {reason}; check the file", place, reason)
+def _unreadable(config: SourceConfig, place: str, reason: str, remedy: str = "check the file") -> Unreadable:
+    return Unreadable(f"cannot load {config.origin}: {place} {reason}; {remedy}", place, reason)

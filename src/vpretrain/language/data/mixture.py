@@ -12,7 +12,7 @@ from vpretrain.language.config import SourceConfig, StreamConfig
 from vpretrain.language.data.draws import Draws
 from vpretrain.language.data.example import Example
 from vpretrain.language.data.stream import HOPELESS
-from vpretrain.run.left_out import LeftOut, by_source
+from vpretrain.run.left_out import LeftOut, by_source, listed
 from vpretrain.run.skipped import UNREADABLE, entries
 from vpretrain.types import Json
 
@@ -95,10 +95,8 @@ class _Read:
             if pair is not None and not reason:
                 return pair
             self._ahead.append((number, reason, len(self._draws.skipped.named)))
-        raise UserError(
-            f"{self.origin}: {HOPELESS} pairs in a row cannot be trained on: their prompts are too long, their fields are "
-            "empty, or feedback and evaluation own them"
-        )
+        reasons = Counter(reason for _, reason, _ in self._ahead)
+        raise UserError(f"{self.origin}: {HOPELESS} pairs in a row cannot be trained on: {listed(reasons)}")
 
     def count(self, pairs: int) -> None:
         """See `Mixture.trained`."""

@@ -236,8 +236,9 @@ class _Packer:
             if isinstance(found, Document):
                 return found
             self.left_out[found] += 1
+        first = "".join(f"; the first: {place} {why}" for place, why in self._draws.skipped.named[:1])
         raise UserError(
             f"{self.source_config.origin}: {HOPELESS} examples in a row have no token to learn from: their prompts fill "
             f"stream.length={self.config.length}, they are shorter than stream.min_chunk, their fields are empty, or feedback "
-            f"and evaluation own them; left out so far: {listed(self.left_out)}"
+            f"and evaluation own them; left out so far: {listed(self.left_out)}{first}"
         )

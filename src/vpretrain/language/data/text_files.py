@@ -23,7 +23,8 @@ import pyarrow
 from vpretrain.language.data.rows import HALF_PAIR, NoRow, parse, row_at, rows_in
 from vpretrain.pretrained import first_line
 
-FORMAT = re.compile(r"\.(jsonl|json|csv|tsv|txt)(?:\.(gz|bz2|xz|zst))?$")
+FORMAT = re.compile(r"\.(jsonl|json|csv|tsv|txt|md)(?:\.(gz|bz2|xz|zst))?$")
+NO_UTF8 = "is no UTF-8"  # the beginning of a reason
 _SPACE = " \t\r\n"
 _SNIFFED = 10_000  # characters of a table's first line
 _LOST = "; the rest of the file cannot be read"  # it is not known where the next row begins
@@ -80,7 +81,7 @@ def _rows(lines: _Lines, name: str, kind: str, field: str | None) -> Iterator[Ro
         return _json_lines(lines, name)
     if kind in ("csv", "tsv"):
         return _table(lines, name, None if kind == "csv" else "\t")
-    if kind == "txt":
+    if kind in ("txt", "md"):
         return _text(lines, name)
     return _items(lines, name) if field is None else _items_of(lines, name, field)
 
@@ -137,7 +138,7 @@ class _Lines:
 
 
 def _flaw(line: int, place: int, byte: int) -> str:
-    return f"is no UTF-8 (byte {place + 1} of line {line} is 0x{byte:02x})"
+    return f"{NO_UTF8} (byte {place + 1} of line {line} is 0x{byte:02x})"
 
 
 def _json_lines(lines: _Lines, name: str) -> Iterator[Row]:

@@ -16,11 +16,12 @@ from vpretrain.errors import UnknownColumns, Unreadable, UserError
 from vpretrain.inspection.reading import SECONDS
 from vpretrain.language.config import DesignerConfig, SourceConfig, StreamConfig
 from vpretrain.language.data.encode import Document, collate, encode, encoded_problems, fitted
-from vpretrain.language.data.example import ASSISTANT, Example, fields_of, is_chat
+from vpretrain.language.data.example import Example, fields_of
 from vpretrain.language.data.feedback import pairs
 from vpretrain.language.data.files import data_files
 from vpretrain.language.data.source import first_rows, open_source
 from vpretrain.language.data.text_files import FORMAT, file_name
+from vpretrain.language.data.turns import ASSISTANT, is_chat, turns_of
 from vpretrain.language.inspection.inspect import legend, marked
 from vpretrain.language.model.load import load_config, load_tokenizer, tokens_of
 from vpretrain.modality import Draft
@@ -203,13 +204,18 @@ def _guessed_source(
 
 
 def _turns_of_another_form(rows: Sequence[Json]) -> str | None:
-    """Return the remedy if a column holds chats whose turns have no `role`, as ShareGPT's; else None."""
+    """Return the remedy if a column holds chats without an assistant, or what looks like chats; else None."""
     for name, value in (item for row in rows for item in row.items()):
-        if isinstance(value, list) and value and all(isinstance(turn, dict) and "role" not in turn for turn in value):
+        if turns := turns_of(value):
+            roles = ", ".join(dict.fromkeys(turn["role"] for turn in turns))
+            return f"{name} holds chats without a turn of the assistant, whose turns the loss is on (roles: {roles})"
+        if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
             return (
                 f"{name} looks like a chat, whose turns have {', '.join(value[0])}: write them as role (user, assistant) and "
                 "content"
             )
+        if isinstance(value, str) and value.startswith("[{'"):
+            return f"{name} looks like Python's text of a list: write it as JSON, with json.dumps"
     return None
 
 
@@ -258,7 +264,7 @@ def guessed_form(rows: Sequence[Json]) -> Json | None:
         return {"prompt": f"{{{prompt}}}\n{more}", "response": f"{{{response}}}"}
     if "prompt" in chats and "completion" in chats:
         return {"messages": [chats["prompt"], chats["completion"]]}
-    if with_answer := [name for name in chats.values() if any(turn["role"] == ASSISTANT for turn in values[name])]:
+    if with_answer := [name for name in chats.values() if any(turn["role"] == ASSISTANT for turn in turns_of(values[name]) or ())]:
         return {"messages": with_answer[0]}
     return {"text": f"{{{text}}}"} if text else None
 
