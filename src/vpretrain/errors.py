@@ -31,6 +31,10 @@ class MachineError(UserError):
     exit_code = 74
 
 
+class Missing(UserError):
+    """A learner or data that a recipe names are not there; the recipe may say how to fetch them."""
+
+
 class NonFinite(UserError):
     """A loss, gradient or value is NaN or infinite; nothing was updated with it.
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 
 SECONDS = 3.0  # for the hub's answer, names resolved
+_REFUSED = (403, 407, 502, 503, 504)  # what a proxy answers for a hub that it does not reach
 
 
 @contextlib.contextmanager
@@ -47,8 +48,8 @@ def _answers(endpoint: str) -> bool:
 
     def ask() -> None:
         with contextlib.suppress(Exception):  # of the network, the proxy or the HTTP client
-            get_session().head(endpoint, timeout=SECONDS)
-            answered.set()
+            if get_session().head(endpoint, timeout=SECONDS).status_code not in _REFUSED:
+                answered.set()
 
     thread = threading.Thread(target=ask, daemon=True)  # looking up a name has no timeout of its own
     thread.start()

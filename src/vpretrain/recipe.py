@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 _OTHER_NAMES = {"learning_rate": "lr"}  # of settings in other libraries
+# By which pydantic tells apart the types that a setting may have, at the end of the setting's place.
+_TYPE = re.compile(r"(constrained|function)-|(literal|list|dict|tuple)\[|(str|int|float|bool)$")
 _MOST_MEANT = 3  # settings of the same name that are listed
+_FETCH = re.compile(r"^# (Fetch: .+)$", re.MULTILINE)
 _SECRET = re.compile(r"://[^/\s@]+@|\bhf_[A-Za-z0-9]{16,}")
 
 
@@ -49,7 +52,15 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise UserError(f"{path} is empty: vpretrain init writes a recipe, and recipes/ holds ready ones")
     if not isinstance(data, dict):
         raise UserError(f"{path} must hold fields such as `learner:` and `stream:`, not {type(data).__name__}")
+    if all(isinstance(of, dict) and {*of} <= {"low", "high", "log", "choices"} for of in data.values()):
+        raise UserError(f"{path} is a space to search, and no recipe: vpretrain sweep RECIPE --space {path}")
     return parse_recipe(with_overrides(data, overrides or []), origin=str(path))
+
+
+def how_to_fetch(path: str | Path) -> str:
+    """Return what a recipe says on its line `# Fetch:` of what it needs; empty if it has none."""
+    found = _FETCH.search(Path(path).read_text(encoding="utf-8", errors="replace"))
+    return f"; the recipe says: {found[1]}" if found else ""
 
 
 def with_overrides(data: Json, overrides: Sequence[str]) -> Json:
@@ -80,7 +91,7 @@ def parse_recipe(data: Json, origin: str = "recipe") -> Recipe:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise UserError(f"{origin}: " + "; ".join(_explain(model, problem) for problem in error.errors()[:3])) from None
+        raise UserError(f"{origin}: " + "; ".join(_explained(model, error.errors())[:3])) from None
 
 
 def secret(text: str) -> bool:
@@ -170,8 +181,28 @@ def _child(node: object, part: str, key: str) -> Any:
     raise UserError(f"override '{key}': there is no '{part}' there; lists are indexed from 0")
 
 
+def _explained(recipe: type[BaseModel], problems: Sequence[ErrorDetails]) -> list[str]:
+    """Return a sentence for every setting with a problem, of which one for each type that the setting may have."""
+    found: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
+    for problem in problems:
+        place = tuple(part for part in problem["loc"] if isinstance(part, int) or not _TYPE.match(part))
+        found.setdefault(place, []).append(problem)
+    return [
+        _explain(recipe, of[0]) if len(of) == 1 else _fits_no_type(_dotted(place), of) for place, of in found.items()
+    ]
+
+
+def _fits_no_type(location: str, problems: Sequence[ErrorDetails]) -> str:
+    wanted = [problem["msg"].removeprefix("Input should be ").split(", ")[0] for problem in problems]
+    return f"'{location}': '{problems[0]['input']}' should be {' or '.join(wanted)}"
+
+
+def _dotted(place: Iterable[int | str]) -> str:
+    return ".".join(map(str, place))
+
+
 def _explain(recipe: type[BaseModel], problem: ErrorDetails) -> str:
-    location = ".".join(str(part) for part in problem["loc"])
+    location = _dotted(problem["loc"])
     if problem["type"] == "extra_forbidden":
         return f"unknown key '{location}': {_meant(recipe, problem['loc'])}"
     if problem["type"] == "missing":
@@ -257,6 +288,24 @@ def setting_names() -> list[str]:
     """Return the dotted names of all settings, of a list's those of its first item."""
     lines = (line for modality in MODALITIES.values() for line in _settings(modality.recipe, ""))
     return list(dict.fromkeys(line.split()[0].replace(".N.", ".0.") for line in lines))
+
+
+def setting_choices(name: str) -> list[str]:
+    """Return the values that a setting may have by its dotted name, in any modality; empty if they cannot be listed."""
+    *path, last = name.split(".")
+    models = [_model_at(modality.recipe, tuple(path)) for modality in MODALITIES.values()]
+    types = [model.model_fields[last].annotation for model in models if last in model.model_fields]
+    return list(dict.fromkeys(choice for annotation in types for choice in _choices(annotation)))
+
+
+def _choices(annotation: object) -> Iterator[str]:
+    if annotation is bool:
+        yield from ("true", "false")
+    for inner in get_args(annotation):
+        if get_origin(annotation) is Literal:
+            yield inner
+        else:
+            yield from _choices(inner)
 
 
 def _settings(model: type[BaseModel], prefix: str) -> Iterator[str]:

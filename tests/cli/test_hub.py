@@ -15,14 +15,15 @@ from vpretrain.pretrained import copy_processor, loaded
 
 @pytest.fixture
 def asked(monkeypatch):
-    """The hub's client replaced by one that takes `seconds`, then raises `error` if there is one; `urls`: what it was asked."""
-    state = SimpleNamespace(seconds=0.0, error=None, urls=[])
+    """The hub's client replaced by one that takes `seconds`, then raises `error` or answers `status`; `urls`: what it was asked."""
+    state = SimpleNamespace(seconds=0.0, error=None, urls=[], status=200)
 
     def head(url, timeout):
         state.urls.append(url)
         time.sleep(state.seconds)
         if state.error:
             raise state.error
+        return SimpleNamespace(status_code=state.status)
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: SimpleNamespace(head=head))
@@ -45,6 +46,13 @@ def test_a_hub_that_refuses_is_left_alone_inside_the_context(asked):
         assert closed == f"{constants.ENDPOINT} does not answer"
         assert constants.HF_HUB_OFFLINE
     assert not constants.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize(("status", "open_"), [(200, True), (302, True), (404, True), (403, False), (503, False)])
+def test_the_refusal_of_a_proxy_is_no_answer_of_the_hub(asked, status, open_):
+    asked.status = status
+    with hub.access() as closed:
+        assert (closed is None) == open_
 
 
 def test_a_hub_that_is_silent_is_waited_for_no_longer_than_said(asked, monkeypatch):
@@ -99,5 +107,6 @@ def test_a_learner_in_no_home_directory_gets_one_line(asked):
 
 
 def test_a_directory_is_loaded_without_asking_the_hub(asked, tmp_path):
+    (tmp_path / "config.json").touch()
     assert loaded(lambda name, **options: name, "the learner", str(tmp_path), {}) == str(tmp_path)
     assert asked.urls == []

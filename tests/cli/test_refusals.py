@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,8 @@ def test_settings_without_a_recipe_are_refused(capsys, words):
         ({"value": {"align": "cosine", "penalty": 0.5}}, "penalty belongs to align=dot"),
         ({"arm": "two-hot"}, "'arm': 'two-hot' is unknown: choose from 'v', 'one-hot'"),
         ({"arm": "onehot"}, "; did you mean 'one-hot'?"),
+        ({"value": {"strength": "always"}}, "'value.strength': 'always' should be a valid number or 'auto'"),
+        ({"value": {"strength": 2}}, "'value.strength': '2' should be less than or equal to 1 or 'auto'"),
         ({"tracking": {"trackers": "wandb"}}, "'tracking.trackers' is a list: write [wandb]"),
         ({"budget": {"steps": None}}, "give budget.minutes or budget.steps"),
         ({"designer": {"alpha_start": 0.7}}, "alpha_start must lie between 0 and alpha_max"),
@@ -206,6 +209,41 @@ def test_a_run_or_a_learner_that_is_not_there_gets_one_line(recipe, capsys, tmp_
     )
     assert "there is no learner at" in refusal(capsys, "doctor", "--learner", str(tmp_path / "none"))
     assert "there is no learner at" in refusal(capsys, "evaluate", str(tmp_path / "none"), path)
+
+
+def test_a_folder_without_a_model_or_a_tokenizer_gets_one_line(recipe, capsys, tmp_path):
+    path = recipe()
+    (tmp_path / "runs").mkdir()
+    told = refusal(capsys, "check", path, f"learner.name={tmp_path}/runs")
+    assert f"there is no learner in {tmp_path}/runs, whose config.json is missing: give a directory written by" in told
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(tmp_path / "learner/config.json", bare)
+    told = refusal(capsys, "check", path, f"learner.name={bare}")
+    assert f"{bare} has no tokenizer: save it there, too (tokenizer.save_pretrained)" in told
+
+
+def test_what_is_missing_is_fetched_as_the_recipe_says(recipe, capsys):
+    path = Path(recipe())
+    told = refusal(capsys, "check", str(path), "stream.sources.0.path=gone.jsonl")
+    assert "Fetch" not in told
+    path.write_text(f"# Fetch: curl -O https://example.org/gone.jsonl\n{path.read_text()}")
+    told = refusal(capsys, "check", str(path), "stream.sources.0.path=gone.jsonl")
+    assert told.endswith("; the recipe says: Fetch: curl -O https://example.org/gone.jsonl\n")
+    assert "Fetch" not in refusal(capsys, "check", str(path), "stream.length=4096")
+
+
+def test_a_space_to_search_is_no_recipe(capsys, tmp_path):
+    space = tmp_path / "space.yaml"
+    space.write_text("optimizer.lr: {low: 1.0e-6, high: 1.0e-3, log: true}\nvalue.every_steps: {choices: [4, 8]}")
+    assert f"is a space to search, and no recipe: vpretrain sweep RECIPE --space {space}" in refusal(
+        capsys, "check", str(space)
+    )
+
+
+def test_a_recipe_in_place_of_the_model_gets_one_line(recipe, capsys):
+    path = recipe()
+    assert f"{path} is a recipe: name the model before it, e.g. runs/mine {path}" in refusal(capsys, "evaluate", path)
 
 
 def test_what_is_no_failed_step_is_not_replayed(capsys, tmp_path):

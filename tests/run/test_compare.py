@@ -15,7 +15,7 @@ from worlds import tiny_recipe
 from vpretrain import UserError
 from vpretrain.cli.parser import main
 from vpretrain.compare.compare import compare
-from vpretrain.compare.entry import parse_entry, split_entries
+from vpretrain.compare.entry import check_entries, parse_entry, split_entries
 from vpretrain.compare.plots import draw_curves
 from vpretrain.compare.results import _differences, over_seeds, read_off, values_of
 from vpretrain.compare.runs import prepare_group, run_member
@@ -357,6 +357,12 @@ def test_an_entry_with_settings_is_an_arm_of_its_own_and_a_twin_is_not(with_sett
     assert list(results.arms) == ["step-0", *ENTRIES[:3]]
     assert results.arms[DOT]["arm"] == "v"
     assert set(results.differences["nll"][DOT]) == {"step-0", "one-hot", ENTRIES[2]}
+
+
+def test_an_arm_that_is_named_twice_is_remarked_on(tmp_path, tokenizer, capsys):
+    entries = check_entries(tiny_recipe(tmp_path, tokenizer), ["v", "one-hot", "v"])
+    assert [entry.label for entry in entries] == ["v", "one-hot"]
+    assert "v is named twice, and runs once" in capsys.readouterr().err
 
 
 def test_settings_of_an_arm_apply_to_its_runs_alone(with_settings):

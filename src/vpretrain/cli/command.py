@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from vpretrain.recipe import load_recipe, setting_names
+from vpretrain.errors import Missing
+from vpretrain.recipe import how_to_fetch, load_recipe, setting_choices, setting_names
 from vpretrain.types import Keywords
 
 Options = argparse.Namespace
@@ -36,7 +37,10 @@ class Command:
 
     def __call__(self, options: Options) -> int | None:
         if self.recipe:
-            return self.handler(load_recipe(options.recipe, options.overrides), options)
+            try:
+                return self.handler(load_recipe(options.recipe, options.overrides), options)
+            except Missing as error:
+                raise Missing(f"{error}{how_to_fetch(options.recipe)}") from error
         return self.handler(options)
 
     def add_to(self, subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -69,9 +73,23 @@ recipe_command = partial(command, recipe=True)
 """The same for a command that takes a recipe and settings to change."""
 
 
-def argument(name: str, metavar: str | None, what: str, **kwargs: Any) -> Argument:
-    """Return an option, or, if the name has no hyphens, a positional argument; `kwargs` go to `add_argument`."""
-    return lambda parser: parser.add_argument(name, metavar=metavar, help=what, **kwargs)
+def argument(
+    name: str, metavar: str | None, what: str, *, complete: Callable[..., list[str]] | None = None, **kwargs: Any
+) -> Argument:
+    """Return an option, or, if the name has no hyphens, a positional argument.
+
+    Args:
+        name, metavar, what, kwargs: of `add_argument`.
+        complete: returns what a word may become, for argcomplete; None: argcomplete's own.
+    """
+
+    def add(parser: argparse._ActionsContainer) -> argparse.Action:
+        action = parser.add_argument(name, metavar=metavar, help=what, **kwargs)
+        if complete is not None:
+            action.completer = complete  # type: ignore[attr-defined]
+        return action
+
+    return add
 
 
 def switch(option: str, what: str, default: object = False) -> Argument:
@@ -93,9 +111,7 @@ def number(option: str, default: float | None, what: str, metavar: str = "X", *,
 def overrides(parser: argparse._ActionsContainer) -> argparse.Action:
     """Add the settings to change, which a shell can complete."""
     what = "settings to change, as field=value with dots for nesting, e.g. optimizer.lr=1e-5 stream.sources.0.limit=100"
-    words = parser.add_argument("overrides", metavar="field=value", nargs="*", help=what)
-    words.completer = _complete_setting  # type: ignore[attr-defined]  # argcomplete asks it
-    return words
+    return argument("overrides", "field=value", what, complete=_complete_setting, nargs="*", default=[])(parser)
 
 
 def resume(what: str) -> tuple[Argument, Argument]:
@@ -138,4 +154,18 @@ def _with_default(what: str, default: float | None) -> str:
 
 
 def _complete_setting(prefix: str, **_: object) -> list[str]:
+    name, equals, begun = prefix.partition("=")
+    if equals:
+        return [f"{name}={choice}" for choice in setting_choices(name) if choice.startswith(begun)]
     return [f"{name}=" for name in setting_names() if name.startswith(prefix)]
+
+
+def complete_name(prefix: str, **_: object) -> list[str]:
+    """Complete the name of a setting. For argcomplete."""
+    return [name for name in setting_names() if name.startswith(prefix)]
+
+
+def complete_arms(prefix: str, **_: object) -> list[str]:
+    """Complete the last of several arms with commas between them. For argcomplete."""
+    before, comma, begun = prefix.rpartition(",")
+    return [f"{before}{comma}{arm}" for arm in setting_choices("arm") if arm.startswith(begun)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from vpretrain.bounds import LARGEST_SEED
-from vpretrain.cli.command import Options, argument, chosen, count, recipe_command, resume
+from vpretrain.cli.command import Options, argument, chosen, complete_arms, count, recipe_command, resume
 from vpretrain.cli.terminal import output, print_next, print_results
 from vpretrain.config import Recipe
 from vpretrain.modality import MODALITIES
@@ -38,6 +38,7 @@ _SEEDS = argument(
         "ARMS",
         "comma-separated, such as one-hot,v,random-feedback (default: the baseline and v); an arm may carry settings "
         "of its own, each after a colon: v:value.align=dot:value.every_steps=4",
+        complete=complete_arms,
     ),
     _SEEDS,
     count(

@@ -34,6 +34,8 @@ from vpretrain.types import Json
 def evaluate(options: Options) -> None:
     """Measure a model on a recipe's evaluation, or on standard benchmarks."""
     if options.recipe is None and options.tasks is None:
+        if options.model.endswith((".yaml", ".yml")):
+            raise UserError(f"{options.model} is a recipe: name the model before it, e.g. runs/mine {options.model}")
         raise UserError("say what to measure on: a recipe, --tasks gsm8k,mmlu or both")
     of_tasks = chosen(options, "shots", "limit", "include", "batch_size", "run_code")
     given = [name for name, value in of_tasks.items() if value is not None and value is not False]

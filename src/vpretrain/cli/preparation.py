@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import re
 import shlex
@@ -97,7 +98,7 @@ def _answers(options: Options) -> Keywords:
     if can_ask():
         with contextlib.suppress(EOFError):  # no more answers
             for key in (key for key, given in answers.items() if given is None):
-                answers[key] = input(_QUESTIONS[key]).strip() or None
+                answers[key] = _ask(key)
     missing = [f"--{key}" for key in ("learner", "stream", "feedback") if not answers[key]]
     if missing:
         hint = f"; {_PACKAGED} (images: {_PACKAGED_VISION}) will do for a try" if "--learner" in missing else ""
@@ -107,6 +108,15 @@ def _answers(options: Options) -> Keywords:
     for path in filter(None, answers.values()):
         check_location(path)
     return answers
+
+
+def _ask(key: str) -> str | None:
+    """Ask for an answer, and again as long as it is a path at which nothing is; None for an empty one."""
+    while answer := input(_QUESTIONS[key]).strip():
+        if key == "learner" or re.match(r"\w+:", answer) or glob.glob(str(expanded(check_location(answer)))):
+            return answer
+        print(f"nothing is at {answer}")
+    return None
 
 
 def _templates(options: Options) -> list[dict[str, str]]:

@@ -11,7 +11,17 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from vpretrain.cli.command import Options, argument, chosen, command, recipe_command, resume, switch, to_number
+from vpretrain.cli.command import (
+    Options,
+    argument,
+    chosen,
+    command,
+    complete_name,
+    recipe_command,
+    resume,
+    switch,
+    to_number,
+)
 from vpretrain.cli.terminal import can_ask, hush_libraries, output, print_figures, print_next, size_text
 from vpretrain.config import Recipe
 from vpretrain.errors import UserError
@@ -71,7 +81,7 @@ def watch(options: Options) -> None:
 
 @command(
     "vpretrain settings stream\n  vpretrain settings value.strength",
-    argument("prefix", "PREFIX", "how their names begin (default: all)", nargs="?", default=""),
+    argument("prefix", "PREFIX", "how their names begin (default: all)", nargs="?", default="", complete=complete_name),
 )
 def settings(options: Options) -> None:
     """List settings with their defaults and meanings."""

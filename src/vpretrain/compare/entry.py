@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vpretrain.config import Recipe
+from vpretrain.console import note
 from vpretrain.errors import UserError
 from vpretrain.plain import nearest
 from vpretrain.recipe import parse_recipe, with_overrides
@@ -74,7 +75,8 @@ def check_entries(recipe: Recipe, texts: Sequence[str]) -> list[Entry]:
         _refuse_without_effect(parse_recipe(own, origin=entry.arm), recipe, entry)
     different: dict[tuple[str, frozenset[str]], Entry] = {}
     for entry in entries:
-        different.setdefault((entry.arm, frozenset(entry.settings)), entry)
+        if different.setdefault((entry.arm, frozenset(entry.settings)), entry) is not entry:
+            note(f"{entry.label} is named twice, and runs once; several seeds show the scatter")
     return list(different.values())
 
 

@@ -6,7 +6,7 @@ import glob
 from collections.abc import Sequence
 from pathlib import Path
 
-from vpretrain.errors import UserError
+from vpretrain.errors import Missing, UserError
 from vpretrain.language.config import SourceConfig
 from vpretrain.language.data.text_files import FORMAT, file_name
 from vpretrain.plain import nearest_file
@@ -67,12 +67,12 @@ def _files_in(folder: Path) -> list[str]:
     return [file for file in files if _format(file) != "md"] or files
 
 
-def _nothing_at(path: str, folder: Path) -> UserError:
+def _nothing_at(path: str, folder: Path) -> Missing:
     """The error for a path without data, which names the data of the folder that may be meant."""
     there = [file.name for file in folder.iterdir() if file.is_dir() or _format(file.name)] if folder.is_dir() else []
     meant = nearest_file(Path(path), there)
     hint = f"did you mean {meant}? " if meant else ""
-    return UserError(f"no data at {path}: {hint}give a file of {_FILES}, a glob, or a folder of them")
+    return Missing(f"no data at {path}: {hint}give a file of {_FILES}, a glob, or a folder of them")
 
 
 def _refuse_copies(path: str, files: Sequence[str]) -> None:

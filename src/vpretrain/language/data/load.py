@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vpretrain import hub
 from vpretrain.console import note
-from vpretrain.errors import Unreadable, UserError, or_unreadable
+from vpretrain.errors import Missing, Unreadable, UserError, or_unreadable
 from vpretrain.language.config import SourceConfig
 from vpretrain.language.data.files import TYPED, data_files, row_place
 from vpretrain.language.data.rows import NoRow, no_utf8, parse
@@ -126,7 +126,8 @@ def readable(config: SourceConfig, closed: str | None = None) -> Iterator[None]:
             remedy = "check the URL, the network, and the credentials in the environment"
         if closed is not None:
             remedy = hub.remedy(closed, "give a path")
-        raise UserError(f"cannot load {config.origin}: {first_line(cause)}; {remedy}") from None
+        kind = UserError if closed is None else Missing
+        raise kind(f"cannot load {config.origin}: {first_line(cause)}; {remedy}") from None
 
 
 @functools.cache

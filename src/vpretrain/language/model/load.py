@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 
@@ -20,8 +21,10 @@ from transformers.pytorch_utils import Conv1D
 from vpretrain.devices import available
 from vpretrain.errors import UserError
 from vpretrain.language.config import LearnerConfig, LoraConfig
-from vpretrain.pretrained import first_line, loaded
+from vpretrain.pretrained import first_line, loaded, resolve
 from vpretrain.types import Model
+
+_OF_TOKENIZER = re.compile(r"token|vocab|\.(model|gguf|tiktoken)$")  # in the names of a tokenizer's files
 
 
 def load_model(config: LearnerConfig) -> Model:
@@ -47,6 +50,9 @@ def load_config(name: str) -> PretrainedConfig:
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Load the learner's tokenizer. Raises UserError if there is none, or if it has no end token between documents."""
+    folder = Path(resolve(name, PACKAGES))
+    if folder.is_dir() and not any(_OF_TOKENIZER.search(file.name) for file in folder.iterdir()):
+        raise UserError(f"{name} has no tokenizer: save it there, too (tokenizer.save_pretrained)")
     tokenizer = loaded(AutoTokenizer.from_pretrained, f"the tokenizer of {name}", name, PACKAGES)
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {name} has no end token: set eos_token in its tokenizer_config.json")

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from vpretrain.errors import Unreadable, UserError
+from vpretrain.errors import Missing, Unreadable, UserError
 from vpretrain.pretrained import first_line
 from vpretrain.vision.config import SourceConfig
 from vpretrain.vision.data.pixels import PilImage, as_tensor, labels_as_tensor, orientation_of, stored_size
@@ -79,9 +79,7 @@ class Ade20k(Reader):
         self.root, self.split = Path(config.ade20k).expanduser(), config.split
         self.files = ade20k_images(config)
         if not self.files:
-            raise UserError(
-                f"no images in {self.root / 'images' / self.split}: ade20k names the folder of SceneParse150"
-            )
+            raise Missing(f"no images in {self.root / 'images' / self.split}: ade20k names the folder of SceneParse150")
         for file in self.files:
             if not self._annotation(file).is_file():
                 raise UserError(f"cannot read the map of classes {self._annotation(file)}: there is no such file")
@@ -148,7 +146,8 @@ class Nyuv2(Reader):
             with h5py.File(Path(str(self.config.nyuv2)).expanduser(), "r") as file:
                 yield file
         except (OSError, KeyError) as error:
-            raise UserError(f"cannot read {self.config.nyuv2}: {error}; nyuv2 names nyu_depth_v2_labeled.mat") from None
+            kind = Missing if isinstance(error, FileNotFoundError) else UserError
+            raise kind(f"cannot read {self.config.nyuv2}: {error}; nyuv2 names nyu_depth_v2_labeled.mat") from None
 
 
 def nyuv2_numbers(config: SourceConfig, images: int) -> list[int]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vpretrain import hub
 from vpretrain.console import steady
-from vpretrain.errors import UserError
+from vpretrain.errors import Missing, UserError
 from vpretrain.pretrained import first_line
 from vpretrain.vision.config import SourceConfig
 from vpretrain.vision.data.ahead import ahead
@@ -91,7 +91,7 @@ class _Folder(Images):
     def __init__(self, path: str) -> None:
         self.items = images_in(Path(path).expanduser())
         if not self.items:
-            raise UserError(f"no images in {path}: give a folder with {LISTED} files, or .zip or .tar files of them")
+            raise Missing(f"no images in {path}: give a folder with {LISTED} files, or .zip or .tar files of them")
 
     def __getitem__(self, index: int) -> Tensor:
         return read_image(self.items[index])
@@ -113,7 +113,7 @@ class _Archives(Images):
                     f"cannot read the shard {archive}: {first_line(error)}; shards are .zip or uncompressed .tar files"
                 ) from None
         if not self.items:
-            raise UserError(f"no images in {path}: give .zip or .tar files with {LISTED} members")
+            raise Missing(f"no images in {path}: give .zip or .tar files with {LISTED} members")
 
     def __getitem__(self, index: int) -> Tensor:
         archive, name, offset, size = self.items[index]
