@@ -5,7 +5,8 @@ parameters, learning rate and weight decay follow schedules, the head's last lay
 pinned memory.
 
 It needs pip install "vpretrain[vision]". Run it: python examples/vision_loop.py (seconds on a CPU). The model here is tiny and
-random, and images and labels are generated. For a real one, write instead
+random, and images and labels are generated. The loss rises at first, as the running centre of the teacher's outputs starts at
+0, and targets around the true centre are harder. For a real model write instead
 
     model = DINOv3ViTModel.from_pretrained("facebook/dinov3-vitb16-pretrain-lvd1689m", dtype=torch.float32)
     feedback = FeedbackConfig(
@@ -89,7 +90,8 @@ def cosine(start, end, progress):
 
 
 dino = DinoConfig(outputs=64, hidden=64, bottleneck=32, patch_loss=1.0)
-v = VisionPretraining(model, feedback, dino=dino, value=ValueConfig(every_steps=2, subset="last-2"), bf16=CUDA)
+value = ValueConfig(every_steps=2, subset="last-2", strength=1.0)  # the default, auto, needs more steps to judge itself
+v = VisionPretraining(model, feedback, dino=dino, value=value, bf16=CUDA)
 matrices = [p for p in v.parameters() if p.ndim > 1]
 vectors = [p for p in v.parameters() if p.ndim == 1]
 groups = [{"params": matrices, "decays": True}, {"params": vectors, "weight_decay": 0.0, "decays": False}]
@@ -114,5 +116,4 @@ for step in range(STEPS):
     optimizer.zero_grad()
     v.after_step((step + 1) / STEPS)  # the teacher's momentum and its centres
     if step % LOG_EVERY == 0:
-        judged = f"  strength {v.record['strength']:.2f}" if "strength" in v.record else ""
-        print(f"step {step:2}  loss {total.item():.4f}  tilt {v.record['tilt']:.4f}{judged}")
+        print(f"step {step:2}  loss {total.item():.4f}  tilt {v.record['tilt']:.4f}")

@@ -124,6 +124,17 @@ def test_the_burn_in_is_one_hot_and_delays_the_updates():
     assert [step for step, (_, soft) in seen.items() if soft] == [3, 4, 5, 6]
 
 
+def test_the_autocast_of_the_loop_changes_nothing():
+    found = []
+    for cast in (False, True):
+        v = attached(tiny_model(), arm="v", strength=1.0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+            (loss,) = v.losses(0, [padded([12, 9])])
+        found.append((float(loss.detach()), v.record))
+    assert "g_down_norm" in found[0][1]
+    assert found[0] == found[1]
+
+
 def test_dropout_stays_on_after_a_meta_update():
     model = tiny_model("gpt2").eval()
     v = attached(model)

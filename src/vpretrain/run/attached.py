@@ -65,12 +65,15 @@ class Attached:
         self.record = {}
         if self.schedule.updates(step):
             metric = partial(self._metric, optimizer) if optimizer is not None and self._aware else None
-            self.record |= self.meta(batches, metric, progress)
+            with self._own_precision():
+                self.record |= self.meta(batches, metric, progress)
         construction = self.construction if self.schedule.constructs(step) else self.base
         everything = sum(batch.weight for batch in batches)
         means: Json = {}
         parts = learner_losses(self._learner, construction, batches, total=total)
-        for batch, part in zip(batches, parts, strict=True):
+        for batch in batches:
+            with self._own_precision():
+                part = next(parts)
             if batch.weight:
                 for name, value in part.task.summary().items():
                     means[name] = means.get(name, 0.0) + batch.weight / everything * value
@@ -100,6 +103,10 @@ class Attached:
                 load_optimizer_tensors(own, groups[f"{name}-optimizer"])
             restore_meta(self.meta, groups, state)
             self.feedback.load_state_dict(state["feedback"])
+
+    def _own_precision(self) -> torch.autocast:
+        """Return a context outside the loop's autocast, under which a value would lose its differences."""
+        return torch.autocast(self._learner.device.type, enabled=False)
 
     def _metric(self, optimizer: torch.optim.Optimizer, names: Iterable[str]) -> Mapping[str, Tensor] | None:
         chosen = set(names)
