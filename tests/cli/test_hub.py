@@ -15,7 +15,7 @@ from vpretrain.pretrained import copy_processor, loaded
 
 @pytest.fixture
 def asked(monkeypatch):
-    """The hub's client replaced by one that takes `seconds`, then raises `error` or answers `status`; `urls`: what it was asked."""
+    """The hub's client replaced by one that takes `seconds`, then raises `error` or answers `status`; `urls` keeps the URLs."""
     state = SimpleNamespace(seconds=0.0, error=None, urls=[], status=200)
 
     def head(url, timeout):
@@ -107,6 +107,5 @@ def test_a_learner_in_no_home_directory_gets_one_line(asked):
 
 
 def test_a_directory_is_loaded_without_asking_the_hub(asked, tmp_path):
-    (tmp_path / "config.json").touch()
     assert loaded(lambda name, **options: name, "the learner", str(tmp_path), {}) == str(tmp_path)
     assert asked.urls == []

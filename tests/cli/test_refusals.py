@@ -11,7 +11,7 @@ import yaml
 from commands import refusal
 from worlds import sums, write_jsonl
 
-from vpretrain import UserError, compare, load_recipe
+from vpretrain import UserError, compare, load_recipe, run_recipe
 from vpretrain.cli.parser import main
 
 
@@ -215,7 +215,7 @@ def test_a_folder_without_a_model_or_a_tokenizer_gets_one_line(recipe, capsys, t
     path = recipe()
     (tmp_path / "runs").mkdir()
     told = refusal(capsys, "check", path, f"learner.name={tmp_path}/runs")
-    assert f"there is no learner in {tmp_path}/runs, whose config.json is missing: give a directory written by" in told
+    assert f"cannot load the learner {tmp_path}/runs: it has no config.json: give a directory written by" in told
     bare = tmp_path / "bare"
     bare.mkdir()
     shutil.copy(tmp_path / "learner/config.json", bare)
@@ -256,6 +256,12 @@ def test_what_is_no_failed_step_is_not_replayed(capsys, tmp_path):
 def test_arms_in_one_text_are_refused_from_python(recipe):
     with pytest.raises(UserError, match=r"arms are a list: give \['one-hot', 'v'\]"):
         compare(load_recipe(recipe()), "one-hot,v")
+
+
+def test_the_path_of_a_recipe_is_no_recipe_in_python(recipe):
+    for function, arguments in ((run_recipe, ()), (compare, (["v"],))):
+        with pytest.raises(UserError, match=rf"{function.__name__} takes a recipe: give load_recipe\('mine.yaml'\)"):
+            function("mine.yaml", *arguments)
 
 
 def test_a_run_without_a_checkpoint_cannot_be_resumed(recipe, capsys):

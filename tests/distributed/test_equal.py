@@ -192,7 +192,7 @@ def test_two_processes_judge_images_as_one_does(tmp_path, tokenizer, case):
         together(processes, run, recipe)
         found.append(judgement_of(recipe))
     assert len(found[0]["agreement"]) == 10
-    for name, numbers in found[0].items():
+    for name in found[0]:
         apart = distance(*(torch.tensor(judgement[name]) for judgement in found))
         assert apart < 1e-2, (name, apart)
 
@@ -202,7 +202,9 @@ def judgement_of(recipe):
     _, state = end_of(recipe)
     measured = Judgement(*state["strength"]["judgements"][0])
     assert measured.a
-    return {name: sorted(numbers) if isinstance(numbers, list) else numbers for name, numbers in measured._asdict().items()}
+    return {
+        name: sorted(numbers) if isinstance(numbers, list) else numbers for name, numbers in measured._asdict().items()
+    }
 
 
 @pytest.mark.parametrize("arm", ["selection", "token-weights"])

@@ -7,7 +7,7 @@ import torch
 from worlds import tiny_recipe, vision_recipe
 
 from vpretrain import UserError, run_recipe
-from vpretrain.errors import Paused
+from vpretrain.errors import NonFinite, Paused
 from vpretrain.language.assemble import assemble
 from vpretrain.run.checkpoint import checkpoints, load_checkpoint
 from vpretrain.vision.assemble import assemble as assemble_vision
@@ -86,3 +86,28 @@ def test_a_meta_update_raises_the_value_of_its_own_problem(tmp_path, tokenizer):
     with parts.learner.meta_mode():
         after = engine(seen[0]).value
     assert float(after) > before
+
+
+def test_a_gradient_of_feedback_is_not_kept_over_a_pause(tmp_path, tokenizer):
+    """A tilt that is given up makes updates idle; the first after them would follow what is many steps old."""
+    parts = assemble(tiny_recipe(tmp_path, tokenizer, arm="v", value={"feedback_every": 9, "strength": "auto"}))
+    meta, batches = parts.meta, parts.stream.next()
+    meta.strength.next = 100  # no judgement
+    drawn = []
+    for beta in (1.0, 1.0, 0.0, 1.0):
+        meta.strength.beta = beta
+        meta(batches)
+        drawn.append(parts.feedback.batches_drawn)
+    assert drawn == [1, 1, 1, 2]
+
+
+def test_a_refused_gradient_of_feedback_leaves_the_direction(tmp_path, tokenizer, monkeypatch):
+    parts = assemble(tiny_recipe(tmp_path, tokenizer, arm="v", value={"strength": 1.0}))
+    batches = parts.stream.next()
+    parts.meta(batches)
+    before = dict(parts.meta.direction)
+    gradient = parts.learner.gradient
+    monkeypatch.setattr(parts.learner, "gradient", lambda *a: {name: g * torch.nan for name, g in gradient(*a).items()})
+    with pytest.raises(NonFinite, match="g_down is nan"):
+        parts.meta(batches)
+    assert all(torch.equal(parts.meta.direction[name], u) for name, u in before.items())

@@ -143,20 +143,23 @@ def test_numbers_in_the_call_of_a_tool_are_numbers_for_the_template(tmp_path, st
     [
         [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}],
         [{"role": "human", "content": "2+2?"}, {"role": "gpt", "content": "4"}],
+        [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4", "tool_calls": "none"}],
         [{"role": "user", "content": [{"type": "text", "text": "2+"}, {"text": "2?"}]}, TWO[2]],
         json.dumps(TWO[1:3]),
     ],
-    ids=["sharegpt", "roles", "parts", "json"],
+    ids=["sharegpt", "roles", "calls", "parts", "json"],
 )
 def test_chats_of_other_forms_become_those_that_templates_expect(turns):
-    assert chat(turns).turns == tuple(TWO[1:3])
+    found = chat(turns).turns
+    assert [(turn["role"], turn["content"]) for turn in found] == [("user", "2+2?"), ("assistant", "4")]
+    assert targets(encode(chat(turns), with_template(PLAIN)), with_template(PLAIN)) == ["4<eos>"]
     assert completed(SourceConfig(path="x"), [{"conversations": turns}]).messages == "conversations"
 
 
 def test_a_call_of_a_tool_that_the_template_leaves_out_refuses_the_chat():
     calls = [{"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}]
     turns = [TWO[1], {"role": "assistant", "tool_calls": calls}]
-    with pytest.raises(ChatRefused, match="^calls of tools left out by the learner's template"):
+    with pytest.raises(ChatRefused, match=r"^calls of tools left out by the learner's template"):
         encode(chat(turns), with_template(PLAIN))
     writes = with_template(HEAD + "{{ m.content + (m.tool_calls | tojson if m.tool_calls else '') + '<eos>' }}" + TAIL)
     (target,) = targets(encode(chat(turns), writes), writes)
@@ -176,8 +179,10 @@ def test_what_follows_the_last_answer_is_left_out():
         (TWO[:2], "no turn of the assistant"),
         ([TWO[1], {"role": "assistant", "content": " "}], "no turn of the assistant"),
         ([TWO[0], TWO[2]], "no turn of the user"),
-        ([{"role": "user", "content": [{"type": "image"}, {"text": "2+2?"}]}, TWO[2]],
-         "a turn with a part that is no text, such as an image"),
+        (
+            [{"role": "user", "content": [{"type": "image"}, {"text": "2+2?"}]}, TWO[2]],
+            "a turn with a part that is no text, such as an image",
+        ),
     ],
 )
 def test_a_chat_without_its_parts_says_what_it_lacks(turns, lack):

@@ -57,8 +57,10 @@ def renamed(rows, question, answer):
         ),
         ({"prompt": "2+2?", "id": "a", "messages": CHAT}, {"messages": "messages"}),
         ({"chat": CHAT}, {"messages": "chat"}),
-        ({"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]},
-         {"messages": "conversations"}),
+        (
+            {"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]},
+            {"messages": "conversations"},
+        ),
         ({"id": "a", "messages": json.dumps(CHAT)}, {"messages": "messages"}),
         ({"id": 3, "content": "words"}, {"text": "{content}"}),
         ({"question": "2+2?", "answer": ["4"]}, None),

@@ -103,7 +103,7 @@ def test_too_much_is_one_line_and_named_in_the_file(tmp_path, tokenizer, prefetc
 def test_feedback_and_evaluation_stop_before_the_run(tmp_path, tokenizer, role):
     recipe = broken_recipe(tmp_path, tokenizer)
     break_rows(tmp_path / f"{role}.jsonl")
-    with pytest.raises(UserError, match=rf"cannot load .*{role}\.jsonl: line 4 of {role}\.jsonl is no UTF-8 .*; save it as UTF-8"):
+    with pytest.raises(UserError, match=rf"cannot load .*: line 4 of {role}\.jsonl is no UTF-8 .*; save it as UTF-8"):
         run_recipe(recipe)
 
 

@@ -6,8 +6,9 @@ import argparse
 
 from vpretrain.bounds import LARGEST_SEED
 from vpretrain.cli.command import Options, argument, chosen, complete_arms, count, recipe_command, resume
-from vpretrain.cli.terminal import output, print_next, print_results
+from vpretrain.cli.terminal import print_next, print_results
 from vpretrain.config import Recipe
+from vpretrain.console import output
 from vpretrain.modality import MODALITIES
 from vpretrain.recipe import load_recipe
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from vpretrain.cli.command import Options, argument, command, count, recipe_command
-from vpretrain.cli.terminal import hush_libraries, output, print_results, size_text
+from vpretrain.cli.terminal import hush_libraries, print_results, size_text
 from vpretrain.config import Recipe
+from vpretrain.console import output
 
 _SHOWN = 8  # parameters that a replay lists
 

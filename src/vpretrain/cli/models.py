@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from vpretrain.cli.command import Options, argument, chosen, command, count, overrides, switch
-from vpretrain.cli.terminal import hush_libraries, output, print_figures
+from vpretrain.cli.terminal import hush_libraries, print_figures
+from vpretrain.console import output
 from vpretrain.errors import UserError
 from vpretrain.files import check_writable, write_whole
 from vpretrain.modality import modality_of

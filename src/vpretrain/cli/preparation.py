@@ -13,8 +13,9 @@ from pathlib import Path
 
 from vpretrain.bounds import check_location, expanded
 from vpretrain.cli.command import Options, argument, chosen, command, count, number, overrides, recipe_command, switch
-from vpretrain.cli.terminal import can_ask, hush_libraries, output
+from vpretrain.cli.terminal import can_ask, hush_libraries
 from vpretrain.config import Recipe
+from vpretrain.console import output
 from vpretrain.errors import UnknownColumns, UserError
 from vpretrain.files import check_writable, write_whole
 from vpretrain.modality import MODALITIES, Draft, Modality, modality_of

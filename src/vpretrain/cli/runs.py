@@ -22,8 +22,9 @@ from vpretrain.cli.command import (
     switch,
     to_number,
 )
-from vpretrain.cli.terminal import can_ask, hush_libraries, output, print_figures, print_next, size_text
+from vpretrain.cli.terminal import can_ask, hush_libraries, print_figures, print_next, size_text
 from vpretrain.config import Recipe
+from vpretrain.console import output
 from vpretrain.errors import UserError
 from vpretrain.recipe import settings_help, settings_lines
 

@@ -7,21 +7,10 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vpretrain import console
 from vpretrain.plot import can_draw
 from vpretrain.types import Json
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-
-def output() -> Console:
-    """Return a console as wide as the terminal; in a file or a pipe, tables are not broken at 80 characters."""
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 140)
 
 
 def can_ask() -> bool:

@@ -50,6 +50,8 @@ def compare(
         ['step-0', 'one-hot', 'v']
         >>> print(results)
     """
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"compare takes a recipe: give load_recipe({str(recipe)!r})")
     entries = check_entries(recipe, arms)
     if recipe.budget.steps == 0:
         raise UserError(

@@ -205,7 +205,8 @@ def prepare_group(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
     if saved.exists():
         if not resume:
             raise UserError(
-                f"{recipe.directory} holds runs already: add --resume to finish them, --overwrite to start anew, or name=..."
+                f"{recipe.directory} holds runs already: add --resume to finish them, --overwrite to start anew (from Python "
+                "resume=True, overwrite=True), or name=..."
             )
         refuse_changes(recipe, saved, except_for=_MAY_CHANGE)
     save_recipe(recipe, saved)

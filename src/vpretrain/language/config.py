@@ -69,8 +69,8 @@ class SourceConfig(Strict):
     path: Location | None = Field(
         None,
         description="A .jsonl, .json, .csv, .tsv, .txt, .md (each also .gz, .bz2, .xz or .zst), .parquet or .arrow file, a "
-        "glob, or a folder of them; or a URL or a glob of an object store, e.g. s3://bucket/*.parquet (gs://, hf://, https:// ...), "
-        "with credentials from the environment.",
+        "glob, or a folder of them; or a URL or a glob of an object store, e.g. s3://bucket/*.parquet (gs://, hf://, "
+        "https:// ...), with credentials from the environment.",
     )
     field: str | None = Field(
         None,
@@ -105,8 +105,8 @@ class SourceConfig(Strict):
     response: str | None = Field(None, description="Template of the response, e.g. '{answer}': the loss is on it.")
     messages: str | Annotated[list[str], Field(min_length=1)] | None = Field(
         None,
-        description="Field of a chat, a list of {role, content} or {from, value}: it goes through the learner's chat template; the loss is on "
-        "the assistant's turns. Several fields make one chat, with the loss in the last of them.",
+        description="Field of a chat, a list of {role, content} or {from, value}: it goes through the learner's chat "
+        "template; the loss is on the assistant's turns. Several fields make one chat, with the loss in the last of them.",
     )
     values: dict[str, dict[str, str]] = Field(
         default_factory=dict,

@@ -62,7 +62,7 @@ def _run(name: str, directory: Path) -> Row:
         return name, view.state, "-", "-", "-"
     budget = view.recipe.budget
     limits = [f"{budget.minutes:g} min"] if budget.minutes is not None else []
-    limits += [f"{budget.steps:,} steps"] if budget.steps is not None else []
+    limits += [counted(budget.steps, "step")] if budget.steps is not None else []
     arm, used = view.recipe.arm, f"{view.fraction:.0%} of {' or '.join(limits)}"
     if view.untouched:
         arm = used = "-"

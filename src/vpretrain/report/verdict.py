@@ -9,6 +9,7 @@ from vpretrain.compare.changes import changes, excludes_0, relation, subject
 from vpretrain.compare.results import START, in_words, names_of
 from vpretrain.compare.tables import by_minutes, interval, of_seeds, remarks, unequal
 from vpretrain.modality import modality_of
+from vpretrain.plain import counted
 from vpretrain.report.collect import Study
 from vpretrain.types import Json
 
@@ -164,8 +165,8 @@ def _made(study: Study, arm: str) -> str:
     found = study.results["arms"][arm]
     steps, updates = found["steps"], found["meta_updates"]
     alike = len({(run["steps"], run["meta_updates"]) for run in found.get("runs", [found])}) == 1
-    with_them = f" with {updates:,.0f} meta update{'' if updates == 1 else 's'}" if updates else ""
-    return f"{'' if alike else 'on average '}{steps:,.0f} steps{with_them}"
+    with_them = f" with {counted(round(updates), 'meta update')}" if updates else ""
+    return f"{'' if alike else 'on average '}{counted(round(steps), 'step')}{with_them}"
 
 
 def _over(study: Study) -> str:

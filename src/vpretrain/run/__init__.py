@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vpretrain.config import Recipe
+from vpretrain.errors import UserError
 from vpretrain.outcome import RunResult
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def run_recipe(
     from vpretrain.run.session import Session
     from vpretrain.run.train import begin
 
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"run_recipe takes a recipe: give load_recipe({str(recipe)!r})")
     kwargs = {"resume": resume, "overwrite": overwrite, "accept_changes": accept_changes}
     with distributed.process_group(), failures_in_one_line(recipe), contextlib.ExitStack() as held:
         console.quiet = not distributed.is_rank_0()

@@ -17,7 +17,7 @@ from vpretrain.config import Recipe
 from vpretrain.errors import UserError
 from vpretrain.files import read_json, write_whole
 from vpretrain.modality import modality_of
-from vpretrain.plain import without_folders
+from vpretrain.plain import counted, without_folders
 from vpretrain.recipe import flat, load_recipe
 from vpretrain.run.versions import versions
 from vpretrain.types import Json
@@ -121,12 +121,12 @@ def _done(recipe: Recipe, result: Json) -> Iterator[str]:
     yield f"- Base learner: {_text(without_folders(recipe.learner.name))}{lora}"
     yield f"- Arm: {_text(recipe.arm)}" + (" (V-pretraining)" if recipe.arm == "v" else "")
     yield (
-        f"- Training: {result['steps']:,} steps, {result[unit]:,} {unit}, {result['seconds']:.1f} seconds (evaluation, "
-        f"saving and loading not counted)"
-        + (f", {updates} meta update{'' if updates == 1 else 's'} from feedback" if updates else "")
+        f"- Training: {counted(result['steps'], 'step')}, {result[unit]:,} {unit}, {result['seconds']:.1f} seconds "
+        f"(evaluation, saving and loading not counted)"
+        + (f", {counted(updates, 'meta update')} from feedback" if updates else "")
     )
     limits = [f"{recipe.budget.minutes:g} minutes"] if recipe.budget.minutes is not None else []
-    limits += [f"{recipe.budget.steps:,} steps"] if recipe.budget.steps is not None else []
+    limits += [counted(recipe.budget.steps, "step")] if recipe.budget.steps is not None else []
     yield f"- Budget: {' or '.join(limits)}; seed {recipe.seed}"
     if "name" not in result:
         yield "- Exported from a checkpoint, before the run had ended: not evaluated"

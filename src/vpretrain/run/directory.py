@@ -31,7 +31,8 @@ def prepare_directory(recipe: Recipe, *, resume: bool, overwrite: bool, accept_c
     saved = checkpoints(directory / "checkpoints")
     if (saved or (directory / "result.json").exists()) and not resume and not overwrite:
         raise UserError(
-            f"{directory} holds a run already: add --resume to continue it, --overwrite to start anew, or name=..."
+            f"{directory} holds a run already: add --resume to continue it, --overwrite to start anew (from Python "
+            "resume=True, overwrite=True), or name=..."
         )
     if any(directory.glob("*/recipe.yaml")):
         raise UserError(f"{directory} holds a comparison, of which a run would replace files: choose another name=...")

@@ -37,6 +37,8 @@ from vpretrain.run.state import StepSnapshot, captured, restore
 from vpretrain.run.train import schedule_of, train
 from vpretrain.types import Json
 
+_GO_ON = "continue with --resume (from Python resume=True)"
+
 
 class Session:
     """Run one recipe in its directory, which `prepare_directory` has created. For the arguments see `run_recipe`.
@@ -118,12 +120,12 @@ class Session:
         self._signals.enter(Phase.SAVING)
         if (number := self._signals.from_any_process()) is not None:
             name = signal.Signals(number).name
-            raise Interrupted(number, f"stopped by {name}; saved {self.save()}; continue with --resume")
+            raise Interrupted(number, f"stopped by {name}; saved {self.save()}; {_GO_ON}")
         if not self.budget.spent:
             made, budget = bool(self.line), self.budget  # a run that goes on may be beyond `until` already
             pauses = made and self.recipe.budget.reached(budget.step, budget.seconds, budget.until)
             reached = budget.until if pauses else self._fraction  # else a hook has stopped it
-            text = f"paused at {reached:.0%} of the budget; saved {self.save()}; continue with --resume"
+            text = f"paused at {reached:.0%} of the budget; saved {self.save()}; {_GO_ON}"
             self._signals.enter(Phase.END)
             raise Paused(text)
         if self.budget.step:
@@ -221,5 +223,5 @@ class Session:
     def _interrupt(self, number: int) -> None:
         kept = "nothing was trained yet"  # how to go on depends on whether a comparison runs it
         if checkpoints(self.directory / "checkpoints"):
-            kept = "what was trained is saved; continue with --resume"
+            kept = f"what was trained is saved; {_GO_ON}"
         raise Interrupted(number, f"stopped by {signal.Signals(number).name}; {kept}")

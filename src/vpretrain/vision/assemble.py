@@ -21,6 +21,7 @@ from vpretrain.method.strength import Strength
 from vpretrain.method.subset import alignment_subset
 from vpretrain.method.untilted import untilted
 from vpretrain.method.value import engine, no_value
+from vpretrain.plain import counted
 from vpretrain.pretrained import copy_processor
 from vpretrain.run.checkpoint import load_designer
 from vpretrain.run.parts import Parts
@@ -155,8 +156,8 @@ def warn_if_judged_by_the_same(feedback: VisionFeedback, meta: MetaUpdate | None
         return
     smaller = f"set feedback.batch_size={images // 2}, or " if images >= 4 else ""  # a batch has two images at least
     warn(
-        f"warning: feedback.meta has {images} images, so that those that judge the strength gave the direction, too: "
-        f"{smaller}give more images"
+        f"warning: feedback.meta has {counted(images, 'image')}, so that those that judge the strength gave the direction, "
+        f"too: {smaller}give more images"
     )
 
 

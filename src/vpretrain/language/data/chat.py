@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vpretrain.errors import UserError
-from vpretrain.language.data.turns import ASSISTANT
+from vpretrain.language.data.turns import ASSISTANT, calls_of
 from vpretrain.pretrained import first_line
 from vpretrain.types import Json
 
@@ -106,8 +106,9 @@ def _applied(turns: Sequence[Json], tokenizer: PreTrainedTokenizerBase, **kwargs
 
 def _check_calls(turns: Sequence[Json], given: int, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise ChatRefused if the template leaves out a call of a tool: the learner would be taught to say nothing there."""
-    calls = [call.get("function", call) for turn in turns[given:] for call in turn.get("tool_calls") or ()]
-    if calls and not all(str(call.get("name")) in _applied(turns, tokenizer, tokenize=False) for call in calls):
+    called = [name for turn in turns[given:] for name in calls_of(turn)]
+    text = _applied(turns, tokenizer, tokenize=False) if called else ""
+    if not all(name in text for name in called):
         message = "take a learner whose template writes them, or leave the chat out with exclude"
         raise ChatRefused("calls of tools left out by the learner's template", message)
 

@@ -27,7 +27,7 @@ def turns_of(value: object) -> list[Json] | None:
             return None
     if not isinstance(value, list) or not value:
         return None
-    turns = [{_NAMES.get(name, name): of for name, of in turn.items()} for turn in value if isinstance(turn, dict)]
+    turns = [_renamed(turn) for turn in value if isinstance(turn, dict)]
     if len(turns) < len(value) or not all(isinstance(turn.get("role"), str) and turn["role"] for turn in turns):
         return None
     return [_as_templates_expect(turn) for turn in turns]
@@ -38,15 +38,29 @@ def is_chat(value: object) -> bool:
     return turns_of(value) is not None
 
 
+def calls_of(turn: Json) -> list[str]:
+    """Return the names of the tools that a turn calls."""
+    calls = turn.get("tool_calls")
+    found = [call for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+    functions = [call["function"] if isinstance(call.get("function"), dict) else call for call in found]
+    return [str(function.get("name")) for function in functions]
+
+
 def is_answer(turn: Json) -> bool:
     """Whether a turn is the assistant's and says something, or calls a tool."""
     return turn["role"] == ASSISTANT and bool(spelled(turn["content"]).strip() or turn.get("tool_calls"))
 
 
+def _renamed(turn: Json) -> Json:
+    return turn if "role" in turn else {_NAMES.get(name, name): value for name, value in turn.items()}
+
+
 def _as_templates_expect(turn: Json) -> Json:
     """Templates write a tool's arguments as JSON, where a number has no quotes; they join the content with other text."""
     content = turn.get("content")
-    if isinstance(content, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+    if isinstance(content, list) and all(
+        isinstance(part, dict) and isinstance(part.get("text"), str) for part in content
+    ):
         content = "".join(part["text"] for part in content)
     others = {name: as_python(value) for name, value in turn.items() if name not in ("role", "content")}
     role = _ROLES.get(turn["role"], turn["role"])

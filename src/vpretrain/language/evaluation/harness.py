@@ -16,6 +16,7 @@ from vpretrain import hub, pretrained
 from vpretrain.console import working
 from vpretrain.errors import UserError
 from vpretrain.language.model.load import PACKAGES
+from vpretrain.plain import counted
 from vpretrain.run.versions import versions
 from vpretrain.types import Json
 
@@ -108,7 +109,9 @@ def find_tasks(tasks: Sequence[str], include: str | None) -> tuple[TaskManager, 
 
 def tasks_table(results: Json) -> Table:
     """The results as a terminal table, one line per metric and filter, of a task and of its parts."""
-    view = Table(title=escape(results["model"]) + (f", first {results['limit']} problems" if results["limit"] else ""))
+    view = Table(
+        title=escape(results["model"]) + (f", first {counted(results['limit'], 'problem')}" if results["limit"] else "")
+    )
     for column in ("task", "version", "shots", "problems", "filter", "metric", "value"):
         view.add_column(column, justify="right" if column in ("shots", "problems", "value") else "left")
     for name, task in results["tasks"].items():

@@ -264,8 +264,9 @@ def guessed_form(rows: Sequence[Json]) -> Json | None:
         return {"prompt": f"{{{prompt}}}\n{more}", "response": f"{{{response}}}"}
     if "prompt" in chats and "completion" in chats:
         return {"messages": [chats["prompt"], chats["completion"]]}
-    if with_answer := [name for name in chats.values() if any(turn["role"] == ASSISTANT for turn in turns_of(values[name]) or ())]:
-        return {"messages": with_answer[0]}
+    for name in chats.values():
+        if any(turn["role"] == ASSISTANT for turn in turns_of(values[name]) or ()):
+            return {"messages": name}
     return {"text": f"{{{text}}}"} if text else None
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vpretrain.console import working
+from vpretrain.console import output, working
 from vpretrain.language.config import Recipe
 from vpretrain.language.data.chat import remark
 from vpretrain.language.inspection.steering import steering
@@ -29,7 +28,7 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
     """
     tokenizer = load_tokenizer(recipe.learner.name)
     parts = modality_of(recipe).assemble(recipe)
-    console = Console()
+    console = output()
     batches = parts.stream.next()
     console.print(legend("Rows of the stream").append(", | between documents"))
     rows = [(batch, row) for batch in batches for row in range(len(batch.domains))][:examples]
@@ -38,14 +37,14 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
         console.print(Text(f"\nrow {number}, domain {batch.domains[row]}, {targets} targets"))
         console.print(marked(batch, row, tokenizer))
     if (found_by := remark([*recipe.stream.sources, *recipe.feedback.sources], tokenizer)) is not None:
-        console.print(Text(f"\n{found_by}"), soft_wrap=True)
+        console.print(Text(f"\n{found_by}"))
     seen_by = "evaluator and stream" if recipe.arms[recipe.arm].mixed_in else "evaluator only"
     for domain, batch in parts.feedback.next().items():
         kind = "attempts" if isinstance(batch, AttemptBatch) else "pairs"
         console.print(Text(f"\nFeedback {kind}, domain {domain} ({seen_by})"))
         console.print(marked(batch, 0, tokenizer))
     for line in lines(parts.left_out(parts.stream.state_dict())):
-        console.print(Text(f"\n{line}"), soft_wrap=True)
+        console.print(Text(f"\n{line}"))
 
     if not positions:
         return
@@ -106,5 +105,5 @@ def marked(batch: TokenBatch, row: int, tokenizer: object, part: slice = slice(N
 
 def _brackets() -> tuple[str, str]:
     """What stands around targets: nothing where their colour is seen."""
-    console = Console()
+    console = output()
     return ("", "") if console.color_system is not None and not console.no_color else ("[[", "]]")

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from vpretrain.errors import Unreadable, UserError
 from vpretrain.order import Shuffled
+from vpretrain.plain import counted
 from vpretrain.run.left_out import LeftOut, by_source
 from vpretrain.run.skipped import UNREADABLE, Skipped, entries
 from vpretrain.types import Json
@@ -55,7 +56,9 @@ class VisionStream:
         self._where = [(number, i) for number, source in enumerate(self._sources) for i in range(len(source))]
         count = len(self._where)
         if count < config.batch_size:
-            raise UserError(f"the stream has {count} images: fewer than stream.batch_size={config.batch_size}")
+            raise UserError(
+                f"the stream has {counted(count, 'image')}: fewer than stream.batch_size={config.batch_size}"
+            )
         self._order = Shuffled(count, str(seed))
         # Shard j holds every shards-th image from the j-th on. It is augmented as a whole, even if only some are needed.
         self._places = {

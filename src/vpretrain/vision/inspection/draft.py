@@ -16,7 +16,7 @@ from torch import Tensor
 from vpretrain.console import steady
 from vpretrain.errors import Unreadable, UserError
 from vpretrain.modality import Draft
-from vpretrain.plain import noted, quoted
+from vpretrain.plain import counted, noted, quoted
 from vpretrain.vision.config import FeedbackConfig, SourceConfig, StreamConfig
 from vpretrain.vision.data.image_files import folder_per_class, images_in
 from vpretrain.vision.data.own import own_images
@@ -178,7 +178,7 @@ def _labelled(path: str) -> _Set:
     pool = Pool([source], None)
     if len(pool) < _FEWEST:
         raise UserError(
-            f"{path} has {len(pool)} labelled images: give {_FEWEST} or more, which can be divided among the roles"
+            f"{path} has {counted(len(pool), 'labelled image')}: give {_FEWEST} or more, which can be divided among the roles"
         )
     return _Set(path, source, len(pool), pool.readers[0].kinds, test)
 
@@ -238,13 +238,13 @@ def _shapes(images: Images) -> dict[str, Shape]:
 
 def _shown(stream: str, count: int, shapes: Mapping[str, Shape], steering: _Set, held_out: _Set) -> Iterator[Text]:
     sizes = [f"  {key}: {width} x {height}" for key, (height, width) in shapes.items()][:_SHOWN]
-    yield Text("\n".join([f"\nstream: {stream}, {count:,} images", *sizes]))
+    yield Text("\n".join([f"\nstream: {stream}, {counted(count, 'image')}", *sizes]))
     for role, one in (("feedback", steering), ("evaluation", held_out)):
         kinds = " and ".join(
             {"segmentation": "classes", "depth": "depths"}[kind] for kind in sorted(one.kinds, reverse=True)
         )
         classes = f" ({one.source.classes} classes)" if one.source.classes is not None else ""
-        yield Text(f"\n{role}: {one.origin}, {one.count:,} labelled images, {kinds}{classes}{_copies(one)}")
+        yield Text(f"\n{role}: {one.origin}, {counted(one.count, 'labelled image')}, {kinds}{classes}{_copies(one)}")
 
 
 def _copies(one: _Set) -> str:

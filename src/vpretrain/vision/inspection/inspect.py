@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
-from vpretrain.console import working
+from vpretrain.console import output, working
 from vpretrain.modality import modality_of
 from vpretrain.run.left_out import lines
 from vpretrain.vision.config import Recipe
@@ -20,13 +19,13 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
 
     `examples` and `positions` are for language only. The learner and the designer are those at the start of a run.
     """
-    console, parts = Console(), modality_of(recipe).assemble(recipe)
+    console, parts = output(), modality_of(recipe).assemble(recipe)
     batches = parts.stream.next()
     batch = batches[0]
     whole, local = (tuple(views.shape) for views in (batch.global_VB3HW, batch.local_VB3HW))
     console.print(f"stream: global crops {whole}, local crops {local} (views, images, channels, height, width)")
     for line in lines(parts.left_out(parts.stream.state_dict())):
-        console.print(Text(line), soft_wrap=True)
+        console.print(Text(line))
     with working("fitting the heads of the feedback"):
         (feedback,) = parts.feedback.next().values()
     label, depth = feedback.labelled.label_BHW, feedback.labelled.depth_BHW
@@ -45,7 +44,7 @@ def inspect(recipe: Recipe, *, examples: int, positions: int) -> None:
         )
     recipe.directory.mkdir(parents=True, exist_ok=True)
     sheet = draw_sheet(parts.construction, batch, recipe.directory / "inspect.png")  # type: ignore[arg-type]
-    console.print(f"crops, masks (white: kept sharp) and views: {sheet}")
+    console.print(f"crops, with any masks (white: kept sharp) and views: {sheet}")
 
 
 def _range(depth_BHW: Tensor) -> str:

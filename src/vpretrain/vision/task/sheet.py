@@ -1,4 +1,4 @@
-"""An image sheet: crops, the designer's masks, and the views that the learner gets."""
+"""An image sheet: crops and, in an arm that masks them, the masks and the views that the learner gets."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ SHOWN = 8  # images per sheet
 
 
 def draw_sheet(construction: Fixed, batch: ViewBatch, file: Path) -> Path:
-    """Write rows of first global crops, masks (white: kept sharp) and views as a PNG."""
+    """Write rows of first global crops and, if there are masks, of these (white: kept sharp) and of the views, as a PNG."""
     from PIL import Image
 
     with torch.no_grad():
         views = construction.inputs(batch)
-    crops_B3HW, views_B3HW = batch.global_VB3HW[0, :SHOWN], views.global_VB3HW[0, :SHOWN]
-    mask = views.mask_VB1HW
-    masks_B3HW = torch.ones_like(crops_B3HW) if mask is None else mask[0, :SHOWN].expand_as(crops_B3HW)
-    rows = torch.cat([_row(part) for part in (crops_B3HW, masks_B3HW, views_B3HW)], dim=1)
+    shown = [batch.global_VB3HW[0, :SHOWN]]
+    if views.mask_VB1HW is not None:
+        shown += [views.mask_VB1HW[0, :SHOWN].expand_as(shown[0]), views.global_VB3HW[0, :SHOWN]]
+    rows = torch.cat([_row(images_B3HW) for images_B3HW in shown], dim=1)
     Image.fromarray((rows.clamp(0, 1) * 255).byte().permute(1, 2, 0).cpu().numpy()).save(file)
     return file
 
