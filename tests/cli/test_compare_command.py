@@ -15,7 +15,7 @@ from commands import refusal, write_recipe
 
 from vpretrain.cli.parser import main
 from vpretrain.report.collect import collect
-from vpretrain.report.verdict import verdict
+from vpretrain.report.verdict import verdict_lines
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_compare_prints_a_table_and_draws_curves(compared):
 
 def test_compare_says_the_verdict_of_the_report(compared):
     _, directory, printed, _ = compared
-    said = verdict(collect(directory))
+    said = " ".join(verdict_lines(collect(directory)))
     assert "v minus one-hot is" in said
     assert " ".join(said.split()) in " ".join(printed.split())  # lines are broken
 

@@ -15,7 +15,7 @@ from vpretrain.report import page as page_module
 from vpretrain.report.collect import collect
 from vpretrain.report.glossary import Glossary
 from vpretrain.report.page import report
-from vpretrain.report.verdict import verdict
+from vpretrain.report.verdict import verdict_lines
 
 
 def test_the_report_shows_what_was_attempted_and_what_it_was_compared_with(tmp_path):
@@ -212,7 +212,7 @@ def test_the_command(tmp_path, capsys):
     assert main(["report", str(tmp_path / "study")]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert str(tmp_path / "study/report.html") in printed
-    assert f"study: {verdict(collect(tmp_path / 'study'))}" in printed
+    assert " ".join(["study:", *verdict_lines(collect(tmp_path / "study"))]) in printed
     assert (tmp_path / "study/report.html").read_text().startswith("<!doctype html>")
     assert main(["report", str(tmp_path / "study/v.0"), "--output", str(tmp_path / "new/one.html")]) == 0
     assert (tmp_path / "new/one.html").exists()

@@ -12,7 +12,12 @@ from vpretrain.compare.alike import trained_as
 from vpretrain.compare.changes import changes, headline
 from vpretrain.recipe import load_recipe, parse_recipe, save_recipe
 from vpretrain.report.collect import collect
-from vpretrain.report.verdict import notes, verdict, warnings
+from vpretrain.report.verdict import notes, verdict_lines, warnings
+
+
+def verdict(study):
+    """Return the lines of the verdict as one."""
+    return " ".join(verdict_lines(study))
 
 
 def test_the_verdict_is_one_sentence_with_the_paired_interval(tmp_path):

@@ -115,7 +115,7 @@ def test_check_reads_all_and_says_what_would_be_skipped(tmp_path, tokenizer, mon
     with pytest.raises(TooManySkipped, match="2 of 5 rows or images cannot be read"):
         list(check(broken_recipe(tmp_path, tokenizer, max_skipped=0.001)))
     monkeypatch.setattr("vpretrain.language.inspection.check.SECONDS", 0.0)
-    part = f"read the first 1 rows of stream {tmp_path / 'stream.jsonl'}: the time for it was over"
+    part = f"read the first row of stream {tmp_path / 'stream.jsonl'}: the time for it was over"
     assert part in list(check(recipe))
 
 

@@ -279,6 +279,11 @@ def test_no_directory_of_a_run(tmp_path, capsys):
     assert "no directory of a run" in printed
 
 
+def test_a_folder_of_one_run_opens_it(tmp_path, recipe):
+    written(tmp_path / "runs/alone", [line(n) for n in range(5)], recipe)
+    assert f"{tmp_path}/runs/alone" in "".join(shown(tmp_path / "runs").split("\n"))
+
+
 def test_a_folder_of_several_runs_names_them(tmp_path, capsys):
     for name in ("alone", "study"):
         (tmp_path / name).mkdir()

@@ -85,7 +85,7 @@ def report(options: Options) -> None:
     from vpretrain.report.across import across
     from vpretrain.report.collect import collect
     from vpretrain.report.page import write_page
-    from vpretrain.report.verdict import verdict
+    from vpretrain.report.verdict import verdict_lines
 
     studies = [collect(Path(run)) for run in options.runs]
     together = across(studies)
@@ -93,7 +93,7 @@ def report(options: Options) -> None:
     name = "-with-".join(["report", *(run.absolute().name for run in others)])
     file = Path(options.output or first / f"{name}.html")
     write_page(studies, together, file)
-    lines = [f"{study.recipe.name}: {verdict(study)}" for study in studies]
+    lines = [line for study in studies for line in (f"{study.recipe.name}:", *verdict_lines(study))]
     for line in [*lines, *(together.lines if together else ())]:
         output().print(line, highlight=False, markup=False)
     print(f"report: {file} ({size_text(file.stat().st_size)}; it needs nothing else)")

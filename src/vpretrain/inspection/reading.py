@@ -26,7 +26,7 @@ class Reading(Generic[Item]):
         total: number of its rows or images; None if that is not known.
         stream: says what is skipped; None for feedback and evaluation, which skip nothing.
         most: maximum number that is read; None: no limit.
-        unit: what they are, e.g. "rows".
+        unit: what each is, e.g. "row".
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Reading(Generic[Item]):
         stream: StreamConfig | None,
         *,
         most: int | None = None,
-        unit: str = "rows",
+        unit: str = "row",
     ) -> None:
         self.role, self.origin, self.total, self.most, self.unit = role, origin, total, most, unit
         self._skipped = None if stream is None else Skipped(origin, stream)
@@ -67,8 +67,10 @@ class Reading(Generic[Item]):
         """Say how much was read, and what of it cannot be."""
         of = "" if self.total is None else f" of {self.total:,}"
         whole = not self._late and (self.read != self.most or self.read == self.total)
-        part = f"all {self.read:,}" if whole else f"the first {self.read:,}{of}"
-        text = f"read {part} {self.unit} of {self.role} {self.origin}"
+        part = f"all {self.read:,} {self.unit}s" if whole else f"the first {self.read:,}{of} {self.unit}s"
+        if self.read == 1:
+            part = f"the {'only' if whole else 'first'} {self.unit}"
+        text = f"read {part} of {self.role} {self.origin}"
         if self._skipped is None or not self._skipped.count:
             return f"{text}: the time for it was over" if self._late else text
         place, reason = self._skipped.named[0]

@@ -14,11 +14,6 @@ from vpretrain.report.collect import Study
 from vpretrain.types import Json
 
 
-def verdict(study: Study) -> str:
-    """Return the sentences of `verdict_lines` as a paragraph."""
-    return " ".join(verdict_lines(study))
-
-
 def verdict_lines(study: Study) -> list[str]:
     """Return the comparison of V with the baseline (or see `subject`) in sentences.
 

@@ -56,6 +56,8 @@ def open_view(directory: Path) -> RunView | GroupView:
     """Return the view for a directory. Raises UserError if no run has written it."""
     inside = members(directory)
     if not any((directory / name).exists() for name in ("recipe.yaml", LOCK)):
+        if len(inside) == 1:
+            return open_view(directory / inside[0])
         if inside:
             raise several(directory, [directory / name for name in inside])
         raise UserError(f"{directory} is no directory of a run: name one that `vpretrain run` or `compare` has made")

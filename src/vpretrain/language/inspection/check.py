@@ -27,6 +27,7 @@ from vpretrain.language.model.load import load_config, load_tokenizer
 from vpretrain.language.model.loss import CHUNK
 from vpretrain.language.verified import VerifiedFeedback
 from vpretrain.modality import modality_of
+from vpretrain.plain import counted
 from vpretrain.run.dry_run import few_steps
 from vpretrain.run.left_out import by_source, lines
 from vpretrain.run.parts import Parts
@@ -74,7 +75,8 @@ def check(recipe: Recipe) -> Iterator[str]:
         for source, seconds in zip(sources, shares(len(sources), SECONDS), strict=True)
     ]
     scanned = sum(scan.reading.read for scan in scans)
-    yield f"roles: feedback, evaluation and {scanned:,} stream examples share no problem; no raw text is one of their responses"
+    examples = counted(scanned, "stream example")
+    yield f"roles: feedback, evaluation and {examples} share no problem; no raw text is one of their responses"
     yield from (scan.reading.line() for scan in scans)
     yield from lines(parts.left_out({"shards": {}}))  # of feedback and evaluation: nothing of the stream is read there
     found = by_source((f"stream {scan.reading.origin}", scan.reasons) for scan in scans)

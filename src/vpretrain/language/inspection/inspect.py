@@ -96,9 +96,9 @@ def marked(batch: TokenBatch, row: int, tokenizer: object, part: slice = slice(N
         else:
             text.append(words, style=CONTEXT)
         if t < len(ids) and positions[t] == 0:
-            text.append(" | ", style="yellow")
             if not (weights[t:] > 0).any():
                 break
+            text.append(" | ", style="yellow")
         start = t
     return text
 

@@ -59,7 +59,7 @@ def _readings(recipe: Recipe) -> Iterator[str]:
     for (role, source), seconds in zip(files, shares(len(files), SECONDS), strict=True):
         images, read = _opened(recipe, role, source)
         reading = Reading[object](
-            role, source.origin, images, recipe.stream if role == "stream" else None, unit="images"
+            role, source.origin, images, recipe.stream if role == "stream" else None, unit="image"
         )
         for _ in reading.items(map(partial(_outcome, read), range(images)), seconds):
             pass
